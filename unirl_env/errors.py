@@ -1,0 +1,69 @@
+"""One exception class per cause, so that callers can catch what they can mend.
+
+Every message follows one form: "`X` must be ..., got ...; try ...".
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "ContractError",
+    "MissingExtra",
+    "ModelNotFound",
+    "PromptError",
+    "ScorerError",
+    "SelfCheckError",
+    "ShapeError",
+    "StaleWeights",
+    "UnirlError",
+]
+
+
+class UnirlError(Exception):
+    """The base of every error that this library raises on purpose."""
+
+
+class ShapeError(UnirlError, ValueError):
+    """A tensor has the wrong rank, shape or dtype."""
+
+
+class ConfigError(UnirlError, ValueError):
+    """A setting is unknown, out of range, or impossible together with another one."""
+
+
+class ContractError(UnirlError, RuntimeError):
+    """An environment, scorer or policy broke the contract that others rely on."""
+
+
+class PromptError(UnirlError, ValueError):
+    """A prompt source cannot be read, or holds nothing that can be used."""
+
+
+class ModelNotFound(UnirlError, OSError):
+    """A pretrained model cannot be loaded; never replaced silently by another one."""
+
+
+class ScorerError(UnirlError, RuntimeError):
+    """A scorer failed as a whole; carries the scorer's name."""
+
+
+class SelfCheckError(UnirlError, RuntimeError):
+    """The first update did not find ratio one and KL zero: the run would train on wrong numbers."""
+
+
+class StaleWeights(UnirlError, RuntimeError):
+    """A rollout was produced by weights of another version than the learner expects."""
+
+
+class CheckpointError(UnirlError, RuntimeError):
+    """A checkpoint is missing, incomplete or does not fit this run."""
+
+
+class MissingExtra(UnirlError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str):
+        super().__init__(
+            f"`{package}` must be installed for this feature; try `pip install 'unirl-env[{extra}]'`."
+        )
