@@ -1,0 +1,221 @@
+"""Finished episodes as tensors: what the runners hand to the learners.
+
+An `EpisodeBatch` holds B episodes. Each of its phases holds S trained transitions of every episode
+(denoising steps for `image`, tokens for `text`), as rows that a policy can score again.
+
+What a whole group shares is kept once: `context` has one row for each distinct prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from unirl_env.errors import ShapeError
+from unirl_env.types import Prompt, Sample, Scores
+
+__all__ = ["EpisodeBatch", "Phase"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """S transitions of each of B episodes.
+
+    Attributes:
+        observation: Per-transition inputs of the policy, each `[B, S, ...]`
+            (image: `latent`, `sigma`, `sigma_next`).
+        action: `[B, S, ...]`, what was done (image: the next latent, in its storage dtype).
+        log_prob: `[B, S]` float32, log-probability of the action when it was sampled.
+        mask: `[B, S]` bool, which transitions are trained on.
+        context: Inputs that do not change within an episode, each `[P, ...]`, one row per distinct prompt.
+        context_row: `[B]` int64, the row of `context` that belongs to each episode.
+        mean: `[B, S, ...]` float32, mean of the sampling distribution, where a loss needs it.
+    """
+
+    observation: Mapping[str, Tensor]
+    action: Tensor
+    log_prob: Tensor
+    mask: Tensor
+    context: Mapping[str, Tensor] = field(default_factory=dict)
+    context_row: Tensor | None = None
+    mean: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        lead = tuple(self.log_prob.shape)
+        if len(lead) != 2:
+            raise ShapeError(f"`log_prob` must be [B, S], got shape {list(lead)}.")
+        named = {"mask": self.mask, "action": self.action, **self.observation}
+        if self.mean is not None:
+            named["mean"] = self.mean
+        for name, tensor in named.items():
+            if tuple(tensor.shape[:2]) != lead:
+                raise ShapeError(f"`{name}` must begin with {list(lead)}, got shape {list(tensor.shape)}.")
+        if self.context and (self.context_row is None or tuple(self.context_row.shape) != lead[:1]):
+            raise ShapeError(f"`context_row` must be [{lead[0]}] when a context is given; got another shape.")
+
+    def __len__(self) -> int:
+        return self.log_prob.shape[0]
+
+    def select(self, index: Tensor) -> Phase:
+        """The phase of the episodes at `index` `[b]`; context rows nobody uses any more are dropped."""
+        context, row = self.context, self.context_row
+        if row is not None:
+            used, row = torch.unique(row[index], return_inverse=True)
+            context = {name: tensor[used] for name, tensor in context.items()}
+        return replace(
+            self,
+            observation={name: tensor[index] for name, tensor in self.observation.items()},
+            action=self.action[index],
+            log_prob=self.log_prob[index],
+            mask=self.mask[index],
+            context=context,
+            context_row=row,
+            mean=None if self.mean is None else self.mean[index],
+        )
+
+    def to(self, device: torch.device | str) -> Phase:
+        """The same phase on `device`."""
+        move = {name: tensor.to(device) for name, tensor in self.observation.items()}
+        context = {name: tensor.to(device) for name, tensor in self.context.items()}
+        return replace(
+            self,
+            observation=move,
+            action=self.action.to(device),
+            log_prob=self.log_prob.to(device),
+            mask=self.mask.to(device),
+            context=context,
+            context_row=None if self.context_row is None else self.context_row.to(device),
+            mean=None if self.mean is None else self.mean.to(device),
+        )
+
+    def rows(self, index: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Observations (context included) and actions of the episodes at `index`, as b*S separate rows."""
+        steps = self.log_prob.shape[1]
+        inputs = {name: tensor[index].flatten(0, 1) for name, tensor in self.observation.items()}
+        if self.context_row is not None:
+            row = self.context_row[index].repeat_interleave(steps)
+            inputs.update({name: tensor[row] for name, tensor in self.context.items()})
+        return inputs, self.action[index].flatten(0, 1)
+
+    @classmethod
+    def cat(cls, phases: Sequence[Phase]) -> Phase:
+        """Join along the episodes; all phases must have the same number of steps."""
+        steps = {phase.log_prob.shape[1] for phase in phases}
+        if len(steps) != 1:
+            raise ShapeError(f"Phases to join must have one number of steps, got {sorted(steps)}.")
+        first, offset, rows = phases[0], 0, []
+        for phase in phases:
+            if phase.context_row is not None:
+                rows.append(phase.context_row + offset)
+                offset += next(iter(phase.context.values())).shape[0] if phase.context else 0
+        means = [phase.mean for phase in phases]
+        return cls(
+            observation={k: torch.cat([p.observation[k] for p in phases]) for k in first.observation},
+            action=torch.cat([p.action for p in phases]),
+            log_prob=torch.cat([p.log_prob for p in phases]),
+            mask=torch.cat([p.mask for p in phases]),
+            context={k: torch.cat([p.context[k] for p in phases]) for k in first.context},
+            context_row=torch.cat(rows) if rows else None,
+            mean=None if any(mean is None for mean in means) else torch.cat(means),
+        )
+
+
+@dataclass(frozen=True)
+class EpisodeBatch:
+    """B finished episodes, their rewards, and which group each belongs to.
+
+    Attributes:
+        phases: By name, `image` or `text`.
+        scores: The judgement on every episode.
+        group: `[B]` int64; episodes of one group answer the same prompt.
+        prompts: The B prompts.
+        episode_seed: `[B]` int64, the key of each episode's noise.
+        weights_version: The version of the policy that acted.
+        samples: The B finished samples, when they were kept.
+    """
+
+    phases: Mapping[str, Phase]
+    scores: Scores
+    group: Tensor
+    prompts: tuple[Prompt, ...]
+    episode_seed: Tensor
+    weights_version: int = 0
+    samples: tuple[Sample, ...] | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.scores)
+        sizes = {"group": len(self.group), "prompts": len(self.prompts)}
+        sizes["episode_seed"] = len(self.episode_seed)
+        sizes.update({f"phases[{name!r}]": len(phase) for name, phase in self.phases.items()})
+        for name, size in sizes.items():
+            if size != count:
+                raise ShapeError(f"`{name}` must hold {count} episodes like `scores`, got {size}.")
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def rewards(self) -> Tensor:
+        """`[B]` float32; NaN where the score is invalid."""
+        return self.scores.value
+
+    def select(self, index: Tensor) -> EpisodeBatch:
+        """The episodes at `index` `[b]`, in that order."""
+        keep = index.tolist()
+        scores = Scores(
+            value=self.scores.value[index],
+            parts={name: part[index] for name, part in self.scores.parts.items()},
+            valid=self.scores.valid[index],
+        )
+        return replace(
+            self,
+            phases={name: phase.select(index) for name, phase in self.phases.items()},
+            scores=scores,
+            group=self.group[index],
+            prompts=tuple(self.prompts[i] for i in keep),
+            episode_seed=self.episode_seed[index],
+            samples=None if self.samples is None else tuple(self.samples[i] for i in keep),
+        )
+
+    def to(self, device: torch.device | str) -> EpisodeBatch:
+        """The same batch with its phases on `device`."""
+        return replace(self, phases={name: phase.to(device) for name, phase in self.phases.items()})
+
+    def drop_samples(self) -> EpisodeBatch:
+        """The batch without its pictures, which no learner needs."""
+        return replace(self, samples=None)
+
+    @classmethod
+    def cat(cls, batches: Sequence[EpisodeBatch]) -> EpisodeBatch:
+        """Join the batches of several runners; group numbers must already be distinct.
+
+        Raises:
+            ShapeError: If there is nothing to join, or policies of several versions acted.
+        """
+        if not batches:
+            raise ShapeError("`batches` must hold at least one EpisodeBatch, got none.")
+        versions = {batch.weights_version for batch in batches}
+        if len(versions) != 1:
+            raise ShapeError(f"Batches to join must come from one policy version, got {sorted(versions)}.")
+        first = batches[0]
+        samples = [batch.samples for batch in batches]
+        scores = Scores(
+            value=torch.cat([batch.scores.value for batch in batches]),
+            parts={
+                name: torch.cat([batch.scores.parts[name] for batch in batches])
+                for name in first.scores.parts
+            },
+            valid=torch.cat([batch.scores.valid for batch in batches]),
+        )
+        return cls(
+            phases={name: Phase.cat([batch.phases[name] for batch in batches]) for name in first.phases},
+            scores=scores,
+            group=torch.cat([batch.group for batch in batches]),
+            prompts=tuple(prompt for batch in batches for prompt in batch.prompts),
+            episode_seed=torch.cat([batch.episode_seed for batch in batches]),
+            weights_version=first.weights_version,
+            samples=None if any(s is None for s in samples) else tuple(s for group in samples for s in group),
+        )

@@ -1,0 +1,69 @@
+"""What a model family must answer to be an environment and a policy.
+
+A `Denoiser` has two halves. The frozen half (text encoders, decoder, noise schedule) serves the
+environment, the trained half (the denoising network) serves the policy. Each loads on first use, so an
+environment never holds the network and a policy never holds the encoders.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from unirl_env.types import Prompt, Sample
+
+__all__ = ["Denoiser"]
+
+
+class Denoiser(ABC):
+    """One family of diffusion or flow models, as `x_sigma = (1 - sigma) x_0 + sigma * noise`.
+
+    Attributes:
+        latent_shape: Shape of one latent, without the batch: `(C, H, W)`, `(L, D)` or `(C, F, H, W)`.
+        lora_targets: Names of the network's linear layers that adapters attach to.
+    """
+
+    latent_shape: tuple[int, ...]
+    lora_targets: tuple[str, ...]
+
+    @abstractmethod
+    def sigmas(self, num_steps: int) -> Tensor:
+        """The model's own noise schedule `[T+1]`, from 1 (pure noise) to 0 (data)."""
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[Prompt], *, negative: bool = False) -> dict[str, Tensor]:
+        """The context of `prompts` (or of their negatives), each tensor `[len(prompts), ...]`."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> list[Sample]:
+        """Finished latents `[B, ...]` as B samples."""
+
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """A fresh copy of the trained half, in evaluation mode."""
+
+    @abstractmethod
+    def velocity(
+        self, network: nn.Module, latent: Tensor, sigma: Tensor, context: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The velocity `d x / d sigma` that `network` predicts.
+
+        Args:
+            network: What `network()` returned, adapters included.
+            latent: `[N, ...]`.
+            sigma: `[N]` in [0, 1].
+            context: What `encode` returned, each tensor `[N, ...]`.
+
+        Returns:
+            `[N, ...]` like `latent`.
+        """
+
+    def save_adapters(self, network: nn.Module, directory: str) -> None:
+        """Write the network's adapters where the family's own pipeline loads them.
+
+        Raises:
+            NotImplementedError: If the family has no such form.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no published form for adapters.")
