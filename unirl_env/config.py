@@ -1,0 +1,289 @@
+"""The settings of a run, as data: defaults, a reason under each field, and checks that cost nothing.
+
+YAML recipes mirror these names one to one. `RunConfig.check()` refuses what cannot work before any
+model is loaded. Nothing here imports more than the standard library.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from unirl_env.errors import ConfigError
+
+__all__ = [
+    "AgentSettings",
+    "LoggingSettings",
+    "ModelSettings",
+    "PolicySettings",
+    "PromptSettings",
+    "RewardSettings",
+    "RolloutSettings",
+    "RunConfig",
+    "StepSettings",
+]
+
+MODES = ("diffusion", "ar", "pe", "unified_model")
+
+
+@dataclass
+class ModelSettings:
+    """Which environment, and the model inside it."""
+
+    env: str = "unirl/TinySD3-T2I-v0"
+    """The registered id of the environment."""
+    pretrained: str | None = None
+    """A hub id or a directory; null takes the id's own default."""
+    revision: str | None = None
+    """A branch, tag or commit of the hub repository."""
+    num_steps: int = 8
+    """T, denoising steps of a training episode."""
+    eval_num_steps: int | None = None
+    """Denoising steps in evaluation; null takes `num_steps`."""
+    height: int | None = None
+    """Picture height in pixels; null takes the model's own size."""
+    width: int | None = None
+    """Picture width in pixels; null takes the model's own size."""
+    dtype: str = "float32"
+    """Weights and activations; the mathematics of the steps is float32 throughout."""
+    device: str = "auto"
+    """`auto` is the GPU where there is one."""
+    offload: bool = False
+    """Keep the frozen parts on the CPU between uses."""
+
+
+@dataclass
+class PromptSettings:
+    """Where the prompts come from."""
+
+    train: Any = "shapes_train"
+    """A shipped set, a .txt or .jsonl file, a dataset directory, or a list of texts."""
+    heldout: Any = "shapes_heldout"
+    """Prompts that training never sees; evaluation reports them apart. Null for none."""
+    max_characters: int = 4000
+    """A longer prompt is refused: it is more often a broken file than a wish."""
+
+
+@dataclass
+class RewardSettings:
+    """What is trained on, and what only watches."""
+
+    train: Any = "shapes"
+    """A scorer's name, a dotted path, or {name: ..., option: ...}."""
+    heldout: Any = None
+    """A second scorer, measured in evaluation and never trained on."""
+    on_error: str = "invalid"
+    """`invalid` counts a scorer's failure and goes on, `raise` stops the run."""
+
+
+@dataclass
+class StepSettings:
+    """Which denoising steps are stochastic, and thereby trained."""
+
+    kind: str = "fraction"
+    """`all`, `fraction`, `random` or `window`."""
+    fraction: tuple[float, float] = (0.0, 0.5)
+    """The range of the schedule to choose from."""
+    count: int | None = None
+    """How many steps `random` draws."""
+    window: int = 4
+    """The width of the sliding window."""
+    stride: int | None = None
+    """How far the window moves; null leaves an overlap of one."""
+    iterations_per_window: int = 25
+    """How long the window rests in one place."""
+
+
+@dataclass
+class PolicySettings:
+    """How the trained network acts."""
+
+    lora_rank: int | None = 16
+    """Rank of the adapters; null trains all weights."""
+    lora_alpha: int = 32
+    """Scale of the adapters."""
+    lora_targets: list[str] | None = None
+    """Layers that adapters attach to; null takes the model family's own list."""
+    guidance: float = 1.0
+    """Classifier-free guidance, the same in rollout and update; 1 is none."""
+    dynamics: str = "flow"
+    """The stochastic step: `flow`, `dance` or `cps`."""
+    eta: float = 0.7
+    """Its noise level."""
+    storage_dtype: str = "float32"
+    """What latents are rounded to before they are scored and stored."""
+
+
+@dataclass
+class AgentSettings:
+    """The algorithm and its optimizer."""
+
+    name: str = "flow_dppo"
+    """`grpo`, `flow_dppo` or `drpo`."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """The algorithm's own knobs (clip_low, kl_threshold, epsilon, ...)."""
+    lr: float = 3e-4
+    """Learning rate of AdamW."""
+    warmup_iterations: int = 0
+    """Iterations over which the learning rate rises to `lr`."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's moments."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+    num_minibatches: int = 2
+    """Optimizer steps per rollout, on disjoint parts of it."""
+    micro_batch_size: int | None = None
+    """Episodes per forward and backward; null takes the whole minibatch. Changes memory, not results."""
+    advantage_scale: str = "group"
+    """What centred rewards are divided by: the std of the `group`, of the `batch`, or `none`."""
+    advantage_clip: float | None = None
+    """Bound on the size of an advantage."""
+    reference_kl: float = 0.0
+    """Weight of the KL to the untrained model."""
+    anchor: str = "rollout"
+    """Old log-probs and means: as the rollout recorded them, or by `replay` under the same weights."""
+    self_check: bool = True
+    """Stop unless the first update finds ratio one and KL zero."""
+    self_check_tolerance: float = 1e-4
+    """Largest |ratio - 1| that the first update may show."""
+
+
+@dataclass
+class RolloutSettings:
+    """How many episodes an iteration has, and who produces them."""
+
+    engine: str = "local"
+    """Where samples are drawn: `local` is in-process torch."""
+    num_prompts: int = 8
+    """P, distinct prompts per iteration."""
+    group_size: int = 12
+    """G, episodes per prompt."""
+    same_noise: bool = False
+    """Start every episode of a group from one initial noise."""
+    batch_size: int | None = None
+    """Episodes that one runner steps together; null takes its whole share. Bounds memory."""
+    num_env_runners: int = 0
+    """Rollout processes; 0 rolls out in the driver."""
+    num_learners: int = 0
+    """Learner processes; 0 learns in the driver."""
+    num_gpus_per_env_runner: float = 0
+    """GPUs that each rollout process reserves."""
+    num_gpus_per_learner: float = 0
+    """GPUs that each learner process reserves."""
+
+
+@dataclass
+class LoggingSettings:
+    """What a run leaves behind."""
+
+    folder: str = "runs"
+    """Runs are written to <folder>/<name>."""
+    eval_every: int = 0
+    """Iterations between evaluations; 0 evaluates at the start and the end only."""
+    eval_prompts: int = 16
+    """Prompts of each evaluation set."""
+    eval_samples: int = 4
+    """Samples per evaluation prompt."""
+    checkpoint_every: int = 10
+    """Iterations between checkpoints; 0 writes one at the end only."""
+    keep_last: int = 2
+    """Checkpoints to keep besides the best one."""
+    tensorboard: bool = True
+    """Write TensorBoard events."""
+    wandb: str | None = None
+    """A Weights & Biases project; null for none."""
+    progress: bool = True
+    """Show the progress bar."""
+
+
+@dataclass
+class RunConfig:
+    """One training run."""
+
+    name: str = "run"
+    """Names the folder of the run."""
+    mode: str = "diffusion"
+    """`diffusion`, `ar`, `pe` or `unified_model`."""
+    seed: int = 0
+    """Every random number of the run follows from it."""
+    iterations: int = 100
+    """Rollouts, each followed by an update."""
+    resume: str | None = None
+    """`auto`, or the folder of a run or a checkpoint to continue."""
+    model: ModelSettings = field(default_factory=ModelSettings)
+    prompts: PromptSettings = field(default_factory=PromptSettings)
+    reward: RewardSettings = field(default_factory=RewardSettings)
+    steps: StepSettings = field(default_factory=StepSettings)
+    policy: PolicySettings = field(default_factory=PolicySettings)
+    agent: AgentSettings = field(default_factory=AgentSettings)
+    rollout: RolloutSettings = field(default_factory=RolloutSettings)
+    logging: LoggingSettings = field(default_factory=LoggingSettings)
+
+    def check(self) -> None:
+        """Refuse what cannot work, before anything is loaded.
+
+        Raises:
+            ConfigError: Naming the field, its value and the remedy.
+        """
+        rollout, agent = self.rollout, self.agent
+        _one_of("mode", self.mode, MODES)
+        _one_of("reward.on_error", self.reward.on_error, ("invalid", "raise"))
+        _one_of("steps.kind", self.steps.kind, ("all", "fraction", "random", "window"))
+        _one_of("policy.dynamics", self.policy.dynamics, ("flow", "dance", "cps"))
+        _one_of("agent.advantage_scale", agent.advantage_scale, ("group", "batch", "none"))
+        _one_of("agent.anchor", agent.anchor, ("rollout", "replay"))
+        _one_of("model.dtype", self.model.dtype, ("float32", "bfloat16", "float16"))
+        _one_of("policy.storage_dtype", self.policy.storage_dtype, ("float32", "bfloat16", "float16"))
+        for name, value in {
+            "iterations": self.iterations,
+            "model.num_steps": self.model.num_steps,
+            "agent.num_minibatches": agent.num_minibatches,
+            "rollout.num_prompts": rollout.num_prompts,
+            "rollout.group_size": rollout.group_size,
+        }.items():
+            if value < 1:
+                raise ConfigError(f"`{name}` must be at least 1, got {value}.")
+        if rollout.group_size == 1:
+            raise ConfigError(
+                "`rollout.group_size` must be at least 2, got 1: an episode alone in its group has "
+                "advantage zero, so nothing would be learned; try 8."
+            )
+        if agent.lr <= 0:
+            raise ConfigError(f"`agent.lr` must be positive, got {agent.lr}.")
+        if self.policy.eta <= 0:
+            raise ConfigError(
+                f"`policy.eta` must be positive, got {self.policy.eta}: without noise no step has a "
+                "log-probability to train on; try 0.7."
+            )
+        low, high = self.steps.fraction
+        if not 0 <= low < high <= 1:
+            raise ConfigError(f"`steps.fraction` must satisfy 0 <= low < high <= 1, got {low}, {high}.")
+        self._check_divisibility()
+
+    def _check_divisibility(self) -> None:
+        rollout, minibatches = self.rollout, self.agent.num_minibatches
+        episodes = rollout.num_prompts * rollout.group_size
+        if rollout.num_env_runners and rollout.num_prompts % rollout.num_env_runners:
+            raise ConfigError(
+                f"`rollout.num_prompts` must be divisible by `rollout.num_env_runners` "
+                f"({rollout.num_env_runners}), got {rollout.num_prompts}; each runner takes whole groups."
+            )
+        shards = minibatches * max(1, rollout.num_learners)
+        if episodes % shards:
+            raise ConfigError(
+                f"`rollout.num_prompts` x `rollout.group_size` must be divisible by "
+                f"`agent.num_minibatches` x `rollout.num_learners`, got {rollout.num_prompts} x "
+                f"{rollout.group_size} = {episodes} and {shards}; "
+                f"try group_size={_next_multiple(rollout.group_size, shards)}."
+            )
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}.")
+
+
+def _next_multiple(value: int, divisor: int) -> int:
+    return -(-value // divisor) * divisor
