@@ -1,0 +1,114 @@
+"""Reading prompt files: every reader returns raw entries and the place of each, for error messages.
+
+`.txt` holds a prompt per line; empty lines and lines that begin with `#` are skipped. `.jsonl` holds a JSON
+object per line; empty lines are skipped. A directory holds a data set written by `Dataset.save_to_disk`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from unirl_env.errors import MissingExtra, PromptError
+
+__all__ = ["read_entries"]
+
+Entries = tuple[list[Any], list[str]]
+
+
+def read_entries(source: str | os.PathLike, split: str | None = None) -> Entries:
+    """The entries of a prompt file, a saved data set or a shipped set, and where each of them stands.
+
+    Args:
+        source: A path, or the name of a shipped set; an existing path wins over a set of the same name.
+        split: The split of a data set that has several; by default `train`.
+
+    Raises:
+        PromptError: If nothing can be read from `source`.
+        MissingExtra: If `source` is a data set and `datasets` is not installed.
+    """
+    path = _locate(source)
+    if path.is_dir():
+        return _read_dataset(path, split)
+    if path.suffix.lower() == ".txt":
+        return _read_text(path)
+    if path.suffix.lower() == ".jsonl":
+        return _read_jsonl(path)
+    raise PromptError(
+        f"A prompt file must end in .txt or .jsonl, got {path.name!r}; try one prompt per line in a .txt."
+    )
+
+
+def _locate(source: str | os.PathLike) -> Path:
+    if os.path.exists(source):
+        return Path(source)
+    shipped = Path(str(resources.files("unirl_env"))) / "prompts"
+    names = sorted(path.stem for path in shipped.glob("*.txt"))
+    if str(source) in names:
+        return shipped / f"{source}.txt"
+    shown = repr(str(source)[:60])
+    raise PromptError(
+        f"`prompts` must be an existing file or directory, or one of the shipped sets {names}, "
+        f"got {shown}; try [{shown}] if this is the prompt itself."
+    )
+
+
+def _lines(path: Path) -> list[tuple[str, str]]:
+    """`(place, line)` of the lines that are not empty; a byte order mark is accepted."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise PromptError(
+            f"A prompt file must be UTF-8, got a byte that is not at offset {error.start} of {path.name!r}; "
+            f"try saving it as UTF-8."
+        ) from error
+    except OSError as error:
+        raise PromptError(
+            f"A prompt file must be readable, got {error.strerror} for {path.name!r}."
+        ) from error
+    return [(f"line {i}", line.strip()) for i, line in enumerate(text.split("\n"), start=1) if line.strip()]
+
+
+def _read_text(path: Path) -> Entries:
+    rows = [row for row in _lines(path) if not row[1].startswith("#")]
+    return [line for _, line in rows], [place for place, _ in rows]
+
+
+def _read_jsonl(path: Path) -> Entries:
+    entries, places = [], []
+    for place, line in _lines(path):
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise PromptError(f"Every line of {path.name!r} must be JSON, got {error} ({place}).") from error
+        if not isinstance(entry, dict):
+            raise PromptError(
+                f"Every line of {path.name!r} must be a JSON object, got {type(entry).__name__} ({place}); "
+                f'try {{"prompt": "..."}}.'
+            )
+        entries.append(entry)
+        places.append(place)
+    return entries, places
+
+
+def _read_dataset(path: Path, split: str | None) -> Entries:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtra("datasets", "data") from error
+    try:
+        dataset = datasets.load_from_disk(str(path))
+    except Exception as error:
+        raise PromptError(
+            f"A directory of prompts must hold a saved data set, got {type(error).__name__}: {error} for "
+            f"{path.name!r}; try `Dataset.save_to_disk`."
+        ) from error
+    if isinstance(dataset, datasets.DatasetDict):
+        wanted = split or "train"
+        if wanted not in dataset:
+            raise PromptError(f"`split` must be one of {sorted(dataset)}, got {wanted!r}; try `split=`.")
+        dataset = dataset[wanted]
+    return list(dataset), [f"row {i}" for i in range(len(dataset))]

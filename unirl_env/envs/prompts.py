@@ -1,0 +1,232 @@
+"""Where prompts come from: a list, a file, a data set on disk, or a set that ships with the library.
+
+The order is a pure function of `(seed, position)`: epoch `position // N` visits the N prompts in its own
+permutation. A run that stored one integer goes on exactly where it stopped, and no reader holds a cursor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from unirl_env.envs.prompt_files import read_entries
+from unirl_env.errors import PromptError
+from unirl_env.types import Prompt
+
+__all__ = ["PromptSource"]
+
+logger = logging.getLogger(__name__)
+
+TEXT_KEYS = ("prompt", "text")
+MAX_CHARACTERS = 4000
+
+
+class PromptSource:
+    """N distinct prompts and a seeded order over them.
+
+    Identical entries are kept once, so that an epoch never repeats a prompt. Two entries of one id that
+    differ in anything are refused: noise, groups and logs are keyed by the id.
+
+    Args:
+        entries: Each a text, a `Prompt`, or a mapping with `prompt` or `text`, and optionally `id`,
+            `negative` and `metadata`; its other keys join the metadata.
+        name: What error messages and logs call this source.
+        column: The key that holds the text; by default the first of `prompt` and `text` that is there.
+        max_characters: The longest text that is accepted.
+        places: Where each entry stands (`"line 3"`), for error messages.
+
+    Raises:
+        PromptError: If there is no entry, or an entry is empty, too long, malformed, or reuses an id.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[str | Mapping[str, Any] | Prompt],
+        *,
+        name: str = "prompts",
+        column: str | None = None,
+        max_characters: int = MAX_CHARACTERS,
+        places: Sequence[str] | None = None,
+    ):
+        self.name = name
+        places = [f"entry {i}" for i in range(len(entries))] if places is None else places
+        kept: dict[str, Prompt] = {}
+        for entry, place in zip(entries, places, strict=True):
+            where = f"{name}, {place}"
+            prompt = _checked(_as_prompt(entry, where, column), where, max_characters)
+            known = kept.setdefault(prompt.id, prompt)
+            if not _identical(known, prompt):
+                raise PromptError(
+                    f"`id` must belong to one prompt only, got {prompt.id[:60]!r} again with other content "
+                    f"({where}); try giving every prompt an id of its own."
+                )
+        if not kept:
+            raise PromptError(f"`prompts` must hold at least one prompt, got none from {name}.")
+        if len(kept) < len(entries):
+            logger.warning("%s: %d identical prompts are kept once.", name, len(entries) - len(kept))
+        self.prompts: tuple[Prompt, ...] = tuple(kept.values())
+        self._order: tuple[tuple[int, int], list[int]] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        source: str | os.PathLike | Sequence[str | Mapping[str, Any] | Prompt] | PromptSource,
+        *,
+        column: str | None = None,
+        split: str | None = None,
+        max_characters: int = MAX_CHARACTERS,
+    ) -> PromptSource:
+        """A source from whatever names one.
+
+        Args:
+            source: A list of entries (see the class); a `.txt` file (a prompt per line; empty lines and lines
+                that begin with `#` are skipped); a `.jsonl` file (an entry per line; empty lines are
+                skipped); a directory written by `datasets.Dataset.save_to_disk`; the name of a shipped
+                set (`shapes_train`, `shapes_heldout`); or a `PromptSource`, which is returned as it is.
+            column: The key or column that holds the text.
+            split: The split of a data set that has several; by default `train`.
+            max_characters: The longest text that is accepted.
+
+        Raises:
+            PromptError: If the source cannot be read or holds something that cannot be used.
+            MissingExtra: If a data set is named and `datasets` is not installed.
+        """
+        if isinstance(source, PromptSource):
+            return source
+        if isinstance(source, (str, os.PathLike)):
+            entries, places = read_entries(source, split)
+            name = str(source)
+        elif isinstance(source, Sequence):
+            entries, places, name = source, None, "the list of prompts"
+        else:
+            raise PromptError(
+                f"`prompts` must be a list, a path or a shipped set's name, got {type(source).__name__}; "
+                f"try a list of texts."
+            )
+        return cls(entries, name=name, column=column, max_characters=max_characters, places=places)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, index: int) -> Prompt:
+        return self.prompts[index]
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return iter(self.prompts)
+
+    def __repr__(self) -> str:
+        return f"PromptSource({self.name!r}, {len(self)} prompts, {self.fingerprint[:12]})"
+
+    def take(self, position: int, count: int, seed: int | None = 0) -> list[Prompt]:
+        """The `count` prompts from `position` on, in the order that `seed` gives.
+
+        Position p belongs to epoch `p // N`, and each epoch has its own permutation, in which no prompt
+        repeats; a call that crosses from one epoch to the next may return a prompt twice.
+
+        Args:
+            position: How many prompts were taken before, over all epochs.
+            count: How many to take.
+            seed: The key of the permutations; `None` keeps the source's own order.
+
+        Raises:
+            PromptError: If `position` or `count` is negative.
+        """
+        if position < 0 or count < 0:
+            raise PromptError(f"`position` and `count` must be at least 0, got {position} and {count}.")
+        taken = []
+        for place in range(position, position + count):
+            epoch, offset = divmod(place, len(self))
+            taken.append(self.prompts[offset if seed is None else self._permutation(seed, epoch)[offset]])
+        return taken
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the prompts in their order; metadata that JSON cannot express counts by its type."""
+        digest = hashlib.sha256()
+        for prompt in self.prompts:
+            line = _canonical(prompt, default=_type_name)
+            digest.update(line.encode() + b"\n")
+        return digest.hexdigest()
+
+    def _permutation(self, seed: int, epoch: int) -> list[int]:
+        # Sorting by hashes, unlike a library's shuffle, gives the same order under every version of it.
+        if self._order is None or self._order[0] != (seed, epoch):
+            keys = [hashlib.blake2b(f"{seed}/{epoch}/{i}".encode()).digest() for i in range(len(self))]
+            self._order = ((seed, epoch), sorted(range(len(self)), key=keys.__getitem__))
+        return self._order[1]
+
+
+def _as_prompt(entry: Any, where: str, column: str | None) -> Prompt:
+    """Read one entry; every field is checked for its type here, once for all kinds of sources."""
+    if isinstance(entry, Prompt):
+        return entry
+    if isinstance(entry, str):
+        return Prompt(entry)
+    if not isinstance(entry, Mapping):
+        raise PromptError(
+            f"An entry must be a text, a mapping or a Prompt, got {type(entry).__name__} ({where})."
+        )
+    key = column or next((name for name in TEXT_KEYS if name in entry), TEXT_KEYS[0])
+    if key not in entry:
+        raise PromptError(
+            f"An entry must have the key `{key}`, got {sorted(map(str, entry))} ({where}); "
+            f"try `column=` to name the key that holds the text."
+        )
+    metadata = entry.get("metadata") or {}
+    if not isinstance(metadata, Mapping):
+        raise PromptError(f"`metadata` must be a mapping, got {type(metadata).__name__} ({where}).")
+    rest = {name: entry[name] for name in entry if name not in (key, "id", "negative", "metadata")}
+    identifier = entry.get("id")
+    return Prompt(
+        text=entry[key],
+        id="" if identifier is None else str(identifier),
+        negative=entry.get("negative") or "",
+        metadata={**rest, **metadata},
+    )
+
+
+def _checked(prompt: Prompt, where: str, max_characters: int) -> Prompt:
+    """`prompt` itself, or an error that names its place."""
+    for name in ("text", "id", "negative"):
+        value = getattr(prompt, name)
+        if not isinstance(value, str):
+            raise PromptError(f"`{name}` must be a text, got {type(value).__name__} ({where}).")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(f"`{name}` must be valid Unicode, got {error.reason} ({where}).") from error
+        if len(value) > max_characters:
+            raise PromptError(
+                f"`{name}` must have at most {max_characters} characters, got {len(value)} ({where}); "
+                f"try a shorter text or a larger `max_characters`."
+            )
+    if not prompt.text.strip():
+        raise PromptError(f"`text` must not be empty, got {prompt.text!r} ({where}).")
+    try:
+        _canonical(prompt, default=_type_name)
+    except (TypeError, ValueError) as error:
+        raise PromptError(
+            f"`metadata` must have texts as keys and no cycles, got {error} ({where})."
+        ) from error
+    return prompt
+
+
+def _canonical(prompt: Prompt, default: Callable[[Any], str] | None = None) -> str:
+    row = [prompt.text, prompt.id, prompt.negative, dict(prompt.metadata)]
+    return json.dumps(row, sort_keys=True, default=default)
+
+
+def _type_name(value: Any) -> str:
+    return f"<{type(value).__name__}>"
+
+
+def _identical(one: Prompt, other: Prompt) -> bool:
+    """Whether two prompts are equal in everything; metadata that JSON cannot express counts as different."""
+    try:
+        return one is other or _canonical(one) == _canonical(other)
+    except (TypeError, ValueError):
+        return False
