@@ -1,0 +1,54 @@
+"""The core: pure functions, torch in and torch out. Import it as `import unirl_env.functional as F`.
+
+All maths is float32 (half-precision inputs are widened before they are subtracted), shapes are checked in the
+first lines, and randomness is passed in.
+"""
+
+from unirl_env.functional.advantages import (
+    gdpo_advantages,
+    group_advantages,
+    leave_one_out_advantages,
+)
+from unirl_env.functional.divergences import gaussian_kl, gaussian_tv, mean_to_nats, nats_to_mean
+from unirl_env.functional.losses import (
+    drpo_gaussian_loss,
+    drpo_loss,
+    flow_dppo_loss,
+    grpo_loss,
+    merge_metrics,
+    reference_kl,
+)
+from unirl_env.functional.noise import derive_seed, episode_seed, keyed_noise
+from unirl_env.functional.schedules import dynamic_shift_sigmas, flow_sigmas
+from unirl_env.functional.sde import SDEStep, sde_step, transition
+from unirl_env.functional.steps import choose_steps
+
+__all__ = [  # noqa: RUF022, grouped by topic
+    # the trajectory
+    "choose_steps",
+    "derive_seed",
+    "dynamic_shift_sigmas",
+    "episode_seed",
+    "flow_sigmas",
+    "keyed_noise",
+    # the step
+    "SDEStep",
+    "sde_step",
+    "transition",
+    # divergences
+    "gaussian_kl",
+    "gaussian_tv",
+    "mean_to_nats",
+    "nats_to_mean",
+    # advantages
+    "gdpo_advantages",
+    "group_advantages",
+    "leave_one_out_advantages",
+    # losses
+    "drpo_gaussian_loss",
+    "drpo_loss",
+    "flow_dppo_loss",
+    "grpo_loss",
+    "merge_metrics",
+    "reference_kl",
+]

@@ -1,0 +1,238 @@
+"""Advantages from the rewards of groups: several samples of one prompt, judged against each other.
+
+Shared rules. Rewards that failed (`valid` False, NaN or infinite) are left out of every statistic and get 0.
+A group whose valid rewards are all equal, or that has a single valid member, gets exactly 0: equality is
+tested as max == min, because the mean of equal float32 numbers need not equal them. No standard deviation
+below 1e-4 is divided by, so rounding is never amplified to a signal; rewards on a smaller scale should be
+rescaled. Statistics are taken in float64, in the order of the values, so that neither the order of the batch
+nor the names of the groups change a bit of the result. Groups may be of any sizes, with any integer ids, in
+any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from unirl_env.errors import ConfigError, ShapeError
+from unirl_env.functional.checks import require_choice, require_floating, require_shape
+
+__all__ = ["gdpo_advantages", "group_advantages", "leave_one_out_advantages"]
+
+STD_FLOOR = 1e-4
+
+
+def group_advantages(
+    rewards: Tensor,
+    group: Tensor,
+    *,
+    scale: str = "group",
+    valid: Tensor | None = None,
+    clip: float | None = None,
+) -> Tensor:
+    """`(r - mean of its group) / max(std, 1e-4)`, population statistics over valid rewards.
+
+    Args:
+        rewards: `[B]` floating.
+        group: `[B]` integer ids; equal ids share a prompt.
+        scale: "group" divides by the std of the group (GRPO); "batch" by the std of all valid rewards, so
+            that groups whose rewards differ much weigh more (Flow-GRPO's global std); "none" does not divide
+            (Dr. GRPO).
+        valid: `[B]` bool; None takes every finite reward.
+        clip: Positive bound on the absolute advantage; a clipped group no longer has mean zero.
+
+    Returns:
+        `[B]` float32 without gradient, mean zero over the valid members of each group.
+
+    Raises:
+        ShapeError: Shapes or dtypes do not fit.
+        ConfigError: `scale` is unknown or `clip` is not positive.
+
+    Reference:
+        GRPO (arXiv 2402.03300), equation 3; Dr. GRPO (2503.20783); Flow-GRPO (2505.05470), equation 5.
+    """
+    require_choice("scale", scale, ("group", "batch", "none"))
+    _require_clip(clip)
+    _check_rewards(rewards, group, valid, rank=1)
+    batch = _Groups(rewards, group, valid)
+    if scale == "group":
+        advantages = batch.centered / batch.group_std.clamp_min(STD_FLOOR)
+    elif scale == "batch":
+        advantages = batch.centered / _std(batch.rewards, batch.valid).clamp_min(STD_FLOOR)
+    else:
+        advantages = batch.centered
+    return _finish(batch.restore(advantages), clip)
+
+
+def leave_one_out_advantages(rewards: Tensor, group: Tensor, valid: Tensor | None = None) -> Tensor:
+    """`r` minus the mean of the *other* valid rewards of its group: the unbiased baseline, not rescaled.
+
+    Args:
+        rewards: `[B]` floating.
+        group: `[B]` integer ids.
+        valid: `[B]` bool; None takes every finite reward.
+
+    Returns:
+        `[B]` float32 without gradient.
+
+    Raises:
+        ShapeError: Shapes or dtypes do not fit.
+
+    Reference:
+        RLOO: Ahmadian et al. (arXiv 2402.14740), section 2.2; equals n / (n - 1) times `scale="none"`.
+    """
+    _check_rewards(rewards, group, valid, rank=1)
+    batch = _Groups(rewards, group, valid)
+    others = (batch.count - 1).clamp_min(1)
+    return _finish(batch.restore(batch.centered * batch.count / others), None)
+
+
+def gdpo_advantages(
+    rewards: Tensor | Mapping[str, Tensor],
+    group: Tensor,
+    weights: Sequence[float] | Mapping[str, float] | None = None,
+    valid: Tensor | None = None,
+    *,
+    clip: float | None = None,
+) -> Tensor:
+    """Advantages from several rewards, each normalised within its group before they are added.
+
+    Adding first lets the reward with the largest spread decide alone, and makes different mixtures of rewards
+    with the same sum indistinguishable. Step by step, with population statistics over valid samples and the
+    floor 1e-4 on both standard deviations:
+
+    1. `A_k = (r_k - group mean) / group std` for each reward k; exactly 0 where it is constant in the group.
+    2. `A = sum_k w_k A_k`.
+    3. `A / batch std(A)`. The paper also subtracts the batch mean, which is zero because every group's is;
+       leaving that out keeps constant groups at exactly 0.
+
+    A sample counts as valid only if all its rewards do: a sum over the ones that happened to succeed would
+    compare it with siblings that were judged on more.
+
+    Args:
+        rewards: `[B, R]` floating, or a mapping of names to `[B]` such as `Scores.parts`.
+        group: `[B]` integer ids.
+        weights: R numbers, or a mapping with the names of `rewards`; None weighs all by 1. Negative weights
+            turn a reward into a cost.
+        valid: `[B]` bool; None takes every sample whose rewards are all finite.
+        clip: Positive bound on the absolute advantage.
+
+    Returns:
+        `[B]` float32 without gradient, mean zero per group, standard deviation 1 over the valid batch.
+
+    Raises:
+        ShapeError: Shapes or dtypes do not fit.
+        ConfigError: The weights do not fit the rewards, or `clip` is not positive.
+
+    Reference:
+        GDPO (arXiv 2601.05242), equations 4 to 6.
+    """
+    _require_clip(clip)
+    rewards, weights = _stack(rewards, weights)
+    _check_rewards(rewards, group, valid, rank=2)
+    finite = torch.isfinite(rewards).all(dim=1)
+    valid = finite if valid is None else valid & finite
+    total = torch.zeros(len(rewards), dtype=torch.float64, device=rewards.device)
+    for column, weight in zip(rewards.unbind(1), weights, strict=True):
+        batch = _Groups(column, group, valid)
+        total += weight * batch.restore(batch.centered / batch.group_std.clamp_min(STD_FLOOR))
+    order = total.argsort()
+    std = _std(total[order], valid[order])
+    return _finish(total / std.clamp_min(STD_FLOOR), clip)
+
+
+class _Groups:
+    """Rewards `[B]` in rising order with the statistics of their groups, each `[B]` float64.
+
+    The rising order makes every sum a function of the set of rewards, not of their places in the batch.
+    """
+
+    def __init__(self, rewards: Tensor, group: Tensor, valid: Tensor | None):
+        rewards = rewards.detach().double()
+        usable = torch.isfinite(rewards) if valid is None else valid & torch.isfinite(rewards)
+        rewards = torch.where(usable, rewards, 0.0)
+        self.order = rewards.argsort()
+        self.rewards, self.valid = rewards[self.order], usable[self.order]
+        ids, index = torch.unique(group[self.order], return_inverse=True)
+        self._index, self._size = index, len(ids)
+
+        self.count = self._sum(self.valid.double())
+        at_least_one = self.count.clamp_min(1)
+        highest = self._extreme(torch.where(self.valid, self.rewards, -torch.inf), "amax")
+        lowest = self._extreme(torch.where(self.valid, self.rewards, torch.inf), "amin")
+        varied = self.valid & (highest > lowest)
+        centered = torch.where(varied, self.rewards - self._sum(self.rewards) / at_least_one, 0.0)
+        # A second pass removes what the rounding of a large mean left behind.
+        self.centered = torch.where(varied, centered - self._sum(centered) / at_least_one, 0.0)
+        self.group_std = (self._sum(self.centered.square()) / at_least_one).sqrt()
+
+    def _sum(self, values: Tensor) -> Tensor:
+        return values.new_zeros(self._size).index_add(0, self._index, values)[self._index]
+
+    def _extreme(self, values: Tensor, reduce: str) -> Tensor:
+        start = values.new_full((self._size,), -torch.inf if reduce == "amax" else torch.inf)
+        return start.scatter_reduce(0, self._index, values, reduce)[self._index]
+
+    def restore(self, values: Tensor) -> Tensor:
+        """`values` back in the order of the batch."""
+        return torch.empty_like(values).index_copy_(0, self.order, values)
+
+
+def _std(values: Tensor, valid: Tensor) -> Tensor:
+    """Population standard deviation over the valid entries; 0 if there is none."""
+    count = valid.sum().clamp_min(1)
+    centered = torch.where(valid, values - torch.where(valid, values, 0.0).sum() / count, 0.0)
+    return (centered.square().sum() / count).sqrt()
+
+
+def _finish(advantages: Tensor, clip: float | None) -> Tensor:
+    if clip is not None:
+        advantages = advantages.clamp(-clip, clip)
+    return advantages.float() + 0.0  # -0.0 becomes 0.0
+
+
+def _stack(
+    rewards: Tensor | Mapping[str, Tensor], weights: Sequence[float] | Mapping[str, float] | None
+) -> tuple[Tensor, list[float]]:
+    if isinstance(rewards, Mapping):
+        if not rewards:
+            raise ShapeError("`rewards` must hold at least one named reward, got none; try Scores.parts.")
+        if isinstance(weights, Mapping):
+            if set(weights) != set(rewards):
+                raise ConfigError(
+                    f"`weights` must have the names of `rewards` {sorted(rewards)}, got {sorted(weights)}."
+                )
+            weights = [weights[name] for name in rewards]
+        columns = list(rewards.values())
+        for name, column in rewards.items():
+            require_floating(f"rewards[{name!r}]", column)
+            require_shape(f"rewards[{name!r}]", column, columns[0].shape, "the first reward")
+        rewards = torch.stack([column.double() for column in columns], dim=-1)
+    elif isinstance(weights, Mapping):
+        raise ConfigError("`weights` must be a sequence when `rewards` is a tensor, got a mapping.")
+    require_floating("rewards", rewards)
+    width = rewards.shape[-1] if rewards.ndim else 0
+    weights = [1.0] * width if weights is None else [float(weight) for weight in weights]
+    if len(weights) != width:
+        raise ConfigError(f"`weights` must hold one number per reward ({width}), got {len(weights)}.")
+    return rewards, weights
+
+
+def _check_rewards(rewards: Tensor, group: Tensor, valid: Tensor | None, rank: int) -> None:
+    require_floating("rewards", rewards)
+    if rewards.ndim != rank:
+        raise ShapeError(f"`rewards` must be {'[B]' if rank == 1 else '[B, R]'}, got {list(rewards.shape)}.")
+    if not isinstance(group, Tensor) or group.is_floating_point() or group.dtype == torch.bool:
+        raise ShapeError("`group` must be an integer tensor [B]; try torch.as_tensor(group).long().")
+    require_shape("group", group, rewards.shape[:1], "rewards")
+    if valid is not None:
+        if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
+            raise ShapeError("`valid` must be a bool tensor [B]; try torch.as_tensor(valid).bool().")
+        require_shape("valid", valid, rewards.shape[:1], "rewards")
+
+
+def _require_clip(clip: float | None) -> None:
+    if clip is not None and not clip > 0:
+        raise ConfigError(f"`clip` must be positive, got {clip}; try 5.0, or None for no clipping.")

@@ -1,0 +1,22 @@
+"""Policy losses: pure functions of log-probabilities, advantages and, for some, of the policies' means.
+
+Every loss takes entries `[B]` or `[B, S]` (steps or tokens), returns `(loss, metrics)`, and is a sum over
+unmasked entries divided by `denominator`. With the number of unmasked entries of the whole optimizer step as
+denominator, the losses of any split into micro-batches and shards add up to the loss of the whole, and so do
+the gradients and the metrics; names with the word "max" are maxima instead (`merge_metrics` knows).
+"""
+
+from unirl_env.functional.losses.drpo import drpo_gaussian_loss, drpo_loss
+from unirl_env.functional.losses.flow_dppo import flow_dppo_loss
+from unirl_env.functional.losses.grpo import grpo_loss
+from unirl_env.functional.losses.reference import reference_kl
+from unirl_env.functional.losses.terms import merge_metrics
+
+__all__ = [
+    "drpo_gaussian_loss",
+    "drpo_loss",
+    "flow_dppo_loss",
+    "grpo_loss",
+    "merge_metrics",
+    "reference_kl",
+]
