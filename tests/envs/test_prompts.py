@@ -4,9 +4,10 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from unirl_env.envs.prompts import PromptSource
+from unirl_env.envs.prompts import PromptSource, as_prompts
 from unirl_env.errors import MissingExtra, PromptError
 from unirl_env.types import Prompt
 
@@ -67,7 +68,7 @@ def test_a_saved_data_set_is_read_with_its_split_and_column(tmp_path):
     assert texts(PromptSource.of(tmp_path / "split", column="caption", split="test")) == ["a cat", "a dog"]
     with pytest.raises(PromptError, match=r"`split` must be one of \['test'\], got 'train'"):
         PromptSource.of(tmp_path / "split", column="caption")
-    with pytest.raises(PromptError, match="must have the key `prompt`.*row 0.*`column=`"):
+    with pytest.raises(PromptError, match=r"must have the key `prompt`.*row 0.*`column=`"):
         PromptSource.of(tmp_path / "one")
 
 
@@ -75,6 +76,15 @@ def test_identical_entries_are_kept_once_and_reported(caplog):
     source = PromptSource(["a cat", "a dog", "a cat"])
     assert texts(source) == ["a cat", "a dog"]
     assert "1 identical prompts are kept once" in caplog.text
+
+
+def test_single_prompts_may_occur_again():
+    prompts = as_prompts(np.array(["a cat", Prompt("a dog"), "a cat"], dtype=object))
+    assert texts(prompts) == ["a cat", "a dog", "a cat"]
+    with pytest.raises(PromptError, match=r"must be a list of prompts, got str"):
+        as_prompts("a cat")
+    with pytest.raises(PromptError, match=r"must not be empty, got '' .*entry 1"):
+        as_prompts(["a", ""])
 
 
 # ---------------------------------------------------------------- the order
@@ -113,7 +123,7 @@ def test_seed_none_keeps_the_order_of_the_source():
 def test_taking_nothing_is_fine_and_a_negative_position_is_not():
     source = PromptSource(["a"])
     assert source.take(5, 0) == []
-    with pytest.raises(PromptError, match="must be at least 0, got -1"):
+    with pytest.raises(PromptError, match=r"must be at least 0, got -1"):
         source.take(-1, 1)
 
 
@@ -155,7 +165,7 @@ def test_the_fingerprint_does_not_depend_on_the_process_for_odd_metadata():
         ([{"prompt": "a", "negative": 3}], "`negative` must be a text, got int"),
         ([3], "must be a text, a mapping or a Prompt, got int"),
         (["bad \ud800"], "must be valid Unicode, got surrogates not allowed"),
-        ([Prompt("a", id="x"), Prompt("b", id="x")], "`id` must belong to one prompt only, got 'x' again"),
+        ([Prompt("a", id="x"), Prompt("b", id="x")], "`id` must belong to one prompt only, got 'x' twice"),
         ([{"prompt": "a", "answer": 1}, {"prompt": "a", "answer": 2}], "id of its own"),
     ],
 )
@@ -182,28 +192,28 @@ def test_broken_json_is_refused_with_its_line(tmp_path):
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path):
-    with pytest.raises(PromptError, match="existing file or directory.*shipped sets.*got 'nowhere.txt'"):
+    with pytest.raises(PromptError, match=r"existing file or directory.*shipped sets.*got 'nowhere.txt'"):
         PromptSource.of("nowhere.txt")
-    with pytest.raises(PromptError, match="must end in .txt or .jsonl, got 'p.csv'"):
+    with pytest.raises(PromptError, match=r"must end in .txt or .jsonl, got 'p.csv'"):
         PromptSource.of(write(tmp_path / "p.csv", "a"))
-    with pytest.raises(PromptError, match="must be UTF-8, got a byte that is not at offset 0"):
+    with pytest.raises(PromptError, match=r"must be UTF-8, got a byte that is not at offset 0"):
         PromptSource.of(write(tmp_path / "p.txt", "a cat", encoding="utf-16"))
-    with pytest.raises(PromptError, match="must hold at least one prompt"):
+    with pytest.raises(PromptError, match=r"must hold at least one prompt"):
         PromptSource.of(write(tmp_path / "empty.txt", "\n# nothing\n"))
-    with pytest.raises(PromptError, match="must be a list, a path or a shipped set's name, got int"):
+    with pytest.raises(PromptError, match=r"must be a list, a path or a shipped set's name, got int"):
         PromptSource.of(3)
 
 
 def test_a_prompt_given_as_a_plain_string_is_refused_with_the_remedy():
     with pytest.raises(PromptError, match=r"try \['a red circle'\]"):
         PromptSource.of("a red circle")
-    with pytest.raises(PromptError, match="existing file or directory"):
+    with pytest.raises(PromptError, match=r"existing file or directory"):
         PromptSource.of("x" * 100_000)
 
 
 def test_a_directory_that_is_no_data_set_is_refused(tmp_path):
     pytest.importorskip("datasets")
-    with pytest.raises(PromptError, match="must hold a saved data set, got FileNotFoundError.*save_to_disk"):
+    with pytest.raises(PromptError, match=r"must hold a saved data set, got FileNotFoundError.*save_to_disk"):
         PromptSource.of(tmp_path)
 
 
@@ -220,5 +230,5 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(type(path), "read_text", refuse)
-    with pytest.raises(PromptError, match="must be readable, got Permission denied"):
+    with pytest.raises(PromptError, match=r"must be readable, got Permission denied"):
         PromptSource.of(path)

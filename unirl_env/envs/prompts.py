@@ -13,11 +13,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from unirl_env.envs.prompt_files import read_entries
 from unirl_env.errors import PromptError
 from unirl_env.types import Prompt
 
-__all__ = ["PromptSource"]
+__all__ = ["PromptSource", "as_prompts"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,16 +55,14 @@ class PromptSource:
         places: Sequence[str] | None = None,
     ):
         self.name = name
-        places = [f"entry {i}" for i in range(len(entries))] if places is None else places
         kept: dict[str, Prompt] = {}
-        for entry, place in zip(entries, places, strict=True):
-            where = f"{name}, {place}"
-            prompt = _checked(_as_prompt(entry, where, column), where, max_characters)
-            known = kept.setdefault(prompt.id, prompt)
-            if not _identical(known, prompt):
+        for prompt in as_prompts(
+            entries, name=name, column=column, max_characters=max_characters, places=places
+        ):
+            if not _identical(kept.setdefault(prompt.id, prompt), prompt):
                 raise PromptError(
-                    f"`id` must belong to one prompt only, got {prompt.id[:60]!r} again with other content "
-                    f"({where}); try giving every prompt an id of its own."
+                    f"`id` must belong to one prompt only, got {prompt.id[:60]!r} twice with different "
+                    f"content in {name}; try giving every prompt an id of its own."
                 )
         if not kept:
             raise PromptError(f"`prompts` must hold at least one prompt, got none from {name}.")
@@ -158,6 +158,36 @@ class PromptSource:
             keys = [hashlib.blake2b(f"{seed}/{epoch}/{i}".encode()).digest() for i in range(len(self))]
             self._order = ((seed, epoch), sorted(range(len(self)), key=keys.__getitem__))
         return self._order[1]
+
+
+def as_prompts(
+    entries: Sequence[str | Mapping[str, Any] | Prompt],
+    *,
+    name: str = "prompts",
+    column: str | None = None,
+    max_characters: int = MAX_CHARACTERS,
+    places: Sequence[str] | None = None,
+) -> list[Prompt]:
+    """The prompts that `entries` state, in their order; a prompt may occur again.
+
+    Args:
+        entries: As for `PromptSource`.
+        name: What error messages call these entries.
+        column: The key that holds the text; by default the first of `prompt` and `text` that is there.
+        max_characters: The longest text that is accepted.
+        places: Where each entry stands (`"line 3"`), for error messages.
+
+    Raises:
+        PromptError: If an entry is empty, too long or malformed.
+    """
+    if isinstance(entries, str) or not isinstance(entries, Sequence | np.ndarray):
+        raise PromptError(f"`prompts` must be a list of prompts, got {type(entries).__name__}; try a list.")
+    places = [f"entry {i}" for i in range(len(entries))] if places is None else places
+    prompts = []
+    for entry, place in zip(entries, places, strict=True):
+        where = f"{name}, {place}"
+        prompts.append(_checked(_as_prompt(entry, where, column), where, max_characters))
+    return prompts
 
 
 def _as_prompt(entry: Any, where: str, column: str | None) -> Prompt:

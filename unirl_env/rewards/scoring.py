@@ -1,0 +1,130 @@
+"""The boundary around a scorer: its failures become data, its broken contracts become errors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from unirl_env.errors import ContractError, ScorerError, UnirlError
+from unirl_env.types import Prompt, Sample, Scorer, Scores
+
+__all__ = ["join_scores", "place_scores", "score_safely", "scorer_name"]
+
+logger = logging.getLogger(__name__)
+
+
+def scorer_name(scorer: Scorer) -> str:
+    """What logs and errors call `scorer`: its `name`, else the name of the function or class."""
+    return getattr(scorer, "name", None) or getattr(scorer, "__name__", None) or type(scorer).__name__
+
+
+def score_safely(
+    scorer: Scorer,
+    samples: Sequence[Sample],
+    prompts: Sequence[Prompt],
+    *,
+    on_error: Literal["invalid", "raise"] = "invalid",
+) -> Scores:
+    """Score `samples` `[B]` against `prompts` `[B]`, and turn what goes wrong into what it is.
+
+    A scorer that raises has failed: its scores are invalid (NaN, never zero), and a warning names it and the
+    cause. A scorer with `pointwise = True` declares that each score depends on its own sample alone; it is
+    then asked again one sample at a time, so that only the samples at fault are invalid. This library's own
+    errors, except `ScorerError`, say that something is set up wrongly (a missing model or extra, samples
+    without a picture) and pass through: no later batch would fare better.
+
+    Args:
+        scorer: What judges.
+        samples: The finished samples.
+        prompts: The prompt of each sample.
+        on_error: `"invalid"` counts failures as above; `"raise"` stops at the first.
+
+    Returns:
+        B scores; none of them if there are no samples, and then the scorer is not called.
+
+    Raises:
+        ContractError: If the scorer returns anything but `Scores` of length B, or B prompts are not given.
+        ScorerError: If the scorer raises and `on_error` is `"raise"`.
+    """
+    if len(samples) != len(prompts):
+        raise ContractError(
+            f"`prompts` must hold one prompt per sample, got {len(prompts)} for {len(samples)} samples."
+        )
+    if not len(samples):
+        return Scores.failed(0)
+    try:
+        return _called(scorer, samples, prompts)
+    except Exception as error:
+        if isinstance(error, UnirlError) and not isinstance(error, ScorerError):
+            raise
+        if on_error == "raise":
+            raise ScorerError(
+                f"Scorer `{scorer_name(scorer)}` must score {len(samples)} samples, "
+                f"got {type(error).__name__}: {error}"
+            ) from error
+        if getattr(scorer, "pointwise", False) and len(samples) > 1:
+            rows = zip(samples, prompts, strict=True)
+            return join_scores(score_safely(scorer, [sample], [prompt]) for sample, prompt in rows)
+        logger.warning(
+            "Scorer `%s` failed on %d samples, which count as invalid: %s: %s",
+            scorer_name(scorer),
+            len(samples),
+            type(error).__name__,
+            error,
+        )
+        return Scores.failed(len(samples))
+
+
+def _called(scorer: Scorer, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
+    scores = scorer(samples, prompts)
+    if not isinstance(scores, Scores):
+        raise ContractError(
+            f"Scorer `{scorer_name(scorer)}` must return Scores, got {type(scores).__name__}; "
+            f"try `Scores(value=...)`."
+        )
+    if len(scores) != len(samples):
+        raise ContractError(
+            f"Scorer `{scorer_name(scorer)}` must return one score per sample, "
+            f"got {len(scores)} for {len(samples)} samples."
+        )
+    return scores
+
+
+def join_scores(scores: Iterable[Scores]) -> Scores:
+    """One `Scores` after another; a part that one of them lacks is NaN there.
+
+    A failed batch has no parts at all, so scores of the same scorer may differ in them.
+    """
+    blocks = list(scores)
+    if not blocks:
+        return Scores.failed(0)
+    names = dict.fromkeys(name for block in blocks for name in block.parts)
+    return Scores(
+        value=torch.cat([block.value for block in blocks]),
+        parts={
+            name: torch.cat([block.parts.get(name, torch.full((len(block),), torch.nan)) for block in blocks])
+            for name in names
+        },
+        valid=torch.cat([block.valid for block in blocks]),
+    )
+
+
+def place_scores(scores: Scores, mask: Tensor) -> Scores:
+    """`scores` at the true places of `mask` `[B]`, in order; NaN and invalid everywhere else."""
+    index = torch.nonzero(mask).flatten()
+    if len(index) != len(scores):
+        raise ContractError(f"`mask` must have {len(scores)} true places, got {len(index)}.")
+
+    def spread(rows: Tensor) -> Tensor:
+        return torch.full(mask.shape, torch.nan).index_copy(0, index, rows)
+
+    valid = torch.zeros_like(mask).index_copy(0, index, scores.valid)
+    return Scores(
+        value=spread(scores.value),
+        parts={name: spread(part) for name, part in scores.parts.items()},
+        valid=valid,
+    )

@@ -1,0 +1,105 @@
+"""The reward: finished samples meet a scorer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv, VectorWrapper
+from torch import Tensor
+
+from unirl_env.errors import ConfigError, ContractError, ScorerError
+from unirl_env.rewards.scoring import place_scores, score_safely, scorer_name
+from unirl_env.types import Scorer, Scores
+
+__all__ = ["RewardWrapper"]
+
+
+class RewardWrapper(VectorWrapper):
+    """Score the samples of finished episodes and add the scores to their rewards.
+
+    Where `info["samples"]` appears, its finished samples are scored against `info["prompt"]`. The judgement
+    goes to `info["scores"]`, a `Scores` of length B, with the mask `info["_scores"]` `[B]` of the episodes
+    that were judged; other episodes are NaN and invalid there, and keep their reward.
+
+    Args:
+        env: A generative vector environment.
+        scorer: What judges the samples; see `unirl_env.rewards`.
+        on_invalid: The reward of a finished episode whose score is invalid: `"nan"` (it is left out of its
+            group by the advantages), a number (for learners that cannot take NaN; `info["scores"].valid`
+            still tells), or `"raise"`.
+
+    Attributes:
+        scored: How many samples have been judged so far.
+        unscored: How many of them came out invalid.
+
+    Raises:
+        ConfigError: If `scorer` cannot be called or `on_invalid` is none of the above.
+    """
+
+    def __init__(self, env: VectorEnv, scorer: Scorer, on_invalid: Literal["nan", "raise"] | float = "nan"):
+        super().__init__(env)
+        if not callable(scorer):
+            raise ConfigError(f"`scorer` must be callable, got {type(scorer).__name__}.")
+        number = isinstance(on_invalid, (int, float)) and not isinstance(on_invalid, bool)
+        if on_invalid not in ("nan", "raise") and not (number and math.isfinite(on_invalid)):
+            raise ConfigError(f"`on_invalid` must be 'nan', 'raise' or a finite number, got {on_invalid!r}.")
+        self.scorer = scorer
+        self.on_invalid = on_invalid
+        self.scored = 0
+        self.unscored = 0
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step the environment; `[B]` rewards come in the environment's own array type.
+
+        Raises:
+            ContractError: If samples come without prompts, or the scorer breaks its contract.
+            ScorerError: If a score is invalid and `on_invalid` is `"raise"`.
+        """
+        obs, rewards, terminated, truncated, info = self.env.step(actions)
+        if "samples" in info:
+            scores, finished = self._score(info)
+            rewards = _added(rewards, scores, finished, self.on_invalid)
+            info = {**info, "scores": scores, "_scores": finished.numpy()}
+        return obs, rewards, terminated, truncated, info
+
+    def _score(self, info: dict[str, Any]) -> tuple[Scores, Tensor]:
+        samples = info["samples"]
+        if len(samples) != self.num_envs or len(info.get("prompt", ())) != self.num_envs:
+            raise ContractError(
+                f"`info['samples']` and `info['prompt']` must have {self.num_envs} entries each, "
+                f"got {len(samples)} and {len(info.get('prompt', ()))}."
+            )
+        finished = torch.tensor([sample is not None for sample in samples])
+        if "_samples" in info:
+            finished &= torch.as_tensor(info["_samples"], dtype=torch.bool).cpu()
+        index = torch.nonzero(finished).flatten().tolist()
+        scores = score_safely(
+            self.scorer,
+            [samples[i] for i in index],
+            [info["prompt"][i] for i in index],
+            on_error="raise" if self.on_invalid == "raise" else "invalid",
+        )
+        invalid = int((~scores.valid).sum())
+        if invalid and self.on_invalid == "raise":
+            raise ScorerError(
+                f"Scorer `{scorer_name(self.scorer)}` must give finite scores, got {invalid} invalid ones "
+                f"among {len(scores)}; try on_invalid='nan' to leave them out of their groups."
+            )
+        self.scored += len(scores)
+        self.unscored += invalid
+        return place_scores(scores, finished), finished
+
+
+def _added(rewards: Any, scores: Scores, finished: Tensor, on_invalid: str | float) -> Any:
+    """`rewards` `[B]` plus the scores of finished episodes, in the array type of `rewards`."""
+    fill = math.nan if isinstance(on_invalid, str) else float(on_invalid)
+    value = torch.where(scores.valid, scores.value, fill)
+    value = torch.where(finished, value, 0.0)
+    if isinstance(rewards, Tensor):
+        return rewards + value.to(rewards)
+    rewards = np.asarray(rewards)
+    dtype = rewards.dtype if np.issubdtype(rewards.dtype, np.floating) else np.float32
+    return rewards.astype(dtype) + value.numpy().astype(dtype)
