@@ -51,7 +51,7 @@ def group_advantages(
         ConfigError: `scale` is unknown or `clip` is not positive.
 
     Reference:
-        GRPO (arXiv 2402.03300), equation 3; Dr. GRPO (2503.20783); Flow-GRPO (2505.05470), equation 5.
+        GRPO (arXiv 2402.03300); Dr. GRPO (2503.20783); Flow-GRPO (2505.05470).
     """
     require_choice("scale", scale, ("group", "batch", "none"))
     _require_clip(clip)
@@ -81,7 +81,7 @@ def leave_one_out_advantages(rewards: Tensor, group: Tensor, valid: Tensor | Non
         ShapeError: Shapes or dtypes do not fit.
 
     Reference:
-        RLOO: Ahmadian et al. (arXiv 2402.14740), section 2.2; equals n / (n - 1) times `scale="none"`.
+        RLOO: Ahmadian et al. (arXiv 2402.14740). Equals n / (n - 1) times `scale="none"`.
     """
     _check_rewards(rewards, group, valid, rank=1)
     batch = _Groups(rewards, group, valid)

@@ -28,7 +28,7 @@ def flow_sigmas(num_steps: int, shift: float = 3.0) -> Tensor:
         ConfigError: `num_steps` or `shift` is not positive.
 
     Reference:
-        Esser et al., Scaling Rectified Flow Transformers (arXiv 2403.03206), equation 23.
+        Esser et al., Scaling Rectified Flow Transformers (arXiv 2403.03206), on resolution-dependent shifts.
     """
     if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
         raise ConfigError(f"`num_steps` must be an integer of at least 1, got {num_steps!r}; try 10.")
@@ -66,7 +66,7 @@ def dynamic_shift_sigmas(
         ConfigError: A count is not positive, or the two anchors coincide.
 
     Reference:
-        Esser et al. (arXiv 2403.03206), section 5.3.2; the anchors are FLUX.1's published settings.
+        Esser et al. (arXiv 2403.03206); the anchors are FLUX.1's published settings.
     """
     if num_tokens < 1:
         raise ConfigError(f"`num_tokens` must be at least 1, got {num_tokens}; try height * width / 256.")

@@ -8,7 +8,14 @@ from torch import Tensor
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.functional.checks import require_floating, require_shape
 from unirl_env.functional.divergences import gaussian_kl
-from unirl_env.functional.losses.terms import entries, masked_mean, ratio_metrics, require_positive_std
+from unirl_env.functional.losses.terms import (
+    Entries,
+    entries,
+    masked_mean,
+    outwards,
+    ratio_metrics,
+    require_positive_std,
+)
 
 __all__ = ["drpo_gaussian_loss", "drpo_loss"]
 
@@ -142,11 +149,10 @@ def drpo_gaussian_loss(
     return masked_mean(terms, e.mask, e.denominator), metrics
 
 
-def _shift_metrics(e, shift: Tensor, epsilon: float) -> dict[str, Tensor]:
-    outwards = e.log_ratio.detach() * e.advantages > 0
+def _shift_metrics(e: Entries, shift: Tensor, epsilon: float) -> dict[str, Tensor]:
     return {
         "tv": masked_mean(shift, e.mask, e.denominator),
-        "corrective_fraction": masked_mean((outwards & (shift > epsilon)).float(), e.mask, e.denominator),
+        "corrective_fraction": masked_mean((outwards(e) & (shift > epsilon)).float(), e.mask, e.denominator),
     }
 
 

@@ -8,7 +8,13 @@ from torch import Tensor
 from unirl_env.errors import ConfigError
 from unirl_env.functional.checks import require_floating, require_shape
 from unirl_env.functional.divergences import gaussian_kl
-from unirl_env.functional.losses.terms import entries, masked_mean, ratio_metrics, require_positive_std
+from unirl_env.functional.losses.terms import (
+    entries,
+    masked_mean,
+    outwards,
+    ratio_metrics,
+    require_positive_std,
+)
 
 __all__ = ["flow_dppo_loss"]
 
@@ -64,8 +70,7 @@ def flow_dppo_loss(
     require_shape("std", std, log_prob.shape, "log_prob")
     std = require_positive_std(std, e.mask)
     kl = torch.where(e.mask, gaussian_kl(mean.detach(), old_mean.detach(), std), 0.0)
-    outwards = e.log_ratio.detach() * e.advantages > 0
-    dropped = e.mask & (kl >= kl_threshold) & outwards
+    dropped = e.mask & (kl >= kl_threshold) & outwards(e)
     terms = torch.where(dropped, 0.0, -e.advantages * e.log_ratio.exp())
     metrics = ratio_metrics(e)
     metrics["kl"] = masked_mean(kl, e.mask, e.denominator)

@@ -50,8 +50,8 @@ def grpo_loss(
         ConfigError: A range is out of bounds.
 
     Reference:
-        PPO (arXiv 1707.06347), equation 7; GRPO (2402.03300); Flow-GRPO (2505.05470), equation 4; DAPO
-        (2503.14476) for clip-higher; Ye et al. (1912.09729) for the dual clip.
+        PPO (arXiv 1707.06347), equation 7; GRPO (2402.03300); Flow-GRPO (2505.05470); DAPO (2503.14476) for
+        clip-higher; Ye et al. (1912.09729) for the dual clip.
     """
     clip_high = clip_low if clip_high is None else clip_high
     if not 0 < clip_low < 1:

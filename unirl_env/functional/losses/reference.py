@@ -43,7 +43,7 @@ def reference_kl(
         ContractError: `std` is 0 in an unmasked entry.
 
     Reference:
-        Flow-GRPO (arXiv 2505.05470), equation 11.
+        Flow-GRPO (arXiv 2505.05470), the KL divergence in closed form.
     """
     require_floating("std", std)
     mask, denominator = mask_and_denominator(mask, denominator, std, "std")

@@ -11,7 +11,15 @@ from torch import Tensor
 from unirl_env.errors import ContractError, ShapeError
 from unirl_env.functional.checks import require_floating, require_shape
 
-__all__ = ["Entries", "entries", "masked_mean", "merge_metrics", "ratio_metrics", "require_positive_std"]
+__all__ = [
+    "Entries",
+    "entries",
+    "masked_mean",
+    "merge_metrics",
+    "outwards",
+    "ratio_metrics",
+    "require_positive_std",
+]
 
 MAX_LOG_RATIO = 20.0  # exp(20) is finite in float32 with room for an advantage
 
@@ -107,6 +115,12 @@ def mask_and_denominator(
 def masked_mean(values: Tensor, mask: Tensor, denominator: Tensor | float) -> Tensor:
     """Sum of `values` where `mask` is True, over `denominator`: a scalar."""
     return torch.where(mask, values, 0.0).sum() / denominator
+
+
+def outwards(e: Entries) -> Tensor:
+    """Bool: entries whose gradient moves the policy further from the one that sampled."""
+    # Signs and not the product of the numbers, which may underflow to zero.
+    return e.log_ratio.detach().sign() * e.advantages.sign() > 0
 
 
 def ratio_metrics(e: Entries) -> dict[str, Tensor]:
