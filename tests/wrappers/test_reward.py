@@ -126,5 +126,7 @@ def test_an_unknown_policy_for_invalid_scores_is_refused(on_invalid):
 
 
 def test_a_scorer_that_cannot_be_called_is_refused():
-    with pytest.raises(ConfigError, match=r"`scorer` must be callable, got str"):
+    with pytest.raises(ConfigError, match=r"`scorer` must be callable as \(samples, prompts\), got str"):
         RewardWrapper(FakeDenoiseEnv(), "clip")
+    with pytest.raises(ConfigError, match=r"must be an object, got the class FakeDenoiseEnv"):
+        RewardWrapper(FakeDenoiseEnv(), FakeDenoiseEnv)

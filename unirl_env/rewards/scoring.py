@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from unirl_env.errors import ContractError, ScorerError, UnirlError
+from unirl_env.errors import ConfigError, ContractError, ScorerError, UnirlError
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
-__all__ = ["join_scores", "place_scores", "score_safely", "scorer_name"]
+__all__ = ["checked_scorer", "join_scores", "place_scores", "score_safely", "scorer_name"]
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +20,21 @@ logger = logging.getLogger(__name__)
 def scorer_name(scorer: Scorer) -> str:
     """What logs and errors call `scorer`: its `name`, else the name of the function or class."""
     return getattr(scorer, "name", None) or getattr(scorer, "__name__", None) or type(scorer).__name__
+
+
+def checked_scorer(scorer: Any, label: str = "`scorer`") -> Scorer:
+    """`scorer` itself.
+
+    Raises:
+        ConfigError: If it cannot be called, or is a class instead of an object.
+    """
+    if isinstance(scorer, type):
+        raise ConfigError(
+            f"{label} must be an object, got the class {scorer.__name__}; try {scorer.__name__}()."
+        )
+    if not callable(scorer):
+        raise ConfigError(f"{label} must be callable as (samples, prompts), got {type(scorer).__name__}.")
+    return scorer
 
 
 def score_safely(

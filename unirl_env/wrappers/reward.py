@@ -11,7 +11,7 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 from torch import Tensor
 
 from unirl_env.errors import ConfigError, ContractError, ScorerError
-from unirl_env.rewards.scoring import place_scores, score_safely, scorer_name
+from unirl_env.rewards.scoring import checked_scorer, place_scores, score_safely, scorer_name
 from unirl_env.types import Scorer, Scores
 
 __all__ = ["RewardWrapper"]
@@ -41,12 +41,10 @@ class RewardWrapper(VectorWrapper):
 
     def __init__(self, env: VectorEnv, scorer: Scorer, on_invalid: Literal["nan", "raise"] | float = "nan"):
         super().__init__(env)
-        if not callable(scorer):
-            raise ConfigError(f"`scorer` must be callable, got {type(scorer).__name__}.")
         number = isinstance(on_invalid, (int, float)) and not isinstance(on_invalid, bool)
         if on_invalid not in ("nan", "raise") and not (number and math.isfinite(on_invalid)):
             raise ConfigError(f"`on_invalid` must be 'nan', 'raise' or a finite number, got {on_invalid!r}.")
-        self.scorer = scorer
+        self.scorer = checked_scorer(scorer)
         self.on_invalid = on_invalid
         self.scored = 0
         self.unscored = 0

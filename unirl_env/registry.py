@@ -1,0 +1,103 @@
+"""From a name in a configuration to the thing it names, imported on first use."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from unirl_env.errors import ConfigError
+
+__all__ = ["Registry"]
+
+
+class Registry:
+    """Names and the places of what they name.
+
+    Nothing is imported before it is asked for, so that listing every model and reward costs nothing. What a
+    user writes needs no registration: its dotted path stands wherever a name does.
+
+    Args:
+        kind: What is named, for error messages (`"reward"`).
+        targets: Name to target, `"package.module:attribute"`.
+
+    Raises:
+        ConfigError: If a target is malformed.
+    """
+
+    def __init__(self, kind: str, targets: Mapping[str, str] | None = None):
+        self.kind = kind
+        self._targets: dict[str, str] = {}
+        for name, target in (targets or {}).items():
+            self.register(name, target)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._targets
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._targets))
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def register(self, name: str, target: str) -> None:
+        """Let `name` stand for `target`.
+
+        Raises:
+            ConfigError: If `target` is not `"package.module:attribute"`, or `name` stands for another one.
+        """
+        module, _, attribute = target.partition(":")
+        if not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
+            raise ConfigError(f"A {self.kind} target must be 'package.module:attribute', got {target!r}.")
+        if not name or set(name) & {".", ":"}:
+            raise ConfigError(
+                f"A {self.kind} name must have no '.' and no ':', which mark a dotted path, got {name!r}."
+            )
+        if self._targets.setdefault(name, target) != target:
+            raise ConfigError(
+                f"A {self.kind} name must be free, got {name!r}, which stands for {self._targets[name]!r}; "
+                f"try another name."
+            )
+
+    def get(self, name: str) -> Any:
+        """What `name` names.
+
+        Args:
+            name: A registered name, or the path of anything that can be imported:
+                `"package.module:attribute"` or `"package.module.attribute"`.
+
+        Raises:
+            ConfigError: If the name is unknown, or nothing can be imported from the path.
+        """
+        if name in self._targets:
+            module, attribute = self._targets[name].split(":")
+        elif isinstance(name, str) and ":" in name:
+            module, _, attribute = name.partition(":")
+        elif isinstance(name, str) and "." in name:
+            module, _, attribute = name.rpartition(".")
+        else:
+            raise ConfigError(self._unknown(name))
+        try:
+            found: Any = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            # A dependency that is missing inside an existing module keeps its own, better message.
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise
+            raise ConfigError(f"`{name}` must name a module that exists, got {error}.") from error
+        except (ValueError, TypeError) as error:
+            raise ConfigError(self._unknown(name)) from error
+        try:
+            for part in attribute.split("."):
+                found = getattr(found, part)
+        except AttributeError as error:
+            raise ConfigError(f"`{name}` must name something in `{module}`, got {error}.") from error
+        return found
+
+    def _unknown(self, name: Any) -> str:
+        close = difflib.get_close_matches(str(name), self._targets, n=1)
+        remedy = f"try {close[0]!r}" if close else "try one of them"
+        return (
+            f"`{self.kind}` must be one of {list(self)} or the path of your own, got {name!r}; "
+            f"{remedy}, or 'package.module:attribute'."
+        )
