@@ -12,6 +12,7 @@ __all__ = [
     "MissingExtra",
     "ModelNotFound",
     "PromptError",
+    "RunnerLost",
     "ScorerError",
     "SelfCheckError",
     "ShapeError",
@@ -42,6 +43,10 @@ class PromptError(UnirlError, ValueError):
 
 class ModelNotFound(UnirlError, OSError):
     """A pretrained model cannot be loaded; never replaced silently by another one."""
+
+
+class RunnerLost(UnirlError, RuntimeError):
+    """A rollout process died, and its share of the episodes with it."""
 
 
 class ScorerError(UnirlError, RuntimeError):
