@@ -1,0 +1,163 @@
+"""A policy against its base: the same prompts and seeds, drawn without noise on the way, and their scores.
+
+Intervals are 95 % bootstrap intervals over prompts: the samples of one prompt resemble each other, so it is
+the prompts that are drawn again, each with its mean over samples. A difference to the base is taken sample by
+sample before that, since both drew from the same initial noise.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import bootstrap
+
+import unirl_env.functional as F
+from unirl_env.episode import EpisodeBatch
+from unirl_env.types import Prompt, Sample, Scorer, Scores
+
+__all__ = ["Evaluator", "Interval", "difference", "interval", "summarize"]
+
+RESAMPLES = 2000
+MAIN, HELDOUT = "reward", "heldout"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and the bounds of its 95 % interval; NaN where there is nothing to average."""
+
+    mean: float
+    low: float
+    high: float
+    failed: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    def row(self) -> dict[str, float | int]:
+        """The interval as JSON."""
+        return {"mean": self.mean, "low": self.low, "high": self.high, "failed": self.failed}
+
+
+@dataclass
+class Evaluator:
+    """Fixed prompts and seeds, asked again whenever one wants to know where the policy stands.
+
+    Args:
+        agent: Anything with `rollout_eval`.
+        sets: Prompts by the name of their set.
+        samples: Samples per prompt.
+        num_steps: Denoising steps; None takes the environment's own number.
+        heldout: A scorer that training never sees.
+        seed: Key of the initial noise, the same for all runs that are to be compared.
+    """
+
+    agent: Any
+    sets: Mapping[str, Sequence[Prompt]]
+    samples: int
+    num_steps: int | None = None
+    heldout: Scorer | None = None
+    seed: int = 0
+
+    def measure(
+        self, name: str, iteration: int, base: bool, reference: Mapping[str, Any] | None = None
+    ) -> tuple[dict[str, Any], tuple[Sample, ...]]:
+        """Draw and score one set.
+
+        Args:
+            name: The set.
+            iteration: Finished iterations, for the record.
+            base: Measure the untrained model instead of the current one.
+            reference: The base's row of the same set, for the paired difference.
+
+        Returns:
+            A row for `evaluation.jsonl`, and the samples.
+        """
+        began = time.perf_counter()
+        batch: EpisodeBatch = self.agent.rollout_eval(
+            list(self.sets[name]),
+            samples_per_prompt=self.samples,
+            seed=F.derive_seed("evaluation", self.seed),
+            num_steps=self.num_steps,
+            base=base,
+            keep_samples=True,
+        )
+        samples = batch.samples or ()
+        values = _values(MAIN, batch.scores)
+        if self.heldout is not None and samples:
+            values |= _values(HELDOUT, score(self.heldout, samples, batch.prompts))
+        row = summarize(values, self.samples)
+        if reference is not None:
+            row["difference"] = {
+                key: difference(part, reference["values"][key], self.samples).row()
+                for key, part in values.items()
+                if key in reference["values"]
+            }
+        return {
+            "iteration": iteration,
+            "set": name,
+            "prompts": [prompt.text for prompt in batch.prompts[:: self.samples]],
+            "samples": self.samples,
+            **row,
+            "seconds": time.perf_counter() - began,
+        }, samples
+
+
+def score(scorer: Scorer, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
+    """A scorer's judgement; its failure is counted, and does not stop a run that trains on another one."""
+    from unirl_env.rewards.scoring import score_safely
+
+    return score_safely(scorer, samples, prompts)
+
+
+def summarize(values: Mapping[str, Sequence[float | None]], samples: int) -> dict[str, Any]:
+    """The values with the interval of each mean, `samples` in a row for each prompt."""
+    return {
+        "rewards": {name: interval(part, samples).row() for name, part in values.items()},
+        "values": {name: list(part) for name, part in values.items()},
+    }
+
+
+def interval(values: Sequence[float | None], samples: int) -> Interval:
+    """Mean of the valid values, with the interval over prompts."""
+    return _bootstrap(np.array([math.nan if v is None else v for v in values], dtype=float), samples)
+
+
+def difference(values: Sequence[float | None], base: Sequence[float | None], samples: int) -> Interval:
+    """Mean of the paired differences `values - base`, with the interval over prompts."""
+    pairs = zip(values, base, strict=True)
+    gaps = [math.nan if a is None or b is None else a - b for a, b in pairs]
+    return _bootstrap(np.array(gaps, dtype=float), samples)
+
+
+def _bootstrap(values: np.ndarray, samples: int) -> Interval:
+    failed = int(np.isnan(values).sum())
+    groups = values.reshape(-1, samples)
+    groups = groups[~np.isnan(groups).all(axis=1)]
+    if not len(groups):
+        return Interval(math.nan, math.nan, math.nan, failed)
+    # With one prompt there are only its samples to draw again.
+    units = np.nanmean(groups, axis=1) if len(groups) > 1 else groups[0][~np.isnan(groups[0])]
+    mean = float(units.mean())
+    if len(units) == 1 or np.ptp(units) == 0:
+        return Interval(mean, mean, mean, failed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = bootstrap(
+            (units,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0)
+        ).confidence_interval
+    return Interval(mean, float(found.low), float(found.high), failed)
+
+
+def _values(name: str, scores: Scores) -> dict[str, list[float | None]]:
+    columns: dict[str, Any] = {name: scores.value}
+    columns |= {f"{name}/{part}": value for part, value in scores.parts.items()}
+    return {
+        key: [float(v) if math.isfinite(v) else None for v in column.tolist()]
+        for key, column in columns.items()
+    }

@@ -1,0 +1,130 @@
+"""The loop of a run: train, write down, save, look from time to time.
+
+It knows no algorithm and no mode; everything that learns is behind `agent.train()`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from unirl_env import checkpoint as checkpoints
+from unirl_env.comparison import MAIN, Evaluator
+from unirl_env.config import RunConfig
+from unirl_env.interrupt import Interrupt
+from unirl_env.logbook import Logbook
+from unirl_env.pictures import save_samples, thin_out
+from unirl_env.progress import RunProgress
+from unirl_env.run_folder import RunFolder
+
+__all__ = ["Loop"]
+
+RECENT = 10
+"""Iterations whose mean reward scores a checkpoint when nothing is evaluated on the way."""
+
+
+@dataclass
+class Loop:
+    """One run, from iteration `start` to its end or to a wish to stop.
+
+    Attributes:
+        agent: What learns: `train`, `iteration_metrics`, `run_state`.
+        cfg: The settings.
+        folder: Where everything is written.
+        evaluator: Fixed prompts and seeds.
+        logbook: The record; it has been cut at `start`.
+        progress: What a person sees.
+        interrupt: Whether somebody wants to stop.
+        start: Iterations that were finished before.
+    """
+
+    agent: Any
+    cfg: RunConfig
+    folder: RunFolder
+    evaluator: Evaluator
+    logbook: Logbook
+    progress: RunProgress
+    interrupt: Interrupt
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        self._saved = self.start if self.start else None
+
+    def run(self) -> int:
+        """Train until the last iteration or an interrupt; the number of finished iterations."""
+        iteration = self.start
+        self._settle(iteration)
+        while iteration < self.cfg.iterations and not self.interrupt.requested:
+            iteration += 1
+            self._iterate(iteration)
+            if self._saves(iteration) or self.interrupt.requested:
+                self._save(iteration)
+            self._settle(iteration)
+        if self.interrupt.requested:
+            self._save(iteration)
+        return iteration
+
+    def _iterate(self, iteration: int) -> None:
+        began = time.perf_counter()
+        self.agent.train()
+        row = {"iteration": iteration, **self.agent.iteration_metrics}
+        row["seconds"] = time.perf_counter() - began
+        self.logbook.log(row)
+        self.progress.advance(row)
+
+    def _evaluates(self, iteration: int) -> bool:
+        every = self.cfg.logging.eval_every
+        return iteration in (0, self.cfg.iterations) or bool(every and iteration % every == 0)
+
+    def _saves(self, iteration: int) -> bool:
+        every = self.cfg.logging.checkpoint_every
+        return self._evaluates(iteration) or bool(every and iteration % every == 0)
+
+    def _save(self, iteration: int) -> None:
+        if self._saved == iteration:
+            return
+        tensors, meta = self.agent.run_state()
+        score = None if self.cfg.logging.eval_every else self._recent_reward()
+        checkpoints.write(self.folder.checkpoints, iteration, tensors, meta, score)
+        checkpoints.prune(self.folder.checkpoints, self.cfg.logging.keep_last)
+        self._saved = iteration
+
+    def _recent_reward(self) -> float | None:
+        rewards = [row.get("reward") for row in self.logbook.rows()[-RECENT:]]
+        valid = [reward for reward in rewards if reward is not None]
+        return sum(valid) / len(valid) if valid else None
+
+    def _settle(self, iteration: int) -> None:
+        """Evaluate what is due and not on record: the base first, since everything is compared with it."""
+        if iteration > 0:
+            self._evaluate(0, base=True)
+        if self._evaluates(iteration):
+            self._evaluate(iteration, base=iteration == 0)
+            if self.cfg.logging.eval_every and iteration > 0:
+                self._note_score(iteration)
+
+    def _evaluate(self, iteration: int, base: bool) -> None:
+        for name in self.evaluator.sets:
+            if self.interrupt.requested or self._known(iteration, name):
+                continue
+            self.progress.doing(f"evaluating {'the base' if base else 'the policy'} on {name} prompts")
+            row, samples = self.evaluator.measure(name, iteration, base, self._known(0, name))
+            save_samples(self.folder.pictures / f"{iteration:06d}" / name, samples, self.evaluator.samples)
+            thin_out(self.folder.pictures, name, keep=(0, iteration))
+            # Last of all, so that a row on record means that its pictures are there, too.
+            self.logbook.log_evaluation(row)
+
+    def _known(self, iteration: int, name: str) -> Mapping[str, Any] | None:
+        for row in self.logbook.evaluation_rows():
+            if row["iteration"] == iteration and row["set"] == name:
+                return row
+        return None
+
+    def _note_score(self, iteration: int) -> None:
+        row = self._known(iteration, next(iter(self.evaluator.sets)))
+        for checkpoint in checkpoints.listing(self.folder.checkpoints):
+            if row is not None and checkpoint.iteration == iteration:
+                checkpoints.set_score(checkpoint, row["rewards"][MAIN]["mean"])
+        checkpoints.prune(self.folder.checkpoints, self.cfg.logging.keep_last)

@@ -1,0 +1,161 @@
+"""What can be known to fail before a model is loaded: ids, prompts, extras, devices, steps.
+
+`RunConfig.check()` looks at the settings alone; here they meet the machine and the files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import unirl_env.functional as F
+from unirl_env.config import RunConfig
+from unirl_env.envs.prompts import PromptSource
+from unirl_env.errors import ConfigError, MissingExtra
+from unirl_env.types import Prompt
+
+__all__ = ["Prompts", "preflight"]
+
+TRAIN, HELDOUT = "train", "heldout"
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompt sources of a run, and what evaluation takes from them."""
+
+    train: PromptSource
+    heldout: PromptSource | None
+
+    def evaluation_sets(self, count: int) -> dict[str, list[Prompt]]:
+        """Up to `count` prompts of each source, the same ones for every run on these sources."""
+        sources = {TRAIN: self.train, HELDOUT: self.heldout}
+        return {
+            name: source.take(0, min(count, len(source)), seed=0)
+            for name, source in sources.items()
+            if source is not None
+        }
+
+    def fingerprints(self) -> dict[str, str]:
+        """A hash of each source's contents."""
+        sources = {"prompts.train": self.train, "prompts.heldout": self.heldout}
+        return {name: source.fingerprint for name, source in sources.items() if source is not None}
+
+
+def preflight(cfg: RunConfig) -> Prompts:
+    """Read the prompts and refuse what this machine or these files make impossible.
+
+    Raises:
+        ConfigError: Naming the setting, its value and the remedy.
+        PromptError: If a prompt source cannot be used.
+        MissingExtra: If an optional package is asked for and not installed.
+    """
+    cfg.check()
+    _check_name(cfg)
+    _check_environment(cfg)
+    _check_numbers(cfg)
+    _check_steps(cfg)
+    _check_devices(cfg)
+    if cfg.logging.wandb and find_spec("wandb") is None:
+        raise MissingExtra("wandb", "wandb")
+    return _read_prompts(cfg)
+
+
+def _check_name(cfg: RunConfig) -> None:
+    if not cfg.name or cfg.name.startswith(".") or set(cfg.name) & set("/\\\n"):
+        raise ConfigError(f"`name` must be the name of a folder, got {cfg.name!r}; try `name=my_run`.")
+
+
+def _check_environment(cfg: RunConfig) -> None:
+    import gymnasium as gym
+
+    import unirl_env  # registers the ids
+
+    if cfg.model.env not in gym.registry and ":" not in cfg.model.env:
+        known = sorted(name for name in gym.registry if name.startswith(f"{unirl_env.__name__[:5]}/"))
+        raise ConfigError(
+            f"`model.env` must be a registered environment, got {cfg.model.env!r}; try one of "
+            f"{', '.join(known)}, or `package:namespace/Name-v0` for one of your own."
+        )
+
+
+def _check_numbers(cfg: RunConfig) -> None:
+    least = {
+        "logging.eval_prompts": (cfg.logging.eval_prompts, 1),
+        "logging.eval_samples": (cfg.logging.eval_samples, 1),
+        "logging.keep_last": (cfg.logging.keep_last, 1),
+        "logging.eval_every": (cfg.logging.eval_every, 0),
+        "logging.checkpoint_every": (cfg.logging.checkpoint_every, 0),
+        "agent.warmup_iterations": (cfg.agent.warmup_iterations, 0),
+        "agent.reference_kl": (cfg.agent.reference_kl, 0),
+        "rollout.num_env_runners": (cfg.rollout.num_env_runners, 0),
+        "rollout.num_learners": (cfg.rollout.num_learners, 0),
+    }
+    optional = {
+        "policy.lora_rank": cfg.policy.lora_rank,
+        "agent.micro_batch_size": cfg.agent.micro_batch_size,
+        "rollout.batch_size": cfg.rollout.batch_size,
+        "model.eval_num_steps": cfg.model.eval_num_steps,
+    }
+    least |= {name: (value, 1) for name, value in optional.items() if value is not None}
+    for name, (value, bound) in least.items():
+        if value < bound:
+            raise ConfigError(f"`{name}` must be at least {bound}, got {value}.")
+
+
+def _check_steps(cfg: RunConfig) -> None:
+    steps = cfg.steps
+    if steps.kind == "random" and steps.count is None:
+        raise ConfigError("`steps.count` must say how many steps `random` draws, got null; try 3.")
+    try:
+        chosen = F.choose_steps(
+            steps.kind,
+            cfg.model.num_steps,
+            fraction=tuple(steps.fraction),
+            count=steps.count,
+            window=steps.window,
+            stride=steps.stride,
+            iterations_per_window=steps.iterations_per_window,
+            seed=cfg.seed,
+            iteration=0,
+        )
+    except ValueError as error:
+        raise ConfigError(f"`steps` must fit `model.num_steps` ({cfg.model.num_steps}): {error}") from error
+    if not chosen:
+        raise ConfigError(
+            f"`steps` must choose at least one of the {cfg.model.num_steps} denoising steps, got none; try "
+            f"a wider `steps.fraction` or more `model.num_steps`."
+        )
+
+
+def _check_devices(cfg: RunConfig) -> None:
+    import torch
+
+    reserved = cfg.rollout.num_gpus_per_env_runner + cfg.rollout.num_gpus_per_learner
+    wanted = cfg.model.device.startswith("cuda") or reserved > 0
+    if wanted and not torch.cuda.is_available():
+        name = "model.device" if cfg.model.device.startswith("cuda") else "rollout.num_gpus_per_..."
+        raise ConfigError(
+            f"`{name}` must fit this machine, got {cfg.model.device!r} and {reserved:g} GPUs reserved where "
+            f"torch finds none; try `model.device=auto` and no reserved GPUs."
+        )
+
+
+def _read_prompts(cfg: RunConfig) -> Prompts:
+    longest = cfg.prompts.max_characters
+    train = PromptSource.of(cfg.prompts.train, max_characters=longest)
+    heldout = None
+    if cfg.prompts.heldout is not None:
+        heldout = PromptSource.of(cfg.prompts.heldout, max_characters=longest)
+        shared = {prompt.text for prompt in train} & {prompt.text for prompt in heldout}
+        if shared:
+            raise ConfigError(
+                f"`prompts.heldout` must hold prompts that training never sees, got {len(shared)} of "
+                f"`prompts.train` ({min(shared)[:60]!r}); try removing them, or `prompts.heldout=null`."
+            )
+    if cfg.rollout.num_prompts > len(train):
+        raise ConfigError(
+            f"`rollout.num_prompts` must be at most the {len(train)} prompts of `prompts.train`, got "
+            f"{cfg.rollout.num_prompts}: an iteration takes distinct prompts; try "
+            f"rollout.num_prompts={len(train)} and a larger `rollout.group_size`."
+        )
+    return Prompts(train, heldout)

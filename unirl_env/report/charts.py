@@ -1,0 +1,211 @@
+"""Charts as inline SVG: real text, the page's own colours in light and dark, nothing to load."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+__all__ = ["Chart", "Series", "smooth"]
+
+LEFT, RIGHT, TOP, BOTTOM = 48, 14, 12, 26
+DODGE = 5
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve.
+
+    Attributes:
+        name: Its label; series without one stay out of the legend and the read-out.
+        x: Positions.
+        y: Values; None leaves a gap.
+        style: A CSS class of the page: `raw`, `main`, `second`, `third`, `quiet`.
+        low: Lower bounds of a band or of error bars, with `high`.
+        high: Upper bounds.
+        points: Draw points with error bars, joined by a thin line.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+    style: str = "main"
+    low: Sequence[float | None] | None = None
+    high: Sequence[float | None] | None = None
+    points: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves over the iterations.
+
+    Attributes:
+        title: What it shows, in a few words.
+        series: The curves, the most important last so that it lies on top.
+        width: Of the drawing's own coordinates; about the pixels that it gets on a page.
+        height: Likewise.
+        note: A sentence under the title.
+        floor: A value that the axis always shows.
+        percent: Write values as percentages.
+    """
+
+    title: str
+    series: Sequence[Series] = field(default_factory=list)
+    width: int = 340
+    height: int = 200
+    note: str = ""
+    floor: float | None = None
+    percent: bool = False
+
+    def svg(self) -> str:
+        """The chart as a `<figure>`."""
+        x_low, x_high = _extent([x for s in self.series for x in s.x], 0.0)
+        values = [v for s in self.series for part in (s.y, s.low or (), s.high or ()) for v in part]
+        y_low, y_high = _extent(values, self.floor)
+        y_ticks = _ticks(y_low, y_high, 6)
+        pad = 0.05 * (y_high - y_low)
+        y_low = y_low if y_low == self.floor else y_low - pad
+        frame = _Frame(self.width, self.height, x_low, x_high, y_low, y_high + pad)
+        parts = [frame.grid(y_ticks, self._write), frame.abscissa(_ticks(x_low, x_high, 6, whole=True))]
+        dodge = [DODGE * (i - (len(self.series) - 1) / 2) for i in range(len(self.series))]
+        parts += [frame.curve(s, d if s.points else 0.0) for s, d in zip(self.series, dodge, strict=True)]
+        legend = "".join(
+            f'<span class="key {s.style}">{html.escape(s.name)}</span>' for s in self.series if s.name
+        )
+        note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
+        return (
+            f'<figure class="chart" data-chart="{html.escape(self._readout(frame))}">'
+            f"<figcaption><h3>{html.escape(self.title)}</h3>{note}"
+            f'<div class="legend">{legend}</div></figcaption>'
+            f'<svg viewBox="0 0 {self.width} {self.height}" role="img" '
+            f'aria-label="{html.escape(self.title)}">{"".join(parts)}'
+            f'<line class="cursor" y1="{TOP}" y2="{self.height - BOTTOM}"/></svg>'
+            f'<output class="readout"></output></figure>'
+        )
+
+    def _write(self, value: float) -> str:
+        return f"{100 * value:.3g} %" if self.percent else _number(value)
+
+    def _readout(self, frame: _Frame) -> str:
+        named = [s for s in self.series if s.name]
+        rows: dict[float, list[str | None]] = {}
+        for i, s in enumerate(named):
+            for x, y in zip(s.x, s.y, strict=True):
+                if y is not None and math.isfinite(y):
+                    rows.setdefault(x, [None] * len(named))[i] = self._write(y)
+        return json.dumps(
+            {
+                "names": [s.name for s in named],
+                "rows": [[x, round(frame.x(x), 1), *rows[x]] for x in sorted(rows)],
+            }
+        )
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The way from values to coordinates."""
+
+    width: int
+    height: int
+    x_low: float
+    x_high: float
+    y_low: float
+    y_high: float
+
+    def x(self, value: float) -> float:
+        share = (value - self.x_low) / ((self.x_high - self.x_low) or 1)
+        return LEFT + share * (self.width - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        share = (value - self.y_low) / ((self.y_high - self.y_low) or 1)
+        return self.height - BOTTOM - share * (self.height - TOP - BOTTOM)
+
+    def grid(self, ticks: Sequence[float], write) -> str:
+        return "".join(
+            f'<line class="grid" x1="{LEFT}" x2="{self.width - RIGHT}" y1="{self.y(t):.1f}" '
+            f'y2="{self.y(t):.1f}"/><text class="tick" x="{LEFT - 7}" y="{self.y(t) + 4:.1f}" '
+            f'text-anchor="end">{write(t)}</text>'
+            for t in ticks
+        )
+
+    def abscissa(self, ticks: Sequence[float]) -> str:
+        return "".join(
+            f'<text class="tick" x="{self.x(t):.1f}" y="{self.height - 8}" text-anchor="middle">'
+            f"{_number(t)}</text>"
+            for t in ticks
+        )
+
+    def curve(self, series: Series, dodge: float) -> str:
+        # Points with error bars stand side by side, or those of one iteration would hide each other.
+        rows = [
+            (self.x(x) + dodge, self.y(y), i)
+            for i, (x, y) in enumerate(zip(series.x, series.y, strict=True))
+            if y is not None and math.isfinite(y)
+        ]
+        if not rows:
+            return ""
+        parts = []
+        bounds = [(i, series.low[i], series.high[i]) for _, _, i in rows] if series.low else []
+        bounds = [(i, low, high) for i, low, high in bounds if low is not None and high is not None]
+        if bounds and not series.points:
+            over = [f"{self.x(series.x[i]):.1f},{self.y(high):.1f}" for i, _, high in bounds]
+            under = [f"{self.x(series.x[i]):.1f},{self.y(low):.1f}" for i, low, _ in reversed(bounds)]
+            parts.append(f'<polygon class="band {series.style}" points="{" ".join(over + under)}"/>')
+        path = "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y, _ in rows)
+        parts.append(f'<path class="curve {series.style}{" thin" if series.points else ""}" d="{path}"/>')
+        if series.points:
+            parts += [
+                f'<line class="error {series.style}" x1="{self.x(series.x[i]) + dodge:.1f}" '
+                f'x2="{self.x(series.x[i]) + dodge:.1f}" y1="{self.y(low):.1f}" y2="{self.y(high):.1f}"/>'
+                for i, low, high in bounds
+            ]
+            parts += [f'<circle class="{series.style}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>' for x, y, _ in rows]
+        elif len(rows) == 1:
+            parts.append(
+                f'<circle class="{series.style}" cx="{rows[0][0]:.1f}" cy="{rows[0][1]:.1f}" r="3"/>'
+            )
+        return "".join(parts)
+
+
+def smooth(values: Sequence[float | None], reach: int) -> list[float | None]:
+    """A centred mean over `reach` neighbours on each side that leaves out gaps."""
+    found: list[float | None] = []
+    for i in range(len(values)):
+        # As far to the left as to the right, or the ends would lean towards the middle.
+        near = min(reach, i, len(values) - 1 - i)
+        window = [v for v in values[i - near : i + near + 1] if v is not None and math.isfinite(v)]
+        found.append(sum(window) / len(window) if window else None)
+    return found
+
+
+def _extent(values: Sequence[float | None], floor: float | None) -> tuple[float, float]:
+    known = [v for v in values if v is not None and math.isfinite(v)]
+    known += [floor] if floor is not None else []
+    low, high = (min(known), max(known)) if known else (0.0, 1.0)
+    if high == low:
+        low, high = (
+            (low, low + 1.0) if low == floor else (low - 0.5 * abs(low or 1), high + 0.5 * abs(high or 1))
+        )
+    return low, high
+
+
+def _ticks(low: float, high: float, count: int, whole: bool = False) -> list[float]:
+    """About `count` round numbers in [low, high]."""
+    raw = (high - low) / max(1, count - 1)
+    scale = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * scale for m in (1, 2, 2.5, 5, 10) if m * scale >= raw * 0.999)
+    if whole:
+        step = max(1, round(step))
+    first = math.ceil(low / step - 1e-9)
+    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _number(value: float) -> str:
+    if value == 0:
+        return "0"
+    if abs(value) >= 1e5 or abs(value) < 1e-3:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"

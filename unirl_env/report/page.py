@@ -1,0 +1,234 @@
+"""The pages: a run's report, and the comparison that `unirl_env.evaluate` writes."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from unirl_env.config import RunConfig
+from unirl_env.logbook import read_rows
+from unirl_env.progress import clock
+from unirl_env.report.curves import process_charts, reward_charts
+from unirl_env.report.gallery import film, gallery, scatter
+from unirl_env.run_folder import RunFolder
+from unirl_env.settings import flat, read_yaml
+from unirl_env.summary import SETS, headline, number, resume_command
+
+__all__ = ["write_comparison", "write_report"]
+
+HERE = Path(__file__).parent
+AGENTS = {"flow_dppo": "FlowDPPO", "grpo": "GRPO", "drpo": "DRPO"}
+
+
+def write_report(folder: RunFolder) -> Path:
+    """Write `report.html` from what lies in the folder; needs neither the agent nor the model."""
+    cfg = read_yaml(folder.config)
+    metrics = read_rows(folder.path / "metrics.jsonl")
+    evaluations = read_rows(folder.path / "evaluation.jsonl")
+    sessions = _provenance(folder)
+    spent = sum(row.get("seconds") or 0 for row in metrics)
+    facts = [
+        AGENTS.get(cfg.agent.name, cfg.agent.name),
+        cfg.model.env,
+        f"{len(metrics)} of {cfg.iterations} iterations",
+        f"{clock(spent)} of training",
+        f"seed {cfg.seed}",
+    ]
+    body = [
+        _header(cfg.name, facts),
+        _headline(headline(evaluations), evaluations),
+        _section("Reward", _charts(reward_charts(metrics, evaluations))),
+        _pictures(folder, evaluations),
+        _section("How training went", _charts(process_charts(metrics))),
+        _section("Settings", _settings(cfg), "Settings that differ from their defaults stand out."),
+        _section("Go on from here", _commands(folder, cfg, sessions)),
+    ]
+    return _write(folder.report, cfg.name, "".join(body))
+
+
+def write_comparison(
+    out: Path,
+    title: str,
+    facts: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+    folders: Mapping[str, Path],
+) -> Path:
+    """Write `out/index.html`: a policy beside its base.
+
+    Args:
+        out: Where the page goes.
+        title: Its heading.
+        facts: What stands under it.
+        rows: For each set a row of the base and one of the policy, as in `evaluation.jsonl`.
+        folders: The folders of pictures, by `<set>/before` and `<set>/after`.
+    """
+    rows = list(rows)
+    body = [_header(title, facts), _headline(headline(rows), rows)]
+    for name in dict.fromkeys(row["set"] for row in rows):
+        mine = [row for row in rows if row["set"] == name]
+        columns = {
+            label: (folders[f"{name}/{label}"], row)
+            for label, row in zip(("before", "after"), (mine[0], mine[-1]), strict=True)
+        }
+        cards = gallery(columns, most=64) or scatter(columns["before"][0], columns["after"][0])
+        body.append(_section(SETS.get(name, name).capitalize(), cards))
+    body.append(_section("Rewards in their parts", _parts_table(rows)))
+    out.mkdir(parents=True, exist_ok=True)
+    return _write(out / "index.html", title, "".join(body))
+
+
+def _header(title: str, facts: Sequence[str]) -> str:
+    items = "".join(f"<li>{html.escape(fact)}</li>" for fact in facts)
+    return f'<header><p class="brand">unirl_env</p><h1>{html.escape(title)}</h1><ul>{items}</ul></header>'
+
+
+def _section(title: str, content: str, lead: str = "") -> str:
+    if not content:
+        return ""
+    text = f'<p class="lead">{html.escape(lead)}</p>' if lead else ""
+    return f"<section><h2>{html.escape(title)}</h2>{text}{content}</section>"
+
+
+def _charts(figures: str) -> str:
+    return f'<div class="charts">{figures}</div>' if figures else ""
+
+
+def _headline(found: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> str:
+    cards = []
+    for item in found:
+        part = item["difference"]
+        known = part and part["mean"] is not None and item["last"] > item["first"]
+        clear = known and (part["low"] > 0 or part["high"] < 0)
+        kind = ("up" if part["mean"] > 0 else "down") if clear else "flat"
+        gain = f"{part['mean']:+.3f}" if known else "not trained yet"
+        bounds = f"{part['low']:+.3f} to {part['high']:+.3f}" if known else ""
+        after = item["after"]["mean"] if known else None
+        cards.append(
+            f'<article class="card number"><h3>{html.escape(item["reward"].capitalize())}<br>'
+            f"<small>{html.escape(item['set'])}</small></h3>"
+            f'<p class="step"><span>{number(item["before"]["mean"])}</span>'
+            f"<i>→</i><b>{number(after)}</b></p>"
+            f'<p><span class="gain {kind}">{gain}</span> <span class="bounds">{bounds}</span></p></article>'
+        )
+    if not cards:
+        return ""
+    first = rows[0]
+    lead = (
+        f"Each number is a mean over {len(first['prompts'])} prompts x {first['samples']} samples on fixed "
+        f"seeds, drawn without exploration noise. Beside each gain its 95 % interval: paired by prompt and "
+        f"seed, bootstrapped over prompts."
+    )
+    return f'<div class="numbers">{"".join(cards)}</div><p class="lead">{lead}</p>'
+
+
+def _pictures(folder: RunFolder, evaluations: Sequence[Mapping[str, Any]]) -> str:
+    parts = []
+    for name in dict.fromkeys(row["set"] for row in evaluations):
+        mine = [row for row in evaluations if row["set"] == name]
+        first, last = mine[0], mine[-1]
+        if first is last:
+            continue
+        before, after = (folder.pictures / f"{row['iteration']:06d}" / name for row in (first, last))
+        cards = gallery({"before": (before, first), "after": (after, last)}) or scatter(before, after)
+        if cards:
+            title = SETS.get(name, name)
+            parts.append(f"<h3>{html.escape(title.capitalize())}</h3>{cards}")
+            strip = film(folder.pictures, name, mine)
+            if strip:
+                parts.append(f"<h3>One seed over the run, {html.escape(title)}</h3>{strip}")
+    lead = (
+        "The same prompts and the same initial noise, before and after training: the first prompts of "
+        "each set, not picked. Under each picture its reward."
+    )
+    return _section("Before and after", "".join(parts), lead)
+
+
+def _parts_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    body = []
+    for name in dict.fromkeys(row["set"] for row in rows):
+        mine = [row for row in rows if row["set"] == name]
+        for key, part in mine[0]["rewards"].items():
+            after = mine[-1]["rewards"].get(key, {"mean": None, "failed": 0})
+            gap = mine[-1].get("difference", {}).get(key)
+            shown = f"{gap['mean']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]" if _known(gap) else "-"
+            cells = (SETS.get(name, name), key, number(part["mean"]), number(after["mean"]), shown)
+            body.append("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>")
+    head = "".join(f"<th>{text}</th>" for text in ("prompts", "reward", "before", "after", "difference"))
+    return (
+        f'<div class="scroll"><table class="plain"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _known(part: Mapping[str, Any] | None) -> bool:
+    return part is not None and part["mean"] is not None
+
+
+def _settings(cfg: RunConfig) -> str:
+    defaults, groups = flat(RunConfig()), {}
+    for name, value in flat(cfg).items():
+        group, _, short = name.rpartition(".")
+        shown = html.escape(json.dumps(value) if not isinstance(value, str) else value)
+        shown = shown if len(shown) <= 200 else shown[:199] + "…"
+        mark = ' class="changed"' if value != defaults[name] else ""
+        groups.setdefault(group or "run", []).append(
+            f"<tr{mark}><th>{html.escape(short)}</th><td>{shown}</td></tr>"
+        )
+    tables = (
+        f"<details><summary>{group}</summary><table>{''.join(rows)}</table></details>"
+        if not any("changed" in row for row in rows)
+        else f"<details open><summary>{group}</summary><table>{''.join(rows)}</table></details>"
+        for group, rows in groups.items()
+    )
+    return f'<div class="settings">{"".join(tables)}</div>'
+
+
+def _commands(folder: RunFolder, cfg: RunConfig, known: Mapping[str, Any]) -> str:
+    sessions = known.get("sessions", [])
+    more = f"iterations={2 * cfg.iterations}"
+    where = os.path.relpath(folder.path)
+    rows = [
+        ("Compare with the base again", f"python -m unirl_env.evaluate --run {where}"),
+        ("Train on", resume_command(RunFolder(Path(where)), more)),
+        ("Do the whole run again", f"python -m unirl_env.train --config-name={where}/config.yaml"),
+    ]
+    if cfg.logging.tensorboard:
+        rows.append(("See all numbers", f"tensorboard --logdir {where}/tb"))
+    parts = [f"<dt>{html.escape(t)}</dt><dd><code>{html.escape(c)}</code></dd>" for t, c in rows]
+    if sessions:
+        last = sessions[-1]
+        versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
+        machine = ", ".join([last["system"], f"{last['cpus']} CPUs", *last["gpus"]])
+        parts.append(f"<dt>Made with</dt><dd>Python {html.escape(last['python'] + ', ' + versions)}</dd>")
+        parts.append(f"<dt>On</dt><dd>{html.escape(machine)}, {html.escape(last['started'])}</dd>")
+        command = " ".join(sessions[0]["command"])
+        parts.append(f"<dt>Begun by</dt><dd><code>{html.escape(command)}</code></dd>")
+    for name, value in known.get("sources", {}).items():
+        if isinstance(value, str):
+            parts.append(
+                f"<dt>Fingerprint of {html.escape(name)}</dt><dd><code>{html.escape(value[:16])}</code></dd>"
+            )
+    return f"<dl>{''.join(parts)}</dl>"
+
+
+def _provenance(folder: RunFolder) -> dict[str, Any]:
+    return json.loads(folder.provenance.read_text()) if folder.provenance.exists() else {}
+
+
+def _write(path: Path, title: str, body: str) -> Path:
+    style, script = (HERE / "page.css").read_text(), (HERE / "page.js").read_text()
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{html.escape(title)}</title><style>{style}</style></head>"
+        f"<body><main>{body}</main><script>{script}</script></body></html>"
+    )
+    draft = path.with_name(f".{path.name}")
+    draft.write_text(page)
+    draft.replace(path)
+    return path

@@ -1,0 +1,119 @@
+"""A run's folder: what lies where, which folder a run takes, and who may write to it.
+
+runs/<name>/
+config.yaml         every setting, resolved
+provenance.json     versions, model and prompt fingerprints, command lines
+metrics.jsonl       one object per iteration          evaluation.jsonl   one per evaluation and set
+tb/                 TensorBoard events                checkpoints/<iteration>/
+adapters/           the trained LoRA for diffusers    pictures/<iteration>/<set>/
+report.html
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from unirl_env.checkpoint import MANIFEST
+from unirl_env.errors import CheckpointError, ConfigError
+
+__all__ = ["RunFolder", "free_name", "locate"]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths inside one run's folder."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """Every setting of the run, resolved."""
+        return self.path / "config.yaml"
+
+    @property
+    def provenance(self) -> Path:
+        """Versions, fingerprints and command lines."""
+        return self.path / "provenance.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder for each checkpoint."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapters(self) -> Path:
+        """The trained adapters, in the form of the model family's own library."""
+        return self.path / "adapters"
+
+    @property
+    def pictures(self) -> Path:
+        """What evaluations drew."""
+        return self.path / "pictures"
+
+    @property
+    def report(self) -> Path:
+        """The page that shows the run."""
+        return self.path / "report.html"
+
+    def create(self) -> None:
+        """Claim the folder for a fresh run.
+
+        Raises:
+            ConfigError: If it already holds something.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if any(self.path.iterdir()):
+            raise ConfigError(
+                f"`name` must name a folder that is empty or not there yet, got {self.path}, which holds a "
+                f"run; try `resume=auto` to continue it, or another `name=`."
+            )
+
+    def lock(self) -> IO[str]:
+        """Keep other processes from writing here until the returned file is closed.
+
+        Raises:
+            ConfigError: If another process is at work in this folder.
+        """
+        stream = (self.path / ".lock").open("a")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            stream.close()
+            raise ConfigError(
+                f"A run's folder must belong to one process, got {self.path}, where another one is at work; "
+                f"try another `name=`."
+            ) from error
+        return stream
+
+
+def free_name(folder: Path, name: str) -> str:
+    """`name`, or the first of `name-2`, `name-3`, ... whose folder holds nothing yet."""
+    candidate, number = name, 1
+    while (folder / candidate).exists() and any((folder / candidate).iterdir()):
+        number += 1
+        candidate = f"{name}-{number}"
+    return candidate
+
+
+def locate(resume: str) -> tuple[RunFolder, Path | None]:
+    """The run that a path belongs to, and the checkpoint if the path names one.
+
+    Raises:
+        CheckpointError: If nothing there can be continued.
+    """
+    path = Path(resume).expanduser()
+    path = Path(os.path.abspath(path)) if not path.is_absolute() else path
+    if (path / "config.yaml").is_file():
+        return RunFolder(path), None
+    if (path / MANIFEST).is_file() or path.parent.name == "checkpoints":
+        run = RunFolder(path.parent.parent)
+        if run.config.is_file() and path.is_dir():
+            return run, path
+    raise CheckpointError(
+        f"`resume` must be `auto`, a run's folder, or one of its checkpoints, got {resume}, which is none; "
+        f"try `runs/<name>` or `runs/<name>/checkpoints/<iteration>`."
+    )
