@@ -1,0 +1,188 @@
+"""Keep what the episodes produced, with its prompt and its score, in a folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from gymnasium.vector import VectorEnv, VectorWrapper
+
+from unirl_env.errors import ConfigError, ContractError, MissingExtra
+from unirl_env.types import Sample
+from unirl_env.wrappers.episodes import EpisodeRows, as_numpy
+from unirl_env.wrappers.media import WRITERS, to_frame
+
+__all__ = ["RecordMedia"]
+
+logger = logging.getLogger(__name__)
+
+
+class RecordMedia(VectorWrapper):
+    """Write the sample of finished episodes as pictures or clips, each with a JSON file of what it is.
+
+    Round n of a row is its n-th episode, from 0. The files of round 12 of row 3 are `sample-000012-003.png`
+    (or `.gif`, `.mp4`) and `sample-000012-003.json`, which holds the prompt, the seed, the reward and the
+    scores. A sample without a picture (a text, a bare latent) has the JSON file alone. Put it outside the
+    `RewardWrapper`, so that there are scores to write.
+
+    Args:
+        env: A generative vector environment.
+        folder: Where the files go; made if it is not there.
+        every: Record every n-th round, or those for which this function of the round is true.
+        episodes: Record the first n rows, or `"all"`.
+        format: `"png"` is the final picture. `"strip"`, `"gif"` and `"mp4"` show how it came about: what
+            `env.render()` gave at the reset and after every step but the last (side by side, or one after
+            another), and then the picture itself. Of a video, all but `"png"` show its own frames.
+        name_prefix: What file names begin with.
+
+    Attributes:
+        written: How many samples have been written.
+
+    Raises:
+        ConfigError: If an argument is out of range, the folder cannot be written to, or a format that shows
+            steps meets an environment without `render_mode="rgb_array"`.
+        MissingExtra: If the format is `"mp4"` and moviepy is not installed.
+    """
+
+    def __init__(
+        self,
+        env: VectorEnv,
+        folder: str | os.PathLike,
+        every: int | Callable[[int], bool] = 1,
+        episodes: int | Literal["all"] = "all",
+        format: Literal["png", "strip", "gif", "mp4"] = "png",
+        name_prefix: str = "sample",
+    ):
+        super().__init__(env)
+        if format not in WRITERS:
+            raise ConfigError(f"`format` must be one of {list(WRITERS)}, got {format!r}.")
+        if not callable(every) and not (type(every) is int and every >= 1):
+            raise ConfigError(f"`every` must be an integer of at least 1 or a function, got {every!r}.")
+        if episodes != "all" and not (type(episodes) is int and episodes >= 1):
+            raise ConfigError(f"`episodes` must be 'all' or an integer of at least 1, got {episodes!r}.")
+        if not name_prefix or Path(name_prefix).name != name_prefix:
+            raise ConfigError(f"`name_prefix` must be the beginning of a file name, got {name_prefix!r}.")
+        if format != "png" and env.render_mode != "rgb_array":
+            raise ConfigError(
+                f"`render_mode` must be 'rgb_array' to record {format!r}, got {env.render_mode!r}; "
+                f"try making the environment with render_mode='rgb_array', or format='png'."
+            )
+        if format == "mp4" and importlib.util.find_spec("moviepy") is None:
+            raise MissingExtra("moviepy", "video")
+        self.folder = _writable(folder)
+        self.name_prefix = name_prefix
+        self.written = 0
+        self._wanted = every if callable(every) else lambda round: round % every == 0
+        self._limit = env.num_envs if episodes == "all" else min(episodes, env.num_envs)
+        self._suffix, self._write = WRITERS[format]
+        self._watch = format != "png"
+        self._rows = EpisodeRows(env.num_envs)
+        self._round = np.full(env.num_envs, -1)
+        self._frames: list[list[np.ndarray]] = [[] for _ in range(env.num_envs)]
+        self._recorded = np.zeros(env.num_envs, dtype=bool)
+        if any(self.folder.glob(f"{name_prefix}-*{self._suffix}")):
+            logger.warning("%s holds recordings already; those of equal names are replaced.", self.folder)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset the environment; a new round begins for the rows that were reset."""
+        obs, info = self.env.reset(seed=seed, options=options)
+        self._begin(self._rows.reset(info, options))
+        self._look(self._recorded)
+        return obs, info
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step the environment and write what has finished.
+
+        Raises:
+            ContractError: If an episode ends without a sample.
+        """
+        obs, rewards, terminated, truncated, info = self.env.step(actions)
+        change = self._rows.step(info, terminated, truncated)
+        self._begin(change.began)
+        self._look(self._recorded & (change.began | change.stepped) & ~change.ended)
+        for row in np.flatnonzero(change.ended & self._recorded):
+            sample = info["samples"][row] if "samples" in info else None
+            if sample is None:
+                raise ContractError(
+                    f"`info['samples'][{row}]` must hold the sample of an ended episode, got None."
+                )
+            self._save(row, sample, float(rewards[row]), info)
+        return obs, rewards, terminated, truncated, info
+
+    def _begin(self, began: np.ndarray) -> None:
+        self._round[began] += 1
+        for row in np.flatnonzero(began):
+            self._frames[row] = []
+            self._recorded[row] = row < self._limit and bool(self._wanted(int(self._round[row])))
+
+    def _look(self, rows: np.ndarray) -> None:
+        """Rendering decodes latents, so it is done for rounds that are recorded only."""
+        if self._watch and rows.any():
+            pictures = self.env.render()
+            for row in np.flatnonzero(rows):
+                self._frames[row].append(np.asarray(pictures[row]))
+
+    def _save(self, row: int, sample: Sample, reward: float, info: dict[str, Any]) -> None:
+        stem = f"{self.name_prefix}-{self._round[row]:06d}-{row:03d}"
+        frames = self._frames[row]
+        if sample.video is not None:
+            frames = [to_frame(image) for image in sample.video]
+        elif sample.image is not None:
+            frames = [*frames, to_frame(sample.image)]
+        shown = sample.video is not None or sample.image is not None
+        if shown:
+            self._write(self.folder / f"{stem}{self._suffix}", frames, self.metadata.get("render_fps", 4))
+        page = {
+            "file": f"{stem}{self._suffix}" if shown else None,
+            "round": int(self._round[row]),
+            "row": int(row),
+        }
+        page |= {"reward": _number(reward), "text": sample.text, **_facts(row, info)}
+        (self.folder / f"{stem}.json").write_text(
+            json.dumps(page, indent=1, ensure_ascii=False) + "\n", "utf-8"
+        )
+        self._frames[row] = []
+        self.written += 1
+
+
+def _facts(row: int, info: dict[str, Any]) -> dict[str, Any]:
+    """What `info` says about one episode, as JSON values."""
+    facts: dict[str, Any] = {"episode_seed": int(as_numpy(info["episode_seed"])[row])}
+    if "group" in info:
+        facts["group"] = int(as_numpy(info["group"])[row])
+    if "prompt" in info:
+        prompt = info["prompt"][row]
+        facts |= {"prompt": prompt.text, "prompt_id": prompt.id, "negative": prompt.negative}
+    if "scores" in info:
+        scores = info["scores"]
+        facts |= {"score": _number(float(scores.value[row])), "valid": bool(scores.valid[row])}
+        facts["parts"] = {name: _number(float(part[row])) for name, part in scores.parts.items()}
+    return facts
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _writable(folder: str | os.PathLike) -> Path:
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"`folder` must be a directory that can be written to, got {str(folder)!r} ({error.strerror}); "
+            f"try another one."
+        ) from error
+    return path

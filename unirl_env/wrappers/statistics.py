@@ -1,0 +1,113 @@
+"""Running statistics of finished episodes."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import VectorEnv, VectorWrapper
+
+from unirl_env.errors import ConfigError
+from unirl_env.wrappers.episodes import EpisodeRows, RowChange, as_numpy
+
+__all__ = ["EpisodeStatistics"]
+
+
+class EpisodeStatistics(VectorWrapper):
+    """Add `info["episode"]` where episodes end, and keep statistics of the last ones.
+
+    As Gymnasium's `RecordEpisodeStatistics`, `info["episode"]` holds `r` (return), `l` (steps) and `t`
+    (seconds), each `[B]`, with the mask `info["_episode"]`. Unlike it, this one takes tensors, knows episodes
+    that wait for the rest of their batch, and leaves invalid scores out of the mean instead of letting one
+    NaN spoil it. Put it outside the `RewardWrapper`.
+
+    Args:
+        env: A generative vector environment.
+        window: How many of the last episodes the statistics are over.
+
+    Attributes:
+        episodes: How many episodes have ended.
+        invalid: How many of them ended with an invalid score or a return that is not finite.
+        steps: How many steps they and the unfinished ones took.
+
+    Raises:
+        ConfigError: If `window` is less than 1.
+    """
+
+    def __init__(self, env: VectorEnv, window: int = 100):
+        super().__init__(env)
+        if window < 1:
+            raise ConfigError(f"`window` must be at least 1, got {window}.")
+        self.episodes = self.invalid = self.steps = 0
+        self._recent: deque[tuple[float, int, float]] = deque(maxlen=window)
+        self._rows = EpisodeRows(env.num_envs)
+        self._return = np.zeros(env.num_envs)
+        self._length = np.zeros(env.num_envs, dtype=np.int64)
+        self._start = np.zeros(env.num_envs)
+        self._first_reset: float | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset the environment; the episodes that begin start from zero."""
+        obs, info = self.env.reset(seed=seed, options=options)
+        self._begin(self._rows.reset(info, options))
+        return obs, info
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step the environment and count."""
+        obs, rewards, terminated, truncated, info = self.env.step(actions)
+        change = self._rows.step(info, terminated, truncated)
+        self._begin(change.began)
+        self._return += np.where(change.stepped, as_numpy(rewards), 0.0)
+        self._length += change.stepped
+        self.steps += int(change.stepped.sum())
+        if change.ended.any():
+            info = {**info, **self._end(change, info)}
+        return obs, rewards, terminated, truncated, info
+
+    def summary(self) -> dict[str, float]:
+        """Statistics for a log.
+
+        Over the window: `return_mean`, `return_std` (valid episodes only), `length_mean`, `seconds_mean`.
+        Since the first reset: `episodes`, `invalid_fraction`, `episodes_per_second`, `steps_per_second`. What
+        has no episode yet is NaN.
+        """
+        elapsed = np.nan if self._first_reset is None else max(time.perf_counter() - self._first_reset, 1e-9)
+        returns, lengths, seconds = np.array(self._recent, dtype=float).reshape(-1, 3).T
+        valid = returns[np.isfinite(returns)]
+        return {
+            "return_mean": float(valid.mean()) if valid.size else np.nan,
+            "return_std": float(valid.std()) if valid.size else np.nan,
+            "length_mean": float(lengths.mean()) if lengths.size else np.nan,
+            "seconds_mean": float(seconds.mean()) if seconds.size else np.nan,
+            "episodes": float(self.episodes),
+            "invalid_fraction": self.invalid / self.episodes if self.episodes else np.nan,
+            "episodes_per_second": self.episodes / elapsed,
+            "steps_per_second": self.steps / elapsed,
+        }
+
+    def _begin(self, began: np.ndarray) -> None:
+        now = time.perf_counter()
+        if self._first_reset is None:
+            self._first_reset = now
+        self._return[began], self._length[began], self._start[began] = 0.0, 0, now
+
+    def _end(self, change: RowChange, info: dict[str, Any]) -> dict[str, Any]:
+        ended, seconds = change.ended, time.perf_counter() - self._start
+        invalid = ended & ~np.isfinite(self._return)
+        if "scores" in info:
+            invalid |= ended & ~as_numpy(info["scores"].valid)
+        self.episodes += int(ended.sum())
+        self.invalid += int(invalid.sum())
+        for row in np.flatnonzero(ended):
+            value = np.nan if invalid[row] else self._return[row]
+            self._recent.append((float(value), int(self._length[row]), float(seconds[row])))
+        episode = {
+            "r": np.where(ended, self._return, 0.0),
+            "l": np.where(ended, self._length, 0),
+            "t": np.where(ended, seconds, 0.0),
+        }
+        return {"episode": episode, "_episode": ended.copy()}
