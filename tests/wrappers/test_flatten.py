@@ -77,3 +77,14 @@ def test_token_actions_are_refused():
     env.single_action_space = gym.spaces.Discrete(7)
     with pytest.raises(ConfigError, match=r"must be a Box to be flattened, got Discrete\(7\)"):
         FlattenForPPO(env)
+
+
+def test_unmodified_ppo_trains_on_the_flat_view():
+    sb3 = pytest.importorskip("stable_baselines3")
+    from stable_baselines3.common.env_checker import check_env
+
+    check_env(flatten_for_ppo(Single()), warn=False)
+    agent = sb3.PPO("MlpPolicy", flatten_for_ppo(Single()), n_steps=16, batch_size=8, device="cpu", seed=0)
+    before = [parameter.clone() for parameter in agent.policy.parameters()]
+    agent.learn(32)
+    assert any(not torch.equal(a, b) for a, b in zip(before, agent.policy.parameters(), strict=True))

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from fakes import FakeDenoiseEnv
+from fakes import FakeDenoiseEnv, walk
+from gymnasium.wrappers.vector import ClipReward, TransformReward
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -81,3 +82,10 @@ def test_a_potential_must_be_a_finite_number_per_row():
         PotentialShaping(FakeDenoiseEnv(), lambda obs: obs["latent"]).reset(seed=0)
     with pytest.raises(ContractError, match="with 2 that are not finite"):
         PotentialShaping(FakeDenoiseEnv(), lambda obs: obs["sigma"] * np.nan).reset(seed=0)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_gymnasiums_own_wrappers_scale_and_clip(backend):
+    env = FakeDenoiseEnv(backend=backend, reward=2.0)
+    assert walk(ClipReward(env, -1.0, 0.5))[-1][1].tolist() == [0.5, 0.5]
+    assert walk(TransformReward(env, lambda reward: 3 * reward))[-1][1].tolist() == [6.0, 6.0]
