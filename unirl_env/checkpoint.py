@@ -66,7 +66,7 @@ def write(
     draft = folder / f".draft-{iteration:06d}-{os.getpid()}"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, draft / TENSORS)
+    save_file(_apart(tensors), draft / TENSORS)
     try:
         (draft / META).write_text(json.dumps(meta, indent=1))
     except (TypeError, ValueError) as error:
@@ -165,6 +165,17 @@ def prune(folder: Path, keep_last: int) -> None:
             shutil.rmtree(doomed)
     for rest in (*folder.glob(".draft-*"), *folder.glob(".gone-*")):
         shutil.rmtree(rest, ignore_errors=True)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, each with memory of its own, as safetensors wants them."""
+    found, owners = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        owner = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if owner in owners else tensor
+        owners.add(owner)
+    return found
 
 
 def _manifest(path: Path) -> dict[str, Any]:

@@ -39,9 +39,10 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
-    def row(self) -> dict[str, float | int]:
-        """The interval as JSON."""
-        return {"mean": self.mean, "low": self.low, "high": self.high, "failed": self.failed}
+    def row(self) -> dict[str, float | int | None]:
+        """The interval as JSON, where null stands for a number that is none."""
+        bounds = {"mean": self.mean, "low": self.low, "high": self.high}
+        return {k: v if math.isfinite(v) else None for k, v in bounds.items()} | {"failed": self.failed}
 
 
 @dataclass

@@ -18,7 +18,7 @@ from unirl_env.config import RunConfig
 from unirl_env.errors import MissingExtra
 from unirl_env.settings import flat
 
-__all__ = ["Logbook", "append", "cut", "read_rows"]
+__all__ = ["Logbook", "append", "as_json", "cut", "read_rows"]
 
 
 class Logbook:
@@ -104,7 +104,7 @@ def start_wandb(folder: Path, cfg: RunConfig) -> Any:
 def append(path: Path, row: Mapping[str, Any]) -> None:
     """Add one line, and return when it is on the disk."""
     with path.open("a") as stream:
-        stream.write(json.dumps(_json(row)) + "\n")
+        stream.write(json.dumps(as_json(row)) + "\n")
         stream.flush()
         os.fsync(stream.fileno())
 
@@ -134,12 +134,12 @@ def cut(path: Path, start: int) -> None:
     draft.replace(path)
 
 
-def _json(value: Any) -> Any:
-    # JSON has no NaN: a number that is not finite becomes null, which every reader understands.
+def as_json(value: Any) -> Any:
+    """The value with everything that JSON knows; a number that is not finite becomes null."""
     if isinstance(value, Mapping):
-        return {str(name): _json(inner) for name, inner in value.items()}
+        return {str(name): as_json(inner) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_json(inner) for inner in value]
+        return [as_json(inner) for inner in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -12,6 +13,7 @@ import unirl_env.functional as F
 from unirl_env.config import RunConfig
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import ConfigError, MissingExtra
+from unirl_env.rewards import SCORERS
 from unirl_env.types import Prompt
 
 __all__ = ["Prompts", "preflight"]
@@ -55,6 +57,7 @@ def preflight(cfg: RunConfig) -> Prompts:
     _check_numbers(cfg)
     _check_steps(cfg)
     _check_devices(cfg)
+    _check_rewards(cfg)
     if cfg.logging.wandb and find_spec("wandb") is None:
         raise MissingExtra("wandb", "wandb")
     return _read_prompts(cfg)
@@ -138,6 +141,17 @@ def _check_devices(cfg: RunConfig) -> None:
             f"`{name}` must fit this machine, got {cfg.model.device!r} and {reserved:g} GPUs reserved where "
             f"torch finds none; try `model.device=auto` and no reserved GPUs."
         )
+
+
+def _check_rewards(cfg: RunConfig) -> None:
+    for name, spec in (("reward.train", cfg.reward.train), ("reward.heldout", cfg.reward.heldout)):
+        if spec is None and name == "reward.heldout":
+            continue
+        chosen = spec.get("name") if isinstance(spec, Mapping) else spec
+        try:
+            SCORERS.get(chosen)
+        except ConfigError as error:
+            raise ConfigError(f"`{name}`: {error}") from error
 
 
 def _read_prompts(cfg: RunConfig) -> Prompts:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import os
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,8 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from unirl_env.config import RunConfig
-from unirl_env.errors import ConfigError, UnirlError
-from unirl_env.interrupt import EXIT_CODE
+from unirl_env.entry import guarded
+from unirl_env.errors import ConfigError
 from unirl_env.settings import as_config, first_line, flat, read_yaml, to_yaml
 
 __all__ = ["main", "recipes", "settings"]
@@ -33,24 +31,13 @@ GROUPS = ("model", "reward", "agent", "rollout", "prompts")
 DEFAULT_RECIPE = "diffusion/tiny_sd3"
 FREE_FORM = "agent.options."
 
-ENVIRONMENT = {
-    "TOKENIZERS_PARALLELISM": "false",  # its threads and forked workers do not mix
-    "RAY_USAGE_STATS_ENABLED": "0",  # nobody was asked
-    "RAY_DEDUP_LOGS": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # leaves CUDA_VISIBLE_DEVICES alone, and stops its warning
-    "TF_CPP_MIN_LOG_LEVEL": "3",  # TensorBoard looks for TensorFlow, which then speaks
-}
-"""What other libraries read from the environment; a value that is already there stays."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the door; the exit code is 0, 2 for a mistake that is explained, 130 after Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    console, errors = Console(), Console(stderr=True)
     arguments = _parser().parse_args(argv)
-    try:
+
+    def action(console: Console) -> int:
         if arguments.list:
             console.print("\n".join(recipes()), highlight=False)
             return 0
@@ -61,16 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from unirl_env.launch import launch
 
         return launch(cfg, console, ["python", "-m", "unirl_env.train", *argv])
-    except UnirlError as error:
-        errors.print(f"[bold red]{type(error).__name__}:[/] ", end="")
-        errors.print(str(error), highlight=False, markup=False, soft_wrap=True)
-        return 2
-    except KeyboardInterrupt:
-        errors.print("Stopped before training began; nothing was written.")
-        return EXIT_CODE
-    except Exception:
-        traceback.print_exc()
-        return 1
+
+    return guarded(action)
 
 
 def settings(
@@ -79,7 +58,8 @@ def settings(
     """The settings of a recipe with overrides, or those of the run that `resume=<path>` names.
 
     Args:
-        recipe: A name such as `diffusion/tiny_sd3`, or the path of a YAML file.
+        recipe: A name such as `diffusion/tiny_sd3`, or the path of a YAML file: a recipe, or the resolved
+            `config.yaml` of a run that is to be done again.
         overrides: `key=value` each; a group (`agent=grpo`) or a single setting (`agent.lr=1e-4`).
         directory: A folder with further recipes and group files.
 
@@ -90,13 +70,17 @@ def settings(
     resume = _value(overrides, "resume")
     if resume not in (None, "auto", "null", ""):
         return _continued(resume, overrides)
-    root, further = CONFIGS, directory
+    root, further = CONFIGS, Path(directory).resolve() if directory else None
+    if further and (further / f"{recipe}.yaml").is_file():
+        root, further = further, CONFIGS
     if recipe.endswith((".yaml", ".yml")):
         path = Path(recipe).expanduser().resolve()
         if not path.is_file():
             raise ConfigError(f"`--config-name` must be a recipe or a YAML file, got {recipe}: no such file.")
-        root, recipe, further = path.parent, path.stem, str(CONFIGS)
-    search = [f"hydra.searchpath=[file://{Path(further).resolve()}]"] if further else []
+        if "defaults:" not in path.read_text():
+            return _with_overrides(path, overrides)
+        root, recipe, further = path.parent, path.stem, CONFIGS
+    search = [f"hydra.searchpath=[file://{further}]"] if further else []
     options = [f"++{item}" if item.startswith(FREE_FORM) else item for item in overrides]
     ConfigStore.instance().store(name="run_settings", node=RunConfig)
     try:
@@ -114,43 +98,45 @@ def recipes() -> list[str]:
 
 
 def _continued(resume: str, overrides: Sequence[str]) -> RunConfig:
-    """A run that is named by its folder brings its own settings; only single ones are overridden."""
+    """A run that is named by its folder brings its own settings."""
     from unirl_env.run_folder import locate
 
     folder, _ = locate(resume)
-    groups = [item for item in overrides if item.split("=", 1)[0].lstrip("+~") in GROUPS]
-    if groups:
-        raise ConfigError(
-            f"`resume={resume}` must come with single settings only, since it brings those of its run, got "
-            f"{' '.join(groups)}; try leaving that out."
-        )
-    saved = OmegaConf.structured(read_yaml(folder.config))
-    try:
-        for item in overrides:
-            key, found, value = item.lstrip("+").partition("=")
-            if not found:
-                raise ConfigError(f"An override must be `key=value`, got {item!r}.")
-            OmegaConf.update(saved, key, OmegaConf.create(f"v: {value}").v)
-    except OmegaConfBaseException as error:
-        raise ConfigError(_explain(error, str(folder.config), overrides)) from error
-    cfg = as_config(saved)
+    cfg = _with_overrides(folder.config, overrides)
     cfg.resume, cfg.name, cfg.logging.folder = resume, folder.path.name, str(folder.path.parent)
     return cfg
 
 
+def _with_overrides(path: Path, overrides: Sequence[str]) -> RunConfig:
+    """Resolved settings, in which single ones are overridden; they have no groups to choose from."""
+    cfg = OmegaConf.structured(read_yaml(path))
+    for item in overrides:
+        key, found, value = item.lstrip("+").partition("=")
+        if not found or key in GROUPS:
+            raise ConfigError(
+                f"What goes with {path} must be `setting=value`, got {item}; try leaving it out."
+            )
+        try:
+            OmegaConf.update(cfg, key, OmegaConf.create(f"v: {value}").v)
+        except OmegaConfBaseException as error:
+            raise ConfigError(_explain(error, str(path), [item])) from error
+    return as_config(cfg)
+
+
 def _explain(error: Exception, recipe: str, overrides: Sequence[str]) -> str:
     """Hydra's message in the form of this library's, with the nearest name that exists."""
-    names = [*flat(RunConfig()), *GROUPS]
+    leaves = [*flat(RunConfig()), "hydra"]
+    names = [*leaves, *GROUPS]
     for item in overrides:
         key, _, value = item.partition("=")
         key = key.lstrip("+~")
-        if f"'{key}'" in str(error) and key not in names:
+        if key not in names and not any(key.startswith(f"{leaf}.") for leaf in leaves):
             near = difflib.get_close_matches(key, names, n=1)
             advice = f"did you mean `{near[0]}`?" if near else "try `--show`, which prints them all."
             return f"`{key}` must be one of the settings of a run, got an unknown name; {advice}"
         if key in GROUPS and f"'{key}/{value}'" in str(error):
-            known = sorted(path.stem for path in (CONFIGS / key).glob("*.yaml"))
-            return f"`{key}` must be one of {', '.join(known)}, got {value}."
+            options = sorted(path.stem for path in (CONFIGS / key).glob("*.yaml"))
+            return f"`{key}` must be one of {', '.join(options)}, got {value}."
     if "Cannot find primary config" in str(error):
         return f"`--config-name` must be one of {', '.join(recipes())}, or a YAML file; got {recipe}."
     cause = error

@@ -1,0 +1,225 @@
+"""Compare: `python -m unirl_env.evaluate --run runs/tiny_sd3` sets a checkpoint beside its base.
+
+Both draw the same prompts from the same initial noise. What comes out: a table, `comparison.json`, the
+pictures, and a page that shows them side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from unirl_env import checkpoint as checkpoints
+from unirl_env.checkpoint import Checkpoint
+from unirl_env.comparison import Evaluator
+from unirl_env.config import RunConfig
+from unirl_env.entry import guarded
+from unirl_env.envs.prompts import PromptSource
+from unirl_env.errors import CheckpointError
+from unirl_env.launch import Parts, build_parts
+from unirl_env.logbook import as_json
+from unirl_env.pictures import save_samples
+from unirl_env.preflight import Prompts, preflight
+from unirl_env.report import write_comparison
+from unirl_env.run_folder import RunFolder, locate
+from unirl_env.settings import read_yaml
+from unirl_env.summary import SETS, gain, number
+
+__all__ = ["compare", "main"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to compare, and on what.
+
+    Attributes:
+        checkpoint: `best`, `last`, or a checkpoint's folder.
+        prompts: A prompt source in place of the run's own sets.
+        limit: Prompts per set; None takes the run's number.
+        samples: Samples per prompt; None takes the run's number.
+        num_steps: Denoising steps; None takes the run's number.
+        seed: Key of the initial noise; 0 is the one that the run itself evaluates with.
+        out: Where the results go; None takes `<run>/comparisons/<iteration>`.
+        export: A folder for the checkpoint's adapters.
+    """
+
+    checkpoint: str = "best"
+    prompts: str | None = None
+    limit: int | None = None
+    samples: int | None = None
+    num_steps: int | None = None
+    seed: int = 0
+    out: Path | None = None
+    export: Path | None = None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the comparison; the exit code is 0, 2 for a mistake that is explained, 130 after Ctrl-C."""
+    arguments = vars(_parser().parse_args(argv))
+    run, device = arguments.pop("run"), arguments.pop("device")
+
+    def action(console: Console) -> int:
+        compare(run, Options(**arguments), console, device=device)
+        return 0
+
+    return guarded(action)
+
+
+def compare(
+    run: str,
+    options: Options,
+    console: Console,
+    build: Callable[[RunConfig], Parts] = build_parts,
+    device: str | None = None,
+) -> list[dict[str, Any]]:
+    """Measure the base and the policy; the rows of `comparison.json`.
+
+    Raises:
+        CheckpointError: If the run has no such checkpoint, or it is damaged.
+        PromptError: If the prompts cannot be used.
+    """
+    folder, _ = locate(run)
+    cfg = read_yaml(folder.config)
+    # One process is enough to draw, and the machine need not be the one that trained.
+    cfg.rollout = dataclasses.replace(
+        cfg.rollout, num_env_runners=0, num_learners=0, num_gpus_per_env_runner=0, num_gpus_per_learner=0
+    )
+    cfg.model.device = device or "auto"
+    chosen = find(folder, options.checkpoint)
+    sets = _sets(preflight(cfg), cfg, options)
+    tensors, meta = checkpoints.read(chosen.path)
+    with console.status("Loading the model ..."):
+        parts = build(cfg)
+        parts.agent.load_run_state(tensors, meta)
+    evaluator = Evaluator(
+        agent=parts.agent,
+        sets=sets,
+        samples=options.samples or cfg.logging.eval_samples,
+        num_steps=options.num_steps or cfg.model.eval_num_steps,
+        heldout=parts.heldout,
+        seed=options.seed,
+    )
+    out = options.out or folder.path / "comparisons" / f"{chosen.iteration:06d}"
+    try:
+        rows, folders = _measure(evaluator, chosen, out, console)
+        if options.export is not None:
+            parts.agent.export_adapters(str(options.export))
+    finally:
+        parts.agent.stop()
+    draft = out / ".comparison.json"
+    draft.write_text(json.dumps(as_json(rows), indent=1))
+    draft.replace(out / "comparison.json")
+    facts = [
+        f"iteration {chosen.iteration} beside its base",
+        cfg.model.env,
+        f"{evaluator.samples} samples per prompt",
+        f"noise seed {options.seed}",
+    ]
+    page = write_comparison(out, cfg.name, facts, rows, folders)
+    console.print(_table(rows, f"{folder.path.name}, iteration {chosen.iteration}, beside its base"))
+    console.print(f"Pictures and intervals: {page}", highlight=False, soft_wrap=True)
+    return rows
+
+
+def find(folder: RunFolder, wanted: str) -> Checkpoint:
+    """The checkpoint that `best`, `last` or a path names.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    if wanted == "last":
+        found, _ = checkpoints.newest(folder.checkpoints)
+    elif wanted == "best":
+        found = checkpoints.best(folder.checkpoints) or checkpoints.newest(folder.checkpoints)[0]
+    else:
+        path = Path(wanted) if Path(wanted).exists() else folder.checkpoints / wanted.zfill(6)
+        return checkpoints.describe(path)
+    if found is None:
+        raise CheckpointError(
+            f"`--checkpoint {wanted}` must find a sound checkpoint, got none in {folder.checkpoints}; try "
+            f"training on with `resume={folder.path}`."
+        )
+    return found
+
+
+def _sets(prompts: Prompts, cfg: RunConfig, options: Options) -> dict[str, Any]:
+    count = options.limit or cfg.logging.eval_prompts
+    if options.prompts is None:
+        return prompts.evaluation_sets(count)
+    source = PromptSource.of(options.prompts, max_characters=cfg.prompts.max_characters)
+    return {"given": source.take(0, min(options.limit or len(source), len(source)), seed=None)}
+
+
+def _measure(
+    evaluator: Evaluator, chosen: Checkpoint, out: Path, console: Console
+) -> tuple[list[dict[str, Any]], dict[str, Path]]:
+    rows: list[dict[str, Any]] = []
+    folders: dict[str, Path] = {}
+    for name in evaluator.sets:
+        reference = None
+        for label, base in (("before", True), ("after", False)):
+            with console.status(f"Drawing {name} prompts, {'the base' if base else 'the policy'} ..."):
+                row, samples = evaluator.measure(name, 0 if base else chosen.iteration, base, reference)
+            folders[f"{name}/{label}"] = out / "pictures" / name / label
+            save_samples(folders[f"{name}/{label}"], samples, evaluator.samples)
+            rows.append(row)
+            reference = row
+    return rows, folders
+
+
+def _table(rows: Sequence[dict[str, Any]], title: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name, side in (("prompts", "left"), ("reward", "left"), ("base", "right"), ("policy", "right")):
+        table.add_column(name, justify=side)
+    table.add_column("difference, 95 % interval", justify="right")
+    table.add_column("failed", justify="right")
+    for before, after in zip(rows[::2], rows[1::2], strict=True):
+        for key, part in before["rewards"].items():
+            now = after["rewards"].get(key, {"mean": None, "failed": "-"})
+            table.add_row(
+                SETS.get(before["set"], before["set"]),
+                key,
+                number(part["mean"]),
+                f"[bold]{number(now['mean'])}[/]",
+                gain(after["difference"].get(key)),
+                str(now["failed"]),
+            )
+        table.add_section()
+    return table
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m unirl_env.evaluate",
+        description="Compare a trained policy with its base on fixed prompts and seeds.",
+    )
+    parser.add_argument("--run", required=True, help="the run's folder")
+    parser.add_argument("--checkpoint", default="best", help="best, last, an iteration or a folder")
+    parser.add_argument("--prompts", help="a .txt or .jsonl file, a data set or a shipped set")
+    parser.add_argument("--limit", type=_positive, help="prompts per set")
+    parser.add_argument("--samples", type=_positive, help="samples per prompt")
+    parser.add_argument("--num-steps", type=_positive, help="denoising steps")
+    parser.add_argument("--seed", type=int, default=0, help="key of the initial noise")
+    parser.add_argument("--device", help="cpu, cuda, ...; by default what there is")
+    parser.add_argument("--out", type=Path, help="where the results go")
+    parser.add_argument("--export", type=Path, help="write the checkpoint's adapters to this folder")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
