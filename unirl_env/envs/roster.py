@@ -1,0 +1,100 @@
+"""Who answers which prompt, in which group, with which noise: the identity of the episodes of a batch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+import unirl_env.functional as F
+from unirl_env.types import Prompt
+
+__all__ = ["Roster"]
+
+
+@dataclass(frozen=True)
+class Roster:
+    """The identity of B episodes. Immutable, so that snapshots share it.
+
+    Attributes:
+        prompts: The B prompts.
+        group: `[B]` int64.
+        episode_seed: `[B]` int64, key of the noise of every step.
+        start_seed: `[B]` int64, key of the initial noise; equal within a group that starts alike.
+    """
+
+    prompts: tuple[Prompt, ...]
+    group: np.ndarray
+    episode_seed: np.ndarray
+    start_seed: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @classmethod
+    def new(
+        cls,
+        key: int,
+        prompts: Sequence[Prompt],
+        group_size: int,
+        *,
+        sample_offset: Sequence[int] | None = None,
+        same_noise: bool = False,
+    ) -> Roster:
+        """`group_size` episodes for each prompt.
+
+        Args:
+            key: The seed that all noise derives from.
+            prompts: P prompts; one that occurs again continues its sample ids.
+            group_size: G.
+            sample_offset: The sample id of each group's first episode, `[P]`.
+            same_noise: One initial noise per group.
+        """
+        if sample_offset is None:
+            seen: Counter[str] = Counter()
+            sample_offset = []
+            for prompt in prompts:
+                sample_offset.append(seen[prompt.id] * group_size)
+                seen[prompt.id] += 1
+        episode, start = [], []
+        for prompt, first in zip(prompts, sample_offset, strict=True):
+            seeds = [F.episode_seed(key, prompt.id, int(first) + i) for i in range(group_size)]
+            episode += seeds
+            start += [F.episode_seed(key, prompt.id, -1)] * group_size if same_noise else seeds
+        return cls(
+            prompts=tuple(prompt for prompt in prompts for _ in range(group_size)),
+            group=np.repeat(np.arange(len(prompts), dtype=np.int64), group_size),
+            episode_seed=np.asarray(episode, dtype=np.int64),
+            start_seed=np.asarray(start, dtype=np.int64),
+        )
+
+    def take(self, rows: np.ndarray) -> Roster:
+        """The roster in which episode i is this roster's episode `rows[i]`."""
+        return Roster(
+            prompts=tuple(self.prompts[row] for row in rows),
+            group=self.group[rows],
+            episode_seed=self.episode_seed[rows],
+            start_seed=self.start_seed[rows],
+        )
+
+    def fork(self, rows: np.ndarray) -> Roster:
+        """Like `take`; each further heir of an episode gets a noise key of its own."""
+        heirs, taken = Counter(), self.take(rows)
+        seeds = taken.episode_seed.copy()
+        for i, row in enumerate(rows.tolist()):
+            if heirs[row]:
+                seeds[i] = F.derive_seed(int(seeds[i]), "fork", heirs[row])
+            heirs[row] += 1
+        return replace(taken, episode_seed=seeds)
+
+    def put(self, rows: np.ndarray, new: Roster) -> Roster:
+        """The roster with `new`'s episodes at `rows`; their group numbers follow their place."""
+        prompts, group = list(self.prompts), self.group.copy()
+        episode, start = self.episode_seed.copy(), self.start_seed.copy()
+        for prompt, row in zip(new.prompts, rows, strict=True):
+            prompts[row] = prompt
+        size = len(new) // len(np.unique(new.group))
+        group[rows], episode[rows], start[rows] = rows // size, new.episode_seed, new.start_seed
+        return Roster(tuple(prompts), group, episode, start)
