@@ -59,7 +59,7 @@ class Loop:
         while iteration < self.cfg.iterations and not self.interrupt.requested:
             iteration += 1
             self._iterate(iteration)
-            if self._saves(iteration) or self.interrupt.requested:
+            if self._saves(iteration):
                 self._save(iteration)
             self._settle(iteration)
         if self.interrupt.requested:

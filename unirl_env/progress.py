@@ -17,7 +17,7 @@ __all__ = ["RunProgress", "clock"]
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 RECENT = 10
-HISTORY = 32
+HISTORY = 24
 
 
 class RunProgress:
@@ -36,7 +36,7 @@ class RunProgress:
         self._seconds: deque[float] = deque(maxlen=RECENT)
         self._rewards: deque[float] = deque(maxlen=HISTORY)
         self._live: Live | None = None
-        self._numbers = Text("")
+        self._numbers = Text("", no_wrap=True)
         if enabled and console.is_terminal:
             self._bar = Progress(
                 TextColumn("[bold]{task.description}"),
@@ -82,8 +82,8 @@ class RunProgress:
         parts = describe(row)
         if self._live is not None:
             self._bar.update(self._task, completed=self.done, left=f"{clock(self.left())} left")
-            line = Text("  ").append("   ".join(parts[:1]), style="bold cyan")
-            line.append(f" {sparkline(self._rewards)}", style="cyan")
+            line = Text("  ", no_wrap=True, overflow="ellipsis")
+            line.append(parts[0], style="bold cyan").append(f" {sparkline(self._rewards)}", style="cyan")
             self._show(line.append("   " + "   ".join(parts[1:])))
         elif self.enabled:
             width = len(str(self.total))

@@ -28,6 +28,7 @@ __all__ = ["main", "recipes", "settings"]
 
 CONFIGS = Path(__file__).parent / "configs"
 GROUPS = ("model", "reward", "agent", "rollout", "prompts")
+SHARED = (*GROUPS, "knobs")
 DEFAULT_RECIPE = "diffusion/tiny_sd3"
 FREE_FORM = "agent.options."
 
@@ -94,7 +95,7 @@ def settings(
 def recipes() -> list[str]:
     """The recipes that ship with the library."""
     files = (path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
-    return sorted(path.with_suffix("").as_posix() for path in files if path.parts[0] not in GROUPS)
+    return sorted(path.with_suffix("").as_posix() for path in files if path.parts[0] not in SHARED)
 
 
 def _continued(resume: str, overrides: Sequence[str]) -> RunConfig:
