@@ -127,7 +127,7 @@ def test_rounding_is_never_amplified(value, size):
     # One member is one float32 step away from its siblings.
     rewards = torch.full((size,), value)
     rewards[0] = torch.nextafter(rewards[0], torch.tensor(INF))
-    assert F.group_advantages(rewards, torch.zeros(size, dtype=torch.long)).abs().max() < 1e-3
+    assert F.group_advantages(rewards, torch.zeros(size, dtype=torch.long)).abs().max() < 2e-3
 
 
 @given(st.lists(st.floats(0, 1, width=16), min_size=2, max_size=16))
