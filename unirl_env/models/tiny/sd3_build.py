@@ -8,6 +8,7 @@ them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,6 @@ def _clip_tokenizer(vocabulary: Sequence[str]) -> Any:
             vocab_size=10_000, end_of_word_suffix="</w>", min_frequency=1, show_progress=False
         ),
     )
-    import json
-
     merges = [tuple(pair) for pair in json.loads(learned.to_str())["model"]["merges"]]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces = letters + [letter + "</w>" for letter in letters]
