@@ -87,7 +87,7 @@ def test_before_and_after_are_compared_on_the_same_seeds(tmp_path):
     assert gap["mean"] == pytest.approx(
         after["rewards"]["reward"]["mean"] - before["rewards"]["reward"]["mean"]
     )
-    assert gap["mean"] > 0.05
+    assert gap["mean"] > 0.01
     # Same noise on both sides: the difference is far better known than either mean.
     spread = after["rewards"]["reward"]["high"] - after["rewards"]["reward"]["low"]
     assert gap["high"] - gap["low"] < 0.5 * spread
