@@ -27,7 +27,7 @@ from unirl_env.errors import CheckpointError
 from unirl_env.launch import Parts, build_parts
 from unirl_env.logbook import as_json
 from unirl_env.pictures import save_samples
-from unirl_env.preflight import Prompts, preflight
+from unirl_env.preflight import check_all, read_prompts
 from unirl_env.report import write_comparison
 from unirl_env.run_folder import RunFolder, locate
 from unirl_env.settings import read_yaml
@@ -94,7 +94,8 @@ def compare(
     )
     cfg.model.device = device or "auto"
     chosen = find(folder, options.checkpoint)
-    sets = _sets(preflight(cfg), cfg, options)
+    check_all(cfg)
+    sets = _sets(cfg, options)
     tensors, meta = checkpoints.read(chosen.path)
     with console.status("Loading the model ..."):
         parts = build(cfg)
@@ -124,7 +125,8 @@ def compare(
         f"noise seed {options.seed}",
     ]
     page = write_comparison(out, cfg.name, facts, rows, folders)
-    console.print(_table(rows, f"{folder.path.name}, iteration {chosen.iteration}, beside its base"))
+    for before, after in zip(rows[::2], rows[1::2], strict=True):
+        console.print(_table(before, after))
     console.print(f"Pictures and intervals: {page}", highlight=False, soft_wrap=True)
     return rows
 
@@ -150,10 +152,9 @@ def find(folder: RunFolder, wanted: str) -> Checkpoint:
     return found
 
 
-def _sets(prompts: Prompts, cfg: RunConfig, options: Options) -> dict[str, Any]:
-    count = options.limit or cfg.logging.eval_prompts
+def _sets(cfg: RunConfig, options: Options) -> dict[str, Any]:
     if options.prompts is None:
-        return prompts.evaluation_sets(count)
+        return read_prompts(cfg).evaluation_sets(options.limit or cfg.logging.eval_prompts)
     source = PromptSource.of(options.prompts, max_characters=cfg.prompts.max_characters)
     return {"given": source.take(0, min(options.limit or len(source), len(source)), seed=None)}
 
@@ -175,24 +176,20 @@ def _measure(
     return rows, folders
 
 
-def _table(rows: Sequence[dict[str, Any]], title: str) -> Table:
+def _table(before: dict[str, Any], after: dict[str, Any]) -> Table:
+    title = f"Iteration {after['iteration']} on {SETS.get(before['set'], before['set'])}"
     table = Table(title=title, title_justify="left")
-    for name, side in (("prompts", "left"), ("reward", "left"), ("base", "right"), ("policy", "right")):
-        table.add_column(name, justify=side)
-    table.add_column("difference, 95 % interval", justify="right")
-    table.add_column("failed", justify="right")
-    for before, after in zip(rows[::2], rows[1::2], strict=True):
-        for key, part in before["rewards"].items():
-            now = after["rewards"].get(key, {"mean": None, "failed": "-"})
-            table.add_row(
-                SETS.get(before["set"], before["set"]),
-                key,
-                number(part["mean"]),
-                f"[bold]{number(now['mean'])}[/]",
-                gain(after["difference"].get(key)),
-                str(now["failed"]),
-            )
-        table.add_section()
+    for name in ("reward", "base", "policy", "difference, 95 % interval", "failed"):
+        table.add_column(name, justify="left" if name == "reward" else "right", no_wrap=True)
+    for key, part in before["rewards"].items():
+        now = after["rewards"].get(key, {"mean": None, "failed": "-"})
+        table.add_row(
+            key,
+            number(part["mean"]),
+            f"[bold]{number(now['mean'])}[/]",
+            gain(after["difference"].get(key)),
+            str(now["failed"]),
+        )
     return table
 
 

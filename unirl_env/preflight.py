@@ -16,7 +16,7 @@ from unirl_env.errors import ConfigError, MissingExtra
 from unirl_env.rewards import SCORERS
 from unirl_env.types import Prompt
 
-__all__ = ["Prompts", "preflight"]
+__all__ = ["Prompts", "check_all", "preflight", "read_prompts"]
 
 TRAIN, HELDOUT = "train", "heldout"
 
@@ -51,6 +51,17 @@ def preflight(cfg: RunConfig) -> Prompts:
         PromptError: If a prompt source cannot be used.
         MissingExtra: If an optional package is asked for and not installed.
     """
+    check_all(cfg)
+    return read_prompts(cfg)
+
+
+def check_all(cfg: RunConfig) -> None:
+    """Refuse what the settings or this machine make impossible, the prompts aside.
+
+    Raises:
+        ConfigError: Naming the setting, its value and the remedy.
+        MissingExtra: If an optional package is asked for and not installed.
+    """
     cfg.check()
     _check_name(cfg)
     _check_environment(cfg)
@@ -60,7 +71,6 @@ def preflight(cfg: RunConfig) -> Prompts:
     _check_rewards(cfg)
     if cfg.logging.wandb and find_spec("wandb") is None:
         raise MissingExtra("wandb", "wandb")
-    return _read_prompts(cfg)
 
 
 def _check_name(cfg: RunConfig) -> None:
@@ -154,7 +164,13 @@ def _check_rewards(cfg: RunConfig) -> None:
             raise ConfigError(f"`{name}`: {error}") from error
 
 
-def _read_prompts(cfg: RunConfig) -> Prompts:
+def read_prompts(cfg: RunConfig) -> Prompts:
+    """The prompts of a run.
+
+    Raises:
+        ConfigError: If there are too few, or held-out ones are among those of training.
+        PromptError: If a source cannot be used.
+    """
     longest = cfg.prompts.max_characters
     train = PromptSource.of(cfg.prompts.train, max_characters=longest)
     heldout = None

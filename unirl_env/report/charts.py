@@ -68,7 +68,12 @@ class Chart:
         pad = 0.05 * (y_high - y_low)
         y_low = y_low if y_low == self.floor else y_low - pad
         frame = _Frame(self.width, self.height, x_low, x_high, y_low, y_high + pad)
-        parts = [frame.grid(y_ticks, self._write), frame.abscissa(_ticks(x_low, x_high, 6, whole=True))]
+        # One form for the whole axis: 5e-4 above 0.001 reads as the larger one.
+        tiny = max(abs(t) for t in y_ticks or (1.0,)) < 0.01
+        parts = [
+            frame.grid(y_ticks, lambda t: self._write(t, tiny)),
+            frame.abscissa(_ticks(x_low, x_high, 6, whole=True)),
+        ]
         dodge = [DODGE * (i - (len(self.series) - 1) / 2) for i in range(len(self.series))]
         parts += [frame.curve(s, d if s.points else 0.0) for s, d in zip(self.series, dodge, strict=True)]
         legend = "".join(
@@ -85,8 +90,8 @@ class Chart:
             f'<output class="readout"></output></figure>'
         )
 
-    def _write(self, value: float) -> str:
-        return f"{100 * value:.3g} %" if self.percent else _number(value)
+    def _write(self, value: float, tiny: bool = False) -> str:
+        return f"{100 * value:.3g} %" if self.percent else _number(value, 0.01 if tiny else 1e-3)
 
     def _readout(self, frame: _Frame) -> str:
         named = [s for s in self.series if s.name]
@@ -202,10 +207,10 @@ def _ticks(low: float, high: float, count: int, whole: bool = False) -> list[flo
     return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _number(value: float) -> str:
+def _number(value: float, least: float = 1e-3) -> str:
     if value == 0:
         return "0"
-    if abs(value) >= 1e5 or abs(value) < 1e-3:
+    if abs(value) >= 1e5 or abs(value) < least:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
