@@ -14,7 +14,7 @@ from typing import Any
 
 from unirl_env.errors import ConfigError
 
-__all__ = ["fingerprint", "record", "session"]
+__all__ = ["fingerprint", "model_fingerprint", "record", "session"]
 
 PACKAGES = (
     "unirl-env",
@@ -45,6 +45,17 @@ def fingerprint(path: Path) -> str:
                 stream.seek(-WHOLE // 2, os.SEEK_END)
                 digest.update(stream.read())
     return digest.hexdigest()
+
+
+def model_fingerprint(pretrained: str | Path, revision: str | None = None) -> str:
+    """What tells one model from another: a hash of a directory, or a hub id with its commit."""
+    if Path(pretrained).is_dir():
+        return fingerprint(Path(pretrained))
+    from huggingface_hub import try_to_load_from_cache
+
+    known = try_to_load_from_cache(str(pretrained), "model_index.json", revision=revision)
+    commit = Path(known).parent.name if isinstance(known, str) else revision or "unknown"
+    return f"{pretrained}@{commit}"
 
 
 def session(command: Sequence[str], iteration: int) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class RunFolder:
             ConfigError: If it already holds something.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        if any(self.path.iterdir()):
+        if _occupied(self.path):
             raise ConfigError(
                 f"`name` must name a folder that is empty or not there yet, got {self.path}, which holds a "
                 f"run; try `resume=auto` to continue it, or another `name=`."
@@ -93,10 +93,15 @@ class RunFolder:
 def free_name(folder: Path, name: str) -> str:
     """`name`, or the first of `name-2`, `name-3`, ... whose folder holds nothing yet."""
     candidate, number = name, 1
-    while (folder / candidate).exists() and any((folder / candidate).iterdir()):
+    while _occupied(folder / candidate):
         number += 1
         candidate = f"{name}-{number}"
     return candidate
+
+
+def _occupied(folder: Path) -> bool:
+    # A lock alone is what a start leaves that was killed while the model loaded.
+    return folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
 
 
 def locate(resume: str) -> tuple[RunFolder, Path | None]:
