@@ -56,8 +56,8 @@ def _reward(metrics: Rows) -> Chart:
     reach = max(1, len(y) // 25)
     return Chart(
         "Training reward",
-        [Series("iteration", x, y, "raw"), Series("smoothed", x, smooth(y, reach), "main")],
-        note="Each iteration's mean, exploration noise included.",
+        [Series("each iteration", x, y, "raw"), Series("smoothed", x, smooth(y, reach), "main")],
+        note="On the training prompts, exploration noise included.",
     )
 
 
