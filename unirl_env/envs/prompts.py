@@ -86,7 +86,7 @@ class PromptSource:
             source: A list of entries (see the class); a `.txt` file (a prompt per line; empty lines and lines
                 that begin with `#` are skipped); a `.jsonl` file (an entry per line; empty lines are
                 skipped); a directory written by `datasets.Dataset.save_to_disk`; the name of a shipped
-                set (`shapes_train`, `shapes_heldout`); or a `PromptSource`, which is returned as it is.
+                set, such as `shapes_train`; or a `PromptSource`, which is returned as it is.
             column: The key or column that holds the text.
             split: The split of a data set that has several; by default `train`.
             max_characters: The longest text that is accepted.
