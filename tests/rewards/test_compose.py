@@ -68,7 +68,7 @@ def test_the_gate_opens_at_its_threshold():
     scores = Gate(gives(0.4, 0.5, 0.6), A, threshold=0.5, closed_value=-1.0)(SAMPLES, PROMPTS)
     assert scores.value.tolist() == [-1.0, 2.0, 3.0]
     assert scores.parts["open"].tolist() == [0.0, 1.0, 1.0]
-    assert scores.parts["reward"].tolist() == [1.0, 2.0, 3.0]
+    assert scores.parts["scorer"].tolist() == [1.0, 2.0, 3.0]
     assert torch.allclose(scores.parts["gate"], torch.tensor([0.4, 0.5, 0.6]))
 
 
@@ -122,7 +122,7 @@ def test_a_part_that_breaks_the_contract_raises():
             lambda: Gate(A, B, threshold=0, closed_value=None),
             "`closed_value` must be a finite number, got None",
         ),
-        (lambda: Gate(A, "x", threshold=0), "Part `reward` must be callable"),
+        (lambda: Gate(A, "x", threshold=0), "Part `scorer` must be callable"),
     ],
 )
 def test_what_cannot_be_composed_is_refused(make, message):

@@ -93,12 +93,12 @@ class Minimum:
 class Gate:
     """A reward that counts only where another one passes.
 
-    The value is `reward` where `gate >= threshold`, else `closed_value`. Both are asked about every sample.
-    Its parts are `gate`, `reward` and `open` (1 where the gate passes).
+    The value is `scorer`'s where `gate >= threshold`, else `closed_value`. Both are asked about every sample.
+    Its parts are `gate`, `scorer` and `open` (1 where the gate passes).
 
     Args:
         gate: The scorer that decides.
-        reward: The scorer whose value counts.
+        scorer: The scorer whose value counts.
         threshold: The least value of `gate` that passes.
         closed_value: The value where the gate does not pass.
 
@@ -107,9 +107,9 @@ class Gate:
     """
 
     def __init__(
-        self, gate: Scorer, reward: Scorer, threshold: float, closed_value: float = 0.0, name: str = ""
+        self, gate: Scorer, scorer: Scorer, threshold: float, closed_value: float = 0.0, name: str = ""
     ):
-        self.parts = _named(["gate", "reward"], [gate, reward])
+        self.parts = _named(["gate", "scorer"], [gate, scorer])
         for label, number in (("threshold", threshold), ("closed_value", closed_value)):
             if not isinstance(number, int | float) or not math.isfinite(number):
                 raise ConfigError(f"`{label}` must be a finite number, got {number!r}.")
@@ -118,12 +118,12 @@ class Gate:
         self.name = name or "gate"
 
     def __call__(self, samples: Samples, prompts: Prompts) -> Scores:
-        """Score every sample by the gate and by the reward."""
+        """Score every sample by the gate and by the scorer."""
         judged = _judged(self.parts, samples, prompts)
         passed = judged["gate"].value >= self.threshold
         share = torch.where(judged["gate"].valid, passed.float(), torch.nan)
         return Scores(
-            value=torch.where(passed, judged["reward"].value, self.closed_value),
+            value=torch.where(passed, judged["scorer"].value, self.closed_value),
             parts={**_nested(judged), "open": share},
             valid=_all_valid(judged.values()),
         )
