@@ -1,0 +1,14 @@
+"""Environments: generation as Gymnasium's vector environments, and what judges them."""
+
+from unirl_env.envs.base import GenerativeVectorEnv, Snapshot
+from unirl_env.envs.denoise import DenoiseVectorEnv
+from unirl_env.envs.prompts import PromptSource
+from unirl_env.envs.single import SingleEnv
+
+__all__ = [
+    "DenoiseVectorEnv",
+    "GenerativeVectorEnv",
+    "PromptSource",
+    "SingleEnv",
+    "Snapshot",
+]

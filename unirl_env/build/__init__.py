@@ -1,0 +1,14 @@
+"""Assembly: the only place where parts meet. Worlds need no Ray; agents import it when they are built."""
+
+from unirl_env.build.scorers import build_scorer
+from unirl_env.build.world import make_env, make_vector_env, pick_device
+
+__all__ = ["build_agent", "build_scorer", "make_env", "make_vector_env", "model_fingerprint", "pick_device"]
+
+
+def __getattr__(name: str):
+    if name in ("build_agent", "model_fingerprint"):
+        from unirl_env.build import agent
+
+        return getattr(agent, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {__all__}")

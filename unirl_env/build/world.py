@@ -1,0 +1,86 @@
+"""Worlds from the arguments of an environment id: model, prompts, reward, and the wrappers around them."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import gymnasium as gym
+import torch
+
+from unirl_env.build.scorers import build_scorer
+from unirl_env.envs.denoise import DenoiseVectorEnv
+from unirl_env.envs.single import SingleEnv
+from unirl_env.errors import ConfigError
+from unirl_env.models import DENOISERS, Denoiser
+from unirl_env.models.options import MODEL_OPTIONS, model_options
+from unirl_env.wrappers.reward import RewardWrapper
+
+__all__ = ["make_env", "make_vector_env", "pick_device"]
+
+
+def make_vector_env(
+    num_envs: int = 1,
+    *,
+    scorer: Any = None,
+    on_invalid: str | float = "nan",
+    device: str = "cpu",
+    **arguments: Any,
+) -> gym.vector.VectorEnv:
+    """Entry point of the vector environments: `DenoiseVectorEnv` inside `RewardWrapper`.
+
+    Args:
+        num_envs: B.
+        scorer: Anything that `build_scorer` understands; None leaves the episodes unscored.
+        on_invalid: What an invalid score pays: `"nan"`, `"raise"`, or a number.
+        device: For the model's frozen half and the episodes; `"auto"` is the GPU where there is one.
+        **arguments: `denoiser` (a name or a `Denoiser`), the model's options, and those of
+            `DenoiseVectorEnv`.
+
+    Raises:
+        ConfigError: If an argument is unknown or does not fit.
+    """
+    device = pick_device(device)
+    if isinstance(arguments.get("denoiser"), Denoiser):
+        denoiser = arguments.pop("denoiser")
+        rest = {k: v for k, v in arguments.items() if k not in (*MODEL_OPTIONS, "denoiser_options")}
+    else:
+        name, options, rest = model_options({**arguments, "device": device})
+        denoiser = _denoiser(name, options)
+    known = {
+        parameter
+        for kind in (DenoiseVectorEnv, *DenoiseVectorEnv.__mro__[1:2])
+        for parameter in inspect.signature(kind.__init__).parameters
+    } - {"self", "denoiser", "shared"}
+    unknown = set(rest) - known
+    if unknown:
+        raise ConfigError(
+            f"The environment has no arguments {sorted(unknown)}; it has "
+            f"{sorted(known | set(MODEL_OPTIONS) | {'denoiser', 'scorer', 'on_invalid'})}."
+        )
+    env = DenoiseVectorEnv(denoiser, num_envs=num_envs, device=device, **rest)
+    if scorer is None:
+        return env
+    return RewardWrapper(env, build_scorer(scorer), on_invalid=on_invalid)
+
+
+def make_env(**arguments: Any) -> gym.Env:
+    """Entry point of the single environments: a view of a vector environment of one episode."""
+    arguments |= {"array_backend": "numpy", "autoreset_mode": "disabled", "group_size": 1}
+    return SingleEnv(make_vector_env(1, **arguments))
+
+
+def pick_device(device: str) -> str:
+    """`"auto"` as a real device."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _denoiser(name: str, options: dict[str, Any]) -> Denoiser:
+    target = DENOISERS.get(name)
+    try:
+        inspect.signature(target).bind(**options)
+    except TypeError as error:
+        raise ConfigError(f"The options of model {name!r} do not fit: {error}.") from error
+    return target(**options)

@@ -1,0 +1,81 @@
+"""One episode of a vector environment, in the words of `gymnasium.Env`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from unirl_env.types import Sample
+
+__all__ = ["SingleEnv"]
+
+
+class SingleEnv(gym.Env):
+    """A numpy view of a generative vector environment of one episode.
+
+    Observations, actions and rewards are those of the vector environment without their batch axis. `info`
+    has `prompt` (a `Prompt`), `group`, `episode_seed`, and at the end `sample` (a mapping of arrays or text)
+    and `scores` (a mapping of floats: `value`, and each part).
+
+    Args:
+        vector_env: A vector environment of one episode, numpy backend, autoreset DISABLED.
+    """
+
+    def __init__(self, vector_env: gym.vector.VectorEnv):
+        self.vector_env = vector_env
+        self.metadata = {k: v for k, v in vector_env.metadata.items() if k != "autoreset_mode"}
+        self.render_mode = vector_env.render_mode
+        self.observation_space = vector_env.single_observation_space
+        self.action_space = vector_env.single_action_space
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Start an episode; `options` are the vector environment's, and `prompt` for a single one."""
+        super().reset(seed=seed)
+        options = dict(options or {})
+        if "prompt" in options:
+            options["prompts"] = [options.pop("prompt")]
+        obs, info = self.vector_env.reset(seed=seed, options=options)
+        return _first(obs), _single_info(info)
+
+    def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """Take one step."""
+        obs, reward, terminated, truncated, info = self.vector_env.step(np.asarray(action)[None])
+        return _first(obs), float(reward[0]), bool(terminated[0]), bool(truncated[0]), _single_info(info)
+
+    def render(self) -> np.ndarray | None:
+        """The picture that the episode is heading for."""
+        frames = self.vector_env.render()
+        return None if frames is None else frames[0]
+
+    def close(self) -> None:
+        """Close the vector environment."""
+        self.vector_env.close()
+
+
+def _first(obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(array[0]) for name, array in obs.items()}
+
+
+def _single_info(info: dict[str, Any]) -> dict[str, Any]:
+    single = {
+        "group": int(info["group"][0]),
+        "prompt": info["prompt"][0],
+        "episode_seed": int(info["episode_seed"][0]),
+    }
+    if "samples" in info:
+        single["sample"] = _plain(info["samples"][0])
+    if "scores" in info:
+        scores = info["scores"]
+        single["scores"] = {"value": float(scores.value[0])} | {k: float(v[0]) for k, v in scores.parts.items()}
+    return single
+
+
+def _plain(sample: Sample) -> dict[str, Any]:
+    """A sample without tensors, which compare element by element and upset Gymnasium's checkers."""
+    fields = {"image": sample.image, "video": sample.video, "latent": sample.latent}
+    plain: dict[str, Any] = {k: v.cpu().numpy() for k, v in fields.items() if v is not None}
+    return plain | ({} if sample.text is None else {"text": sample.text})

@@ -1,0 +1,224 @@
+"""Stable Diffusion 3 and 3.5: any directory or hub id that diffusers' own pipeline loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import unirl_env.functional as F
+from unirl_env.errors import ConfigError, ModelNotFound
+from unirl_env.models.base import Denoiser
+from unirl_env.types import Prompt, Sample
+
+__all__ = ["SD3Denoiser"]
+
+SCHEDULES = ("flow", "pipeline")
+
+
+class SD3Denoiser(Denoiser):
+    """Stable Diffusion 3's frozen half is its pipeline without the transformer; the trained half is that.
+
+    Args:
+        pretrained: A hub id or a directory.
+        height: Pixels; None takes the size that the model was trained for.
+        width: Pixels; likewise.
+        dtype: Of weights and activations.
+        device: Where the frozen half lives, and where the network is loaded.
+        offload: Keep text encoders and decoder on the CPU between uses, by accelerate.
+        revision: Branch, tag or commit of the hub repository.
+        max_sequence_length: Tokens of the T5 encoder.
+        schedule: `"flow"` is the shifted uniform grid from 1 to 0. `"pipeline"` is the one that
+            `StableDiffusion3Pipeline` uses by default, whose last step is nearly empty.
+
+    Raises:
+        ModelNotFound: If the model cannot be loaded; names the id, the cause and the embedded alternative.
+        ConfigError: If the picture's size does not fit the model.
+    """
+
+    lora_targets = (
+        "attn.to_q",
+        "attn.to_k",
+        "attn.to_v",
+        "attn.to_out.0",
+        "attn.add_q_proj",
+        "attn.add_k_proj",
+        "attn.add_v_proj",
+        "attn.to_add_out",
+    )
+
+    def __init__(
+        self,
+        pretrained: str,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        dtype: str | torch.dtype = "float32",
+        device: str | torch.device = "cpu",
+        offload: bool = False,
+        revision: str | None = None,
+        max_sequence_length: int = 256,
+        schedule: str = "flow",
+    ):
+        if schedule not in SCHEDULES:
+            raise ConfigError(f"`schedule` must be one of {SCHEDULES}, got {schedule!r}.")
+        self.pretrained, self.revision, self.schedule = str(pretrained), revision, schedule
+        self.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        self.device, self.offload = torch.device(device), offload
+        self.max_sequence_length = max_sequence_length
+        config, vae = self._load_config("transformer"), self._load_config("vae")
+        self.patch = config["patch_size"]
+        self.scale = 2 ** (len(vae["block_out_channels"]) - 1)
+        height = height or config["sample_size"] * self.scale
+        width = width or config["sample_size"] * self.scale
+        for name, size in (("height", height), ("width", width)):
+            if size % (self.scale * self.patch) or size > config["pos_embed_max_size"] * self.scale * self.patch:
+                raise ConfigError(
+                    f"`{name}` must be a multiple of {self.scale * self.patch} up to "
+                    f"{config['pos_embed_max_size'] * self.scale * self.patch}, got {size}."
+                )
+        self.latent_shape = (config["in_channels"], height // self.scale, width // self.scale)
+
+    def sigmas(self, num_steps: int) -> Tensor:
+        """The noise schedule `[T+1]`, shifted as the checkpoint's scheduler says."""
+        if self.schedule == "pipeline":
+            scheduler = self._scheduler()
+            scheduler.set_timesteps(num_steps, **self._shift(scheduler.config))
+            return scheduler.sigmas.float().cpu()
+        config = self._scheduler().config
+        if config.use_dynamic_shifting:
+            return F.dynamic_shift_sigmas(
+                num_steps,
+                self._num_tokens,
+                base_tokens=config.base_image_seq_len,
+                max_tokens=config.max_image_seq_len,
+                base_shift=config.base_shift,
+                max_shift=config.max_shift,
+            )
+        return F.flow_sigmas(num_steps, shift=config.shift)
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[Prompt], *, negative: bool = False) -> dict[str, Tensor]:
+        """`prompt_embeds` `[B, L, D]` of the joint sequence and `pooled_prompt_embeds` `[B, D]`."""
+        texts = [prompt.negative if negative else prompt.text for prompt in prompts]
+        embeds, _, pooled, _ = self._frozen.encode_prompt(
+            prompt=texts,
+            prompt_2=None,
+            prompt_3=None,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.max_sequence_length,
+        )
+        self._offload_again()
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[Sample]:
+        """Pictures `[3, H, W]` float32 in [0, 1]."""
+        vae = self._frozen.vae
+        latents = latents.to(self.device, vae.dtype)
+        latents = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+        pictures = vae.decode(latents, return_dict=False)[0]
+        self._offload_again()
+        return [Sample(image=p) for p in (pictures.float() / 2 + 0.5).clamp(0, 1).cpu()]
+
+    def network(self) -> nn.Module:
+        """diffusers' `SD3Transformer2DModel`, freshly loaded."""
+        from diffusers import SD3Transformer2DModel
+
+        network = self._load(
+            SD3Transformer2DModel.from_pretrained, subfolder="transformer", dtype=self.dtype
+        )
+        return network.to(self.device).eval()
+
+    def velocity(
+        self, network: nn.Module, latent: Tensor, sigma: Tensor, context: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The transformer's prediction `[N, C, H, W]`, in its own dtype."""
+        return network(
+            hidden_states=latent.to(self.dtype),
+            timestep=sigma * 1000.0,
+            encoder_hidden_states=context["prompt_embeds"].to(self.dtype),
+            pooled_projections=context["pooled_prompt_embeds"].to(self.dtype),
+            return_dict=False,
+        )[0]
+
+    def save_adapters(self, network: nn.Module, directory: str) -> None:
+        """Write `pytorch_lora_weights.safetensors`, which `pipeline.load_lora_weights` reads."""
+        from diffusers import StableDiffusion3Pipeline
+        from peft import get_peft_model_state_dict
+
+        StableDiffusion3Pipeline.save_lora_weights(
+            directory,
+            transformer_lora_layers=get_peft_model_state_dict(network),
+            transformer_lora_adapter_metadata=network.peft_config["default"].to_dict(),
+        )
+
+    @cached_property
+    def _frozen(self) -> Any:
+        """diffusers' pipeline, which knows how prompts are encoded, without the transformer's weights."""
+        from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+
+        pipeline = self._load(
+            StableDiffusion3Pipeline.from_pretrained, transformer=None, dtype=self.dtype
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+        self._hooks = []
+        if self.offload:
+            from accelerate import cpu_offload_with_hook
+
+            hook = None
+            for part in parts:
+                _, hook = cpu_offload_with_hook(part, self.device, prev_module_hook=hook)
+                self._hooks.append(hook)
+        else:
+            for part in parts:
+                part.to(self.device)
+        for part in parts:
+            part.eval().requires_grad_(False)
+        if pipeline.text_encoder_3 is None:
+            # Without T5 the pipeline asks the transformer how wide its zeros must be: its shape is enough.
+            with torch.device("meta"):
+                pipeline.transformer = SD3Transformer2DModel.from_config(self._load_config("transformer"))
+        return pipeline
+
+    def _offload_again(self) -> None:
+        if self.offload:
+            for hook in self._hooks:
+                hook.offload()
+
+    def _scheduler(self) -> Any:
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        return self._load(FlowMatchEulerDiscreteScheduler.from_pretrained, subfolder="scheduler")
+
+    @property
+    def _num_tokens(self) -> int:
+        return (self.latent_shape[1] // self.patch) * (self.latent_shape[2] // self.patch)
+
+    def _shift(self, config: Any) -> dict[str, float]:
+        if not config.use_dynamic_shifting:
+            return {}
+        slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+        return {"mu": config.base_shift + slope * (self._num_tokens - config.base_image_seq_len)}
+
+    def _load_config(self, part: str) -> dict[str, Any]:
+        from diffusers import AutoencoderKL, SD3Transformer2DModel
+
+        kind = {"transformer": SD3Transformer2DModel, "vae": AutoencoderKL}[part]
+        return self._load(kind.load_config, subfolder=part)
+
+    def _load(self, loader: Any, **options: Any) -> Any:
+        try:
+            return loader(self.pretrained, revision=self.revision, **options)
+        except (OSError, ValueError, KeyError) as error:
+            cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ModelNotFound(
+                f"`pretrained` must be a Stable Diffusion 3 directory or hub id, got {self.pretrained!r}: "
+                f"{cause} Try a local directory, log in to the hub for gated models, or use the embedded "
+                "`unirl/TinySD3-T2I-v0`, which needs no download."
+            ) from error

@@ -1,0 +1,194 @@
+"""Rollouts in this process: the policy's network and the environment side by side, in plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import torch
+from torch import Tensor
+
+import unirl_env.functional as F
+from unirl_env.episode import EpisodeBatch, Phase
+from unirl_env.errors import ConfigError, ContractError
+from unirl_env.functional import SDEStep
+from unirl_env.policies.actor import ANNOUNCED, FlowActor
+from unirl_env.types import Prompt
+
+__all__ = ["LocalRollout"]
+
+MakeEnv = Callable[..., gym.vector.VectorEnv]
+
+
+@dataclass(frozen=True)
+class _Episode:
+    """One episode to come: its prompt, its sample id, its group."""
+
+    prompt: Prompt
+    sample: int
+    group: int
+
+
+class LocalRollout:
+    """Plays whole episodes of a denoising environment with a `FlowActor`.
+
+    Args:
+        make_env: `make_env(num_envs, num_steps=None)` returns a scored `DenoiseVectorEnv` with the torch
+            backend and autoreset DISABLED; called once for each size that is asked for.
+        actor: The policy.
+        batch_size: Episodes stepped together; None takes all at once. Bounds memory, and changes no result
+            beyond the last bits that a network's own batching changes.
+    """
+
+    def __init__(self, make_env: MakeEnv, actor: FlowActor, *, batch_size: int | None = None):
+        if batch_size is not None and batch_size < 1:
+            raise ConfigError(f"`batch_size` must be at least 1, got {batch_size}.")
+        self.make_env, self.actor, self.batch_size = make_env, actor, batch_size
+        self._envs: dict[tuple[int, int | None], gym.vector.VectorEnv] = {}
+
+    @torch.no_grad()
+    def collect(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        seed: int,
+        group_size: int = 1,
+        sample_offset: Sequence[int] | None = None,
+        first_group: int = 0,
+        stochastic_steps: Sequence[int] | None = None,
+        num_steps: int | None = None,
+        same_noise: bool = False,
+        keep_mean: bool = False,
+        keep_samples: bool = True,
+        weights_version: int = 0,
+        base: bool = False,
+    ) -> EpisodeBatch:
+        """Play `group_size` episodes of each prompt.
+
+        Args:
+            prompts: P prompts.
+            seed: Key of all noise.
+            group_size: G.
+            sample_offset: `[P]`, the sample id of each group's first episode; None counts occurrences.
+            first_group: The number of the first group.
+            stochastic_steps: The steps that explore and are recorded; None takes the environment's own, an
+                empty sequence plays the deterministic ODE and records nothing.
+            num_steps: Denoising steps; None takes the environment's own.
+            same_noise: One initial noise per group.
+            keep_mean: Record the means of the sampling distribution.
+            keep_samples: Keep the finished samples in the batch.
+            weights_version: Recorded in the batch.
+            base: Play with the untrained model.
+
+        Returns:
+            P x G episodes, in the order of the prompts.
+        """
+        episodes = _listed(prompts, group_size, sample_offset, first_group)
+        size = min(self.batch_size or len(episodes), len(episodes))
+        batches = []
+        with self.actor.reference() if base else nullcontext():
+            for start in range(0, len(episodes), size):
+                lot = episodes[start : start + size]
+                options: dict[str, Any] = {
+                    "prompts": [episode.prompt for episode in lot],
+                    "sample_offset": [episode.sample for episode in lot],
+                    "group_size": 1,
+                    "same_noise": same_noise,
+                }
+                if stochastic_steps is not None:
+                    options["stochastic_steps"] = stochastic_steps
+                batch = self._play(self._env(len(lot), num_steps), seed, options, keep_mean, keep_samples)
+                group = torch.tensor([episode.group for episode in lot])
+                batches.append(EpisodeBatch(**batch, group=group, weights_version=weights_version))
+        return batches[0] if len(batches) == 1 else EpisodeBatch.cat(batches)
+
+    def close(self) -> None:
+        """Close the environments."""
+        for env in self._envs.values():
+            env.close()
+        self._envs.clear()
+
+    def _env(self, num_envs: int, num_steps: int | None) -> gym.vector.VectorEnv:
+        key = (num_envs, num_steps)
+        if key not in self._envs:
+            self._envs[key] = self.make_env(num_envs, num_steps=num_steps)
+        return self._envs[key]
+
+    def _play(
+        self,
+        env: gym.vector.VectorEnv,
+        seed: int,
+        options: dict[str, Any],
+        keep_mean: bool,
+        keep_samples: bool,
+    ) -> dict[str, Any]:
+        obs, info = env.reset(seed=seed, options=options)
+        world = env.unwrapped
+        explored = set(world.stochastic_steps)
+        prompts, seeds = tuple(info["prompt"]), info["episode_seed"]
+        first, row = _distinct(prompts)
+        context = {name: tensor[first] for name, tensor in obs.items() if name not in ANNOUNCED}
+        shape, device = obs["latent"].shape[1:], obs["latent"].device
+        steps: list[tuple[dict[str, Tensor], SDEStep]] = []
+        for k in range(world.num_steps):
+            # What is stored is what the policy sees: rounding later would score another state.
+            obs["latent"] = obs["latent"].to(self.actor.storage_dtype)
+            noise = F.keyed_noise(seeds.tolist(), k, shape, device=device) if k in explored else None
+            step = self.actor.act(obs, noise)
+            if k in explored:
+                steps.append(({name: obs[name] for name in ("latent", "sigma", "sigma_next")}, step))
+            obs, _, _, _, info = env.step(step.latent)
+        if "scores" not in info:
+            raise ContractError("`info` must hold `scores` at the last step; wrap the environment in `RewardWrapper`.")
+        phases = {}
+        if steps:
+            phases["image"] = Phase(
+                observation={name: torch.stack([o[name] for o, _ in steps], 1) for name in steps[0][0]},
+                action=torch.stack([step.latent for _, step in steps], 1),
+                log_prob=torch.stack([step.log_prob for _, step in steps], 1),
+                mask=torch.ones(len(prompts), len(steps), dtype=torch.bool, device=device),
+                context=context,
+                context_row=row.to(device),
+                mean=torch.stack([step.mean for _, step in steps], 1) if keep_mean else None,
+            )
+        return {
+            "phases": phases,
+            "scores": info["scores"],
+            "prompts": prompts,
+            "episode_seed": torch.from_numpy(seeds),
+            "samples": tuple(info["samples"]) if keep_samples else None,
+        }
+
+
+def _listed(
+    prompts: Sequence[Prompt], group_size: int, sample_offset: Sequence[int] | None, first_group: int
+) -> list[_Episode]:
+    """The episodes one by one, so that a batch need not end where a group does."""
+    if sample_offset is None:
+        seen: dict[str, int] = {}
+        sample_offset = []
+        for prompt in prompts:
+            sample_offset.append(seen.get(prompt.id, 0))
+            seen[prompt.id] = seen.get(prompt.id, 0) + group_size
+    return [
+        _Episode(prompt, int(offset) + i, first_group + number)
+        for number, (prompt, offset) in enumerate(zip(prompts, sample_offset, strict=True))
+        for i in range(group_size)
+    ]
+
+
+def _distinct(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+    """The first episode of each distinct prompt `[P]`, and for each episode which of them it shares `[B]`."""
+    places: dict[tuple[str, str], int] = {}
+    first = []
+    row = []
+    for i, prompt in enumerate(prompts):
+        key = (prompt.text, prompt.negative)
+        if key not in places:
+            places[key] = len(first)
+            first.append(i)
+        row.append(places[key])
+    return torch.tensor(first), torch.tensor(row)
