@@ -1,0 +1,95 @@
+"""Sharing out: every episode once, global denominators, one copy of a shared context."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from unirl_env.agents.shards import micro_batches, share_out, take_rows
+from unirl_env.episode import EpisodeBatch, Phase
+from unirl_env.errors import ShapeError
+from unirl_env.types import Prompt, Scores
+
+
+def batch_of(groups=4, size=6, steps=3, broken=()):
+    count = groups * size
+    generator = torch.Generator().manual_seed(0)
+    value = torch.randn(count, generator=generator)
+    value[list(broken)] = torch.nan
+    latent = torch.randn(count, steps, 2, generator=generator)
+    phase = Phase(
+        observation={"latent": latent, "sigma": torch.full((count, steps), 0.5)},
+        action=latent + 1,
+        log_prob=torch.arange(count * steps, dtype=torch.float32).view(count, steps),
+        mask=torch.ones(count, steps, dtype=torch.bool),
+        context={"point": torch.arange(groups, dtype=torch.float32)[:, None]},
+        context_row=torch.arange(groups).repeat_interleave(size),
+    )
+    return EpisodeBatch(
+        phases={"image": phase},
+        scores=Scores(value),
+        group=torch.arange(groups).repeat_interleave(size),
+        prompts=tuple(Prompt(str(i // size)) for i in range(count)),
+        episode_seed=torch.arange(count),
+    )
+
+
+@pytest.mark.parametrize("learners", [0, 1, 2, 3])
+def test_every_episode_goes_to_one_learner_and_one_minibatch(learners):
+    batch = batch_of()
+    shards = share_out(batch, torch.arange(24.0), num_minibatches=2, num_learners=learners)
+    assert len(shards) == max(1, learners)
+    for number in range(2):
+        seen = torch.cat([s.batch.episode_seed[s.bounds[number] : s.bounds[number + 1]] for s in shards])
+        assert seen.tolist() == list(range(12 * number, 12 * number + 12))
+        assert all(s.denominators[number] == {"image": 36.0} for s in shards)
+    advantages = torch.cat([shard.advantages for shard in shards])
+    assert sorted(advantages.tolist()) == list(range(24))
+
+
+def test_an_uneven_share_is_refused():
+    with pytest.raises(ShapeError, match="24"):
+        share_out(batch_of(), torch.zeros(24), num_minibatches=5, num_learners=1)
+
+
+def test_a_shared_context_travels_once_and_belongs_to_its_rows():
+    shards = share_out(batch_of(), torch.zeros(24), num_minibatches=1, num_learners=2)
+    for shard, expected in zip(shards, ([0, 1], [2, 3]), strict=True):
+        phase = shard.batch.phases["image"]
+        assert phase.context["point"].flatten().tolist() == expected
+        rows = take_rows(phase, shard.advantages, torch.tensor([0, 11]), 1.0)
+        assert rows.observation["point"].flatten().tolist() == [expected[0]] * 3 + [expected[1]] * 3
+
+
+def test_invalid_scores_leave_mask_and_denominator():
+    batch = batch_of(broken=(0, 7, 13))
+    (shard,) = share_out(batch, torch.zeros(24), num_minibatches=2, num_learners=0)
+    mask = shard.batch.phases["image"].mask
+    assert torch.nonzero(~mask.any(1)).flatten().tolist() == [0, 7, 13]
+    assert [d["image"] for d in shard.denominators] == [30.0, 33.0]
+    assert batch.phases["image"].mask.all(), "the rollout's own batch stays as it is"
+
+
+def test_rows_are_the_episodes_steps_in_order():
+    phase = batch_of().phases["image"]
+    rows = take_rows(phase, torch.arange(24.0), torch.tensor([2, 5]), 7.0)
+    assert rows.old_log_prob.tolist() == [6, 7, 8, 15, 16, 17]
+    assert rows.advantages.tolist() == [2, 2, 2, 5, 5, 5]
+    torch.testing.assert_close(rows.observation["latent"], phase.observation["latent"][[2, 5]].flatten(0, 1))
+    assert rows.denominator == 7.0 and rows.old_mean is None
+
+
+def test_micro_batches_skip_what_has_no_gradient():
+    mask = torch.ones(8, 2, dtype=torch.bool)
+    mask[5] = False
+    advantages = torch.tensor([1.0, 0, 1, 1, 0, 1, 1, 1])
+    lots = micro_batches(mask, advantages, start=1, stop=8, size=2, skip_idle=True)
+    assert [lot.tolist() for lot in lots] == [[2, 3], [6, 7]]
+    lots = micro_batches(mask, advantages, start=0, stop=8, size=None, skip_idle=False)
+    assert [lot.tolist() for lot in lots] == [[0, 1, 2, 3, 4, 6, 7]]
+    assert micro_batches(mask, torch.zeros(8), start=0, stop=8, size=2, skip_idle=True) == []
+
+
+def test_samples_stay_behind():
+    batch = replace(batch_of(), samples=())
+    assert share_out(batch, torch.zeros(24), num_minibatches=1, num_learners=1)[0].batch.samples is None

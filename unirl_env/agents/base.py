@@ -1,0 +1,280 @@
+"""The loop of every agent: prompts, rollout, advantages, update, publication of the new weights."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.core.learner.training_data import TrainingData
+from ray.tune.result import TRAINING_ITERATION
+from torch import Tensor
+
+import unirl_env.functional as F
+from unirl_env.agents import selfcheck
+from unirl_env.agents.config import AgentConfig
+from unirl_env.agents.learner import FollowedFailure, Update
+from unirl_env.agents.reports import log_to_rllib, rollout_metrics, update_metrics
+from unirl_env.agents.shards import share_out
+from unirl_env.envs.prompts import PromptSource
+from unirl_env.episode import EpisodeBatch
+from unirl_env.errors import CheckpointError, ContractError
+from unirl_env.rollouts.calls import share_requests
+from unirl_env.rollouts.requests import rollout_requests
+from unirl_env.rollouts.sync import SyncReport, WeightSync
+from unirl_env.types import Prompt
+
+__all__ = ["Agent", "AgentConfig"]
+
+logger = logging.getLogger(__name__)
+
+STATE_FORMAT = 1
+
+
+class Agent(Algorithm):
+    """Trains the policy of a generative environment on groups of its own samples.
+
+    An iteration takes P prompts, draws G samples of each, turns their rewards into advantages within each
+    group, takes N optimizer steps, and publishes the new weights. The algorithm is a loss in the
+    configuration; nothing here knows it by name.
+
+    Attributes:
+        iteration_metrics: The numbers of the last iteration.
+        last_batch: Its episodes, with samples if `keep_samples`.
+        iterations_done: How many iterations this run has finished, before it was resumed included.
+        weights_version: Counts the updates that the runners have received.
+    """
+
+    @classmethod
+    def get_default_config(cls) -> AgentConfig:
+        """The settings that belong to this agent."""
+        return AgentConfig(algo_class=cls)
+
+    def setup(self, config: AgentConfig) -> None:
+        """Build runners and learners, and let them share one module where they share a process."""
+        super().setup(config)
+        self.source = PromptSource.of(self.config.prompt_source())
+        self.sync = WeightSync(self.learner_group, self.env_runner_group)
+        self.iterations_done = 0
+        self.weights_version = 0
+        self.iteration_metrics: dict[str, float] = {}
+        self.last_batch: EpisodeBatch | None = None
+        self._checked = not self.config.self_check
+        runner = self.env_runner_group.local_env_runner
+        if runner.shares_module:
+            self._on_learners(lambda learner: runner.adopt(learner.policy))
+        self._publish()
+
+    def training_step(self) -> None:
+        """One iteration: its numbers are in `iteration_metrics` afterwards."""
+        config, iteration = self.config, self.iterations_done
+        began = time.perf_counter()
+        batch = self._collect(
+            self.source.take(iteration * config.num_prompts, config.num_prompts, seed=config.run_seed),
+            config.group_size,
+            seed=F.derive_seed(config.run_seed, "rollout", iteration),
+            stochastic_steps=config.trained_steps(iteration),
+            # The check of the first update compares means, whatever the loss needs.
+            keep_mean=not self._checked or config.needs_mean,
+            keep_samples=config.keep_samples,
+        )
+        sampled = time.perf_counter()
+        advantages = F.group_advantages(
+            batch.rewards,
+            batch.group,
+            scale=config.advantage_scale,
+            valid=batch.scores.valid,
+            clip=config.advantage_clip,
+        )
+        lr = config.learning_rate(iteration)
+        updates = self._update(batch, advantages, lr)
+        learned = time.perf_counter()
+        self.iterations_done += 1
+        self.weights_version += 1
+        sync = self._publish()
+
+        self.last_batch = batch
+        self.iteration_metrics = {
+            **rollout_metrics(batch, advantages),
+            **update_metrics(updates),
+            "lr": lr,
+            "episodes": float(len(batch)),
+            "images_per_second": len(batch) / (time.perf_counter() - began),
+            "seconds/rollout": sampled - began,
+            "seconds/update": learned - sampled,
+            "seconds/sync": sync.seconds,
+            "sync_bytes": float(sync.size),
+            "weights_version": float(self.weights_version),
+        }
+        log_to_rllib(self.metrics, self.iteration_metrics, env_steps=len(batch) * config.num_steps)
+
+    # Evaluation, and what a run leaves behind.
+
+    def rollout_eval(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        samples_per_prompt: int = 1,
+        seed: int = 0,
+        num_steps: int | None = None,
+        base: bool = False,
+        keep_samples: bool = True,
+    ) -> EpisodeBatch:
+        """Samples drawn without noise on the way, from fixed initial noise: comparable between iterations.
+
+        Args:
+            prompts: P prompts.
+            samples_per_prompt: G.
+            seed: Key of the initial noise.
+            num_steps: Denoising steps; None takes the training episodes' number.
+            base: Draw from the untrained model.
+            keep_samples: Whether the batch holds the samples.
+
+        Returns:
+            P x G episodes in the order of the prompts, with scores and without transitions to train on.
+        """
+        return self._collect(
+            list(prompts),
+            samples_per_prompt,
+            seed=seed,
+            stochastic_steps=(),
+            num_steps=num_steps,
+            base=base,
+            keep_samples=keep_samples,
+        )
+
+    def export_adapters(self, directory: str | Path) -> None:
+        """Write the adapters in the form that the model family's own pipeline loads.
+
+        Raises:
+            NotImplementedError: If the family has no such form.
+        """
+        # As bytes, because the learner may live on another machine.
+        files = self._on_learners(lambda learner: learner.export_adapters())[0]
+        for name, content in files.items():
+            path = Path(directory) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+    def run_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that a run needs to go on bit for bit: tensors by name, and JSON."""
+        meta = {
+            "format": STATE_FORMAT,
+            "agent": type(self).__name__,
+            "iteration": self.iterations_done,
+            "weights_version": self.weights_version,
+        }
+        return self._on_learners(lambda learner: learner.run_state(), first_only=True)[0], meta
+
+    def load_run_state(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Go on where `run_state` was taken.
+
+        Raises:
+            CheckpointError: If the state was written by another agent or for another policy.
+        """
+        if meta.get("format") != STATE_FORMAT or meta.get("agent") != type(self).__name__:
+            raise CheckpointError(
+                f"A run's state must be of format {STATE_FORMAT} and agent {type(self).__name__}, got "
+                f"{meta.get('format')} and {meta.get('agent')}; try the agent that wrote it."
+            )
+        if self.learner_group.is_remote:
+            place = {"tensors": ray.put(dict(tensors))}
+            self._on_learners(lambda learner: learner.load_run_state(ray.get(place["tensors"])))
+        else:
+            self._on_learners(lambda learner: learner.load_run_state(tensors))
+        self._resume_at(int(meta["iteration"]), int(meta["weights_version"]))
+
+    # RLlib's seams.
+
+    def restore_env_runners(self, env_runner_group: Any) -> list[int]:
+        """Bring restarted runners back into service, with the present weights."""
+        restored = env_runner_group.probe_unhealthy_env_runners() or []
+        if restored:
+            self.sync.publish(self.weights_version, runners=restored)
+        return restored
+
+    def get_state(
+        self, components: Any = None, *, not_components: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """RLlib's state, and the counters that prompts and noise follow from."""
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        return {**state, "counters": {"iteration": self.iterations_done, "version": self.weights_version}}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Take over RLlib's state and the counters."""
+        super().set_state(state)
+        if "counters" in state:
+            self._resume_at(state["counters"]["iteration"], state["counters"]["version"])
+
+    def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        """RLlib's own; afterwards every runner acts with the restored weights."""
+        super().restore_from_path(path, *args, **kwargs)
+        self._publish()
+
+    # Parts of an iteration.
+
+    def _collect(self, prompts: Sequence[Prompt], group_size: int, **options: Any) -> EpisodeBatch:
+        """Roll out P x G episodes; whole groups go to each runner."""
+        requests = rollout_requests(
+            prompts,
+            group_size,
+            shares=self.env_runner_group.num_remote_env_runners(),
+            weights_version=self.weights_version,
+            **options,
+        )
+        batches = share_requests(
+            self.env_runner_group,
+            "collect",
+            requests,
+            revive=lambda: self.restore_env_runners(self.env_runner_group),
+        )
+        return EpisodeBatch.cat(batches) if len(batches) > 1 else batches[0]
+
+    def _update(self, batch: EpisodeBatch, advantages: Tensor, lr: float) -> list[Update]:
+        shards = share_out(
+            batch,
+            advantages,
+            num_minibatches=self.config.num_minibatches,
+            num_learners=self.config.num_learners,
+        )
+        if self.learner_group.is_remote:
+            data = TrainingData(batch_refs=[ray.put(shard) for shard in shards])
+        else:
+            data = TrainingData(batch=shards[0])
+        updates = self.learner_group.update(training_data=data, lr=lr, check=not self._checked)
+        errors = [update.error for update in updates if update.error is not None]
+        if errors:
+            raise min(errors, key=lambda error: isinstance(error, FollowedFailure))
+        metrics = update_metrics(updates)
+        if metrics["skipped_steps"] == self.config.num_minibatches:
+            raise ContractError(
+                "Gradients must be finite, got NaN or infinity in every optimizer step of an iteration; "
+                "try a smaller `lr`, or float32."
+            )
+        if not self._checked:
+            selfcheck.warn_of_noise(metrics, self.config.thresholds())
+            self._checked = True
+        return updates
+
+    def _publish(self) -> SyncReport:
+        return self.sync.publish(self.weights_version)
+
+    def _resume_at(self, iteration: int, version: int) -> None:
+        super().set_state({TRAINING_ITERATION: iteration})
+        self.iterations_done, self.weights_version = iteration, version
+        self._checked = not self.config.self_check
+        self._publish()
+
+    def _on_learners(self, function: Any, *, first_only: bool = False) -> list[Any]:
+        """Call `function(learner)` on all learners, or on the first; errors are raised here."""
+        ids = [0] if first_only and self.learner_group.is_remote else None
+        results = []
+        for result in self.learner_group.foreach_learner(function, remote_actor_ids=ids):
+            if not result.ok:
+                raise result.get()
+            results.append(result.get())
+        return results

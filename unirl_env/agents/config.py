@@ -1,0 +1,289 @@
+"""The settings of an agent in RLlib's dialect, and what they must satisfy."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import gymnasium as gym
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from torch import Tensor
+
+import unirl_env.functional as F
+from unirl_env.agents.checks import check_settings
+from unirl_env.agents.learner import GenerativeLearner
+from unirl_env.agents.shards import Rows
+from unirl_env.config import PolicySettings, StepSettings
+from unirl_env.errors import ConfigError
+from unirl_env.functional import SDEStep
+from unirl_env.models.options import model_options
+from unirl_env.policies.rl_module import DenoisePolicy
+from unirl_env.rollouts.runner import GenerativeEnvRunner
+
+__all__ = ["AgentConfig", "Loss"]
+
+PACKAGE = __name__.partition(".")[0]
+NAMESPACE = "unirl"
+PLACEMENT = ("device", "offload")
+"""Where the environment's half of a model lives; the policy's half goes where its runner or learner is."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A phase's loss, and what it wants recorded.
+
+    Attributes:
+        compute: `(rows, new step, config) -> loss, metrics`, pure. Masked rows must not count, and sums are
+            divided by `rows.denominator`.
+        needs_mean: Whether the means of the sampling policy are wanted, too.
+    """
+
+    compute: Callable[[Rows, SDEStep, AgentConfig], tuple[Tensor, dict[str, Tensor]]]
+    needs_mean: bool = False
+
+
+class AgentConfig(AlgorithmConfig):
+    """Settings that all agents share; an algorithm adds its losses and their knobs.
+
+    Example:
+        >>> from unirl_env.agents import FlowDPPOConfig
+        >>> config = (
+        ...     FlowDPPOConfig()
+        ...     .environment("unirl/TinySD3-T2I-v0", env_config={"num_steps": 8})
+        ...     .training(num_prompts=8, group_size=12, lr=3e-4, kl_threshold=1e-5)
+        ... )
+
+    Failed runners are not restarted unless `.fault_tolerance(restart_failed_env_runners=True)` says so.
+    """
+
+    losses: ClassVar[Mapping[str, Loss]] = {}
+    """The loss of each phase."""
+
+    def __init__(self, algo_class: type | None = None):
+        super().__init__(algo_class=algo_class)
+        self.restart_failed_env_runners = False
+        self.env_runner_cls = GenerativeEnvRunner
+        self.run_seed = 0
+        self.prompts: Any = None
+        self.num_prompts = 8
+        self.group_size = 12
+        self.same_noise = False
+        self.rollout_batch_size: int | None = None
+        self.keep_samples = True
+        self.steps = StepSettings()
+        self.policy = PolicySettings()
+        self.lr = 3e-4
+        self.warmup_iterations = 0
+        self.betas = (0.9, 0.999)
+        self.weight_decay = 0.0
+        self.max_grad_norm: float | None = 1.0
+        self.num_minibatches = 2
+        self.micro_batch_size: int | None = None
+        self.advantage_scale = "group"
+        self.advantage_clip: float | None = None
+        self.reference_kl = 0.0
+        self.anchor = "rollout"
+        self.self_check = True
+        self.self_check_tolerance = 1e-4
+
+    def training(self, **settings: Any) -> AgentConfig:
+        """Set how an agent trains.
+
+        Args:
+            **settings: Any of
+
+                - `prompts`: what `PromptSource.of` understands; None takes the environment's own.
+                - `num_prompts`, `group_size`: P prompts x G episodes make an iteration.
+                - `same_noise`: start the episodes of a group from one initial noise.
+                - `rollout_batch_size`: episodes that a runner steps together; None takes its whole share.
+                - `keep_samples`: keep an iteration's finished samples in `agent.last_batch`.
+                - `steps`: `StepSettings` or a dict of them; which denoising steps are trained.
+                - `policy`: `PolicySettings` or a dict of them; how the network acts.
+                - `lr`, `warmup_iterations`, `betas`, `weight_decay`, `max_grad_norm`: AdamW.
+                - `num_minibatches`: N, optimizer steps per iteration, on disjoint parts of it.
+                - `micro_batch_size`: episodes per backward pass; changes memory, not results.
+                - `advantage_scale`: `"group"`, `"batch"` or `"none"`; `advantage_clip`.
+                - `reference_kl`: weight of the KL to the untrained model.
+                - `anchor`: old log-probs as the rollout recorded them, or by `"replay"` before the update.
+                - `self_check`, `self_check_tolerance`: whether the first update must find ratio one.
+                - `seed`: every random number of the run follows from it; also `.debugging(seed=...)`.
+                - the algorithm's own knobs.
+
+        Raises:
+            ConfigError: If a setting is unknown.
+        """
+        if "seed" in settings:
+            settings["run_seed"] = settings.pop("seed")
+        known = set(_own_names(type(self)))
+        for name, value in settings.items():
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                remedy = f"try `{close[0]}`" if close else f"known are {', '.join(sorted(known))}"
+                raise ConfigError(
+                    f"`{name}` must be a setting of {type(self).__name__}.training(); {remedy}."
+                )
+            setattr(self, name, value)
+        return self
+
+    def debugging(self, *, seed: int | None = None, **settings: Any) -> AgentConfig:
+        """RLlib's own, except that `seed` keys our random numbers.
+
+        RLlib would seed the global generators of every process with it and force slow deterministic kernels;
+        here, every random number is a function of its key, and needs neither.
+        """
+        super().debugging(**settings)
+        if seed is not None:
+            self.run_seed = seed
+        return self
+
+    def get_default_learner_class(self) -> type:
+        """The one learner of all agents."""
+        return GenerativeLearner
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        """The denoising policy of the environment's own model."""
+        return RLModuleSpec(module_class=DenoisePolicy, model_config=self.policy_options())
+
+    def thresholds(self) -> dict[str, tuple[float, str]]:
+        """Settings that must lie above the noise floor: name to (value, `log_prob` or `kl`)."""
+        return {}
+
+    def validate(self) -> None:
+        """Refuse what cannot work, before anything is built.
+
+        Raises:
+            ConfigError: Naming the setting, its value and the remedy.
+        """
+        self._normalize()
+        super().validate()
+        unknown = (
+            {name for name in vars(self) if not name.startswith("_")} - set(vars(type(self)())) - {"class"}
+        )
+        if unknown:
+            raise ConfigError(
+                f"`{min(unknown)}` must be a setting of {type(self).__name__}, which has no such."
+            )
+        if not self.losses:
+            raise ConfigError("An agent must have a loss; try GRPOConfig, FlowDPPOConfig or DRPOConfig.")
+        check_settings(self)
+
+    # What the settings say about an iteration.
+
+    @property
+    def episodes(self) -> int:
+        """B, episodes per iteration."""
+        return self.num_prompts * self.group_size
+
+    @property
+    def num_steps(self) -> int:
+        """T, denoising steps of an episode."""
+        return int(self.env_options()["num_steps"])
+
+    @property
+    def needs_mean(self) -> bool:
+        """Whether the rollout must record means: some loss wants them and does not replay."""
+        return self.anchor == "rollout" and any(loss.needs_mean for loss in self.losses.values())
+
+    def trained_steps(self, iteration: int) -> tuple[int, ...]:
+        """The stochastic steps of an iteration."""
+        choice = dataclasses.asdict(self.steps)
+        kind = choice.pop("kind")
+        choice["fraction"] = tuple(choice["fraction"])
+        return F.choose_steps(kind, self.num_steps, **choice, seed=self.run_seed, iteration=iteration)
+
+    def learning_rate(self, iteration: int) -> float:
+        """`lr`, after a linear rise over the first `warmup_iterations`."""
+        return self.lr * min(1.0, (iteration + 1) / max(1, self.warmup_iterations))
+
+    # What the settings say to the parts.
+
+    def env_options(self) -> dict[str, Any]:
+        """The environment's keyword arguments: those registered with its id, and the user's over them."""
+        spec = _spec(self.env)
+        return {**spec.kwargs, **self.env_config}
+
+    def prompt_source(self) -> Any:
+        """What the agent takes prompts from."""
+        return self.env_options().get("prompts") if self.prompts is None else self.prompts
+
+    def rollout_env_options(self) -> dict[str, Any]:
+        """Keyword arguments of a runner's environment, which plays groups by hand."""
+        return {
+            **self.env_config,
+            "array_backend": "torch",
+            "autoreset_mode": "disabled",
+            "with_negative": self.policy.guidance != 1.0,
+        }
+
+    @property
+    def episodes_per_play(self) -> int:
+        """Episodes that a runner steps together."""
+        share = self.episodes // max(1, self.num_env_runners)
+        return min(share, self.rollout_batch_size or share)
+
+    def policy_options(self) -> dict[str, Any]:
+        """The policy's `model_config`; its denoiser is the environment's."""
+        policy, targets = self.policy, self.policy.lora_targets
+        denoiser, options, _ = model_options(self.env_options())
+        return {
+            "denoiser": denoiser,
+            "denoiser_options": {k: v for k, v in options.items() if k not in PLACEMENT},
+            "lora": None
+            if policy.lora_rank is None
+            else {
+                "rank": policy.lora_rank,
+                "alpha": policy.lora_alpha,
+                "targets": None if targets is None else tuple(targets),
+            },
+            "actor": {
+                "guidance": policy.guidance,
+                "dynamics": policy.dynamics,
+                "eta": policy.eta,
+                "storage_dtype": policy.storage_dtype,
+                "keep_reference": policy.lora_rank is None,
+            },
+            "seed": self.run_seed,
+        }
+
+    def _normalize(self) -> None:
+        """Bring what may be written in several ways into one form."""
+        if isinstance(self.env, str) and self.env.startswith(f"{NAMESPACE}/"):
+            # A remote runner has imported nothing: the prefix tells it what registers the id.
+            self.env = f"{PACKAGE}:{self.env}"
+        if self.seed is not None:
+            self.run_seed, self.seed = int(self.seed), None
+        self.steps = _settings(StepSettings, "steps", self.steps)
+        self.policy = _settings(PolicySettings, "policy", self.policy)
+
+
+def _settings(kind: type, name: str, value: Any) -> Any:
+    """`value` as the dataclass `kind`, if it is a mapping of its fields."""
+    if isinstance(value, kind):
+        return value
+    known = [field.name for field in dataclasses.fields(kind)]
+    unknown = [key for key in value if key not in known] if isinstance(value, Mapping) else [value]
+    if unknown:
+        raise ConfigError(f"`{name}` must have keys of {', '.join(known)}, got {unknown[0]!r}.")
+    return kind(**value)
+
+
+def _own_names(config_class: type) -> list[str]:
+    """The settings that this library adds to RLlib's, and `lr`."""
+    return sorted({*vars(config_class()), "lr"} - ({*vars(AlgorithmConfig())} - {"lr"}))
+
+
+def _spec(env: Any) -> gym.envs.registration.EnvSpec:
+    """The registered spec of `env`, imported if its prefix says from where."""
+    if not isinstance(env, str):
+        raise ConfigError(f"`environment` must be a registered id, got {env!r}; try 'unirl/TinySD3-T2I-v0'.")
+    module, _, name = env.rpartition(":")
+    importlib.import_module(module or PACKAGE)
+    try:
+        return gym.spec(name)
+    except gym.error.Error as error:
+        raise ConfigError(f"`environment` must be a registered id, got {env!r}: {error}") from error

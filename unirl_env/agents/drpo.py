@@ -1,0 +1,56 @@
+"""DRPO: a smooth pull back to the old policy in place of a clip."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+import unirl_env.functional as F
+from unirl_env.agents.base import Agent
+from unirl_env.agents.config import AgentConfig, Loss
+from unirl_env.agents.shards import Rows
+from unirl_env.functional import SDEStep
+
+__all__ = ["DRPO", "DRPOConfig"]
+
+
+def image_loss(rows: Rows, new: SDEStep, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """`F.drpo_gaussian_loss` with the configuration's radius."""
+    return F.drpo_gaussian_loss(
+        new.log_prob,
+        rows.old_log_prob,
+        new.mean,
+        rows.old_mean,
+        new.std,
+        rows.advantages,
+        epsilon=config.epsilon,
+        mask=rows.mask,
+        denominator=rows.denominator,
+    )
+
+
+class DRPOConfig(AgentConfig):
+    """Settings of `DRPO`.
+
+    Knob: `epsilon`, the radius of the trust region in total variation; below 1 it has a border, beyond which
+    transitions are turned back.
+
+    Reference:
+        DRPO (arXiv 2606.09821), in its Gaussian form (`F.drpo_gaussian_loss`).
+    """
+
+    losses = {"image": Loss(image_loss, needs_mean=True)}
+
+    def __init__(self, algo_class: type | None = None):
+        super().__init__(algo_class=algo_class or DRPO)
+        self.epsilon = 0.5
+
+
+class DRPO(Agent):
+    """Divergence-regularized policy optimization; see `DRPOConfig`."""
+
+    @classmethod
+    def get_default_config(cls) -> DRPOConfig:
+        """The settings that belong to this agent."""
+        return DRPOConfig()

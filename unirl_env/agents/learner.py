@@ -1,0 +1,291 @@
+"""The learner: micro-batches, one gradient exchange per optimizer step, the check of the first update."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.core.learner.training_data import TrainingData
+from torch import Tensor
+
+import unirl_env.functional as F
+from unirl_env.agents import selfcheck
+from unirl_env.agents.gradients import FlatGradient
+from unirl_env.agents.optimizer_state import load_optimizer_state, optimizer_state
+from unirl_env.agents.shards import Rows, Shard, micro_batches, take_rows
+from unirl_env.errors import ConfigError, ContractError
+from unirl_env.functional import SDEStep
+
+__all__ = ["FollowedFailure", "GenerativeLearner", "Update"]
+
+Lots = Mapping[str, Sequence[Tensor]]
+"""The micro-batches of one minibatch: by phase, the episodes `[b]` of each."""
+
+
+class FollowedFailure(ContractError):
+    """This learner stopped because another one failed."""
+
+
+@dataclass
+class Update:
+    """What a learner reports of one iteration.
+
+    Attributes:
+        metrics: Per minibatch: `loss`, as it was minimized; sums over this learner's rows; maxima for names
+            with the word "max".
+        rows: Per minibatch, how many unmasked rows this learner computed.
+        grad_norm: Per minibatch, of all learners' gradient before clipping.
+        skipped: Per minibatch, whether the step was left out because the gradient was not finite.
+        check: What the self-check measured, if it ran.
+        error: What stopped this learner.
+    """
+
+    metrics: list[dict[str, float]] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    grad_norm: list[float] = field(default_factory=list)
+    skipped: list[bool] = field(default_factory=list)
+    check: dict[str, float] = field(default_factory=dict)
+    error: Exception | None = None
+
+
+class GenerativeLearner(TorchLearner):
+    """Trains one policy on a `Shard` of finished episodes per iteration.
+
+    It replaces the batch handling of RLlib's `update`: episodes stay whole, a context that episodes share
+    stays shared, and minibatches are disjoint by construction. The loss is whatever pure function the
+    configuration names for a phase.
+
+    All learners take the same number of optimizer steps and meet once in each, whatever their shards hold
+    and even if one of them fails, so that none waits for ever.
+    """
+
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        """AdamW over the trainable weights; their gradients live in one buffer.
+
+        Raises:
+            ConfigError: If the policy has nothing to train.
+        """
+        config = config or self.config
+        parameters = self.get_parameters(self.module[module_id])
+        if not parameters:
+            raise ConfigError("`policy` must have weights to train, got none; try `lora_rank=16`.")
+        optimizer = torch.optim.AdamW(
+            parameters,
+            lr=config.lr,
+            betas=tuple(config.betas),
+            weight_decay=config.weight_decay,
+            fused=all(parameter.device.type in ("cpu", "cuda") for parameter in parameters),
+        )
+        self.register_optimizer(module_id=module_id, optimizer=optimizer, params=parameters)
+        self._gradient = FlatGradient(parameters, distributed=self.distributed)
+
+    def get_parameters(self, module: Any) -> list[torch.nn.Parameter]:
+        """The trainable parameters only."""
+        return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+    def _make_modules_ddp_if_necessary(self) -> None:
+        # Nothing to wrap: gradients are exchanged once per optimizer step, not once per backward pass.
+        return
+
+    @property
+    def policy(self) -> Any:
+        """The one module that is trained."""
+        return self.module[DEFAULT_MODULE_ID]
+
+    def update(self, *, training_data: TrainingData, lr: float, check: bool = False, **kwargs: Any) -> Update:
+        """Take one optimizer step per minibatch of a `Shard`.
+
+        Args:
+            training_data: Holds the shard as its `batch`, or one reference to it.
+            lr: The learning rate of this iteration.
+            check: Whether to compare scoring with sampling before the first step.
+            **kwargs: What RLlib passes to every learner; unused.
+
+        Returns:
+            The report. An error is in it and not raised, so that the driver can tell the first cause from
+            what followed from it on other learners.
+        """
+        report = Update()
+        try:
+            self._learn(training_data, lr, check, report)
+        except Exception as error:
+            error.add_note("".join(traceback.format_exception(error)))
+            report.error = error
+        return report
+
+    def compute_loss_for_module(
+        self, *, module_id: str, config: Any, batch: Mapping[str, Rows], fwd_out: Mapping[str, SDEStep]
+    ) -> Tensor:
+        """The loss of one micro-batch, summed over its phases."""
+        return sum(self.loss(name, rows, fwd_out[name])[0] for name, rows in batch.items())
+
+    def loss(self, phase: str, rows: Rows, new: SDEStep) -> tuple[Tensor, dict[str, Tensor]]:
+        """The phase's loss, the KL to the reference policy if one is asked for, and metrics."""
+        loss, metrics = self.config.losses[phase].compute(rows, new, self.config)
+        metrics = {**metrics, "loss": loss.detach()}
+        if self.config.reference_kl:
+            with torch.no_grad(), self.policy.reference():
+                reference = self._score(rows)
+            kl = F.reference_kl(new.mean, reference.mean, new.std, rows.mask, rows.denominator)
+            loss = loss + self.config.reference_kl * kl
+            metrics |= {"loss": loss.detach(), "reference_kl": kl.detach()}
+        return loss, metrics
+
+    def export_adapters(self) -> dict[str, bytes]:
+        """The files of the adapters' published form, by relative path."""
+        with tempfile.TemporaryDirectory() as directory:
+            self.policy.save_adapters(directory)
+            root = Path(directory)
+            files = sorted(path for path in root.rglob("*") if path.is_file())
+            return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+    def run_state(self) -> dict[str, Tensor]:
+        """Weights and optimizer, by name, as tensors on the CPU."""
+        weights = {f"policy/{name}": tensor for name, tensor in self.policy.get_state().items()}
+        return weights | optimizer_state(self.get_optimizer(), self._names())
+
+    def load_run_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go back to `run_state`'s result, bit for bit.
+
+        Raises:
+            CheckpointError: If the tensors do not belong to this policy.
+        """
+        weights = {
+            name.removeprefix("policy/"): t for name, t in tensors.items() if name.startswith("policy/")
+        }
+        self.policy.set_state(weights)
+        load_optimizer_state(self.get_optimizer(), self._names(), tensors)
+
+    def _names(self) -> list[str]:
+        return [name for name, parameter in self.policy.named_parameters() if parameter.requires_grad]
+
+    def _learn(self, training_data: TrainingData, lr: float, check: bool, report: Update) -> None:
+        optimizer = self.get_optimizer()
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        totals = []
+        with self._telling_the_others():
+            training_data.solve_refs()
+            shard: Shard = training_data.batch
+            minibatches = self._minibatches(shard, check, report)
+            shard = shard.to(self.device)
+            anchored = self._replayed(shard, minibatches) if self.config.anchor == "replay" else shard
+        for number, lots in enumerate(minibatches):
+            self._gradient.zero()
+            with self._telling_the_others():
+                total, measured = self._accumulate(shard, anchored, number, lots, check and number == 0)
+                if measured:
+                    report.check = _floats(selfcheck.largest(measured))
+                    selfcheck.judge(report.check, self.config.self_check_tolerance)
+            if self._gradient.exchange():
+                raise FollowedFailure("Another learner failed; see its error.")
+            totals.append(total)
+            self._step(optimizer, report)
+        report.metrics = [_floats(total) for total in totals]
+
+    def _minibatches(self, shard: Shard, check: bool, report: Update) -> list[Lots]:
+        """The micro-batches of every minibatch; counts their rows in `report`."""
+        masks = {name: phase.mask.cpu() for name, phase in shard.batch.phases.items()}
+        advantages, minibatches = shard.advantages.cpu(), []
+        for number, (start, stop) in enumerate(zip(shard.bounds, shard.bounds[1:], strict=False)):
+            # The first minibatch of a check is computed in full: there must be something to compare.
+            skip_idle = not self.config.reference_kl and not (check and number == 0)
+            size = self.config.micro_batch_size
+            lots = {
+                name: micro_batches(mask, advantages, start=start, stop=stop, size=size, skip_idle=skip_idle)
+                for name, mask in masks.items()
+            }
+            report.rows.append(int(sum(masks[name][i].sum() for name, lot in lots.items() for i in lot)))
+            minibatches.append(lots)
+        return minibatches
+
+    def _accumulate(
+        self, shard: Shard, anchored: Shard, number: int, minibatch: Lots, check: bool
+    ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+        """Add up the gradients of a minibatch; returns its metrics, and measurements for the self-check."""
+        parts, measured = [], []
+        for name, lots in minibatch.items():
+            denominator = shard.denominators[number][name]
+            for index in lots:
+                rows = take_rows(anchored.batch.phases[name], shard.advantages, index, denominator)
+                new = self._score(rows)
+                if check:
+                    recorded = take_rows(shard.batch.phases[name], shard.advantages, index, denominator)
+                    measured.append(selfcheck.measure(new, rows, recorded))
+                loss, metrics = self.loss(name, rows, new)
+                loss.backward()
+                parts.append(_row_sums(metrics, denominator))
+        return F.merge_metrics(parts), measured
+
+    def _score(self, rows: Rows) -> SDEStep:
+        return SDEStep(**self.policy.forward_train({"obs": rows.observation, "actions": rows.action}))
+
+    @torch.no_grad()
+    def _replayed(self, shard: Shard, minibatches: Sequence[Lots]) -> Shard:
+        """The shard with old log-probs and means taken anew, in the very lots that training uses.
+
+        A forward pass of another batch size may differ in the last bits; of the same size it does not.
+        """
+        phases = {}
+        for name, phase in shard.batch.phases.items():
+            log_prob = phase.log_prob.clone()
+            needs_mean = self.config.losses[name].needs_mean
+            mean = torch.zeros_like(phase.action, dtype=torch.float32) if needs_mean else None
+            for index in (index for lots in minibatches for index in lots[name]):
+                old = self._score(take_rows(phase, shard.advantages, index, 1.0))
+                log_prob[index] = old.log_prob.view(len(index), -1)
+                if mean is not None:
+                    mean[index] = old.mean.view(len(index), *mean.shape[1:])
+            phases[name] = replace(phase, log_prob=log_prob, mean=mean)
+        return replace(shard, batch=replace(shard.batch, phases=phases))
+
+    def _step(self, optimizer: torch.optim.Optimizer, report: Update) -> None:
+        """Clip and step, unless the gradient is not finite: one overflow must not ruin the weights."""
+        norm = float(self._gradient.clip(self.config.max_grad_norm or math.inf))
+        if math.isfinite(norm):
+            optimizer.step()
+        report.grad_norm.append(norm)
+        report.skipped.append(not math.isfinite(norm))
+
+    @contextmanager
+    def _telling_the_others(self) -> Iterator[None]:
+        """On an error, meet the other learners at the next exchange before passing it on."""
+        try:
+            yield
+        except Exception:
+            self._gradient.exchange(failed=True)
+            raise
+
+    # RLlib's own checkpoints go through these; its defaults turn tensors into numpy, which has no bfloat16.
+
+    def _get_optimizer_state(self) -> dict[str, Any]:
+        return optimizer_state(self.get_optimizer(), self._names())
+
+    def _set_optimizer_state(self, state: Mapping[str, Any]) -> None:
+        load_optimizer_state(self.get_optimizer(), self._names(), state)
+
+
+def _row_sums(metrics: Mapping[str, Tensor], denominator: float) -> dict[str, Tensor]:
+    """Sums over rows instead of shares of the minibatch; the loss and maxima as they are."""
+    return {
+        name: value if name == "loss" or "max" in name.split("_") else value * denominator
+        for name, value in metrics.items()
+    }
+
+
+def _floats(metrics: Mapping[str, Tensor]) -> dict[str, float]:
+    """All at once: each number fetched from an accelerator on its own would wait for it."""
+    if not metrics:
+        return {}
+    return dict(
+        zip(metrics, torch.stack([v.detach().float() for v in metrics.values()]).tolist(), strict=True)
+    )

@@ -1,0 +1,79 @@
+"""The numbers of an iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
+from torch import Tensor
+
+from unirl_env.agents.learner import Update
+from unirl_env.episode import EpisodeBatch
+
+__all__ = ["log_to_rllib", "rollout_metrics", "update_metrics"]
+
+
+def rollout_metrics(batch: EpisodeBatch, advantages: Tensor) -> dict[str, float]:
+    """What the rewards look like; statistics are taken over valid scores.
+
+    Returns:
+        `reward`, `reward_std`, `reward/<part>`, `reward/failed` (how many), `zero_std_groups` (the share of
+        groups that teach nothing), `advantage_max`, `advantage_zero` (the share of such episodes).
+    """
+    valid = batch.scores.valid
+    rewards = batch.rewards[valid]
+    busy = batch.group[advantages != 0].unique()
+    found = {
+        "reward": _mean(rewards),
+        "reward_std": float(rewards.std(unbiased=False)) if len(rewards) else float("nan"),
+        "reward/failed": float((~valid).sum()),
+        "zero_std_groups": 1.0 - len(busy) / len(batch.group.unique()),
+        "advantage_max": float(advantages.abs().max()),
+        "advantage_zero": float((advantages == 0).float().mean()),
+    }
+    for name, part in batch.scores.parts.items():
+        found[f"reward/{name}"] = _mean(part[valid & torch.isfinite(part)])
+    return found
+
+
+def update_metrics(updates: Sequence[Update]) -> dict[str, float]:
+    """One number of each kind, from all learners and minibatches.
+
+    The loss is averaged over minibatches; maxima stay maxima; everything else is a mean over the rows that
+    were computed. Rows of advantage 0 are skipped where they have no gradient, and count nowhere but in the
+    loss's denominator. `kl` is the exact one where the loss knows it, else the mean of the log-ratio.
+    """
+    steps = [metrics for update in updates for metrics in update.metrics]
+    rows = sum(sum(update.rows) for update in updates)
+    found: dict[str, float] = {}
+    for name in dict.fromkeys(name for metrics in steps for name in metrics):
+        values = [metrics[name] for metrics in steps if name in metrics]
+        if "max" in name.split("_"):
+            found[name] = max(values)
+        else:
+            found[name] = sum(values) / (len(updates[0].grad_norm) if name == "loss" else rows)
+    found.setdefault("loss", 0.0)
+    found.setdefault("kl", found.get("approx_kl", 0.0))
+    # The exchanged gradient is the same on every learner.
+    norms = updates[0].grad_norm
+    found["grad_norm"] = sum(norms) / len(norms)
+    found["skipped_steps"] = float(sum(updates[0].skipped))
+    found["trained_rows"] = float(rows)
+    for name in updates[0].check:
+        found[name] = max(update.check[name] for update in updates if name in update.check)
+    return found
+
+
+def log_to_rllib(logger: Any, metrics: Mapping[str, float], *, env_steps: int) -> None:
+    """The same numbers where RLlib, its callbacks and Tune look for them."""
+    logger.log_value((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), env_steps, reduce="lifetime_sum")
+    logger.log_value((ENV_RUNNER_RESULTS, "episode_return_mean"), metrics["reward"], reduce="item")
+    for name, value in metrics.items():
+        logger.log_value((LEARNER_RESULTS, DEFAULT_MODULE_ID, name), value, reduce="item")
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.mean()) if len(values) else float("nan")

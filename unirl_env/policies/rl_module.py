@@ -1,0 +1,104 @@
+"""The denoising policy as an RLlib module: a `FlowActor` behind RLlib's forward methods."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.torch import TorchRLModule
+from torch import Tensor
+
+import unirl_env.functional as F
+from unirl_env.errors import ContractError
+from unirl_env.functional import SDEStep
+from unirl_env.models import DENOISERS
+from unirl_env.policies.actor import FlowActor, LoRAConfig
+
+__all__ = ["DenoisePolicy"]
+
+
+class DenoisePolicy(TorchRLModule):
+    """The trained half of a denoiser, as a Gaussian policy over the next latent.
+
+    Its state is the trainable weights alone, as tensors: adapters are kilobytes where the network is
+    gigabytes, and every copy of the network starts from the same pretrained weights. `model_config` holds
+
+    - `denoiser`: name or path of the model family, and `denoiser_options`, its arguments;
+    - `lora`: arguments of `LoRAConfig`, or None to train all weights;
+    - `actor`: further arguments of `FlowActor`;
+    - `seed`: key of the adapters' initial weights, the same on every runner and learner.
+    """
+
+    def setup(self) -> None:
+        """Load the network and attach the adapters."""
+        try:
+            self.actor = self._make_actor(self.model_config)
+        except AttributeError as error:
+            # RLlib takes an AttributeError of `setup` for an outdated constructor, and hides it.
+            raise ContractError(f"The denoiser or the actor is incomplete: {error}.") from error
+
+    def _make_actor(self, options: Mapping[str, Any]) -> FlowActor:
+        denoiser = DENOISERS.get(options["denoiser"])(**options.get("denoiser_options", {}))
+        lora = options.get("lora")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(F.derive_seed("adapters", options.get("seed", 0)))
+            return FlowActor(
+                denoiser, lora=LoRAConfig(**lora) if lora is not None else None, **options.get("actor", {})
+            )
+
+    def act(self, obs: Mapping[str, Tensor], noise: Tensor | None) -> SDEStep:
+        """Sample the next latents `[N, ...]`; without noise, rows must be deterministic."""
+        with torch.no_grad():
+            return self.actor.act(obs, noise)
+
+    def reference(self) -> AbstractContextManager:
+        """Within it, the module is the untrained model."""
+        return self.actor.reference()
+
+    def train(self, mode: bool = True) -> DenoisePolicy:
+        """Take note of the mode; the network stays in evaluation mode.
+
+        Dropout would score an action under another policy than the one that sampled it.
+        """
+        self.training = mode
+        return self
+
+    def _forward_exploration(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Tensor]:
+        """Sample: `obs` and `noise` in, RLlib's action columns and `mean`, `std` out, all `[N, ...]`."""
+        step = self.act(batch[Columns.OBS], batch["noise"])
+        return {
+            Columns.ACTIONS: step.latent,
+            Columns.ACTION_LOGP: step.log_prob,
+            "mean": step.mean,
+            "std": step.std,
+        }
+
+    def _forward_inference(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Tensor]:
+        """The next latents of the deterministic ODE."""
+        obs = dict(batch[Columns.OBS])
+        obs["stochastic"] = torch.zeros_like(obs["sigma"], dtype=torch.bool)
+        return {Columns.ACTIONS: self.act(obs, None).latent}
+
+    def _forward_train(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Tensor]:
+        """Score `actions` `[N, ...]` given `obs`: the fields of an `SDEStep`, with gradient."""
+        return self.actor.score(batch[Columns.OBS], batch[Columns.ACTIONS])._asdict()
+
+    def get_state(
+        self,
+        components: str | Collection[str] | None = None,
+        *,
+        not_components: str | Collection[str] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Tensor]:
+        """A copy of the trainable weights on the CPU."""
+        return {
+            name: tensor.detach().to("cpu", copy=True)
+            for name, tensor in self.actor.trainable_state().items()
+        }
+
+    def set_state(self, state: Mapping[str, Tensor]) -> None:
+        """Load trainable weights; those that `state` does not name stay as they are."""
+        self.actor.load_trainable_state(state)

@@ -1,0 +1,102 @@
+"""Calls to the remote runners that lose nothing: neither an error's cause nor the news of a death."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ray.exceptions import RayError
+
+from unirl_env.errors import RunnerLost
+
+__all__ = ["call_runners", "share_requests"]
+
+PATIENCE = 3
+"""Rounds in a row that may pass without any answer before the runners count as gone for good."""
+
+
+def call_runners(
+    env_runner_group: Any, method: str, calls: Mapping[int, Mapping[str, Any]]
+) -> dict[int, Any]:
+    """Call `method` on several remote runners at once.
+
+    An error inside the method comes back as itself: RLlib would end the runner's process and report that.
+
+    Args:
+        env_runner_group: RLlib's group.
+        method: A method of `GenerativeEnvRunner`.
+        calls: Keyword arguments by runner number.
+
+    Returns:
+        Results by runner number. A runner that died is missing, where RLlib is told to restart runners.
+
+    Raises:
+        RunnerLost: If a runner died and restarts are off.
+    """
+    numbers = list(calls)
+    if not numbers:
+        return {}
+    try:
+        outcomes = env_runner_group.foreach_env_runner(
+            ["attempt"] * len(numbers),
+            kwargs=[{"number": n, "method": method, "arguments": dict(calls[n])} for n in numbers],
+            local_env_runner=False,
+            remote_worker_ids=numbers,
+        )
+    except RayError as error:
+        raise RunnerLost(
+            f"A runner died during `{method}`: {type(error).__name__}: {error}. Its log tells why (often "
+            "memory). Start again from the last checkpoint, or try "
+            "`.fault_tolerance(restart_failed_env_runners=True)`."
+        ) from error
+    results = {}
+    for number, outcome in outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome
+        results[number] = outcome
+    return results
+
+
+def share_requests(
+    env_runner_group: Any,
+    method: str,
+    requests: Sequence[Mapping[str, Any]],
+    *,
+    revive: Callable[[], Any],
+) -> list[Any]:
+    """Answer every request, on the local runner or shared out over the remote ones.
+
+    A request whose runner died is given to another one. Noise is keyed, so the answer does not depend on who
+    gives it, and an iteration never goes on with fewer episodes than were asked for.
+
+    Args:
+        env_runner_group: RLlib's group.
+        method: What answers a request.
+        requests: Keyword arguments.
+        revive: Brings restarted runners back into service with the present weights.
+
+    Returns:
+        The answers in the order of the requests.
+
+    Raises:
+        RunnerLost: If runners die faster than they come back, or restarts are off.
+    """
+    if env_runner_group.num_remote_env_runners() == 0:
+        return [getattr(env_runner_group.local_env_runner, method)(**request) for request in requests]
+    answers: dict[int, Any] = {}
+    patience = PATIENCE
+    while len(answers) < len(requests):
+        waiting = [i for i in range(len(requests)) if i not in answers]
+        runners = env_runner_group.healthy_env_runner_ids()
+        turn = dict(zip(runners, waiting, strict=False))
+        results = call_runners(env_runner_group, method, {n: requests[i] for n, i in turn.items()})
+        answers |= {turn[number]: result for number, result in results.items()}
+        if len(results) < len(turn) or not turn:
+            revive()
+            patience = PATIENCE if results else patience - 1
+            if not patience:
+                raise RunnerLost(
+                    f"Runners must answer, got {PATIENCE} rounds of `{method}` without a single answer; "
+                    "their logs tell why they die."
+                )
+    return [answers[i] for i in range(len(requests))]

@@ -1,0 +1,220 @@
+"""RLlib's env runner for generative environments: one natively batched environment, whole episodes."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import ray
+from ray.rllib.core import (
+    COMPONENT_RL_MODULE,
+    DEFAULT_MODULE_ID,
+)
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
+from ray.rllib.env.env_runner import EnvRunner
+from ray.rllib.utils.checkpoints import Checkpointable
+from ray.rllib.utils.framework import get_device
+from torch import Tensor
+
+import unirl_env.functional as F
+from unirl_env.episode import EpisodeBatch
+from unirl_env.errors import ContractError
+from unirl_env.rollouts.local import LocalRollout
+from unirl_env.rollouts.sync import require_version
+from unirl_env.types import Prompt
+
+__all__ = ["GenerativeEnvRunner"]
+
+
+class GenerativeEnvRunner(EnvRunner, Checkpointable):
+    """Owns an environment and a policy, and plays whole groups with them.
+
+    In the driver of a run with remote runners it is an empty shell: a second copy of the model would only
+    take memory. Where runner and learner share the driver's process, they share one module, too; the agent
+    hands it over with `adopt`.
+
+    Attributes:
+        weights_version: Which publication of weights the policy holds.
+        shares_module: Whether the learner's own module is played.
+    """
+
+    def __init__(self, *, config: Any, **kwargs: Any):
+        super().__init__(config=config, **kwargs)
+        self.spaces = kwargs.get("spaces") or {}
+        self.env: gym.vector.VectorEnv | None = None
+        self.module: Any = None
+        self.weights_version = 0
+        in_driver = not self.worker_index
+        self.shares_module = in_driver and config.num_env_runners == 0 and config.num_learners == 0
+        self.idle = in_driver and config.num_env_runners > 0
+        # Without remote learners, num_gpus_per_learner says where the driver's module lives.
+        gpus = config.num_gpus_per_learner if self.shares_module else config.num_gpus_per_env_runner
+        self.device = get_device(self.config, 0 if self.idle else gpus)
+        self._rollout: LocalRollout | None = None
+        self._position = 0
+        if not self.idle:
+            self.make_env()
+            if not self.shares_module:
+                self.make_module()
+
+    # What an agent calls.
+
+    def collect(
+        self, prompts: Sequence[Prompt], *, seed: int, weights_version: int, **options: Any
+    ) -> EpisodeBatch:
+        """Play groups of episodes; the options are those of `LocalRollout.collect`.
+
+        Returns:
+            The episodes; on the CPU if they are to leave this process.
+
+        Raises:
+            StaleWeights: If the policy does not hold the weights of `weights_version`.
+        """
+        require_version(self.weights_version, weights_version, f"Runner {self.worker_index or 0}")
+        batch = self._player().collect(
+            prompts,
+            seed=seed,
+            weights_version=weights_version,
+            same_noise=self.config.same_noise,
+            **options,
+        )
+        return batch if not self.worker_index else batch.to("cpu")
+
+    def load_weights(self, version: int, weights: Mapping[str, Tensor] | ray.ObjectRef) -> None:
+        """Take over published weights, given or by reference."""
+        if isinstance(weights, ray.ObjectRef):
+            weights = ray.get(weights)
+        self._needs_module().set_state(weights)
+        self.weights_version = version
+
+    def adopt(self, module: Any) -> None:
+        """Play `module`, which the learner trains in this very process."""
+        self.module, self._rollout = module, None
+
+    def attempt(self, number: int, method: str, arguments: Mapping[str, Any]) -> tuple[int, Any]:
+        """Call a method of this runner and return what came of it, an error as well.
+
+        RLlib ends a runner in which a call raises, and its driver never learns why.
+        """
+        try:
+            return number, getattr(self, method)(**arguments)
+        except Exception as error:
+            error.add_note("".join(traceback.format_exception(error)))
+            return number, error
+
+    # RLlib's interface.
+
+    def make_env(self) -> None:
+        """Build the environment of this runner's share, in place of an earlier one."""
+        if self.env is not None:
+            self.env.close()
+        self.env, self._rollout = self._build_env(self.config.episodes_per_play), None
+
+    def make_module(self) -> None:
+        """Build a policy of this runner's own, with the untrained weights."""
+        spec = self.config.get_rl_module_spec(spaces=self.get_spaces(), inference_only=True)
+        self.module, self._rollout = spec.build().to(self.device), None
+
+    def sample(self, **kwargs: Any) -> EpisodeBatch:
+        """Play the environment's next prompts under the present weights."""
+        count, size = self.config.num_prompts, self.config.group_size
+        source = self._needs_env().unwrapped.prompts
+        prompts = source.take(self._position, count, seed=self.config.run_seed)
+        seed = F.derive_seed(self.config.run_seed, "sample", self.worker_index or 0, self._position)
+        self._position += count
+        return self.collect(prompts, seed=seed, weights_version=self.weights_version, group_size=size)
+
+    def get_spaces(self) -> dict[str, tuple[gym.Space, gym.Space]]:
+        """The environment's spaces, by RLlib's names."""
+        if self.env is None:
+            return self.spaces
+        single = (self.env.single_observation_space, self.env.single_action_space)
+        return {
+            INPUT_ENV_SPACES: (self.env.observation_space, self.env.action_space),
+            INPUT_ENV_SINGLE_SPACES: single,
+            DEFAULT_MODULE_ID: single,
+        }
+
+    def get_metrics(self) -> Any:
+        """Nothing of its own: the episodes carry everything that is measured."""
+        return self.metrics.reduce()
+
+    def assert_healthy(self) -> None:
+        """Raise unless this runner can play, or is meant to stay empty."""
+        if not self.idle:
+            self._needs_env()
+            if not self.shares_module:
+                self._needs_module()
+
+    def stop(self) -> None:
+        """Close the environments."""
+        if self._rollout is not None:
+            self._rollout.close()
+        if self.env is not None:
+            self.env.close()
+
+    # RLlib's checkpoints.
+
+    def get_state(
+        self, components: Any = None, *, not_components: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """The weights, unless they are excluded or there are none here."""
+        state: dict[str, Any] = {"weights_version": self.weights_version}
+        if self.module is not None and self._check_component(COMPONENT_RL_MODULE, components, not_components):
+            state[COMPONENT_RL_MODULE] = self.module.get_state()
+        return state
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Take over weights, if there are any in `state` and a policy here."""
+        weights = state.get(COMPONENT_RL_MODULE)
+        if weights is not None and self.module is not None:
+            weights = ray.get(weights) if isinstance(weights, ray.ObjectRef) else weights
+            self.module.set_state(weights.get(DEFAULT_MODULE_ID, weights))
+        self.weights_version = state.get("weights_version", self.weights_version)
+
+    def get_ctor_args_and_kwargs(self) -> tuple[tuple, dict[str, Any]]:
+        """What it takes to build this runner again."""
+        return (), {"config": self.config}
+
+    def get_checkpointable_components(self) -> list[tuple[str, Any]]:
+        """None: the learners' checkpoint has the weights."""
+        return []
+
+    # Parts.
+
+    def _player(self) -> LocalRollout:
+        if self._rollout is None:
+            self._rollout = LocalRollout(
+                self._env_of_size, self._needs_module().actor, batch_size=self.config.rollout_batch_size
+            )
+        return self._rollout
+
+    def _env_of_size(self, num_envs: int, num_steps: int | None = None) -> gym.vector.VectorEnv:
+        env = self._needs_env()
+        if num_envs == env.num_envs and num_steps in (None, env.unwrapped.num_steps):
+            return env
+        return self._build_env(num_envs, num_steps)
+
+    def _build_env(self, num_envs: int, num_steps: int | None = None) -> gym.vector.VectorEnv:
+        options = self.config.rollout_env_options()
+        options.setdefault("device", str(self.device))
+        if num_steps is not None:
+            options["num_steps"] = num_steps
+        if self.env is not None:
+            # Text encoders and decoder are large, and the same for every number of episodes.
+            options["denoiser"] = self.env.unwrapped.denoiser
+        return gym.make_vec(
+            self.config.env, num_envs=num_envs, vectorization_mode="vector_entry_point", **options
+        )
+
+    def _needs_env(self) -> gym.vector.VectorEnv:
+        if self.env is None:
+            raise ContractError("This runner has no environment: remote runners play in this run.")
+        return self.env
+
+    def _needs_module(self) -> Any:
+        if self.module is None:
+            raise ContractError("This runner has no policy; call `make_module` or `adopt` first.")
+        return self.module
