@@ -127,7 +127,7 @@ def build_parts(cfg: RunConfig) -> Parts:
     """The agent and the held-out scorer that the settings describe."""
     from unirl_env import build
 
-    heldout = None if cfg.reward.heldout is None else build.build_scorer(cfg.reward.heldout, cfg)
+    heldout = None if cfg.reward.heldout is None else build.build_scorer(cfg.reward.heldout)
     return Parts(build.build_agent(cfg), heldout, {"model": build.model_fingerprint(cfg)})
 
 

@@ -117,10 +117,8 @@ def _check_numbers(cfg: RunConfig) -> None:
 
 def _check_steps(cfg: RunConfig) -> None:
     steps = cfg.steps
-    if steps.kind == "random" and steps.count is None:
-        raise ConfigError("`steps.count` must say how many steps `random` draws, got null; try 3.")
     try:
-        chosen = F.choose_steps(
+        F.choose_steps(
             steps.kind,
             cfg.model.num_steps,
             fraction=tuple(steps.fraction),
@@ -133,11 +131,6 @@ def _check_steps(cfg: RunConfig) -> None:
         )
     except ValueError as error:
         raise ConfigError(f"`steps` must fit `model.num_steps` ({cfg.model.num_steps}): {error}") from error
-    if not chosen:
-        raise ConfigError(
-            f"`steps` must choose at least one of the {cfg.model.num_steps} denoising steps, got none; try "
-            f"a wider `steps.fraction` or more `model.num_steps`."
-        )
 
 
 def _check_devices(cfg: RunConfig) -> None:

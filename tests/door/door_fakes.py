@@ -99,7 +99,6 @@ def darkness(samples, prompts):
 def small_config(folder, **changes):
     """Settings of a run that takes no time."""
     cfg = RunConfig(name="fake", iterations=6)
-    cfg.model.env = "CartPole-v1"  # any registered id: no part of it is used
     cfg.prompts.train = [f"a picture of {number} lamps" for number in range(8)]
     cfg.prompts.heldout = ["a dark room", "a bright window"]
     cfg.logging.folder = str(folder)
