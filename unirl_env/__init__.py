@@ -8,7 +8,17 @@ from importlib import import_module as _import_module
 from unirl_env.ids import register_ids as _register_ids
 from unirl_env.version import __version__
 
-_SUBMODULES = ("agents", "build", "envs", "functional", "models", "policies", "rewards", "rollouts", "wrappers")
+_SUBMODULES = (
+    "agents",
+    "build",
+    "envs",
+    "functional",
+    "models",
+    "policies",
+    "rewards",
+    "rollouts",
+    "wrappers",
+)
 
 __all__ = ["__version__", *_SUBMODULES]
 

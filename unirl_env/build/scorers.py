@@ -69,7 +69,9 @@ def _called(target: Any, name: str, options: dict[str, Any]) -> Scorer:
 def _parts(name: str, options: dict[str, Any]) -> dict[str, Any]:
     parts = options.pop("parts", None)
     if not isinstance(parts, Mapping) or not parts or options:
-        raise ConfigError(f"Reward {name!r} must have `parts: {{name: ...}}` and nothing else, got {options}.")
+        raise ConfigError(
+            f"Reward {name!r} must have `parts: {{name: ...}}` and nothing else, got {options}."
+        )
     return dict(parts)
 
 

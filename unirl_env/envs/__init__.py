@@ -1,6 +1,7 @@
 """Environments: generation as Gymnasium's vector environments, and what judges them."""
 
 from unirl_env.envs.base import GenerativeVectorEnv, Snapshot
+from unirl_env.envs.checks import check_vector_env
 from unirl_env.envs.denoise import DenoiseVectorEnv
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.envs.single import SingleEnv
@@ -11,4 +12,5 @@ __all__ = [
     "PromptSource",
     "SingleEnv",
     "Snapshot",
+    "check_vector_env",
 ]

@@ -200,6 +200,11 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
 
     # State in and out.
 
+    @property
+    def started(self) -> bool:
+        """Whether `reset` has been called."""
+        return self._roster is not None
+
     def snapshot(self) -> Snapshot:
         """The whole state, in the middle of an episode too."""
         if self._roster is None:

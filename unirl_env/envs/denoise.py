@@ -118,7 +118,9 @@ class DenoiseVectorEnv(GenerativeVectorEnv):
             pointed_at = self._latent.float() + share * (self._latent - self._previous).float()
         pictures = [sample.image for sample in self.denoiser.decode(pointed_at)]
         if any(picture is None for picture in pictures):
-            raise ContractError(f"{type(self.denoiser).__name__} decodes to no picture; it cannot be rendered.")
+            raise ContractError(
+                f"{type(self.denoiser).__name__} decodes to no picture; it cannot be rendered."
+            )
         return tuple((picture * 255).round().byte().permute(1, 2, 0).cpu().numpy() for picture in pictures)
 
     # The mode's part of the contract.
@@ -248,9 +250,7 @@ class DenoiseVectorEnv(GenerativeVectorEnv):
     def _checked_steps(self, steps: Sequence[int]) -> tuple[int, ...]:
         checked = tuple(sorted({int(step) for step in steps}))
         if checked and not 0 <= checked[0] <= checked[-1] < self.num_steps:
-            raise ConfigError(
-                f"`stochastic_steps` must lie in [0, {self.num_steps}), got {list(checked)}."
-            )
+            raise ConfigError(f"`stochastic_steps` must lie in [0, {self.num_steps}), got {list(checked)}.")
         return checked
 
     def _make_spaces(self) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 
 from unirl_env.types import Sample
 
@@ -15,8 +16,8 @@ __all__ = ["SingleEnv"]
 class SingleEnv(gym.Env):
     """A numpy view of a generative vector environment of one episode.
 
-    Observations, actions and rewards are those of the vector environment without their batch axis. `info`
-    has `prompt` (a `Prompt`), `group`, `episode_seed`, and at the end `sample` (a mapping of arrays or text)
+    Observations, actions and rewards are those of the vector environment without their batch axis; numbers
+    such as `sigma` come as arrays of one. `info` has `prompt` (a `Prompt`), `group`, `episode_seed`, and at the end `sample` (a mapping of arrays or text)
     and `scores` (a mapping of floats: `value`, and each part).
 
     Args:
@@ -27,7 +28,7 @@ class SingleEnv(gym.Env):
         self.vector_env = vector_env
         self.metadata = {k: v for k, v in vector_env.metadata.items() if k != "autoreset_mode"}
         self.render_mode = vector_env.render_mode
-        self.observation_space = vector_env.single_observation_space
+        self.observation_space = _without_scalars(vector_env.single_observation_space)
         self.action_space = vector_env.single_action_space
 
     def reset(
@@ -57,7 +58,19 @@ class SingleEnv(gym.Env):
 
 
 def _first(obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: np.asarray(array[0]) for name, array in obs.items()}
+    return {name: np.atleast_1d(array[0]) for name, array in obs.items()}
+
+
+def _without_scalars(space: spaces.Dict) -> spaces.Dict:
+    """`space` with numbers as arrays of one: Stable-Baselines3's checker cannot read a zero-dimensional box."""
+    return spaces.Dict(
+        {
+            name: spaces.Box(part.low.item(), part.high.item(), (1,), part.dtype.type)
+            if part.shape == ()
+            else part
+            for name, part in space.items()
+        }
+    )
 
 
 def _single_info(info: dict[str, Any]) -> dict[str, Any]:
@@ -70,7 +83,9 @@ def _single_info(info: dict[str, Any]) -> dict[str, Any]:
         single["sample"] = _plain(info["samples"][0])
     if "scores" in info:
         scores = info["scores"]
-        single["scores"] = {"value": float(scores.value[0])} | {k: float(v[0]) for k, v in scores.parts.items()}
+        single["scores"] = {"value": float(scores.value[0])} | {
+            k: float(v[0]) for k, v in scores.parts.items()
+        }
     return single
 
 

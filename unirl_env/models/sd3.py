@@ -75,7 +75,10 @@ class SD3Denoiser(Denoiser):
         height = height or config["sample_size"] * self.scale
         width = width or config["sample_size"] * self.scale
         for name, size in (("height", height), ("width", width)):
-            if size % (self.scale * self.patch) or size > config["pos_embed_max_size"] * self.scale * self.patch:
+            if (
+                size % (self.scale * self.patch)
+                or size > config["pos_embed_max_size"] * self.scale * self.patch
+            ):
                 raise ConfigError(
                     f"`{name}` must be a multiple of {self.scale * self.patch} up to "
                     f"{config['pos_embed_max_size'] * self.scale * self.patch}, got {size}."
@@ -126,12 +129,10 @@ class SD3Denoiser(Denoiser):
         return [Sample(image=p) for p in (pictures.float() / 2 + 0.5).clamp(0, 1).cpu()]
 
     def network(self) -> nn.Module:
-        """diffusers' `SD3Transformer2DModel`, freshly loaded."""
+        """Diffusers' `SD3Transformer2DModel`, freshly loaded."""
         from diffusers import SD3Transformer2DModel
 
-        network = self._load(
-            SD3Transformer2DModel.from_pretrained, subfolder="transformer", dtype=self.dtype
-        )
+        network = self._load(SD3Transformer2DModel.from_pretrained, subfolder="transformer", dtype=self.dtype)
         return network.to(self.device).eval()
 
     def velocity(
@@ -159,12 +160,10 @@ class SD3Denoiser(Denoiser):
 
     @cached_property
     def _frozen(self) -> Any:
-        """diffusers' pipeline, which knows how prompts are encoded, without the transformer's weights."""
+        """Diffusers' pipeline, which knows how prompts are encoded, without the transformer's weights."""
         from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
-        pipeline = self._load(
-            StableDiffusion3Pipeline.from_pretrained, transformer=None, dtype=self.dtype
-        )
+        pipeline = self._load(StableDiffusion3Pipeline.from_pretrained, transformer=None, dtype=self.dtype)
         pipeline.set_progress_bar_config(disable=True)
         parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
         self._hooks = []
@@ -203,7 +202,9 @@ class SD3Denoiser(Denoiser):
     def _shift(self, config: Any) -> dict[str, float]:
         if not config.use_dynamic_shifting:
             return {}
-        slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+        slope = (config.max_shift - config.base_shift) / (
+            config.max_image_seq_len - config.base_image_seq_len
+        )
         return {"mu": config.base_shift + slope * (self._num_tokens - config.base_image_seq_len)}
 
     def _load_config(self, part: str) -> dict[str, Any]:

@@ -69,7 +69,9 @@ class FlowActor(nn.Module):
         super().__init__()
         self.denoiser = denoiser
         self.guidance, self.dynamics, self.eta = float(guidance), dynamics, float(eta)
-        self.storage_dtype = getattr(torch, storage_dtype) if isinstance(storage_dtype, str) else storage_dtype
+        self.storage_dtype = (
+            getattr(torch, storage_dtype) if isinstance(storage_dtype, str) else storage_dtype
+        )
         self.network = denoiser.network().eval()
         self.lora = lora
         self._frozen: list[nn.Module] = []
@@ -211,7 +213,9 @@ class FlowActor(nn.Module):
         try:
             inject_adapter_in_model(config, self.network)
         except ValueError as error:
-            raise ConfigError(f"`lora_targets` must name layers of the network, got {list(targets)}: {error}") from error
+            raise ConfigError(
+                f"`lora_targets` must name layers of the network, got {list(targets)}: {error}"
+            ) from error
         for name, parameter in self.network.named_parameters():
             if "lora_" in name:
                 # Small steps vanish in half precision; the adapters are small enough for float32.

@@ -142,7 +142,9 @@ class LocalRollout:
                 steps.append(({name: obs[name] for name in ("latent", "sigma", "sigma_next")}, step))
             obs, _, _, _, info = env.step(step.latent)
         if "scores" not in info:
-            raise ContractError("`info` must hold `scores` at the last step; wrap the environment in `RewardWrapper`.")
+            raise ContractError(
+                "`info` must hold `scores` at the last step; wrap the environment in `RewardWrapper`."
+            )
         phases = {}
         if steps:
             phases["image"] = Phase(
