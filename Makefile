@@ -1,0 +1,48 @@
+# `make train` runs the main job, `make test` the tests; each installs what it needs the first time.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+CONFIG ?= diffusion/tiny_sd3
+
+.DEFAULT_GOAL := help
+.PHONY: help train test lint format bench clean
+
+help:  ## List the commands.
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+train: $(VENV)/.train  ## Train the embedded Stable Diffusion 3 and write its report (CONFIG=..., ARGS='key=value').
+	$(BIN)/python -m unirl_env.train --config-name=$(CONFIG) $(ARGS)
+
+test: $(VENV)/.test  ## Run the tests (ARGS='-k name').
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.test  ## Check style.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.test  ## Mend style.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.test  ## Measure speed as ratios to the bare model.
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:  ## Remove the virtual environment and caches; runs stay.
+	rm -rf $(VENV) .pytest_cache .ruff_cache
+
+# uv rather than pip: pip prefers wheels from locally configured folders, whose torch may not fit the
+# torchvision of the index.
+$(BIN)/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "unirl_env needs Python 3.11 or newer, got $$($(PYTHON) --version); try 'make PYTHON=python3.12 ...'."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+$(VENV)/.train: $(BIN)/uv pyproject.toml constraints.txt
+	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.test: $(BIN)/uv pyproject.toml constraints.txt
+	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.train
