@@ -1,0 +1,142 @@
+"""Learning curves of every agent over several seeds, with intervals: the README's picture and its table.
+
+Each run is the ordinary command, one after another, in a folder of its own:
+
+    python benchmarks/learning_curves.py [--agents flow_dppo,grpo,drpo] [--seeds 0,1,2] [--extra key=value ...]
+
+A band is the 95 % t-interval of the mean over seeds. Runs that are there already are read, not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+NAMES = {"flow_dppo": "FlowDPPO", "grpo": "GRPO", "drpo": "DRPO"}
+COLOURS = {"flow_dppo": "#2563eb", "grpo": "#d97706", "drpo": "#059669"}
+SMOOTH = 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--agents", default=",".join(NAMES))
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--config", default="diffusion/tiny_sd3")
+    parser.add_argument("--folder", type=Path, default=Path("runs/curves"))
+    parser.add_argument("--picture", type=Path, default=Path("docs/images/learning_curves.png"))
+    parser.add_argument("--table", type=Path, default=Path("benchmarks/results/learning_curves.json"))
+    parser.add_argument("--extra", nargs="*", default=[])
+    args = parser.parse_args()
+    agents, seeds = args.agents.split(","), [int(seed) for seed in args.seeds.split(",")]
+    runs = {agent: [run(args, agent, seed) for seed in seeds] for agent in agents}
+    draw(runs, args.picture)
+    table = {agent: summary(folders) for agent, folders in runs.items()}
+    args.table.parent.mkdir(parents=True, exist_ok=True)
+    args.table.write_text(json.dumps({"seeds": seeds, "agents": table}, indent=1) + "\n")
+    for agent, row in table.items():
+        print(NAMES[agent], json.dumps(row))
+
+
+def run(args: argparse.Namespace, agent: str, seed: int) -> Path:
+    """Train one agent with one seed, unless that has been done."""
+    name = f"{agent}_{seed}"
+    folder = args.folder / name
+    if not (folder / "report.html").exists():
+        command = [sys.executable, "-m", "unirl_env.train", f"--config-name={args.config}"]
+        settings = [f"agent={agent}", f"seed={seed}", f"name={name}", f"logging.folder={args.folder}"]
+        subprocess.run([*command, *settings, *args.extra], check=True)
+    return folder
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over seeds (axis 0) and half the width of its 95 % interval."""
+    count = values.shape[0]
+    if count < 2:
+        return values.mean(0), np.zeros_like(values.mean(0))
+    width = stats.t.ppf(0.975, count - 1) * values.std(0, ddof=1) / np.sqrt(count)
+    return values.mean(0), width
+
+
+def smoothed(values: np.ndarray) -> np.ndarray:
+    """Running mean over iterations (axis 1), shorter at the start."""
+    sums = np.cumsum(np.pad(values, ((0, 0), (1, 0))), axis=1)
+    ends = np.arange(1, values.shape[1] + 1)
+    starts = np.maximum(ends - SMOOTH, 0)
+    return (sums[:, ends] - sums[:, starts]) / (ends - starts)
+
+
+def measured(folder: Path, prompts: str, reward: str) -> tuple[float, float]:
+    """A reward on fixed prompts and seeds, before and after."""
+    found = {row["iteration"]: row["rewards"] for row in rows(folder / "evaluation.jsonl") if row["set"] == prompts}
+    return found[min(found)][reward]["mean"], found[max(found)][reward]["mean"]
+
+
+def summary(folders: list[Path]) -> dict[str, object]:
+    """Before and after, and the gain with its interval over seeds."""
+    table: dict[str, object] = {}
+    first = rows(folders[0] / "evaluation.jsonl")
+    for prompts in dict.fromkeys(row["set"] for row in first):
+        for reward in ("reward", "reward/strict", "heldout"):
+            if reward not in first[0]["rewards"]:
+                continue
+            pairs = np.array([measured(folder, prompts, reward) for folder in folders])
+            gain, width = band(pairs[:, 1:] - pairs[:, :1])
+            table[f"{prompts} prompts, {reward}"] = {
+                "before": round(pairs[:, 0].mean(), 3),
+                "after": round(pairs[:, 1].mean(), 3),
+                "gain": round(float(gain[0]), 3),
+                "gain_95": [round(float(gain[0] - width[0]), 3), round(float(gain[0] + width[0]), 3)],
+            }
+    seconds = [sum(row["seconds"] for row in rows(folder / "metrics.jsonl")) for folder in folders]
+    table["training_seconds"] = [round(value) for value in seconds]
+    return table
+
+
+def draw(runs: dict[str, list[Path]], picture: Path) -> None:
+    """Training reward over iterations, and before/after on fixed prompts, for every agent."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
+    figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.9), width_ratios=(1.6, 1), layout="constrained")
+    for agent, folders in runs.items():
+        curves = [[row["reward"] for row in rows(folder / "metrics.jsonl")] for folder in folders]
+        mean, width = band(smoothed(np.array(curves)))
+        x = np.arange(1, len(mean) + 1)
+        axes[0].plot(x, mean, color=COLOURS[agent], label=NAMES[agent], lw=2)
+        axes[0].fill_between(x, mean - width, mean + width, color=COLOURS[agent], alpha=0.15, lw=0)
+    axes[0].set(xlabel="iteration", ylabel="training reward", title="Reward while training")
+    axes[0].legend(frameon=False, loc="lower right")
+    axes[0].grid(alpha=0.2)
+    sets = list(dict.fromkeys(row["set"] for row in rows(next(iter(runs.values()))[0] / "evaluation.jsonl")))
+    bars = [(prompts, reward) for prompts in sets for reward in ("reward", "heldout")]
+    for place, (agent, folders) in enumerate(runs.items()):
+        for slot, (prompts, reward) in enumerate(bars):
+            pairs = np.array([measured(folder, prompts, reward) for folder in folders])
+            gain, width = band(pairs[:, 1] - pairs[:, 0])
+            x = slot + (place - 1) * 0.26
+            axes[1].bar(x, gain, 0.24, color=COLOURS[agent], yerr=width, error_kw={"lw": 1, "capsize": 2})
+    labels = [f"{prompts}\nprompts,\n{'train' if reward == 'reward' else 'held-out'}\nreward" for prompts, reward in bars]
+    axes[1].set_xticks(range(len(bars)), labels, fontsize=8)
+    axes[1].set(title="Gain over the base, fixed seeds", ylabel="gain")
+    axes[1].axhline(0, color="#888", lw=0.8)
+    seeds = len(next(iter(runs.values())))
+    figure.supxlabel(f"mean of {seeds} seeds with 95 % intervals", fontsize=8, color="#666")
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture, dpi=130)
+
+
+if __name__ == "__main__":
+    main()
