@@ -202,17 +202,9 @@ class EpisodeBatch:
             raise ShapeError(f"Batches to join must come from one policy version, got {sorted(versions)}.")
         first = batches[0]
         samples = [batch.samples for batch in batches]
-        scores = Scores(
-            value=torch.cat([batch.scores.value for batch in batches]),
-            parts={
-                name: torch.cat([batch.scores.parts[name] for batch in batches])
-                for name in first.scores.parts
-            },
-            valid=torch.cat([batch.scores.valid for batch in batches]),
-        )
         return cls(
             phases={name: Phase.cat([batch.phases[name] for batch in batches]) for name in first.phases},
-            scores=scores,
+            scores=Scores.cat(batch.scores for batch in batches),
             group=torch.cat([batch.group for batch in batches]),
             prompts=tuple(prompt for batch in batches for prompt in batch.prompts),
             episode_seed=torch.cat([batch.episode_seed for batch in batches]),

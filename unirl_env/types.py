@@ -5,7 +5,7 @@ Shapes in brackets: B episodes, C channels, H x W pixels, F frames.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -100,6 +100,27 @@ class Scores:
     def failed(cls, count: int) -> Scores:
         """`count` invalid scores."""
         return cls(value=torch.full((count,), torch.nan))
+
+    @classmethod
+    def cat(cls, scores: Iterable[Scores]) -> Scores:
+        """One after another; a part that one of them lacks is NaN there.
+
+        A failed batch has no parts at all, so scores of the same scorer may differ in them.
+        """
+        blocks = list(scores)
+        if not blocks:
+            return cls.failed(0)
+        names = dict.fromkeys(name for block in blocks for name in block.parts)
+        return cls(
+            value=torch.cat([block.value for block in blocks]),
+            parts={
+                name: torch.cat(
+                    [block.parts.get(name, torch.full((len(block),), torch.nan)) for block in blocks]
+                )
+                for name in names
+            },
+            valid=torch.cat([block.valid for block in blocks]),
+        )
 
 
 @runtime_checkable

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from unirl_env.errors import ContractError, MissingExtra, ModelNotFound, ScorerError
-from unirl_env.rewards.scoring import join_scores, place_scores, score_safely, scorer_name
+from unirl_env.rewards.scoring import place_scores, score_safely, scorer_name
 from unirl_env.types import Prompt, Sample, Scores
 
 SAMPLES = [Sample(text=str(i)) for i in range(4)]
@@ -108,10 +108,10 @@ def test_a_score_that_is_not_finite_is_invalid(bad):
 
 def test_joining_fills_missing_parts_with_nan():
     good = Scores(value=torch.ones(2), parts={"a": torch.zeros(2)})
-    joined = join_scores([Scores.failed(1), good])
+    joined = Scores.cat([Scores.failed(1), good])
     assert joined.valid.tolist() == [False, True, True]
     assert joined.parts["a"].isnan().tolist() == [True, False, False]
-    assert len(join_scores([])) == 0
+    assert len(Scores.cat([])) == 0
 
 
 def test_placing_leaves_the_other_places_invalid():

@@ -30,7 +30,6 @@ _HOMES = {
     "TemplateScorer": "shapes",
     "WeightedSum": "compose",
     "checked_scorer": "scoring",
-    "join_scores": "scoring",
     "place_scores": "scoring",
     "score_safely": "scoring",
     "scorer_name": "scoring",

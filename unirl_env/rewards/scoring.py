@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from unirl_env.errors import ConfigError, ContractError, ScorerError, UnirlError
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
-__all__ = ["checked_scorer", "join_scores", "place_scores", "score_safely", "scorer_name"]
+__all__ = ["checked_scorer", "place_scores", "score_safely", "scorer_name"]
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def score_safely(
             ) from error
         if getattr(scorer, "pointwise", False) and len(samples) > 1:
             rows = zip(samples, prompts, strict=True)
-            return join_scores(score_safely(scorer, [sample], [prompt]) for sample, prompt in rows)
+            return Scores.cat(score_safely(scorer, [sample], [prompt]) for sample, prompt in rows)
         logger.warning(
             "Scorer `%s` failed on %d samples, which count as invalid: %s: %s",
             scorer_name(scorer),
@@ -107,25 +107,6 @@ def _called(scorer: Scorer, samples: Sequence[Sample], prompts: Sequence[Prompt]
             f"got {len(scores)} for {len(samples)} samples."
         )
     return scores
-
-
-def join_scores(scores: Iterable[Scores]) -> Scores:
-    """One `Scores` after another; a part that one of them lacks is NaN there.
-
-    A failed batch has no parts at all, so scores of the same scorer may differ in them.
-    """
-    blocks = list(scores)
-    if not blocks:
-        return Scores.failed(0)
-    names = dict.fromkeys(name for block in blocks for name in block.parts)
-    return Scores(
-        value=torch.cat([block.value for block in blocks]),
-        parts={
-            name: torch.cat([block.parts.get(name, torch.full((len(block),), torch.nan)) for block in blocks])
-            for name in names
-        },
-        valid=torch.cat([block.valid for block in blocks]),
-    )
 
 
 def place_scores(scores: Scores, mask: Tensor) -> Scores:
