@@ -121,6 +121,22 @@ def test_constant_group_next_to_a_varied_one_stays_zero():
     assert torch.equal(F.gdpo_advantages(rewards[:, None], group)[:12], torch.zeros(12))
 
 
+def test_constant_group_in_double_precision():
+    # Twelve thirds do not add up to four.
+    for value in (1 / 3, 0.1, 1e15 / 7):
+        rewards, group = torch.full((12,), value, dtype=torch.float64), torch.zeros(12, dtype=torch.long)
+        for scale in SCALES:
+            assert torch.equal(F.group_advantages(rewards, group, scale=scale), torch.zeros(12))
+
+
+def test_order_of_addition_does_not_show():
+    # Added in the order of the batch, the small numbers would be lost or not.
+    rewards = torch.tensor([1e16, 1.0, -1e16, 3.0, -1e16, 5.0, 1e16], dtype=torch.float64)
+    group, order = torch.zeros(7, dtype=torch.long), torch.tensor([0, 2, 1, 3, 6, 4, 5])
+    straight = F.group_advantages(rewards, group, scale="none")
+    assert torch.equal(F.group_advantages(rewards[order], group, scale="none"), straight[order])
+
+
 @given(st.floats(2**-7, 1.0, width=32), st.integers(2, 24))
 @settings(max_examples=50, deadline=None)
 def test_rounding_is_never_amplified(value, size):

@@ -18,7 +18,9 @@ def test_fraction():
     assert F.choose_steps("fraction", 10, fraction=(0.2, 0.7)) == (2, 3, 4, 5, 6)
     assert F.choose_steps("fraction", 10, fraction=(0.0, 1.0)) == tuple(range(9))
     assert F.choose_steps("fraction", 10, fraction=(0.0, 1.0), include_last=True) == tuple(range(10))
-    assert F.choose_steps("fraction", 10, fraction=(0.3, 0.6)) == (3, 4, 5)
+    # 0.14 * 50 is 7.000000000000001
+    assert F.choose_steps("fraction", 50, fraction=(0.14, 0.18)) == (7, 8)
+    assert F.choose_steps("fraction", 50, fraction=(0.1, 0.14)) == (5, 6)
 
 
 @given(st.integers(2, 60), st.integers(1, 59))

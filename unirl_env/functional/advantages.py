@@ -163,9 +163,8 @@ class _Groups:
         highest = self._extreme(torch.where(self.valid, self.rewards, -torch.inf), "amax")
         lowest = self._extreme(torch.where(self.valid, self.rewards, torch.inf), "amin")
         varied = self.valid & (highest > lowest)
-        centered = torch.where(varied, self.rewards - self._sum(self.rewards) / at_least_one, 0.0)
-        # A second pass removes what the rounding of a large mean left behind.
-        self.centered = torch.where(varied, centered - self._sum(centered) / at_least_one, 0.0)
+        mean = self._sum(self.rewards) / at_least_one
+        self.centered = torch.where(varied, self.rewards - mean, 0.0)
         self.group_std = (self._sum(self.centered.square()) / at_least_one).sqrt()
 
     def _sum(self, values: Tensor) -> Tensor:
