@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -14,6 +15,7 @@ from unirl_env.envs.single import SingleEnv
 from unirl_env.errors import ConfigError
 from unirl_env.models import DENOISERS, Denoiser
 from unirl_env.models.options import MODEL_OPTIONS, model_options
+from unirl_env.wrappers.flatten import FlattenForPPO, flatten_for_ppo
 from unirl_env.wrappers.reward import RewardWrapper
 
 __all__ = ["make_env", "make_vector_env", "pick_device"]
@@ -25,6 +27,7 @@ def make_vector_env(
     scorer: Any = None,
     on_invalid: str | float = "nan",
     device: str = "cpu",
+    flat: bool | Sequence[str] = False,
     **arguments: Any,
 ) -> gym.vector.VectorEnv:
     """Entry point of the vector environments: `DenoiseVectorEnv` inside `RewardWrapper`.
@@ -34,6 +37,8 @@ def make_vector_env(
         scorer: Anything that `build_scorer` understands; None leaves the episodes unscored.
         on_invalid: What an invalid score pays: `"nan"`, `"raise"`, or a number.
         device: For the model's frozen half and the episodes; `"auto"` is the GPU where there is one.
+        flat: See and act in one flat `Box` (`FlattenForPPO`); a sequence names the entries that are seen. An
+            argument, because natively batched environments cannot be wrapped by `gym.make_vec`.
         **arguments: `denoiser` (a name or a `Denoiser`), the model's options, and those of
             `DenoiseVectorEnv`.
 
@@ -56,18 +61,23 @@ def make_vector_env(
     if unknown:
         raise ConfigError(
             f"The environment has no arguments {sorted(unknown)}; it has "
-            f"{sorted(known | set(MODEL_OPTIONS) | {'denoiser', 'scorer', 'on_invalid'})}."
+            f"{sorted(known | set(MODEL_OPTIONS) | {'denoiser', 'scorer', 'on_invalid', 'flat'})}."
         )
     env = DenoiseVectorEnv(denoiser, num_envs=num_envs, device=device, **rest)
-    if scorer is None:
+    if scorer is not None:
+        env = RewardWrapper(env, build_scorer(scorer), on_invalid=on_invalid)
+    if not flat:
         return env
-    return RewardWrapper(env, build_scorer(scorer), on_invalid=on_invalid)
+    return FlattenForPPO(env) if flat is True else FlattenForPPO(env, flat)
 
 
-def make_env(**arguments: Any) -> gym.Env:
+def make_env(*, flat: bool | Sequence[str] = False, **arguments: Any) -> gym.Env:
     """Entry point of the single environments: a view of a vector environment of one episode."""
     arguments |= {"array_backend": "numpy", "autoreset_mode": "disabled", "group_size": 1}
-    return SingleEnv(make_vector_env(1, **arguments))
+    env = SingleEnv(make_vector_env(1, **arguments))
+    if not flat:
+        return env
+    return flatten_for_ppo(env) if flat is True else flatten_for_ppo(env, flat)
 
 
 def pick_device(device: str) -> str:

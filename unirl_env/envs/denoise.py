@@ -116,11 +116,7 @@ class DenoiseVectorEnv(GenerativeVectorEnv):
             share = torch.where(before > now, now / (before - now).clamp_min(1e-6), 0.0)
             share = share.view(-1, *[1] * (self._latent.ndim - 1))
             pointed_at = self._latent.float() + share * (self._latent - self._previous).float()
-        pictures = [sample.image for sample in self.denoiser.decode(pointed_at)]
-        if any(picture is None for picture in pictures):
-            raise ContractError(
-                f"{type(self.denoiser).__name__} decodes to no picture; it cannot be rendered."
-            )
+        pictures = self.denoiser.pictures(pointed_at)
         return tuple((picture * 255).round().byte().permute(1, 2, 0).cpu().numpy() for picture in pictures)
 
     # The mode's part of the contract.

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from unirl_env.errors import ContractError
 from unirl_env.types import Prompt, Sample
 
 __all__ = ["Denoiser"]
@@ -59,6 +60,17 @@ class Denoiser(ABC):
         Returns:
             `[N, ...]` like `latent`.
         """
+
+    def pictures(self, latents: Tensor) -> list[Tensor]:
+        """What to show of latents `[B, ...]`: B pictures `[3, H, W]` in [0, 1], the decoded ones.
+
+        Raises:
+            ContractError: If the family decodes to no pictures.
+        """
+        pictures = [sample.image for sample in self.decode(latents)]
+        if any(picture is None for picture in pictures):
+            raise ContractError(f"{type(self).__name__} decodes to no picture; it cannot be rendered.")
+        return pictures
 
     def save_adapters(self, network: nn.Module, directory: str) -> None:
         """Write the network's adapters where the family's own pipeline loads them.

@@ -13,6 +13,7 @@ SCORERS = Registry(
     {
         "clip": "unirl_env.rewards.clip:CLIPScore",
         "gate": "unirl_env.rewards.compose:Gate",
+        "linear": "unirl_env.rewards.linear:LinearScorer",
         "minimum": "unirl_env.rewards.compose:Minimum",
         "product": "unirl_env.rewards.compose:Product",
         "shapes": "unirl_env.rewards.shapes:ShapesScorer",
@@ -24,6 +25,7 @@ SCORERS = Registry(
 _HOMES = {
     "CLIPScore": "clip",
     "Gate": "compose",
+    "LinearScorer": "linear",
     "Minimum": "compose",
     "Product": "compose",
     "ShapesScorer": "shapes",

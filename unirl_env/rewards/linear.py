@@ -1,0 +1,44 @@
+"""A linear reward of the latent, whose optimum under a KL penalty is known in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from unirl_env.errors import ContractError
+from unirl_env.types import Prompt, Sample, Scores
+
+__all__ = ["LinearScorer"]
+
+
+class LinearScorer:
+    """`r(x) = <weights, x>` of the finished latent.
+
+    `unirl_env.functional.mixtures.tilted_mixture` is its optimum on a Gaussian mixture.
+
+    Args:
+        weights: One number per dimension, or one for all of them.
+    """
+
+    name = "linear"
+    pointwise = True
+
+    def __init__(self, weights: float | Sequence[float] = 1.0):
+        self.weights = torch.as_tensor(weights, dtype=torch.float32)
+
+    def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
+        """Score latents `[D]`.
+
+        Raises:
+            ContractError: If a sample has no latent, or one of another dimension than the weights.
+        """
+        if any(sample.latent is None for sample in samples):
+            raise ContractError("`linear` scores latents, got none; try `unirl/GaussianMixture-v0`.")
+        latents = torch.stack([sample.latent.float().cpu().flatten() for sample in samples])
+        if self.weights.ndim and self.weights.shape != latents.shape[1:]:
+            raise ContractError(
+                f"`weights` must be one number, or one for each of {latents.shape[1]} dimensions, "
+                f"got {list(self.weights.shape)}."
+            )
+        return Scores(value=(latents * self.weights).sum(1))
