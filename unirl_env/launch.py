@@ -128,7 +128,9 @@ def build_parts(cfg: RunConfig) -> Parts:
     from unirl_env import build
 
     heldout = None if cfg.reward.heldout is None else build.build_scorer(cfg.reward.heldout)
-    return Parts(build.build_agent(cfg), heldout, {"model": build.model_fingerprint(cfg)})
+    source = build.model_source(cfg)
+    known = {} if source is None else {"model": provenance.model_fingerprint(source, cfg.model.revision)}
+    return Parts(build.build_agent(cfg), heldout, known)
 
 
 def _run(

@@ -1,0 +1,114 @@
+"""From a run's settings to an agent: the one place that translates them into RLlib's dialect."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from typing import Any
+
+import gymnasium as gym
+
+from unirl_env.agents import Agent, AgentConfig, DRPOConfig, FlowDPPOConfig, GRPOConfig
+from unirl_env.build.world import make_denoiser, pick_device
+from unirl_env.config import RunConfig
+from unirl_env.envs.prompts import PromptSource
+from unirl_env.errors import ConfigError
+from unirl_env.models.options import model_options
+
+__all__ = ["AGENTS", "agent_config", "build_agent", "model_source"]
+
+AGENTS = {"drpo": DRPOConfig, "flow_dppo": FlowDPPOConfig, "grpo": GRPOConfig}
+OPTIMIZER = (
+    "lr",
+    "warmup_iterations",
+    "betas",
+    "weight_decay",
+    "max_grad_norm",
+    "num_minibatches",
+    "micro_batch_size",
+    "advantage_scale",
+    "advantage_clip",
+    "reference_kl",
+    "anchor",
+    "self_check",
+    "self_check_tolerance",
+)
+"""Fields of `AgentSettings` that every agent's `training()` takes under the same name."""
+
+
+def build_agent(cfg: RunConfig) -> Agent:
+    """Build the agent, its runners and its learners, and start Ray unless it runs.
+
+    Raises:
+        ConfigError: If the settings cannot work.
+    """
+    config = agent_config(cfg)
+    config.validate()
+    _start_ray()
+    return config.build_algo()
+
+
+def agent_config(cfg: RunConfig) -> AgentConfig:
+    """The settings as an `AgentConfig`.
+
+    Raises:
+        ConfigError: If the agent or one of its options is unknown.
+    """
+    cfg.check()
+    if cfg.agent.name not in AGENTS:
+        raise ConfigError(f"`agent.name` must be one of {', '.join(AGENTS)}, got {cfg.agent.name!r}.")
+    rollout, settings = cfg.rollout, asdict(cfg.agent)
+    source = PromptSource.of(cfg.prompts.train, max_characters=cfg.prompts.max_characters)
+    return (
+        AGENTS[cfg.agent.name]()
+        .environment(cfg.model.env, env_config=world_options(cfg))
+        .env_runners(
+            num_env_runners=rollout.num_env_runners,
+            num_gpus_per_env_runner=rollout.num_gpus_per_env_runner,
+        )
+        .learners(num_learners=rollout.num_learners, num_gpus_per_learner=rollout.num_gpus_per_learner)
+        .debugging(seed=cfg.seed)
+        .training(
+            prompts=source,
+            num_prompts=rollout.num_prompts,
+            group_size=rollout.group_size,
+            same_noise=rollout.same_noise,
+            rollout_batch_size=rollout.batch_size,
+            steps=cfg.steps,
+            policy=cfg.policy,
+            **{name: settings[name] for name in OPTIMIZER},
+            **cfg.agent.options,
+        )
+    )
+
+
+def model_source(cfg: RunConfig) -> str | None:
+    """The hub id or directory that a run's model comes from; None for a model in closed form."""
+    name, options, _ = model_options({**gym.spec(cfg.model.env).kwargs, **world_options(cfg)})
+    return getattr(make_denoiser(name, options), "pretrained", None)
+
+
+def world_options(cfg: RunConfig) -> dict[str, Any]:
+    """Keyword arguments of the environment; what is null keeps the id's own default."""
+    model = cfg.model
+    chosen = {
+        "pretrained": model.pretrained,
+        "revision": model.revision,
+        "num_steps": model.num_steps,
+        "height": model.height,
+        "width": model.width,
+        "dtype": model.dtype,
+        "device": pick_device(model.device),
+        "offload": model.offload,
+        "prompts": cfg.prompts.train,
+        "scorer": cfg.reward.train,
+        "on_invalid": "raise" if cfg.reward.on_error == "raise" else "nan",
+    }
+    return {name: value for name, value in chosen.items() if value is not None}
+
+
+def _start_ray() -> None:
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
