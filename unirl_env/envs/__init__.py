@@ -1,10 +1,11 @@
 """Environments: generation as Gymnasium's vector environments, and what judges them."""
 
-from unirl_env.envs.base import GenerativeVectorEnv, Snapshot
+from unirl_env.envs.base import GenerativeVectorEnv
 from unirl_env.envs.checks import check_vector_env
 from unirl_env.envs.denoise import DenoiseVectorEnv
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.envs.single import SingleEnv
+from unirl_env.envs.snapshot import Snapshot
 
 __all__ = [
     "DenoiseVectorEnv",

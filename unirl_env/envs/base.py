@@ -6,8 +6,7 @@ What an action is and when an episode ends is the subclass's affair; see `envs/d
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -15,30 +14,26 @@ import numpy as np
 import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
-from torch import Tensor
 
-from unirl_env.envs.prompts import PromptSource, as_prompts
+from unirl_env.envs.course import Course
+from unirl_env.envs.options import (
+    checked_choice,
+    checked_group_size,
+    checked_heirs,
+    checked_offset,
+    checked_options,
+    masked_rows,
+)
+from unirl_env.envs.prompts import MAX_CHARACTERS, PromptSource, as_prompts
 from unirl_env.envs.roster import Roster
-from unirl_env.errors import ConfigError, ContractError, ShapeError
+from unirl_env.envs.snapshot import Snapshot
+from unirl_env.errors import ConfigError, ContractError
 from unirl_env.types import Sample
 
-__all__ = ["GenerativeVectorEnv", "Snapshot"]
+__all__ = ["GenerativeVectorEnv"]
 
 AUTORESET = {"next_step": AutoresetMode.NEXT_STEP, "disabled": AutoresetMode.DISABLED}
 BACKENDS = ("numpy", "torch")
-RESET_OPTIONS = ("prompts", "group_size", "same_noise", "sample_offset", "reset_mask")
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The whole state of a vector environment at one moment; restore it as often as you like.
-
-    Tensors are shared with the environment, which never changes a tensor in place.
-    """
-
-    roster: Roster
-    done: np.ndarray
-    model_state: dict[str, Any]
 
 
 class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
@@ -48,6 +43,9 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
     random number is keyed by (seed, prompt id, sample id, step), so that an episode comes out the same
     whatever it is batched with.
 
+    With the numpy backend, observations and actions belong to the caller. With the torch backend they are
+    the environment's own tensors, as copies would cost more than a step: do not write into them.
+
     Args:
         num_envs: B, episodes stepped together; a multiple of `group_size`.
         prompts: Anything that `PromptSource.of` understands.
@@ -55,9 +53,10 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
         same_noise: Start all episodes of a group from one initial noise.
         array_backend: `"numpy"`, or `"torch"` for tensors on `device`.
         device: Where the episodes' tensors live.
-        autoreset_mode: `"next_step"` for off-the-shelf agents; `"disabled"` for group rollouts, where
-            stepping a finished batch raises.
+        autoreset_mode: `"next_step"` for off-the-shelf agents: a finished group starts anew at the step
+            after its end; `"disabled"` for group rollouts, where stepping a finished batch raises.
         render_mode: `"rgb_array"` or None.
+        max_characters: The longest prompt that is accepted, from the source or from `reset`.
 
     Raises:
         ConfigError: If an argument is out of range, or `group_size` does not divide `num_envs`.
@@ -77,34 +76,32 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
         device: str | torch.device = "cpu",
         autoreset_mode: str = "next_step",
         render_mode: str | None = None,
+        max_characters: int = MAX_CHARACTERS,
     ):
-        if array_backend not in BACKENDS:
-            raise ConfigError(f"`array_backend` must be one of {BACKENDS}, got {array_backend!r}.")
         mode = str(getattr(autoreset_mode, "name", autoreset_mode)).lower()
-        if mode not in AUTORESET:
-            raise ConfigError(f"`autoreset_mode` must be one of {tuple(AUTORESET)}, got {autoreset_mode!r}.")
-        if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ConfigError(
-                f"`render_mode` must be None or one of {self.metadata['render_modes']}, got {render_mode!r}."
-            )
+        mode = AUTORESET[checked_choice("autoreset_mode", mode, tuple(AUTORESET))]
+        self.metadata = {**type(self).metadata, "autoreset_mode": mode}
+        self.array_backend = checked_choice("array_backend", array_backend, BACKENDS)
+        self.render_mode = checked_choice("render_mode", render_mode, (None, *self.metadata["render_modes"]))
         self.num_envs = num_envs
-        self.group_size = _checked_group_size(group_size, num_envs)
-        self.same_noise = same_noise
-        self.prompts = PromptSource.of(prompts)
-        self.array_backend = array_backend
+        self.max_characters = max_characters
+        self.prompts = PromptSource.of(prompts, max_characters=max_characters)
         self.device = torch.device(device)
-        self.render_mode = render_mode
-        self.metadata = {**type(self).metadata, "autoreset_mode": AUTORESET[mode]}
 
-        self._order_seed, self._position = 0, 0
+        self._defaults: dict[str, Any] = {
+            "group_size": checked_group_size(group_size, num_envs),
+            "same_noise": bool(same_noise),
+        }
+        """Options of `reset` that autoresets keep, as the constructor has them."""
+        self._course: Course | None = None
         self._roster: Roster | None = None
         self._done = np.ones(num_envs, dtype=bool)
 
     # What a mode fills in.
 
     @abstractmethod
-    def _begin(self, rows: np.ndarray, options: dict[str, Any]) -> None:
-        """Start the episodes at `rows` as `_roster` has them."""
+    def _begin(self, rows: np.ndarray, roster: Roster, options: Mapping[str, Any]) -> None:
+        """Start the episodes at `rows` as `roster` has them; must change nothing if it raises."""
 
     @abstractmethod
     def _advance(self, actions: Any, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -135,11 +132,12 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
 
         Args:
             seed: Key of all noise of these episodes, and of the order of the prompts from here on.
-                Without one, a key is drawn from the environment's own generator.
+                Without one, the next key in the course of the last seed.
             options: `prompts` (P prompts or texts, instead of the source's next ones), `group_size`,
                 `same_noise`, `sample_offset` (P integers: the sample id of each group's first episode,
                 so that workers can share out a group's samples), `reset_mask` (bool `[B]`, whole groups
-                only: the others go on), and what the mode adds.
+                only: the others go on), and what the mode adds. They hold until the next call, for
+                autoresets too, except that these go on with the source's prompts.
 
         Returns:
             The observation, and `info` with `group` `[B]`, `prompt` `[B]` and `episode_seed` `[B]`.
@@ -147,21 +145,26 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
         Raises:
             ConfigError: If an option is unknown or does not fit `num_envs`.
         """
-        super().reset(seed=seed)
-        options = dict(options or {})
-        unknown = set(options) - set(RESET_OPTIONS) - set(self._mode_options())
-        if unknown:
-            known = ", ".join((*RESET_OPTIONS, *self._mode_options()))
-            raise ConfigError(f"`options` has unknown keys {sorted(unknown)}; known are {known}.")
-        if seed is None:
-            key = int(self.np_random.integers(2**62))
+        options = checked_options(options, self._defaults)
+        if seed is not None and not isinstance(seed, int | np.integer):
+            raise ConfigError(f"`seed` must be one integer, got {seed!r}: it keys every episode's noise.")
+        super().reset(seed=None if seed is None else int(seed))
+        rows = masked_rows(options.get("reset_mask"), self.num_envs, self.group_size)
+        partial = len(rows) < self.num_envs
+        if partial and self._course is None:
+            raise ResetNeeded("The first `reset` must start every episode; call it without `reset_mask`.")
+        held = dict(self._course.options if partial else self._defaults)
+        held = self._checked_held(held | {name: options[name] for name in held if name in options})
+        if partial and held["group_size"] != self.group_size:
+            raise ConfigError(
+                f"`group_size` must stay {self.group_size} while other groups go on, got "
+                f"{held['group_size']}; reset every episode to change it."
+            )
+        if seed is not None:
+            course = Course(int(seed))
         else:
-            key, self._order_seed, self._position = int(seed), int(seed), 0
-        rows = self._reset_rows(options)
-        new = self._new_roster(key, len(rows) // self.group_size, options)
-        self._roster = new if len(new) == self.num_envs else self._roster.put(rows, new)
-        self._done[rows] = False
-        self._begin(rows, options)
+            course = self._course.next() if self._course else Course(int(self.np_random.integers(2**62)))
+        self._start(rows, course.holding(held), options)
         return self._observe(), self._info()
 
     def step(self, actions: Any) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
@@ -177,26 +180,31 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
         """
         if self._roster is None:
             raise ResetNeeded("`step` was called before `reset`; call `env.reset(seed=...)` first.")
-        zeros = np.zeros(self.num_envs, dtype=bool)
-        if self._done.all():
-            if self.metadata["autoreset_mode"] is AutoresetMode.DISABLED:
-                raise ResetNeeded(
-                    "`step` was called on a finished batch in autoreset mode DISABLED; call `env.reset(...)`."
-                )
-            observation, info = self.reset()
-            return observation, self._zero_reward(), self._flags(zeros), self._flags(zeros), info
-        active = ~self._done
-        terminated, truncated = self._advance(actions, active)
-        finished = active & (terminated | truncated)
-        self._done = self._done | finished
+        restarting = np.zeros(self.num_envs, dtype=bool)
+        if self.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP:
+            restarting = np.repeat(self._done.reshape(-1, self.group_size).all(axis=1), self.group_size)
+        elif self._done.all():
+            raise ResetNeeded(
+                "`step` was called on a finished batch in autoreset mode DISABLED; call `env.reset(...)`."
+            )
+        active, finished = ~self._done, np.zeros(self.num_envs, dtype=bool)
+        terminated, truncated = finished.copy(), finished.copy()
+        samples: list[Sample | None] = [None] * self.num_envs
+        if active.any():
+            terminated, truncated = self._advance(actions, active)
+            finished = active & (terminated | truncated)
+            self._done = self._done | finished
+            rows = np.flatnonzero(finished)
+            for row, sample in zip(rows, self._finish(rows) if len(rows) else (), strict=True):
+                samples[row] = sample
+        if restarting.any():
+            self._start(np.flatnonzero(restarting), self._course.next(), {})
+            terminated, truncated = terminated & ~restarting, truncated & ~restarting
         info = self._info()
         if finished.any():
-            rows = np.flatnonzero(finished)
-            samples: list[Sample | None] = [None] * self.num_envs
-            for row, sample in zip(rows, self._finish(rows), strict=True):
-                samples[row] = sample
             info["samples"], info["_samples"] = samples, finished
-        return self._observe(), self._zero_reward(), self._flags(terminated), self._flags(truncated), info
+        rewards = np.zeros(self.num_envs, dtype=np.float32)
+        return self._observe(), *map(self._array, (rewards, terminated, truncated)), info
 
     # State in and out.
 
@@ -205,11 +213,16 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
         """Whether `reset` has been called."""
         return self._roster is not None
 
+    @property
+    def group_size(self) -> int:
+        """G of the present episodes."""
+        return self._held("group_size")
+
     def snapshot(self) -> Snapshot:
         """The whole state, in the middle of an episode too."""
         if self._roster is None:
             raise ResetNeeded("There is no state before the first `reset`; call `env.reset(seed=...)` first.")
-        return Snapshot(self._roster, self._done.copy(), self._model_state())
+        return Snapshot(self._roster, self._course, self._done.copy(), self._model_state())
 
     def restore(self, snapshot: Snapshot) -> tuple[dict[str, Any], dict[str, Any]]:
         """Go back to `snapshot`; returns its observation and info."""
@@ -228,58 +241,51 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
         Raises:
             ShapeError: Unless `indices` holds `num_envs` valid episode numbers.
         """
-        rows = np.asarray(indices, dtype=np.int64)
-        if rows.shape != (self.num_envs,) or rows.min() < 0 or rows.max() >= self.num_envs:
-            raise ShapeError(
-                f"`indices` must be {self.num_envs} numbers in [0, {self.num_envs}), got {list(indices)}."
-            )
-        snapshot = self.snapshot()
+        rows, snapshot = checked_heirs(indices, self.num_envs), self.snapshot()
         return self._become(snapshot, rows, snapshot.roster.fork(rows))
 
     # Shared machinery.
 
-    def _mode_options(self) -> tuple[str, ...]:
-        return ()
+    def _checked_held(self, held: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that autoresets keep; a mode checks its own, too."""
+        return {**held, "group_size": checked_group_size(held["group_size"], self.num_envs)}
+
+    def _start(self, rows: np.ndarray, course: Course, options: Mapping[str, Any]) -> None:
+        """Start the groups at `rows`, with the prompts of the options or the source's next ones."""
+        size = course.options["group_size"]
+        count = len(rows) // size
+        if options.get("prompts") is None:
+            prompts = self.prompts.take(course.position, count, seed=course.seed)
+            course = course.past(count)
+        else:
+            prompts = as_prompts(options["prompts"], max_characters=self.max_characters)
+            if len(prompts) != count:
+                raise ConfigError(
+                    f"`prompts` must hold one prompt per group, {count}, got {len(prompts)}; "
+                    f"`num_envs` is {self.num_envs} and `group_size` {size}."
+                )
+        roster = Roster.new(
+            course.key,
+            prompts,
+            size,
+            sample_offset=checked_offset(options.get("sample_offset"), count),
+            same_noise=course.options["same_noise"],
+        )
+        if len(rows) < self.num_envs:
+            roster = self._roster.put(rows, roster)
+        self._begin(rows, roster, course.options)
+        self._roster, self._course = roster, course
+        self._done[rows] = False
+
+    def _held(self, name: str) -> Any:
+        return (self._course.options if self._course else self._defaults)[name]
 
     def _become(
         self, snapshot: Snapshot, rows: np.ndarray, roster: Roster
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        self._roster, self._done = roster, snapshot.done[rows]
         self._select_model_state(snapshot.model_state, rows)
+        self._roster, self._course, self._done = roster, snapshot.course, snapshot.done[rows]
         return self._observe(), self._info()
-
-    def _reset_rows(self, options: dict[str, Any]) -> np.ndarray:
-        if "group_size" in options:
-            self.group_size = _checked_group_size(options["group_size"], self.num_envs)
-        if options.get("reset_mask") is None:
-            return np.arange(self.num_envs)
-        mask = np.asarray(options["reset_mask"], dtype=bool)
-        if mask.shape != (self.num_envs,):
-            raise ConfigError(f"`reset_mask` must be bool [{self.num_envs}], got shape {list(mask.shape)}.")
-        if self._roster is None and not mask.all():
-            raise ResetNeeded("The first `reset` must start every episode; call it without `reset_mask`.")
-        groups = mask.reshape(-1, self.group_size)
-        if (groups.any(axis=1) != groups.all(axis=1)).any():
-            raise ConfigError("`reset_mask` must cover whole groups: their episodes share a prompt.")
-        return np.flatnonzero(mask)
-
-    def _new_roster(self, key: int, count: int, options: dict[str, Any]) -> Roster:
-        """The next `count` groups, as the options or the prompt source have them."""
-        if options.get("prompts") is None:
-            prompts = self.prompts.take(self._position, count, seed=self._order_seed)
-            self._position += count
-        else:
-            prompts = as_prompts(options["prompts"])
-            if len(prompts) != count:
-                raise ConfigError(
-                    f"`prompts` must hold one prompt per group, {count}, got {len(prompts)}; "
-                    f"`num_envs` is {self.num_envs} and `group_size` {self.group_size}."
-                )
-        offset = options.get("sample_offset")
-        if offset is not None and len(offset) != count:
-            raise ConfigError(f"`sample_offset` must hold one number per group, {count}, got {len(offset)}.")
-        same_noise = options.get("same_noise", self.same_noise)
-        return Roster.new(key, prompts, self.group_size, sample_offset=offset, same_noise=same_noise)
 
     def _info(self) -> dict[str, Any]:
         prompts = np.empty(self.num_envs, dtype=object)
@@ -290,27 +296,5 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
             "episode_seed": self._roster.episode_seed.copy(),
         }
 
-    def _zero_reward(self) -> Any:
-        if self.array_backend == "torch":
-            return torch.zeros(self.num_envs, device=self.device)
-        return np.zeros(self.num_envs, dtype=np.float64)
-
-    def _flags(self, flags: np.ndarray) -> Any:
-        return torch.from_numpy(flags).to(self.device) if self.array_backend == "torch" else flags
-
-    def _out(self, tensor: Tensor) -> Any:
-        """A tensor in the chosen backend; numpy knows no half precision."""
-        if self.array_backend == "torch":
-            return tensor
-        tensor = tensor.detach()
-        return (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
-
-
-def _checked_group_size(group_size: int, num_envs: int) -> int:
-    if num_envs < 1 or group_size < 1 or num_envs % group_size:
-        size = max(1, group_size)
-        raise ConfigError(
-            f"`num_envs` must be a positive multiple of `group_size`, got num_envs={num_envs} and "
-            f"group_size={group_size}; try num_envs={size * max(1, num_envs // size)}."
-        )
-    return int(group_size)
+    def _array(self, values: np.ndarray) -> Any:
+        return torch.from_numpy(values).to(self.device) if self.array_backend == "torch" else values

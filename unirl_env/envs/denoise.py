@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,11 @@ from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.envs.base import GenerativeVectorEnv
+from unirl_env.envs.contexts import Contexts
+from unirl_env.envs.roster import Roster
 from unirl_env.errors import ConfigError, ContractError, ShapeError
 from unirl_env.models.base import Denoiser
-from unirl_env.types import Prompt, Sample
+from unirl_env.types import Sample
 
 __all__ = ["DenoiseVectorEnv"]
 
@@ -46,7 +47,7 @@ class DenoiseVectorEnv(GenerativeVectorEnv):
         | `sigma_next` | `()` | noise level that the action is to have |
         | `step` | `()` | k |
         | `stochastic` | `()` | whether this step explores (and is trained) |
-        | context | the model's | the encoded prompt, e.g. `prompt_embeds`; `negative_...` with `with_negative` |
+        | context | the model's | the encoded prompt, e.g. `prompt_embeds`, and `negative_...` if asked for |
 
     Rewards:
         0 at every step. `RewardWrapper` pays the score of the decoded sample at the last one.
@@ -60,7 +61,7 @@ class DenoiseVectorEnv(GenerativeVectorEnv):
         stochastic_steps: The steps that explore; by default all but the last, whose noise nothing would
             remove any more.
         with_negative: Encode negative prompts as well, for classifier-free guidance.
-        context_cache: How many encoded prompts to keep.
+        context_cache: How many encoded texts to keep.
 
         And those of `GenerativeVectorEnv`.
 
@@ -84,13 +85,13 @@ class DenoiseVectorEnv(GenerativeVectorEnv):
             raise ConfigError(f"`num_steps` must be at least 1, got {num_steps}.")
         self.denoiser = denoiser
         self.num_steps = int(num_steps)
-        self.with_negative = with_negative
-        self.context_cache = context_cache
-        self._encoded: OrderedDict[tuple[str, str], dict[str, Tensor]] = OrderedDict()
+        self.contexts = Contexts(
+            denoiser, with_negative=with_negative, size=context_cache, device=self.device
+        )
         self.sigmas = denoiser.sigmas(self.num_steps).float().cpu()
         """The noise schedule `[T+1]`, from 1 to 0."""
         self._sigmas = self.sigmas.to(self.device)
-        self.stochastic_steps = self._checked_steps(
+        self._defaults["stochastic_steps"] = self._checked_steps(
             range(self.num_steps - 1) if stochastic_steps is None else stochastic_steps
         )
         self._step = np.zeros(num_envs, dtype=np.int64)
@@ -98,8 +99,12 @@ class DenoiseVectorEnv(GenerativeVectorEnv):
         self._latent: Tensor | None = None
         self._previous: Tensor | None = None
         self._context: dict[str, Tensor] = {}
-        self._context_out: dict[str, Any] = {}
         self._make_spaces()
+
+    @property
+    def stochastic_steps(self) -> tuple[int, ...]:
+        """The steps of the present episodes that explore."""
+        return self._held("stochastic_steps")
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """What each episode is heading for, as uint8 pictures `[H, W, 3]`.
@@ -121,37 +126,35 @@ class DenoiseVectorEnv(GenerativeVectorEnv):
 
     # The mode's part of the contract.
 
-    def _mode_options(self) -> tuple[str, ...]:
-        return ("stochastic_steps",)
+    def _checked_held(self, held: Mapping[str, Any]) -> dict[str, Any]:
+        steps = self._checked_steps(held["stochastic_steps"])
+        return {**super()._checked_held(held), "stochastic_steps": steps}
 
-    def _begin(self, rows: np.ndarray, options: dict[str, Any]) -> None:
-        if options.get("stochastic_steps") is not None:
-            self.stochastic_steps = self._checked_steps(options["stochastic_steps"])
+    def _begin(self, rows: np.ndarray, roster: Roster, options: Mapping[str, Any]) -> None:
+        shape = self.denoiser.latent_shape
+        noise = F.keyed_noise(roster.start_seed[rows], INITIAL, shape, device=self.device)
+        context = self.contexts.of([roster.prompts[row] for row in rows])
         self._step[rows] = 0
         self._stochastic[rows] = False
-        self._stochastic[np.ix_(rows, list(self.stochastic_steps))] = True
-        noise = F.keyed_noise(
-            self._roster.start_seed[rows].tolist(), INITIAL, self.denoiser.latent_shape, device=self.device
-        )
-        context = self._encode([self._roster.prompts[row] for row in rows])
+        self._stochastic[np.ix_(rows, options["stochastic_steps"])] = True
         if len(rows) == self.num_envs:
-            self._latent, self._context = noise, context
+            self._latent, self._previous, self._context = noise, None, context
         else:
             at = torch.from_numpy(rows).to(self.device)
             self._latent = self._latent.index_copy(0, at, noise.to(self._latent.dtype))
             self._context = {k: self._context[k].index_copy(0, at, context[k]) for k in context}
-        self._previous = None
-        self._context_out = {name: self._out(tensor) for name, tensor in self._context.items()}
 
     def _advance(self, actions: Any, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        action = actions if isinstance(actions, Tensor) else torch.from_numpy(np.asarray(actions))
+        # A tensor is taken as it is; an array is copied, because off-the-shelf agents reuse theirs.
+        action = actions.detach() if isinstance(actions, Tensor) else torch.from_numpy(np.array(actions))
         if action.shape != self._latent.shape:
             raise ShapeError(
                 f"`actions` must be the next latents {list(self._latent.shape)}, got {list(action.shape)}."
             )
-        action = action.detach().to(self.device)
         if not action.is_floating_point():
             raise ShapeError(f"`actions` must be floating point, got {action.dtype}.")
+        # float64 is numpy's habit; half precision is a policy's choice of what it stores.
+        action = action.to(self.device, torch.float32 if action.dtype == torch.float64 else action.dtype)
         if not active.all():
             keep = torch.from_numpy(active).to(self.device).view(-1, *[1] * (action.ndim - 1))
             action = torch.where(keep, action, self._latent.to(action.dtype))
@@ -172,24 +175,24 @@ class DenoiseVectorEnv(GenerativeVectorEnv):
                 "sigma_next": noise_levels[1],
                 "step": at[0],
                 "stochastic": torch.from_numpy(stochastic).to(self.device),
-                **self._context_out,
+                **self._context,
             }
         sigmas = self.sigmas.numpy()
         return {
-            "latent": self._out(self._latent),
+            "latent": _copied(self._latent),
             "sigma": sigmas[step],
             "sigma_next": sigmas[sigma_next],
             "step": step.copy(),
             "stochastic": stochastic.astype(np.int8),
-            **self._context_out,
+            **{name: _copied(tensor) for name, tensor in self._context.items()},
         }
 
     def _finish(self, rows: np.ndarray) -> list[Sample]:
         latent = self._latent if len(rows) == self.num_envs else self._latent[torch.from_numpy(rows)]
-        finite = torch.isfinite(latent).flatten(1).all(1)
-        if not bool(finite.all()):
+        finite = torch.isfinite(latent).flatten(1).all(1).cpu().numpy()
+        if not finite.all():
             raise ContractError(
-                f"`actions` must be finite, got NaN or infinity in episodes {rows[~finite.cpu().numpy()].tolist()}; "
+                f"`actions` must be finite, got NaN or infinity in episodes {rows[~finite].tolist()}; "
                 "the policy has diverged: try a smaller learning rate, or float32."
             )
         return self.denoiser.decode(latent)
@@ -204,6 +207,12 @@ class DenoiseVectorEnv(GenerativeVectorEnv):
         }
 
     def _select_model_state(self, state: dict[str, Any], rows: np.ndarray) -> None:
+        steps, shape = state["stochastic"].shape[1] - 1, tuple(state["latent"].shape[1:])
+        if (steps, shape) != (self.num_steps, self.denoiser.latent_shape):
+            raise ContractError(
+                f"`snapshot` must hold {self.num_steps} steps of latents {list(self.denoiser.latent_shape)}, "
+                f"got {steps} steps of {list(shape)}; restore it in an environment like its own."
+            )
         same = np.array_equal(rows, np.arange(self.num_envs))
         at = torch.from_numpy(rows).to(self.device)
         self._step, self._stochastic = state["step"][rows], state["stochastic"][rows]
@@ -211,37 +220,6 @@ class DenoiseVectorEnv(GenerativeVectorEnv):
         previous = state["previous"]
         self._previous = previous if same or previous is None else previous[at]
         self._context = {k: v if same else v[at] for k, v in state["context"].items()}
-        self._context_out = {name: self._out(tensor) for name, tensor in self._context.items()}
-
-    # Prompts become tensors once.
-
-    def _encode(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """The context of the episodes `[len(prompts), ...]`; each distinct prompt is encoded once, alone.
-
-        Alone, because a text encoder's result may differ in the last bits with the size of its batch.
-        """
-        distinct: dict[tuple[str, str], int] = {}
-        place = [distinct.setdefault((p.text, p.negative), len(distinct)) for p in prompts]
-        rows = []
-        for text, negative in distinct:
-            key = (text, negative)
-            if key not in self._encoded:
-                self._encoded[key] = self._encode_one(Prompt(text, negative=negative))
-                if len(self._encoded) > max(self.context_cache, len(distinct)):
-                    self._encoded.popitem(last=False)
-            self._encoded.move_to_end(key)
-            rows.append(self._encoded[key])
-        at = torch.tensor(place, device=self.device)
-        return {name: torch.cat([row[name] for row in rows])[at] for name in rows[0]}
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def _encode_one(self, prompt: Prompt) -> dict[str, Tensor]:
-        context = self.denoiser.encode([prompt])
-        if self.with_negative:
-            negative = self.denoiser.encode([prompt], negative=True)
-            context |= {f"negative_{name}": tensor for name, tensor in negative.items()}
-        return {name: tensor.to(self.device) for name, tensor in context.items()}
 
     def _checked_steps(self, steps: Sequence[int]) -> tuple[int, ...]:
         checked = tuple(sorted({int(step) for step in steps}))
@@ -251,7 +229,7 @@ class DenoiseVectorEnv(GenerativeVectorEnv):
 
     def _make_spaces(self) -> None:
         shape = self.denoiser.latent_shape
-        context = self._encode([self.prompts[0]])
+        context = self.contexts.of([self.prompts[0]])
         self.single_action_space = spaces.Box(-LATENT_BOUND, LATENT_BOUND, shape, np.float32)
         self.single_observation_space = spaces.Dict(
             {
@@ -265,3 +243,9 @@ class DenoiseVectorEnv(GenerativeVectorEnv):
         )
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+
+
+def _copied(tensor: Tensor) -> np.ndarray:
+    """An array of the caller's own; numpy knows no half precision."""
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to("cpu", dtype, copy=True).numpy()

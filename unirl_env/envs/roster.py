@@ -23,12 +23,14 @@ class Roster:
         group: `[B]` int64.
         episode_seed: `[B]` int64, key of the noise of every step.
         start_seed: `[B]` int64, key of the initial noise; equal within a group that starts alike.
+        forks: How often the batch was forked.
     """
 
     prompts: tuple[Prompt, ...]
     group: np.ndarray
     episode_seed: np.ndarray
     start_seed: np.ndarray
+    forks: int = 0
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -72,7 +74,8 @@ class Roster:
 
     def take(self, rows: np.ndarray) -> Roster:
         """The roster in which episode i is this roster's episode `rows[i]`."""
-        return Roster(
+        return replace(
+            self,
             prompts=tuple(self.prompts[row] for row in rows),
             group=self.group[rows],
             episode_seed=self.episode_seed[rows],
@@ -82,19 +85,31 @@ class Roster:
     def fork(self, rows: np.ndarray) -> Roster:
         """Like `take`; each further heir of an episode gets a noise key of its own."""
         heirs, taken = Counter(), self.take(rows)
-        seeds = taken.episode_seed.copy()
+        seeds, forks = taken.episode_seed.copy(), self.forks + 1
         for i, row in enumerate(rows.tolist()):
             if heirs[row]:
-                seeds[i] = F.derive_seed(int(seeds[i]), "fork", heirs[row])
+                # The fork's number counts: an heir of an earlier fork may still be there.
+                seeds[i] = F.derive_seed(int(seeds[i]), "fork", forks, heirs[row])
             heirs[row] += 1
-        return replace(taken, episode_seed=seeds)
+        return replace(taken, episode_seed=seeds, forks=forks)
 
     def put(self, rows: np.ndarray, new: Roster) -> Roster:
-        """The roster with `new`'s episodes at `rows`; their group numbers follow their place."""
+        """The roster with `new`'s episodes at `rows`.
+
+        A group is numbered by its place, unless forked episodes elsewhere have that number: then by the
+        next one that is free.
+        """
         prompts, group = list(self.prompts), self.group.copy()
         episode, start = self.episode_seed.copy(), self.start_seed.copy()
         for prompt, row in zip(new.prompts, rows, strict=True):
             prompts[row] = prompt
         size = len(new) // len(np.unique(new.group))
-        group[rows], episode[rows], start[rows] = rows // size, new.episode_seed, new.start_seed
-        return Roster(tuple(prompts), group, episode, start)
+        taken = set(np.delete(group, rows).tolist())
+        for first in range(0, len(rows), size):
+            number = int(rows[first]) // size
+            while number in taken:
+                number += 1
+            taken.add(number)
+            group[rows[first : first + size]] = number
+        episode[rows], start[rows] = new.episode_seed, new.start_seed
+        return replace(self, prompts=tuple(prompts), group=group, episode_seed=episode, start_seed=start)

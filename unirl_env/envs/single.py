@@ -17,8 +17,8 @@ class SingleEnv(gym.Env):
     """A numpy view of a generative vector environment of one episode.
 
     Observations, actions and rewards are those of the vector environment without their batch axis; numbers
-    such as `sigma` come as arrays of one. `info` has `prompt` (a `Prompt`), `group`, `episode_seed`, and at the end `sample` (a mapping of arrays or text)
-    and `scores` (a mapping of floats: `value`, and each part).
+    such as `sigma` come as arrays of one. `info` has `prompt` (a `Prompt`), `group`, `episode_seed`, and at
+    the end `sample` (a mapping of arrays or text) and `scores` (a mapping of floats: `value`, and each part).
 
     Args:
         vector_env: A vector environment of one episode, numpy backend, autoreset DISABLED.
@@ -62,7 +62,7 @@ def _first(obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _without_scalars(space: spaces.Dict) -> spaces.Dict:
-    """`space` with numbers as arrays of one: Stable-Baselines3's checker cannot read a zero-dimensional box."""
+    """`space` with numbers as arrays of one: Stable-Baselines3's checker cannot read boxes of rank 0."""
     return spaces.Dict(
         {
             name: spaces.Box(part.low.item(), part.high.item(), (1,), part.dtype.type)
