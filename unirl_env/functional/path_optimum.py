@@ -147,10 +147,10 @@ def any_policy_optimum(reference: PathPolicy, reward: Tensor, beta: float) -> Pa
 
     Raises:
         ShapeError: The reward is not on the grid, or a std is too small for it.
+        ConfigError: `beta` is not positive.
     """
     _check(reference, reward)
-    if not beta > 0:
-        raise ConfigError(f"`beta` must be positive, got {beta}; without a price the optimum is infinite.")
+    _check_beta(beta)
     value = reward
     for mean, std in reversed(list(zip(reference.mean, reference.std, strict=True))):
         if std == 0:
@@ -179,8 +179,10 @@ def gaussian_policy(
 
     Raises:
         ShapeError: The reward is not on the grid, or a std is too small for it.
+        ConfigError: `beta` is not positive.
     """
     _check(reference, reward)
+    _check_beta(beta)
     grid, value, means = reference.grid, reward, []
     for old, std in reversed(list(zip(reference.mean, reference.std, strict=True))):
         if std == 0:
@@ -239,3 +241,8 @@ def _check(reference: PathPolicy, reward: Tensor) -> None:
             f"`grid` must be at least as fine as the smallest std {smallest:.3g}, got a spacing of "
             f"{spacing:.3g}; try path_grid(spacing={smallest / 1.5:.2g})."
         )
+
+
+def _check_beta(beta: float) -> None:
+    if not beta > 0:
+        raise ConfigError(f"`beta` must be positive, got {beta}; without a price the optimum is infinite.")
