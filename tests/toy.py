@@ -66,13 +66,13 @@ def nearness(samples, prompts):
     return Scores(torch.tensor(value))
 
 
-def make_points(num_envs=1, *, denoiser=None, **options):
+def make_points(num_envs=1, *, denoiser=None, scorer=nearness, **options):
     """The entry point of the toy environment."""
     from unirl_env.envs.denoise import DenoiseVectorEnv
     from unirl_env.wrappers.reward import RewardWrapper
 
     denoiser = denoiser if isinstance(denoiser, Denoiser) else PointDenoiser()
-    return RewardWrapper(DenoiseVectorEnv(denoiser, num_envs=num_envs, **options), nearness)
+    return RewardWrapper(DenoiseVectorEnv(denoiser, num_envs=num_envs, **options), scorer)
 
 
 gym.register(

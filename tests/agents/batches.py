@@ -31,9 +31,7 @@ def advantages_of(batch):
 
 
 def shards_of(batch, *, num_minibatches=2, num_learners=1):
-    return share_out(
-        batch, advantages_of(batch), num_minibatches=num_minibatches, num_learners=num_learners
-    )
+    return share_out(batch, advantages_of(batch), num_minibatches=num_minibatches, num_learners=num_learners)
 
 
 def trainable(learner):

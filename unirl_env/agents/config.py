@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import gymnasium as gym
+import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from torch import Tensor
@@ -214,7 +215,8 @@ class AgentConfig(AlgorithmConfig):
     def rollout_env_options(self) -> dict[str, Any]:
         """Keyword arguments of a runner's environment, which plays groups by hand."""
         return {
-            **self.env_config,
+            # A runner says itself where its environment lives.
+            **{name: value for name, value in self.env_config.items() if name != "device"},
             "array_backend": "torch",
             "autoreset_mode": "disabled",
             "with_negative": self.policy.guidance != 1.0,
@@ -257,8 +259,35 @@ class AgentConfig(AlgorithmConfig):
             self.env = f"{PACKAGE}:{self.env}"
         if self.seed is not None:
             self.run_seed, self.seed = int(self.seed), None
+        self._place()
         self.steps = _settings(StepSettings, "steps", self.steps)
         self.policy = _settings(PolicySettings, "policy", self.policy)
+
+    def _place(self) -> None:
+        """Let the environment's `device` say where the driver's own parts live.
+
+        Remote processes get their devices from Ray, which must be told how many.
+        """
+        device = str(self.env_config.get("device", "cpu"))
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if not device.startswith("cuda"):
+            return
+        for processes, gpus in (
+            ("num_learners", "num_gpus_per_learner"),
+            ("num_env_runners", "num_gpus_per_env_runner"),
+        ):
+            if getattr(self, gpus) > 0:
+                continue
+            if getattr(self, processes) > 0:
+                raise ConfigError(
+                    f"`{gpus}` must be positive with `{processes}` = {getattr(self, processes)} and device "
+                    f"{device!r}, got {getattr(self, gpus)}; try {gpus}=1 (or a share of a GPU), or "
+                    "device='cpu'."
+                )
+            setattr(self, gpus, 1)
+        if ":" in device:
+            self.local_gpu_idx = int(device.partition(":")[2])
 
 
 def _settings(kind: type, name: str, value: Any) -> Any:

@@ -118,7 +118,9 @@ class GenerativeLearner(TorchLearner):
         try:
             self._learn(training_data, lr, check, report)
         except Exception as error:
-            error.add_note("".join(traceback.format_exception(error)))
+            if self.config.num_learners:
+                # A traceback does not survive the way to the driver; a note does.
+                error.add_note("".join(traceback.format_exception(error)))
             report.error = error
         return report
 
@@ -143,7 +145,7 @@ class GenerativeLearner(TorchLearner):
     def export_adapters(self) -> dict[str, bytes]:
         """The files of the adapters' published form, by relative path."""
         with tempfile.TemporaryDirectory() as directory:
-            self.policy.save_adapters(directory)
+            self.policy.actor.save_adapters(directory)
             root = Path(directory)
             files = sorted(path for path in root.rglob("*") if path.is_file())
             return {str(path.relative_to(root)): path.read_bytes() for path in files}

@@ -199,12 +199,14 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
 
     def _build_env(self, num_envs: int, num_steps: int | None = None) -> gym.vector.VectorEnv:
         options = self.config.rollout_env_options()
-        options.setdefault("device", str(self.device))
+        options["device"] = str(self.device)
         if num_steps is not None:
             options["num_steps"] = num_steps
         if self.env is not None:
-            # Text encoders and decoder are large, and the same for every number of episodes.
+            # Text encoders, decoder and scorer are large, and the same for every number of episodes.
             options["denoiser"] = self.env.unwrapped.denoiser
+            if hasattr(self.env, "scorer"):
+                options["scorer"] = self.env.scorer
         return gym.make_vec(
             self.config.env, num_envs=num_envs, vectorization_mode="vector_entry_point", **options
         )

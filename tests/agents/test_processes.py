@@ -1,0 +1,118 @@
+"""Several processes: the same curve, the same weights, and no run that goes on with less than it asked for."""
+
+import pytest
+import ray
+import torch
+from toy import POINTS, toy_config
+
+from unirl_env.agents import FlowDPPOConfig, GRPOConfig
+from unirl_env.envs.prompts import PromptSource
+from unirl_env.errors import RunnerLost, SelfCheckError, StaleWeights
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+# Every process imports its libraries anew, which takes longer than what it then does: few are started here, and
+# most train all weights, which spares them peft.
+ALL_WEIGHTS = {"policy": {"lora_rank": None}}
+
+
+@pytest.fixture
+def build(cluster):
+    agents = []
+
+    def build(runners=0, learners=0, config_class=FlowDPPOConfig, restart=False, **settings):
+        config = (
+            toy_config(config_class, **{**ALL_WEIGHTS, **settings})
+            .env_runners(num_env_runners=runners)
+            .learners(num_learners=learners)
+            .fault_tolerance(restart_failed_env_runners=restart, delay_between_env_runner_restarts_s=0.0)
+        )
+        agents.append(config.build_algo())
+        return agents[-1]
+
+    yield build
+    for agent in agents:
+        agent.stop()
+
+
+def train(agent, iterations=3):
+    curve = []
+    for _ in range(iterations):
+        agent.train()
+        metrics = agent.iteration_metrics
+        curve.append([metrics[name] for name in ("reward", "loss", "grad_norm", "kl", "ratio_max_deviation")])
+    return torch.tensor(curve)
+
+
+def weights(agent):
+    return {name: t for name, t in agent.run_state()[0].items() if name.startswith("policy/")}
+
+
+def assert_same_curve(curve, expected):
+    torch.testing.assert_close(curve, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("processes", "rank"), [(1, 8), (2, None)])
+def test_the_curve_does_not_depend_on_the_number_of_processes(build, processes, rank):
+    settings = {"policy": {"lora_rank": rank}}
+    local, agent = build(**settings), build(processes, processes, **settings)
+    assert_same_curve(train(agent), train(local))
+    expected = weights(local)
+    for name, tensor in weights(agent).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-4)
+    metrics = agent.iteration_metrics
+    assert metrics["weights_version"] == 3 and metrics["sync_bytes"] > 0
+    assert len(agent.last_batch.samples) == 32
+
+    points = list(PromptSource.of(POINTS))[:3]
+    for base in (False, True):
+        mine, theirs = (a.rollout_eval(points, samples_per_prompt=3, base=base) for a in (agent, local))
+        torch.testing.assert_close(mine.rewards, theirs.rewards, rtol=1e-3, atol=1e-4)
+        assert mine.group.tolist() == theirs.group.tolist()
+
+    state = agent.run_state()
+    other = build(**settings)
+    other.load_run_state(*state)
+    agent.load_run_state(*state)
+    assert_same_curve(train(other, 1), train(agent, 1))
+
+    agent.weights_version += 1
+    with pytest.raises(StaleWeights, match="version 5, got version 4"):
+        agent.train()
+    agent.weights_version -= 1
+
+    # Restarts are off: a run must not go on with fewer episodes than it asked for.
+    kill(agent, processes, no_restart=True)
+    with pytest.raises(RunnerLost, match="restart_failed_env_runners"):
+        agent.train()
+
+
+def test_a_killed_runners_share_is_played_by_another(build):
+    local, agent = build(), build(runners=2, restart=True)
+    assert_same_curve(train(agent, 1), train(local, 1))
+    kill(agent, 1, no_restart=False)
+    assert_same_curve(train(agent, 2), train(local, 2))
+    assert agent.iteration_metrics["episodes"] == 32
+
+
+def test_a_learner_that_fails_stops_all_of_them_and_names_the_cause(build):
+    agent = build(learners=2, config_class=GRPOConfig)
+    collect = agent.env_runner_group.local_env_runner.collect
+
+    def tampered(*args, **kwargs):
+        batch = collect(*args, **kwargs)
+        batch.phases["image"].log_prob[9] += 1e-3  # the second learner's part of the first minibatch
+        return batch
+
+    agent.env_runner_group.local_env_runner.collect = tampered
+    with pytest.raises(SelfCheckError, match="ratio"):
+        agent.train()
+
+
+def kill(agent, number, no_restart):
+    runners = agent.env_runner_group.foreach_env_runner(
+        lambda runner: (runner.worker_index, ray.get_runtime_context().current_actor),
+        local_env_runner=False,
+    )
+    ray.kill(dict(runners)[number], no_restart=no_restart)
