@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import traceback
 from collections.abc import Callable
@@ -23,6 +24,9 @@ ENVIRONMENT = {
 }
 """What other libraries read from the environment; a value that is already there stays."""
 
+CHATTY = ("ray.rllib.algorithms.algorithm_config",)
+"""Loggers whose warnings are notices to everybody and not news about this run."""
+
 
 def guarded(action: Callable[[Console], int]) -> int:
     """Do `action` and tell its end as an exit code.
@@ -32,6 +36,8 @@ def guarded(action: Callable[[Console], int]) -> int:
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     errors = Console(stderr=True)
     try:
         return action(Console())

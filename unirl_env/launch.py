@@ -129,8 +129,19 @@ def build_parts(cfg: RunConfig) -> Parts:
 
     heldout = None if cfg.reward.heldout is None else build.build_scorer(cfg.reward.heldout)
     source = build.model_source(cfg)
+    if source is not None:
+        _hide_loading_bars()
     known = {} if source is None else {"model": provenance.model_fingerprint(source, cfg.model.revision)}
     return Parts(build.build_agent(cfg), heldout, known)
+
+
+def _hide_loading_bars() -> None:
+    """Several bars for one model write over each other and over ours; those of downloads stay."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def _run(
