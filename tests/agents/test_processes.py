@@ -1,4 +1,4 @@
-"""Several processes: the same curve, the same weights, and no run that goes on with less than it asked for."""
+"""Several processes: the same curve and weights, and no run that goes on with less than it asked for."""
 
 import pytest
 import ray
@@ -12,8 +12,8 @@ from unirl_env.errors import RunnerLost, SelfCheckError, StaleWeights
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-# Every process imports its libraries anew, which takes longer than what it then does: few are started here, and
-# most train all weights, which spares them peft.
+# Every process imports its libraries anew, which takes longer than its work: few are started here, and most
+# train all weights, which spares them peft.
 ALL_WEIGHTS = {"policy": {"lora_rank": None}}
 
 

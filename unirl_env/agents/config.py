@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import gymnasium as gym
-import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.agents.checks import check_settings
+from unirl_env.agents.forms import env_spec, normalize
 from unirl_env.agents.learner import GenerativeLearner
 from unirl_env.agents.shards import Rows
 from unirl_env.config import PolicySettings, StepSettings
@@ -28,8 +26,6 @@ from unirl_env.rollouts.runner import GenerativeEnvRunner
 
 __all__ = ["AgentConfig", "Loss"]
 
-PACKAGE = __name__.partition(".")[0]
-NAMESPACE = "unirl"
 PLACEMENT = ("device", "offload")
 """Where the environment's half of a model lives; the policy's half goes where its runner or learner is."""
 
@@ -160,18 +156,15 @@ class AgentConfig(AlgorithmConfig):
         Raises:
             ConfigError: Naming the setting, its value and the remedy.
         """
-        self._normalize()
-        super().validate()
-        unknown = (
-            {name for name in vars(self) if not name.startswith("_")} - set(vars(type(self)())) - {"class"}
-        )
+        normalize(self)
+        known = {*vars(type(self)()), "class"}
+        unknown = [name for name in vars(self) if name not in known and not name.startswith("_")]
         if unknown:
-            raise ConfigError(
-                f"`{min(unknown)}` must be a setting of {type(self).__name__}, which has no such."
-            )
+            raise ConfigError(f"`{unknown[0]}` must be a setting of {type(self).__name__}, and is none.")
         if not self.losses:
             raise ConfigError("An agent must have a loss; try GRPOConfig, FlowDPPOConfig or DRPOConfig.")
         check_settings(self)
+        super().validate()
 
     # What the settings say about an iteration.
 
@@ -205,8 +198,7 @@ class AgentConfig(AlgorithmConfig):
 
     def env_options(self) -> dict[str, Any]:
         """The environment's keyword arguments: those registered with its id, and the user's over them."""
-        spec = _spec(self.env)
-        return {**spec.kwargs, **self.env_config}
+        return {**env_spec(self.env).kwargs, **self.env_config}
 
     def prompt_source(self) -> Any:
         """What the agent takes prompts from."""
@@ -252,67 +244,7 @@ class AgentConfig(AlgorithmConfig):
             "seed": self.run_seed,
         }
 
-    def _normalize(self) -> None:
-        """Bring what may be written in several ways into one form."""
-        if isinstance(self.env, str) and self.env.startswith(f"{NAMESPACE}/"):
-            # A remote runner has imported nothing: the prefix tells it what registers the id.
-            self.env = f"{PACKAGE}:{self.env}"
-        if self.seed is not None:
-            self.run_seed, self.seed = int(self.seed), None
-        self._place()
-        self.steps = _settings(StepSettings, "steps", self.steps)
-        self.policy = _settings(PolicySettings, "policy", self.policy)
-
-    def _place(self) -> None:
-        """Let the environment's `device` say where the driver's own parts live.
-
-        Remote processes get their devices from Ray, which must be told how many.
-        """
-        device = str(self.env_config.get("device", "cpu"))
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if not device.startswith("cuda"):
-            return
-        for processes, gpus in (
-            ("num_learners", "num_gpus_per_learner"),
-            ("num_env_runners", "num_gpus_per_env_runner"),
-        ):
-            if getattr(self, gpus) > 0:
-                continue
-            if getattr(self, processes) > 0:
-                raise ConfigError(
-                    f"`{gpus}` must be positive with `{processes}` = {getattr(self, processes)} and device "
-                    f"{device!r}, got {getattr(self, gpus)}; try {gpus}=1 (or a share of a GPU), or "
-                    "device='cpu'."
-                )
-            setattr(self, gpus, 1)
-        if ":" in device:
-            self.local_gpu_idx = int(device.partition(":")[2])
-
-
-def _settings(kind: type, name: str, value: Any) -> Any:
-    """`value` as the dataclass `kind`, if it is a mapping of its fields."""
-    if isinstance(value, kind):
-        return value
-    known = [field.name for field in dataclasses.fields(kind)]
-    unknown = [key for key in value if key not in known] if isinstance(value, Mapping) else [value]
-    if unknown:
-        raise ConfigError(f"`{name}` must have keys of {', '.join(known)}, got {unknown[0]!r}.")
-    return kind(**value)
-
 
 def _own_names(config_class: type) -> list[str]:
     """The settings that this library adds to RLlib's, and `lr`."""
     return sorted({*vars(config_class()), "lr"} - ({*vars(AlgorithmConfig())} - {"lr"}))
-
-
-def _spec(env: Any) -> gym.envs.registration.EnvSpec:
-    """The registered spec of `env`, imported if its prefix says from where."""
-    if not isinstance(env, str):
-        raise ConfigError(f"`environment` must be a registered id, got {env!r}; try 'unirl/TinySD3-T2I-v0'.")
-    module, _, name = env.rpartition(":")
-    importlib.import_module(module or PACKAGE)
-    try:
-        return gym.spec(name)
-    except gym.error.Error as error:
-        raise ConfigError(f"`environment` must be a registered id, got {env!r}: {error}") from error

@@ -10,6 +10,7 @@ import unirl_env.functional as F
 from unirl_env.agents.base import Agent
 from unirl_env.agents.config import AgentConfig, Loss
 from unirl_env.agents.shards import Rows
+from unirl_env.errors import ConfigError
 from unirl_env.functional import SDEStep
 
 __all__ = ["DRPO", "DRPOConfig"]
@@ -45,6 +46,12 @@ class DRPOConfig(AgentConfig):
     def __init__(self, algo_class: type | None = None):
         super().__init__(algo_class=algo_class or DRPO)
         self.epsilon = 0.5
+
+    def validate(self) -> None:
+        """Check the radius, too."""
+        super().validate()
+        if not self.epsilon > 0:
+            raise ConfigError(f"`epsilon` must be positive, got {self.epsilon}; try 0.5.")
 
 
 class DRPO(Agent):

@@ -10,6 +10,7 @@ import unirl_env.functional as F
 from unirl_env.agents.base import Agent
 from unirl_env.agents.config import AgentConfig, Loss
 from unirl_env.agents.shards import Rows
+from unirl_env.errors import ConfigError
 from unirl_env.functional import SDEStep
 
 __all__ = ["FlowDPPO", "FlowDPPOConfig"]
@@ -45,6 +46,12 @@ class FlowDPPOConfig(AgentConfig):
     def __init__(self, algo_class: type | None = None):
         super().__init__(algo_class=algo_class or FlowDPPO)
         self.kl_threshold = 1e-5
+
+    def validate(self) -> None:
+        """Check the threshold, too."""
+        super().validate()
+        if not self.kl_threshold > 0:
+            raise ConfigError(f"`kl_threshold` must be positive, got {self.kl_threshold}; try 1e-5.")
 
     def thresholds(self) -> dict[str, tuple[float, str]]:
         """The trust region's border."""

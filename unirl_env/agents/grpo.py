@@ -10,6 +10,7 @@ import unirl_env.functional as F
 from unirl_env.agents.base import Agent
 from unirl_env.agents.config import AgentConfig, Loss
 from unirl_env.agents.shards import Rows
+from unirl_env.errors import ConfigError
 from unirl_env.functional import SDEStep
 
 __all__ = ["GRPO", "GRPOConfig"]
@@ -44,6 +45,14 @@ class GRPOConfig(AgentConfig):
         super().__init__(algo_class=algo_class or GRPO)
         self.clip_low = 1e-4
         self.clip_high: float | None = None
+
+    def validate(self) -> None:
+        """Check the clip range, too."""
+        super().validate()
+        if not 0 < self.clip_low < 1:
+            raise ConfigError(f"`clip_low` must lie between 0 and 1, got {self.clip_low}; try 1e-4.")
+        if self.clip_high is not None and not self.clip_high > 0:
+            raise ConfigError(f"`clip_high` must be positive or None, got {self.clip_high}.")
 
     def thresholds(self) -> dict[str, tuple[float, str]]:
         """Both ends of the clip range."""

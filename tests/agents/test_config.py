@@ -1,0 +1,138 @@
+"""What an agent's settings refuse, before anything is built."""
+
+import pickle
+
+import pytest
+from toy import toy_config
+
+from unirl_env.agents import DRPOConfig, FlowDPPOConfig, GRPOConfig
+from unirl_env.config import PolicySettings, StepSettings
+from unirl_env.errors import ConfigError
+
+
+def validated(config_class=GRPOConfig, **settings):
+    config = toy_config(config_class, **settings)
+    config.validate()
+    return config
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"group_size": 5}, "`num_minibatches` x `num_learners`.*20 and 8; try group_size=8"),
+        ({"num_prompts": 3}, "`num_env_runners` \\(2\\), got 3.*num_prompts=4"),
+        ({"num_prompts": 0}, "`num_prompts` must be a number of at least 1"),
+        ({"micro_batch_size": 0}, "`micro_batch_size`"),
+        ({"rollout_batch_size": -1}, "`rollout_batch_size`"),
+        ({"lr": "high"}, "`lr` must be a number"),
+        ({"max_grad_norm": 0.0}, "`max_grad_norm`"),
+        ({"anchor": "memory"}, "`anchor` must be one of rollout, replay"),
+        ({"advantage_scale": "all"}, "`advantage_scale`"),
+        ({"steps": {"kind": "fraction", "fraction": (0.9, 1.0)}}, "`fraction`"),
+        ({"steps": {"sort": "all"}}, "`steps` must have keys of kind.*'sort'"),
+        ({"policy": {"rank": 3}}, "`policy` must have keys.*'rank'"),
+        ({"clip_low": 1.5}, "`clip_low`"),
+        ({"clip_high": 0.0}, "`clip_high`"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    config = toy_config(GRPOConfig, num_minibatches=4, **settings)
+    config.env_runners(num_env_runners=2).learners(num_learners=2)
+    with pytest.raises(ConfigError, match=message):
+        config.validate()
+
+
+@pytest.mark.parametrize(
+    ("config_class", "settings"),
+    [(FlowDPPOConfig, {"kl_threshold": 0.0}), (DRPOConfig, {"epsilon": -1.0})],
+)
+def test_knobs_out_of_range_are_refused(config_class, settings):
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        validated(config_class, **settings)
+
+
+def test_an_unknown_setting_is_named_with_the_nearest_known_one():
+    with pytest.raises(ConfigError, match="`kl_treshold`.*try `kl_threshold`"):
+        FlowDPPOConfig().training(kl_treshold=1e-5)
+    with pytest.raises(ConfigError, match="`kl_threshold`"):
+        GRPOConfig().training(kl_threshold=1e-5)
+    # A dictionary, as Tune gives it, goes past `training`.
+    config = toy_config(GRPOConfig).update_from_dict({"clip_lo": 1e-3})
+    with pytest.raises(ConfigError, match="`clip_lo`"):
+        config.validate()
+
+
+def test_rllibs_evaluation_is_refused_with_ours_named():
+    config = toy_config(GRPOConfig).evaluation(evaluation_interval=1)
+    with pytest.raises(ConfigError, match="rollout_eval"):
+        config.validate()
+
+
+def test_an_unknown_environment_is_refused():
+    for env in ("unirl/Nothing-v0", "no_such_module:x/Y-v0", 3):
+        with pytest.raises(ConfigError, match="registered id"):
+            GRPOConfig().environment(env).validate()
+
+
+def test_plain_ids_get_the_prefix_that_remote_runners_need():
+    config = GRPOConfig().environment("unirl/GaussianMixture-v0")
+    config.validate()
+    assert config.env == "unirl_env:unirl/GaussianMixture-v0"
+    assert config.num_steps == 10
+
+
+def test_seeds_do_not_reach_rllib():
+    for config in (
+        toy_config(GRPOConfig, seed=7),
+        toy_config(GRPOConfig).debugging(seed=7),
+        toy_config(GRPOConfig).update_from_dict({"seed": 7}),
+    ):
+        config.validate()
+        assert (config.run_seed, config.seed) == (7, None)
+
+
+def test_groups_of_settings_may_be_dictionaries():
+    config = validated(steps={"kind": "random", "count": 2}, policy=PolicySettings(eta=0.3))
+    assert config.steps == StepSettings(kind="random", count=2)
+    assert config.policy_options()["actor"]["eta"] == 0.3
+    assert len(config.trained_steps(0)) == 2
+
+
+def test_the_policy_takes_the_environments_model():
+    config = toy_config(GRPOConfig, policy={"lora_rank": 4, "lora_targets": ["inner"]})
+    config.environment(env_config={"pretrained": "somewhere", "device": "cpu", "num_steps": 4})
+    options = config.policy_options() if config.validate() is None else None
+    assert options["denoiser"] == "toy:PointDenoiser"
+    assert options["denoiser_options"] == {"pretrained": "somewhere"}
+    assert options["lora"] == {"rank": 4, "alpha": 32, "targets": ("inner",)}
+    assert config.num_steps == 4
+
+
+def test_guidance_asks_the_environment_for_negative_prompts():
+    assert not validated().rollout_env_options()["with_negative"]
+    assert validated(policy={"guidance": 4.5}).rollout_env_options()["with_negative"]
+
+
+@pytest.mark.parametrize(("learners", "gpus"), [(0, 1), (2, 0)])
+def test_a_device_says_where_the_drivers_parts_live(learners, gpus):
+    config = toy_config(GRPOConfig).environment(env_config={"device": "cuda:1"})
+    config.learners(num_learners=learners)
+    if learners:
+        with pytest.raises(ConfigError, match="`num_gpus_per_learner` must be positive"):
+            config.validate()
+    else:
+        config.validate()
+        assert (config.num_gpus_per_learner, config.local_gpu_idx) == (1, 1)
+
+
+def test_warmup_rises_to_the_learning_rate():
+    config = toy_config(GRPOConfig, lr=1.0, warmup_iterations=4)
+    assert [config.learning_rate(i) for i in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert toy_config(GRPOConfig, lr=1.0).learning_rate(0) == 1.0
+
+
+def test_a_configuration_can_be_pickled_and_copied():
+    config = validated(FlowDPPOConfig, kl_threshold=1e-4)
+    for copied in (pickle.loads(pickle.dumps(config)), config.copy()):
+        assert copied.kl_threshold == 1e-4 and copied.steps == config.steps
+        copied.validate()
