@@ -183,7 +183,7 @@ def _run(
             loop = Loop(parts.agent, cfg, folder, evaluator, logbook, progress, interrupt, place.start)
             finished = loop.run()
             progress.doing("writing the report")
-            _leave_behind(parts.agent, folder)
+            _leave_behind(parts.agent, cfg, folder)
     finally:
         logbook.close()
         parts.agent.stop()
@@ -199,14 +199,15 @@ def _run(
     return 0
 
 
-def _leave_behind(agent: Any, folder: RunFolder) -> None:
+def _leave_behind(agent: Any, cfg: RunConfig, folder: RunFolder) -> None:
     from unirl_env.report import write_report
 
-    try:
-        agent.export_adapters(str(folder.adapters))
-    except NotImplementedError:
-        pass  # The family has no published form for adapters; the checkpoint has the weights.
     write_report(folder)
+    if cfg.policy.lora_rank is not None:
+        try:
+            agent.export_adapters(str(folder.adapters))
+        except NotImplementedError:
+            pass  # The family has no published form for adapters; the checkpoint has the weights.
 
 
 def _refuse_other_settings(folder: RunFolder, cfg: RunConfig) -> None:
