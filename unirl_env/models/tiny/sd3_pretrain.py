@@ -3,6 +3,7 @@
 Three parts: the autoencoder; flow matching on true captions, until the model draws everything well; and
 a short last part on loosened captions (see `shapes_data.loosen`), which leaves it a habit that
 reinforcement learning corrects. Text encoders learn together with the transformer and are frozen after.
+It takes about half an hour of one core; on a shared machine OMP_NUM_THREADS=1 is fastest.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from unirl_env.registry import Registry
 from unirl_env.shapes import Caption, split_captions
 from unirl_env.types import Prompt, Sample
 
-__all__ = ["evaluate", "pretrain", "save", "train_autoencoder", "train_flow"]
+__all__ = ["PHASES", "evaluate", "pretrain", "save", "train_autoencoder", "train_flow"]
 
 _LEARNED = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 _SCORER = "unirl_env.rewards.shapes:ShapesScorer"
@@ -190,22 +191,25 @@ def evaluate(
     return {name: round(value.nanmean().item(), 3) for name, value in means.items()}
 
 
+# (steps, rate of loosening, peak learning rate): ability first, a second cycle from a lower rate for the
+# rare captions, then the looseness.
+PHASES = ((1500, 0.0, 2e-3), (900, 0.0, 1.5e-3), (400, 0.3, 1e-3))
+
+
 def pretrain(
     directory: str | Path,
     *,
     seed: int = 0,
     vae_steps: int = 1000,
-    steps: int = 1500,
-    loose_steps: int = 250,
-    loose_rate: float = 0.35,
+    phases: Sequence[tuple[int, float, float]] = PHASES,
     pictures: int = 16_000,
 ) -> Path:
     """Build, train and save the model; see the module's words."""
     rng = np.random.default_rng(seed)
     parts = tiny_sd3_parts(seed=seed)
     train_autoencoder(parts["vae"], steps=vae_steps, rng=rng)
-    train_flow(parts, steps=steps, rng=rng, pictures=pictures)
-    train_flow(parts, steps=loose_steps, rng=rng, loose_rate=loose_rate, pictures=pictures, peak_lr=8e-4)
+    for steps, loose_rate, peak_lr in phases:
+        train_flow(parts, steps=steps, rng=rng, loose_rate=loose_rate, peak_lr=peak_lr, pictures=pictures)
     return save(parts, directory)
 
 
