@@ -19,9 +19,10 @@ from itertools import pairwise
 
 import pytest
 import torch
+from scipy.optimize import root
 
 import unirl_env.functional as F
-from unirl_env.functional.mixtures import GaussianMixture, mixture_velocity
+from unirl_env.functional.mixtures import GaussianMixture, mixture_velocity, tilted_mixture
 from unirl_env.functional.path_optimum import (
     PathPolicy,
     any_policy_optimum,
@@ -50,13 +51,17 @@ def reference():
 @pytest.fixture(scope="module")
 def fixed_point(reference):
     """The value of the shared numbers at which the expected gradient of the agents' loss is zero."""
-    mixture = GaussianMixture.of(**MIXTURE)
-    raw = [mixture.log_weights.clone(), mixture.means.clone(), mixture.stds.log()]
-    optimizer = torch.optim.Adam([tensor.requires_grad_() for tensor in raw], lr=0.05)
-    for iteration in range(90):
-        optimizer.param_groups[0]["lr"] = 0.05 if iteration < 60 else 0.01
-        mine = path(GaussianMixture(raw[0], raw[1], raw[2].exp()))
-        # The deterministic last step has no log-probability, and the visited states are given to the KL.
+
+    def mixture(numbers):
+        # One of two log-weights is enough.
+        return GaussianMixture(
+            torch.stack([0 * numbers[0], numbers[0]]), numbers[1:3, None], numbers[3:, None].exp()
+        )
+
+    def gradient(numbers):
+        numbers = torch.tensor(numbers, requires_grad=True)
+        mine = path(mixture(numbers))
+        # The deterministic last step has no log-probability, and the KL takes the visited states as given.
         mean = torch.cat([mine.mean[:-1], mine.mean[-1:].detach()])
         reward = path_value(PathPolicy(GRID, mean, mine.std), reference, GRID, BETA).reward
         visited, kl = torch.softmax(-(GRID**2) / 2, 0), 0.0
@@ -64,11 +69,14 @@ def fixed_point(reference):
             kl = kl + visited @ ((new - old) / std).square() / 2
             with torch.no_grad():
                 visited = visited @ torch.softmax(-(((GRID - new[:, None]) / std) ** 2) / 2, dim=1)
-        optimizer.zero_grad()
-        (BETA * kl - reward).backward()
-        optimizer.step()
-    with torch.no_grad():
-        return path_value(path(GaussianMixture(raw[0], raw[1], raw[2].exp())), reference, GRID, BETA)
+        return torch.autograd.grad(reward - BETA * kl, numbers)[0].numpy()
+
+    tilted = tilted_mixture(GaussianMixture.of(**MIXTURE), torch.ones(1), BETA).mixture
+    weight = tilted.log_weights.diff()
+    start = torch.cat([weight, tilted.means[:, 0], tilted.stds[:, 0].log()]).double().numpy()
+    found = root(gradient, start, options={"eps": 1e-4, "xtol": 1e-5})
+    assert abs(found.fun).max() < 1e-4
+    return path_value(path(mixture(torch.tensor(found.x))), reference, GRID, BETA)
 
 
 @pytest.fixture(scope="module")
