@@ -83,7 +83,7 @@ def scatter(before: Path, after: Path, size: int = 360) -> str:
         return ""
     reach = max(float(cloud.abs().max()) for cloud in points.values()) * 1.1 or 1.0
     marks = "".join(
-        f'<circle class="{name}" r="4" cx="{size / 2 * (1 + x / reach):.1f}" '
+        f'<circle class="{name}" r="3.2" cx="{size / 2 * (1 + x / reach):.1f}" '
         f'cy="{size / 2 * (1 - y / reach):.1f}"/>'
         for name, cloud in points.items()
         for x, y in cloud.tolist()

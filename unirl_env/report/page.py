@@ -116,11 +116,12 @@ def _headline(found: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, An
         )
     if not cards:
         return ""
-    first = rows[0]
+    prompts, samples = len(rows[0]["prompts"]), rows[0]["samples"]
+    over = f"{prompts} prompts x {samples} samples" if prompts > 1 else f"{samples} samples"
     lead = (
-        f"Each number is a mean over {len(first['prompts'])} prompts x {first['samples']} samples on fixed "
-        f"seeds, drawn without exploration noise. Beside each gain its 95 % interval: paired by prompt and "
-        f"seed, bootstrapped over prompts."
+        f"Each number is a mean over {over} on fixed seeds, drawn without exploration noise. Beside each "
+        f"gain its 95 % interval: paired by prompt and seed, bootstrapped over "
+        f"{'prompts' if prompts > 1 else 'samples'}."
     )
     return f'<div class="numbers">{"".join(cards)}</div><p class="lead">{lead}</p>'
 
@@ -142,7 +143,7 @@ def _pictures(folder: RunFolder, evaluations: Sequence[Mapping[str, Any]]) -> st
                 parts.append(f"<h3>One seed over the run, {html.escape(title)}</h3>{strip}")
     lead = (
         "The same prompts and the same initial noise, before and after training: the first prompts of "
-        "each set, not picked. Under each picture its reward."
+        "each set, not picked, with the reward of each picture."
     )
     return _section("Before and after", "".join(parts), lead)
 
