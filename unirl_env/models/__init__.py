@@ -1,4 +1,4 @@
-"""Model families: adapters that tell an environment and a policy how a model encodes, denoises and decodes."""
+"""Model families: adapters that tell an environment and a policy how a model encodes, denoises, decodes."""
 
 from unirl_env.models.base import Denoiser
 from unirl_env.registry import Registry

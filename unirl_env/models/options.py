@@ -19,6 +19,7 @@ MODEL_OPTIONS = (
     "offload",
     "max_sequence_length",
     "schedule",
+    "rows_per_forward",
 )
 
 

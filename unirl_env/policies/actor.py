@@ -138,7 +138,7 @@ class FlowActor(nn.Module):
             return
         if not self._frozen:
             raise ContractError(
-                "The untrained weights must be kept for this, got none; try `keep_reference=True`, or adapters."
+                "The untrained weights must be kept, got none; try `keep_reference=True`, or adapters."
             )
         trained, self.network = self.network, self._frozen[0]
         try:
@@ -165,6 +165,8 @@ class FlowActor(nn.Module):
                     f"Weight `{name}` must fit this policy ({expected}), got shape {list(value.shape)}; "
                     "check `lora_rank`, `lora_targets` and the model."
                 )
+        # Nothing is written before all of it fits.
+        for name, value in state.items():
             own[name].copy_(value)
 
     def save_adapters(self, directory: str) -> None:

@@ -40,7 +40,7 @@ class LocalRollout:
             backend and autoreset DISABLED; called once for each size that is asked for.
         actor: The policy.
         batch_size: Episodes stepped together; None takes all at once. Bounds memory, and changes no result
-            beyond the last bits that a network's own batching changes.
+            beyond the last bits that a network's own batching changes (none with `rows_per_forward`).
     """
 
     def __init__(self, make_env: MakeEnv, actor: FlowActor, *, batch_size: int | None = None):
@@ -85,7 +85,16 @@ class LocalRollout:
 
         Returns:
             P x G episodes, in the order of the prompts.
+
+        Raises:
+            ConfigError: If there is nothing to play, or `sample_offset` does not fit the prompts.
+            ContractError: If the environment scores nothing.
         """
+        if not prompts or group_size < 1:
+            raise ConfigError(
+                "`prompts` and `group_size` must ask for an episode at least, got "
+                f"{len(prompts)} prompts and group_size={group_size}."
+            )
         episodes = _listed(prompts, group_size, sample_offset, first_group)
         size = min(self.batch_size or len(episodes), len(episodes))
         batches = []
@@ -169,6 +178,10 @@ def _listed(
     prompts: Sequence[Prompt], group_size: int, sample_offset: Sequence[int] | None, first_group: int
 ) -> list[_Episode]:
     """The episodes one by one, so that a batch need not end where a group does."""
+    if sample_offset is not None and len(sample_offset) != len(prompts):
+        raise ConfigError(
+            f"`sample_offset` must hold one number per prompt, {len(prompts)}, got {len(sample_offset)}."
+        )
     if sample_offset is None:
         seen: dict[str, int] = {}
         sample_offset = []

@@ -1,0 +1,183 @@
+"""The house of DESIGN.md, section 3, held by reading every import of the package."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "unirl_env"
+FLOORS = {
+    "errors": 0, "types": 0, "registry": 0, "config": 0, "version": 0, "ids": 0, "shapes": 0, "": 0,
+    "functional": 1, "episode": 1,
+    "envs": 2, "wrappers": 2, "rewards": 2, "models": 2,
+    "policies": 2.5,
+    "rollouts": 3, "service": 3,
+    "agents": 4,
+    "build": 5,
+}  # fmt: skip
+DOOR = 6  # train, evaluate, bench and what only they use: all that is not named above
+WITHIN_THE_WORLD = {
+    "envs": {"envs", "models.base"},
+    "wrappers": {"wrappers", "envs", "rewards", "models.generate"},
+    "rewards": {"rewards"},
+    "models": {"models"},
+}
+"""What a part of floor 2 may know of floor 2."""
+LIGHT = {0: {"torch", "numpy", "gymnasium"}, 1: {"torch"}, 2: {"torch", "numpy", "gymnasium"}}
+"""Libraries that modules import as they load; all others are imported inside functions."""
+WITHOUT_RAY = {"policies.actor", "rollouts.local", "rollouts.requests"}
+HYDRA = {"train", "settings"}
+DOOR_TO_THE_ENVIRONMENT = {"entry", "train", "evaluate", "launch"}
+
+
+def sources():
+    """Module name, without the package's own, to its text."""
+    named = {}
+    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
+        parts = path.relative_to(ROOT / PACKAGE).with_suffix("").parts
+        named[".".join(part for part in parts if part != "__init__")] = path.read_text()
+    return named
+
+
+def imports(text):
+    """`(module, inside a function or a type-checking block)` of every import."""
+    found = []
+
+    def visit(node, inside):
+        for child in ast.iter_child_nodes(node):
+            deep = inside or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            if isinstance(child, ast.Import):
+                found.extend((alias.name, deep) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                base = "." * child.level + (child.module or "")
+                found.extend((f"{base}.{alias.name}", deep) for alias in child.names)
+            visit(child, deep)
+
+    visit(ast.parse(text), False)
+    return found
+
+
+def floor(module):
+    return FLOORS.get(module.partition(".")[0], DOOR)
+
+
+def violations(modules):
+    """Everything in `modules` (name to text) that the house forbids."""
+    wrong = []
+    for name, text in modules.items():
+        for target, inside in imports(text):
+            library, _, inner = target.partition(".")
+            if target.startswith("."):
+                said = ["imports are absolute"]
+            elif library == PACKAGE:
+                said = own_rules(name, inner)
+            else:
+                said = library_rules(name, library, inside)
+            wrong += [f"{name or PACKAGE} imports {target}: {words}" for words in said]
+    return wrong
+
+
+def own_rules(name, inner):
+    """What is wrong with a module's import of another one of the package."""
+    part, own, other = name.partition(".")[0], floor(name), floor(inner)
+    allowed = WITHIN_THE_WORLD.get(part, ())
+    if other > own:
+        yield f"up from floor {own} to {other}"
+    elif allowed and other == 2 and not any(f"{inner}.".startswith(f"{known}.") for known in allowed):
+        yield f"{part} may know {sorted(allowed)}"
+    elif part == "service" and other >= 2 and not inner.startswith(("rewards", "service")):
+        yield "a service knows rewards only"
+
+
+def library_rules(name, library, inside):
+    """What is wrong with a module's import of a library."""
+    own = floor(name)
+    if library in sys.stdlib_module_names:
+        return
+    if own in LIGHT and not inside and library not in LIGHT[own]:
+        yield f"floor {own} loads {sorted(LIGHT[own])} only"
+    elif own == 0 and name != "ids" and library == "gymnasium":
+        yield "the ground knows no environments"
+    elif library == "ray" and (own < 2.5 or name in WITHOUT_RAY):
+        yield "it works without Ray"
+    elif library in ("hydra", "omegaconf") and name not in HYDRA:
+        yield "Hydra stays at the door"
+
+
+def environment_reads(text):
+    """Lines that touch environment variables."""
+    names = {"environ", "environb", "getenv", "putenv"}
+    return sorted(
+        node.lineno
+        for node in ast.walk(ast.parse(text))
+        if (isinstance(node, ast.Attribute) and node.attr in names)
+        or (isinstance(node, ast.ImportFrom) and {alias.name for alias in node.names} & names)
+    )
+
+
+def test_imports_point_down():
+    assert violations(sources()) == []
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("functional.noise", "import unirl_env.envs"),
+        ("functional.noise", "import numpy"),
+        ("episode", "def f():\n    from unirl_env.models.base import Denoiser"),
+        ("types", "import gymnasium"),
+        ("envs.denoise", "from unirl_env.models.sd3 import SD3Denoiser"),
+        ("envs.denoise", "from unirl_env.rewards import SCORERS"),
+        ("rewards.clip", "from unirl_env.models.base import Denoiser"),
+        ("models.sd3", "from unirl_env.rewards import scoring"),
+        ("models.sd3", "from diffusers import StableDiffusion3Pipeline"),
+        ("models.sd3", "if True:\n    import transformers.models"),
+        ("wrappers.reward", "def f():\n    import ray"),
+        ("policies.actor", "import ray.rllib"),
+        ("rollouts.local", "from unirl_env.agents.base import Agent"),
+        ("agents.base", "import hydra"),
+        ("agents.base", "from unirl_env.build import build_scorer"),
+        ("build.world", "def f():\n    import unirl_env.train"),
+        ("service.app", "from unirl_env.envs.base import GenerativeVectorEnv"),
+        ("envs.base", "from .roster import Roster"),
+    ],
+)
+def test_a_wrong_import_is_seen(name, text):
+    assert len(violations({name: text})) == 1
+
+
+def test_files_stay_short():
+    long = {name: text.count("\n") for name, text in sources().items() if text.count("\n") > 300}
+    assert long == {}
+
+
+def test_environment_variables_are_read_at_the_door():
+    reads = {name: environment_reads(text) for name, text in sources().items()}
+    assert {name for name, lines in reads.items() if lines} <= DOOR_TO_THE_ENVIRONMENT
+    assert environment_reads("import os\nos.environ['A']\nfrom os import getenv") == [2, 3]
+
+
+def test_no_file_names_a_place_on_somebodys_machine():
+    place = re.compile(r"(?<![\w.~<{])/(?:root|home|tmp|Users|work|mnt|data|opt)/|[A-Z]:\\\\")
+    folders = (PACKAGE, "benchmarks", "examples", "docs")
+    kinds = {".py", ".md", ".yaml", ".toml", ".json", ".txt"}
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in kinds]
+    assert len(files) > 100
+    assert [path for path in files if place.search(path.read_text(encoding="utf-8"))] == []
+    assert place.search("open('/home/me/weights')") and not place.search("https://a.b/home/page")
+
+
+def test_every_module_and_function_is_documented_where_it_is_public():
+    bare = []
+    for name, text in sources().items():
+        tree = ast.parse(text)
+        if text.strip() and not ast.get_docstring(tree):
+            bare.append(name)
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                if not ast.get_docstring(node):
+                    bare.append(f"{name}.{node.name}")
+    assert bare == []
