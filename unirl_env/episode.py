@@ -106,6 +106,9 @@ class Phase:
         steps = {phase.log_prob.shape[1] for phase in phases}
         if len(steps) != 1:
             raise ShapeError(f"Phases to join must have one number of steps, got {sorted(steps)}.")
+        inputs = {tuple(sorted([*phase.observation, *phase.context])) for phase in phases}
+        if len(inputs) != 1:
+            raise ShapeError(f"Phases to join must have the same inputs, got {sorted(inputs)}.")
         first, offset, rows = phases[0], 0, []
         for phase in phases:
             if phase.context_row is not None:
@@ -163,7 +166,8 @@ class EpisodeBatch:
         return self.scores.value
 
     def select(self, index: Tensor) -> EpisodeBatch:
-        """The episodes at `index` `[b]`, in that order."""
+        """The episodes at `index` `[b]`, in that order; or those where a bool `index` `[B]` is true."""
+        index = torch.nonzero(index).flatten() if index.dtype == torch.bool else index
         keep = index.tolist()
         scores = Scores(
             value=self.scores.value[index],
@@ -193,13 +197,16 @@ class EpisodeBatch:
         """Join the batches of several runners; group numbers must already be distinct.
 
         Raises:
-            ShapeError: If there is nothing to join, or policies of several versions acted.
+            ShapeError: If there is nothing to join, policies of several versions acted, or phases differ.
         """
         if not batches:
             raise ShapeError("`batches` must hold at least one EpisodeBatch, got none.")
         versions = {batch.weights_version for batch in batches}
         if len(versions) != 1:
             raise ShapeError(f"Batches to join must come from one policy version, got {sorted(versions)}.")
+        kinds = {tuple(batch.phases) for batch in batches}
+        if len(kinds) != 1:
+            raise ShapeError(f"Batches to join must have the same phases, got {sorted(kinds)}.")
         first = batches[0]
         samples = [batch.samples for batch in batches]
         return cls(

@@ -1,0 +1,178 @@
+import pytest
+import torch
+
+from unirl_env.episode import EpisodeBatch, Phase
+from unirl_env.errors import ShapeError
+from unirl_env.types import Prompt, Sample, Scores
+
+
+def phase(episodes=4, steps=3, context_row=(0, 0, 2, 1), *, mean=True, start=0):
+    """A phase in which every number tells where it belongs: episode, then step."""
+    place = start + torch.arange(episodes * steps, dtype=torch.float32).view(episodes, steps)
+    rows = torch.tensor(context_row)
+    return Phase(
+        observation={"latent": place[..., None, None].expand(-1, -1, 2, 5), "sigma": place / 100},
+        action=place[..., None, None].expand(-1, -1, 2, 5) + 0.5,
+        log_prob=-place,
+        mask=place % 2 == 0,
+        context={"embeds": start + 10.0 * torch.arange(int(rows.max()) + 1)[:, None].expand(-1, 7)},
+        context_row=rows,
+        mean=place[..., None, None].expand(-1, -1, 2, 5) + 0.25 if mean else None,
+    )
+
+
+def batch(episodes=4, *, version=3, start=0, parts=True, samples=True):
+    made = phase(episodes, context_row=[i % 3 for i in range(episodes)], start=start)
+    return EpisodeBatch(
+        phases={"image": made},
+        scores=Scores(start + torch.arange(float(episodes)), {"half": torch.ones(episodes)} if parts else {}),
+        group=torch.arange(episodes) // 2 + start,
+        prompts=tuple(Prompt(f"prompt {start + i}") for i in range(episodes)),
+        episode_seed=start + torch.arange(episodes),
+        weights_version=version,
+        samples=tuple(Sample(text=f"{start + i}") for i in range(episodes)) if samples else None,
+    )
+
+
+class TestPhase:
+    def test_select_takes_episodes_in_order_and_prunes_the_context(self):
+        one = phase().select(torch.tensor([2, 0]))
+        assert one.log_prob.tolist() == [[-6, -7, -8], [0, -1, -2]]
+        assert torch.equal(one.action[:, :, 0, 0], -one.log_prob + 0.5)
+        assert torch.equal(one.mean[:, :, 1, 4], -one.log_prob + 0.25)
+        assert torch.equal(one.mask, one.log_prob % 2 == 0)
+        assert one.context["embeds"].shape == (2, 7)
+        assert one.context["embeds"][one.context_row, 0].tolist() == [20.0, 0.0]
+
+    def test_select_may_repeat_an_episode(self):
+        one = phase().select(torch.tensor([3, 3, 3]))
+        assert one.context["embeds"].shape == (1, 7) and one.context_row.tolist() == [0, 0, 0]
+
+    def test_select_by_mask(self):
+        assert len(phase().select(torch.tensor([True, False, True, False]))) == 2
+
+    def test_rows_pair_every_step_with_its_own_context(self):
+        inputs, actions = phase().rows(torch.tensor([1, 2]))
+        assert inputs["latent"].shape == actions.shape == (6, 2, 5)
+        assert (inputs["sigma"] * 100).round().tolist() == [3, 4, 5, 6, 7, 8]
+        assert actions[:, 0, 0].tolist() == [3.5, 4.5, 5.5, 6.5, 7.5, 8.5]
+        assert inputs["embeds"][:, 0].tolist() == [0, 0, 0, 20, 20, 20]
+
+    def test_cat_keeps_each_episode_with_its_context(self):
+        joined = Phase.cat([phase(), phase(context_row=(1, 1, 0, 0), start=100)])
+        assert joined.log_prob[:, 0].tolist() == [0, -3, -6, -9, -100, -103, -106, -109]
+        assert joined.context["embeds"][joined.context_row, 0].tolist() == [0, 0, 20, 10, 110, 110, 100, 100]
+        whole, _ = joined.rows(torch.arange(8))
+        parts = [p.rows(torch.arange(4))[0] for p in (phase(), phase(context_row=(1, 1, 0, 0), start=100))]
+        assert all(torch.equal(whole[k], torch.cat([part[k] for part in parts])) for k in whole)
+
+    def test_cat_keeps_means_only_if_all_have_them(self):
+        assert Phase.cat([phase(), phase()]).mean.shape == (8, 3, 2, 5)
+        assert Phase.cat([phase(), phase(mean=False)]).mean is None
+
+    def test_cat_refuses_other_numbers_of_steps(self):
+        with pytest.raises(ShapeError, match=r"one number of steps, got \[3, 4\]"):
+            Phase.cat([phase(), phase(steps=4)])
+
+    def test_cat_refuses_other_inputs(self):
+        guided = phase()
+        guided.context["negative_embeds"] = guided.context["embeds"]
+        with pytest.raises(ShapeError, match="same inputs"):
+            Phase.cat([phase(), guided])
+
+    def test_select_then_cat_is_the_whole(self):
+        one = phase()
+        halves = [one.select(torch.tensor([0, 1])), one.select(torch.tensor([2, 3]))]
+        again, _ = Phase.cat(halves).rows(torch.arange(4))
+        expected, _ = one.rows(torch.arange(4))
+        assert all(torch.equal(again[k], expected[k]) for k in expected)
+
+    def test_a_phase_without_context_is_whole(self):
+        bare = Phase(
+            observation={"sigma": torch.zeros(2, 3)},
+            action=torch.zeros(2, 3, 1),
+            log_prob=torch.zeros(2, 3),
+            mask=torch.ones(2, 3, dtype=torch.bool),
+        )
+        assert len(Phase.cat([bare, bare]).select(torch.tensor([3]))) == 1
+        assert set(bare.rows(torch.tensor([0]))[0]) == {"sigma"}
+
+    def test_to_moves_every_tensor(self):
+        moved = phase().to("meta")
+        tensors = [moved.action, moved.log_prob, moved.mask, moved.mean, moved.context_row]
+        tensors += [*moved.observation.values(), *moved.context.values()]
+        assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+    @pytest.mark.parametrize(
+        "change, word",
+        [
+            ({"log_prob": torch.zeros(4)}, "log_prob"),
+            ({"mask": torch.ones(4, 2, dtype=torch.bool)}, "mask"),
+            ({"action": torch.zeros(3, 3, 2)}, "action"),
+            ({"mean": torch.zeros(4, 4, 2)}, "mean"),
+            ({"observation": {"latent": torch.zeros(4, 2)}}, "latent"),
+            ({"context_row": torch.zeros(3, dtype=torch.long)}, "context_row"),
+            ({"context_row": None}, "context_row"),
+        ],
+    )
+    def test_shapes_that_do_not_fit_are_named(self, change, word):
+        fields = {name: getattr(phase(), name) for name in Phase.__dataclass_fields__}
+        with pytest.raises(ShapeError, match=f"`{word}`"):
+            Phase(**{**fields, **change})
+
+
+class TestEpisodeBatch:
+    def test_select_takes_everything_along(self):
+        one = batch().select(torch.tensor([3, 1]))
+        assert one.rewards.tolist() == [3, 1] and one.group.tolist() == [1, 0]
+        assert [p.text for p in one.prompts] == ["prompt 3", "prompt 1"]
+        assert [s.text for s in one.samples] == ["3", "1"]
+        assert one.episode_seed.tolist() == [3, 1] and one.weights_version == 3
+        assert one.scores.parts["half"].shape == (2,) and len(one) == len(one.phases["image"]) == 2
+
+    def test_select_by_mask(self):
+        one = batch().select(torch.tensor([False, False, True, True]))
+        assert [p.text for p in one.prompts] == ["prompt 2", "prompt 3"]
+        assert one.rewards.tolist() == [2, 3] and [s.text for s in one.samples] == ["2", "3"]
+
+    def test_select_keeps_failed_scores_failed(self):
+        one = batch()
+        object.__setattr__(one, "scores", Scores(torch.tensor([1.0, float("nan"), 2.0, 3.0])))
+        assert one.select(torch.tensor([1, 2])).scores.valid.tolist() == [False, True]
+
+    def test_cat_is_select_backwards(self):
+        whole = batch()
+        again = EpisodeBatch.cat([whole.select(torch.tensor([0])), whole.select(torch.tensor([1, 2, 3]))])
+        assert again.prompts == whole.prompts and torch.equal(again.rewards, whole.rewards)
+        assert torch.equal(again.group, whole.group) and again.samples == whole.samples
+        assert torch.equal(again.episode_seed, whole.episode_seed)
+        rows, expected = (b.phases["image"].rows(torch.arange(4)) for b in (again, whole))
+        assert torch.equal(rows[1], expected[1])
+        assert all(torch.equal(rows[0][k], expected[0][k]) for k in expected[0])
+
+    def test_cat_drops_samples_that_only_some_kept(self):
+        assert EpisodeBatch.cat([batch(), batch(start=100, samples=False)]).samples is None
+
+    def test_cat_of_a_failed_batch_keeps_the_parts_of_the_other(self):
+        joined = EpisodeBatch.cat([batch(), batch(start=100, parts=False)])
+        assert joined.scores.parts["half"].isnan().tolist() == [False] * 4 + [True] * 4
+
+    def test_cat_refuses_nothing_and_mixed_policies_and_mixed_phases(self):
+        with pytest.raises(ShapeError, match="at least one"):
+            EpisodeBatch.cat([])
+        with pytest.raises(ShapeError, match=r"one policy version, got \[3, 4\]"):
+            EpisodeBatch.cat([batch(), batch(version=4)])
+        bare = batch(start=100)
+        object.__setattr__(bare, "phases", {})
+        with pytest.raises(ShapeError, match="phases"):
+            EpisodeBatch.cat([batch(), bare])
+
+    def test_to_and_drop_samples(self):
+        assert batch().to("meta").phases["image"].action.device.type == "meta"
+        assert batch().drop_samples().samples is None and batch().samples is not None
+
+    @pytest.mark.parametrize("name", ["group", "prompts", "episode_seed"])
+    def test_counts_that_do_not_fit_are_named(self, name):
+        fields = {key: getattr(batch(), key) for key in EpisodeBatch.__dataclass_fields__}
+        with pytest.raises(ShapeError, match=name):
+            EpisodeBatch(**{**fields, name: fields[name][:3]})
