@@ -18,7 +18,7 @@ from unirl_env.models.options import MODEL_OPTIONS, model_options
 from unirl_env.wrappers.flatten import FlattenForPPO, flatten_for_ppo
 from unirl_env.wrappers.reward import RewardWrapper
 
-__all__ = ["make_env", "make_vector_env", "pick_device"]
+__all__ = ["make_denoiser", "make_env", "make_vector_env", "pick_device"]
 
 
 def make_vector_env(
@@ -51,7 +51,7 @@ def make_vector_env(
         rest = {k: v for k, v in arguments.items() if k not in (*MODEL_OPTIONS, "denoiser_options")}
     else:
         name, options, rest = model_options({**arguments, "device": device})
-        denoiser = _denoiser(name, options)
+        denoiser = make_denoiser(name, options)
     known = {
         parameter
         for kind in (DenoiseVectorEnv, *DenoiseVectorEnv.__mro__[1:2])
@@ -87,7 +87,12 @@ def pick_device(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _denoiser(name: str, options: dict[str, Any]) -> Denoiser:
+def make_denoiser(name: str, options: dict[str, Any]) -> Denoiser:
+    """The adapter of a model family; its two halves load on first use.
+
+    Raises:
+        ConfigError: If the family is unknown or the options do not fit it.
+    """
     target = DENOISERS.get(name)
     try:
         inspect.signature(target).bind(**options)
