@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import asdict
 from typing import Any
 
@@ -44,7 +45,7 @@ def build_agent(cfg: RunConfig) -> Agent:
     """
     config = agent_config(cfg)
     config.validate()
-    _start_ray()
+    _start_ray(config.num_env_runners + config.num_learners)
     return config.build_algo()
 
 
@@ -107,8 +108,14 @@ def world_options(cfg: RunConfig) -> dict[str, Any]:
     return {name: value for name, value in chosen.items() if value is not None}
 
 
-def _start_ray() -> None:
+def _start_ray(processes: int) -> None:
     import ray
 
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    if ray.is_initialized():
+        return
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        # Ray counts a core for each process and waits for ever if there are fewer; they may share cores.
+        ray.init(num_cpus=max(os.cpu_count() or 1, processes + 1), **quiet)
+    except ValueError:
+        ray.init(**quiet)  # A cluster that runs already has counted its own.
