@@ -52,7 +52,7 @@ def test_knobs_out_of_range_are_refused(config_class, settings):
 
 
 def test_an_unknown_setting_is_named_with_the_nearest_known_one():
-    with pytest.raises(ConfigError, match="`kl_treshold`.*try `kl_threshold`"):
+    with pytest.raises(ConfigError, match=r"`kl_treshold`.*try `kl_threshold`"):
         FlowDPPOConfig().training(kl_treshold=1e-5)
     with pytest.raises(ConfigError, match="`kl_threshold`"):
         GRPOConfig().training(kl_threshold=1e-5)

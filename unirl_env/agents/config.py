@@ -26,6 +26,8 @@ from unirl_env.rollouts.runner import GenerativeEnvRunner
 
 __all__ = ["AgentConfig", "Loss"]
 
+RLLIBS_OWN = ("learner_class", "model", "optimizer")
+
 PLACEMENT = ("device", "offload")
 """Where the environment's half of a model lives; the policy's half goes where its runner or learner is."""
 
@@ -116,6 +118,8 @@ class AgentConfig(AlgorithmConfig):
         """
         if "seed" in settings:
             settings["run_seed"] = settings.pop("seed")
+        # RLlib sends its own groups through here when it takes a configuration from a dictionary, as Tune's.
+        super().training(**{name: settings.pop(name) for name in RLLIBS_OWN if name in settings})
         known = set(_own_names(type(self)))
         for name, value in settings.items():
             if name not in known:

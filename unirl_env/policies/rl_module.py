@@ -35,7 +35,7 @@ class DenoisePolicy(TorchRLModule):
     def setup(self) -> None:
         """Load the network and attach the adapters."""
         try:
-            self.actor = self._make_actor(self.model_config)
+            self.actor = self._make_actor(self.model_config).eval()
         except AttributeError as error:
             # RLlib takes an AttributeError of `setup` for an outdated constructor, and hides it.
             raise ContractError(f"The denoiser or the actor is incomplete: {error}.") from error

@@ -186,9 +186,9 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
 
     def _player(self) -> LocalRollout:
         if self._rollout is None:
-            self._rollout = LocalRollout(
-                self._env_of_size, self._needs_module().actor, batch_size=self.config.rollout_batch_size
-            )
+            self._needs_env()
+            actor, batch_size = self._needs_module().actor, self.config.rollout_batch_size
+            self._rollout = LocalRollout(self._env_of_size, actor, batch_size=batch_size)
         return self._rollout
 
     def _env_of_size(self, num_envs: int, num_steps: int | None = None) -> gym.vector.VectorEnv:

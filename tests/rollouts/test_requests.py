@@ -1,0 +1,99 @@
+"""Requests: whole groups in contiguous shares, answered completely or not at all."""
+
+from itertools import chain
+
+import pytest
+from ray.exceptions import RayActorError
+
+from unirl_env.errors import ContractError, RunnerLost
+from unirl_env.rollouts.calls import share_requests
+from unirl_env.rollouts.requests import rollout_requests
+from unirl_env.types import Prompt
+
+
+@pytest.mark.parametrize("shares", [0, 1, 2, 3, 5, 9])
+def test_shares_join_to_the_whole(shares):
+    prompts = [Prompt(text) for text in "abcba"]
+    (whole,) = rollout_requests(prompts, 4, shares=0, seed=1)
+    parts = rollout_requests(prompts, 4, shares=shares, seed=1)
+    assert len(parts) == min(max(1, shares), 5) and all(part["prompts"] for part in parts)
+    assert list(chain(*(part["prompts"] for part in parts))) == prompts == whole["prompts"]
+    offsets = list(chain(*(part["sample_offset"] for part in parts)))
+    assert offsets == [0, 0, 0, 4, 4] == whole["sample_offset"]
+    starts = [part["first_group"] for part in parts]
+    assert starts == [sum(len(p["prompts"]) for p in parts[:i]) for i in range(len(parts))]
+    assert all(part["group_size"] == 4 and part["seed"] == 1 for part in parts)
+
+
+class FakeGroup:
+    """Runners that answer with what they were asked, or die on the way."""
+
+    local_env_runner = None
+
+    def __init__(self, runners, dies=(), restarts=True):
+        self.healthy, self.dies, self.restarts = list(runners), list(dies), restarts
+        self.rounds = []
+
+    def num_remote_env_runners(self):
+        return 2
+
+    def healthy_env_runner_ids(self):
+        return list(self.healthy)
+
+    def foreach_env_runner(self, func, *, kwargs, local_env_runner, remote_worker_ids):
+        assert func == ["attempt"] * len(kwargs) and not local_env_runner
+        self.rounds.append(list(remote_worker_ids))
+        answers = []
+        for number, call in zip(remote_worker_ids, kwargs, strict=True):
+            if number in self.dies:
+                self.dies.remove(number)
+                self.healthy.remove(number)
+                if not self.restarts:
+                    raise RayActorError()
+            else:
+                answers.append((call["number"], call["arguments"]["value"]))
+        return answers
+
+
+REQUESTS = [{"value": i} for i in range(2)]
+
+
+def test_every_request_is_answered_in_order():
+    assert share_requests(FakeGroup([1, 2]), "collect", REQUESTS, revive=list) == [0, 1]
+    group = FakeGroup([2])
+    assert share_requests(group, "collect", REQUESTS, revive=list) == [0, 1]
+    assert group.rounds == [[2], [2]]
+
+
+def test_a_lost_share_goes_to_another_runner():
+    group = FakeGroup([1, 2], dies=[1])
+    assert share_requests(group, "collect", REQUESTS, revive=list) == [0, 1]
+    assert group.rounds == [[1, 2], [2]]
+
+
+def test_a_lost_share_waits_for_the_runner_that_comes_back():
+    group = FakeGroup([1], dies=[1])
+    revived = []
+
+    def revive():
+        revived.append(1)
+        group.healthy.append(1)
+
+    assert share_requests(group, "collect", REQUESTS, revive=revive) == [0, 1]
+    assert revived == [1]
+
+
+def test_runners_that_never_come_back_end_it():
+    with pytest.raises(RunnerLost, match="3 rounds of `collect` without a single answer"):
+        share_requests(FakeGroup([1], dies=[1]), "collect", REQUESTS, revive=list)
+
+
+def test_without_restarts_a_loss_ends_it():
+    with pytest.raises(RunnerLost, match="restart_failed_env_runners"):
+        share_requests(FakeGroup([1, 2], dies=[2], restarts=False), "collect", REQUESTS, revive=list)
+
+
+def test_an_error_inside_a_runner_is_that_error():
+    group = FakeGroup([1, 2])
+    with pytest.raises(ContractError, match="broken"):
+        share_requests(group, "collect", [{"value": ContractError("broken")}], revive=list)

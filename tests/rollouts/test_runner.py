@@ -1,0 +1,126 @@
+"""The env runner, one at a time and without a cluster."""
+
+import pytest
+import torch
+from toy import POINTS, toy_config
+
+from unirl_env.agents import FlowDPPOConfig
+from unirl_env.envs.prompts import PromptSource
+from unirl_env.errors import ContractError, StaleWeights
+from unirl_env.rollouts.runner import GenerativeEnvRunner
+
+
+def make_runner(worker_index=1, runners=1, **settings):
+    config = toy_config(FlowDPPOConfig, **settings).env_runners(num_env_runners=runners)
+    config.validate()
+    return GenerativeEnvRunner(config=config, worker_index=worker_index)
+
+
+def collect(runner, count=4, **options):
+    prompts = list(PromptSource.of(POINTS))[:count]
+    return runner.collect(prompts, **{"seed": 1, "weights_version": 0, "group_size": 8, **options})
+
+
+def test_a_rollout_of_whole_groups():
+    runner = make_runner()
+    runner.assert_healthy()
+    batch = collect(runner, first_group=3, stochastic_steps=(0, 2), keep_mean=True)
+    assert batch.group.tolist() == [3 + i // 8 for i in range(32)]
+    assert batch.phases["image"].action.shape == (32, 2, 2) == batch.phases["image"].mean.shape
+    assert batch.scores.valid.all() and len(batch.samples) == 32
+    runner.stop()
+
+
+def test_stale_weights_are_refused():
+    runner = make_runner()
+    with pytest.raises(StaleWeights, match="Runner 1 must act with weights of version 2, got version 0"):
+        collect(runner, weights_version=2)
+    runner.load_weights(2, runner.module.get_state())
+    assert collect(runner, weights_version=2).weights_version == 2
+
+
+def test_published_weights_change_what_is_played():
+    runner = make_runner()
+    before = collect(runner)
+    runner.load_weights(1, {name: t + 0.2 for name, t in runner.module.get_state().items()})
+    after = collect(runner, weights_version=1)
+    assert not torch.equal(before.rewards, after.rewards)
+    assert torch.equal(collect(runner, weights_version=1, base=True).rewards, before.rewards)
+
+
+def test_an_attempt_returns_errors_as_themselves():
+    runner = make_runner()
+    number, error = runner.attempt(5, "collect", {"prompts": [], "seed": 0, "weights_version": 9})
+    assert number == 5 and isinstance(error, StaleWeights)
+    assert "require_version" in error.__notes__[0], "where it happened is not lost"
+    number, spaces = runner.attempt(6, "get_spaces", {})
+    assert number == 6 and "default_policy" in spaces
+
+
+def test_the_drivers_runner_stays_empty_beside_remote_ones():
+    runner = make_runner(worker_index=0, runners=2)
+    runner.assert_healthy()
+    assert runner.env is None and runner.module is None and runner.get_spaces() == {}
+    runner.set_state({"rl_module": {"default_policy": {}}})
+    assert "rl_module" not in runner.get_state()
+    with pytest.raises(ContractError, match="remote runners"):
+        collect(runner)
+
+
+def test_the_drivers_runner_waits_for_the_learners_module():
+    runner, other = make_runner(worker_index=0, runners=0), make_runner()
+    assert runner.shares_module and runner.module is None
+    with pytest.raises(ContractError, match="adopt"):
+        collect(runner)
+    runner.adopt(other.module)
+    assert torch.equal(collect(runner).rewards, collect(other).rewards)
+
+
+def test_other_numbers_of_episodes_and_steps_share_the_frozen_half():
+    runner = make_runner()
+    denoiser, made = runner.env.unwrapped.denoiser, []
+    build = runner._build_env
+    runner._build_env = lambda *args: made.append(build(*args)) or made[-1]
+    collect(runner)
+    assert made == [], "the environment of the runner's share was there"
+    collect(runner, count=3, num_steps=4, stochastic_steps=())
+    collect(runner, count=3, num_steps=4, stochastic_steps=())
+    assert len(made) == 1, "and every other one is built once"
+    assert made[0].num_envs == 24 and made[0].unwrapped.num_steps == 4
+    assert made[0].unwrapped.denoiser is denoiser and made[0].scorer is runner.env.scorer
+
+
+def test_states_hold_weights_and_version():
+    runner, other = make_runner(), make_runner()
+    runner.load_weights(4, {name: t + 0.2 for name, t in runner.module.get_state().items()})
+    state = runner.get_state()
+    other.set_state(state)
+    assert other.weights_version == 4
+    assert torch.equal(collect(other, weights_version=4).rewards, collect(runner, weights_version=4).rewards)
+    assert "rl_module" not in runner.get_state(not_components="rl_module")
+    # As RLlib's own synchronization sends them.
+    other.set_state({"rl_module": {"default_policy": make_runner().module.get_state()}})
+    assert torch.equal(collect(other, weights_version=4).rewards, collect(make_runner()).rewards)
+
+
+def test_sampling_without_instructions_plays_the_environments_prompts():
+    runner = make_runner(num_prompts=2)
+    first, second = runner.sample(), runner.sample()
+    assert len(first) == len(second) == 16
+    assert {p.text for p in first.prompts} | {p.text for p in second.prompts} == set(POINTS)
+
+
+def test_the_spaces_are_the_environments():
+    runner = make_runner()
+    spaces = runner.get_spaces()
+    assert spaces["default_policy"] == (
+        runner.env.single_observation_space,
+        runner.env.single_action_space,
+    )
+
+
+def test_chunks_are_the_same_episodes():
+    whole, chunks = collect(make_runner()), collect(make_runner(rollout_batch_size=5))
+    assert torch.equal(whole.episode_seed, chunks.episode_seed)
+    torch.testing.assert_close(whole.rewards, chunks.rewards)
+    assert whole.group.tolist() == chunks.group.tolist()
