@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from unirl_env.errors import ConfigError
 from unirl_env.types import Sample
 
 __all__ = ["SingleEnv"]
@@ -22,9 +23,18 @@ class SingleEnv(gym.Env):
 
     Args:
         vector_env: A vector environment of one episode, numpy backend, autoreset DISABLED.
+
+    Raises:
+        ConfigError: If the vector environment has another number of episodes or another backend.
     """
 
     def __init__(self, vector_env: gym.vector.VectorEnv):
+        backend = getattr(vector_env.unwrapped, "array_backend", "numpy")
+        if vector_env.num_envs != 1 or backend != "numpy":
+            raise ConfigError(
+                f"`vector_env` must be one episode with the numpy backend, got {vector_env.num_envs} with "
+                f"{backend}; try gym.make_vec for more."
+            )
         self.vector_env = vector_env
         self.metadata = {k: v for k, v in vector_env.metadata.items() if k != "autoreset_mode"}
         self.render_mode = vector_env.render_mode
@@ -34,10 +44,12 @@ class SingleEnv(gym.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Start an episode; `options` are the vector environment's, and `prompt` for a single one."""
+        """Start an episode; `options` are the vector environment's, with `prompt` for the only one."""
         super().reset(seed=seed)
         options = dict(options or {})
         if "prompt" in options:
+            if "prompts" in options:
+                raise ConfigError("`options` must have either `prompt` or `prompts`, got both; try `prompt`.")
             options["prompts"] = [options.pop("prompt")]
         obs, info = self.vector_env.reset(seed=seed, options=options)
         return _first(obs), _single_info(info)

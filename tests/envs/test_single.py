@@ -1,0 +1,132 @@
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from worlds import PlainDenoiser, brightness, world
+
+from unirl_env.build import make_env
+from unirl_env.envs import SingleEnv
+from unirl_env.errors import ConfigError, PromptError, ShapeError
+from unirl_env.ids import IDS
+from unirl_env.types import Prompt
+
+
+def offline(name, tiny_dir):
+    tiny = {"pretrained": str(tiny_dir), "num_steps": 3}
+    small = {
+        "height": 32,
+        "width": 32,
+        "max_sequence_length": 10,
+        "scorer": "shapes",
+        "prompts": "shapes_train",
+    }
+    return {"unirl/TinySD3-T2I-v0": tiny, "unirl/SD3-T2I-v0": {**tiny, **small}}.get(name, {})
+
+
+@pytest.fixture(params=sorted(IDS))
+def env(request, tiny_dir):
+    made = gym.make(request.param, render_mode="rgb_array", **offline(request.param, tiny_dir))
+    yield made
+    made.close()
+
+
+def test_gymnasium_accepts_it(env):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # Latents are unbounded, and the bounds of the actions are far from 1: both are what they are.
+        warnings.filterwarnings("ignore", message=".*(infinity|symmetric and normalized).*")
+        check_env(env.unwrapped)
+
+
+def test_stable_baselines_accepts_it(env):
+    sb3_check_env(env.unwrapped, warn=False)
+
+
+def test_an_episode(env):
+    obs, info = env.reset(seed=3)
+    assert env.observation_space.contains(obs) and obs["sigma"].shape == (1,)
+    assert isinstance(info["prompt"], Prompt) and isinstance(info["episode_seed"], int)
+    for k in range(env.unwrapped.vector_env.unwrapped.num_steps):
+        obs, reward, terminated, truncated, info = env.step(obs["latent"] * np.float32(0.9))
+        assert env.observation_space.contains(obs) and obs["step"].tolist() == [k + 1]
+        assert type(reward) is float and type(terminated) is type(truncated) is bool
+        assert terminated == ("sample" in info) == ("scores" in info)
+    assert terminated and reward == info["scores"]["value"] and np.isfinite(reward)
+    assert all(isinstance(value, np.ndarray | str) for value in info["sample"].values())
+    assert env.render().dtype == np.uint8 and env.render().shape[-1] == 3
+
+
+def test_it_is_the_vector_environment_of_one():
+    single = SingleEnv(world(num_envs=1, scored=True, autoreset_mode="disabled"))
+    batch = world(num_envs=1, scored=True, autoreset_mode="disabled")
+    one, _ = single.reset(seed=4)
+    many, _ = batch.reset(seed=4)
+    for _ in range(3):
+        assert all(np.array_equal(one[name], np.atleast_1d(many[name][0])) for name in many)
+        one, reward, *_ = single.step(one["latent"] * 0.5)
+        many, rewards, *_ = batch.step(many["latent"] * 0.5)
+        assert reward == rewards[0]
+
+
+def test_one_prompt_can_be_asked_for():
+    env = SingleEnv(world(num_envs=1))
+    _, info = env.reset(options={"prompt": "a boat"})
+    assert info["prompt"].text == "a boat"
+    _, info = env.reset(options={"prompt": Prompt("a bird", id="7", metadata={"wings": 2})})
+    assert info["prompt"].metadata == {"wings": 2}
+    with pytest.raises(PromptError):
+        env.reset(options={"prompt": ""})
+    with pytest.raises(ConfigError, match="either"):
+        env.reset(options={"prompt": "a", "prompts": ["b"]})
+
+
+def test_a_seed_gives_the_same_episode_and_the_next_differs():
+    env = SingleEnv(world(num_envs=1))
+    first = env.reset(seed=1)[1]["episode_seed"]
+    assert env.reset()[1]["episode_seed"] != first == env.reset(seed=1)[1]["episode_seed"]
+
+
+def test_an_action_of_another_shape_is_refused():
+    env = SingleEnv(world(num_envs=1))
+    env.reset(seed=0)
+    with pytest.raises(ShapeError, match=r"next latents \[1, 3, 4, 4\]"):
+        env.step(np.zeros((3, 4), np.float32))
+
+
+def test_the_reward_of_a_failed_score_is_nan_and_told():
+    def broken(samples, prompts):
+        raise RuntimeError("no")
+
+    env = make_env(denoiser=PlainDenoiser(), scorer=broken, num_steps=1, prompts=["a cat"])
+    obs, _ = env.reset(seed=0)
+    _, reward, terminated, _, info = env.step(obs["latent"])
+    assert terminated and np.isnan(reward) and np.isnan(info["scores"]["value"])
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [{"array_backend": "torch"}, {"group_size": 4}, {"autoreset_mode": "next_step"}, {"num_envs": 2}],
+)
+def test_what_one_episode_cannot_be_is_refused(argument):
+    with pytest.raises(ConfigError, match=f"`{next(iter(argument))}`"):
+        make_env(denoiser=PlainDenoiser(), prompts=["a cat"], scorer=brightness, **argument)
+
+
+def test_the_vector_environment_must_be_one_episode():
+    for options in ({"num_envs": 2}, {"num_envs": 1, "array_backend": "torch"}):
+        with pytest.raises(ConfigError, match="one episode"):
+            SingleEnv(world(**options))
+
+
+def test_off_the_shelf_wrappers_and_vectorisation():
+    def make():
+        return gym.wrappers.RecordEpisodeStatistics(SingleEnv(world(num_envs=1, autoreset_mode="disabled")))
+
+    env = gym.vector.SyncVectorEnv([make, make])
+    obs, info = env.reset(seed=[1, 2])
+    for _ in range(3):
+        obs, _, terminated, _, info = env.step(obs["latent"] * np.float32(0.5))
+    assert terminated.all() and info["episode"]["l"].tolist() == [3, 3]
