@@ -15,10 +15,12 @@ from unirl_env.envs.single import SingleEnv
 from unirl_env.errors import ConfigError
 from unirl_env.models import DENOISERS, Denoiser
 from unirl_env.models.options import MODEL_OPTIONS, model_options
-from unirl_env.wrappers.flatten import FlattenForPPO, flatten_for_ppo
+from unirl_env.wrappers.flatten import ArrayInfo, FlattenForPPO, flatten_for_ppo
 from unirl_env.wrappers.reward import RewardWrapper
 
 __all__ = ["make_denoiser", "make_env", "make_vector_env", "pick_device"]
+
+ONE_EPISODE = {"num_envs": 1, "group_size": 1, "array_backend": "numpy", "autoreset_mode": "disabled"}
 
 
 def make_vector_env(
@@ -37,8 +39,9 @@ def make_vector_env(
         scorer: Anything that `build_scorer` understands; None leaves the episodes unscored.
         on_invalid: What an invalid score pays: `"nan"`, `"raise"`, or a number.
         device: For the model's frozen half and the episodes; `"auto"` is the GPU where there is one.
-        flat: See and act in one flat `Box` (`FlattenForPPO`); a sequence names the entries that are seen. An
-            argument, because natively batched environments cannot be wrapped by `gym.make_vec`.
+        flat: For unmodified agents: see and act in one flat `Box` (`FlattenForPPO`), with an `info` of arrays
+            (`ArrayInfo`); a sequence names the entries that are seen. An argument, because `gym.make_vec`
+            cannot wrap natively batched environments.
         **arguments: `denoiser` (a name or a `Denoiser`), the model's options, and those of
             `DenoiseVectorEnv`.
 
@@ -68,13 +71,22 @@ def make_vector_env(
         env = RewardWrapper(env, build_scorer(scorer), on_invalid=on_invalid)
     if not flat:
         return env
-    return FlattenForPPO(env) if flat is True else FlattenForPPO(env, flat)
+    return ArrayInfo(FlattenForPPO(env) if flat is True else FlattenForPPO(env, flat))
 
 
 def make_env(*, flat: bool | Sequence[str] = False, **arguments: Any) -> gym.Env:
-    """Entry point of the single environments: a view of a vector environment of one episode."""
-    arguments |= {"array_backend": "numpy", "autoreset_mode": "disabled", "group_size": 1}
-    env = SingleEnv(make_vector_env(1, **arguments))
+    """Entry point of the single environments: a view of a vector environment of one episode.
+
+    Raises:
+        ConfigError: If an argument is unknown or does not fit, or asks for more than one episode can be.
+    """
+    for name, value in ONE_EPISODE.items():
+        if arguments.setdefault(name, value) != value:
+            raise ConfigError(
+                f"`{name}` must be {value!r} for a single environment, got {arguments[name]!r}; "
+                "try gym.make_vec."
+            )
+    env = SingleEnv(make_vector_env(**arguments))
     if not flat:
         return env
     return flatten_for_ppo(env) if flat is True else flatten_for_ppo(env, flat)

@@ -14,8 +14,9 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
 from unirl_env.errors import ConfigError
+from unirl_env.types import Scores
 
-__all__ = ["FlattenForPPO", "flatten_for_ppo"]
+__all__ = ["ArrayInfo", "FlattenForPPO", "flatten_for_ppo"]
 
 KEYS = ("latent", "sigma")
 
@@ -66,6 +67,27 @@ class FlattenForPPO(VectorWrapper):
         return np.concatenate(columns, axis=1, dtype=np.float32)
 
 
+class ArrayInfo(VectorWrapper):
+    """`info` as arrays and dicts of arrays only, in Gymnasium's own vector form.
+
+    RLlib's env runner takes `info` apart into one dict per episode (Gymnasium's `DictInfoToList`) and refuses
+    lists and objects. `samples` becomes an array of objects, and `scores` a dict with `value`, `valid` and
+    the parts.
+    """
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset the environment."""
+        obs, info = self.env.reset(seed=seed, options=options)
+        return obs, _arrays(info)
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step the environment."""
+        *results, info = self.env.step(actions)
+        return *results, _arrays(info)
+
+
 def flatten_for_ppo(env: gym.Env, keys: Sequence[str] = KEYS) -> gym.Env:
     """`FlattenForPPO` for a single environment, put together from Gymnasium's own wrappers.
 
@@ -77,6 +99,21 @@ def flatten_for_ppo(env: gym.Env, keys: Sequence[str] = KEYS) -> gym.Env:
     env = gym.wrappers.FilterObservation(env, filter_keys=keys)
     env = gym.wrappers.FlattenObservation(env)
     return gym.wrappers.TransformAction(env, partial(np.reshape, shape=space.shape), _flat_action(space))
+
+
+def _arrays(info: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in info.items():
+        if isinstance(value, Scores):
+            value = {"value": value.value, "valid": value.valid, **value.parts}
+        if isinstance(value, dict):
+            found[name] = _arrays(value)
+        elif isinstance(value, (list, tuple)):
+            found[name] = np.empty(len(value), dtype=object)
+            found[name][:] = value
+        else:
+            found[name] = value.cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    return found
 
 
 def _checked_keys(space: gym.Space, keys: Sequence[str]) -> list[str]:
