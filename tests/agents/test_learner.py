@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from batches import play, shards_of, trainable
+from batches import advantages_of, play, shards_of, trainable
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.training_data import TrainingData
 from toy import POINTS, toy_config
@@ -53,6 +53,20 @@ def test_the_first_update_finds_ratio_one(name, anchor):
     assert report.check["noise_floor/kl"] <= 1e-9
     assert report.metrics[0]["ratio_max_deviation"] <= 1e-6
     assert report.metrics[1]["ratio_max_deviation"] > 1e-5, "the second step is off the old policy"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_first_gradient_is_the_plain_policy_gradient(name):
+    learner = make_learner(name, max_grad_norm=None, micro_batch_size=3)
+    batch = play(learner.policy)
+    report = learn(learner, batch, num_minibatches=1, lr=0.0)
+    phase, actor = batch.phases["image"], learner.policy.actor
+    obs, action = phase.rows(torch.arange(len(batch)))
+    advantages = advantages_of(batch).repeat_interleave(phase.log_prob.shape[1])
+    loss = -(advantages * actor.score(obs, action).log_prob).mean()
+    gradients = torch.autograd.grad(loss, learner.get_parameters(learner.policy))
+    norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+    assert report.grad_norm == [pytest.approx(float(norm), rel=1e-4)]
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.agents import selfcheck
+from unirl_env.agents.checks import warn_of_waiting
 from unirl_env.agents.config import AgentConfig
 from unirl_env.agents.learner import FollowedFailure, Update
 from unirl_env.agents.reports import log_to_rllib, rollout_metrics, update_metrics
@@ -56,6 +57,7 @@ class Agent(Algorithm):
 
     def setup(self, config: AgentConfig) -> None:
         """Build runners and learners, and let them share one module where they share a process."""
+        warn_of_waiting(self.config)
         super().setup(config)
         self.source = PromptSource.of(self.config.prompt_source())
         self.sync = WeightSync(self.learner_group, self.env_runner_group)
@@ -72,6 +74,7 @@ class Agent(Algorithm):
     def training_step(self) -> None:
         """One iteration: its numbers are in `iteration_metrics` afterwards."""
         config, iteration = self.config, self.iterations_done
+        self.last_batch = None  # its latents would lie beside those of the new one
         began = time.perf_counter()
         batch = self._collect(
             self.source.take(iteration * config.num_prompts, config.num_prompts, seed=config.run_seed),
@@ -154,7 +157,7 @@ class Agent(Algorithm):
             NotImplementedError: If the family has no such form.
         """
         # As bytes, because the learner may live on another machine.
-        files = self._on_learners(lambda learner: learner.export_adapters())[0]
+        files = self._on_learners(lambda learner: learner.export_adapters(), first_only=True)[0]
         for name, content in files.items():
             path = Path(directory) / name
             path.parent.mkdir(parents=True, exist_ok=True)

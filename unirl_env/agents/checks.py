@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
+
+import ray
 
 from unirl_env.errors import ConfigError
 
-__all__ = ["check_settings"]
+__all__ = ["check_settings", "warn_of_waiting"]
+
+logger = logging.getLogger(__name__)
 
 
 def check_settings(config: Any) -> None:
@@ -39,6 +44,28 @@ def check_settings(config: Any) -> None:
             f"`evaluation_interval` must stay unset, got {config.evaluation_interval}; try "
             "`agent.rollout_eval(prompts, seed=...)`, which compares the same samples every time."
         )
+
+
+def warn_of_waiting(config: Any) -> None:
+    """Say so if Ray has too little to start all processes: it would wait for more, and say nothing."""
+    if not ray.is_initialized() or ray.util.get_current_placement_group() is not None:
+        return
+    cpus_per_learner = config.num_cpus_per_learner
+    if cpus_per_learner == "auto":
+        cpus_per_learner = 0 if config.num_gpus_per_learner else 1
+    runners, learners = config.num_env_runners, config.num_learners
+    wanted = {
+        "CPU": runners * config.num_cpus_per_env_runner + learners * cpus_per_learner,
+        "GPU": runners * config.num_gpus_per_env_runner + learners * config.num_gpus_per_learner,
+    }
+    free = ray.available_resources() if any(wanted.values()) else {}
+    for name, amount in wanted.items():
+        if amount > free.get(name, 0.0):
+            logger.warning(
+                "%d runners and %d learners want %g %s, and Ray has %g free: it waits until there are more. "
+                "Try fewer processes, or shares of a %s.",
+                *(runners, learners, amount, name, free.get(name, 0.0), name),
+            )
 
 
 def _check_shares(config: Any) -> None:
