@@ -24,10 +24,11 @@ from unirl_env.config import RunConfig
 from unirl_env.entry import guarded
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import CheckpointError
-from unirl_env.launch import Parts, build_parts
+from unirl_env.launch import Parts, build_parts, stop
 from unirl_env.logbook import as_json
 from unirl_env.pictures import save_samples
 from unirl_env.preflight import check_all, read_prompts
+from unirl_env.progress import waiting
 from unirl_env.report import write_comparison
 from unirl_env.run_folder import RunFolder, locate
 from unirl_env.settings import read_yaml
@@ -97,7 +98,7 @@ def compare(
     check_all(cfg)
     sets = _sets(cfg, options)
     tensors, meta = checkpoints.read(chosen.path)
-    with console.status("Loading the model ..."):
+    with waiting(console, "Loading the model"):
         parts = build(cfg)
         parts.agent.load_run_state(tensors, meta)
     evaluator = Evaluator(
@@ -114,7 +115,7 @@ def compare(
         if options.export is not None:
             parts.agent.export_adapters(str(options.export))
     finally:
-        parts.agent.stop()
+        stop(parts.agent)
     draft = out / ".comparison.json"
     draft.write_text(json.dumps(as_json(rows), indent=1))
     draft.replace(out / "comparison.json")
@@ -167,7 +168,7 @@ def _measure(
     for name in evaluator.sets:
         reference = None
         for label, base in (("before", True), ("after", False)):
-            with console.status(f"Drawing {name} prompts, {'the base' if base else 'the policy'} ..."):
+            with waiting(console, f"Drawing {name} prompts, {'the base' if base else 'the policy'}"):
                 row, samples = evaluator.measure(name, 0 if base else chosen.iteration, base, reference)
             folders[f"{name}/{label}"] = out / "pictures" / name / label
             save_samples(folders[f"{name}/{label}"], samples, evaluator.samples)

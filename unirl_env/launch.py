@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,12 @@ from unirl_env.interrupt import EXIT_CODE, Interrupt
 from unirl_env.logbook import Logbook
 from unirl_env.loop import Loop
 from unirl_env.preflight import Prompts, preflight
-from unirl_env.progress import RunProgress
+from unirl_env.progress import RunProgress, waiting
 from unirl_env.run_folder import RunFolder, free_name, locate
 from unirl_env.settings import differences, read_yaml, to_yaml
 from unirl_env.summary import print_summary, resume_command
 
-__all__ = ["Parts", "build_parts", "launch"]
+__all__ = ["Parts", "build_parts", "launch", "stop"]
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,16 @@ def build_parts(cfg: RunConfig) -> Parts:
     return Parts(build.build_agent(cfg), heldout, known)
 
 
+def stop(agent: Any) -> None:
+    """End an agent, and take away the empty folder that RLlib makes for each one in the home directory."""
+    agent.stop()
+    logdir = getattr(agent, "logdir", None)
+    if logdir is not None:
+        with suppress(OSError):  # It holds something, and stays.
+            Path(logdir).rmdir()
+            Path(logdir).parent.rmdir()
+
+
 def _hide_loading_bars() -> None:
     """Several bars for one model write over each other and over ours; those of downloads stay."""
     import diffusers
@@ -158,7 +169,7 @@ def _run(
             f"`iterations` must be at least the {place.start} that {folder.path} has finished, got "
             f"{cfg.iterations}."
         )
-    with console.status("Loading the model ..."):
+    with waiting(console, "Loading the model"):
         parts = build(cfg)
     sources = {"seed": cfg.seed, **prompts.fingerprints(), **(parts.sources or {})}
     provenance.record(folder.provenance, sources, provenance.session(command, place.start))
@@ -186,7 +197,7 @@ def _run(
             _leave_behind(parts.agent, cfg, folder)
     finally:
         logbook.close()
-        parts.agent.stop()
+        stop(parts.agent)
     if interrupt.requested:
         console.print(
             f"Stopped after iteration {finished} of {cfg.iterations}; everything is saved. Continue with\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
-__all__ = ["RunProgress", "clock"]
+__all__ = ["RunProgress", "clock", "waiting"]
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 RECENT = 10
@@ -98,6 +99,14 @@ class RunProgress:
     def _show(self, numbers: Text) -> None:
         self._numbers = numbers
         self._live.update(Group(self._bar, numbers), refresh=True)
+
+
+def waiting(console: Console, what: str) -> AbstractContextManager[Any]:
+    """A sign of life: a spinner, or a line where there is no terminal."""
+    if console.is_terminal:
+        return console.status(f"{what} ...")
+    console.print(f"{what} ...")
+    return nullcontext()
 
 
 def describe(row: Mapping[str, Any]) -> list[str]:
