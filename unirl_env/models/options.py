@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from unirl_env.errors import ConfigError
 
-__all__ = ["MODEL_OPTIONS", "model_options"]
+__all__ = ["MODEL_OPTIONS", "as_dtype", "model_options"]
 
 MODEL_OPTIONS = (
     "pretrained",
@@ -38,3 +40,15 @@ def model_options(arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any], di
     special = rest.pop("denoiser_options", None) or {}
     options = {key: rest.pop(key) for key in MODEL_OPTIONS if key in rest}
     return name, {k: v for k, v in {**options, **special}.items() if v is not None}, rest
+
+
+def as_dtype(name: str, value: str | torch.dtype) -> torch.dtype:
+    """The floating dtype that `value` is or names; `name` is what an error calls it.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    dtype = getattr(torch, value, None) if isinstance(value, str) else value
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ConfigError(f"`{name}` must be a floating dtype of torch, got {value!r}; try 'bfloat16'.")
+    return dtype

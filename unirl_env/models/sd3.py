@@ -13,11 +13,13 @@ import unirl_env.functional as F
 from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.models.base import Denoiser
 from unirl_env.models.lots import in_lots
+from unirl_env.models.options import as_dtype
 from unirl_env.types import Prompt, Sample
 
 __all__ = ["SD3Denoiser"]
 
 SCHEDULES = ("flow", "pipeline")
+OPTIONAL = ("text_encoder_3", "tokenizer_3")
 PIXELS_AT_ONCE = 128 * 128
 """Decoded in one forward: small pictures are faster together, and large ones fill a device by themselves."""
 
@@ -76,7 +78,7 @@ class SD3Denoiser(Denoiser):
             raise ConfigError(f"`rows_per_forward` must be at least 1, got {rows_per_forward}; try 16.")
         self.rows_per_forward = rows_per_forward
         self.pretrained, self.revision, self.schedule = str(pretrained), revision, schedule
-        self.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        self.dtype = as_dtype("dtype", dtype)
         self.device, self.offload = torch.device(device), offload
         self.max_sequence_length = max_sequence_length
         config, vae = self._load_config("transformer"), self._load_config("vae")
@@ -85,13 +87,11 @@ class SD3Denoiser(Denoiser):
         height = height or config["sample_size"] * self.scale
         width = width or config["sample_size"] * self.scale
         for name, size in (("height", height), ("width", width)):
-            if (
-                size % (self.scale * self.patch)
-                or size > config["pos_embed_max_size"] * self.scale * self.patch
-            ):
+            unit = self.scale * self.patch
+            if size % unit or not 0 < size <= config["pos_embed_max_size"] * unit:
                 raise ConfigError(
-                    f"`{name}` must be a multiple of {self.scale * self.patch} up to "
-                    f"{config['pos_embed_max_size'] * self.scale * self.patch}, got {size}."
+                    f"`{name}` must be a positive multiple of {unit} up to "
+                    f"{config['pos_embed_max_size'] * unit}, got {size}."
                 )
         self._decoded_at_once = max(1, PIXELS_AT_ONCE // (height * width))
         self.latent_shape = (config["in_channels"], height // self.scale, width // self.scale)
@@ -185,7 +185,12 @@ class SD3Denoiser(Denoiser):
         """Diffusers' pipeline, which knows how prompts are encoded, without the transformer's weights."""
         from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
-        pipeline = self._load(StableDiffusion3Pipeline.from_pretrained, transformer=None, dtype=self.dtype)
+        index = self._load(StableDiffusion3Pipeline.load_config)
+        # What a checkpoint leaves out must be said again, or the pipeline misses it.
+        absent = {name: None for name in OPTIONAL if index.get(name, [None])[0] is None}
+        pipeline = self._load(
+            StableDiffusion3Pipeline.from_pretrained, transformer=None, dtype=self.dtype, **absent
+        )
         pipeline.set_progress_bar_config(disable=True)
         parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
         self._hooks = []
@@ -233,17 +238,25 @@ class SD3Denoiser(Denoiser):
         from diffusers import AutoencoderKL, SD3Transformer2DModel
 
         kind = {"transformer": SD3Transformer2DModel, "vae": AutoencoderKL}[part]
-        return self._load(kind.load_config, subfolder=part)
+        config = self._load(kind.load_config, subfolder=part)
+        if config.get("_class_name") != kind.__name__:
+            raise self._not_found(f"its {part} is a {config.get('_class_name')}, not a {kind.__name__}")
+        return config
 
     def _load(self, loader: Any, **options: Any) -> Any:
+        from safetensors import SafetensorError
+
         try:
             return loader(self.pretrained, revision=self.revision, **options)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelNotFound(
-                f"`pretrained` must be a Stable Diffusion 3 directory or hub id, got {self.pretrained!r}: "
-                f"{_cause(error)}. Try a local directory, log in to the hub for gated models, or use the "
-                "embedded `unirl/TinySD3-T2I-v0`, which needs no download."
-            ) from error
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise self._not_found(_cause(error)) from error
+
+    def _not_found(self, cause: str) -> ModelNotFound:
+        return ModelNotFound(
+            f"`pretrained` must be a Stable Diffusion 3 directory or hub id, got {self.pretrained!r}: "
+            f"{cause}. Try a local directory, log in to the hub for gated models, or use the embedded "
+            "`unirl/TinySD3-T2I-v0`, which needs no download."
+        )
 
 
 def _cause(error: BaseException) -> str:

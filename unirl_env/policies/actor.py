@@ -14,6 +14,7 @@ import unirl_env.functional as F
 from unirl_env.errors import CheckpointError, ConfigError, ContractError
 from unirl_env.functional import SDEStep
 from unirl_env.models.base import Denoiser
+from unirl_env.models.options import as_dtype
 
 __all__ = ["FlowActor", "LoRAConfig"]
 
@@ -69,9 +70,7 @@ class FlowActor(nn.Module):
         super().__init__()
         self.denoiser = denoiser
         self.guidance, self.dynamics, self.eta = float(guidance), dynamics, float(eta)
-        self.storage_dtype = (
-            getattr(torch, storage_dtype) if isinstance(storage_dtype, str) else storage_dtype
-        )
+        self.storage_dtype = as_dtype("storage_dtype", storage_dtype)
         self.network = denoiser.network().eval()
         self.lora = lora
         self._frozen: list[nn.Module] = []
