@@ -245,7 +245,8 @@ class Agent(Algorithm):
             num_learners=self.config.num_learners,
         )
         if self.learner_group.is_remote:
-            data = TrainingData(batch_refs=[ray.put(shard) for shard in shards])
+            # One reference per learner; RLlib's own sharding would make a sample batch of it first.
+            data = TrainingData(batch_refs=[ray.put(shard.to("cpu")) for shard in shards])
         else:
             data = TrainingData(batch=shards[0])
         updates = self.learner_group.update(training_data=data, lr=lr, check=not self._checked)

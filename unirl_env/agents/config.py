@@ -67,6 +67,9 @@ class AgentConfig(AlgorithmConfig):
         super().__init__(algo_class=algo_class)
         self.restart_failed_env_runners = False
         self.env_runner_cls = GenerativeEnvRunner
+        # There are no connectors whose states would have to be gathered and sent around.
+        self.merge_env_runner_states = False
+        self.broadcast_env_runner_states = False
         self.run_seed = 0
         self.prompts: Any = None
         self.num_prompts = 8

@@ -86,17 +86,17 @@ def share_requests(
     answers: dict[int, Any] = {}
     patience = PATIENCE
     while len(answers) < len(requests):
+        if not env_runner_group.healthy_env_runner_ids():
+            # Only now: asking for dead runners takes time, and a living one may answer meanwhile.
+            revive()
         waiting = [i for i in range(len(requests)) if i not in answers]
-        runners = env_runner_group.healthy_env_runner_ids()
-        turn = dict(zip(runners, waiting, strict=False))
+        turn = dict(zip(env_runner_group.healthy_env_runner_ids(), waiting, strict=False))
         results = call_runners(env_runner_group, method, {n: requests[i] for n, i in turn.items()})
         answers |= {turn[number]: result for number, result in results.items()}
-        if len(results) < len(turn) or not turn:
-            revive()
-            patience = PATIENCE if results else patience - 1
-            if not patience:
-                raise RunnerLost(
-                    f"Runners must answer, got {PATIENCE} rounds of `{method}` without a single answer; "
-                    "their logs tell why they die."
-                )
+        patience = PATIENCE if results else patience - 1
+        if not patience:
+            raise RunnerLost(
+                f"Runners must answer, got {PATIENCE} rounds of `{method}` without a single answer; "
+                "their logs tell why they die."
+            )
     return [answers[i] for i in range(len(requests))]
