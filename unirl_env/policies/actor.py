@@ -53,6 +53,9 @@ class FlowActor(nn.Module):
         storage_dtype: What latents are rounded to before they are scored; the learner replays just that.
         keep_reference: Keep a frozen copy of all weights for `reference()`; adapters need none.
         gradient_checkpointing: Recompute activations in the backward pass, where the network can.
+
+    Raises:
+        ConfigError: If a setting is out of range, or the network cannot do what it is asked for.
     """
 
     def __init__(
@@ -70,6 +73,8 @@ class FlowActor(nn.Module):
         super().__init__()
         self.denoiser = denoiser
         self.guidance, self.dynamics, self.eta = float(guidance), dynamics, float(eta)
+        # An impossible kernel is refused here, before a model is loaded.
+        F.transition(torch.zeros(1, 1), torch.zeros(1, 1), 0.5, 0.25, dynamics=dynamics, eta=self.eta)
         self.storage_dtype = as_dtype("storage_dtype", storage_dtype)
         self.network = denoiser.network().eval()
         self.lora = lora
