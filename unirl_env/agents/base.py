@@ -259,7 +259,7 @@ class Agent(Algorithm):
                 "Gradients must be finite, got NaN or infinity in every optimizer step of an iteration; "
                 "try a smaller `lr`, or float32."
             )
-        if not self._checked:
+        if not self._checked and any(update.check for update in updates):
             selfcheck.warn_of_noise(metrics, self.config.thresholds())
             self._checked = True
         return updates

@@ -62,7 +62,7 @@ def update_metrics(updates: Sequence[Update]) -> dict[str, float]:
     found["grad_norm"] = sum(norms) / len(norms)
     found["skipped_steps"] = float(sum(updates[0].skipped))
     found["trained_rows"] = float(rows)
-    for name in updates[0].check:
+    for name in dict.fromkeys(name for update in updates for name in update.check):
         found[name] = max(update.check[name] for update in updates if name in update.check)
     return found
 

@@ -1,0 +1,1 @@
+"""Rollouts: who plays the episodes, and how new weights reach the players."""

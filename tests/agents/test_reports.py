@@ -1,0 +1,49 @@
+"""The numbers of an iteration, from what several learners report."""
+
+import math
+
+import pytest
+import torch
+from test_shards import batch_of
+
+from unirl_env.agents.learner import Update
+from unirl_env.agents.reports import rollout_metrics, update_metrics
+
+
+def test_sums_become_means_over_computed_rows_and_the_loss_one_over_minibatches():
+    first = Update(
+        metrics=[{"loss": 1.0, "tv": 6.0, "kl_max": 0.1}, {"loss": 2.0, "tv": 2.0, "kl_max": 0.4}],
+        rows=[4, 2],
+        grad_norm=[1.0, 3.0],
+        skipped=[False, True],
+    )
+    second = Update(
+        metrics=[{"loss": 0.5, "tv": 4.0, "kl_max": 0.3}, {}],
+        rows=[2, 0],
+        check={"noise_floor/kl": 1e-9},
+        grad_norm=[1.0, 3.0],
+        skipped=[False, True],
+    )
+    found = update_metrics([first, second])
+    assert found["loss"] == pytest.approx(3.5 / 2)
+    assert found["tv"] == pytest.approx(12.0 / 8)
+    assert found["kl_max"] == 0.4
+    assert (found["grad_norm"], found["skipped_steps"], found["trained_rows"]) == (2.0, 1.0, 8.0)
+    assert found["noise_floor/kl"] == 1e-9, "a learner without rows to check does not hide the other's"
+
+
+def test_an_iteration_without_rows_has_numbers_too():
+    found = update_metrics([Update(metrics=[{}], rows=[0], grad_norm=[0.0], skipped=[False])])
+    assert found == {"loss": 0.0, "kl": 0.0, "grad_norm": 0.0, "skipped_steps": 0.0, "trained_rows": 0.0}
+
+
+def test_rewards_are_those_of_valid_scores():
+    batch = batch_of(groups=2, size=4, broken=(1,))
+    advantages = torch.tensor([0.5, 0, -0.5, 0, 0, 0, 0, 0])
+    found = rollout_metrics(batch, advantages)
+    valid = batch.rewards[batch.scores.valid]
+    assert found["reward"] == pytest.approx(float(valid.mean()))
+    assert found["reward/failed"] == 1
+    assert found["zero_std_groups"] == 0.5 and found["advantage_zero"] == 0.75
+    nothing = rollout_metrics(batch_of(groups=1, size=2, broken=(0, 1)), torch.zeros(2))
+    assert math.isnan(nothing["reward"]) and nothing["reward/failed"] == 2
