@@ -76,7 +76,7 @@ def maker(denoiser, **options):
     """`make_env` of a `LocalRollout`."""
 
     def make_env(num_envs, num_steps=None):
-        own = {"num_steps": num_steps} if num_steps else {}
+        own = {} if num_steps is None else {"num_steps": num_steps}
         return world(
             denoiser,
             num_envs=num_envs,
