@@ -1,3 +1,5 @@
+import time
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -83,6 +85,20 @@ class TestEpisodes:
                 assert all(torch.equal(obs[name][0], expected[name][i]) for name in expected)
                 if k < 3:
                     obs, *_ = alone.step(actions[k, i : i + 1])
+
+
+def test_a_step_of_64_latents_of_512_pixels_costs_less_than_two_milliseconds():
+    """Processor time over whole episodes, decoding aside; the best of five."""
+    env = world(PlainDenoiser((16, 64, 64)), num_envs=64, num_steps=10, array_backend="torch")
+    actions = [torch.randn(64, 16, 64, 64) for _ in range(2)]
+    spent = []
+    for seed in range(5):
+        env.reset(seed=seed)
+        begin = time.process_time()
+        for k in range(10):
+            env.step(actions[k % 2])
+        spent.append((time.process_time() - begin) / 10)
+    assert min(spent) <= 2e-3
 
 
 class TestBackends:
