@@ -1,6 +1,6 @@
 """The README's pictures: the same prompts and initial noise before and after training, from a run's folder.
 
-    python benchmarks/before_after.py runs/tiny_sd3 [--prompts 6] [--picture docs/images/before_after.png]
+python benchmarks/before_after.py runs/tiny_sd3 [--prompts 6] [--picture docs/images/before_after.png]
 """
 
 from __future__ import annotations

@@ -80,7 +80,9 @@ def main() -> None:
     agent = config.build_algo()
     assert agent.config.trained_steps(0) == EXPLORED
     times = interleaved({"bare": bare_iteration(), "agent": agent.train}, args.repeats, warmup=2)
-    parts = {name: agent.iteration_metrics[name] for name in ("seconds/rollout", "seconds/update", "seconds/sync")}
+    parts = {
+        name: agent.iteration_metrics[name] for name in ("seconds/rollout", "seconds/update", "seconds/sync")
+    }
     report(
         f"iteration/{args.agent}",
         {

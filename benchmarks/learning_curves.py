@@ -2,7 +2,7 @@
 
 Each run is the ordinary command, one after another, in a folder of its own:
 
-    python benchmarks/learning_curves.py [--agents flow_dppo,grpo,drpo] [--seeds 0,1,2] [--extra key=value ...]
+    python benchmarks/learning_curves.py [--agents flow_dppo,grpo] [--seeds 0,1,2] [--extra key=value ...]
 
 A band is the 95 % t-interval of the mean over seeds. Runs that are there already are read, not repeated.
 """
@@ -77,7 +77,9 @@ def smoothed(values: np.ndarray) -> np.ndarray:
 
 def measured(folder: Path, prompts: str, reward: str) -> tuple[float, float]:
     """A reward on fixed prompts and seeds, before and after."""
-    found = {row["iteration"]: row["rewards"] for row in rows(folder / "evaluation.jsonl") if row["set"] == prompts}
+    found = {
+        row["iteration"]: row["rewards"] for row in rows(folder / "evaluation.jsonl") if row["set"] == prompts
+    }
     return found[min(found)][reward]["mean"], found[max(found)][reward]["mean"]
 
 
@@ -128,7 +130,10 @@ def draw(runs: dict[str, list[Path]], picture: Path) -> None:
             gain, width = band(pairs[:, 1] - pairs[:, 0])
             x = slot + (place - 1) * 0.26
             axes[1].bar(x, gain, 0.24, color=COLOURS[agent], yerr=width, error_kw={"lw": 1, "capsize": 2})
-    labels = [f"{prompts}\nprompts,\n{'train' if reward == 'reward' else 'held-out'}\nreward" for prompts, reward in bars]
+    labels = [
+        f"{prompts}\nprompts,\n{'train' if reward == 'reward' else 'held-out'}\nreward"
+        for prompts, reward in bars
+    ]
     axes[1].set_xticks(range(len(bars)), labels, fontsize=8)
     axes[1].set(title="Gain over the base, fixed seeds", ylabel="gain")
     axes[1].axhline(0, color="#888", lw=0.8)

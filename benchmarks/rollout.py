@@ -1,7 +1,7 @@
 """Rollouts against the model's own pipeline: same model, prompts, steps, batch and guidance, in one run.
 
-Prints the ratio of `StableDiffusion3Pipeline.__call__` to `LocalRollout.collect`: above 1, the environment and
-the policy are faster. The environment encodes each distinct prompt once and keeps it, as it does in training.
+Prints the ratio of `StableDiffusion3Pipeline.__call__` to `LocalRollout.collect`: above 1, the environment
+and the policy are faster. The environment encodes each distinct prompt once and keeps it, as in training.
 
     python benchmarks/rollout.py [--repeats 7] [--steps 8] [--prompts 8] [--group 12]
 """
@@ -57,14 +57,22 @@ def main() -> None:
     seeds = iter(range(10**6))
 
     def by_pipeline():
-        pipeline(texts, num_inference_steps=args.steps, guidance_scale=1.0, output_type="pt", max_sequence_length=10)
+        pipeline(
+            texts,
+            num_inference_steps=args.steps,
+            guidance_scale=1.0,
+            output_type="pt",
+            max_sequence_length=10,
+        )
 
     def deterministic():
         rollout.collect(prompts, seed=next(seeds), group_size=args.group, stochastic_steps=[])
 
     def exploring():
         half = range(args.steps // 2)
-        rollout.collect(prompts, seed=next(seeds), group_size=args.group, stochastic_steps=half, keep_mean=True)
+        rollout.collect(
+            prompts, seed=next(seeds), group_size=args.group, stochastic_steps=half, keep_mean=True
+        )
 
     times = interleaved({"pipeline": by_pipeline, "ode": deterministic, "sde": exploring}, args.repeats)
     report(

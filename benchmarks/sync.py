@@ -1,6 +1,6 @@
 """What a weight sync costs: bytes and time, adapters only against all weights, to one remote runner.
 
-    python benchmarks/sync.py [--repeats 20]
+python benchmarks/sync.py [--repeats 20]
 """
 
 from __future__ import annotations
