@@ -208,6 +208,11 @@ class TestSeeds:
         assert runs[0] == runs[1]
         assert len({seed for part in runs[0] for seed in part}) == 12
 
+    def test_the_courses_of_neighbouring_seeds_do_not_meet(self):
+        env = world(prompts=["a cat"])
+        runs = [seeds(env.reset(seed=4)[1]) + seeds(env.reset()[1]), seeds(env.reset(seed=5)[1])]
+        assert not set(runs[0]) & set(runs[1])
+
     def test_autoresets_follow_the_same_course_as_resets(self):
         by_hand, by_itself = world(), world()
         by_hand.reset(seed=4)

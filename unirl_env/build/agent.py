@@ -102,6 +102,7 @@ def world_options(cfg: RunConfig) -> dict[str, Any]:
         "device": pick_device(model.device),
         "offload": model.offload,
         "prompts": cfg.prompts.train,
+        "max_characters": cfg.prompts.max_characters,
         "scorer": cfg.reward.train,
         "on_invalid": "raise" if cfg.reward.on_error == "raise" else "nan",
     }

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unirl_env.errors import ConfigError
-from unirl_env.rewards import SCORERS, Gate, Minimum, Product, WeightedSum
+from unirl_env.rewards import SCORERS, Gate, Minimum, Product, WeightedSum, checked_scorer
 from unirl_env.types import Scorer
 
 __all__ = ["build_scorer"]
@@ -45,7 +45,7 @@ def build_scorer(spec: Any) -> Scorer:
             return _called(Gate, name, options)
         return _instance(name, options)
     if callable(spec):
-        return spec
+        return checked_scorer(spec)
     raise ConfigError(f"A reward must be a name, a mapping or a callable, got {type(spec).__name__}.")
 
 
