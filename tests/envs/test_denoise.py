@@ -56,6 +56,8 @@ class TestEpisodes:
             seen, _ = play(env, options=options)
             assert [bool(obs["stochastic"][0]) for obs in seen[:3]] == [k in steps for k in range(3)]
             assert env.stochastic_steps == tuple(sorted(set(steps)))
+        seen, _ = play(asked)
+        assert [bool(obs["stochastic"][0]) for obs in seen[:3]] == [True, True, False], "asked for once"
 
     @pytest.mark.parametrize("steps", [[3], [-1]])
     def test_stochastic_steps_out_of_range_are_refused(self, steps):
@@ -225,6 +227,9 @@ class TestContext:
             env.reset(options={"prompts": [text]})
         assert len(env.contexts) == 2
         assert [denoiser.encoded[text] for text in "abc"] == [2, 1, 1]
+        for text in ("b", "c", "b", "a", "b"):
+            env.reset(options={"prompts": [text]})
+        assert denoiser.encoded["b"] == 1, "what was just used is kept"
 
     def test_a_batch_larger_than_the_cache_still_works(self):
         denoiser = PlainDenoiser()

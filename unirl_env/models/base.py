@@ -39,7 +39,10 @@ class Denoiser(ABC):
 
     @abstractmethod
     def decode(self, latents: Tensor) -> list[Sample]:
-        """Finished latents `[B, ...]` as B samples."""
+        """Finished latents `[B, ...]` as B samples; each must come out the same whatever the others are.
+
+        `models.lots.in_lots` sees to that where a library's last bits change with the size of a batch.
+        """
 
     @abstractmethod
     def network(self) -> nn.Module:
