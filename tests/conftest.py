@@ -1,5 +1,6 @@
 """Shared by all tests: this folder is on the import path, so that any test can `import fakes`."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -31,7 +32,12 @@ def tiny_dir(tmp_path_factory, quiet_models):
     """An untrained tiny Stable Diffusion 3 on the disk."""
     from unirl_env.models.tiny.sd3_build import build_tiny_sd3
 
-    return build_tiny_sd3(tmp_path_factory.mktemp("models") / "tiny_sd3", seed=1)
+    directory = build_tiny_sd3(tmp_path_factory.mktemp("models") / "tiny_sd3", seed=1)
+    config = directory / "vae" / "config.json"
+    # The neutral values of an untrained decoder would hide their absence.
+    scaled = json.loads(config.read_text()) | {"scaling_factor": 1.3, "shift_factor": 0.2}
+    config.write_text(json.dumps(scaled))
+    return directory
 
 
 @pytest.fixture(scope="session")

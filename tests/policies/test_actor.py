@@ -99,6 +99,11 @@ class TestRatioOne:
             scored = actor.score(obs, sampled.latent)
         assert sampled.latent.dtype == torch.bfloat16
         assert torch.equal(sampled.log_prob, scored.log_prob) and torch.equal(sampled.mean, scored.mean)
+        whole = {**obs, "latent": obs["latent"].float()}
+        with torch.no_grad():
+            rounded = actor.act(whole, noise_for(obs))
+            assert rounded.latent.dtype == torch.bfloat16, "whatever the observation comes in"
+            assert torch.equal(rounded.log_prob, actor.score(whole, rounded.latent).log_prob)
         latent, sigmas = obs["latent"].float(), (obs["sigma"], obs["sigma_next"])
         exact = F.sde_step(actor.velocity(obs), latent, *sigmas, noise=noise_for(obs))
         assert not torch.equal(exact.log_prob, sampled.log_prob), "rounding must show"
