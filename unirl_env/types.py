@@ -26,12 +26,18 @@ class Prompt:
         id: A stable key of the prompt; noise is derived from it. Defaults to the text.
         negative: What to steer away from under classifier-free guidance.
         metadata: Anything a scorer needs (the expected answer, object counts, ...).
+        messages: Chat turns `{"role": ..., "content": ...}` for language models, of which `text` is then only
+            the short name; without any, the chat is one user turn of `text`.
+        images: Pictures that belong to the request, in the order of the chat: paths, `data:` URIs, or tensors
+            `[3, H, W]` in [0, 1].
     """
 
     text: str
     id: str = ""
     negative: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    messages: tuple[Mapping[str, Any], ...] = field(default=(), compare=False)
+    images: tuple[Any, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if not self.id:
@@ -45,14 +51,18 @@ class Sample:
     Attributes:
         image: `[3, H, W]` float32 in [0, 1].
         video: `[F, 3, H, W]` float32 in [0, 1].
-        text: The generated text.
+        text: The generated text; in a conversation, the last turn.
         latent: The final state itself, for models without a decoder.
+        tokens: `[n]` int64, all tokens after the prompt.
+        truncated: Whether the length limit ended the text, and not the model.
     """
 
     image: Tensor | None = None
     video: Tensor | None = None
     text: str | None = None
     latent: Tensor | None = None
+    tokens: Tensor | None = None
+    truncated: bool = False
 
 
 @dataclass(frozen=True)
