@@ -1,9 +1,10 @@
 """Model families: adapters that tell an environment and a policy how a model encodes, denoises, decodes."""
 
 from unirl_env.models.base import Denoiser
+from unirl_env.models.language import Encoded, LanguageModel
 from unirl_env.registry import Registry
 
-__all__ = ["DENOISERS", "Denoiser"]
+__all__ = ["DENOISERS", "LANGUAGE_MODELS", "Denoiser", "Encoded", "LanguageModel"]
 
 DENOISERS = Registry(
     "denoiser",
@@ -11,5 +12,15 @@ DENOISERS = Registry(
         "gaussian_mixture": "unirl_env.models.gaussian_mixture:GaussianMixtureDenoiser",
         "sd3": "unirl_env.models.sd3:SD3Denoiser",
         "tiny_sd3": "unirl_env.models.tiny.sd3:TinySD3Denoiser",
+    },
+)
+
+LANGUAGE_MODELS = Registry(
+    "language model",
+    {
+        "causal_lm": "unirl_env.models.causal_lm:CausalLM",
+        "qwen_vl": "unirl_env.models.qwen_vl:QwenVL",
+        "tiny_qwen3": "unirl_env.models.tiny.qwen3:TinyQwen3",
+        "tiny_qwen_vl": "unirl_env.models.tiny.qwen_vl:TinyQwenVL",
     },
 )
