@@ -9,6 +9,8 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "ContractError",
+    "EngineError",
+    "EngineLost",
     "MissingExtra",
     "ModelNotFound",
     "PromptError",
@@ -35,6 +37,14 @@ class ConfigError(UnirlError, ValueError):
 
 class ContractError(UnirlError, RuntimeError):
     """An environment, scorer or policy broke the contract that others rely on."""
+
+
+class EngineError(UnirlError, RuntimeError):
+    """An engine cannot start, or refused what it was asked for; asking again would not help."""
+
+
+class EngineLost(UnirlError, RuntimeError):
+    """An engine died, and what it was generating with it; it can be restarted."""
 
 
 class PromptError(UnirlError, ValueError):
