@@ -34,6 +34,75 @@ def batch(episodes=4, *, version=3, start=0, parts=True, samples=True):
     )
 
 
+def texts(lengths, *, prompts, row, start=0):
+    """A ragged phase: episode i did `lengths[i]` actions, whose numbers tell where they belong."""
+    count, longest = len(lengths), max(lengths)
+    mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    place = start + torch.arange(count * longest).view(count, longest)
+    prompt = torch.zeros(len(prompts), max(map(len, prompts)), dtype=torch.long)
+    for i, tokens in enumerate(prompts):
+        prompt[i, : len(tokens)] = torch.tensor(tokens)
+    return Phase(
+        observation={},
+        action=torch.where(mask, place, -1),
+        log_prob=torch.where(mask, -place.float() - 1, 0.0),
+        mask=mask,
+        context={
+            "prompt": prompt,
+            "prompt_length": torch.tensor([len(tokens) for tokens in prompts]),
+            "pixel_values": torch.ones(len(prompts), max(map(len, prompts)), max(map(len, prompts))),
+        },
+        context_row=torch.tensor(row),
+        ragged=True,
+    )
+
+
+class TestRaggedPhase:
+    first = staticmethod(lambda: texts([2, 1], prompts=[[5, 6, 7]], row=[0, 0]))
+    second = staticmethod(lambda: texts([1, 3], prompts=[[8], [9, 9]], row=[1, 0], start=50))
+
+    def test_cat_pads_with_what_says_nothing(self):
+        joined = Phase.cat([self.first(), self.second()])
+        assert joined.action.tolist() == [[0, 1, -1], [2, -1, -1], [50, -1, -1], [53, 54, 55]]
+        assert joined.log_prob.tolist() == [[-1, -2, 0], [-3, 0, 0], [-51, 0, 0], [-54, -55, -56]]
+        assert joined.mask.sum(1).tolist() == [2, 1, 1, 3] and joined.mask.dtype == torch.bool
+        assert torch.equal(joined.mask, joined.action >= 0) and joined.ragged
+
+    def test_cat_pads_the_context_in_every_dimension(self):
+        joined = Phase.cat([self.second(), self.first()])
+        assert joined.context["prompt"].tolist() == [[8, 0, 0], [9, 9, 0], [5, 6, 7]]
+        assert joined.context["prompt_length"].tolist() == [1, 2, 3]
+        assert joined.context["pixel_values"].shape == (3, 3, 3)
+        assert joined.context["pixel_values"].sum((1, 2)).tolist() == [4, 4, 9]
+        assert joined.context_row.tolist() == [1, 0, 2, 2]
+
+    def test_select_trims_nothing_and_undoes_cat(self):
+        joined = Phase.cat([self.first(), self.second()])
+        one = joined.select(torch.tensor([1, 2]))
+        assert one.action.tolist() == [[2, -1, -1], [50, -1, -1]] and one.ragged
+        assert one.context["prompt"][one.context_row].tolist() == [[5, 6, 7], [9, 9, 0]]
+        again = Phase.cat([joined.select(torch.tensor([i])) for i in range(4)])
+        assert torch.equal(again.action, joined.action) and torch.equal(again.mask, joined.mask)
+        assert torch.equal(again.context["prompt"][again.context_row], joined.context["prompt"][[0, 0, 2, 1]])
+
+    def test_to_stays_ragged(self):
+        assert self.first().to("meta").ragged
+
+    def test_no_actions_at_all(self):
+        empty = texts([0], prompts=[[4]], row=[0])
+        assert Phase.cat([empty, self.first()]).action.tolist() == [[-1, -1], [0, 1], [2, -1]]
+        assert Phase.cat([empty, empty]).action.shape == (2, 0)
+
+    def test_it_joins_with_its_like_only(self):
+        strict = Phase(**{**vars(self.first()), "ragged": False})
+        with pytest.raises(ShapeError, match="all ragged or none"):
+            Phase.cat([self.first(), strict])
+        flat = self.second()
+        flat.context["pixel_values"] = flat.context["pixel_values"][0]
+        with pytest.raises(ShapeError, match="one number of dimensions"):
+            Phase.cat([self.first(), flat])
+
+
 class TestPhase:
     def test_select_takes_episodes_in_order_and_prunes_the_context(self):
         one = phase().select(torch.tensor([2, 0]))
@@ -167,12 +236,22 @@ class TestEpisodeBatch:
         with pytest.raises(ShapeError, match="phases"):
             EpisodeBatch.cat([batch(), bare])
 
+    def test_truncation_goes_along(self):
+        whole = batch()
+        assert whole.truncated is None and whole.select(torch.tensor([1])).truncated is None
+        object.__setattr__(whole, "truncated", torch.tensor([True, False, False, True]))
+        assert whole.select(torch.tensor([3, 1])).truncated.tolist() == [True, False]
+        again = EpisodeBatch.cat([whole.select(torch.tensor([0, 1])), whole.select(torch.tensor([2, 3]))])
+        assert torch.equal(again.truncated, whole.truncated)
+        assert EpisodeBatch.cat([whole, batch(start=100)]).truncated is None
+
     def test_to_and_drop_samples(self):
         assert batch().to("meta").phases["image"].action.device.type == "meta"
         assert batch().drop_samples().samples is None and batch().samples is not None
 
-    @pytest.mark.parametrize("name", ["group", "prompts", "episode_seed"])
+    @pytest.mark.parametrize("name", ["group", "prompts", "episode_seed", "truncated"])
     def test_counts_that_do_not_fit_are_named(self, name):
         fields = {key: getattr(batch(), key) for key in EpisodeBatch.__dataclass_fields__}
+        fields["truncated"] = torch.zeros(4, dtype=torch.bool)
         with pytest.raises(ShapeError, match=name):
             EpisodeBatch(**{**fields, name: fields[name][:3]})

@@ -33,6 +33,9 @@ class Phase:
         context: Inputs that do not change within an episode, each `[P, ...]`, one row per distinct prompt.
         context_row: `[B]` int64, the row of `context` that belongs to each episode.
         mean: `[B, S, ...]` float32, mean of the sampling distribution, where a loss needs it.
+        ragged: Whether episodes have numbers of steps of their own, and S is the longest: places beyond an
+            episode's end hold the action -1, the log-probability 0 and the mask False. In `text`, actions
+            are all tokens after the prompt; those that the world wrote are masked.
     """
 
     observation: Mapping[str, Tensor]
@@ -42,6 +45,7 @@ class Phase:
     context: Mapping[str, Tensor] = field(default_factory=dict)
     context_row: Tensor | None = None
     mean: Tensor | None = None
+    ragged: bool = False
 
     def __post_init__(self) -> None:
         lead = tuple(self.log_prob.shape)
@@ -60,7 +64,10 @@ class Phase:
         return self.log_prob.shape[0]
 
     def select(self, index: Tensor) -> Phase:
-        """The phase of the episodes at `index` `[b]`; context rows nobody uses any more are dropped."""
+        """The phase of the episodes at `index` `[b]`; context rows nobody uses any more are dropped.
+
+        A ragged phase keeps its width, so that shapes do not depend on who was selected.
+        """
         context, row = self.context, self.context_row
         if row is not None:
             used, row = torch.unique(row[index], return_inverse=True)
@@ -102,9 +109,16 @@ class Phase:
 
     @classmethod
     def cat(cls, phases: Sequence[Phase]) -> Phase:
-        """Join along the episodes; all phases must have the same number of steps."""
+        """Join along the episodes.
+
+        All phases must have the same number of steps, unless they are ragged: these are padded at their ends,
+        and so are their contexts (with 0).
+        """
         steps = {phase.log_prob.shape[1] for phase in phases}
-        if len(steps) != 1:
+        ragged = phases[0].ragged
+        if any(phase.ragged != ragged for phase in phases):
+            raise ShapeError("Phases to join must be all ragged or none, got both.")
+        if len(steps) != 1 and not ragged:
             raise ShapeError(f"Phases to join must have one number of steps, got {sorted(steps)}.")
         inputs = {tuple(sorted([*phase.observation, *phase.context])) for phase in phases}
         if len(inputs) != 1:
@@ -115,14 +129,16 @@ class Phase:
                 rows.append(phase.context_row + offset)
                 offset += next(iter(phase.context.values())).shape[0] if phase.context else 0
         means = [phase.mean for phase in phases]
+        join = _cat_padded if ragged else _cat
         return cls(
-            observation={k: torch.cat([p.observation[k] for p in phases]) for k in first.observation},
-            action=torch.cat([p.action for p in phases]),
-            log_prob=torch.cat([p.log_prob for p in phases]),
-            mask=torch.cat([p.mask for p in phases]),
-            context={k: torch.cat([p.context[k] for p in phases]) for k in first.context},
+            observation={k: join([p.observation[k] for p in phases]) for k in first.observation},
+            action=join([p.action for p in phases], -1),
+            log_prob=join([p.log_prob for p in phases]),
+            mask=join([p.mask for p in phases]),
+            context={k: join([p.context[k] for p in phases]) for k in first.context},
             context_row=torch.cat(rows) if rows else None,
-            mean=None if any(mean is None for mean in means) else torch.cat(means),
+            mean=None if any(mean is None for mean in means) else join(means),
+            ragged=ragged,
         )
 
 
@@ -138,6 +154,7 @@ class EpisodeBatch:
         episode_seed: `[B]` int64, the key of each episode's noise.
         weights_version: The version of the policy that acted.
         samples: The B finished samples, when they were kept.
+        truncated: `[B]` bool, which episodes a length limit ended; None where there is no such limit.
     """
 
     phases: Mapping[str, Phase]
@@ -147,11 +164,14 @@ class EpisodeBatch:
     episode_seed: Tensor
     weights_version: int = 0
     samples: tuple[Sample, ...] | None = None
+    truncated: Tensor | None = None
 
     def __post_init__(self) -> None:
         count = len(self.scores)
         sizes = {"group": len(self.group), "prompts": len(self.prompts)}
         sizes["episode_seed"] = len(self.episode_seed)
+        if self.truncated is not None:
+            sizes["truncated"] = len(self.truncated)
         sizes.update({f"phases[{name!r}]": len(phase) for name, phase in self.phases.items()})
         for name, size in sizes.items():
             if size != count:
@@ -182,6 +202,7 @@ class EpisodeBatch:
             prompts=tuple(self.prompts[i] for i in keep),
             episode_seed=self.episode_seed[index],
             samples=None if self.samples is None else tuple(self.samples[i] for i in keep),
+            truncated=None if self.truncated is None else self.truncated[index],
         )
 
     def to(self, device: torch.device | str) -> EpisodeBatch:
@@ -209,6 +230,7 @@ class EpisodeBatch:
             raise ShapeError(f"Batches to join must have the same phases, got {sorted(kinds)}.")
         first = batches[0]
         samples = [batch.samples for batch in batches]
+        truncated = [batch.truncated for batch in batches]
         return cls(
             phases={name: Phase.cat([batch.phases[name] for batch in batches]) for name in first.phases},
             scores=Scores.cat(batch.scores for batch in batches),
@@ -217,4 +239,24 @@ class EpisodeBatch:
             episode_seed=torch.cat([batch.episode_seed for batch in batches]),
             weights_version=first.weights_version,
             samples=None if any(s is None for s in samples) else tuple(s for group in samples for s in group),
+            truncated=None if any(t is None for t in truncated) else torch.cat(truncated),
         )
+
+
+def _cat(tensors: Sequence[Tensor], fill: float = 0) -> Tensor:
+    return torch.cat(list(tensors))
+
+
+def _cat_padded(tensors: Sequence[Tensor], fill: float = 0) -> Tensor:
+    """Join tensors `[n, ...]` that differ in later sizes; each is filled up at the ends of its dimensions."""
+    ranks = {tensor.ndim for tensor in tensors}
+    if len(ranks) != 1:
+        raise ShapeError(f"Tensors to join must have one number of dimensions, got {sorted(ranks)}.")
+    size = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    out = tensors[0].new_full((sum(len(tensor) for tensor in tensors), *size), fill)
+    start = 0
+    for tensor in tensors:
+        stop = start + len(tensor)
+        out[(slice(start, stop), *(slice(width) for width in tensor.shape[1:]))] = tensor
+        start = stop
+    return out
