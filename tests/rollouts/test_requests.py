@@ -5,9 +5,9 @@ from itertools import chain
 import pytest
 from ray.exceptions import RayActorError
 
-from unirl_env.errors import ContractError, RunnerLost
+from unirl_env.errors import ConfigError, ContractError, RunnerLost
 from unirl_env.rollouts.calls import share_requests
-from unirl_env.rollouts.requests import rollout_requests
+from unirl_env.rollouts.requests import list_episodes, rollout_requests
 from unirl_env.types import Prompt
 
 
@@ -23,6 +23,25 @@ def test_shares_join_to_the_whole(shares):
     starts = [part["first_group"] for part in parts]
     assert starts == [sum(len(p["prompts"]) for p in parts[:i]) for i in range(len(parts))]
     assert all(part["group_size"] == 4 and part["seed"] == 1 for part in parts)
+
+
+def test_episodes_are_listed_group_by_group():
+    prompts = [Prompt("a"), Prompt("b"), Prompt("a")]
+    episodes = list_episodes(prompts, 2, first_group=5)
+    assert [(e.prompt.id, e.sample, e.group) for e in episodes] == [
+        ("a", 0, 5), ("a", 1, 5), ("b", 0, 6), ("b", 1, 6), ("a", 2, 7), ("a", 3, 7),
+    ]  # fmt: skip
+    shares = [
+        list_episodes(part["prompts"], 2, part["sample_offset"], 5 + part["first_group"])
+        for part in rollout_requests(prompts, 2, shares=2)
+    ]
+    assert [*chain(*shares)] == episodes
+
+
+@pytest.mark.parametrize("prompts, size, offset", [([], 1, None), ([Prompt("a")], 0, None)])
+def test_there_must_be_an_episode_to_play(prompts, size, offset):
+    with pytest.raises(ConfigError, match="an episode at least"):
+        list_episodes(prompts, size, offset)
 
 
 class FakeGroup:

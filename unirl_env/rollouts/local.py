@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -16,20 +15,12 @@ from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.functional import SDEStep
 from unirl_env.policies.actor import ANNOUNCED, FlowActor
+from unirl_env.rollouts.requests import list_episodes
 from unirl_env.types import Prompt
 
 __all__ = ["LocalRollout"]
 
 MakeEnv = Callable[..., gym.vector.VectorEnv]
-
-
-@dataclass(frozen=True)
-class _Episode:
-    """One episode to come: its prompt, its sample id, its group."""
-
-    prompt: Prompt
-    sample: int
-    group: int
 
 
 class LocalRollout:
@@ -90,12 +81,7 @@ class LocalRollout:
             ConfigError: If there is nothing to play, or `sample_offset` does not fit the prompts.
             ContractError: If the environment scores nothing.
         """
-        if not prompts or group_size < 1:
-            raise ConfigError(
-                "`prompts` and `group_size` must ask for an episode at least, got "
-                f"{len(prompts)} prompts and group_size={group_size}."
-            )
-        episodes = _listed(prompts, group_size, sample_offset, first_group)
+        episodes = list_episodes(prompts, group_size, sample_offset, first_group)
         size = min(self.batch_size or len(episodes), len(episodes))
         batches = []
         with self.actor.reference() if base else nullcontext():
@@ -172,27 +158,6 @@ class LocalRollout:
             "episode_seed": torch.from_numpy(seeds),
             "samples": tuple(info["samples"]) if keep_samples else None,
         }
-
-
-def _listed(
-    prompts: Sequence[Prompt], group_size: int, sample_offset: Sequence[int] | None, first_group: int
-) -> list[_Episode]:
-    """The episodes one by one, so that a batch need not end where a group does."""
-    if sample_offset is not None and len(sample_offset) != len(prompts):
-        raise ConfigError(
-            f"`sample_offset` must hold one number per prompt, {len(prompts)}, got {len(sample_offset)}."
-        )
-    if sample_offset is None:
-        seen: dict[str, int] = {}
-        sample_offset = []
-        for prompt in prompts:
-            sample_offset.append(seen.get(prompt.id, 0))
-            seen[prompt.id] = seen.get(prompt.id, 0) + group_size
-    return [
-        _Episode(prompt, int(offset) + i, first_group + number)
-        for number, (prompt, offset) in enumerate(zip(prompts, sample_offset, strict=True))
-        for i in range(group_size)
-    ]
 
 
 def _distinct(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
