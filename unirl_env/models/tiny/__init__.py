@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["sd3_path"]
+__all__ = ["qwen3_path", "sd3_path"]
+
+
+def qwen3_path() -> Path:
+    """The directory of the embedded Qwen3 that adds two-digit numbers."""
+    return Path(__file__).parent / "qwen3"
 
 
 def sd3_path() -> Path:

@@ -1,0 +1,271 @@
+"""Decoder-only chat models of transformers: Qwen3 first, and any other that `AutoModelForCausalLM` loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unirl_env.errors import ConfigError, ContractError, PromptError
+from unirl_env.models import packed
+from unirl_env.models.exports import write_adapters, write_weights
+from unirl_env.models.language import Encoded, LanguageModel
+from unirl_env.models.loading import load, not_found
+from unirl_env.models.options import as_dtype
+from unirl_env.types import Prompt
+
+__all__ = ["CausalLM"]
+
+ANSWER = "(the answer so far)"
+"""Stands for what the model said when a chat template is asked what comes after."""
+BENT_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""Settings that make logits something else than hidden states times a matrix."""
+
+
+class CausalLM(LanguageModel):
+    """A tokenizer with its chat template, and a transformer that scores packed and generates with a cache.
+
+    Args:
+        pretrained: A hub id or a directory.
+        dtype: Of weights and activations.
+        device: Where the network is loaded.
+        revision: Branch, tag or commit of the hub repository.
+        system: System prompt for chats that bring none.
+        chat: Whether prompts are chats; False continues their plain text.
+        thinking: Switches the thinking of models whose template knows `enable_thinking`; None leaves it to
+            the template.
+        trust_remote_code: Let transformers run code that comes with the model.
+
+    Raises:
+        ModelNotFound: If the model cannot be loaded; names the id, the cause and the embedded alternative.
+        ConfigError: If the model cannot do what a setting asks for.
+    """
+
+    KIND = "a causal language model"
+    ALTERNATIVE = "unirl/TinyQwen3-Math-v0"
+    position_axes = 1
+    input_spaces: Mapping[str, tuple[tuple[int, ...], str]] = {}
+    lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+    def __init__(
+        self,
+        pretrained: str,
+        *,
+        dtype: str | torch.dtype = "float32",
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        system: str | None = None,
+        chat: bool = True,
+        thinking: bool | None = None,
+        trust_remote_code: bool = False,
+    ):
+        self.pretrained, self.revision = str(pretrained), revision
+        self.dtype, self.device = as_dtype("dtype", dtype), torch.device(device)
+        self.system, self.chat, self.thinking = system, chat, thinking
+        self.trust_remote_code = trust_remote_code
+        config = self._config
+        if config.is_encoder_decoder:
+            raise not_found(
+                self.pretrained,
+                f"{type(config).__name__} is an encoder and a decoder",
+                kind=self.KIND,
+                alternative=self.ALTERNATIVE,
+            )
+        text = config.get_text_config()
+        bent = [name for name in BENT_HEADS if getattr(text, name, None) not in (None, 1.0)]
+        if bent:
+            raise ConfigError(
+                f"`pretrained` must be a model whose logits are its hidden states times a matrix, got "
+                f"`{bent[0]}` {getattr(text, bent[0])} in {self.pretrained!r}; try a Qwen3 model."
+            )
+        self.vocab_size, self.max_context = text.vocab_size, text.max_position_embeddings
+        self.eos_ids = self._find_ends(text)
+        pad = self._tokenizer.pad_token_id
+        self.pad_id = self.eos_ids[0] if pad is None else pad
+        self._check_template()
+
+    def encode(self, prompt: Prompt) -> Encoded:
+        """`tokens` `[L]` of the chat by the model's template, or of the plain text.
+
+        Raises:
+            PromptError: If the prompt holds what this model cannot read.
+        """
+        if not self.chat:
+            if prompt.messages or prompt.images:
+                raise PromptError(
+                    f"Prompts must be plain text for a model with `chat=False`, got {prompt.id[:60]!r} with "
+                    "chat turns or pictures; try `chat=True`."
+                )
+            ids = self._tokenizer(prompt.text).input_ids
+        else:
+            ids = self._ids(self._render(self._turns(prompt)))
+        return Encoded(torch.tensor(ids, dtype=torch.int64))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of `tokens`, special tokens left out."""
+        return self._tokenizer.decode(
+            [int(token) for token in tokens], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    def reply(self, text: str) -> list[int]:
+        """The template's turn of a tool, or of the user where it knows no tools; plain text without chat."""
+        if not self.chat:
+            return self._tokenizer(text, add_special_tokens=False).input_ids
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
+        rendered = self._render([*turns, {"role": self._reply_role, "content": text}])
+        after = rendered.partition(ANSWER)[2]
+        # The token that ended the answer was an action; the reply begins behind it.
+        for end in self._tokenizer.convert_ids_to_tokens(list(self.eos_ids)):
+            after = after.removeprefix(end)
+        return self._ids(after)
+
+    def network(self) -> nn.Module:
+        """Transformers' own model, freshly loaded."""
+        from transformers import AutoModelForCausalLM
+
+        network = self._load(
+            AutoModelForCausalLM.from_pretrained,
+            dtype=self.dtype,
+            attn_implementation=packed.register(),
+        )
+        return network.to(self.device).eval()
+
+    def hidden(
+        self,
+        network: nn.Module,
+        tokens: Tensor,
+        positions: Tensor,
+        *,
+        inputs: Mapping[str, Tensor] | None = None,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: Any = None,
+    ) -> Tensor:
+        """The transformer's last hidden states `[1, L, D]` packed, `[B, t, D]` with a cache."""
+        if lengths is not None:
+            options = {"use_cache": False, **packed.packed_keywords(lengths, tokens.device)}
+        else:
+            options = {"use_cache": cache is not None, "past_key_values": cache, "attention_mask": mask}
+        return network.base_model(input_ids=tokens, position_ids=positions[0], **options).last_hidden_state
+
+    def head(self, network: nn.Module) -> Tensor:
+        """The output layer's weight `[V, D]`.
+
+        Raises:
+            ContractError: If the layer adds a bias.
+        """
+        layer = network.get_output_embeddings()
+        if getattr(layer, "bias", None) is not None:
+            raise ContractError(
+                f"The output layer of {type(network).__name__} must be a matrix alone, got one with a bias; "
+                "try a Qwen3 model."
+            )
+        return layer.weight
+
+    def save_adapters(self, network: nn.Module, directory: str) -> None:
+        """`adapter_config.json` and `adapter_model.safetensors`, for peft, transformers and vLLM."""
+        write_adapters(network, directory, base=self.pretrained, revision=self.revision)
+
+    def save_weights(self, network: nn.Module, directory: str) -> None:
+        """A directory that `AutoModelForCausalLM` and `AutoTokenizer` load, adapters merged in."""
+        write_weights(network, directory)
+        self._tokenizer.save_pretrained(directory)
+
+    @cached_property
+    def _config(self) -> Any:
+        from transformers import AutoConfig
+
+        return self._load(AutoConfig.from_pretrained)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return self._load(AutoTokenizer.from_pretrained)
+
+    @cached_property
+    def _reply_role(self) -> str:
+        """`tool` if the chat template says what a tool says, else `user`."""
+        from jinja2 import TemplateError
+
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
+        try:
+            known = "(the reply)" in self._render([*turns, {"role": "tool", "content": "(the reply)"}])
+        except TemplateError:
+            known = False
+        return "tool" if known else "user"
+
+    def _turns(self, prompt: Prompt) -> list[dict[str, Any]]:
+        """The chat of a prompt, contents as plain text."""
+        turns = [dict(turn) for turn in prompt.messages] or [{"role": "user", "content": prompt.text}]
+        for turn in turns:
+            content = turn.get("content")
+            if not isinstance(content, str) and content is not None:
+                if any(part.get("type") != "text" for part in content):
+                    raise self._no_pictures(prompt)
+                turn["content"] = "".join(part["text"] for part in content)
+        if prompt.images:
+            raise self._no_pictures(prompt)
+        if self.system is not None and turns[0].get("role") != "system":
+            turns.insert(0, {"role": "system", "content": self.system})
+        return turns
+
+    def _no_pictures(self, prompt: Prompt) -> PromptError:
+        return PromptError(
+            f"Prompts must be text for {type(self).__name__}, got {prompt.id[:60]!r} with pictures; try a "
+            "vision-language model (`unirl/QwenVL-VQA-v0`)."
+        )
+
+    def _render(self, turns: Sequence[Mapping[str, Any]]) -> str:
+        """The chat as text, up to the beginning of the next answer."""
+        options = {} if self.thinking is None else {"enable_thinking": self.thinking}
+        return self._tokenizer.apply_chat_template(
+            list(turns), tokenize=False, add_generation_prompt=True, **options
+        )
+
+    def _ids(self, rendered: str) -> list[int]:
+        return self._tokenizer(rendered, add_special_tokens=False).input_ids
+
+    def _find_ends(self, config: Any) -> tuple[int, ...]:
+        """Ids that end an answer: the generation settings' and the tokenizer's, each once."""
+        from transformers import GenerationConfig
+
+        try:
+            said = GenerationConfig.from_pretrained(self.pretrained, revision=self.revision).eos_token_id
+        except OSError:  # not every checkpoint has one; its config then says
+            said = config.eos_token_id
+        ends = [*(said if isinstance(said, list | tuple) else [said]), self._tokenizer.eos_token_id]
+        found = tuple(dict.fromkeys(end for end in ends if end is not None))
+        if not found:
+            raise ConfigError(
+                f"`pretrained` must name a token that ends a text, got none in {self.pretrained!r}; try "
+                "setting `eos_token_id` in its generation_config.json."
+            )
+        return found
+
+    def _check_template(self) -> None:
+        template = self._tokenizer.chat_template
+        if self.chat and template is None:
+            raise ConfigError(
+                f"`chat` must be False for a tokenizer without chat template, got True with "
+                f"{self.pretrained!r}; try `chat=False`, which continues plain text."
+            )
+        if self.thinking is not None and not (self.chat and "enable_thinking" in str(template)):
+            raise ConfigError(
+                f"`thinking` must be None for a model whose chat template has no such switch, got "
+                f"{self.thinking} with {self.pretrained!r}; try leaving it out."
+            )
+
+    def _load(self, loader: Any, **options: Any) -> Any:
+        return load(
+            loader,
+            self.pretrained,
+            kind=self.KIND,
+            alternative=self.ALTERNATIVE,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+            **options,
+        )

@@ -1,0 +1,71 @@
+"""What a trained network of transformers leaves behind: adapters for peft, or whole weights for anyone."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from unirl_env.errors import ConfigError
+
+__all__ = ["merged_state", "write_adapters", "write_weights"]
+
+PEFT_PREFIX = "base_model.model."
+"""What peft puts before the names of a model that it wraps; ours has its adapters injected."""
+
+
+def write_adapters(network: nn.Module, directory: str, *, base: str, revision: str | None = None) -> None:
+    """Write injected adapters as `PeftModel.from_pretrained` and vLLM load them.
+
+    Args:
+        network: A transformers model with adapters.
+        directory: Where to write; made if it does not exist.
+        base: Hub id or directory of the model that they belong to.
+        revision: Its revision.
+
+    Raises:
+        ConfigError: If the network has no adapters.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    if not getattr(network, "peft_config", None):
+        raise ConfigError("There are no adapters to export: this network has none.")
+    config = copy.copy(network.peft_config["default"])
+    config.base_model_name_or_path, config.revision = base, revision
+    config.task_type, config.inference_mode = "CAUSAL_LM", True
+    config.save_pretrained(directory)
+    weights = {
+        PEFT_PREFIX + name: tensor.detach().cpu().contiguous()
+        for name, tensor in get_peft_model_state_dict(network).items()
+    }
+    save_file(weights, Path(directory) / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def write_weights(network: nn.Module, directory: str) -> None:
+    """Write weights, config and generation settings by `save_pretrained`, adapters merged in."""
+    network.save_pretrained(directory, state_dict=merged_state(network))
+
+
+@torch.no_grad()
+def merged_state(network: nn.Module) -> dict[str, Tensor]:
+    """The network's weights by the names that they have without adapters, those added in.
+
+    The network stays as it is; only merged weights are copies.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    state = {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in network.state_dict().items()
+        if ".lora_" not in name
+    }
+    for name, module in network.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            weight = module.get_base_layer().weight
+            # Summed in float32: the adapters are small beside the weights.
+            merged = weight.float() + sum(module.get_delta_weight(a).float() for a in module.active_adapters)
+            state[f"{name}.weight"] = merged.to(weight.dtype)
+    return state

@@ -1,0 +1,213 @@
+"""Attention over sequences of unequal length that lie one after another in a single row, without padding.
+
+Transformers look up their attention by name. The one registered here, `unirl_packed`, is told where the
+sequences begin by a keyword of the forward call, and then lets each see itself alone; all other layers work
+on tokens one by one and need no word of it. Without the keyword it is the ordinary `sdpa`, so that one
+network both scores packed sequences and generates with a cache.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+from unirl_env.errors import ContractError, ShapeError
+
+__all__ = ["NAME", "Packing", "packed_attention", "packed_keywords", "register"]
+
+NAME = "unirl_packed"
+KEYWORD = "packed_sequences"
+WASTE = 2
+"""A sequence is padded to at most this many times its length, so that one long answer does not widen all."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the sequences of a packed row lie, worked out once for all layers of a forward pass.
+
+    Attributes:
+        gather: One `[n_k, m_k]` int64 for each lot of sequences of about one length: the positions in the
+            row, the last one repeated as padding.
+        scatter: `[L]` int64, where each token stands in the padded lots one after another.
+        offsets: `[n + 1]` int32, the beginnings of the sequences and the end of the last.
+        longest: Tokens of the longest sequence.
+    """
+
+    gather: tuple[Tensor, ...]
+    scatter: Tensor
+    offsets: Tensor
+    longest: int
+
+    @classmethod
+    def of(cls, lengths: Tensor, device: torch.device | str = "cpu") -> Packing:
+        """The packing of sequences of `lengths` `[n]` int64, all positive.
+
+        Raises:
+            ShapeError: If `lengths` is empty or holds what is no length.
+        """
+        lengths = torch.as_tensor(lengths).detach().to("cpu", torch.int64)
+        if lengths.ndim != 1 or not len(lengths) or lengths.min() < 1:
+            raise ShapeError(
+                f"`lengths` must be one positive number per sequence [n], got {lengths.tolist()}."
+            )
+        ends = lengths.cumsum(0)
+        offsets = torch.cat([ends.new_zeros(1), ends])
+        gather, scatter, filled = [], torch.empty(int(ends[-1]), dtype=torch.int64), 0
+        for rows in _lots(lengths):
+            width = int(lengths[rows].max())
+            place = torch.arange(width)
+            index = offsets[rows][:, None] + torch.minimum(place, lengths[rows][:, None] - 1)
+            real = place < lengths[rows][:, None]
+            scatter[index[real]] = filled + torch.arange(index.numel()).view_as(index)[real]
+            gather.append(index.to(device))
+            filled += index.numel()
+        return cls(tuple(gather), scatter.to(device), offsets.to(device, torch.int32), int(lengths.max()))
+
+
+def _lots(lengths: Tensor) -> list[Tensor]:
+    """Row numbers in lots, so that none is much shorter than the longest of its lot."""
+    if lengths.max() <= WASTE * lengths.min():
+        return [torch.arange(len(lengths))]
+    order = lengths.argsort(stable=True)
+    lots, start = [], 0
+    ordered = lengths[order].tolist()
+    for stop in range(1, len(ordered) + 1):
+        if stop == len(ordered) or ordered[stop] > WASTE * ordered[start]:
+            lots.append(order[start:stop])
+            start = stop
+    return lots
+
+
+def register() -> str:
+    """Make the attention known to transformers; returns its name. Safe to call again."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, packed_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    return NAME
+
+
+def packed_keywords(lengths: Tensor, device: torch.device | str) -> dict[str, Any]:
+    """The keywords of a packed forward call: where the sequences lie, and a mask that stands for none.
+
+    A mask of four axes passes through transformers as it is. Without it they would read the packing off the
+    positions and make a mask of L x L.
+    """
+    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+    return {KEYWORD: Packing.of(lengths, device), "attention_mask": mask}
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    packed_sequences: Packing | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each sequence; transformers' `sdpa` where no packing is given.
+
+    Args:
+        module: The attention layer.
+        query: `[1, H, L, D]`.
+        key: `[1, K, L, D]`, where K divides H.
+        value: `[1, K, L, D]`.
+        attention_mask: Not read where a packing is given.
+        dropout: Of attention weights.
+        scaling: Of scores; None is `D ** -0.5`.
+        sliding_window: How many tokens back a token sees, itself included; None is all.
+        packed_sequences: Where the sequences lie.
+        **options: For `sdpa`.
+
+    Returns:
+        `[1, L, H, D]`, and no weights.
+
+    Raises:
+        ContractError: If the architecture does not hand the keyword down to its attention.
+    """
+    if packed_sequences is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        if attention_mask is not None and attention_mask.numel() == 1 < query.shape[2]:
+            raise ContractError(
+                f"{type(module).__name__} must hand the keywords of its forward call to its attention to "
+                "score packed sequences, and does not; try a model that transformers itself implements."
+            )
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+        )
+    tokens = [state[0].transpose(0, 1) for state in (query, key, value)]  # [L, H, D]
+    if not dropout and _flash_can(query):
+        return _flash(*tokens, packed_sequences, scaling, sliding_window)[None], None
+    parts = [
+        _causal(*(state[index] for state in tokens), dropout, scaling, sliding_window)
+        for index in packed_sequences.gather
+    ]
+    padded = torch.cat(parts) if len(parts) > 1 else parts[0]
+    return padded.index_select(0, packed_sequences.scatter)[None], None
+
+
+def _causal(
+    query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None, window: int | None
+) -> Tensor:
+    """Attention of padded sequences `[n, m, H, D]`, flat: `[n * m, H, D]`.
+
+    Padding stands at the end, where no real token looks: it needs no mask.
+    """
+    length, heads = query.shape[1:3]
+    mask = None
+    if window is not None and window < length:
+        mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+        mask = mask.triu(1 - window)
+    out = nnf.scaled_dot_product_attention(
+        *(state.transpose(1, 2) for state in (query, key, value)),
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=key.shape[2] != heads,
+    )
+    return out.transpose(1, 2).flatten(0, 1)
+
+
+def _flash_can(query: Tensor) -> bool:
+    """Whether torch's flash attention for packed sequences is there and takes such queries."""
+    if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    fits = query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
+    return fits and torch.cuda.get_device_capability(query.device) >= (8, 0) and _torch_has_varlen()
+
+
+@cache
+def _torch_has_varlen() -> bool:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return False
+    return {"window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
+
+
+def _flash(
+    query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float | None, window: int | None
+) -> Tensor:
+    """Attention `[L, H, D]` of packed sequences by one kernel, without any padding."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return varlen_attn(
+        *(query.contiguous(), key.contiguous(), value.contiguous()),
+        *(packing.offsets, packing.offsets, packing.longest, packing.longest),
+        scale=scale,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
