@@ -1,0 +1,120 @@
+"""Generation in this process: the policy's own network, one forward pass per token of all live episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+
+import unirl_env.functional as F
+from unirl_env.errors import ConfigError, EngineError
+from unirl_env.policies.token_actor import TokenActor
+from unirl_env.rollouts.engines.base import Answer, Engine, Request
+from unirl_env.rollouts.engines.contexts import PaddedContexts, distinct_contexts
+from unirl_env.rollouts.engines.live import LiveRows, Record
+
+__all__ = ["LocalEngine"]
+
+COMPACT = 4
+"""Finished rows leave the batch when they are at least one in this many: leaving copies the others' cache."""
+
+
+class LocalEngine(Engine):
+    """Generates with an actor's own network, on its device.
+
+    Requests with one context (the members of a group) are read once, and what was computed is repeated for
+    them. Draws are keyed by the episode, so an answer does not depend on what it is batched with, beyond the
+    last bits that matrix libraries change with the number of rows: these can tip a draw that falls on the
+    very border between two tokens.
+
+    Args:
+        actor: The policy; its `temperature`, `top_p` and `top_k` are the sampling settings.
+        eos_ids: The tokens that end an answer; None takes the model's own.
+        rows: The most sequences decoded together; None takes all at once. Bounds memory.
+
+    Raises:
+        ConfigError: If `rows` is not positive.
+    """
+
+    def __init__(self, actor: TokenActor, *, eos_ids: Sequence[int] | None = None, rows: int | None = None):
+        if rows is not None and rows < 1:
+            raise ConfigError(f"`rows` must be at least 1, got {rows}; try None, which decodes all at once.")
+        self.actor, self.rows = actor, rows
+        self.eos_ids = tuple(actor.language_model.eos_ids if eos_ids is None else eos_ids)
+
+    def load_weights(self, version: int, actor: TokenActor) -> None:
+        """Take over `actor`'s trained weights; of its own actor, only the version changes."""
+        if actor is not self.actor:
+            self.actor.load_trainable_state(actor.trainable_state())
+        self.weights_version = version
+
+    @torch.no_grad()
+    def generate(
+        self, requests: Sequence[Request], *, temperature: float | None = None, base: bool = False
+    ) -> list[Answer]:
+        """Continue every request's context; see `Engine.generate`."""
+        self._check(requests)
+        temperature = self.actor.temperature if temperature is None else float(temperature)
+        # Contexts of about one length together need little padding; members of a group stay together.
+        order = sorted(range(len(requests)), key=lambda i: len(requests[i].tokens))
+        size = self.rows or max(1, len(order))
+        answers: list[Answer | None] = [None] * len(order)
+        with self.actor.reference() if base else nullcontext():
+            for start in range(0, len(order), size):
+                lot = order[start : start + size]
+                found = self._continue([requests[i] for i in lot], temperature)
+                for i, answer in zip(lot, found, strict=True):
+                    answers[i] = answer
+        return answers
+
+    def _check(self, requests: Sequence[Request]) -> None:
+        most = self.actor.language_model.max_context
+        for request in requests:
+            wanted = len(request.tokens) + request.max_new_tokens
+            if wanted > most:
+                raise EngineError(
+                    f"Context and answer must fit into the model's {most} tokens, got {len(request.tokens)} "
+                    f"and max_new_tokens={request.max_new_tokens} for prompt {request.prompt.id[:60]!r}; "
+                    "lower `max_prompt_tokens` or `max_new_tokens`."
+                )
+
+    def _continue(self, requests: Sequence[Request], temperature: float) -> list[Answer]:
+        from unirl_env.rollouts.engines.cache import roomy_cache
+
+        actor, model, network = self.actor, self.actor.language_model, self.actor.network
+        head = model.head(network)
+        contexts, row = distinct_contexts(requests)
+        cache = roomy_cache(network.config)
+        prompt = PaddedContexts.of(contexts, model, head.device)
+        row = row.to(head.device)
+        hidden = model.hidden(
+            network, prompt.tokens, prompt.positions, inputs=prompt.inputs, mask=prompt.mask, cache=cache
+        )[:, -1][row]
+        cache.batch_select_indices(row)
+        live = LiveRows(
+            requests, prompt.next_position[row], None if prompt.mask is None else prompt.mask[row]
+        )
+        record = Record(len(requests), live.longest, head.device)
+        ends = torch.tensor(self.eos_ids, dtype=torch.int64, device=head.device)
+        for t in range(live.longest):
+            step = F.token_step(
+                hidden @ head.T,
+                temperature=temperature,
+                top_p=actor.top_p,
+                top_k=actor.top_k,
+                uniform=live.uniform(t) if temperature else None,
+            )
+            record.add(step.token, step.log_prob)
+            finished = live.finish(t, (step.token[:, None] == ends).any(1))
+            if finished == len(live):
+                break
+            token = step.token
+            if finished * COMPACT >= len(live):
+                keep = live.compact()
+                record.close(live.episode)
+                cache.batch_select_indices(keep)
+                token = token[keep]
+            positions = (live.position + t).expand(model.position_axes, -1)[..., None]
+            hidden = model.hidden(network, token[:, None], positions, mask=live.mask(t), cache=cache)[:, -1]
+        return record.answers([request.max_new_tokens for request in requests], ends)

@@ -1,0 +1,227 @@
+"""Rollouts of texts: an engine proposes whole answers, and the environment is stepped through them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import torch
+from torch import Tensor
+
+from unirl_env.episode import EpisodeBatch
+from unirl_env.errors import ConfigError, ContractError, EngineLost, StaleWeights
+from unirl_env.policies.token_actor import TokenActor
+from unirl_env.rollouts.engines.base import Answer, Engine, Request
+from unirl_env.rollouts.requests import EpisodeRequest, list_episodes
+from unirl_env.rollouts.texts import Written, text_phase
+from unirl_env.rollouts.verdicts import Verdicts
+from unirl_env.types import Prompt
+
+__all__ = ["TokenRollout"]
+
+PATIENCE = 3
+"""Times that an engine may be lost over the same requests before it counts as gone for good."""
+
+MakeEnv = Callable[..., gym.vector.VectorEnv]
+
+
+class TokenRollout:
+    """Plays whole episodes of a token environment with what an engine answers.
+
+    Every answer is walked through `env.step` token by token, so that termination, tools, wrappers and rewards
+    have one code path, whoever generates.
+
+    Args:
+        make_env: `make_env(num_envs)` returns a scored `TokenVectorEnv` with the torch backend and autoreset
+            DISABLED; called once for each size that is asked for.
+        engine: What generates.
+        actor: The policy, whose weights a restarted engine is given; None takes the engine's own.
+        batch_size: Episodes played together; None takes all at once.
+
+    Raises:
+        ConfigError: If `batch_size` is not positive.
+    """
+
+    def __init__(
+        self,
+        make_env: MakeEnv,
+        engine: Engine,
+        *,
+        actor: TokenActor | None = None,
+        batch_size: int | None = None,
+    ):
+        if batch_size is not None and batch_size < 1:
+            raise ConfigError(f"`batch_size` must be at least 1, got {batch_size}.")
+        self.make_env, self.engine, self.batch_size = make_env, engine, batch_size
+        self.actor = getattr(engine, "actor", None) if actor is None else actor
+        self._envs: dict[int, gym.vector.VectorEnv] = {}
+
+    def load_weights(self, version: int) -> None:
+        """Give the engine the actor's present weights under the name `version`.
+
+        Raises:
+            ConfigError: If there is no actor.
+        """
+        if self.actor is None:
+            raise ConfigError("`actor` must be given to load weights into an engine without one, got None.")
+        self.engine.load_weights(version, self.actor)
+
+    @torch.no_grad()
+    def collect(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        seed: int,
+        group_size: int = 1,
+        sample_offset: Sequence[int] | None = None,
+        first_group: int = 0,
+        keep_samples: bool = True,
+        weights_version: int = 0,
+        base: bool = False,
+        temperature: float | None = None,
+    ) -> EpisodeBatch:
+        """Play `group_size` episodes of each prompt.
+
+        An engine that is lost on the way is restarted and given its weights again, and what it was asked is
+        asked once more. The environment stands still meanwhile: no token, tool or score counts twice.
+
+        Args:
+            prompts: P prompts.
+            seed: Key of all draws.
+            group_size: G.
+            sample_offset: `[P]`, the sample id of each group's first episode; None counts occurrences.
+            first_group: The number of the first group.
+            keep_samples: Keep the finished samples in the batch.
+            weights_version: Recorded in the batch; what the engine must hold, once it has a version.
+            base: Play with the untrained model.
+            temperature: None takes the policy's own; 0 decodes greedily.
+
+        Returns:
+            P x G episodes, in the order of the prompts.
+
+        Raises:
+            ConfigError: If there is nothing to play, or `sample_offset` does not fit the prompts.
+            ContractError: If the environment scores nothing, or the engine does not answer as it must.
+            EngineLost: If the engine is lost again and again.
+            StaleWeights: If the engine holds another version.
+        """
+        episodes = list_episodes(prompts, group_size, sample_offset, first_group)
+        if not base and self.engine.weights_version not in (None, weights_version):
+            raise StaleWeights(
+                f"The engine must hold weights of version {weights_version}, got version "
+                f"{self.engine.weights_version}; publish the weights before collecting."
+            )
+        size = min(self.batch_size or len(episodes), len(episodes))
+
+        def ask(requests: Sequence[Request]) -> list[Answer]:
+            return self._ask(requests, weights_version, base=base, temperature=temperature)
+
+        batches = []
+        for start in range(0, len(episodes), size):
+            lot = episodes[start : start + size]
+            batch = _play(self._env(len(lot)), seed, lot, ask, keep_samples)
+            group = torch.tensor([episode.group for episode in lot])
+            batches.append(EpisodeBatch(**batch, group=group, weights_version=weights_version))
+        return batches[0] if len(batches) == 1 else EpisodeBatch.cat(batches)
+
+    def close(self) -> None:
+        """Close the environments and the engine."""
+        for env in self._envs.values():
+            env.close()
+        self._envs.clear()
+        self.engine.close()
+
+    def _env(self, num_envs: int) -> gym.vector.VectorEnv:
+        if num_envs not in self._envs:
+            self._envs[num_envs] = self.make_env(num_envs)
+        return self._envs[num_envs]
+
+    def _ask(self, requests: Sequence[Request], version: int, **how: Any) -> list[Answer]:
+        """The engine's answers, if need be after a restart."""
+        for losses in range(PATIENCE):
+            try:
+                if losses:
+                    self.engine.restart()
+                    self.load_weights(version)
+                return _checked(self.engine.generate(requests, **how), requests)
+            except EngineLost as error:
+                cause = error
+        raise EngineLost(
+            f"The engine must survive its requests, got lost {PATIENCE} times over the same "
+            f"{len(requests)}: {cause}"
+        ) from cause
+
+
+def _play(
+    env: gym.vector.VectorEnv,
+    seed: int,
+    lot: Sequence[EpisodeRequest],
+    ask: Callable[[Sequence[Request]], list[Answer]],
+    keep_samples: bool,
+) -> dict[str, Any]:
+    """One batch of episodes from reset to their ends, as fields of an `EpisodeBatch`."""
+    options = {
+        "prompts": [episode.prompt for episode in lot],
+        "sample_offset": [episode.sample for episode in lot],
+        "group_size": 1,
+    }
+    obs, info = env.reset(seed=seed, options=options)
+    prompts, seeds = tuple(info["prompt"]), torch.as_tensor(info["episode_seed"])
+    world, verdicts = env.unwrapped, Verdicts(len(lot))
+    written = Written(len(lot), world.max_new_tokens)
+    done = truncated = torch.zeros(len(lot), dtype=torch.bool)
+    while not done.all():
+        rows = (~done).nonzero().flatten()
+        requests = _requests(obs, rows, world, prompts, seeds)
+        answers = ask(requests)
+        actions = written.lay_out(answers, rows, [r.position for r in requests], world.language_model.eos_ids)
+        for action in actions:
+            obs, _, ended, cut, info = env.step(action)
+            verdicts.take(info)
+            ended, cut = torch.as_tensor(ended).cpu(), torch.as_tensor(cut).cpu()
+            truncated, done = truncated | (cut & ~done), done | ended | cut
+            if done.all():
+                break
+    return {
+        "phases": {"text": text_phase(obs, world.encodings, world.language_model.input_spaces, written)},
+        "scores": verdicts.scores(),
+        "prompts": prompts,
+        "episode_seed": seeds,
+        "samples": verdicts.samples() if keep_samples else None,
+        "truncated": truncated,
+    }
+
+
+def _requests(
+    obs: dict[str, Any], rows: Tensor, world: Any, prompts: Sequence[Prompt], seeds: Tensor
+) -> list[Request]:
+    """What is asked for the unfinished episodes at `rows` `[b]`."""
+    tokens = torch.as_tensor(obs["tokens"])[rows].tolist()
+    length = torch.as_tensor(obs["length"])[rows].tolist()
+    prompt_length = torch.as_tensor(obs["prompt_length"])[rows].tolist()
+    return [
+        Request(
+            tokens=tuple(tokens[i][: length[i]]),
+            prompt=prompts[row],
+            inputs=world.encodings[row].inputs,
+            seed=int(seeds[row]),
+            position=length[i] - prompt_length[i],
+            max_new_tokens=world.max_new_tokens - (length[i] - prompt_length[i]),
+        )
+        for i, row in enumerate(rows.tolist())
+    ]
+
+
+def _checked(answers: list[Answer], requests: Sequence[Request]) -> list[Answer]:
+    if len(answers) != len(requests):
+        raise ContractError(
+            f"An engine must answer all {len(requests)} requests, got {len(answers)} answers."
+        )
+    for answer, request in zip(answers, requests, strict=True):
+        if not 1 <= len(answer.tokens) <= request.max_new_tokens:
+            raise ContractError(
+                f"An engine must answer with 1 to {request.max_new_tokens} tokens, got "
+                f"{len(answer.tokens)} for prompt {request.prompt.id[:60]!r}."
+            )
+    return answers

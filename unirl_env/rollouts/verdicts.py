@@ -1,0 +1,56 @@
+"""Scores and samples of episodes that end at different steps, gathered as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from unirl_env.errors import ContractError
+from unirl_env.types import Sample, Scores
+
+__all__ = ["Verdicts"]
+
+
+class Verdicts:
+    """What `info` says about each of `count` episodes, over the steps of one play."""
+
+    def __init__(self, count: int):
+        self._value = torch.full((count,), torch.nan)
+        self._valid = torch.zeros(count, dtype=torch.bool)
+        self._judged = torch.zeros(count, dtype=torch.bool)
+        self._parts: dict[str, torch.Tensor] = {}
+        self._samples: list[Sample | None] = [None] * count
+
+    def take(self, info: Mapping[str, Any]) -> None:
+        """Note the episodes that a step has finished: `scores` where `_scores`, and `samples`."""
+        for i, sample in enumerate(info.get("samples", ())):
+            if sample is not None:
+                self._samples[i] = sample
+        if "scores" not in info:
+            return
+        scores, now = info["scores"], torch.as_tensor(info["_scores"]).cpu()
+        self._value[now], self._valid[now] = scores.value[now], scores.valid[now]
+        for name, part in scores.parts.items():
+            own = self._parts.setdefault(name, torch.full_like(self._value, torch.nan))
+            own[now] = part[now]
+        self._judged |= now
+
+    def scores(self) -> Scores:
+        """The judgement on every episode.
+
+        Raises:
+            ContractError: If an episode was never judged.
+        """
+        if not self._judged.all():
+            raise ContractError(
+                "`info` must hold `scores` for every episode by its end, got none for "
+                f"{int((~self._judged).sum())} of {len(self._judged)}; wrap the environment in "
+                "`RewardWrapper`."
+            )
+        return Scores(self._value, self._parts, self._valid)
+
+    def samples(self) -> tuple[Sample, ...]:
+        """Every episode's finished sample."""
+        return tuple(self._samples)
