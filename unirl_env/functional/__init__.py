@@ -19,10 +19,11 @@ from unirl_env.functional.losses import (
     merge_metrics,
     reference_kl,
 )
-from unirl_env.functional.noise import derive_seed, episode_seed, keyed_noise
+from unirl_env.functional.noise import derive_seed, episode_seed, keyed_noise, keyed_uniform
 from unirl_env.functional.schedules import dynamic_shift_sigmas, flow_sigmas
 from unirl_env.functional.sde import SDEStep, sde_step
 from unirl_env.functional.steps import choose_steps
+from unirl_env.functional.tokens import TokenStep, score_tokens, token_step
 
 __all__ = [  # noqa: RUF022, grouped by topic
     # the trajectory
@@ -32,9 +33,13 @@ __all__ = [  # noqa: RUF022, grouped by topic
     "episode_seed",
     "flow_sigmas",
     "keyed_noise",
+    "keyed_uniform",
     # the step
     "SDEStep",
+    "TokenStep",
+    "score_tokens",
     "sde_step",
+    "token_step",
     "transition",
     # divergences
     "gaussian_kl",

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from unirl_env.errors import ShapeError
 
-__all__ = ["derive_seed", "episode_seed", "keyed_noise"]
+__all__ = ["derive_seed", "episode_seed", "keyed_noise", "keyed_uniform"]
 
 WORD = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
+NORMAL, UNIFORM = 0, 1  # a word of the counter, so that no use repeats the bits of another
 MAX_ELEMENTS_AT_ONCE = 1 << 20  # bounds the int64 scratch memory; rows do not depend on the cut
 
 
@@ -101,6 +102,52 @@ def keyed_noise(
     device = torch.device(device)
     if not dtype.is_floating_point:
         raise ShapeError(f"`dtype` must be floating, got {dtype}; try torch.float32.")
+    seeds, steps = _keys(episode_seeds, step)
+    if any(size < 0 for size in shape):
+        raise ShapeError(f"`shape` must hold sizes of at least 0, got {list(shape)}.")
+
+    # Metal has no float64: make the noise on the CPU there.
+    maker = torch.device("cpu") if device.type == "mps" else device
+    seeds, steps = seeds.to(maker), steps.to(maker)
+    elements = math.prod(shape)
+    out = torch.empty(len(seeds), elements, device=maker, dtype=dtype)
+    rows = max(1, MAX_ELEMENTS_AT_ONCE // max(1, elements))
+    for start in range(0, len(seeds), rows):
+        cut = slice(start, start + rows)
+        out[cut] = _normal(seeds[cut], steps[cut], elements).to(dtype)
+    return out.reshape(len(seeds), *shape).to(device)
+
+
+def keyed_uniform(
+    episode_seeds: Sequence[int] | Tensor,
+    step: int | Sequence[int] | Tensor,
+    *,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """One uniform number of one step for each of a batch of episodes, to draw its action with.
+
+    Row i is a function of (`episode_seeds[i]`, `step[i]`), and bitwise the same on every device. It has
+    nothing in common with the `keyed_noise` of the same keys.
+
+    Args:
+        episode_seeds: `[B]` integers in [0, 2**63), as `episode_seed` makes them.
+        step: The step from 0 (of a text, the tokens so far), one for all rows or `[B]`.
+        device: Where the numbers are made; one that has float64.
+
+    Returns:
+        `[B]` float64 in [0, 1): multiples of 2**-53.
+
+    Raises:
+        ShapeError: Seeds or steps are out of range, or their counts differ.
+    """
+    seeds, steps = (keys.to(device) for keys in _keys(episode_seeds, step))
+    zero = torch.zeros_like(steps)
+    high, low, _, _ = philox((zero, steps + 1, zero + UNIFORM, zero), (seeds & WORD, seeds >> 32))
+    return ((high >> 5) * 2**26 + (low >> 6)).to(torch.float64) * 2.0**-53
+
+
+def _keys(episode_seeds: Sequence[int] | Tensor, step: int | Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+    """Seeds and steps, checked, one per row."""
     seeds = _int64("episode_seeds", episode_seeds)
     steps = _int64("step", step)
     if seeds.ndim != 1 or (seeds.numel() and int(seeds.min()) < 0):
@@ -114,19 +161,7 @@ def keyed_noise(
         )
     if steps.numel() and not (-1 <= int(steps.min()) and int(steps.max()) < WORD):
         raise ShapeError(f"`step` must be -1 (the initial noise) or a step from 0, got {step!r}.")
-    if any(size < 0 for size in shape):
-        raise ShapeError(f"`shape` must hold sizes of at least 0, got {list(shape)}.")
-
-    # Metal has no float64: make the noise on the CPU there.
-    maker = torch.device("cpu") if device.type == "mps" else device
-    seeds, steps = seeds.to(maker), steps.expand(seeds.shape).to(maker)
-    elements = math.prod(shape)
-    out = torch.empty(len(seeds), elements, device=maker, dtype=dtype)
-    rows = max(1, MAX_ELEMENTS_AT_ONCE // max(1, elements))
-    for start in range(0, len(seeds), rows):
-        cut = slice(start, start + rows)
-        out[cut] = _normal(seeds[cut], steps[cut], elements).to(dtype)
-    return out.reshape(len(seeds), *shape).to(device)
+    return seeds, steps.expand(seeds.shape)
 
 
 def _int64(name: str, value: int | Sequence[int] | Tensor) -> Tensor:
@@ -145,7 +180,7 @@ def _normal(seeds: Tensor, steps: Tensor, elements: int) -> Tensor:
     """`[rows, elements]` float64 by Box-Muller; the smallest uniform is 2**-33, so none is infinite."""
     blocks = torch.arange((elements + 3) // 4, device=seeds.device, dtype=torch.int64)
     zero = torch.zeros_like(blocks)
-    counter = (blocks.expand(len(seeds), -1), (steps + 1)[:, None] + zero, zero, zero)
+    counter = (blocks.expand(len(seeds), -1), (steps + 1)[:, None] + zero, zero + NORMAL, zero)
     words = philox(counter, ((seeds & WORD)[:, None], (seeds >> 32)[:, None]))
     u = [(word.to(torch.float64) + 0.5) * 2.0**-32 for word in words]
     normals = []

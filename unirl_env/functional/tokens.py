@@ -1,0 +1,212 @@
+"""One token of a language model, drawn or scored by the same function, under the distribution that draws.
+
+The distribution is the softmax of the logits over the temperature, cut to the `top_k` likeliest tokens, then
+to the smallest set of the likeliest that holds `top_p` of what is left, and renormalised: the order of
+Hugging Face and vLLM. Tokens as likely as the last one kept are kept with it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from unirl_env.errors import ConfigError, ContractError, ShapeError
+from unirl_env.functional.checks import require_floating
+from unirl_env.functional.chunks import ChunkedScores, Chunking
+from unirl_env.functional.vocabulary import (
+    cells,
+    draw,
+    entropy,
+    lowest_kept,
+    scratch_bytes,
+    token_log_prob,
+)
+
+__all__ = ["TokenStep", "score_tokens", "token_step"]
+
+
+class TokenStep(NamedTuple):
+    """What `token_step` and `score_tokens` return.
+
+    Attributes:
+        token: `[N]` int64, drawn or given.
+        log_prob: `[N]` float32 in nats, under the distribution that samples.
+        entropy: `[N]` float32 in nats of that distribution, without gradient.
+    """
+
+    token: Tensor
+    log_prob: Tensor
+    entropy: Tensor
+
+
+def token_step(
+    logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    token: Tensor | None = None,
+    uniform: Tensor | None = None,
+) -> TokenStep:
+    """Draw the next token of each row, or score the given one.
+
+    Args:
+        logits: `[N, V]`; half precision is widened. -inf forbids a token.
+        temperature: Divides the logits; 0 takes the likeliest token, with log-probability 0.
+        top_p: Share of the probability that is kept, in (0, 1]; 1 keeps all.
+        top_k: Number of likeliest tokens that are kept; 0 keeps all.
+        token: `[N]` int64 to score. If it lies outside the set that its row keeps, the set is widened by it:
+            the network has moved since it was drawn, and its log-probability stays finite.
+        uniform: `[N]` float64 in [0, 1), as `keyed_uniform` makes them, to draw with by the inverse of the
+            cumulative distribution. A token of probability 0 is never drawn.
+
+    Returns:
+        The step; its log-probability has a gradient if `logits` wants one.
+
+    Raises:
+        ShapeError: Shapes or dtypes do not fit, or there is nothing to draw with.
+        ConfigError: A setting is out of range, or both `token` and `uniform` are given.
+        ContractError: A row to draw from holds NaN or +inf, or at temperature 0 a given token is not the
+            likeliest.
+
+    Reference:
+        Fan et al. (arXiv 1805.04833) for `top_k`; Holtzman et al. (1904.09751) for the nucleus, `top_p`.
+    """
+    _require_settings(temperature, top_p, top_k)
+    require_floating("logits", logits)
+    if logits.ndim != 2 or logits.shape[-1] == 0:
+        raise ShapeError(f"`logits` must be [N, V], got {list(logits.shape)}; try logits.flatten(0, -2).")
+    if token is not None and uniform is not None:
+        raise ConfigError(
+            "`token` and `uniform` must not both be given; try `uniform` to draw, `token` to score."
+        )
+    if token is not None:
+        _require_token(token, logits.shape[0], "logits")
+    if temperature == 0:
+        return _likeliest(logits.detach(), token)
+    if token is None:
+        _require_uniform(uniform, logits.shape[0])
+    shifted = logits.float() / temperature
+    shifted = shifted.sub_(shifted.detach().amax(-1, keepdim=True))
+    rows = cells(shifted, lowest_kept(shifted.detach(), top_p, top_k), token)
+    if token is None:
+        _require_finite(rows.total)
+        token = draw(rows, uniform.to(logits.device))
+    return TokenStep(token, token_log_prob(rows, token), entropy(rows))
+
+
+def score_tokens(
+    hidden: Tensor,
+    weight: Tensor,
+    token: Tensor,
+    *,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    chunk_bytes: int = 256 << 20,
+) -> TokenStep:
+    """`token_step(hidden @ weight.T, token=token, ...)` in memory that does not grow with N x V.
+
+    Works on chunks of rows, whose logits are never kept. The scratch memory of a chunk, all copies counted,
+    is at most `chunk_bytes` or what one row needs: 8 bytes per logit, with `top_p` or `top_k` 16 bytes per
+    logit and 32 per token of the head that is looked at first. (Rows whose nucleus has more than 256 tokens
+    take up to 64 MB on top.)
+
+    Where `weight` wants no gradient, as under LoRA, the forward pass finds each row's slope `[N, D]` and the
+    backward pass only scales it; otherwise backward computes each chunk again, and sums the gradient of
+    `weight` `[V, D]` in float32.
+
+    Args:
+        hidden: `[N, D]` floating; logits are computed in its dtype, all else is float32.
+        weight: `[V, D]` of the output layer.
+        token: `[N]` int64.
+        temperature: Positive; otherwise as in `token_step`.
+        top_p: As in `token_step`.
+        top_k: As in `token_step`.
+        chunk_bytes: Bound of a chunk's scratch memory.
+
+    Returns:
+        The step; its log-probability has a gradient if `hidden` or `weight` wants one.
+
+    Raises:
+        ShapeError: Shapes or dtypes do not fit.
+        ConfigError: A setting is out of range.
+    """
+    _require_settings(temperature, top_p, top_k)
+    if temperature == 0:
+        raise ConfigError(
+            "`temperature` must be positive to score tokens, got 0; try the one that they were drawn at."
+        )
+    if chunk_bytes < 1:
+        raise ConfigError(f"`chunk_bytes` must be positive, got {chunk_bytes}; try 256 << 20.")
+    require_floating("hidden", hidden)
+    require_floating("weight", weight)
+    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or not len(weight):
+        raise ShapeError(
+            "`hidden` must be [N, D] and `weight` [V, D], "
+            f"got {list(hidden.shape)} and {list(weight.shape)}; try hidden.flatten(0, -2)."
+        )
+    _require_token(token, hidden.shape[0], "hidden")
+    trained = torch.is_grad_enabled()
+    chunking = Chunking(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        rows=max(1, chunk_bytes // scratch_bytes(len(weight), top_p, top_k)),
+        train_hidden=trained and hidden.requires_grad,
+        train_weight=trained and weight.requires_grad,
+    )
+    return TokenStep(token, *ChunkedScores.apply(hidden, weight, token, chunking))
+
+
+def _likeliest(logits: Tensor, token: Tensor | None) -> TokenStep:
+    best, index = logits.float().max(-1)
+    _require_finite(best)
+    if token is None:
+        token = index
+    elif bool((logits.gather(-1, token[:, None])[:, 0] < best).any()):
+        raise ContractError(
+            "`token` must be the likeliest one at temperature 0, got one of probability 0; "
+            "try the temperature that it was drawn at."
+        )
+    return TokenStep(token, torch.zeros_like(best), torch.zeros_like(best))
+
+
+def _require_settings(temperature: float, top_p: float, top_k: int) -> None:
+    if not 0 <= temperature < float("inf"):
+        raise ConfigError(f"`temperature` must be at least 0 and finite, got {temperature}; try 1.0.")
+    if not 0 < top_p <= 1:
+        raise ConfigError(f"`top_p` must lie in (0, 1], got {top_p}; try 1.0, which keeps all.")
+    if top_k < 0:
+        raise ConfigError(f"`top_k` must be at least 0, got {top_k}; try 0, which keeps all.")
+
+
+def _require_token(token: Tensor, count: int, like: str) -> None:
+    if not isinstance(token, Tensor) or token.dtype != torch.int64 or tuple(token.shape) != (count,):
+        got = f"{token.dtype} {list(token.shape)}" if isinstance(token, Tensor) else type(token).__name__
+        raise ShapeError(
+            f"`token` must be int64, one token per row of `{like}` [{count}], got {got}; try token.long()."
+        )
+
+
+def _require_uniform(uniform: Tensor | None, count: int) -> None:
+    if uniform is None:
+        raise ShapeError(
+            "`uniform` must be given to draw tokens, got None; try keyed_uniform(episode_seeds, step)."
+        )
+    # A float32 has 2**24 values in [0, 1): rarer tokens would never be drawn.
+    if uniform.dtype != torch.float64 or tuple(uniform.shape) != (count,):
+        raise ShapeError(
+            f"`uniform` must be float64 with one number per row of `logits` [{count}], got {uniform.dtype} "
+            f"{list(uniform.shape)}; try keyed_uniform(episode_seeds, step)."
+        )
+
+
+def _require_finite(per_row: Tensor) -> None:
+    if not bool(per_row.isfinite().all()):
+        raise ContractError(
+            "`logits` must hold a finite largest number in each row, got NaN or infinity; "
+            "try the network in float32 or bfloat16, and look for NaN in its weights."
+        )
