@@ -12,12 +12,16 @@ from unirl_env.functional.advantages import (
 from unirl_env.functional.divergences import gaussian_kl, gaussian_tv, mean_to_nats, nats_to_mean
 from unirl_env.functional.kernels import transition
 from unirl_env.functional.losses import (
+    dppo_loss,
     drpo_gaussian_loss,
     drpo_loss,
     flow_dppo_loss,
     grpo_loss,
+    gspo_loss,
     merge_metrics,
     reference_kl,
+    token_reference_kl,
+    token_weights,
 )
 from unirl_env.functional.noise import derive_seed, episode_seed, keyed_noise, keyed_uniform
 from unirl_env.functional.schedules import dynamic_shift_sigmas, flow_sigmas
@@ -51,10 +55,14 @@ __all__ = [  # noqa: RUF022, grouped by topic
     "group_advantages",
     "leave_one_out_advantages",
     # losses
+    "dppo_loss",
     "drpo_gaussian_loss",
     "drpo_loss",
     "flow_dppo_loss",
     "grpo_loss",
+    "gspo_loss",
     "merge_metrics",
     "reference_kl",
+    "token_reference_kl",
+    "token_weights",
 ]

@@ -6,17 +6,24 @@ denominator, the losses of any split into micro-batches and shards add up to the
 the gradients and the metrics; names with the word "max" are maxima instead (`merge_metrics` knows).
 """
 
+from unirl_env.functional.losses.aggregate import token_weights
+from unirl_env.functional.losses.dppo import dppo_loss
 from unirl_env.functional.losses.drpo import drpo_gaussian_loss, drpo_loss
 from unirl_env.functional.losses.flow_dppo import flow_dppo_loss
 from unirl_env.functional.losses.grpo import grpo_loss
-from unirl_env.functional.losses.reference import reference_kl
+from unirl_env.functional.losses.gspo import gspo_loss
+from unirl_env.functional.losses.reference import reference_kl, token_reference_kl
 from unirl_env.functional.losses.terms import merge_metrics
 
 __all__ = [
+    "dppo_loss",
     "drpo_gaussian_loss",
     "drpo_loss",
     "flow_dppo_loss",
     "grpo_loss",
+    "gspo_loss",
     "merge_metrics",
     "reference_kl",
+    "token_reference_kl",
+    "token_weights",
 ]

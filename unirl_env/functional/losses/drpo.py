@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unirl_env.errors import ConfigError, ContractError
+from unirl_env.errors import ConfigError
 from unirl_env.functional.checks import require_floating, require_shape
 from unirl_env.functional.divergences import gaussian_kl
 from unirl_env.functional.losses.terms import (
@@ -15,6 +15,7 @@ from unirl_env.functional.losses.terms import (
     outwards,
     ratio_metrics,
     require_positive_std,
+    require_token_log_prob,
 )
 
 __all__ = ["drpo_gaussian_loss", "drpo_loss"]
@@ -59,11 +60,7 @@ def drpo_loss(
     """
     _require_epsilon(epsilon)
     e = entries(log_prob, old_log_prob, advantages, mask, denominator)
-    if bool((e.old_log_prob > 1e-4).any()):
-        raise ContractError(
-            "`old_log_prob` must be the log-probability of a token, at most 0, got a larger one; "
-            "try drpo_gaussian_loss for latents, whose density has no upper bound."
-        )
+    require_token_log_prob(e)
     mu, excess = e.old_log_prob.exp(), torch.expm1(e.log_ratio)
     size = e.advantages.abs()
     terms = -e.advantages * e.log_ratio.exp() + size * mu * excess.square() / (2.0 * epsilon)

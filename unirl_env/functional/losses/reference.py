@@ -1,15 +1,21 @@
-"""The pull towards a reference policy, as an exact divergence."""
+"""The pull towards a reference policy: exact for latents, estimated from the sampled tokens for texts."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from unirl_env.functional.checks import require_floating
+from unirl_env.errors import ShapeError
+from unirl_env.functional.checks import require_choice, require_floating, require_shape
 from unirl_env.functional.divergences import gaussian_kl
-from unirl_env.functional.losses.terms import mask_and_denominator, masked_mean, require_positive_std
+from unirl_env.functional.losses.terms import (
+    MAX_LOG_RATIO,
+    mask_and_denominator,
+    masked_mean,
+    require_positive_std,
+)
 
-__all__ = ["reference_kl"]
+__all__ = ["reference_kl", "token_reference_kl"]
 
 
 def reference_kl(
@@ -52,3 +58,69 @@ def reference_kl(
     mean = torch.where(wide, mean, 0.0)
     ref_mean = torch.where(wide, ref_mean.detach(), 0.0)
     return masked_mean(gaussian_kl(mean, ref_mean, std, reduction=reduction), mask, denominator)
+
+
+def token_reference_kl(
+    log_prob: Tensor,
+    ref_log_prob: Tensor,
+    *,
+    estimator: str = "k3",
+    mask: Tensor | None = None,
+    denominator: float | Tensor | None = None,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Average over sampled tokens of an estimate of KL(pi, ref); add `beta` times it to a loss.
+
+    With `d = log_prob - ref_log_prob` of tokens that pi itself sampled:
+
+    | estimator | value | its mean | mean of its gradient |
+    |---|---|---|---|
+    | "k1" | d | KL(pi, ref); may be negative | 0: it does not pull at all, use it as a metric |
+    | "k2" | d^2 / 2 | near KL(pi, ref) for small d | that of KL(pi, ref), exactly |
+    | "k3" | exp(-d) - 1 + d | KL(pi, ref); never negative | that of KL(ref, pi), which is the same near ref |
+
+    So "k2" pulls as the divergence itself does, and "k3", the usual choice, as the reversed one: with at most
+    1 on tokens that became likelier than in ref, exponentially on those that became rarer (none below d =
+    -20, where it would no longer be finite).
+
+    Args:
+        log_prob: `[B]` or `[B, S]` under the policy being trained, with gradient.
+        ref_log_prob: As `log_prob`, under the reference policy (the same network with its adapters off).
+        estimator: "k1", "k2" or "k3".
+        mask: Bool as `log_prob`; None takes all.
+        denominator: Unmasked tokens of the whole optimizer step; None counts these.
+        weight: As `log_prob` or `[B]`, what a token counts, from `token_weights`; None counts all alike.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ShapeError: Shapes or dtypes do not fit.
+        ConfigError: An unknown estimator.
+
+    Reference:
+        Schulman, Approximating KL Divergence (joschu.net/blog/kl-approx.html); GRPO (arXiv 2402.03300),
+        equation 4, for "k3".
+    """
+    require_choice("estimator", estimator, ("k1", "k2", "k3"))
+    require_floating("log_prob", log_prob)
+    require_floating("ref_log_prob", ref_log_prob)
+    if not 1 <= log_prob.ndim <= 2:
+        raise ShapeError(f"`log_prob` must be [B] or [B, S], got {list(log_prob.shape)}; try log_prob[mask].")
+    require_shape("ref_log_prob", ref_log_prob, log_prob.shape, "log_prob")
+    mask, denominator = mask_and_denominator(mask, denominator, log_prob, "log_prob")
+    d = torch.where(mask, log_prob.float(), 0.0) - torch.where(mask, ref_log_prob.detach().float(), 0.0)
+    if estimator == "k1":
+        value = d
+    elif estimator == "k2":
+        value = d.square() / 2.0
+    else:
+        d = d.clamp_min(-MAX_LOG_RATIO)
+        value = torch.expm1(-d) + d
+    if weight is not None:
+        require_floating("weight", weight)
+        if weight.ndim == 1 and log_prob.ndim == 2 and len(weight) == len(log_prob):
+            weight = weight[:, None].expand_as(log_prob)
+        require_shape("weight", weight, log_prob.shape, "log_prob")
+        value = value * torch.where(mask, weight.detach().float(), 0.0)
+    return masked_mean(value, mask, denominator)

@@ -19,6 +19,7 @@ __all__ = [
     "outwards",
     "ratio_metrics",
     "require_positive_std",
+    "require_token_log_prob",
 ]
 
 MAX_LOG_RATIO = 20.0  # exp(20) is finite in float32 with room for an advantage
@@ -151,6 +152,15 @@ def require_positive_std(std: Tensor, mask: Tensor) -> Tensor:
             "try mask & (std > 0), and count the denominator from that mask."
         )
     return torch.where(mask, std.detach().float(), 1.0)
+
+
+def require_token_log_prob(e: Entries) -> None:
+    """Raise ContractError if an old log-probability is above 0, which that of a token cannot be."""
+    if bool((e.old_log_prob > 1e-4).any()):
+        raise ContractError(
+            "`old_log_prob` must be the log-probability of a token, at most 0, got a larger one; "
+            "try drpo_gaussian_loss or flow_dppo_loss for latents, whose density has no upper bound."
+        )
 
 
 def merge_metrics(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
