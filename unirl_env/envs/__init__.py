@@ -6,12 +6,17 @@ from unirl_env.envs.denoise import DenoiseVectorEnv
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.envs.single import SingleEnv
 from unirl_env.envs.snapshot import Snapshot
+from unirl_env.envs.tokens import WAIT, TokenVectorEnv
+from unirl_env.envs.tools import Calculator
 
 __all__ = [
+    "WAIT",
+    "Calculator",
     "DenoiseVectorEnv",
     "GenerativeVectorEnv",
     "PromptSource",
     "SingleEnv",
     "Snapshot",
+    "TokenVectorEnv",
     "check_vector_env",
 ]

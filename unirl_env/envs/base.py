@@ -17,6 +17,7 @@ from gymnasium.vector import AutoresetMode
 
 from unirl_env.envs.course import Course
 from unirl_env.envs.options import (
+    checked_autoreset,
     checked_choice,
     checked_group_size,
     checked_heirs,
@@ -31,9 +32,6 @@ from unirl_env.errors import ConfigError, ContractError
 from unirl_env.types import Sample
 
 __all__ = ["GenerativeVectorEnv"]
-
-AUTORESET = {"next_step": AutoresetMode.NEXT_STEP, "disabled": AutoresetMode.DISABLED}
-BACKENDS = ("numpy", "torch")
 
 
 class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
@@ -54,8 +52,10 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
         array_backend: `"numpy"`, or `"torch"` for tensors on `device`.
         device: Where the episodes' tensors live.
         autoreset_mode: `"next_step"` for off-the-shelf agents: a finished group starts anew at the step
-            after its end; `"disabled"` for group rollouts, where stepping a finished batch raises.
-        render_mode: `"rgb_array"` or None.
+            after its end; `"disabled"` for group rollouts, where stepping a finished batch raises. In both,
+            an episode that has ended waits for the rest: its actions mean nothing, its observation and its
+            flags stay, its reward is 0. Agents that take a repeated flag for another end need groups of 1.
+        render_mode: One of `metadata["render_modes"]`, or None.
         max_characters: The longest prompt that is accepted, from the source or from `reset`.
 
     Raises:
@@ -78,10 +78,8 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
         render_mode: str | None = None,
         max_characters: int = MAX_CHARACTERS,
     ):
-        mode = str(getattr(autoreset_mode, "name", autoreset_mode)).lower()
-        mode = AUTORESET[checked_choice("autoreset_mode", mode, tuple(AUTORESET))]
-        self.metadata = {**type(self).metadata, "autoreset_mode": mode}
-        self.array_backend = checked_choice("array_backend", array_backend, BACKENDS)
+        self.metadata = {**type(self).metadata, "autoreset_mode": checked_autoreset(autoreset_mode)}
+        self.array_backend = checked_choice("array_backend", array_backend, ("numpy", "torch"))
         self.render_mode = checked_choice("render_mode", render_mode, (None, *self.metadata["render_modes"]))
         self.num_envs = num_envs
         self.max_characters = max_characters
@@ -156,14 +154,10 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
         held = dict(self._course.options if partial else self._defaults)
         held = self._checked_held(held | {name: options[name] for name in held if name in options})
         if partial and held["group_size"] != self.group_size:
-            raise ConfigError(
-                f"`group_size` must stay {self.group_size} while other groups go on, got "
-                f"{held['group_size']}; reset every episode to change it."
-            )
-        if seed is not None:
-            course = Course(int(seed))
-        else:
-            course = self._course.next() if self._course else Course(int(self.np_random.integers(2**62)))
+            raise ConfigError(f"`group_size` must stay {self.group_size} while other groups go on.")
+        if seed is None and self._course is None:
+            seed = self.np_random.integers(2**62)
+        course = self._course.next() if seed is None else Course(int(seed))
         self._start(rows, course.holding(held), options)
         return self._observe(), self._info()
 
@@ -180,31 +174,39 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
         """
         if self._roster is None:
             raise ResetNeeded("`step` was called before `reset`; call `env.reset(seed=...)` first.")
-        restarting = np.zeros(self.num_envs, dtype=bool)
+        restarting = None
         if self.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP:
-            restarting = np.repeat(self._done.reshape(-1, self.group_size).all(axis=1), self.group_size)
+            whole = self._done.reshape(-1, self.group_size).all(axis=1)
+            restarting = np.repeat(whole, self.group_size) if whole.any() else None
         elif self._done.all():
             raise ResetNeeded(
-                "`step` was called on a finished batch in autoreset mode DISABLED; call `env.reset(...)`."
+                "`step` was called on a finished batch in mode DISABLED; call `env.reset(...)`."
             )
-        active, finished = ~self._done, np.zeros(self.num_envs, dtype=bool)
-        terminated, truncated = finished.copy(), finished.copy()
-        samples: list[Sample | None] = [None] * self.num_envs
+        active, samples = ~self._done, None
         if active.any():
             terminated, truncated = self._advance(actions, active)
             finished = active & (terminated | truncated)
-            self._done = self._done | finished
-            rows = np.flatnonzero(finished)
-            for row, sample in zip(rows, self._finish(rows) if len(rows) else (), strict=True):
-                samples[row] = sample
-        if restarting.any():
+            if finished.any():
+                self._done = self._done | finished
+                samples = self._samples(finished)
+        else:
+            terminated, truncated = np.zeros((2, self.num_envs), dtype=bool)
+        if restarting is not None:
             self._start(np.flatnonzero(restarting), self._course.next(), {})
             terminated, truncated = terminated & ~restarting, truncated & ~restarting
         info = self._info()
-        if finished.any():
+        if samples is not None:
             info["samples"], info["_samples"] = samples, finished
-        rewards = np.zeros(self.num_envs, dtype=np.float32)
-        return self._observe(), *map(self._array, (rewards, terminated, truncated)), info
+        results = (np.zeros(self.num_envs, dtype=np.float32), terminated, truncated)
+        return self._observe(), *map(self._array, results), info
+
+    def _samples(self, finished: np.ndarray) -> list[Sample | None]:
+        """The samples of the episodes that have just finished, each in its row."""
+        samples: list[Sample | None] = [None] * self.num_envs
+        rows = np.flatnonzero(finished)
+        for row, sample in zip(rows, self._finish(rows), strict=True):
+            samples[row] = sample
+        return samples
 
     # State in and out.
 
@@ -288,11 +290,9 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
         return self._observe(), self._info()
 
     def _info(self) -> dict[str, Any]:
-        prompts = np.empty(self.num_envs, dtype=object)
-        prompts[:] = self._roster.prompts
         return {
             "group": self._roster.group.copy(),
-            "prompt": prompts,
+            "prompt": self._roster.prompt_array.copy(),
             "episode_seed": self._roster.episode_seed.copy(),
         }
 

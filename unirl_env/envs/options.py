@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from gymnasium.vector import AutoresetMode
 
 from unirl_env.errors import ConfigError, ShapeError
 
 __all__ = [
+    "checked_autoreset",
     "checked_choice",
     "checked_group_size",
     "checked_heirs",
@@ -20,6 +22,16 @@ __all__ = [
 
 ONCE = ("prompts", "sample_offset", "reset_mask")
 """Options that hold for one `reset`; all others hold until the next one."""
+AUTORESET = {"next_step": AutoresetMode.NEXT_STEP, "disabled": AutoresetMode.DISABLED}
+
+
+def checked_autoreset(mode: str | AutoresetMode) -> AutoresetMode:
+    """The mode that a name or a mode stands for.
+
+    Raises:
+        ConfigError: If it is not one of NEXT_STEP and DISABLED.
+    """
+    return AUTORESET[checked_choice("autoreset_mode", str(getattr(mode, "name", mode)).lower(), [*AUTORESET])]
 
 
 def checked_choice(name: str, value: Any, choices: Sequence[Any]) -> Any:

@@ -46,9 +46,10 @@ def _locate(source: str | os.PathLike) -> Path:
     if os.path.exists(source):
         return Path(source)
     shipped = Path(str(resources.files("unirl_env"))) / "prompts"
-    names = sorted(path.stem for path in shipped.glob("*.txt"))
-    if str(source) in names:
-        return shipped / f"{source}.txt"
+    sets = {path.stem: path for path in sorted(shipped.glob("*.*")) if path.suffix in (".jsonl", ".txt")}
+    if str(source) in sets:
+        return sets[str(source)]
+    names = sorted(sets)
     shown = repr(str(source)[:60])
     raise PromptError(
         f"`prompts` must be an existing file or directory, or one of the shipped sets {names}, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -71,6 +72,13 @@ class Roster:
             episode_seed=np.asarray(episode, dtype=np.int64),
             start_seed=np.asarray(start, dtype=np.int64),
         )
+
+    @cached_property
+    def prompt_array(self) -> np.ndarray:
+        """The prompts as an array of objects `[B]`; made once, because every step shows it."""
+        prompts = np.empty(len(self.prompts), dtype=object)
+        prompts[:] = self.prompts
+        return prompts
 
     def take(self, rows: np.ndarray) -> Roster:
         """The roster in which episode i is this roster's episode `rows[i]`."""

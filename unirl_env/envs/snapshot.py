@@ -17,7 +17,7 @@ __all__ = ["Snapshot"]
 class Snapshot:
     """The whole state of a vector environment at one moment; restore it as often as you like.
 
-    Tensors are shared with the environment, which never changes a tensor in place.
+    What it holds is shared with the environment, which changes nothing of it in place.
     """
 
     roster: Roster

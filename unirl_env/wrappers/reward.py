@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from torch import Tensor
 
 from unirl_env.errors import ConfigError, ContractError, ScorerError
 from unirl_env.rewards.scoring import checked_scorer, place_scores, score_safely, scorer_name
-from unirl_env.types import Scorer, Scores
+from unirl_env.types import Prompt, Sample, Scorer, Scores
 
 __all__ = ["RewardWrapper"]
 
@@ -30,24 +31,56 @@ class RewardWrapper(VectorWrapper):
         on_invalid: The reward of a finished episode whose score is invalid: `"nan"` (it is left out of its
             group by the advantages), a number (for learners that cannot take NaN; `info["scores"].valid`
             still tells), or `"raise"`.
+        together: Judge all episodes of a batch in one call of the scorer, at the step at which the last one
+            ends, and pay all of them then; for scorers that want batches, in autoreset mode DISABLED. By
+            default each episode is paid at its own end, which wrappers outside this one expect that look at
+            rewards there (`EpisodeStatistics`, `RecordMedia`). What was not judged by then is dropped by a
+            reset, and not known to a snapshot.
 
     Attributes:
         scored: How many samples have been judged so far.
         unscored: How many of them came out invalid.
 
     Raises:
-        ConfigError: If `scorer` cannot be called or `on_invalid` is none of the above.
+        ConfigError: If `scorer` cannot be called, `on_invalid` is none of the above, or `together` meets an
+            environment that resets by itself.
     """
 
-    def __init__(self, env: VectorEnv, scorer: Scorer, on_invalid: Literal["nan", "raise"] | float = "nan"):
+    def __init__(
+        self,
+        env: VectorEnv,
+        scorer: Scorer,
+        on_invalid: Literal["nan", "raise"] | float = "nan",
+        *,
+        together: bool = False,
+    ):
         super().__init__(env)
+        if together and env.metadata.get("autoreset_mode") is not AutoresetMode.DISABLED:
+            raise ConfigError(
+                "`together` must be False unless the environment's autoreset mode is DISABLED, got "
+                f"{env.metadata.get('autoreset_mode')}: a batch that resets by itself has no common end."
+            )
         number = isinstance(on_invalid, (int, float)) and not isinstance(on_invalid, bool)
         if on_invalid not in ("nan", "raise") and not (number and math.isfinite(on_invalid)):
             raise ConfigError(f"`on_invalid` must be 'nan', 'raise' or a finite number, got {on_invalid!r}.")
         self.scorer = checked_scorer(scorer)
         self.on_invalid = on_invalid
+        self.together = together
         self.scored = 0
         self.unscored = 0
+        self._unpaid: list[Sample | None] = [None] * env.num_envs
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset the environment."""
+        obs, info = self.env.reset(seed=seed, options=options)
+        mask = (options or {}).get("reset_mask")
+        if mask is None:
+            self._unpaid = [None] * self.num_envs
+        else:
+            self._unpaid = [None if new else kept for new, kept in zip(mask, self._unpaid, strict=True)]
+        return obs, info
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step the environment; `[B]` rewards come in the environment's own array type.
@@ -58,26 +91,37 @@ class RewardWrapper(VectorWrapper):
         """
         obs, rewards, terminated, truncated, info = self.env.step(actions)
         if "samples" in info:
-            scores, finished = self._score(info)
+            samples = self._finished(info)
+            if self.together:
+                samples = [new or kept for new, kept in zip(samples, self._unpaid, strict=True)]
+                self._unpaid = samples
+                if not bool((terminated | truncated).all()):
+                    return obs, rewards, terminated, truncated, info
+                self._unpaid = [None] * self.num_envs
+            scores, finished = self._score(samples, info["prompt"])
             rewards = _added(rewards, scores, finished, self.on_invalid)
             info = {**info, "scores": scores, "_scores": finished.numpy()}
         return obs, rewards, terminated, truncated, info
 
-    def _score(self, info: dict[str, Any]) -> tuple[Scores, Tensor]:
+    def _finished(self, info: dict[str, Any]) -> list[Sample | None]:
+        """The samples of the episodes that have just ended, each in its row."""
         samples = info["samples"]
         if len(samples) != self.num_envs or len(info.get("prompt", ())) != self.num_envs:
             raise ContractError(
                 f"`info['samples']` and `info['prompt']` must have {self.num_envs} entries each, "
                 f"got {len(samples)} and {len(info.get('prompt', ()))}."
             )
+        if "_samples" not in info:
+            return list(samples)
+        return [sample if new else None for sample, new in zip(samples, info["_samples"], strict=True)]
+
+    def _score(self, samples: Sequence[Sample | None], prompts: Sequence[Prompt]) -> tuple[Scores, Tensor]:
         finished = torch.tensor([sample is not None for sample in samples])
-        if "_samples" in info:
-            finished &= torch.as_tensor(info["_samples"], dtype=torch.bool).cpu()
         index = torch.nonzero(finished).flatten().tolist()
         scores = score_safely(
             self.scorer,
             [samples[i] for i in index],
-            [info["prompt"][i] for i in index],
+            [prompts[i] for i in index],
             on_error="raise" if self.on_invalid == "raise" else "invalid",
         )
         invalid = int((~scores.valid).sum())
