@@ -31,26 +31,23 @@ def token_weights(
         lengths: `[B]` integers: trained tokens of each sequence of the whole optimizer step. A sequence of
             length 0 (all masked out) counts nowhere.
         aggregate: One of the above.
-        horizon: The constant, often the length limit; for "horizon" only.
+        horizon: The constant of "horizon", often the length limit; the others ignore it.
 
     Returns:
         `[B]` float32 weights, and the denominator of the optimizer step, at least 1.
 
     Raises:
         ShapeError: `lengths` is not `[B]` integers of at least 0.
-        ConfigError: An unknown aggregate, or a horizon that is missing, not positive, or of no use.
+        ConfigError: An unknown aggregate, or no horizon where it is needed.
 
     Reference:
         GRPO (arXiv 2402.03300), equation 3; DAPO (2503.14476), equation 8; Dr. GRPO (2503.20783), section 3.
     """
     require_choice("aggregate", aggregate, ("token_mean", "sequence_mean", "horizon"))
-    if (aggregate == "horizon") != (horizon is not None):
+    if aggregate == "horizon" and not (horizon or 0) > 0:
         raise ConfigError(
-            f"`horizon` must be given for aggregate 'horizon' and for no other, got {horizon} for "
-            f"{aggregate!r}; try the limit of new tokens, or None."
+            f"`horizon` must be positive for aggregate 'horizon', got {horizon}; try the limit of new tokens."
         )
-    if horizon is not None and not horizon > 0:
-        raise ConfigError(f"`horizon` must be positive, got {horizon}; try the limit of new tokens.")
     if lengths.ndim != 1 or lengths.is_floating_point() or bool((lengths < 0).any()):
         raise ShapeError(
             f"`lengths` must be [B] integers of at least 0, got {lengths.dtype} {list(lengths.shape)}; "
