@@ -3,6 +3,8 @@
 Each run is the ordinary command, one after another, in a folder of its own:
 
     python benchmarks/learning_curves.py [--agents flow_dppo,grpo] [--seeds 0,1,2] [--extra key=value ...]
+    python benchmarks/learning_curves.py --config ar/tiny_qwen3 --folder runs/curves_qwen3 \
+        --picture docs/images/curves_qwen3.png --table benchmarks/results/curves_qwen3.json
 
 A band is the 95 % t-interval of the mean over seeds. Runs that are there already are read, not repeated.
 """
@@ -123,7 +125,8 @@ def draw(runs: dict[str, list[Path]], picture: Path) -> None:
     axes[0].legend(frameon=False, loc="lower right")
     axes[0].grid(alpha=0.2)
     sets = list(dict.fromkeys(row["set"] for row in rows(next(iter(runs.values()))[0] / "evaluation.jsonl")))
-    bars = [(prompts, reward) for prompts in sets for reward in ("reward", "heldout")]
+    first = rows(next(iter(runs.values()))[0] / "evaluation.jsonl")[0]["rewards"]
+    bars = [(prompts, reward) for prompts in sets for reward in ("reward", "heldout") if reward in first]
     for place, (agent, folders) in enumerate(runs.items()):
         for slot, (prompts, reward) in enumerate(bars):
             pairs = np.array([measured(folder, prompts, reward) for folder in folders])

@@ -51,7 +51,7 @@ def main(
         curve.append(metrics["reward"])
         print(
             f"iteration {iteration:3}  reward {metrics['reward']:.3f}  KL {metrics['kl']:.1e}"
-            f"  masked {metrics['masked_fraction']:.2f}  {metrics['images_per_second']:.1f} images/s"
+            f"  masked {metrics['masked_fraction']:.2f}  {metrics['episodes_per_second']:.1f} samples/s"
         )
 
     # Fixed noise, no exploration: what the trained model draws, against the untrained one.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from unirl_env.errors import ConfigError
+from unirl_env.config_check import check_run
 
 __all__ = [
     "AgentSettings",
@@ -23,8 +23,6 @@ __all__ = [
     "StepSettings",
 ]
 
-MODES = ("diffusion", "ar", "pe", "unified_model")
-
 
 @dataclass
 class ModelSettings:
@@ -36,8 +34,8 @@ class ModelSettings:
     """A hub id or a directory; null takes the id's own default."""
     revision: str | None = None
     """A branch, tag or commit of the hub repository."""
-    num_steps: int = 8
-    """T, denoising steps of a training episode."""
+    num_steps: int | None = None
+    """T, denoising steps of a training episode; null takes the id's own default."""
     eval_num_steps: int | None = None
     """Denoising steps in evaluation; null takes `num_steps`."""
     height: int | None = None
@@ -50,6 +48,14 @@ class ModelSettings:
     """`auto` is the GPU where there is one."""
     offload: bool = False
     """Keep the frozen parts on the CPU between uses."""
+    rows_per_forward: int | None = None
+    """Fixes the network's batch size, so that an image episode is bitwise the same in any batch."""
+    max_new_tokens: int | None = None
+    """Where a text is cut off; null takes the id's own default."""
+    max_prompt_tokens: int | None = None
+    """The longest prompt in tokens; null takes the id's own default."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the environment or its model (system, thinking, tool, max_pixels, ...)."""
 
 
 @dataclass
@@ -112,6 +118,16 @@ class PolicySettings:
     """Its noise level."""
     storage_dtype: str = "float32"
     """What latents are rounded to before they are scored and stored."""
+    temperature: float = 1.0
+    """What a language model's logits are divided by, in rollout and update."""
+    top_p: float = 1.0
+    """Sample among the likeliest tokens of this mass; 1 keeps all."""
+    top_k: int = 0
+    """Sample among this many likeliest tokens; 0 keeps all."""
+    eval_temperature: float | None = None
+    """The temperature of evaluation; 0 decodes greedily, null takes `temperature`."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
 
 
 @dataclass
@@ -119,7 +135,7 @@ class AgentSettings:
     """The algorithm and its optimizer."""
 
     name: str = "flow_dppo"
-    """`grpo`, `flow_dppo` or `drpo`."""
+    """`grpo`, `flow_dppo` or `drpo`; for texts `gspo`, too."""
     options: dict[str, Any] = field(default_factory=dict)
     """The algorithm's own knobs (clip_low, kl_threshold, epsilon, ...)."""
     lr: float = 3e-4
@@ -136,12 +152,22 @@ class AgentSettings:
     """Optimizer steps per rollout, on disjoint parts of it."""
     micro_batch_size: int | None = None
     """Episodes per forward and backward; null takes the whole minibatch. Changes memory, not results."""
+    micro_batch_tokens: int | None = None
+    """Packed tokens per forward and backward of a language model. Changes memory, not results."""
+    aggregate: str | None = None
+    """How tokens of unequal texts are weighed: `token_mean`, `sequence_mean`, `horizon` (Dr. GRPO)."""
+    horizon: int | None = None
+    """What sums over a text's tokens are divided by under `horizon`."""
+    mask_truncated: bool = False
+    """Leave texts out of the loss that the length limit ended."""
     advantage_scale: str = "group"
     """What centred rewards are divided by: the std of the `group`, of the `batch`, or `none`."""
     advantage_clip: float | None = None
     """Bound on the size of an advantage."""
     reference_kl: float = 0.0
     """Weight of the KL to the untrained model."""
+    kl_estimator: str = "k3"
+    """How that KL is estimated on tokens: `k1`, `k2` or `k3`."""
     anchor: str = "rollout"
     """Old log-probs and means: as the rollout recorded them, or by `replay` under the same weights."""
     self_check: bool = True
@@ -155,7 +181,9 @@ class RolloutSettings:
     """How many episodes an iteration has, and who produces them."""
 
     engine: str = "local"
-    """Where samples are drawn: `local` is in-process torch."""
+    """Where samples are drawn: `local` is in-process torch; for texts `vllm`, `vllm_server`, `sglang`, too."""
+    engine_options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the engine (url, max_model_len, ...)."""
     num_prompts: int = 8
     """P, distinct prompts per iteration."""
     group_size: int = 12
@@ -227,63 +255,4 @@ class RunConfig:
         Raises:
             ConfigError: Naming the field, its value and the remedy.
         """
-        rollout, agent = self.rollout, self.agent
-        _one_of("mode", self.mode, MODES)
-        _one_of("reward.on_error", self.reward.on_error, ("invalid", "raise"))
-        _one_of("steps.kind", self.steps.kind, ("all", "fraction", "random", "window"))
-        _one_of("policy.dynamics", self.policy.dynamics, ("flow", "dance", "cps"))
-        _one_of("agent.advantage_scale", agent.advantage_scale, ("group", "batch", "none"))
-        _one_of("agent.anchor", agent.anchor, ("rollout", "replay"))
-        _one_of("model.dtype", self.model.dtype, ("float32", "bfloat16", "float16"))
-        _one_of("policy.storage_dtype", self.policy.storage_dtype, ("float32", "bfloat16", "float16"))
-        for name, value in {
-            "iterations": self.iterations,
-            "model.num_steps": self.model.num_steps,
-            "agent.num_minibatches": agent.num_minibatches,
-            "rollout.num_prompts": rollout.num_prompts,
-            "rollout.group_size": rollout.group_size,
-        }.items():
-            if value < 1:
-                raise ConfigError(f"`{name}` must be at least 1, got {value}.")
-        if rollout.group_size == 1:
-            raise ConfigError(
-                "`rollout.group_size` must be at least 2, got 1: an episode alone in its group has "
-                "advantage zero, so nothing would be learned; try 8."
-            )
-        if agent.lr <= 0:
-            raise ConfigError(f"`agent.lr` must be positive, got {agent.lr}.")
-        if self.policy.eta <= 0:
-            raise ConfigError(
-                f"`policy.eta` must be positive, got {self.policy.eta}: without noise no step has a "
-                "log-probability to train on; try 0.7."
-            )
-        low, high = self.steps.fraction
-        if not 0 <= low < high <= 1:
-            raise ConfigError(f"`steps.fraction` must satisfy 0 <= low < high <= 1, got {low}, {high}.")
-        self._check_divisibility()
-
-    def _check_divisibility(self) -> None:
-        rollout, minibatches = self.rollout, self.agent.num_minibatches
-        episodes = rollout.num_prompts * rollout.group_size
-        if rollout.num_env_runners and rollout.num_prompts % rollout.num_env_runners:
-            raise ConfigError(
-                f"`rollout.num_prompts` must be divisible by `rollout.num_env_runners` "
-                f"({rollout.num_env_runners}), got {rollout.num_prompts}; each runner takes whole groups."
-            )
-        shards = minibatches * max(1, rollout.num_learners)
-        if episodes % shards:
-            raise ConfigError(
-                f"`rollout.num_prompts` x `rollout.group_size` must be divisible by "
-                f"`agent.num_minibatches` x `rollout.num_learners`, got {rollout.num_prompts} x "
-                f"{rollout.group_size} = {episodes} and {shards}; "
-                f"try group_size={_next_multiple(rollout.group_size, shards)}."
-            )
-
-
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}.")
-
-
-def _next_multiple(value: int, divisor: int) -> int:
-    return -(-value // divisor) * divisor
+        check_run(self)

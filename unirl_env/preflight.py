@@ -19,6 +19,8 @@ from unirl_env.types import Prompt
 __all__ = ["Prompts", "check_all", "preflight", "read_prompts"]
 
 TRAIN, HELDOUT = "train", "heldout"
+MODE_OF = {"denoiser": "diffusion", "language_model": "ar"}
+"""What the argument of an environment that names its model says about the mode."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,14 @@ def _check_environment(cfg: RunConfig) -> None:
             f"`model.env` must be a registered environment, got {cfg.model.env!r}; try one of "
             f"{', '.join(known)}, or `package:namespace/Name-v0` for one of your own."
         )
+    module, _, name = cfg.model.env.rpartition(":")
+    arguments = gym.registry[name].kwargs if name in gym.registry else {}
+    for argument, mode in MODE_OF.items():
+        if argument in arguments and cfg.mode != mode:
+            raise ConfigError(
+                f"`mode` must be {mode!r} for {cfg.model.env}, got {cfg.mode!r}; try `mode={mode}`, or another "
+                "`model`."
+            )
 
 
 def _check_numbers(cfg: RunConfig) -> None:
@@ -106,8 +116,13 @@ def _check_numbers(cfg: RunConfig) -> None:
     optional = {
         "policy.lora_rank": cfg.policy.lora_rank,
         "agent.micro_batch_size": cfg.agent.micro_batch_size,
+        "agent.micro_batch_tokens": cfg.agent.micro_batch_tokens,
+        "agent.horizon": cfg.agent.horizon,
         "rollout.batch_size": cfg.rollout.batch_size,
         "model.eval_num_steps": cfg.model.eval_num_steps,
+        "model.rows_per_forward": cfg.model.rows_per_forward,
+        "model.max_new_tokens": cfg.model.max_new_tokens,
+        "model.max_prompt_tokens": cfg.model.max_prompt_tokens,
     }
     least |= {name: (value, 1) for name, value in optional.items() if value is not None}
     for name, (value, bound) in least.items():
@@ -117,6 +132,8 @@ def _check_numbers(cfg: RunConfig) -> None:
 
 def _check_steps(cfg: RunConfig) -> None:
     steps = cfg.steps
+    if cfg.mode != "diffusion" or cfg.model.num_steps is None:
+        return
     try:
         F.choose_steps(
             steps.kind,

@@ -115,7 +115,7 @@ def describe(row: Mapping[str, Any]) -> list[str]:
     for label, names, form in (
         ("KL", ("kl", "approx_kl"), "{:.1e}"),
         ("masked", ("masked_fraction", "clip_fraction"), "{:.0%}"),
-        ("images/s", ("images_per_second",), "{:.0f}"),
+        ("samples/s", ("episodes_per_second",), "{:.0f}"),
     ):
         value = next((row[name] for name in names if _number(row.get(name))), None)
         if value is not None:

@@ -30,6 +30,7 @@ MAY_CHANGE = (
     "model.device",
     "model.offload",
     "agent.micro_batch_size",
+    "agent.micro_batch_tokens",
     "rollout.batch_size",
     "rollout.num_env_runners",
     "rollout.num_learners",

@@ -72,7 +72,7 @@ def test_an_iteration_reports_its_numbers(build):
         "loss",
         "grad_norm",
         "lr",
-        "images_per_second",
+        "episodes_per_second",
         "seconds/rollout",
         "seconds/update",
         "seconds/sync",

@@ -102,8 +102,8 @@ def test_the_policy_takes_the_environments_model():
     config = toy_config(GRPOConfig, policy={"lora_rank": 4, "lora_targets": ["inner"]})
     config.environment(env_config={"pretrained": "somewhere", "device": "cpu", "num_steps": 4})
     options = config.policy_options() if config.validate() is None else None
-    assert options["denoiser"] == "toy:PointDenoiser"
-    assert options["denoiser_options"] == {"pretrained": "somewhere"}
+    assert options["model"] == "toy:PointDenoiser"
+    assert options["model_options"] == {"pretrained": "somewhere"}
     assert options["lora"] == {"rank": 4, "alpha": 32, "targets": ("inner",)}
     assert config.num_steps == 4
 

@@ -94,7 +94,7 @@ def train(cluster):
         config_class, knobs = configs[name]
         config = config_class().environment(
             "unirl/GaussianMixture-v0",
-            env_config={"denoiser_options": model, "num_steps": STEPS, "scorer": "linear"},
+            env_config={"model_options": model, "num_steps": STEPS, "scorer": "linear"},
         )
         config.training(
             num_prompts=1,

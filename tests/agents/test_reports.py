@@ -6,8 +6,8 @@ import pytest
 import torch
 from test_shards import batch_of
 
-from unirl_env.agents.learner import Update
 from unirl_env.agents.reports import rollout_metrics, update_metrics
+from unirl_env.agents.update import Update
 
 
 def test_sums_become_means_over_computed_rows_and_the_loss_one_over_minibatches():

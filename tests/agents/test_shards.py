@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from unirl_env.agents.shards import micro_batches, share_out, take_rows
+from unirl_env.agents.rows import busy_episodes, latent_lots, latent_rows
+from unirl_env.agents.shards import share_out
 from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.errors import ShapeError
 from unirl_env.types import Prompt, Scores
@@ -57,7 +58,7 @@ def test_a_shared_context_travels_once_and_belongs_to_its_rows():
     for shard, expected in zip(shards, ([0, 1], [2, 3]), strict=True):
         phase = shard.batch.phases["image"]
         assert phase.context["point"].flatten().tolist() == expected
-        rows = take_rows(phase, shard.advantages, torch.tensor([0, 11]), 1.0)
+        rows = latent_rows(shard, "image", torch.tensor([0, 11]), 1.0)
         assert rows.observation["point"].flatten().tolist() == [expected[0]] * 3 + [expected[1]] * 3
 
 
@@ -71,8 +72,11 @@ def test_invalid_scores_leave_mask_and_denominator():
 
 
 def test_rows_are_the_episodes_steps_in_order():
-    phase = batch_of().phases["image"]
-    rows = take_rows(phase, torch.arange(24.0), torch.tensor([2, 5]), 7.0)
+    (shard,) = share_out(batch_of(), torch.arange(24.0), num_minibatches=1, num_learners=1)
+    phase = shard.batch.phases["image"]
+    rows = latent_rows(shard, "image", torch.tensor([2, 5]), 7.0)
+    assert rows.episode.tolist() == [2, 2, 2, 5, 5, 5] and rows.step.tolist() == [0, 1, 2] * 2
+    assert rows.weight.tolist() == [1.0] * 6
     assert rows.old_log_prob.tolist() == [6, 7, 8, 15, 16, 17]
     assert rows.advantages.tolist() == [2, 2, 2, 5, 5, 5]
     torch.testing.assert_close(rows.observation["latent"], phase.observation["latent"][[2, 5]].flatten(0, 1))
@@ -80,14 +84,16 @@ def test_rows_are_the_episodes_steps_in_order():
 
 
 def test_micro_batches_skip_what_has_no_gradient():
-    mask = torch.ones(8, 2, dtype=torch.bool)
-    mask[5] = False
+    phase = batch_of(groups=2, size=4, steps=2).phases["image"]
+    phase.mask[5] = False
     advantages = torch.tensor([1.0, 0, 1, 1, 0, 1, 1, 1])
-    lots = micro_batches(mask, advantages, start=1, stop=8, size=2, skip_idle=True)
-    assert [lot.tolist() for lot in lots] == [[2, 3], [6, 7]]
-    lots = micro_batches(mask, advantages, start=0, stop=8, size=None, skip_idle=False)
+    busy = busy_episodes(phase, advantages, 1, 8, skip_idle=True)
+    assert [lot.tolist() for lot in latent_lots(phase, busy, size=2, tokens=None)] == [[2, 3], [6, 7]]
+    busy = busy_episodes(phase, advantages, 0, 8, skip_idle=False)
+    lots = latent_lots(phase, busy, size=None, tokens=None)
     assert [lot.tolist() for lot in lots] == [[0, 1, 2, 3, 4, 6, 7]]
-    assert micro_batches(mask, torch.zeros(8), start=0, stop=8, size=2, skip_idle=True) == []
+    busy = busy_episodes(phase, torch.zeros(8), 0, 8, skip_idle=True)
+    assert latent_lots(phase, busy, size=2, tokens=None) == []
 
 
 def test_samples_stay_behind():

@@ -5,7 +5,7 @@ import torch
 
 from unirl_env.build import build_scorer
 from unirl_env.errors import ConfigError
-from unirl_env.rewards import Gate, LinearScorer, Minimum, Product, ShapesScorer, WeightedSum
+from unirl_env.rewards import Gate, LinearScorer, Minimum, Overlong, Product, ShapesScorer, WeightedSum
 from unirl_env.types import Prompt, Sample, Scores
 
 HERE = __name__
@@ -57,6 +57,8 @@ def test_compositions_nest():
     assert isinstance(build_scorer({"name": "minimum", "parts": {"a": one, "b": two}}), Minimum)
     gate = build_scorer({"name": "gate", "gate": one, "scorer": two, "threshold": 0.5})
     assert isinstance(gate, Gate) and value(gate) == 2.0
+    overlong = build_scorer({"name": "overlong", "scorer": two, "mode": "soft", "max_tokens": 9, "buffer": 3})
+    assert isinstance(overlong, Overlong) and overlong.buffer == 3 and value(overlong.scorer) == 2.0
 
 
 def test_a_part_is_named_by_its_key_where_it_has_no_name():
@@ -87,6 +89,9 @@ def test_the_words_are_left_as_they_were():
         ({"name": "product", "parts": ["shapes"]}, "must have `parts"),
         ({"name": "gate", "gate": "shapes"}, "must have `scorer`"),
         ({"name": "gate", "gate": "shapes", "scorer": "shapes"}, "do not fit.*threshold"),
+        ({"name": "overlong", "mode": "keep"}, "'overlong' must have `scorer`"),
+        ({"name": "overlong", "scorer": "shapes", "most": 3}, "do not fit.*most"),
+        ({"name": "overlong", "scorer": "no_such_reward"}, "`reward` must be one of"),
         (7, "name, a mapping or a callable, got int"),
         (None, "got NoneType"),
         (Constant, "got the class Constant"),

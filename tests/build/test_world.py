@@ -46,13 +46,13 @@ def test_scorers_go_by_name_and_invalid_scores_as_told():
 
 
 def test_a_model_goes_by_name_with_its_options():
-    env = make_vector_env(2, denoiser="gaussian_mixture", denoiser_options={"shift": 0.3}, prompts=["a"])
+    env = make_vector_env(2, denoiser="gaussian_mixture", model_options={"shift": 0.3}, prompts=["a"])
     assert env.denoiser.shift == 0.3
     with pytest.raises(ConfigError, match=r"'gaussian_mixture' do not fit.*patch"):
-        make_vector_env(2, denoiser="gaussian_mixture", denoiser_options={"patch": 1}, prompts=["a"])
+        make_vector_env(2, denoiser="gaussian_mixture", model_options={"patch": 1}, prompts=["a"])
     with pytest.raises(ConfigError, match="`denoiser` must be one of"):
         make_vector_env(2, denoiser="gaussian_mixtures", prompts=["a"])
-    with pytest.raises(ConfigError, match="`denoiser` must name"):
+    with pytest.raises(ConfigError, match="must name a model family, got none"):
         make_vector_env(2, prompts=["a"])
 
 

@@ -44,7 +44,7 @@ class FakeAgent:
             "masked_fraction": 0.02,
             "seconds/rollout": 0.4,
             "seconds/update": 0.5,
-            "images_per_second": 100.0,
+            "episodes_per_second": 100.0,
         }
         return {}
 

@@ -16,7 +16,7 @@ from unirl_env.logbook import read_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
-NOT_COMPARED = ("seconds", "images_per_second", "self_check", "noise_floor")
+NOT_COMPARED = ("seconds", "episodes_per_second", "self_check", "noise_floor")
 """Clocks, and what the first update after every start measures besides."""
 ITERATIONS = 24
 SMALL = [

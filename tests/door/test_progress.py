@@ -9,7 +9,7 @@ ROW = {
     "reward": 0.25,
     "kl": 2e-4,
     "masked_fraction": 0.125,
-    "images_per_second": 40.4,
+    "episodes_per_second": 40.4,
     "seconds": 2.0,
 }
 
@@ -25,12 +25,12 @@ def lines(rows, terminal=False, **options):
 
 def test_without_a_terminal_every_iteration_is_a_line():
     text = lines([ROW])
-    assert text == "[ 3/10]  reward 0.250  KL 2.0e-04  masked 12%  40 images/s  0:14 left\n"
+    assert text == "[ 3/10]  reward 0.250  KL 2.0e-04  masked 12%  40 samples/s  0:14 left\n"
 
 
 def test_a_terminal_shows_the_same_numbers():
     text = lines([ROW], terminal=True)
-    for part in ("reward 0.250", "KL 2.0e-04", "masked 12%", "40 images/s", "0:14 left", "3/10"):
+    for part in ("reward 0.250", "KL 2.0e-04", "masked 12%", "40 samples/s", "0:14 left", "3/10"):
         assert part in text
 
 

@@ -14,7 +14,7 @@ def options(group):
 
 def test_there_are_recipes_to_test():
     assert {"diffusion/tiny_sd3", "diffusion/sd3", "diffusion/gaussian_mixture"} <= set(RECIPES)
-    assert options("agent") == ["drpo", "flow_dppo", "grpo"]
+    assert options("agent") == ["drpo", "flow_dppo", "grpo", "gspo"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -50,7 +50,7 @@ def test_a_recipe_survives_its_yaml(tmp_path):
         ("agent.lrr=1", "did you mean `agent.lr`"),
         ("agnet=grpo", "did you mean `agent`"),
         ("nonsense=1", "--show"),
-        ("agent=ppo", "`agent` must be one of drpo, flow_dppo, grpo, got ppo"),
+        ("agent=ppo", "`agent` must be one of drpo, flow_dppo, grpo, gspo, got ppo"),
         ("agent.lr=fast", "fast"),
         ("iterations=many", "many"),
         ("steps.fraction=[0,x]", "x"),

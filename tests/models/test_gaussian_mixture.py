@@ -20,7 +20,7 @@ from unirl_env.types import Prompt
 
 ID = "unirl/GaussianMixture-v0"
 make_vec = partial(gym.make_vec, ID, vectorization_mode="vector_entry_point")
-LINE = {"denoiser_options": {"means": [[-1.0], [1.0]], "stds": 0.4, "weights": [0.6, 0.4]}}
+LINE = {"model_options": {"means": [[-1.0], [1.0]], "stds": 0.4, "weights": [0.6, 0.4]}}
 
 
 def make_rollout(actor, **options):
@@ -94,7 +94,7 @@ def test_the_network_starts_at_the_exact_velocity():
 @pytest.mark.parametrize("options", [{}, LINE], ids=["plane", "line"])
 def test_the_ode_samples_the_mixture(options):
     """60 steps of the rollout's own ODE: mean and variance within five standard errors of the mixture's."""
-    denoiser = GaussianMixtureDenoiser(**options.get("denoiser_options", {"shift": 1.0}))
+    denoiser = GaussianMixtureDenoiser(**options.get("model_options", {"shift": 1.0}))
     batch = make_rollout(FlowActor(denoiser), denoiser=denoiser, num_steps=60, scorer="linear").collect(
         [Prompt("a sample")], group_size=4000, seed=0, stochastic_steps=()
     )

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from unirl_env.errors import ConfigError, ModelNotFound
-from unirl_env.models.options import model_options
+from unirl_env.models.options import model_choice
 from unirl_env.models.sd3 import SD3Denoiser
 from unirl_env.models.tiny.sd3 import TinySD3Denoiser
 from unirl_env.policies.actor import FlowActor, LoRAConfig
@@ -365,24 +365,23 @@ class TestMissingModels:
 
 class TestOptions:
     def test_model_and_world_are_parted(self):
-        name, options, rest = model_options(
+        choice = model_choice(
             {"denoiser": "sd3", "pretrained": "a/b", "height": None, "num_steps": 8, "rows_per_forward": 16}
         )
-        assert (name, options, rest) == (
-            "sd3",
-            {"pretrained": "a/b", "rows_per_forward": 16},
-            {"num_steps": 8},
-        )
+        assert (choice.family, choice.name) == ("denoiser", "sd3")
+        assert choice.options == {"pretrained": "a/b", "rows_per_forward": 16}
+        assert choice.rest == {"num_steps": 8}
 
     def test_what_only_one_family_knows_goes_through(self):
-        _, options, rest = model_options(
-            {"denoiser": "gaussian_mixture", "device": "cpu", "denoiser_options": {"shift": 0.3}}
+        choice = model_choice(
+            {"denoiser": "gaussian_mixture", "device": "cpu", "model_options": {"shift": 0.3}}
         )
-        assert options == {"device": "cpu", "shift": 0.3} and rest == {}
+        assert choice.options == {"device": "cpu", "shift": 0.3} and choice.rest == {}
 
-    def test_a_model_must_be_named(self):
-        with pytest.raises(ConfigError, match="`denoiser`"):
-            model_options({"num_steps": 3})
+    @pytest.mark.parametrize("named", [{}, {"denoiser": "sd3", "language_model": "causal_lm"}])
+    def test_one_model_must_be_named(self, named):
+        with pytest.raises(ConfigError, match="`denoiser`, `language_model`"):
+            model_choice({"num_steps": 3, **named})
 
     def test_the_id_hands_its_options_to_the_model(self, tiny_dir):
         env = gym.make_vec(

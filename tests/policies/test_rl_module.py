@@ -11,7 +11,7 @@ BOX = gym.spaces.Box(-16, 16, (2,))
 
 
 def make_policy(**options):
-    options = {"denoiser": "toy:PointDenoiser", "lora": {"rank": 4}, **options}
+    options = {"model": "toy:PointDenoiser", "lora": {"rank": 4}, **options}
     return DenoisePolicy(observation_space=BOX, action_space=BOX, model_config=options)
 
 
@@ -103,7 +103,7 @@ def test_the_reference_is_the_untrained_model():
 
 def test_an_incomplete_denoiser_is_named():
     with pytest.raises(ContractError, match=r"incomplete.*network"):
-        make_policy(denoiser="test_rl_module:Incomplete")
+        make_policy(model="test_rl_module:Incomplete")
 
 
 class Incomplete:

@@ -6,12 +6,14 @@ from typing import Any
 __all__ = [
     "DRPO",
     "GRPO",
+    "GSPO",
     "Agent",
     "AgentConfig",
     "DRPOConfig",
     "FlowDPPO",
     "FlowDPPOConfig",
     "GRPOConfig",
+    "GSPOConfig",
 ]
 
 PLACES = {
@@ -23,6 +25,8 @@ PLACES = {
     "FlowDPPOConfig": "flow_dppo",
     "GRPO": "grpo",
     "GRPOConfig": "grpo",
+    "GSPO": "gspo",
+    "GSPOConfig": "gspo",
 }
 
 

@@ -18,9 +18,9 @@ import unirl_env.functional as F
 from unirl_env.agents import selfcheck
 from unirl_env.agents.checks import warn_of_waiting
 from unirl_env.agents.config import AgentConfig
-from unirl_env.agents.learner import FollowedFailure, Update
 from unirl_env.agents.reports import log_to_rllib, rollout_metrics, update_metrics
 from unirl_env.agents.shards import share_out
+from unirl_env.agents.update import FollowedFailure, Update
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import CheckpointError, ContractError
@@ -80,10 +80,8 @@ class Agent(Algorithm):
             self.source.take(iteration * config.num_prompts, config.num_prompts, seed=config.run_seed),
             config.group_size,
             seed=F.derive_seed(config.run_seed, "rollout", iteration),
-            stochastic_steps=config.trained_steps(iteration),
-            # The check of the first update compares means, whatever the loss needs.
-            keep_mean=not self._checked or config.needs_mean,
             keep_samples=config.keep_samples,
+            **config.family.training_options(config, iteration, checked=self._checked),
         )
         sampled = time.perf_counter()
         advantages = F.group_advantages(
@@ -106,14 +104,14 @@ class Agent(Algorithm):
             **update_metrics(updates),
             "lr": lr,
             "episodes": float(len(batch)),
-            "images_per_second": len(batch) / (time.perf_counter() - began),
+            "episodes_per_second": len(batch) / (time.perf_counter() - began),
             "seconds/rollout": sampled - began,
             "seconds/update": learned - sampled,
             "seconds/sync": sync.seconds,
             "sync_bytes": float(sync.size),
             "weights_version": float(self.weights_version),
         }
-        log_to_rllib(self.metrics, self.iteration_metrics, env_steps=len(batch) * config.num_steps)
+        log_to_rllib(self.metrics, self.iteration_metrics, env_steps=config.family.env_steps(batch, config))
 
     # Evaluation, and what a run leaves behind.
 
@@ -127,13 +125,16 @@ class Agent(Algorithm):
         base: bool = False,
         keep_samples: bool = True,
     ) -> EpisodeBatch:
-        """Samples drawn without noise on the way, from fixed initial noise: comparable between iterations.
+        """Samples drawn under fixed seeds: comparable between iterations.
+
+        Latents are denoised without noise on the way, from fixed initial noise; texts are drawn at
+        `policy.eval_temperature`.
 
         Args:
             prompts: P prompts.
             samples_per_prompt: G.
-            seed: Key of the initial noise.
-            num_steps: Denoising steps; None takes the training episodes' number.
+            seed: Key of all noise.
+            num_steps: Denoising steps; None takes the training episodes' number. Texts have none.
             base: Draw from the untrained model.
             keep_samples: Whether the batch holds the samples.
 
@@ -144,10 +145,9 @@ class Agent(Algorithm):
             list(prompts),
             samples_per_prompt,
             seed=seed,
-            stochastic_steps=(),
-            num_steps=num_steps,
             base=base,
             keep_samples=keep_samples,
+            **self.config.family.evaluation_options(self.config, num_steps),
         )
 
     def export_adapters(self, directory: str | Path) -> None:
@@ -243,6 +243,9 @@ class Agent(Algorithm):
             advantages,
             num_minibatches=self.config.num_minibatches,
             num_learners=self.config.num_learners,
+            aggregate=self.config.aggregate,
+            horizon=self.config.horizon,
+            mask_truncated=self.config.mask_truncated,
         )
         if self.learner_group.is_remote:
             # One reference per learner; RLlib's own sharding would make a sample batch of it first.

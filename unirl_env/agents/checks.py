@@ -8,8 +8,10 @@ from typing import Any
 import ray
 
 from unirl_env.errors import ConfigError
+from unirl_env.policies.token_actor import check_sampling
+from unirl_env.rollouts.engines import ENGINES
 
-__all__ = ["check_settings", "warn_of_waiting"]
+__all__ = ["check_latents", "check_settings", "check_tokens", "warn_of_waiting"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +27,7 @@ def check_settings(config: Any) -> None:
     """
     for name in ("num_prompts", "group_size", "num_minibatches"):
         _at_least(config, name, 1)
-    for name in ("rollout_batch_size", "micro_batch_size"):
+    for name in ("rollout_batch_size", "micro_batch_size", "micro_batch_tokens"):
         if getattr(config, name) is not None:
             _at_least(config, name, 1)
     for name in ("lr", "warmup_iterations", "weight_decay", "reference_kl"):
@@ -37,12 +39,51 @@ def check_settings(config: Any) -> None:
     _one_of(config, "anchor", ("rollout", "replay"))
     _one_of(config, "advantage_scale", ("group", "batch", "none"))
     _check_shares(config)
-    # Choosing steps now finds settings that leave none.
-    config.trained_steps(0)
+    config.family.check(config)
     if config.evaluation_interval:
         raise ConfigError(
             f"`evaluation_interval` must stay unset, got {config.evaluation_interval}; try "
             "`agent.rollout_eval(prompts, seed=...)`, which compares the same samples every time."
+        )
+
+
+def check_latents(config: Any) -> None:
+    """Refuse settings that cannot work where latents are denoised.
+
+    Raises:
+        ConfigError: Naming the setting, its value and the remedy.
+    """
+    if config.engine != "local":
+        raise ConfigError(
+            f"`engine` must be 'local' where latents are denoised, got {config.engine!r}: vLLM and SGLang "
+            "generate tokens."
+        )
+    # Choosing steps now finds settings that leave none.
+    config.trained_steps(0)
+
+
+def check_tokens(config: Any) -> None:
+    """Refuse settings that cannot work where tokens are generated.
+
+    Raises:
+        ConfigError: Naming the setting, its value and the remedy.
+    """
+    policy = config.policy
+    check_sampling(policy.temperature, policy.top_p, policy.top_k)
+    if policy.eval_temperature is not None and policy.eval_temperature < 0:
+        raise ConfigError(
+            f"`policy.eval_temperature` must be at least 0 or None, got {policy.eval_temperature}."
+        )
+    if config.engine not in ENGINES:
+        ENGINES.get(config.engine)  # a dotted path of the user's own, or an error that says so
+    _one_of(config, "aggregate", ("token_mean", "sequence_mean", "horizon"))
+    _one_of(config, "kl_estimator", ("k1", "k2", "k3"))
+    if config.aggregate == "horizon":
+        _at_least(config, "horizon", 1)
+    elif config.horizon is not None:
+        raise ConfigError(
+            f"`horizon` must be None unless `aggregate` is 'horizon', got {config.horizon} with "
+            f"{config.aggregate!r}."
         )
 
 

@@ -14,22 +14,18 @@ from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.agents.checks import check_settings
+from unirl_env.agents.families import Family, family_of
 from unirl_env.agents.forms import env_spec, normalize
 from unirl_env.agents.learner import GenerativeLearner
-from unirl_env.agents.shards import Rows
+from unirl_env.agents.phases import Step
+from unirl_env.agents.rows import Rows
 from unirl_env.config import PolicySettings, StepSettings
 from unirl_env.errors import ConfigError
-from unirl_env.functional import SDEStep
-from unirl_env.models.options import model_options
-from unirl_env.policies.rl_module import DenoisePolicy
 from unirl_env.rollouts.runner import GenerativeEnvRunner
 
 __all__ = ["AgentConfig", "Loss"]
 
 RLLIBS_OWN = ("learner_class", "model", "optimizer")
-
-PLACEMENT = ("device", "offload")
-"""Where the environment's half of a model lives; the policy's half goes where its runner or learner is."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +33,12 @@ class Loss:
     """A phase's loss, and what it wants recorded.
 
     Attributes:
-        compute: `(rows, new step, config) -> loss, metrics`, pure. Masked rows must not count, and sums are
-            divided by `rows.denominator`.
+        compute: `(rows, new step, config) -> loss, metrics`, pure. Masked rows must not count, rows count by
+            their weight, and sums are divided by `rows.denominator`.
         needs_mean: Whether the means of the sampling policy are wanted, too.
     """
 
-    compute: Callable[[Rows, SDEStep, AgentConfig], tuple[Tensor, dict[str, Tensor]]]
+    compute: Callable[[Rows, Step, AgentConfig], tuple[Tensor, dict[str, Tensor]]]
     needs_mean: bool = False
 
 
@@ -76,6 +72,8 @@ class AgentConfig(AlgorithmConfig):
         self.group_size = 12
         self.same_noise = False
         self.rollout_batch_size: int | None = None
+        self.engine = "local"
+        self.engine_options: dict[str, Any] = {}
         self.keep_samples = True
         self.steps = StepSettings()
         self.policy = PolicySettings()
@@ -86,9 +84,14 @@ class AgentConfig(AlgorithmConfig):
         self.max_grad_norm: float | None = 1.0
         self.num_minibatches = 2
         self.micro_batch_size: int | None = None
+        self.micro_batch_tokens: int | None = None
+        self.aggregate = "token_mean"
+        self.horizon: int | None = None
+        self.mask_truncated = False
         self.advantage_scale = "group"
         self.advantage_clip: float | None = None
         self.reference_kl = 0.0
+        self.kl_estimator = "k3"
         self.anchor = "rollout"
         self.self_check = True
         self.self_check_tolerance = 1e-4
@@ -103,14 +106,21 @@ class AgentConfig(AlgorithmConfig):
                 - `num_prompts`, `group_size`: P prompts x G episodes make an iteration.
                 - `same_noise`: start the episodes of a group from one initial noise.
                 - `rollout_batch_size`: episodes that a runner steps together; None takes its whole share.
+                - `engine`, `engine_options`: what generates tokens: `"local"`, `"vllm"`, `"vllm_server"`,
+                  `"sglang"`, and its arguments.
                 - `keep_samples`: keep an iteration's finished samples in `agent.last_batch`.
                 - `steps`: `StepSettings` or a dict of them; which denoising steps are trained.
                 - `policy`: `PolicySettings` or a dict of them; how the network acts.
                 - `lr`, `warmup_iterations`, `betas`, `weight_decay`, `max_grad_norm`: AdamW.
                 - `num_minibatches`: N, optimizer steps per iteration, on disjoint parts of it.
-                - `micro_batch_size`: episodes per backward pass; changes memory, not results.
+                - `micro_batch_size`, `micro_batch_tokens`: episodes and packed tokens per backward pass at
+                  most; they change memory, not results.
+                - `aggregate`: how tokens of texts of unequal length are weighed: `"token_mean"` (each token
+                  alike), `"sequence_mean"` (each text alike), `"horizon"` (sums over `horizon`, as Dr. GRPO).
+                - `mask_truncated`: leave texts out of the loss that the length limit ended.
                 - `advantage_scale`: `"group"`, `"batch"` or `"none"`; `advantage_clip`.
-                - `reference_kl`: weight of the KL to the untrained model.
+                - `reference_kl`: weight of the KL to the untrained model; `kl_estimator` of tokens, `"k1"` to
+                  `"k3"`.
                 - `anchor`: old log-probs as the rollout recorded them, or by `"replay"` before the update.
                 - `self_check`, `self_check_tolerance`: whether the first update must find ratio one.
                 - `seed`: every random number of the run follows from it; also `.debugging(seed=...)`.
@@ -150,8 +160,8 @@ class AgentConfig(AlgorithmConfig):
         return GenerativeLearner
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
-        """The denoising policy of the environment's own model."""
-        return RLModuleSpec(module_class=DenoisePolicy, model_config=self.policy_options())
+        """The policy of the environment's own model."""
+        return RLModuleSpec(module_class=self.family.policy, model_config=self.policy_options())
 
     def thresholds(self) -> dict[str, tuple[float, str]]:
         """Settings that must lie above the noise floor: name to (value, `log_prob` or `kl`)."""
@@ -170,10 +180,20 @@ class AgentConfig(AlgorithmConfig):
             raise ConfigError(f"`{unknown[0]}` must be a setting of {type(self).__name__}, and is none.")
         if not self.losses:
             raise ConfigError("An agent must have a loss; try GRPOConfig, FlowDPPOConfig or DRPOConfig.")
+        if self.family.phase not in self.losses:
+            raise ConfigError(
+                f"The agent must have a loss for `{self.family.phase}`, which {self.env} trains, got losses "
+                f"for {sorted(self.losses)}; try another agent."
+            )
         check_settings(self)
         super().validate()
 
     # What the settings say about an iteration.
+
+    @property
+    def family(self) -> Family:
+        """What kind of environment this is."""
+        return family_of(self.env_options())
 
     @property
     def episodes(self) -> int:
@@ -218,7 +238,7 @@ class AgentConfig(AlgorithmConfig):
             **{name: value for name, value in self.env_config.items() if name != "device"},
             "array_backend": "torch",
             "autoreset_mode": "disabled",
-            "with_negative": self.policy.guidance != 1.0,
+            **self.family.env_options(self),
         }
 
     @property
@@ -228,28 +248,8 @@ class AgentConfig(AlgorithmConfig):
         return min(share, self.rollout_batch_size or share)
 
     def policy_options(self) -> dict[str, Any]:
-        """The policy's `model_config`; its denoiser is the environment's."""
-        policy, targets = self.policy, self.policy.lora_targets
-        denoiser, options, _ = model_options(self.env_options())
-        return {
-            "denoiser": denoiser,
-            "denoiser_options": {k: v for k, v in options.items() if k not in PLACEMENT},
-            "lora": None
-            if policy.lora_rank is None
-            else {
-                "rank": policy.lora_rank,
-                "alpha": policy.lora_alpha,
-                "targets": None if targets is None else tuple(targets),
-            },
-            "actor": {
-                "guidance": policy.guidance,
-                "dynamics": policy.dynamics,
-                "eta": policy.eta,
-                "storage_dtype": policy.storage_dtype,
-                "keep_reference": policy.lora_rank is None,
-            },
-            "seed": self.run_seed,
-        }
+        """The policy's `model_config`; its model is the environment's."""
+        return self.family.policy_options(self)
 
 
 def _own_names(config_class: type) -> list[str]:

@@ -9,9 +9,9 @@ from torch import Tensor
 import unirl_env.functional as F
 from unirl_env.agents.base import Agent
 from unirl_env.agents.config import AgentConfig, Loss
-from unirl_env.agents.shards import Rows
+from unirl_env.agents.rows import Rows
 from unirl_env.errors import ConfigError
-from unirl_env.functional import SDEStep
+from unirl_env.functional import SDEStep, TokenStep
 
 __all__ = ["DRPO", "DRPOConfig"]
 
@@ -31,17 +31,29 @@ def image_loss(rows: Rows, new: SDEStep, config: Any) -> tuple[Tensor, dict[str,
     )
 
 
+def text_loss(rows: Rows, new: TokenStep, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """`F.drpo_loss` with the configuration's radius."""
+    return F.drpo_loss(
+        new.log_prob,
+        rows.old_log_prob,
+        rows.weighted,
+        epsilon=config.epsilon,
+        mask=rows.mask,
+        denominator=rows.denominator,
+    )
+
+
 class DRPOConfig(AgentConfig):
     """Settings of `DRPO`.
 
     Knob: `epsilon`, the radius of the trust region in total variation; below 1 it has a border, beyond which
-    transitions are turned back.
+    transitions are turned back. The published 12.5 reweighs tokens by 8 % at most and turns none back.
 
     Reference:
-        DRPO (arXiv 2606.09821), in its Gaussian form (`F.drpo_gaussian_loss`).
+        DRPO (arXiv 2606.09821); on latents in its Gaussian form (`F.drpo_gaussian_loss`).
     """
 
-    losses = {"image": Loss(image_loss, needs_mean=True)}
+    losses = {"image": Loss(image_loss, needs_mean=True), "text": Loss(text_loss)}
 
     def __init__(self, algo_class: type | None = None):
         super().__init__(algo_class=algo_class or DRPO)

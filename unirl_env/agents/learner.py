@@ -7,7 +7,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,40 +21,16 @@ import unirl_env.functional as F
 from unirl_env.agents import selfcheck
 from unirl_env.agents.gradients import FlatGradient
 from unirl_env.agents.optimizer_state import load_optimizer_state, optimizer_state
-from unirl_env.agents.shards import Rows, Shard, micro_batches, take_rows
-from unirl_env.errors import ConfigError, ContractError
-from unirl_env.functional import SDEStep
+from unirl_env.agents.phases import KINDS, Step
+from unirl_env.agents.rows import Rows, busy_episodes
+from unirl_env.agents.shards import Shard
+from unirl_env.agents.update import FollowedFailure, Update
+from unirl_env.errors import ConfigError
 
-__all__ = ["FollowedFailure", "GenerativeLearner", "Update"]
+__all__ = ["GenerativeLearner"]
 
 Lots = Mapping[str, Sequence[Tensor]]
 """The micro-batches of one minibatch: by phase, the episodes `[b]` of each."""
-
-
-class FollowedFailure(ContractError):
-    """This learner stopped because another one failed."""
-
-
-@dataclass
-class Update:
-    """What a learner reports of one iteration.
-
-    Attributes:
-        metrics: Per minibatch: `loss`, as it was minimized; sums over this learner's rows; maxima for names
-            with the word "max".
-        rows: Per minibatch, how many unmasked rows this learner computed.
-        grad_norm: Per minibatch, of all learners' gradient before clipping.
-        skipped: Per minibatch, whether the step was left out because the gradient was not finite.
-        check: What the self-check measured, if it ran.
-        error: What stopped this learner.
-    """
-
-    metrics: list[dict[str, float]] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
-    grad_norm: list[float] = field(default_factory=list)
-    skipped: list[bool] = field(default_factory=list)
-    check: dict[str, float] = field(default_factory=dict)
-    error: Exception | None = None
 
 
 class GenerativeLearner(TorchLearner):
@@ -125,19 +101,19 @@ class GenerativeLearner(TorchLearner):
         return report
 
     def compute_loss_for_module(
-        self, *, module_id: str, config: Any, batch: Mapping[str, Rows], fwd_out: Mapping[str, SDEStep]
+        self, *, module_id: str, config: Any, batch: Mapping[str, Rows], fwd_out: Mapping[str, Step]
     ) -> Tensor:
         """The loss of one micro-batch, summed over its phases."""
         return sum(self.loss(name, rows, fwd_out[name])[0] for name, rows in batch.items())
 
-    def loss(self, phase: str, rows: Rows, new: SDEStep) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, phase: str, rows: Rows, new: Step) -> tuple[Tensor, dict[str, Tensor]]:
         """The phase's loss, the KL to the reference policy if one is asked for, and metrics."""
         loss, metrics = self.config.losses[phase].compute(rows, new, self.config)
         metrics = {**metrics, "loss": loss.detach()}
         if self.config.reference_kl:
             with torch.no_grad(), self.policy.reference():
-                reference = self._score(rows)
-            kl = F.reference_kl(new.mean, reference.mean, new.std, rows.mask, rows.denominator)
+                reference = self._score(phase, rows)
+            kl = KINDS[phase].reference_kl(new, reference, rows, self.config)
             loss = loss + self.config.reference_kl * kl
             metrics |= {"loss": loss.detach(), "reference_kl": kl.detach()}
         return loss, metrics
@@ -184,8 +160,10 @@ class GenerativeLearner(TorchLearner):
         for number, lots in enumerate(minibatches):
             self._gradient.zero()
             with self._telling_the_others():
-                total, measured = self._accumulate(shard, anchored, number, lots, check and number == 0)
-                if measured:
+                total, measured, gaps = self._accumulate(shard, anchored, number, lots)
+                if gaps:
+                    report.gap = _floats(F.merge_metrics(gaps))
+                if check and measured:
                     report.check = _floats(selfcheck.largest(measured))
                     selfcheck.judge(report.check, self.config.self_check_tolerance)
             if self._gradient.exchange():
@@ -196,40 +174,47 @@ class GenerativeLearner(TorchLearner):
 
     def _minibatches(self, shard: Shard, check: bool, report: Update) -> list[Lots]:
         """The micro-batches of every minibatch; counts their rows in `report`."""
-        masks = {name: phase.mask.cpu() for name, phase in shard.batch.phases.items()}
-        advantages, minibatches = shard.advantages.cpu(), []
+        phases, minibatches = shard.batch.phases, []
         for number, (start, stop) in enumerate(zip(shard.bounds, shard.bounds[1:], strict=False)):
             # The first minibatch of a check is computed in full: there must be something to compare.
             skip_idle = not self.config.reference_kl and not (check and number == 0)
-            size = self.config.micro_batch_size
-            lots = {
-                name: micro_batches(mask, advantages, start=start, stop=stop, size=size, skip_idle=skip_idle)
-                for name, mask in masks.items()
-            }
-            report.rows.append(int(sum(masks[name][i].sum() for name, lot in lots.items() for i in lot)))
+            lots, rows = {}, 0
+            for name, phase in phases.items():
+                busy = busy_episodes(phase, shard.advantages, start, stop, skip_idle=skip_idle)
+                lots[name] = KINDS[name].lots(
+                    phase, busy, size=self.config.micro_batch_size, tokens=self.config.micro_batch_tokens
+                )
+                rows += int(phase.mask.cpu()[busy].sum())
+            report.rows.append(rows)
             minibatches.append(lots)
         return minibatches
 
     def _accumulate(
-        self, shard: Shard, anchored: Shard, number: int, minibatch: Lots, check: bool
-    ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
-        """Add up the gradients of a minibatch; returns its metrics, and measurements for the self-check."""
-        parts, measured = [], []
+        self, shard: Shard, anchored: Shard, number: int, minibatch: Lots
+    ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]], list[dict[str, Tensor]]]:
+        """Add up the gradients of a minibatch; returns its metrics, and of the first what checks read."""
+        parts, measured, gaps = [], [], []
         for name, lots in minibatch.items():
             denominator = shard.denominators[number][name]
             for index in lots:
-                rows = take_rows(anchored.batch.phases[name], shard.advantages, index, denominator)
-                new = self._score(rows)
-                if check:
-                    recorded = take_rows(shard.batch.phases[name], shard.advantages, index, denominator)
+                rows = self._rows(anchored, name, index, denominator)
+                new = self._score(name, rows)
+                if number == 0:
+                    recorded = self._rows(shard, name, index, denominator)
                     measured.append(selfcheck.measure(new, rows, recorded))
+                    gaps.append(selfcheck.gap(new, recorded))
                 loss, metrics = self.loss(name, rows, new)
                 loss.backward()
                 parts.append(_row_sums(metrics, denominator))
-        return F.merge_metrics(parts), measured
+        return F.merge_metrics(parts), measured, gaps
 
-    def _score(self, rows: Rows) -> SDEStep:
-        return SDEStep(**self.policy.forward_train({"obs": rows.observation, "actions": rows.action}))
+    def _rows(self, shard: Shard, name: str, index: Tensor, denominator: float) -> Rows:
+        return KINDS[name].rows(shard, name, index.to(self.device), denominator)
+
+    def _score(self, phase: str, rows: Rows) -> Step:
+        return KINDS[phase].step(
+            **self.policy.forward_train({"obs": rows.observation, "actions": rows.action})
+        )
 
     @torch.no_grad()
     def _replayed(self, shard: Shard, minibatches: Sequence[Lots]) -> Shard:
@@ -243,10 +228,11 @@ class GenerativeLearner(TorchLearner):
             needs_mean = self.config.losses[name].needs_mean
             mean = torch.zeros_like(phase.action, dtype=torch.float32) if needs_mean else None
             for index in (index for lots in minibatches for index in lots[name]):
-                old = self._score(take_rows(phase, shard.advantages, index, 1.0))
-                log_prob[index] = old.log_prob.view(len(index), -1)
+                rows = self._rows(shard, name, index, 1.0)
+                old = self._score(name, rows)
+                log_prob[rows.episode, rows.step] = old.log_prob
                 if mean is not None:
-                    mean[index] = old.mean.view(len(index), *mean.shape[1:])
+                    mean[rows.episode, rows.step] = old.mean
             phases[name] = replace(phase, log_prob=log_prob, mean=mean)
         return replace(shard, batch=replace(shard.batch, phases=phases))
 

@@ -10,7 +10,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 from torch import Tensor
 
-from unirl_env.agents.learner import Update
+from unirl_env.agents.update import Update
 from unirl_env.episode import EpisodeBatch
 
 __all__ = ["log_to_rllib", "rollout_metrics", "update_metrics"]
@@ -21,7 +21,8 @@ def rollout_metrics(batch: EpisodeBatch, advantages: Tensor) -> dict[str, float]
 
     Returns:
         `reward`, `reward_std`, `reward/<part>`, `reward/failed` (how many), `zero_std_groups` (the share of
-        groups that teach nothing), `advantage_max`, `advantage_zero` (the share of such episodes).
+        groups that teach nothing), `advantage_max`, `advantage_zero` (the share of such episodes); of texts
+        `tokens` (the mean length), `tokens_max`, and `truncated` (the share that the length limit ended).
     """
     valid = batch.scores.valid
     rewards = batch.rewards[valid]
@@ -34,6 +35,11 @@ def rollout_metrics(batch: EpisodeBatch, advantages: Tensor) -> dict[str, float]
         "advantage_max": float(advantages.abs().max()),
         "advantage_zero": float((advantages == 0).float().mean()),
     }
+    if "text" in batch.phases:
+        lengths = (batch.phases["text"].action >= 0).sum(1).float()
+        found |= {"tokens": float(lengths.mean()), "tokens_max": float(lengths.max())}
+    if batch.truncated is not None:
+        found["truncated"] = float(batch.truncated.float().mean())
     for name, part in batch.scores.parts.items():
         found[f"reward/{name}"] = _mean(part[valid & torch.isfinite(part)])
     return found
@@ -44,7 +50,8 @@ def update_metrics(updates: Sequence[Update]) -> dict[str, float]:
 
     The loss is averaged over minibatches; maxima stay maxima; everything else is a mean over the rows that
     were computed. Rows of advantage 0 are skipped where they have no gradient, and count nowhere but in the
-    loss's denominator. `kl` is the exact one where the loss knows it, else the mean of the log-ratio.
+    loss's denominator. `kl` is the exact one where the loss knows it, else the mean of the log-ratio. `gap`
+    and `gap_max` tell how far scoring misses the rollout's log-probs before the first optimizer step.
     """
     steps = [metrics for update in updates for metrics in update.metrics]
     rows = sum(sum(update.rows) for update in updates)
@@ -62,6 +69,10 @@ def update_metrics(updates: Sequence[Update]) -> dict[str, float]:
     found["grad_norm"] = sum(norms) / len(norms)
     found["skipped_steps"] = float(sum(updates[0].skipped))
     found["trained_rows"] = float(rows)
+    gaps = [update.gap for update in updates if update.gap]
+    if gaps:
+        found["gap_max"] = max(gap["max"] for gap in gaps)
+        found["gap"] = sum(gap["sum"] for gap in gaps) / sum(gap["rows"] for gap in gaps)
     for name in dict.fromkeys(name for update in updates for name in update.check):
         found[name] = max(update.check[name] for update in updates if name in update.check)
     return found

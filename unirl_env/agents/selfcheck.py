@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 import unirl_env.functional as F
-from unirl_env.agents.shards import Rows
+from unirl_env.agents.rows import Rows
 from unirl_env.errors import SelfCheckError
-from unirl_env.functional import SDEStep
+from unirl_env.functional import SDEStep, TokenStep
 
-__all__ = ["judge", "largest", "measure", "warn_of_noise"]
+__all__ = ["gap", "judge", "largest", "measure", "warn_of_noise"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ RATIO, LOG_PROB, KL = "self_check/ratio", "noise_floor/log_prob", "noise_floor/k
 
 
 @torch.no_grad()
-def measure(new: SDEStep, rows: Rows, recorded: Rows) -> dict[str, Tensor]:
+def measure(new: SDEStep | TokenStep, rows: Rows, recorded: Rows) -> dict[str, Tensor]:
     """How far scoring misses sampling, before any weight has changed; the largest of the unmasked rows.
 
     Args:
@@ -45,6 +45,13 @@ def measure(new: SDEStep, rows: Rows, recorded: Rows) -> dict[str, Tensor]:
         largest[KL] = F.gaussian_kl(new.mean, recorded.old_mean, new.std)
     # A NaN must fail the check: amax carries it on.
     return {name: value[rows.mask].amax() for name, value in largest.items()}
+
+
+@torch.no_grad()
+def gap(new: SDEStep | TokenStep, recorded: Rows) -> dict[str, Tensor]:
+    """How far scoring misses what the rollout recorded: `max`, `sum` and `rows` of the unmasked rows."""
+    distance = (new.log_prob - recorded.old_log_prob).abs()[recorded.mask]
+    return {"max": distance.amax(), "sum": distance.sum(), "rows": recorded.mask.sum()}
 
 
 def largest(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""How an iteration's episodes are shared out: minibatches, learners, micro-batches, rows."""
+"""How an iteration's episodes are shared out: minibatches and learners."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+import unirl_env.functional as F
 from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.errors import ShapeError
 
-__all__ = ["Rows", "Shard", "micro_batches", "share_out", "take_rows"]
+__all__ = ["Shard", "share_out"]
 
 
 @dataclass(frozen=True)
@@ -22,44 +23,35 @@ class Shard:
         batch: Its episodes, those of the first minibatch first.
         advantages: `[b]` float32, one per episode.
         bounds: Where each of the N minibatches begins and, last, where the final one ends.
-        denominators: Per minibatch and phase, how many transitions are trained on by all learners together.
+        weights: Per phase `[b]` float32, what each transition of an episode counts.
+        denominators: Per minibatch and phase, what weighted sums are divided by; counts all learners' shares.
     """
 
     batch: EpisodeBatch
     advantages: Tensor
     bounds: tuple[int, ...]
+    weights: Mapping[str, Tensor]
     denominators: tuple[Mapping[str, float], ...]
 
     def to(self, device: torch.device | str) -> Shard:
         """The same share on `device`."""
-        return replace(self, batch=self.batch.to(device), advantages=self.advantages.to(device))
-
-
-@dataclass(frozen=True)
-class Rows:
-    """N transitions of a micro-batch, flat over episodes and steps: what a loss sees besides the new step.
-
-    Attributes:
-        observation: Inputs of the policy, each `[N, ...]`.
-        action: `[N, ...]`.
-        old_log_prob: `[N]` under the policy that acted.
-        old_mean: `[N, ...]`, or None where the loss asks for none.
-        advantages: `[N]`.
-        mask: `[N]` bool, which rows are trained on.
-        denominator: What sums over rows are divided by; it counts the minibatch of all learners.
-    """
-
-    observation: Mapping[str, Tensor]
-    action: Tensor
-    old_log_prob: Tensor
-    old_mean: Tensor | None
-    advantages: Tensor
-    mask: Tensor
-    denominator: float
+        return replace(
+            self,
+            batch=self.batch.to(device),
+            advantages=self.advantages.to(device),
+            weights={name: weight.to(device) for name, weight in self.weights.items()},
+        )
 
 
 def share_out(
-    batch: EpisodeBatch, advantages: Tensor, *, num_minibatches: int, num_learners: int
+    batch: EpisodeBatch,
+    advantages: Tensor,
+    *,
+    num_minibatches: int,
+    num_learners: int,
+    aggregate: str = "token_mean",
+    horizon: int | None = None,
+    mask_truncated: bool = False,
 ) -> list[Shard]:
     """Cut the episodes into contiguous minibatches, and each of them evenly between the learners.
 
@@ -71,6 +63,9 @@ def share_out(
         advantages: `[B]`.
         num_minibatches: N, optimizer steps.
         num_learners: L; 0 counts as 1.
+        aggregate: How transitions of episodes of unequal length are weighed; see `F.token_weights`.
+        horizon: For `aggregate="horizon"`.
+        mask_truncated: Leave out episodes that the length limit ended, too.
 
     Raises:
         ShapeError: If B is not divisible by N x L.
@@ -81,60 +76,35 @@ def share_out(
             f"An iteration's episodes must divide evenly into {num_minibatches} minibatches x {learners} "
             f"learners, got {len(batch)}."
         )
-    phases = {name: _without(phase, ~batch.scores.valid) for name, phase in batch.phases.items()}
+    gone = ~batch.scores.valid
+    if mask_truncated and batch.truncated is not None:
+        gone = gone | batch.truncated.cpu()
+    phases = {name: _without(phase, gone) for name, phase in batch.phases.items()}
     batch = replace(batch, phases=phases, samples=None)
     minibatches = torch.arange(len(batch)).view(num_minibatches, learners, -1)
-    masks = {name: phase.mask.cpu() for name, phase in phases.items()}
-    denominators = tuple(
-        {name: float(mask[episodes.flatten()].sum()) for name, mask in masks.items()}
-        for episodes in minibatches
-    )
+    weights = {name: torch.ones(len(batch)) for name in phases}
+    denominators: list[dict[str, float]] = [{} for _ in minibatches]
+    for name, phase in phases.items():
+        lengths = phase.mask.cpu().sum(1)
+        for number, episodes in enumerate(minibatches):
+            index = episodes.flatten()
+            weights[name][index], denominators[number][name] = F.token_weights(
+                lengths[index], aggregate if phase.ragged else "token_mean", horizon
+            )
     size = minibatches.shape[-1]
     bounds = tuple(range(0, num_minibatches * size + 1, size))
     if learners == 1:
-        return [Shard(batch, advantages, bounds, denominators)]
+        return [Shard(batch, advantages, bounds, weights, tuple(denominators))]
     return [
-        Shard(batch.select(index), advantages[index], bounds, denominators)
+        Shard(
+            batch.select(index),
+            advantages[index],
+            bounds,
+            {name: weight[index] for name, weight in weights.items()},
+            tuple(denominators),
+        )
         for index in minibatches.transpose(0, 1).reshape(learners, -1)
     ]
-
-
-def micro_batches(
-    mask: Tensor, advantages: Tensor, *, start: int, stop: int, size: int | None, skip_idle: bool
-) -> list[Tensor]:
-    """The episodes `[start, stop)` in lots of at most `size`, without those that have nothing to say.
-
-    Args:
-        mask: `[b, S]` bool.
-        advantages: `[b]`.
-        start: The minibatch's first episode.
-        stop: One past its last.
-        size: Episodes per lot; None takes all at once.
-        skip_idle: Leave out episodes of advantage 0 too. Their gradient is exactly 0, as long as no other
-            term of the loss touches them; they stay in the denominator.
-    """
-    busy = mask[start:stop].any(dim=1)
-    if skip_idle:
-        busy = busy & (advantages[start:stop] != 0)
-    index = torch.nonzero(busy).flatten() + start
-    if not len(index):
-        return []
-    return list(index.split(size or len(index)))
-
-
-def take_rows(phase: Phase, advantages: Tensor, index: Tensor, denominator: float) -> Rows:
-    """The rows of the episodes at `index` `[b]`: b x S of them."""
-    steps = phase.log_prob.shape[1]
-    observation, action = phase.rows(index)
-    return Rows(
-        observation=observation,
-        action=action,
-        old_log_prob=phase.log_prob[index].flatten(),
-        old_mean=None if phase.mean is None else phase.mean[index].flatten(0, 1),
-        advantages=advantages[index].repeat_interleave(steps),
-        mask=phase.mask[index].flatten(),
-        denominator=denominator,
-    )
 
 
 def _without(phase: Phase, gone: Tensor) -> Phase:

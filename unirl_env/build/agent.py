@@ -9,16 +9,16 @@ from typing import Any
 
 import gymnasium as gym
 
-from unirl_env.agents import Agent, AgentConfig, DRPOConfig, FlowDPPOConfig, GRPOConfig
-from unirl_env.build.world import make_denoiser, pick_device
+from unirl_env.agents import Agent, AgentConfig, DRPOConfig, FlowDPPOConfig, GRPOConfig, GSPOConfig
+from unirl_env.build.world import make_model, pick_device
 from unirl_env.config import RunConfig
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import ConfigError
-from unirl_env.models.options import model_options
+from unirl_env.models.options import model_choice
 
 __all__ = ["AGENTS", "agent_config", "build_agent", "model_source"]
 
-AGENTS = {"drpo": DRPOConfig, "flow_dppo": FlowDPPOConfig, "grpo": GRPOConfig}
+AGENTS = {"drpo": DRPOConfig, "flow_dppo": FlowDPPOConfig, "grpo": GRPOConfig, "gspo": GSPOConfig}
 OPTIMIZER = (
     "lr",
     "warmup_iterations",
@@ -27,9 +27,13 @@ OPTIMIZER = (
     "max_grad_norm",
     "num_minibatches",
     "micro_batch_size",
+    "micro_batch_tokens",
+    "horizon",
+    "mask_truncated",
     "advantage_scale",
     "advantage_clip",
     "reference_kl",
+    "kl_estimator",
     "anchor",
     "self_check",
     "self_check_tolerance",
@@ -75,9 +79,13 @@ def agent_config(cfg: RunConfig) -> AgentConfig:
             group_size=rollout.group_size,
             same_noise=rollout.same_noise,
             rollout_batch_size=rollout.batch_size,
+            engine=rollout.engine,
+            engine_options=rollout.engine_options,
             steps=cfg.steps,
             policy=cfg.policy,
             **{name: settings[name] for name in OPTIMIZER},
+            # GSPO weighs texts in its own way; what is null keeps the algorithm's.
+            **({"aggregate": cfg.agent.aggregate} if cfg.agent.aggregate else {}),
             **cfg.agent.options,
         )
     )
@@ -85,8 +93,8 @@ def agent_config(cfg: RunConfig) -> AgentConfig:
 
 def model_source(cfg: RunConfig) -> str | None:
     """The hub id or directory that a run's model comes from; None for a model in closed form."""
-    name, options, _ = model_options({**gym.spec(cfg.model.env).kwargs, **world_options(cfg)})
-    return getattr(make_denoiser(name, options), "pretrained", None)
+    choice = model_choice({**gym.spec(cfg.model.env).kwargs, **world_options(cfg)})
+    return getattr(make_model(choice), "pretrained", None)
 
 
 def world_options(cfg: RunConfig) -> dict[str, Any]:
@@ -100,13 +108,16 @@ def world_options(cfg: RunConfig) -> dict[str, Any]:
         "width": model.width,
         "dtype": model.dtype,
         "device": pick_device(model.device),
-        "offload": model.offload,
+        "offload": model.offload or None,
+        "rows_per_forward": model.rows_per_forward,
+        "max_new_tokens": model.max_new_tokens,
+        "max_prompt_tokens": model.max_prompt_tokens,
         "prompts": cfg.prompts.train,
         "max_characters": cfg.prompts.max_characters,
         "scorer": cfg.reward.train,
         "on_invalid": "raise" if cfg.reward.on_error == "raise" else "nan",
     }
-    return {name: value for name, value in chosen.items() if value is not None}
+    return {name: value for name, value in chosen.items() if value is not None} | model.options
 
 
 def _start_ray(processes: int) -> None:

@@ -10,16 +10,22 @@ import gymnasium as gym
 import torch
 
 from unirl_env.build.scorers import build_scorer
+from unirl_env.envs.base import GenerativeVectorEnv
 from unirl_env.envs.denoise import DenoiseVectorEnv
 from unirl_env.envs.single import SingleEnv
+from unirl_env.envs.tokens import TokenVectorEnv
 from unirl_env.errors import ConfigError
-from unirl_env.models import DENOISERS, Denoiser
-from unirl_env.models.options import MODEL_OPTIONS, model_options
+from unirl_env.models import DENOISERS, LANGUAGE_MODELS, Denoiser, LanguageModel
+from unirl_env.models.options import FAMILIES, MODEL_OPTIONS, ModelChoice, model_choice
+from unirl_env.registry import Registry
 from unirl_env.wrappers.flatten import ArrayInfo, FlattenForPPO, flatten_for_ppo
 from unirl_env.wrappers.reward import RewardWrapper
 
-__all__ = ["make_denoiser", "make_env", "make_vector_env", "pick_device"]
+__all__ = ["make_env", "make_model", "make_vector_env", "pick_device"]
 
+TOOLS = Registry("tool", {"calculator": "unirl_env.envs.tools:Calculator"})
+KINDS = {"denoiser": (DENOISERS, DenoiseVectorEnv), "language_model": (LANGUAGE_MODELS, TokenVectorEnv)}
+"""By the argument that names the model: where names are looked up, and what is made of it."""
 ONE_EPISODE = {"num_envs": 1, "group_size": 1, "array_backend": "numpy", "autoreset_mode": "disabled"}
 
 
@@ -28,47 +34,44 @@ def make_vector_env(
     *,
     scorer: Any = None,
     on_invalid: str | float = "nan",
+    together: bool = False,
     device: str = "cpu",
     flat: bool | Sequence[str] = False,
     **arguments: Any,
 ) -> gym.vector.VectorEnv:
-    """Entry point of the vector environments: `DenoiseVectorEnv` inside `RewardWrapper`.
+    """Entry point of the vector environments: the model's environment inside `RewardWrapper`.
 
     Args:
         num_envs: B.
         scorer: Anything that `build_scorer` understands; None leaves the episodes unscored.
         on_invalid: What an invalid score pays: `"nan"`, `"raise"`, or a number.
+        together: Judge all episodes of a batch at its end, in one call of the scorer; see `RewardWrapper`.
         device: For the model's frozen half and the episodes; `"auto"` is the GPU where there is one.
         flat: For unmodified agents: see and act in one flat `Box` (`FlattenForPPO`), with an `info` of arrays
             (`ArrayInfo`); a sequence names the entries that are seen. An argument, because `gym.make_vec`
             cannot wrap natively batched environments.
-        **arguments: `denoiser` (a name or a `Denoiser`), the model's options, and those of
-            `DenoiseVectorEnv`.
+        **arguments: `denoiser` or `language_model` (a name, a dotted path or an adapter), the model's
+            options, and those of `DenoiseVectorEnv` or `TokenVectorEnv`.
 
     Raises:
         ConfigError: If an argument is unknown or does not fit.
     """
     device = pick_device(device)
-    if isinstance(arguments.get("denoiser"), Denoiser):
-        denoiser = arguments.pop("denoiser")
-        rest = {k: v for k, v in arguments.items() if k not in (*MODEL_OPTIONS, "denoiser_options")}
-    else:
-        name, options, rest = model_options({**arguments, "device": device})
-        denoiser = make_denoiser(name, options)
-    known = {
-        parameter
-        for kind in (DenoiseVectorEnv, *DenoiseVectorEnv.__mro__[1:2])
-        for parameter in inspect.signature(kind.__init__).parameters
-    } - {"self", "denoiser", "shared"}
-    unknown = set(rest) - known
+    choice = model_choice({**arguments, "device": device})
+    _, kind = KINDS[choice.family]
+    model = choice.name if isinstance(choice.name, Denoiser | LanguageModel) else make_model(choice)
+    known = _arguments(kind)
+    unknown = set(choice.rest) - known
     if unknown:
         raise ConfigError(
             f"The environment has no arguments {sorted(unknown)}; it has "
-            f"{sorted(known | set(MODEL_OPTIONS) | {'denoiser', 'scorer', 'on_invalid', 'flat'})}."
+            f"{sorted(known | set(MODEL_OPTIONS) | {*FAMILIES, 'scorer', 'on_invalid', 'together', 'flat'})}."
         )
-    env = DenoiseVectorEnv(denoiser, num_envs=num_envs, device=device, **rest)
+    if "tool" in choice.rest:
+        choice.rest["tool"] = _tool(choice.rest["tool"])
+    env = kind(model, num_envs=num_envs, device=device, **choice.rest)
     if scorer is not None:
-        env = RewardWrapper(env, build_scorer(scorer), on_invalid=on_invalid)
+        env = RewardWrapper(env, build_scorer(scorer), on_invalid=on_invalid, together=together)
     if not flat:
         return env
     return ArrayInfo(FlattenForPPO(env) if flat is True else FlattenForPPO(env, flat))
@@ -99,15 +102,31 @@ def pick_device(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def make_denoiser(name: str, options: dict[str, Any]) -> Denoiser:
+def make_model(choice: ModelChoice) -> Denoiser | LanguageModel:
     """The adapter of a model family; its two halves load on first use.
 
     Raises:
         ConfigError: If the family is unknown or the options do not fit it.
     """
-    target = DENOISERS.get(name)
+    registry, _ = KINDS[choice.family]
+    target = registry.get(choice.name)
     try:
-        inspect.signature(target).bind(**options)
+        inspect.signature(target).bind(**choice.options)
     except TypeError as error:
-        raise ConfigError(f"The options of model {name!r} do not fit: {error}.") from error
-    return target(**options)
+        raise ConfigError(f"The options of model {choice.name!r} do not fit: {error}.") from error
+    return target(**choice.options)
+
+
+def _arguments(kind: type[GenerativeVectorEnv]) -> set[str]:
+    """What an environment's constructor takes, besides its model and what is set apart."""
+    signatures = (inspect.signature(made.__init__) for made in (kind, GenerativeVectorEnv))
+    named = {parameter for signature in signatures for parameter in signature.parameters}
+    return named - {"self", "shared", "num_envs", "device", *FAMILIES}
+
+
+def _tool(tool: Any) -> Any:
+    """A tool by its name or dotted path; what can be called is taken as it is."""
+    if not isinstance(tool, str):
+        return tool
+    found = TOOLS.get(tool)
+    return found() if inspect.isclass(found) else found

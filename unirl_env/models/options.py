@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from unirl_env.errors import ConfigError
 
-__all__ = ["MODEL_OPTIONS", "as_dtype", "model_options"]
+__all__ = ["FAMILIES", "MODEL_OPTIONS", "ModelChoice", "as_dtype", "model_choice"]
+
+FAMILIES = ("denoiser", "language_model")
+"""The arguments that name a model family, one for each kind of environment."""
 
 MODEL_OPTIONS = (
     "pretrained",
@@ -22,24 +26,52 @@ MODEL_OPTIONS = (
     "max_sequence_length",
     "schedule",
     "rows_per_forward",
+    "system",
+    "chat",
+    "thinking",
+    "max_images",
+    "min_pixels",
+    "max_pixels",
+    "trust_remote_code",
 )
 
 
-def model_options(arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """Part an environment's arguments into the model's name, the model's options, and the rest.
+@dataclass(frozen=True)
+class ModelChoice:
+    """The model that an environment's arguments describe.
 
-    `denoiser_options` holds what only one family knows. Options that are None take the family's default.
+    Attributes:
+        family: Which of `FAMILIES` named it.
+        name: The registered name or dotted path of its adapter, or an adapter.
+        options: The adapter's arguments.
+        rest: The environment's other arguments.
+    """
+
+    family: str
+    name: Any
+    options: dict[str, Any]
+    rest: dict[str, Any]
+
+
+def model_choice(arguments: Mapping[str, Any]) -> ModelChoice:
+    """Part an environment's arguments into the model's and the rest.
+
+    `model_options` holds what only one adapter knows. Options that are None take the adapter's default.
 
     Raises:
-        ConfigError: If no `denoiser` is named.
+        ConfigError: Unless exactly one of `FAMILIES` is named.
     """
     rest = dict(arguments)
-    name = rest.pop("denoiser", None)
-    if not name:
-        raise ConfigError("`denoiser` must name a model family, got none; try `denoiser='sd3'`.")
-    special = rest.pop("denoiser_options", None) or {}
+    named = {family: rest.pop(family) for family in FAMILIES if rest.get(family)}
+    if len(named) != 1:
+        raise ConfigError(
+            f"One of {', '.join(f'`{family}`' for family in FAMILIES)} must name a model family, got "
+            f"{sorted(named) or 'none'}; try `denoiser='sd3'` or `language_model='causal_lm'`."
+        )
+    ((family, name),) = named.items()
+    special = rest.pop("model_options", None) or {}
     options = {key: rest.pop(key) for key in MODEL_OPTIONS if key in rest}
-    return name, {k: v for k, v in {**options, **special}.items() if v is not None}, rest
+    return ModelChoice(family, name, {k: v for k, v in {**options, **special}.items() if v is not None}, rest)
 
 
 def as_dtype(name: str, value: str | torch.dtype) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""The denoising policy as an RLlib module: a `FlowActor` behind RLlib's forward methods."""
+"""Policies as RLlib modules: an actor behind RLlib's forward methods."""
 
 from __future__ import annotations
 
@@ -13,24 +13,30 @@ from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.errors import ContractError
-from unirl_env.functional import SDEStep
-from unirl_env.models import DENOISERS
+from unirl_env.functional import SDEStep, TokenStep
+from unirl_env.models import DENOISERS, LANGUAGE_MODELS
 from unirl_env.policies.actor import FlowActor, LoRAConfig
+from unirl_env.policies.token_actor import TokenActor
+from unirl_env.policies.trained import TrainedNetwork
+from unirl_env.registry import Registry
 
-__all__ = ["DenoisePolicy"]
+__all__ = ["DenoisePolicy", "GenerativePolicy", "TokenPolicy"]
 
 
-class DenoisePolicy(TorchRLModule):
-    """The trained half of a denoiser, as a Gaussian policy over the next latent.
+class GenerativePolicy(TorchRLModule):
+    """The trained half of a generative model.
 
     Its state is the trainable weights alone, as tensors: adapters are kilobytes where the network is
     gigabytes, and every copy of the network starts from the same pretrained weights. `model_config` holds
 
-    - `denoiser`: name or path of the model family, and `denoiser_options`, its arguments;
+    - `model`: name or path of the model family, and `model_options`, its arguments;
     - `lora`: arguments of `LoRAConfig`, or None to train all weights;
-    - `actor`: further arguments of `FlowActor`;
+    - `actor`: further arguments of the actor;
     - `seed`: key of the adapters' initial weights, the same on every runner and learner.
     """
+
+    models: Registry
+    actor_class: type[TrainedNetwork]
 
     def setup(self) -> None:
         """Load the network and attach the adapters."""
@@ -38,53 +44,28 @@ class DenoisePolicy(TorchRLModule):
             self.actor = self._make_actor(self.model_config).eval()
         except AttributeError as error:
             # RLlib takes an AttributeError of `setup` for an outdated constructor, and hides it.
-            raise ContractError(f"The denoiser or the actor is incomplete: {error}.") from error
+            raise ContractError(f"The model or the actor is incomplete: {error}.") from error
 
-    def _make_actor(self, options: Mapping[str, Any]) -> FlowActor:
-        denoiser = DENOISERS.get(options["denoiser"])(**options.get("denoiser_options", {}))
+    def _make_actor(self, options: Mapping[str, Any]) -> TrainedNetwork:
+        model = self.models.get(options["model"])(**options.get("model_options", {}))
         lora = options.get("lora")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(F.derive_seed("adapters", options.get("seed", 0)))
-            return FlowActor(
-                denoiser, lora=LoRAConfig(**lora) if lora is not None else None, **options.get("actor", {})
+            return self.actor_class(
+                model, lora=LoRAConfig(**lora) if lora is not None else None, **options.get("actor", {})
             )
-
-    def act(self, obs: Mapping[str, Tensor], noise: Tensor | None) -> SDEStep:
-        """Sample the next latents `[N, ...]`; without noise, rows must be deterministic."""
-        with torch.no_grad():
-            return self.actor.act(obs, noise)
 
     def reference(self) -> AbstractContextManager:
         """Within it, the module is the untrained model."""
         return self.actor.reference()
 
-    def train(self, mode: bool = True) -> DenoisePolicy:
+    def train(self, mode: bool = True) -> GenerativePolicy:
         """Take note of the mode; the network stays in evaluation mode.
 
         Dropout would score an action under another policy than the one that sampled it.
         """
         self.training = mode
         return self
-
-    def _forward_exploration(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Tensor]:
-        """Sample: `obs` and `noise` in, RLlib's action columns and `mean`, `std` out, all `[N, ...]`."""
-        step = self.act(batch[Columns.OBS], batch["noise"])
-        return {
-            Columns.ACTIONS: step.latent,
-            Columns.ACTION_LOGP: step.log_prob,
-            "mean": step.mean,
-            "std": step.std,
-        }
-
-    def _forward_inference(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Tensor]:
-        """The next latents of the deterministic ODE."""
-        obs = dict(batch[Columns.OBS])
-        obs["stochastic"] = torch.zeros_like(obs["sigma"], dtype=torch.bool)
-        return {Columns.ACTIONS: self.act(obs, None).latent}
-
-    def _forward_train(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Tensor]:
-        """Score `actions` `[N, ...]` given `obs`: the fields of an `SDEStep`, with gradient."""
-        return self.actor.score(batch[Columns.OBS], batch[Columns.ACTIONS])._asdict()
 
     def get_state(
         self,
@@ -102,3 +83,55 @@ class DenoisePolicy(TorchRLModule):
     def set_state(self, state: Mapping[str, Tensor]) -> None:
         """Load trainable weights; those that `state` does not name stay as they are."""
         self.actor.load_trainable_state(state)
+
+    def _forward_train(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Tensor]:
+        """Score `actions` `[N, ...]` given `obs`: the fields of the actor's step, with gradient."""
+        return self.actor.score(batch[Columns.OBS], batch[Columns.ACTIONS])._asdict()
+
+
+class DenoisePolicy(GenerativePolicy):
+    """The trained half of a denoiser, as a Gaussian policy over the next latent."""
+
+    models = DENOISERS
+    actor_class = FlowActor
+
+    def act(self, obs: Mapping[str, Tensor], noise: Tensor | None) -> SDEStep:
+        """Sample the next latents `[N, ...]`; without noise, rows must be deterministic."""
+        with torch.no_grad():
+            return self.actor.act(obs, noise)
+
+    def _forward_exploration(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Tensor]:
+        """Sample: `obs` and `noise` in, RLlib's action columns and `mean`, `std` out, all `[N, ...]`."""
+        step = self.act(batch[Columns.OBS], batch["noise"])
+        return {
+            Columns.ACTIONS: step.latent,
+            Columns.ACTION_LOGP: step.log_prob,
+            "mean": step.mean,
+            "std": step.std,
+        }
+
+    def _forward_inference(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Tensor]:
+        """The next latents of the deterministic ODE."""
+        obs = dict(batch[Columns.OBS])
+        obs["stochastic"] = torch.zeros_like(obs["sigma"], dtype=torch.bool)
+        return {Columns.ACTIONS: self.act(obs, None).latent}
+
+
+class TokenPolicy(GenerativePolicy):
+    """A language model, as a categorical policy over the next token."""
+
+    models = LANGUAGE_MODELS
+    actor_class = TokenActor
+
+    def act(self, obs: Mapping[str, Tensor], uniform: Tensor | None) -> TokenStep:
+        """Sample the next tokens `[N]`; without uniforms, the likeliest ones."""
+        return self.actor.act(obs, uniform)
+
+    def _forward_exploration(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Tensor]:
+        """Sample: `obs` and `uniform` `[N]` in, RLlib's action columns and `entropy` out."""
+        step = self.act(batch[Columns.OBS], batch["uniform"])
+        return {Columns.ACTIONS: step.token, Columns.ACTION_LOGP: step.log_prob, "entropy": step.entropy}
+
+    def _forward_inference(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Tensor]:
+        """The likeliest next tokens."""
+        return {Columns.ACTIONS: self.act(batch[Columns.OBS], None).token}

@@ -21,7 +21,7 @@ from torch import Tensor
 import unirl_env.functional as F
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ContractError
-from unirl_env.rollouts.local import LocalRollout
+from unirl_env.models.options import FAMILIES
 from unirl_env.rollouts.sync import require_version
 from unirl_env.types import Prompt
 
@@ -52,7 +52,7 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
         # Without remote learners, num_gpus_per_learner says where the driver's module lives.
         gpus = config.num_gpus_per_learner if self.shares_module else config.num_gpus_per_env_runner
         self.device = get_device(self.config, 0 if self.idle else gpus)
-        self._rollout: LocalRollout | None = None
+        self._rollout: Any = None
         self._position = 0
         if not self.idle:
             self.make_env()
@@ -64,7 +64,7 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
     def collect(
         self, prompts: Sequence[Prompt], *, seed: int, weights_version: int, **options: Any
     ) -> EpisodeBatch:
-        """Play groups of episodes; the options are those of `LocalRollout.collect`.
+        """Play groups of episodes; the options are those of the rollout's `collect`.
 
         Returns:
             The episodes; on the CPU if they are to leave this process.
@@ -77,7 +77,6 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
             prompts,
             seed=seed,
             weights_version=weights_version,
-            same_noise=self.config.same_noise,
             **options,
         )
         return batch if not self.worker_index else batch.to("cpu")
@@ -87,6 +86,13 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
         if isinstance(weights, ray.ObjectRef):
             weights = ray.get(weights)
         self._needs_module().set_state(weights)
+        self.take_version(version)
+
+    def take_version(self, version: int) -> None:
+        """Play under the name `version` from now on; an engine beside the policy takes over its weights."""
+        rollout = self._player()
+        if hasattr(rollout, "load_weights"):
+            rollout.load_weights(version)
         self.weights_version = version
 
     def adopt(self, module: Any) -> None:
@@ -184,16 +190,16 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
 
     # Parts.
 
-    def _player(self) -> LocalRollout:
+    def _player(self) -> Any:
         if self._rollout is None:
             self._needs_env()
-            actor, batch_size = self._needs_module().actor, self.config.rollout_batch_size
-            self._rollout = LocalRollout(self._env_of_size, actor, batch_size=batch_size)
+            actor = self._needs_module().actor
+            self._rollout = self.config.family.rollout(self.config, self._env_of_size, actor)
         return self._rollout
 
     def _env_of_size(self, num_envs: int, num_steps: int | None = None) -> gym.vector.VectorEnv:
         env = self._needs_env()
-        if num_envs == env.num_envs and num_steps in (None, env.unwrapped.num_steps):
+        if num_envs == env.num_envs and num_steps in (None, getattr(env.unwrapped, "num_steps", None)):
             return env
         return self._build_env(num_envs, num_steps)
 
@@ -204,7 +210,9 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
             options["num_steps"] = num_steps
         if self.env is not None:
             # Text encoders, decoder and scorer are large, and the same for every number of episodes.
-            options["denoiser"] = self.env.unwrapped.denoiser
+            for family in FAMILIES:
+                if hasattr(self.env.unwrapped, family):
+                    options[family] = getattr(self.env.unwrapped, family)
             if hasattr(self.env, "scorer"):
                 options["scorer"] = self.env.scorer
         return gym.make_vec(

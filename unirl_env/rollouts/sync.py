@@ -66,7 +66,7 @@ class WeightSync:
             # The reference lies inside a dict: on its own, Ray would replace it by the weights.
             call_runners(self.env_runner_group, "load_weights", dict.fromkeys(numbers, arguments))
         elif local.shares_module:
-            local.weights_version = version
+            local.take_version(version)
         else:
             weights = self._first_learner(_weights)
             size = _size(weights)

@@ -1,0 +1,206 @@
+"""What an agent must know of the kind of environment it trains in: denoising steps or tokens."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import gymnasium as gym
+
+from unirl_env.agents.checks import check_latents, check_tokens
+from unirl_env.episode import EpisodeBatch
+from unirl_env.errors import ConfigError
+from unirl_env.models.options import model_choice
+from unirl_env.policies.rl_module import DenoisePolicy, GenerativePolicy, TokenPolicy
+from unirl_env.policies.token_actor import TokenActor
+from unirl_env.policies.trained import TrainedNetwork
+from unirl_env.rollouts.engines import ENGINES, Engine
+from unirl_env.rollouts.local import LocalRollout
+from unirl_env.rollouts.tokens import TokenRollout
+
+__all__ = ["FAMILIES", "Family", "family_of"]
+
+MakeEnv = Callable[..., gym.vector.VectorEnv]
+PLACEMENT = ("device", "offload")
+"""Where the environment's half of a model lives; the policy's half goes where its runner or learner is."""
+
+
+class Family(ABC):
+    """One kind of environment, from the agent's side. Stateless: everything is read from the settings."""
+
+    phase: ClassVar[str]
+    """The phase that its episodes have, and thereby the loss that an agent must know."""
+    policy: ClassVar[type[GenerativePolicy]]
+
+    def policy_options(self, config: Any) -> dict[str, Any]:
+        """The policy's `model_config`; its model is the environment's."""
+        choice, policy = model_choice(config.env_options()), config.policy
+        targets = policy.lora_targets
+        return {
+            "model": choice.name,
+            "model_options": {k: v for k, v in choice.options.items() if k not in PLACEMENT},
+            "lora": None
+            if policy.lora_rank is None
+            else {
+                "rank": policy.lora_rank,
+                "alpha": policy.lora_alpha,
+                "targets": None if targets is None else tuple(targets),
+            },
+            "actor": {
+                "keep_reference": policy.lora_rank is None,
+                "gradient_checkpointing": policy.gradient_checkpointing,
+                **self.actor_options(config),
+            },
+            "seed": config.run_seed,
+        }
+
+    @abstractmethod
+    def actor_options(self, config: Any) -> dict[str, Any]:
+        """How the actor turns the network's output into a distribution."""
+
+    @abstractmethod
+    def env_options(self, config: Any) -> dict[str, Any]:
+        """Arguments of a runner's environment besides those that the user gave."""
+
+    @abstractmethod
+    def rollout(self, config: Any, make_env: MakeEnv, actor: TrainedNetwork) -> Any:
+        """What plays episodes."""
+
+    @abstractmethod
+    def training_options(self, config: Any, iteration: int, *, checked: bool) -> dict[str, Any]:
+        """What a training rollout is asked for."""
+
+    @abstractmethod
+    def evaluation_options(self, config: Any, num_steps: int | None) -> dict[str, Any]:
+        """What a rollout is asked for that is to be compared with others."""
+
+    @abstractmethod
+    def env_steps(self, batch: EpisodeBatch, config: Any) -> int:
+        """Steps of the environment that a batch took."""
+
+    @abstractmethod
+    def check(self, config: Any) -> None:
+        """Refuse settings that cannot work here.
+
+        Raises:
+            ConfigError: Naming the setting.
+        """
+
+
+class Denoising(Family):
+    """Episodes of `DenoiseVectorEnv`."""
+
+    phase = "image"
+    policy = DenoisePolicy
+
+    def actor_options(self, config: Any) -> dict[str, Any]:
+        """Guidance and kernel."""
+        policy = config.policy
+        return {
+            "guidance": policy.guidance,
+            "dynamics": policy.dynamics,
+            "eta": policy.eta,
+            "storage_dtype": policy.storage_dtype,
+        }
+
+    def env_options(self, config: Any) -> dict[str, Any]:
+        """Negative prompts where guidance needs them."""
+        return {"with_negative": config.policy.guidance != 1.0}
+
+    def rollout(self, config: Any, make_env: MakeEnv, actor: TrainedNetwork) -> LocalRollout:
+        """The network beside its environment."""
+        return LocalRollout(make_env, actor, batch_size=config.rollout_batch_size)
+
+    def training_options(self, config: Any, iteration: int, *, checked: bool) -> dict[str, Any]:
+        """The steps that explore; the check of the first update compares means, whatever the loss needs."""
+        return {
+            "stochastic_steps": config.trained_steps(iteration),
+            "keep_mean": not checked or config.needs_mean,
+            "same_noise": config.same_noise,
+        }
+
+    def evaluation_options(self, config: Any, num_steps: int | None) -> dict[str, Any]:
+        """No noise on the way."""
+        return {"stochastic_steps": (), "num_steps": num_steps, "same_noise": config.same_noise}
+
+    def env_steps(self, batch: EpisodeBatch, config: Any) -> int:
+        """T for each episode."""
+        return len(batch) * config.num_steps
+
+    def check(self, config: Any) -> None:
+        """Steps and engine."""
+        check_latents(config)
+
+
+class Tokens(Family):
+    """Episodes of `TokenVectorEnv`."""
+
+    phase = "text"
+    policy = TokenPolicy
+
+    def actor_options(self, config: Any) -> dict[str, Any]:
+        """What is sampled from."""
+        policy = config.policy
+        return {"temperature": policy.temperature, "top_p": policy.top_p, "top_k": policy.top_k}
+
+    def env_options(self, config: Any) -> dict[str, Any]:
+        """Nothing of its own."""
+        return {}
+
+    def rollout(self, config: Any, make_env: MakeEnv, actor: TokenActor) -> TokenRollout:
+        """An engine that proposes, beside the environment that disposes."""
+        return TokenRollout(
+            make_env, self._engine(config, actor), actor=actor, batch_size=config.rollout_batch_size
+        )
+
+    def _engine(self, config: Any, actor: TokenActor) -> Engine:
+        make, options = ENGINES.get(config.engine), config.engine_options
+        try:
+            if config.engine == "local":
+                return make(actor, **options)
+            model, env = actor.language_model, config.env_options()
+            settings = {
+                "eos_ids": model.eos_ids,
+                "temperature": actor.temperature,
+                "top_p": actor.top_p,
+                "top_k": actor.top_k,
+                "lora_rank": config.policy.lora_rank,
+                "revision": getattr(model, "revision", None),
+                "max_length": env["max_prompt_tokens"] + env["max_new_tokens"],
+                "dtype": str(env.get("dtype", "float32")),
+            }
+            return make(model.pretrained, **{**settings, **options})
+        except TypeError as error:
+            raise ConfigError(
+                f"`engine_options` must fit the engine {config.engine!r}, got {options}: {error}"
+            ) from error
+
+    def training_options(self, config: Any, iteration: int, *, checked: bool) -> dict[str, Any]:
+        """The policy's own distribution."""
+        return {}
+
+    def evaluation_options(self, config: Any, num_steps: int | None) -> dict[str, Any]:
+        """The temperature of evaluation."""
+        return {"temperature": config.policy.eval_temperature}
+
+    def env_steps(self, batch: EpisodeBatch, config: Any) -> int:
+        """One for each token of the policy's."""
+        return int(batch.phases["text"].mask.sum())
+
+    def check(self, config: Any) -> None:
+        """Sampling, weights of tokens, micro-batches."""
+        check_tokens(config)
+
+
+FAMILIES: dict[str, Family] = {"denoiser": Denoising(), "language_model": Tokens()}
+"""By the argument of an environment that names its model."""
+
+
+def family_of(arguments: dict[str, Any]) -> Family:
+    """The family of an environment with these arguments.
+
+    Raises:
+        ConfigError: If they name no model.
+    """
+    return FAMILIES[model_choice(arguments).family]

@@ -1,0 +1,130 @@
+"""What a loss sees of a micro-batch: transitions of several episodes, flat, whatever their phase."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unirl_env.agents.shards import Shard
+from unirl_env.episode import Phase
+from unirl_env.packing import pack_continuations, sequence_lengths
+
+__all__ = ["Rows", "busy_episodes", "latent_lots", "latent_rows", "token_lots", "token_rows"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """N transitions of a micro-batch, flat over episodes and steps: what a loss sees besides the new step.
+
+    Attributes:
+        observation: Inputs of the policy: each `[N, ...]` for latents, a packed row for tokens.
+        action: `[N, ...]`.
+        episode: `[N]` int64, the episode of each row.
+        step: `[N]` int64, its place in the episode's phase.
+        old_log_prob: `[N]` under the policy that acted.
+        old_mean: `[N, ...]`, or None where the loss asks for none.
+        advantages: `[N]`, the episode's own.
+        weight: `[N]`, what a row counts in sums.
+        mask: `[N]` bool, which rows are trained on.
+        denominator: What weighted sums over rows are divided by; it counts the minibatch of all learners.
+    """
+
+    observation: Mapping[str, Tensor]
+    action: Tensor
+    episode: Tensor
+    step: Tensor
+    old_log_prob: Tensor
+    old_mean: Tensor | None
+    advantages: Tensor
+    weight: Tensor
+    mask: Tensor
+    denominator: float
+
+    @property
+    def weighted(self) -> Tensor:
+        """`[N]` advantages times weights: for losses that are proportional to the advantage."""
+        return self.advantages * self.weight
+
+
+def latent_rows(shard: Shard, name: str, index: Tensor, denominator: float) -> Rows:
+    """The rows of the episodes at `index` `[b]` of a phase with S steps each: b x S of them."""
+    phase = shard.batch.phases[name]
+    steps = phase.log_prob.shape[1]
+    observation, action = phase.rows(index)
+    episode = index.repeat_interleave(steps)
+    step = torch.arange(steps, device=index.device).repeat(len(index))
+    return Rows(
+        observation=observation,
+        action=action,
+        episode=episode,
+        step=step,
+        old_log_prob=phase.log_prob[index].flatten(),
+        old_mean=None if phase.mean is None else phase.mean[index].flatten(0, 1),
+        advantages=shard.advantages[episode],
+        weight=shard.weights[name][episode],
+        mask=phase.mask[index].flatten(),
+        denominator=denominator,
+    )
+
+
+def token_rows(shard: Shard, name: str, index: Tensor, denominator: float) -> Rows:
+    """The trained tokens of the episodes at `index` `[b]`, which travel as one packed row."""
+    phase = shard.batch.phases[name]
+    packed = pack_continuations(phase, index)
+    return Rows(
+        observation=packed.observation,
+        action=packed.action,
+        episode=packed.episode,
+        step=packed.step,
+        old_log_prob=phase.log_prob[packed.episode, packed.step],
+        old_mean=None,
+        advantages=shard.advantages[packed.episode],
+        weight=shard.weights[name][packed.episode],
+        mask=torch.ones_like(packed.action, dtype=torch.bool),
+        denominator=denominator,
+    )
+
+
+def busy_episodes(phase: Phase, advantages: Tensor, start: int, stop: int, *, skip_idle: bool) -> Tensor:
+    """The episodes of `[start, stop)` that have something to say, on the CPU.
+
+    Args:
+        phase: Whose mask `[b, S]` counts.
+        advantages: `[b]`.
+        start: The minibatch's first episode.
+        stop: One past its last.
+        skip_idle: Leave out episodes of advantage 0 too. Their gradient is exactly 0, as long as no other
+            term of the loss touches them; they stay in the denominator.
+    """
+    busy = phase.mask[start:stop].any(dim=1).cpu()
+    if skip_idle:
+        busy = busy & (advantages[start:stop].cpu() != 0)
+    return torch.nonzero(busy).flatten() + start
+
+
+def latent_lots(phase: Phase, busy: Tensor, *, size: int | None, tokens: int | None) -> list[Tensor]:
+    """The episodes `busy` in lots of at most `size`; None takes all at once."""
+    return list(busy.split(size or len(busy))) if len(busy) else []
+
+
+def token_lots(phase: Phase, busy: Tensor, *, size: int | None, tokens: int | None) -> list[Tensor]:
+    """The episodes `busy` in lots of at most `size` episodes and `tokens` packed tokens; None bounds nothing.
+
+    The longest come first, so that the episodes of a lot are of about one length. An episode that alone
+    exceeds `tokens` is a lot of its own.
+    """
+    lengths = sequence_lengths(phase).cpu()[busy]
+    order = lengths.argsort(descending=True, stable=True)
+    lots: list[list[int]] = []
+    room = 0
+    for episode, length in zip(busy[order].tolist(), lengths[order].tolist(), strict=True):
+        full = not lots or (size is not None and len(lots[-1]) == size)
+        if full or (tokens is not None and length > room):
+            lots.append([])
+            room = tokens or 0
+        lots[-1].append(episode)
+        room -= length
+    return [torch.tensor(lot) for lot in lots]

@@ -1,0 +1,90 @@
+"""What a run's settings must satisfy by themselves, before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from unirl_env.errors import ConfigError
+
+if TYPE_CHECKING:
+    from unirl_env.config import RunConfig
+
+__all__ = ["MODES", "check_run"]
+
+MODES = ("diffusion", "ar", "pe", "unified_model")
+
+
+def check_run(cfg: RunConfig) -> None:
+    """Refuse what cannot work.
+
+    Raises:
+        ConfigError: Naming the field, its value and the remedy.
+    """
+    rollout, agent = cfg.rollout, cfg.agent
+    _one_of("mode", cfg.mode, MODES)
+    _one_of("reward.on_error", cfg.reward.on_error, ("invalid", "raise"))
+    _one_of("steps.kind", cfg.steps.kind, ("all", "fraction", "random", "window"))
+    _one_of("policy.dynamics", cfg.policy.dynamics, ("flow", "dance", "cps"))
+    _one_of("agent.advantage_scale", agent.advantage_scale, ("group", "batch", "none"))
+    _one_of("agent.anchor", agent.anchor, ("rollout", "replay"))
+    _one_of("agent.aggregate", agent.aggregate, (None, "token_mean", "sequence_mean", "horizon"))
+    _one_of("agent.kl_estimator", agent.kl_estimator, ("k1", "k2", "k3"))
+    _one_of("model.dtype", cfg.model.dtype, ("float32", "bfloat16", "float16"))
+    _one_of("policy.storage_dtype", cfg.policy.storage_dtype, ("float32", "bfloat16", "float16"))
+    for name, value in {
+        "iterations": cfg.iterations,
+        "model.num_steps": 1 if cfg.model.num_steps is None else cfg.model.num_steps,
+        "agent.num_minibatches": agent.num_minibatches,
+        "rollout.num_prompts": rollout.num_prompts,
+        "rollout.group_size": rollout.group_size,
+    }.items():
+        if value < 1:
+            raise ConfigError(f"`{name}` must be at least 1, got {value}.")
+    if rollout.group_size == 1:
+        raise ConfigError(
+            "`rollout.group_size` must be at least 2, got 1: an episode alone in its group has "
+            "advantage zero, so nothing would be learned; try 8."
+        )
+    if agent.lr <= 0:
+        raise ConfigError(f"`agent.lr` must be positive, got {agent.lr}.")
+    if cfg.policy.eta <= 0:
+        raise ConfigError(
+            f"`policy.eta` must be positive, got {cfg.policy.eta}: without noise no step has a "
+            "log-probability to train on; try 0.7."
+        )
+    if (agent.aggregate == "horizon") != (agent.horizon is not None):
+        raise ConfigError(
+            f"`agent.horizon` must be given with `agent.aggregate=horizon` and no other, got {agent.horizon} "
+            f"with {agent.aggregate}; try the limit of new tokens."
+        )
+    low, high = cfg.steps.fraction
+    if not 0 <= low < high <= 1:
+        raise ConfigError(f"`steps.fraction` must satisfy 0 <= low < high <= 1, got {low}, {high}.")
+    _check_divisibility(cfg)
+
+
+def _check_divisibility(cfg: RunConfig) -> None:
+    rollout, minibatches = cfg.rollout, cfg.agent.num_minibatches
+    episodes = rollout.num_prompts * rollout.group_size
+    if rollout.num_env_runners and rollout.num_prompts % rollout.num_env_runners:
+        raise ConfigError(
+            f"`rollout.num_prompts` must be divisible by `rollout.num_env_runners` "
+            f"({rollout.num_env_runners}), got {rollout.num_prompts}; each runner takes whole groups."
+        )
+    shards = minibatches * max(1, rollout.num_learners)
+    if episodes % shards:
+        raise ConfigError(
+            f"`rollout.num_prompts` x `rollout.group_size` must be divisible by "
+            f"`agent.num_minibatches` x `rollout.num_learners`, got {rollout.num_prompts} x "
+            f"{rollout.group_size} = {episodes} and {shards}; "
+            f"try group_size={_next_multiple(rollout.group_size, shards)}."
+        )
+
+
+def _one_of(name: str, value: object, allowed: tuple[str | None, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"`{name}` must be one of {', '.join(map(str, allowed))}, got {value!r}.")
+
+
+def _next_multiple(value: int, divisor: int) -> int:
+    return -(-value // divisor) * divisor

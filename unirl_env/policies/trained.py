@@ -1,0 +1,189 @@
+"""The trained half of a policy: a network, with adapters or whole, and the way back to the untrained one."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unirl_env.errors import CheckpointError, ConfigError, ContractError
+
+__all__ = ["LoRAConfig", "TrainedNetwork"]
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters, by peft.
+
+    Attributes:
+        rank: Their rank.
+        alpha: Their scale is `alpha / rank`.
+        targets: Names of layers; None takes the model family's own list.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    targets: tuple[str, ...] | None = None
+
+
+class TrainedNetwork(nn.Module, ABC):
+    """What every actor shares: which weights of `model.network()` are trained, and how they come and go.
+
+    Args:
+        model: The adapter of the model family; only its trained half is loaded.
+        lora: Train adapters on a frozen network, or all weights if None.
+        keep_reference: Keep a frozen copy of all weights for `reference()`; adapters need none.
+        gradient_checkpointing: Recompute activations in the backward pass, where the network can.
+
+    Raises:
+        ConfigError: If the network cannot do what it is asked for.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        lora: LoRAConfig | None = None,
+        keep_reference: bool = False,
+        gradient_checkpointing: bool = False,
+    ):
+        super().__init__()
+        self.model = model
+        self.network = model.network().eval()
+        self.lora = lora
+        self._frozen: list[nn.Module] = []
+        self._layers: list[nn.Module] = []
+        if lora is None:
+            self.network.requires_grad_(True)
+            if keep_reference:
+                # In a list, so that the copy is neither moved into the state nor into the optimizer.
+                self._frozen = [copy.deepcopy(self.network).requires_grad_(False)]
+        else:
+            self._attach_adapters(lora)
+        if gradient_checkpointing:
+            self._checkpoint_gradients()
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Within it, the actor is the untrained model.
+
+        Raises:
+            ContractError: If all weights are trained and no copy was kept.
+        """
+        if self.lora is not None:
+            layers = list(self._adapter_layers())
+            for layer in layers:
+                layer.enable_adapters(False)
+            try:
+                yield
+            finally:
+                for layer in layers:
+                    layer.enable_adapters(True)
+            return
+        if not self._frozen:
+            raise ContractError(
+                "The untrained weights must be kept, got none; try `keep_reference=True`, or adapters."
+            )
+        trained, self.network = self.network, self._frozen[0]
+        try:
+            yield
+        finally:
+            self.network = trained
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """The trained weights by name; references, not copies."""
+        return {name: p.detach() for name, p in self.network.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
+        """Load trained weights; those that `state` does not name stay as they are.
+
+        Raises:
+            CheckpointError: If a name is unknown or a shape differs.
+        """
+        own = self.trainable_state()
+        for name, value in state.items():
+            if name not in own or own[name].shape != value.shape:
+                expected = list(own[name].shape) if name in own else "no such weight"
+                raise CheckpointError(
+                    f"Weight `{name}` must fit this policy ({expected}), got shape {list(value.shape)}; "
+                    "check `lora_rank`, `lora_targets` and the model."
+                )
+        # Nothing is written before all of it fits.
+        for name, value in state.items():
+            own[name].copy_(value)
+
+    def save_adapters(self, directory: str) -> None:
+        """Write the adapters in the form that the family's own pipeline loads.
+
+        Raises:
+            ConfigError: If all weights are trained.
+        """
+        if self.lora is None:
+            raise ConfigError("There are no adapters to export: this policy trains all weights.")
+        self.model.save_adapters(self.network, directory)
+
+    def _apply(self, function, recurse=True):  # the frozen copy follows `.to(...)`
+        self._frozen = [module._apply(function) for module in self._frozen]
+        return super()._apply(function, recurse)
+
+    def _attach_adapters(self, lora: LoRAConfig) -> None:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        targets: Sequence[str] = lora.targets or self.model.lora_targets
+        if not targets:
+            raise ConfigError(
+                f"{type(self.model).__name__} names no layers for adapters; train all weights instead "
+                "(`lora_rank: null`)."
+            )
+        config = LoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, target_modules=list(targets), init_lora_weights="gaussian"
+        )
+        self.network.requires_grad_(False)
+        try:
+            inject_adapter_in_model(config, self.network)
+        except ValueError as error:
+            raise ConfigError(
+                f"`lora_targets` must name layers of the network, got {list(targets)}: {error}"
+            ) from error
+        for name, parameter in self.network.named_parameters():
+            if "lora_" in name:
+                # Small steps vanish in half precision; the adapters are small enough for float32.
+                parameter.data = parameter.data.float()
+                parameter.requires_grad_(True)
+
+    def _adapter_layers(self) -> Iterator[nn.Module]:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        return (module for module in self.network.modules() if isinstance(module, BaseTunerLayer))
+
+    def _checkpoint_gradients(self) -> None:
+        network = self.network
+        if hasattr(network, "enable_gradient_checkpointing"):
+            network.enable_gradient_checkpointing()
+        elif getattr(network, "supports_gradient_checkpointing", False):
+            network.gradient_checkpointing_enable()
+            self._layers = [m for m in network.modules() if getattr(m, "gradient_checkpointing", False)]
+        else:
+            raise ConfigError(f"{type(network).__name__} cannot checkpoint gradients; turn it off.")
+
+    @contextmanager
+    def _recomputing(self) -> Iterator[None]:
+        """Within it, transformers' layers recompute; outside they may use a cache, which excludes it.
+
+        They do so in training mode only. The flag is set on the layers alone: dropout inside them would score
+        an action under another policy than the one that sampled it.
+        """
+        for layer in self._layers:
+            layer.training = True
+        try:
+            yield
+        finally:
+            for layer in self._layers:
+                layer.training = False
