@@ -1,0 +1,222 @@
+"""What engines with a network of their own share: they read every publication of weights from a directory."""
+
+from __future__ import annotations
+
+import math
+import os.path
+import uuid
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from unirl_env.errors import ConfigError, EngineError, StaleWeights
+from unirl_env.policies.token_actor import check_sampling
+from unirl_env.rollouts.engines.base import Answer, Engine, Request
+from unirl_env.rollouts.engines.weights import WeightsFolder
+
+if TYPE_CHECKING:
+    from unirl_env.policies.token_actor import TokenActor
+
+__all__ = ["DiskEngine", "Made"]
+
+
+class Made(NamedTuple):
+    """What an engine made of one request.
+
+    Attributes:
+        tokens: The new tokens.
+        log_probs: One for each of them.
+        labels: The labels of the weights that made them, as the engine itself reports them.
+    """
+
+    tokens: Sequence[int]
+    log_probs: Sequence[float]
+    labels: set[str]
+
+
+class DiskEngine(Engine):
+    """Publishes weights through a directory, and believes no answer whose weights it did not publish.
+
+    Every publication has a label that no other one has, not even of another run on the same server, and the
+    engine reports the label with each answer. With adapters, the label is the adapter's name, too, so that an
+    older adapter cannot answer.
+
+    Leaves say how to load, label, forget and generate.
+
+    Args:
+        pretrained: The hub id or directory of the untrained model.
+        eos_ids: Tokens that end a turn.
+        temperature: What logits are divided by.
+        top_p: Sample among the likeliest tokens of this mass; 1 keeps all.
+        top_k: Sample among this many likeliest tokens; 0 keeps all.
+        lora_rank: The largest rank of the adapters to come; None if all weights are trained.
+        revision: Branch, tag or commit of the hub repository.
+        max_length: Tokens of context and continuation together; None takes the model's own limit.
+        dtype: Of the engine's weights and activations.
+        folder: Where weights are written for the engine; None takes memory, see `WeightsFolder`.
+
+    Raises:
+        ConfigError: If a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        *,
+        eos_ids: Sequence[int],
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        lora_rank: int | None = None,
+        revision: str | None = None,
+        max_length: int | None = None,
+        dtype: str = "bfloat16",
+        folder: str | None = None,
+    ):
+        check_sampling(temperature, top_p, top_k)
+        self.pretrained, self.revision = str(pretrained), revision
+        self.eos_ids = tuple(int(token) for token in eos_ids)
+        self.temperature, self.top_p, self.top_k = float(temperature), float(top_p), int(top_k)
+        self.lora_rank, self.max_length, self.dtype = lora_rank, max_length, str(dtype).removeprefix("torch.")
+        self.run = uuid.uuid4().hex[:8]
+        self._folder = WeightsFolder(folder)
+        self._count = 0
+        self._forget_all()
+
+    # What a leaf answers.
+
+    @abstractmethod
+    def _add_adapter(self, label: str, directory: str) -> None:
+        """Load the adapter in `directory` under the name `label`."""
+
+    @abstractmethod
+    def _remove_adapter(self, label: str) -> None:
+        """Unload the adapter of this name."""
+
+    @abstractmethod
+    def _reload(self, directory: str, label: str) -> None:
+        """Load all weights from `directory`, forget all cached states, and report `label` from now on."""
+
+    @abstractmethod
+    def _relabel(self, label: str) -> None:
+        """Forget all cached states, and report `label` from now on."""
+
+    @abstractmethod
+    def _make(self, requests: Sequence[Request], temperature: float, adapter: str | None) -> list[Made]:
+        """Continue every request, with the adapter of that name or without any."""
+
+    # What they share.
+
+    def generate(
+        self, requests: Sequence[Request], *, temperature: float | None = None, base: bool = False
+    ) -> list[Answer]:
+        """Continue every request's context; see `Engine.generate`.
+
+        With `base` and all weights trained, the engine loads the untrained weights for this call.
+        """
+        if not requests:
+            return []
+        temperature = self.temperature if temperature is None else float(temperature)
+        self._check_requests(requests)
+        label = self._hold(base)
+        made = self._make(requests, temperature, None if base else self._adapter)
+        pairs = zip(requests, made, strict=True)
+        return [self._answer(request, one, label, temperature) for request, one in pairs]
+
+    def load_weights(self, version: int, actor: TokenActor) -> None:
+        """Take over `actor`'s trained weights under the name `version`.
+
+        Raises:
+            ConfigError: If the actor trains adapters and the engine expects none, or the other way round.
+            EngineError: If the engine refuses the weights.
+            EngineLost: If the engine died.
+        """
+        self._check_actor(actor)
+        self._count += 1
+        label = f"{self.run}-v{version}-{self._count}"
+        directory = self._folder.write(label, actor)
+        # Should loading fail half-way, no version answers any more.
+        old, self.weights_version, self._adapter, self._held = self._adapter, None, None, None
+        if self.lora_rank is None:
+            self._reload(directory, label)
+            self._trained = directory
+        else:
+            self._add_adapter(label, directory)
+            self._relabel(label)
+            if old is not None:
+                self._remove_adapter(old)
+            self._adapter = label
+        self._folder.keep(directory)
+        self._held = self._label = label
+        self.weights_version = version
+
+    def close(self) -> None:
+        """Remove the weights that were written."""
+        self._folder.close()
+
+    def _forget_all(self) -> None:
+        """Before any weights are loaded, as after a restart."""
+        self.weights_version = None
+        self._label = self._held = self._adapter = self._trained = None
+
+    def _hold(self, base: bool) -> str:
+        """The label of what is asked for, after loading it if something else is held."""
+        if not base and self.weights_version is None:
+            raise StaleWeights(
+                f"{type(self).__name__} must hold published weights before it answers, got none; call "
+                "`load_weights` first, or generate with `base=True`."
+            )
+        untrained = f"{self.run}-base"
+        if self.lora_rank is None:
+            wanted = untrained if base else self._label
+            if self._held != wanted:
+                self._held = None
+                self._reload(self._untrained() if base else self._trained, wanted)
+        else:
+            # The adapter is chosen request by request, so one label stands for both.
+            wanted = self._label or untrained
+            if self._held is None:
+                self._relabel(wanted)
+        self._held = wanted
+        return wanted
+
+    def _untrained(self) -> str:
+        if self.revision is None or os.path.isdir(self.pretrained):
+            return self.pretrained
+        from huggingface_hub import snapshot_download
+
+        return snapshot_download(self.pretrained, revision=self.revision)
+
+    def _check_actor(self, actor: TokenActor) -> None:
+        rank = actor.lora.rank if actor.lora is not None else None
+        if (rank is None) != (self.lora_rank is None) or (rank or 0) > (self.lora_rank or 0):
+            raise ConfigError(
+                f"`lora_rank` of the engine must fit the policy's ({rank}), got {self.lora_rank}; make the "
+                f"engine with `lora_rank={rank}`."
+            )
+
+    def _check_requests(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            length = len(request.tokens) + request.max_new_tokens
+            if self.max_length is not None and length > self.max_length:
+                raise EngineError(
+                    f"A context and its continuation must fit into {self.max_length} tokens, got "
+                    f"{len(request.tokens)} + {request.max_new_tokens}; try an engine with "
+                    f"`max_length={length}`, or a smaller `max_new_tokens`."
+                )
+
+    def _answer(self, request: Request, made: Made, label: str, temperature: float) -> Answer:
+        if made.labels != {label}:
+            raise StaleWeights(
+                f"{type(self).__name__} must answer with the weights {label!r}, got an answer of "
+                f"{sorted(made.labels)}; does another run publish to the same server?"
+            )
+        tokens = tuple(int(token) for token in made.tokens)
+        log_probs = tuple(float(value) for value in made.log_probs) if temperature else (0.0,) * len(tokens)
+        if not tokens or len(tokens) > request.max_new_tokens or not all(map(math.isfinite, log_probs)):
+            raise EngineError(
+                f"{type(self).__name__} must answer with 1 to {request.max_new_tokens} tokens and finite "
+                f"log-probabilities, got {len(tokens)} tokens and {log_probs[:8]}; this is a fault of the "
+                "engine, or of weights that are not finite."
+            )
+        return Answer(tokens, log_probs)
