@@ -152,12 +152,12 @@ def test_the_fingerprint_tells_sets_apart_by_content_and_order():
 
 
 def test_odd_metadata_counts_by_its_type_and_not_by_its_address():
-    first = PromptSource([{"prompt": "a", "image": object(), "z": 1, "b": 2}])
-    second = PromptSource([{"prompt": "a", "b": 2, "z": 1, "image": object()}])
+    first = PromptSource([{"prompt": "a", "thing": object(), "z": 1, "b": 2}])
+    second = PromptSource([{"prompt": "a", "b": 2, "z": 1, "thing": object()}])
     assert first.fingerprint == second.fingerprint
     assert first.fingerprint != PromptSource([{"prompt": "a", "b": 2, "z": 1}]).fingerprint
     with pytest.raises(PromptError, match=r"got 'a' twice with different content"):
-        PromptSource([{"prompt": "a", "image": object()}, {"prompt": "a", "image": object()}])
+        PromptSource([{"prompt": "a", "thing": object()}, {"prompt": "a", "thing": object()}])
 
 
 # ---------------------------------------------------------------- how it refuses

@@ -1,7 +1,8 @@
 """Reading prompt files: every reader returns raw entries and the place of each, for error messages.
 
 `.txt` holds a prompt per line; empty lines and lines that begin with `#` are skipped. `.jsonl` holds a JSON
-object per line; empty lines are skipped. A directory holds a data set written by `Dataset.save_to_disk`.
+object per line; empty lines are skipped, and the paths of pictures start where the file is. A directory
+holds a data set written by `Dataset.save_to_disk`.
 """
 
 from __future__ import annotations
@@ -90,9 +91,25 @@ def _read_jsonl(path: Path) -> Entries:
                 f"Every line of {path.name!r} must be a JSON object, got {type(entry).__name__} ({place}); "
                 f'try {{"prompt": "..."}}.'
             )
-        entries.append(entry)
+        entries.append(_beside(path, entry))
         places.append(place)
     return entries, places
+
+
+def _beside(path: Path, entry: dict[str, Any]) -> dict[str, Any]:
+    """`entry` with its pictures found from where its file lies."""
+
+    def found(source: Any) -> Any:
+        # What has a scheme is a data URI, or a remote picture that is refused with its own words.
+        if not isinstance(source, str) or source.startswith("data:") or "://" in source:
+            return source
+        return str(path.parent.absolute() / source)
+
+    if "image" in entry:
+        entry = {**entry, "image": found(entry["image"])}
+    if isinstance(entry.get("images"), list):
+        entry = {**entry, "images": [found(source) for source in entry["images"]]}
+    return entry
 
 
 def _read_dataset(path: Path, split: str | None) -> Entries:

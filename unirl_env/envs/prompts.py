@@ -7,24 +7,19 @@ permutation. A run that stored one integer goes on exactly where it stopped, and
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
+from unirl_env.envs.prompt_entries import MAX_CHARACTERS, as_prompts, canonical, identical
 from unirl_env.envs.prompt_files import read_entries
 from unirl_env.errors import PromptError
 from unirl_env.types import Prompt
 
-__all__ = ["PromptSource", "as_prompts"]
+__all__ = ["MAX_CHARACTERS", "PromptSource", "as_prompts"]
 
 logger = logging.getLogger(__name__)
-
-TEXT_KEYS = ("prompt", "text")
-MAX_CHARACTERS = 4000
 
 
 class PromptSource:
@@ -34,8 +29,7 @@ class PromptSource:
     differ in anything are refused: noise, groups and logs are keyed by the id.
 
     Args:
-        entries: Each a text, a `Prompt`, or a mapping with `prompt` or `text`, and optionally `id`,
-            `negative` and `metadata`; its other keys join the metadata.
+        entries: As for `as_prompts`.
         name: What error messages and logs call this source.
         column: The key that holds the text; by default the first of `prompt` and `text` that is there.
         max_characters: The longest text that is accepted.
@@ -59,7 +53,7 @@ class PromptSource:
         for prompt in as_prompts(
             entries, name=name, column=column, max_characters=max_characters, places=places
         ):
-            if not _identical(kept.setdefault(prompt.id, prompt), prompt):
+            if not identical(kept.setdefault(prompt.id, prompt), prompt):
                 raise PromptError(
                     f"`id` must belong to one prompt only, got {prompt.id[:60]!r} twice with different "
                     f"content in {name}; try giving every prompt an id of its own."
@@ -145,11 +139,13 @@ class PromptSource:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the prompts in their order; metadata that JSON cannot express counts by its type."""
+        """SHA-256 of the prompts in their order.
+
+        Pictures count by their content, metadata that JSON cannot express by its type.
+        """
         digest = hashlib.sha256()
         for prompt in self.prompts:
-            line = _canonical(prompt, default=_type_name)
-            digest.update(line.encode() + b"\n")
+            digest.update(canonical(prompt).encode() + b"\n")
         return digest.hexdigest()
 
     def _permutation(self, seed: int, epoch: int) -> list[int]:
@@ -158,105 +154,3 @@ class PromptSource:
             keys = [hashlib.blake2b(f"{seed}/{epoch}/{i}".encode()).digest() for i in range(len(self))]
             self._order = ((seed, epoch), sorted(range(len(self)), key=keys.__getitem__))
         return self._order[1]
-
-
-def as_prompts(
-    entries: Sequence[str | Mapping[str, Any] | Prompt],
-    *,
-    name: str = "prompts",
-    column: str | None = None,
-    max_characters: int = MAX_CHARACTERS,
-    places: Sequence[str] | None = None,
-) -> list[Prompt]:
-    """The prompts that `entries` state, in their order; a prompt may occur again.
-
-    Args:
-        entries: As for `PromptSource`.
-        name: What error messages call these entries.
-        column: The key that holds the text; by default the first of `prompt` and `text` that is there.
-        max_characters: The longest text that is accepted.
-        places: Where each entry stands (`"line 3"`), for error messages.
-
-    Raises:
-        PromptError: If an entry is empty, too long or malformed.
-    """
-    if isinstance(entries, str) or not isinstance(entries, Sequence | np.ndarray):
-        raise PromptError(f"`prompts` must be a list of prompts, got {type(entries).__name__}; try a list.")
-    places = [f"entry {i}" for i in range(len(entries))] if places is None else places
-    prompts = []
-    for entry, place in zip(entries, places, strict=True):
-        where = f"{name}, {place}"
-        prompts.append(_checked(_as_prompt(entry, where, column), where, max_characters))
-    return prompts
-
-
-def _as_prompt(entry: Any, where: str, column: str | None) -> Prompt:
-    """Read one entry; every field is checked for its type here, once for all kinds of sources."""
-    if isinstance(entry, Prompt):
-        return entry
-    if isinstance(entry, str):
-        return Prompt(entry)
-    if not isinstance(entry, Mapping):
-        raise PromptError(
-            f"An entry must be a text, a mapping or a Prompt, got {type(entry).__name__} ({where})."
-        )
-    key = column or next((name for name in TEXT_KEYS if name in entry), TEXT_KEYS[0])
-    if key not in entry:
-        raise PromptError(
-            f"An entry must have the key `{key}`, got {sorted(map(str, entry))} ({where}); "
-            f"try `column=` to name the key that holds the text."
-        )
-    metadata = entry.get("metadata") or {}
-    if not isinstance(metadata, Mapping):
-        raise PromptError(f"`metadata` must be a mapping, got {type(metadata).__name__} ({where}).")
-    rest = {name: entry[name] for name in entry if name not in (key, "id", "negative", "metadata")}
-    identifier = entry.get("id")
-    return Prompt(
-        text=entry[key],
-        id="" if identifier is None else str(identifier),
-        negative=entry.get("negative") or "",
-        metadata={**rest, **metadata},
-    )
-
-
-def _checked(prompt: Prompt, where: str, max_characters: int) -> Prompt:
-    """`prompt` itself, or an error that names its place."""
-    for name in ("text", "id", "negative"):
-        value = getattr(prompt, name)
-        if not isinstance(value, str):
-            raise PromptError(f"`{name}` must be a text, got {type(value).__name__} ({where}).")
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise PromptError(f"`{name}` must be valid Unicode, got {error.reason} ({where}).") from error
-        if len(value) > max_characters:
-            raise PromptError(
-                f"`{name}` must have at most {max_characters} characters, got {len(value)} ({where}); "
-                f"try a shorter text or a larger `max_characters`."
-            )
-    if not prompt.text.strip():
-        raise PromptError(f"`text` must not be empty, got {prompt.text!r} ({where}).")
-    try:
-        _canonical(prompt, default=_type_name)
-    except (TypeError, ValueError) as error:
-        raise PromptError(
-            f"`metadata` must have texts as keys and no cycles, got {error} ({where})."
-        ) from error
-    return prompt
-
-
-def _canonical(prompt: Prompt, default: Callable[[Any], str] | None = None) -> str:
-    row = [prompt.text, prompt.id, prompt.negative, dict(prompt.metadata)]
-    return json.dumps(row, sort_keys=True, default=default)
-
-
-def _type_name(value: Any) -> str:
-    return f"<{type(value).__name__}>"
-
-
-def _identical(one: Prompt, other: Prompt) -> bool:
-    """Whether two prompts are equal in everything; metadata that JSON cannot express counts as different."""
-    try:
-        return one is other or _canonical(one) == _canonical(other)
-    except (TypeError, ValueError):
-        return False
