@@ -181,7 +181,7 @@ class RolloutSettings:
     """How many episodes an iteration has, and who produces them."""
 
     engine: str = "local"
-    """Where samples are drawn: `local` is in-process torch; for texts `vllm`, `vllm_server`, `sglang`, too."""
+    """Who draws samples: `local` is in-process torch; texts may come from `vllm`, `vllm_server`, `sglang`."""
     engine_options: dict[str, Any] = field(default_factory=dict)
     """Arguments of the engine (url, max_model_len, ...)."""
     num_prompts: int = 8
