@@ -11,10 +11,16 @@ from unirl_env.registry import Registry
 SCORERS = Registry(
     "reward",
     {
+        "choice": "unirl_env.rewards.choice:ChoiceScorer",
         "clip": "unirl_env.rewards.clip:CLIPScore",
+        "exact": "unirl_env.rewards.exact:ExactScorer",
+        "format": "unirl_env.rewards.format:FormatScorer",
         "gate": "unirl_env.rewards.compose:Gate",
+        "length": "unirl_env.rewards.length:LengthScorer",
         "linear": "unirl_env.rewards.linear:LinearScorer",
+        "math": "unirl_env.rewards.math_answer:MathScorer",
         "minimum": "unirl_env.rewards.compose:Minimum",
+        "overlong": "unirl_env.rewards.overlong:Overlong",
         "product": "unirl_env.rewards.compose:Product",
         "shapes": "unirl_env.rewards.shapes:ShapesScorer",
         "template": "unirl_env.rewards.shapes:TemplateScorer",
@@ -24,9 +30,15 @@ SCORERS = Registry(
 
 _HOMES = {
     "CLIPScore": "clip",
+    "ChoiceScorer": "choice",
+    "ExactScorer": "exact",
+    "FormatScorer": "format",
     "Gate": "compose",
+    "LengthScorer": "length",
     "LinearScorer": "linear",
+    "MathScorer": "math_answer",
     "Minimum": "compose",
+    "Overlong": "overlong",
     "Product": "compose",
     "ShapesScorer": "shapes",
     "TemplateScorer": "shapes",

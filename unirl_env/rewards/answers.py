@@ -1,0 +1,120 @@
+"""Reading answers: what a prompt expects, and what a text says after its thoughts."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from unirl_env.errors import ConfigError, ContractError
+from unirl_env.types import Prompt, Sample
+
+__all__ = [
+    "UNPARSABLE",
+    "answer_text",
+    "checked_rule",
+    "expected_answers",
+    "final_part",
+    "last_boxed",
+    "last_expression",
+]
+
+UNPARSABLE = ("zero", "invalid")
+"""What an answer that cannot be read counts: nothing, or not at all."""
+
+THOUGHT_ENDS = "</think>"
+# Bounded repetitions only: the texts come from models, and reading one must take linear time.
+_BOXES = re.compile(r"\\{1,3}(?:boxed|fbox)\s{0,9}\{|\\[\s\S]|[{}]")
+_NUMBER = r"(?:\d+(?:,\d{3})*(?:\.\d+)?|(?<!\.)\.\d+)"
+_EXPRESSION = re.compile(
+    r"\$\$?(?P<dollars>[^$\n]{1,300})\$\$?"
+    r"|\\\((?P<inline>[^\n]{1,300}?)\\\)"
+    r"|\\\[(?P<display>[\s\S]{1,300}?)\\\]"
+    r"|(?P<fraction>[-\u2212]?\\[dt]?frac\s?\{[^{}]{1,60}\}\s?\{[^{}]{1,60}\})"
+    r"|(?P<root>[-\u2212]?\d{0,20}\\sqrt\{[^{}]{1,60}\})"
+    rf"|(?<![A-Za-z0-9_])(?<!\d\.)(?P<number>[-\u2212+]?{_NUMBER}"
+    rf"(?:\s?[-\u2212+*/^\u00d7\u00f7\u00b7]\s?[-\u2212+]?{_NUMBER}){{0,40}}(?:\s?(?:\\?%|percent\b))?)"
+)
+_WORDS = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}\s")
+
+
+def checked_rule(unparsable: str) -> str:
+    """`unparsable` itself.
+
+    Raises:
+        ConfigError: If it is no rule.
+    """
+    if unparsable not in UNPARSABLE:
+        raise ConfigError(f"`unparsable` must be one of {list(UNPARSABLE)}, got {unparsable!r}.")
+    return unparsable
+
+
+def expected_answers(prompt: Prompt, key: str) -> tuple[str, ...]:
+    """What `prompt.metadata[key]` accepts: a text or a number, or a list of them of which any will do.
+
+    Raises:
+        ContractError: If the prompt has no answer, or one of another type.
+    """
+    found = prompt.metadata.get(key)
+    answers = found if isinstance(found, list | tuple) else [found]
+    texts = tuple(_as_text(answer) for answer in answers)
+    if not texts or not all(texts):
+        raise ContractError(
+            f"`Prompt.metadata[{key!r}]` must be the expected answer, a text or a number, got {found!r} for "
+            f"the prompt {prompt.id[:80]!r}, which has {sorted(prompt.metadata)}; try the option `key`."
+        )
+    return texts
+
+
+def _as_text(answer: Any) -> str:
+    if isinstance(answer, str):
+        return answer.strip()
+    return str(answer) if isinstance(answer, int | float) and not isinstance(answer, bool) else ""
+
+
+def answer_text(sample: Sample, name: str) -> str:
+    """The text of a sample.
+
+    Raises:
+        ContractError: If it has none.
+    """
+    if sample.text is None:
+        raise ContractError(f"`Sample.text` must be a text for the reward `{name}`, got None.")
+    return sample.text
+
+
+def final_part(text: str) -> str:
+    """What comes after the thoughts: after the last `</think>`, or all of a text that has none."""
+    return text.rpartition(THOUGHT_ENDS)[2]
+
+
+def last_boxed(text: str) -> str | None:
+    r"""What stands in the last `\boxed{...}` that is closed, the inner one of two; None without any."""
+    opened: list[int | None] = []
+    found, begins = None, -1
+    for token in _BOXES.finditer(text):
+        mark = token.group()
+        if mark == "{":
+            opened.append(None)
+        elif mark == "}":
+            start = opened.pop() if opened else None
+            if start is not None and start > begins:
+                found, begins = text[start : token.start()], start
+        elif mark.endswith("{") and "box" in mark:
+            opened.append(token.end())
+    return found
+
+
+def last_expression(text: str) -> str | None:
+    """The last number, fraction, root or formula between dollars or LaTeX brackets; None without any.
+
+    A formula that is a mere name (`$x$`) is passed over, and so are dollars around words, which are prices.
+    """
+    found, position = None, 0
+    while match := _EXPRESSION.search(text, position):
+        position = match.end()
+        candidate = match.group(match.lastgroup).strip()
+        if match.lastgroup == "dollars" and _WORDS.search(candidate):
+            position = match.start() + 1
+        elif len(candidate) > 1 or candidate.isdigit():
+            found = candidate
+    return found
