@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import unirl_env.functional as F
 from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.models.base import Denoiser
+from unirl_env.models.loading import cause_of
 from unirl_env.models.lots import in_lots
 from unirl_env.models.options import as_dtype
 from unirl_env.types import Prompt, Sample
@@ -249,7 +250,7 @@ class SD3Denoiser(Denoiser):
         try:
             return loader(self.pretrained, revision=self.revision, **options)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise self._not_found(_cause(error)) from error
+            raise self._not_found(cause_of(error)) from error
 
     def _not_found(self, cause: str) -> ModelNotFound:
         return ModelNotFound(
@@ -257,12 +258,3 @@ class SD3Denoiser(Denoiser):
             f"{cause}. Try a local directory, log in to the hub for gated models, or use the embedded "
             "`unirl/TinySD3-T2I-v0`, which needs no download."
         )
-
-
-def _cause(error: BaseException) -> str:
-    """What a library says of a failure, and what lies at its bottom: the library may only guess at that."""
-    root = error
-    while root.__cause__ or root.__context__:
-        root = root.__cause__ or root.__context__
-    said = [str(part).strip().splitlines() or [type(part).__name__] for part in (error, root)]
-    return ": ".join(dict.fromkeys(lines[0].rstrip(". ") for lines in said))
