@@ -9,7 +9,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from unirl_env.functional.vocabulary import cells, entropy, lowest_kept, token_log_prob
+from unirl_env.functional.vocabulary import Cells, cells, entropy, lowest_kept, token_log_prob
 
 __all__ = ["ChunkedScores", "Chunking"]
 
@@ -61,17 +61,10 @@ class ChunkedScores(torch.autograd.Function):
         slopes = torch.empty_like(hidden) if chunking.slopes_are_kept else None
         floors = []
         for cut in chunking.cuts(hidden.shape[0]):
-            shifted = _shifted_logits(hidden[cut], head, chunking.temperature)
-            floors.append(lowest_kept(shifted, chunking.top_p, chunking.top_k))
-            rows = cells(shifted, floors[-1], token[cut])
-            log_prob[cut], entropies[cut] = token_log_prob(rows, token[cut]), entropy(rows)
-            weights, total = rows.weights, rows.total
-            del shifted, rows  # each is as large as the chunk
+            log_prob[cut], entropies[cut], floor, slope = _score(hidden[cut], head, token[cut], chunking)
+            floors.append(floor)
             if slopes is not None:
-                slope = _slope(weights, total, token[cut]).div_(chunking.temperature)
-                slopes[cut] = slope.to(head.dtype) @ head
-                del slope
-            del weights
+                slopes[cut] = slope
         ctx.chunking, ctx.floors = chunking, floors
         ctx.save_for_backward(*((hidden, weight, token) if slopes is None else (slopes,)))
         ctx.mark_non_differentiable(entropies)
@@ -81,18 +74,20 @@ class ChunkedScores(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the slopes, or compute each chunk again."""
-        if ctx.chunking.slopes_are_kept:
+        chunking = ctx.chunking
+        if chunking.slopes_are_kept:
             (slopes,) = ctx.saved_tensors
             return (slopes * grad[:, None]).to(slopes.dtype), None, None, None
         hidden, weight, token = ctx.saved_tensors
         head = weight.to(hidden.dtype)
-        grad_hidden = torch.empty_like(hidden) if ctx.chunking.train_hidden else None
+        grad = grad[:, None] / chunking.temperature
+        grad_hidden = torch.empty_like(hidden) if chunking.train_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        temperature = ctx.chunking.temperature
-        for cut, floor in zip(ctx.chunking.cuts(hidden.shape[0]), ctx.floors, strict=True):
-            _, weights, total = cells(_shifted_logits(hidden[cut], head, temperature), floor, token[cut])
-            slope = _slope(weights, total, token[cut]).mul_(grad[cut, None] / temperature).to(head.dtype)
-            del weights
+        for cut, floor in zip(chunking.cuts(hidden.shape[0]), ctx.floors, strict=True):
+            shifted = _shifted_logits(hidden[cut], head, chunking.temperature)
+            slope = _slope(cells(shifted, floor, token[cut]), token[cut]).mul_(grad[cut])
+            del shifted  # makes room for the copy in half precision
+            slope = slope.to(head.dtype)
             if grad_hidden is not None:
                 grad_hidden[cut] = slope @ head
             if head.dtype == torch.float32:
@@ -103,12 +98,27 @@ class ChunkedScores(torch.autograd.Function):
         return grad_hidden, grad_weight.to(weight.dtype), None, None
 
 
+def _score(
+    hidden: Tensor, head: Tensor, token: Tensor, chunking: Chunking
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """One chunk: log-probability, entropy, the smallest logit kept, and the slope by the hidden states."""
+    shifted = _shifted_logits(hidden, head, chunking.temperature)
+    floor = lowest_kept(shifted, chunking.top_p, chunking.top_k)
+    rows = cells(shifted, floor, token)
+    log_prob, entropies = token_log_prob(rows, token), entropy(rows)
+    if not chunking.slopes_are_kept:
+        return log_prob, entropies, floor, None
+    slope = _slope(rows, token).div_(chunking.temperature)
+    del shifted, rows  # makes room for the copy in half precision
+    return log_prob, entropies, floor, slope.to(head.dtype) @ head
+
+
 def _shifted_logits(hidden: Tensor, head: Tensor, temperature: float) -> Tensor:
     scaled = nnf.linear(hidden, head).float().div_(temperature)
     return scaled.sub_(scaled.amax(-1, keepdim=True))
 
 
-def _slope(weights: Tensor, total: Tensor, token: Tensor) -> Tensor:
-    """The derivative of the log-probability by the scaled logits, in the memory of `weights`."""
-    slope = weights.div_(-total[:, None])
-    return slope.scatter_add_(-1, token[:, None], torch.ones_like(total)[:, None])
+def _slope(rows: Cells, token: Tensor) -> Tensor:
+    """The derivative of the log-probability by the scaled logits, in the memory of the weights."""
+    slope = rows.weights.div_(-rows.total[:, None])
+    return slope.scatter_add_(-1, token[:, None], torch.ones_like(rows.total)[:, None])

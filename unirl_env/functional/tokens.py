@@ -110,9 +110,9 @@ def score_tokens(
     """`token_step(hidden @ weight.T, token=token, ...)` in memory that does not grow with N x V.
 
     Works on chunks of rows, whose logits are never kept. The scratch memory of a chunk, all copies counted,
-    is at most `chunk_bytes` or what one row needs: 8 bytes per logit, with `top_p` or `top_k` 16 bytes per
-    logit and 32 per token of the head that is looked at first. (Rows whose nucleus has more than 256 tokens
-    take up to 64 MB on top.)
+    is at most `chunk_bytes`, or else what one row needs: 8 bytes per logit, with `top_p` or `top_k` 12 per
+    logit and 32 for each of the likeliest `top_k` or 256. (Rows whose nucleus has more than 256 tokens take
+    up to 64 MB on top.)
 
     Where `weight` wants no gradient, as under LoRA, the forward pass finds each row's slope `[N, D]` and the
     backward pass only scales it; otherwise backward computes each chunk again, and sums the gradient of
