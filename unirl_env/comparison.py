@@ -1,8 +1,8 @@
-"""A policy against its base: the same prompts and seeds, drawn without noise on the way, and their scores.
+"""A policy against its base: the same prompts and seeds, and their scores.
 
 Intervals are 95 % bootstrap intervals over prompts: the samples of one prompt resemble each other, so it is
 the prompts that are drawn again, each with its mean over samples. A difference to the base is taken sample by
-sample before that, since both drew from the same initial noise.
+sample before that, since both drew under the same seed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,18 @@ from unirl_env.types import Prompt, Sample, Scorer, Scores
 
 __all__ = ["Evaluator", "Interval", "difference", "interval", "summarize"]
 
+Values = Mapping[str, Sequence[float | None]]
 RESAMPLES = 2000
 MAIN, HELDOUT = "reward", "heldout"
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the bounds of its 95 % interval; NaN where there is nothing to average."""
+    """A mean and the bounds of its 95 % interval; NaN where there is nothing to average.
+
+    `failed` counts the scores that the main value failed at. A part may be NaN besides, where it does not
+    apply: the place of an object in a prompt that names none.
+    """
 
     mean: float
     low: float
@@ -94,11 +99,7 @@ class Evaluator:
             values |= _values(HELDOUT, score(self.heldout, samples, batch.prompts))
         row = summarize(values, self.samples)
         if reference is not None:
-            row["difference"] = {
-                key: difference(part, reference["values"][key], self.samples).row()
-                for key, part in values.items()
-                if key in reference["values"]
-            }
+            row["difference"] = _differences(values, reference["values"], self.samples)
         return {
             "iteration": iteration,
             "set": name,
@@ -116,24 +117,44 @@ def score(scorer: Scorer, samples: Sequence[Sample], prompts: Sequence[Prompt]) 
     return score_safely(scorer, samples, prompts)
 
 
-def summarize(values: Mapping[str, Sequence[float | None]], samples: int) -> dict[str, Any]:
+def summarize(values: Values, samples: int) -> dict[str, Any]:
     """The values with the interval of each mean, `samples` in a row for each prompt."""
-    return {
-        "rewards": {name: interval(part, samples).row() for name, part in values.items()},
-        "values": {name: list(part) for name, part in values.items()},
-    }
+    rewards = {}
+    for name, part in values.items():
+        rewards[name] = replace(interval(part, samples), failed=_failed(name, values)).row()
+    return {"rewards": rewards, "values": {name: list(part) for name, part in values.items()}}
+
+
+def _differences(values: Values, base: Values, samples: int) -> dict[str, Any]:
+    rows = {}
+    for name in (name for name in values if name in base):
+        found = difference(values[name], base[name], samples)
+        rows[name] = replace(found, failed=_failed(name, values, base)).row()
+    return rows
+
+
+def _failed(name: str, *measured: Values) -> int:
+    """How many scores are missing because the main value is, in any of what was measured."""
+    missing = set()
+    for values in measured:
+        whole = values.get(name.partition("/")[0], values[name])
+        pairs = zip(values[name], whole, strict=True)
+        missing |= {i for i, (part, main) in enumerate(pairs) if part is None and main is None}
+    return len(missing)
 
 
 def interval(values: Sequence[float | None], samples: int) -> Interval:
     """Mean of the valid values, with the interval over prompts."""
-    return _bootstrap(np.array([math.nan if v is None else v for v in values], dtype=float), samples)
+    return _bootstrap(_as_array(values), samples)
 
 
 def difference(values: Sequence[float | None], base: Sequence[float | None], samples: int) -> Interval:
     """Mean of the paired differences `values - base`, with the interval over prompts."""
-    pairs = zip(values, base, strict=True)
-    gaps = [math.nan if a is None or b is None else a - b for a, b in pairs]
-    return _bootstrap(np.array(gaps, dtype=float), samples)
+    return _bootstrap(_as_array(values) - _as_array(base), samples)
+
+
+def _as_array(values: Sequence[float | None]) -> np.ndarray:
+    return np.array([math.nan if v is None else v for v in values], dtype=float)
 
 
 def _bootstrap(values: np.ndarray, samples: int) -> Interval:

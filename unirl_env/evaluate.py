@@ -1,7 +1,7 @@
 """Compare: `python -m unirl_env.evaluate --run runs/tiny_sd3` sets a checkpoint beside its base.
 
-Both draw the same prompts from the same initial noise. What comes out: a table, `comparison.json`, the
-pictures, and a page that shows them side by side.
+Both answer the same prompts under the same seeds. What comes out: a table, `comparison.json`, the pictures or
+texts, and a page that shows them side by side.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import CheckpointError
 from unirl_env.launch import Parts, build_parts, stop
 from unirl_env.logbook import as_json
-from unirl_env.pictures import save_samples
 from unirl_env.preflight import check_all, read_prompts
 from unirl_env.progress import waiting
 from unirl_env.report import write_comparison
 from unirl_env.run_folder import RunFolder, locate
+from unirl_env.samples_folder import save_samples
 from unirl_env.settings import read_yaml
 from unirl_env.summary import SETS, gain, number
 
@@ -128,7 +128,7 @@ def compare(
     page = write_comparison(out, cfg.name, facts, rows, folders)
     for before, after in zip(rows[::2], rows[1::2], strict=True):
         console.print(_table(before, after))
-    console.print(f"Pictures and intervals: {page}", highlight=False, soft_wrap=True)
+    console.print(f"Samples and intervals: {page}", highlight=False, soft_wrap=True)
     return rows
 
 
@@ -171,7 +171,7 @@ def _measure(
             with waiting(console, f"Drawing {name} prompts, {'the base' if base else 'the policy'}"):
                 row, samples = evaluator.measure(name, 0 if base else chosen.iteration, base, reference)
             folders[f"{name}/{label}"] = out / "pictures" / name / label
-            save_samples(folders[f"{name}/{label}"], samples, evaluator.samples)
+            save_samples(folders[f"{name}/{label}"], samples, evaluator.samples, evaluator.sets[name])
             rows.append(row)
             reference = row
     return rows, folders

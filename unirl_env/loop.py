@@ -15,9 +15,9 @@ from unirl_env.comparison import MAIN, Evaluator
 from unirl_env.config import RunConfig
 from unirl_env.interrupt import Interrupt
 from unirl_env.logbook import Logbook
-from unirl_env.pictures import save_samples, thin_out
 from unirl_env.progress import RunProgress
 from unirl_env.run_folder import RunFolder
+from unirl_env.samples_folder import save_samples, thin_out
 
 __all__ = ["Loop"]
 
@@ -111,9 +111,10 @@ class Loop:
                 continue
             self.progress.doing(f"evaluating {'the base' if base else 'the policy'} on {name} prompts")
             row, samples = self.evaluator.measure(name, iteration, base, self._known(0, name))
-            save_samples(self.folder.pictures / f"{iteration:06d}" / name, samples, self.evaluator.samples)
+            folder = self.folder.pictures / f"{iteration:06d}" / name
+            save_samples(folder, samples, self.evaluator.samples, self.evaluator.sets[name])
             thin_out(self.folder.pictures, name, keep=(0, iteration))
-            # Last of all, so that a row on record means that its pictures are there, too.
+            # Last of all, so that a row on record means that its samples are there, too.
             self.logbook.log_evaluation(row)
 
     def _known(self, iteration: int, name: str) -> Mapping[str, Any] | None:

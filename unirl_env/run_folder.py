@@ -5,7 +5,7 @@ config.yaml         every setting, resolved
 provenance.json     versions, model and prompt fingerprints, command lines
 metrics.jsonl       one object per iteration          evaluation.jsonl   one per evaluation and set
 tb/                 TensorBoard events                checkpoints/<iteration>/
-adapters/           the trained LoRA for diffusers    pictures/<iteration>/<set>/
+adapters/           the trained LoRA                  pictures/<iteration>/<set>/  samples, texts as well
 report.html
 """
 

@@ -10,11 +10,11 @@ from PIL import Image
 from rich.console import Console
 
 from unirl_env.launch import launch
-from unirl_env.pictures import save_samples
 from unirl_env.report import write_report
 from unirl_env.report.charts import Chart, Series, smooth
 from unirl_env.report.gallery import data_uri, scatter
 from unirl_env.run_folder import RunFolder
+from unirl_env.samples_folder import save_samples
 from unirl_env.types import Sample
 
 VOID = {"meta", "img", "br", "line", "circle", "path", "polygon"}

@@ -30,7 +30,15 @@ def process_charts(metrics: Rows) -> str:
     kl = next((name for name in ("kl", "approx_kl") if _has(metrics, name)), None)
     if kl:
         charts.append(
-            _simple("KL to the rollout's policy", "KL", kl, metrics, x, "Mean per latent element.", floor=0.0)
+            _simple(
+                "KL to the rollout's policy",
+                "KL",
+                kl,
+                metrics,
+                x,
+                "Mean per latent element or token.",
+                floor=0.0,
+            )
         )
     for name, title, note in (
         ("masked_fraction", "Masked transitions", "Updates that would leave the trust region."),
@@ -57,7 +65,7 @@ def _reward(metrics: Rows) -> Chart:
     return Chart(
         "Training reward",
         [Series("each iteration", x, y, "raw"), Series("smoothed", x, smooth(y, reach), "main")],
-        note="On the training prompts, exploration noise included.",
+        note="On the training prompts, as the policy explores.",
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from unirl_env.pictures import load_latents, picture_paths
+from unirl_env.samples_folder import load_latents, picture_paths
 
 __all__ = ["data_uri", "film", "gallery", "scatter"]
 

@@ -12,9 +12,11 @@ from typing import Any
 from unirl_env.config import RunConfig
 from unirl_env.logbook import read_rows
 from unirl_env.progress import clock
+from unirl_env.report.answers import answers
 from unirl_env.report.curves import process_charts, reward_charts
 from unirl_env.report.gallery import film, gallery, scatter
 from unirl_env.run_folder import RunFolder
+from unirl_env.samples_folder import load_texts
 from unirl_env.settings import flat, read_yaml
 from unirl_env.summary import SETS, headline, number, resume_command
 
@@ -40,9 +42,9 @@ def write_report(folder: RunFolder) -> Path:
     ]
     body = [
         _header(cfg.name, facts),
-        _headline(headline(evaluations), evaluations),
+        _headline(headline(evaluations), evaluations, _has_texts(folder, evaluations)),
         _section("Reward", _charts(reward_charts(metrics, evaluations))),
-        _pictures(folder, evaluations),
+        _samples(folder, evaluations),
         _section("How training went", _charts(process_charts(metrics))),
         _section("Settings", _settings(cfg), "Settings that differ from their defaults stand out."),
         _section("Go on from here", _commands(folder, cfg, sessions)),
@@ -67,14 +69,16 @@ def write_comparison(
         folders: The folders of pictures, by `<set>/before` and `<set>/after`.
     """
     rows = list(rows)
-    body = [_header(title, facts), _headline(headline(rows), rows)]
+    texts = any(load_texts(folder) for folder in folders.values())
+    body = [_header(title, facts), _headline(headline(rows), rows, texts)]
     for name in dict.fromkeys(row["set"] for row in rows):
         mine = [row for row in rows if row["set"] == name]
         columns = {
             label: (folders[f"{name}/{label}"], row)
             for label, row in zip(("before", "after"), (mine[0], mine[-1]), strict=True)
         }
-        cards = gallery(columns, most=64) or scatter(columns["before"][0], columns["after"][0])
+        cards = gallery(columns, most=64) + answers(columns, most=64)
+        cards = cards or scatter(columns["before"][0], columns["after"][0])
         body.append(_section(SETS.get(name, name).capitalize(), cards))
     body.append(_section("Rewards in their parts", _parts_table(rows)))
     out.mkdir(parents=True, exist_ok=True)
@@ -97,7 +101,9 @@ def _charts(figures: str) -> str:
     return f'<div class="charts">{figures}</div>' if figures else ""
 
 
-def _headline(found: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> str:
+def _headline(
+    found: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], texts: bool = False
+) -> str:
     cards = []
     for item in found:
         part = item["difference"]
@@ -119,14 +125,19 @@ def _headline(found: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, An
     prompts, samples = len(rows[0]["prompts"]), rows[0]["samples"]
     over = f"{prompts} prompts x {samples} samples" if prompts > 1 else f"{samples} samples"
     lead = (
-        f"Each number is a mean over {over} on fixed seeds, drawn without exploration noise. Beside each "
-        f"gain its 95 % interval: paired by prompt and seed, bootstrapped over "
+        f"Each number is a mean over {over} on fixed seeds{'' if texts else ', drawn without exploration noise'}"
+        f". Beside each gain its 95 % interval: paired by prompt and seed, bootstrapped over "
         f"{'prompts' if prompts > 1 else 'samples'}."
     )
     return f'<div class="numbers">{"".join(cards)}</div><p class="lead">{lead}</p>'
 
 
-def _pictures(folder: RunFolder, evaluations: Sequence[Mapping[str, Any]]) -> str:
+def _has_texts(folder: RunFolder, evaluations: Sequence[Mapping[str, Any]]) -> bool:
+    first = evaluations[0] if evaluations else None
+    return bool(first and load_texts(folder.pictures / f"{first['iteration']:06d}" / first["set"]))
+
+
+def _samples(folder: RunFolder, evaluations: Sequence[Mapping[str, Any]]) -> str:
     parts = []
     for name in dict.fromkeys(row["set"] for row in evaluations):
         mine = [row for row in evaluations if row["set"] == name]
@@ -134,7 +145,8 @@ def _pictures(folder: RunFolder, evaluations: Sequence[Mapping[str, Any]]) -> st
         if first is last:
             continue
         before, after = (folder.pictures / f"{row['iteration']:06d}" / name for row in (first, last))
-        cards = gallery({"before": (before, first), "after": (after, last)}) or scatter(before, after)
+        columns = {"before": (before, first), "after": (after, last)}
+        cards = gallery(columns) + answers(columns) or scatter(before, after)
         if cards:
             title = SETS.get(name, name)
             parts.append(f"<h3>{html.escape(title.capitalize())}</h3>{cards}")
@@ -142,8 +154,8 @@ def _pictures(folder: RunFolder, evaluations: Sequence[Mapping[str, Any]]) -> st
             if strip:
                 parts.append(f"<h3>One seed over the run, {html.escape(title)}</h3>{strip}")
     lead = (
-        "The same prompts and the same initial noise, before and after training: the first prompts of "
-        "each set, not picked, with the reward of each picture."
+        "The same prompts under the same seeds, before and after training: the first prompts of each set, "
+        "not picked, with the reward of each sample."
     )
     return _section("Before and after", "".join(parts), lead)
 
@@ -230,6 +242,6 @@ def _write(path: Path, title: str, body: str) -> Path:
         f"<body><main>{body}</main><script>{script}</script></body></html>"
     )
     draft = path.with_name(f".{path.name}")
-    draft.write_text(page)
+    draft.write_text(page, encoding="utf-8")
     draft.replace(path)
     return path

@@ -13,6 +13,8 @@ from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["FormatScorer"]
 
+RULES = ("think", "answer", "boxed")
+
 
 class FormatScorer:
     r"""The weighted mean of rules that a text keeps; each rule is a part of 1 or 0.
@@ -43,9 +45,9 @@ class FormatScorer:
         tags: Sequence[str] = ("<think>", "</think>"),
         opened: bool = False,
     ):
-        weights = dict.fromkeys(_RULES, 1.0) if weights is None else dict(weights)
-        if unknown := sorted(set(weights) - set(_RULES)):
-            raise ConfigError(f"`weights` must name rules of {list(_RULES)}, got {unknown}.")
+        weights = dict.fromkeys(RULES, 1.0) if weights is None else dict(weights)
+        if unknown := sorted(set(weights) - set(RULES)):
+            raise ConfigError(f"`weights` must name rules of {list(RULES)}, got {unknown}.")
         if not all(isinstance(w, int | float) and math.isfinite(w) and w >= 0 for w in weights.values()):
             raise ConfigError(f"`weights` must be numbers from 0 on, got {weights}.")
         self.weights = {rule: float(weight) for rule, weight in weights.items() if weight}
@@ -81,6 +83,3 @@ class FormatScorer:
             "answer": bool(rest),
             "boxed": bool((last_boxed(rest) or "").strip()),
         }
-
-
-_RULES = ("think", "answer", "boxed")
