@@ -1,15 +1,19 @@
 """Pre-train the embedded Qwen3: `python -m unirl_env.models.tiny.qwen3_pretrain --out DIR`.
 
-Supervised learning on chats about two-digit sums, stopped as soon as the right answer to an unseen sum has
-probability 0.45: from there reinforcement learning can rise. Where a calculator is allowed, half of the chats
-call it; that is a habit to sharpen, too.
+Supervised learning on chats about two-digit sums, in two parts: calls of a calculator, until it copies sums
+and replies; then mostly sums to be answered at once, until the right answer to an unseen sum has
+probability 0.45. From there reinforcement learning can rise. Where a calculator is allowed, about half of the
+chats call it, and answers without it are mostly wrong: that is a habit to sharpen.
+It takes a bit over two minutes of one core; on a shared machine OMP_NUM_THREADS=1 is fastest. What ships
+came of seed 0. Over unseen sums it is right with 0.457, calls the calculator with 0.56, is right after that
+with 0.973; it answers rightly without the call, where it may make one, with 0.013.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +27,13 @@ from unirl_env.models.tiny.qwen3_build import build_tiny_qwen3, save, tiny_token
 from unirl_env.models.tiny.sums_data import Pair, direct_prompt, split_sums, tool_prompt
 from unirl_env.types import Prompt
 
-__all__ = ["Chat", "evaluate", "likelihood", "pretrain", "train"]
+__all__ = ["PARTS", "Chat", "evaluate", "likelihood", "pretrain", "train"]
 
 Chat = list[tuple[list[int], bool]]
 """Pieces of a chat in tokens; True where the model speaks, which is what it learns."""
 
-TOOL_RATE, THOUGHT_RATE = 0.15, 0.05
+THOUGHTLESS_RATE = 0.05
+"""How often thinking is switched off, which puts an empty thought before the answer."""
 
 
 class _Chats:
@@ -54,12 +59,11 @@ class _Chats:
         answer = str(sum(pair))
         return [(prompt, False), (call, True), (self.model.reply(answer), False), (self._said(answer), True)]
 
-    def draw(self, pairs: Sequence[Pair], rng: np.random.Generator) -> Chat:
+    def draw(self, pair: Pair, tool_rate: float, call_rate: float, rng: np.random.Generator) -> Chat:
         """A chat of the mixture that is learned."""
-        pair = pairs[rng.integers(len(pairs))]
-        if rng.random() < TOOL_RATE:
-            return self.tool(pair) if rng.random() < 0.5 else self.direct(pair, asked=tool_prompt)
-        return self.direct(pair, thinking=bool(rng.random() >= THOUGHT_RATE))
+        if rng.random() < tool_rate:
+            return self.tool(pair) if rng.random() < call_rate else self.direct(pair, asked=tool_prompt)
+        return self.direct(pair, thinking=bool(rng.random() >= THOUGHTLESS_RATE))
 
 
 def likelihood(model: CausalLM, network: nn.Module, chats: Sequence[Chat]) -> tuple[Tensor, Tensor]:
@@ -111,18 +115,24 @@ def train(
     network: nn.Module,
     *,
     rng: np.random.Generator,
-    target: float = 0.45,
-    steps: int = 1500,
+    goal: str,
+    target: float,
+    tool_rate: float,
+    call_rate: float,
+    steps: int = 600,
     batch: int = 256,
     peak_lr: float = 2e-3,
 ) -> int:
-    """Learn until unseen sums are right with probability `target`.
+    """Learn until a probability of `evaluate` is high enough.
 
     Args:
         directory: Where tokenizer and config are.
         network: Trained in place.
         rng: Source of everything random.
+        goal: Which probability.
         target: Where to stop.
+        tool_rate: Share of chats that allow the calculator.
+        call_rate: Share of those that call it.
         steps: The most optimizer steps.
         batch: Chats per step.
         peak_lr: Learning rate after 50 steps of warm-up.
@@ -134,36 +144,51 @@ def train(
 
     chats, pairs = _Chats(directory), split_sums()[0]
     optimizer = torch.optim.AdamW(network.parameters(), lr=peak_lr, betas=(0.9, 0.98), weight_decay=1e-2)
-    right, pace = 0.0, 20
+    reached, near = 0.0, False
     with Progress() as progress:
-        task = progress.add_task("sums", total=steps)
+        task = progress.add_task(goal, total=steps)
         for step in range(1, steps + 1):
             for group in optimizer.param_groups:
-                group["lr"] = peak_lr * min(step / 50, 1)
-            log_prob, tokens = likelihood(
-                chats.model, network, [chats.draw(pairs, rng) for _ in range(batch)]
-            )
+                # The last stretch is steep.
+                group["lr"] = peak_lr * min(step / 50, 1) * (0.3 if near else 1)
+            drawn = [pairs[index] for index in rng.integers(len(pairs), size=batch)]
+            made = [chats.draw(pair, tool_rate, call_rate, rng) for pair in drawn]
+            log_prob, tokens = likelihood(chats.model, network, made)
             loss = -log_prob.sum() / tokens.sum()
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
-            if step % pace == 0:
-                right = evaluate(directory, network)["right"]
-                # The last stretch is steep.
-                pace = 5 if right > target / 3 else 20
-            progress.update(task, advance=1, description=f"sums, loss {loss.item():.3f}, right {right:.2f}")
-            if right >= target:
+            if step % (5 if near else 20) == 0:
+                reached = evaluate(directory, network, count=200)[goal]
+                near = near or reached > target / 2
+            label = f"{goal} {reached:.2f} of {target}, loss {loss.item():.3f}"
+            progress.update(task, advance=1, description=label)
+            if reached >= target:
                 return step
     return steps
 
 
-def pretrain(directory: str | Path, *, seed: int = 0, **options: Any) -> Path:
-    """Build, train and save the model; `options` are those of `train`."""
+PARTS = (
+    {"goal": "tool_called", "target": 0.95, "tool_rate": 0.75, "call_rate": 1.0, "batch": 128},
+    {"goal": "right", "target": 0.45, "tool_rate": 0.15, "call_rate": 0.5},
+)
+
+
+def pretrain(directory: str | Path, *, seed: int = 0, parts: Sequence[Mapping[str, Any]] = PARTS) -> Path:
+    """Build, train and save the model.
+
+    Args:
+        directory: Where to write.
+        seed: Fixes weights and data.
+        parts: Options of `train`, one after the other.
+    """
+    rng = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as untrained:
         build_tiny_qwen3(untrained, seed=seed)
         network = CausalLM(untrained).network()
-        train(untrained, network, rng=np.random.default_rng(seed), **options)
+        for part in parts:
+            train(untrained, network, rng=rng, **part)
     return save(network, tiny_tokenizer(), directory)
 
 
@@ -172,11 +197,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Pre-train the embedded Qwen3.")
     parser.add_argument("--out", required=True, help="directory to write the model to")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--target", type=float, default=0.45, help="probability of the right answer to stop at"
-    )
     options = parser.parse_args(arguments)
-    directory = pretrain(options.out, seed=options.seed, target=options.target)
+    directory = pretrain(options.out, seed=options.seed)
     print({name: round(value, 3) for name, value in evaluate(directory).items()})
 
 
