@@ -69,6 +69,16 @@ def drpo(case, log_prob, **kwargs):
     return F.drpo_loss(log_prob - offset, case.old_log_prob - offset, case.advantages, **settings)
 
 
+def dppo(case, log_prob, **kwargs):
+    offset = case.old_log_prob.detach() + 1.0
+    settings = dict(threshold=0.05) | kwargs
+    return F.dppo_loss(log_prob - offset, case.old_log_prob - offset, case.advantages, **settings)
+
+
+def dppo_kl(case, log_prob, **kwargs):
+    return dppo(case, log_prob, divergence="kl", **kwargs)
+
+
 def drpo_gaussian(case, log_prob, **kwargs):
     settings = dict(epsilon=0.3) | kwargs
     return F.drpo_gaussian_loss(
@@ -76,4 +86,12 @@ def drpo_gaussian(case, log_prob, **kwargs):
     )
 
 
-LOSSES = {"grpo": grpo, "flow_dppo": flow_dppo, "drpo": drpo, "drpo_gaussian": drpo_gaussian}
+OF_TOKENS = (drpo, dppo, dppo_kl)
+LOSSES = {
+    "grpo": grpo,
+    "flow_dppo": flow_dppo,
+    "drpo": drpo,
+    "dppo": dppo,
+    "dppo_kl": dppo_kl,
+    "drpo_gaussian": drpo_gaussian,
+}

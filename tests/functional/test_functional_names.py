@@ -26,6 +26,28 @@ PROMISED = {
         *((name, EMPTY) for name in ("log_prob", "old_log_prob", "advantages")),
         *(("epsilon", 12.5), ("mask", None), ("denominator", None)),
     ],
+    "token_step": [
+        *(("logits", EMPTY), ("temperature", 1.0), ("top_p", 1.0), ("top_k", 0)),
+        *(("token", None), ("uniform", None)),
+    ],
+    "score_tokens": [
+        *((name, EMPTY) for name in ("hidden", "weight", "token")),
+        *(("temperature", 1.0), ("top_p", 1.0), ("top_k", 0), ("chunk_bytes", 256 << 20)),
+    ],
+    "keyed_uniform": [("episode_seeds", EMPTY), ("step", EMPTY), ("device", "cpu")],
+    "dppo_loss": [
+        *((name, EMPTY) for name in ("log_prob", "old_log_prob", "advantages")),
+        *(("threshold", 0.15), ("divergence", "tv"), ("mask", None), ("denominator", None)),
+    ],
+    "gspo_loss": [
+        *((name, EMPTY) for name in ("log_prob", "old_log_prob", "advantages", "sequence")),
+        *(("clip_low", 3e-4), ("clip_high", 4e-4), ("mask", None), ("denominator", None)),
+    ],
+    "token_reference_kl": [
+        *(("log_prob", EMPTY), ("ref_log_prob", EMPTY), ("estimator", "k3")),
+        *((name, None) for name in ("mask", "denominator", "weight")),
+    ],
+    "token_weights": [("lengths", EMPTY), ("aggregate", "token_mean"), ("horizon", None)],
 }
 
 
