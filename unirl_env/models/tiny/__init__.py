@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["qwen3_path", "sd3_path"]
+__all__ = ["qwen3_path", "qwen_vl_path", "sd3_path"]
 
 
 def qwen3_path() -> Path:
     """The directory of the embedded Qwen3 that adds two-digit numbers."""
     return Path(__file__).parent / "qwen3"
+
+
+def qwen_vl_path() -> Path:
+    """The directory of the embedded Qwen3-VL that answers questions about coloured shapes at 32 x 32."""
+    return Path(__file__).parent / "qwen_vl"
 
 
 def sd3_path() -> Path:

@@ -1,0 +1,296 @@
+"""Qwen's vision-language models: Qwen2-VL, Qwen2.5-VL and Qwen3-VL, as transformers loads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unirl_env.errors import ConfigError, PromptError
+from unirl_env.models import packed
+from unirl_env.models.causal_lm import CausalLM
+from unirl_env.models.exports import write_adapters, write_weights
+from unirl_env.models.language import Encoded, LanguageModel
+from unirl_env.models.loading import load
+from unirl_env.models.vision import picture_features, picture_places
+from unirl_env.pixels import load_picture
+from unirl_env.types import Prompt
+
+__all__ = ["QwenVL"]
+
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+ADAPTED = (
+    *(f"self_attn.{name}_proj" for name in "qkvo"),
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+)
+
+
+class QwenVL(LanguageModel):
+    """A picture processor, a chat template, and a transformer that reads pictures among the words.
+
+    The processor resizes a picture, keeping its aspect, until it has between `min_pixels` and `max_pixels`.
+    Observations have room for `max_images` pictures of `max_pixels` each: published checkpoints allow very
+    many, so set the limit to what the pictures need. Adapters go to the language layers; the vision tower is
+    trained only together with all weights.
+
+    Args:
+        pretrained: A hub id or a directory.
+        dtype: Of weights and activations.
+        device: Where the network is loaded.
+        revision: Branch, tag or commit of the hub repository.
+        system: System prompt for chats that bring none.
+        chat: Whether prompts are chats; False continues their plain text, which then holds no pictures.
+        thinking: Switches the thinking of models whose template knows `enable_thinking`; None leaves it to
+            the template.
+        trust_remote_code: Let transformers run code that comes with the model.
+        max_images: The most pictures of one prompt.
+        min_pixels: Of a picture after resizing; None is the checkpoint's own.
+        max_pixels: Of a picture after resizing; None is the checkpoint's own.
+
+    Raises:
+        ModelNotFound: If the model cannot be loaded; names the id, the cause and the embedded alternative.
+        ConfigError: If the model is of another family, or a setting is out of range.
+    """
+
+    KIND = "a vision-language model of Qwen"
+    ALTERNATIVE = "unirl/TinyQwenVL-VQA-v0"
+    position_axes = 3
+
+    def __init__(
+        self,
+        pretrained: str,
+        *,
+        dtype: str | torch.dtype = "float32",
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        system: str | None = None,
+        chat: bool = True,
+        thinking: bool | None = None,
+        trust_remote_code: bool = False,
+        max_images: int = 1,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+    ):
+        self.pretrained, self.revision = str(pretrained), revision
+        self.trust_remote_code = trust_remote_code
+        config = self._config
+        if config.model_type not in FAMILIES:
+            raise ConfigError(
+                f"`pretrained` must be a model of one of {FAMILIES}, got {config.model_type!r} in "
+                f"{self.pretrained!r}; try a Qwen2.5-VL model, or `causal_lm` for one without pictures."
+            )
+        # Words are read and written as by any language model.
+        self._words = CausalLM(
+            self.pretrained,
+            dtype=dtype,
+            device=device,
+            revision=revision,
+            system=system,
+            chat=chat,
+            thinking=thinking,
+            trust_remote_code=trust_remote_code,
+        )
+        self.dtype, self.device = self._words.dtype, self._words.device
+        self.vocab_size, self.max_context = self._words.vocab_size, self._words.max_context
+        self.eos_ids, self.pad_id = self._words.eos_ids, self._words.pad_id
+        layers = range(config.get_text_config().num_hidden_layers)
+        # The vision tower has layers of the same names; full names leave it out.
+        self.lora_targets = tuple(f"language_model.layers.{i}.{name}" for i in layers for name in ADAPTED)
+        self.max_images = max_images
+        self._set_limits(min_pixels, max_pixels)
+
+    @property
+    def input_spaces(self) -> Mapping[str, tuple[tuple[int, ...], str]]:
+        """Patches and grids of `max_images` pictures, and the positions of the longest prompt."""
+        vision = self._processor.image_processor
+        patches = self.max_pixels // vision.patch_size**2
+        values = 3 * vision.temporal_patch_size * vision.patch_size**2
+        return {
+            "pixel_values": ((self.max_images * patches, values), "float32"),
+            "image_grid_thw": ((self.max_images, 3), "int64"),
+            "positions": ((3, self.max_context), "int64"),
+        }
+
+    def encode(self, prompt: Prompt) -> Encoded:
+        """The chat with its pictures, each token of a picture in its place.
+
+        `inputs` holds `positions` `[3, L]` always, and `pixel_values` `[n_patches, D]` and `image_grid_thw`
+        `[n_images, 3]` where there are pictures.
+
+        Raises:
+            PromptError: If chat and pictures do not fit together, or a picture cannot be read.
+        """
+        turns = self._turns(prompt)
+        if not prompt.images:
+            tokens = self._words.encode(prompt).tokens
+            self._check_marks(prompt, int((tokens == self._config.image_token_id).sum()))
+            return Encoded(tokens, {"positions": torch.arange(len(tokens)).repeat(3, 1)})
+        options = {} if self._words.thinking is None else {"enable_thinking": self._words.thinking}
+        processor = self._processor
+        text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **options)
+        self._check_marks(prompt, text.count(processor.image_token))
+        # Bytes are what processors expect of a picture.
+        pictures = [(load_picture(source) * 255).round().to(torch.uint8) for source in prompt.images]
+        try:
+            read = processor(text=[text], images=pictures, return_tensors="pt")
+        except ValueError as error:
+            raise PromptError(
+                f"The pictures of prompt {prompt.id[:60]!r} must be what the model's processor takes, got: "
+                f"{error}."
+            ) from error
+        positions, _ = self._outline.get_rope_index(
+            read["input_ids"], read["mm_token_type_ids"], image_grid_thw=read["image_grid_thw"]
+        )
+        inputs = {
+            "pixel_values": read["pixel_values"].float(),
+            "image_grid_thw": read["image_grid_thw"],
+            "positions": positions[:, 0],
+        }
+        return Encoded(read["input_ids"][0], inputs)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of `tokens`, special tokens left out."""
+        return self._words.decode(tokens)
+
+    def reply(self, text: str) -> list[int]:
+        """The template's turn of a tool, or of the user where it knows no tools; plain text without chat."""
+        return self._words.reply(text)
+
+    def network(self) -> nn.Module:
+        """Transformers' own model, freshly loaded; the vision tower keeps the ordinary attention."""
+        from transformers import AutoModelForImageTextToText
+
+        network = self._load(
+            AutoModelForImageTextToText.from_pretrained,
+            dtype=self.dtype,
+            attn_implementation={"text_config": packed.register(), "vision_config": "sdpa"},
+        )
+        return network.to(self.device).eval()
+
+    def hidden(
+        self,
+        network: nn.Module,
+        tokens: Tensor,
+        positions: Tensor,
+        *,
+        inputs: Mapping[str, Tensor] | None = None,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: Any = None,
+    ) -> Tensor:
+        """The transformer's last hidden states `[1, L, D]` packed, `[B, t, D]` with a cache."""
+        base = network.base_model
+        embedded, options = network.get_input_embeddings()(tokens), {}
+        if inputs and len(inputs.get("image_grid_thw", ())):
+            seen = picture_features(base, inputs["pixel_values"], inputs["image_grid_thw"])
+            where = picture_places(tokens == self._config.image_token_id, positions, len(seen.merged))
+            embedded = embedded.masked_scatter(where[..., None], seen.merged.to(embedded))
+            if seen.deeper:
+                options = {"visual_pos_masks": where, "deepstack_visual_embeds": list(seen.deeper)}
+        if lengths is not None:
+            options |= {"use_cache": False, **packed.packed_keywords(lengths, tokens.device)}
+        else:
+            options |= {"use_cache": cache is not None, "past_key_values": cache, "attention_mask": mask}
+        return base.language_model(
+            inputs_embeds=embedded, position_ids=positions, **options
+        ).last_hidden_state
+
+    def head(self, network: nn.Module) -> Tensor:
+        """The output layer's weight `[V, D]`."""
+        return self._words.head(network)
+
+    def save_adapters(self, network: nn.Module, directory: str) -> None:
+        """`adapter_config.json` and `adapter_model.safetensors`, for peft, transformers and vLLM."""
+        write_adapters(network, directory, base=self.pretrained, revision=self.revision)
+
+    def save_weights(self, network: nn.Module, directory: str) -> None:
+        """A directory that `AutoModelForImageTextToText` and `AutoProcessor` load, adapters merged in."""
+        write_weights(network, directory)
+        self._processor.save_pretrained(directory)
+
+    @cached_property
+    def _config(self) -> Any:
+        from transformers import AutoConfig
+
+        return self._load(AutoConfig.from_pretrained)
+
+    @cached_property
+    def _processor(self) -> Any:
+        from transformers import AutoProcessor
+
+        return self._load(AutoProcessor.from_pretrained)
+
+    @cached_property
+    def _outline(self) -> Any:
+        """The model without weights: its class knows the positions of a picture's tokens."""
+        from transformers import AutoModel
+
+        with torch.device("meta"):
+            return AutoModel.from_config(self._config)
+
+    def _set_limits(self, min_pixels: int | None, max_pixels: int | None) -> None:
+        vision = self._processor.image_processor
+        size = vision.size
+        self.min_pixels = size["shortest_edge"] if min_pixels is None else min_pixels
+        self.max_pixels = size["longest_edge"] if max_pixels is None else max_pixels
+        token = (vision.patch_size * vision.merge_size) ** 2
+        # A picture of one token could not be told from a token that the policy says.
+        if not token < self.min_pixels <= self.max_pixels:
+            raise ConfigError(
+                f"`min_pixels` must be more than one token of {token} pixels and at most `max_pixels`, got "
+                f"{self.min_pixels} and {self.max_pixels}; try `min_pixels={4 * token}`."
+            )
+        if self.max_images < 1:
+            raise ConfigError(f"`max_images` must be at least 1, got {self.max_images}.")
+        vision.size = {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}
+
+    def _turns(self, prompt: Prompt) -> list[dict[str, Any]]:
+        """The chat of a prompt as the template reads it, checked against the pictures."""
+        if len(prompt.images) > self.max_images:
+            raise PromptError(
+                f"Prompts must have at most {self.max_images} pictures, got {len(prompt.images)} in "
+                f"{prompt.id[:60]!r}; try a larger `max_images`."
+            )
+        words = [{"type": "text", "text": prompt.text}]
+        own = {"role": "user", "content": [{"type": "image"} for _ in prompt.images] + words}
+        turns = [dict(turn) for turn in prompt.messages] or [own]
+        parts = [
+            part
+            for turn in turns
+            if isinstance(turn.get("content"), list | tuple)
+            for part in turn["content"]
+        ]
+        kinds = [part.get("type") for part in parts]
+        if strange := set(kinds) - {"text", "image"}:
+            raise PromptError(
+                f"A part of a chat turn must be a text or an image, got {sorted(map(str, strange))} in "
+                f"{prompt.id[:60]!r}."
+            )
+        self._check_marks(prompt, kinds.count("image"))
+        system = self._words.system
+        if system is not None and turns[0].get("role") != "system":
+            turns.insert(0, {"role": "system", "content": system})
+        return turns
+
+    def _check_marks(self, prompt: Prompt, marks: int) -> None:
+        """Refuse a chat that has places for other than its pictures."""
+        if marks != len(prompt.images):
+            raise PromptError(
+                f"A chat must have one image part for each of its pictures, got {marks} for "
+                f"{len(prompt.images)} pictures in {prompt.id[:60]!r}; try "
+                '{"type": "image"} in `messages`, or no `messages` at all.'
+            )
+
+    def _load(self, loader: Any, **options: Any) -> Any:
+        return load(
+            loader,
+            self.pretrained,
+            kind=self.KIND,
+            alternative=self.ALTERNATIVE,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+            **options,
+        )
