@@ -19,7 +19,8 @@ class SingleEnv(gym.Env):
 
     Observations, actions and rewards are those of the vector environment without their batch axis; numbers
     such as `sigma` come as arrays of one. `info` has `prompt` (a `Prompt`), `group`, `episode_seed`, and at
-    the end `sample` (a mapping of arrays or text) and `scores` (a mapping of floats: `value`, and each part).
+    the end `sample` (a mapping of arrays, or of text, tokens and whether it was truncated) and `scores` (a
+    mapping of floats: `value`, and each part).
 
     Args:
         vector_env: A vector environment of one episode, numpy backend, autoreset DISABLED.
@@ -59,8 +60,8 @@ class SingleEnv(gym.Env):
         obs, reward, terminated, truncated, info = self.vector_env.step(np.asarray(action)[None])
         return _first(obs), float(reward[0]), bool(terminated[0]), bool(truncated[0]), _single_info(info)
 
-    def render(self) -> np.ndarray | None:
-        """The picture that the episode is heading for."""
+    def render(self) -> np.ndarray | str | None:
+        """The picture that the episode is heading for, or the text so far."""
         frames = self.vector_env.render()
         return None if frames is None else frames[0]
 
@@ -103,6 +104,6 @@ def _single_info(info: dict[str, Any]) -> dict[str, Any]:
 
 def _plain(sample: Sample) -> dict[str, Any]:
     """A sample without tensors, which compare element by element and upset Gymnasium's checkers."""
-    fields = {"image": sample.image, "video": sample.video, "latent": sample.latent}
+    fields = {name: getattr(sample, name) for name in ("image", "video", "latent", "tokens")}
     plain: dict[str, Any] = {k: v.cpu().numpy() for k, v in fields.items() if v is not None}
-    return plain | ({} if sample.text is None else {"text": sample.text})
+    return plain if sample.text is None else {**plain, "text": sample.text, "truncated": sample.truncated}
