@@ -186,9 +186,6 @@ def vllm_variables(*, in_process: bool) -> dict[str, str]:
     variables = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING" if in_process else "INFO"}
     if in_process:
         variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    else:
-        # Publishing weights and adapters to a running server.
-        variables |= {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
     if not torch.cuda.is_available():
         # Compiling for a CPU takes a minute and gains nothing; pinned threads starve their neighbours.
         variables |= {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}

