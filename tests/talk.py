@@ -2,9 +2,10 @@
 
 from collections import Counter
 
+import numpy as np
 import torch
 
-from unirl_env.envs.tokens import TokenVectorEnv
+from unirl_env.envs.tokens import WAIT, TokenVectorEnv
 from unirl_env.models.language import Encoded, LanguageModel
 from unirl_env.types import Scores
 from unirl_env.wrappers.reward import RewardWrapper
@@ -80,3 +81,17 @@ def talk(model=None, *, num_envs=4, scored=False, **options):
     options = {"prompts": QUESTIONS, "max_new_tokens": 12, "max_prompt_tokens": 20, **options}
     env = TokenVectorEnv(model or SpellingModel(), num_envs=num_envs, **options)
     return RewardWrapper(env, length_score) if scored else env
+
+
+def say(env, *texts):
+    """Let each row spell its text; `~` is the end of a turn, `_` waits. The results of every step."""
+    results = []
+    for letters in zip(*texts, strict=True):
+        tokens = [{"~": EOS, "_": WAIT}.get(c) if c in "~_" else 4 + ALPHABET.index(c) for c in letters]
+        actions = np.array(tokens)
+        results.append(env.step(torch.from_numpy(actions) if env.array_backend == "torch" else actions))
+    return results
+
+
+def plain(value):
+    return np.asarray(value).copy()

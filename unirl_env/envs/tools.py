@@ -76,7 +76,7 @@ class Calculator:
 
 
 def _parsed(call: str) -> ast.expr:
-    call = call.strip()
+    call = " ".join(call.split())
     if not call:
         raise ValueError("the call is empty")
     if len(call) > MAX_CHARACTERS:
@@ -84,8 +84,7 @@ def _parsed(call: str) -> ast.expr:
     if not ALLOWED.fullmatch(call) or "**" in call or "//" in call:
         raise ValueError("only numbers, + - * / and parentheses are understood")
     try:
-        # Parentheses make a call over several lines one expression.
-        return ast.parse(f"({call})", mode="eval").body
+        return ast.parse(call, mode="eval").body
     except (SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError("the call is not a complete expression") from error
 
