@@ -80,12 +80,12 @@ class ChunkedScores(torch.autograd.Function):
             return (slopes * grad[:, None]).to(slopes.dtype), None, None, None
         hidden, weight, token = ctx.saved_tensors
         head = weight.to(hidden.dtype)
-        grad = grad[:, None] / chunking.temperature
+        grad = grad / chunking.temperature
         grad_hidden = torch.empty_like(hidden) if chunking.train_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         for cut, floor in zip(chunking.cuts(hidden.shape[0]), ctx.floors, strict=True):
             shifted = _shifted_logits(hidden[cut], head, chunking.temperature)
-            slope = _slope(cells(shifted, floor, token[cut]), token[cut]).mul_(grad[cut])
+            slope = _slope(cells(shifted, floor, token[cut]), token[cut], grad[cut])
             del shifted  # makes room for the copy in half precision
             slope = slope.to(head.dtype)
             if grad_hidden is not None:
@@ -105,20 +105,22 @@ def _score(
     shifted = _shifted_logits(hidden, head, chunking.temperature)
     floor = lowest_kept(shifted, chunking.top_p, chunking.top_k)
     rows = cells(shifted, floor, token)
-    log_prob, entropies = token_log_prob(rows, token), entropy(rows)
+    log_prob, entropies = token_log_prob(rows, token), entropy(rows, finite=True)
     if not chunking.slopes_are_kept:
         return log_prob, entropies, floor, None
-    slope = _slope(rows, token).div_(chunking.temperature)
+    slope = _slope(rows, token, torch.full_like(rows.total, 1.0 / chunking.temperature))
     del shifted, rows  # makes room for the copy in half precision
     return log_prob, entropies, floor, slope.to(head.dtype) @ head
 
 
 def _shifted_logits(hidden: Tensor, head: Tensor, temperature: float) -> Tensor:
-    scaled = nnf.linear(hidden, head).float().div_(temperature)
+    scaled = nnf.linear(hidden, head).float()
+    if temperature != 1:  # a pass over memory that is worth sparing
+        scaled = scaled.div_(temperature)
     return scaled.sub_(scaled.amax(-1, keepdim=True))
 
 
-def _slope(rows: Cells, token: Tensor) -> Tensor:
-    """The derivative of the log-probability by the scaled logits, in the memory of the weights."""
-    slope = rows.weights.div_(-rows.total[:, None])
-    return slope.scatter_add_(-1, token[:, None], torch.ones_like(rows.total)[:, None])
+def _slope(rows: Cells, token: Tensor, scale: Tensor) -> Tensor:
+    """`scale` `[n]` times the log-probability's derivative by the logits, in the memory of the weights."""
+    slope = rows.weights.mul_((-scale / rows.total)[:, None])
+    return slope.scatter_add_(-1, token[:, None], scale[:, None])

@@ -57,11 +57,15 @@ def token_log_prob(rows: Cells, token: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def entropy(rows: Cells) -> Tensor:
-    """`[n]` in nats; to be called last, because it may write over `shifted`."""
-    # Forbidden tokens are -inf, and 0 * inf would be NaN. Only autograd still needs what was there.
-    clamp = torch.clamp if rows.shifted.requires_grad else torch.clamp_
-    products = clamp(rows.shifted.detach(), min=DROPPED).mul_(rows.weights)
+def entropy(rows: Cells, *, finite: bool = False) -> Tensor:
+    """`[n]` in nats; to be called last, because it may write over `shifted`.
+
+    Args:
+        rows: The distributions.
+        finite: Whether no logit is -inf, which would make 0 * inf.
+    """
+    shifted = rows.shifted.clone() if rows.shifted.requires_grad else rows.shifted
+    products = (shifted if finite else shifted.clamp_(min=DROPPED)).mul_(rows.weights)
     return rows.total.log() - products.sum(-1) / rows.total
 
 
