@@ -66,6 +66,8 @@ class TrainedNetwork(nn.Module, ABC):
                 self._frozen = [copy.deepcopy(self.network).requires_grad_(False)]
         else:
             self._attach_adapters(lora)
+        # Once more: layers that peft adds begin in training mode.
+        self.network.eval()
         if gradient_checkpointing:
             self._checkpoint_gradients()
 
