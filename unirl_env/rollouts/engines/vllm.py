@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import unirl_env.functional as F
-from unirl_env.errors import EngineError, EngineLost, MissingExtra
+from unirl_env.errors import EngineError, EngineLost, MissingExtra, UnirlError
 from unirl_env.rollouts.engines.base import Request
 from unirl_env.rollouts.engines.disk import DiskEngine, Made
 from unirl_env.rollouts.engines.vllm_worker import EXTENSION
@@ -217,9 +217,9 @@ def _named_errors() -> Iterator[None]:
         yield
     except EngineDeadError as error:
         raise EngineLost("vLLM's engine died in this process; the lines above this one tell why.") from error
-    except (ValueError, TypeError, RuntimeError, OSError) as error:
-        if isinstance(error, EngineError):
-            raise
+    except UnirlError:
+        raise
+    except Exception as error:
         raise EngineError(f"vLLM refused: {type(error).__name__}: {error}") from error
 
 

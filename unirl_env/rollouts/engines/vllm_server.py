@@ -90,9 +90,20 @@ class VLLMServer(ServedEngine):
                 f"vLLM at {self._wire.url} must let weights be published, got no such route; start it with "
                 "VLLM_SERVER_DEV_MODE=1 and the options that docs/engines.md lists."
             ) from error
+        self._repacks = self._can_repack()
         served = self._wire.get("/v1/models")["data"]
         self._base = next(model["id"] for model in served if not model.get("parent"))
         self.max_length = next(model["max_model_len"] for model in served if model.get("max_model_len"))
+
+    def _can_repack(self) -> bool:
+        """Whether the server's workers have `RepackHeads`, which those on CPUs need."""
+        if self.url is None:
+            return not torch.cuda.is_available()
+        try:
+            self._remotely("repack_heads")
+        except EngineError:
+            return False
+        return True
 
     # What `DiskEngine` asks for.
 
@@ -106,7 +117,7 @@ class VLLMServer(ServedEngine):
         self._wire.post("/pause", mode="abort")
         try:
             self._remotely("reload_weights", weights_path=directory)
-            if self.url is None and not torch.cuda.is_available():
+            if self._repacks:
                 self._remotely("repack_heads")
             self._relabel(label)
         finally:

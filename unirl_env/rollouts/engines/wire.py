@@ -38,7 +38,7 @@ class Wire:
             import httpx
         except ImportError as error:
             raise MissingExtra("httpx", "sglang") from error
-        self.name, self.url, self.last_words = name, url.rstrip("/"), last_words
+        self.name, self.url, self.key, self.last_words = name, url.rstrip("/"), key, last_words
         self._client = httpx.Client(
             base_url=self.url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
