@@ -78,7 +78,7 @@ class TokenVectorEnv(GenerativeVectorEnv):
         v0: The first one.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi"]}
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}
 
     def __init__(
         self,
