@@ -123,7 +123,7 @@ def compare(
         f"iteration {chosen.iteration} beside its base",
         cfg.model.env,
         f"{evaluator.samples} samples per prompt",
-        f"noise seed {options.seed}",
+        f"seed {options.seed}",
     ]
     page = write_comparison(out, cfg.name, facts, rows, folders)
     for before, after in zip(rows[::2], rows[1::2], strict=True):

@@ -4,13 +4,16 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from door_fakes import fake_parts, small_config
 from rich.console import Console
 
-from unirl_env.comparison import difference, interval
+from unirl_env.comparison import Evaluator, difference, interval, summarize
+from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import CheckpointError, PromptError
 from unirl_env.evaluate import Options, compare, main
 from unirl_env.launch import launch
+from unirl_env.types import Prompt, Scores
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +117,42 @@ def test_failed_scores_are_counted_and_left_out():
     assert math.isnan(nothing.mean)
     assert nothing.row() == {"mean": None, "low": None, "high": None, "failed": 2}
     assert difference([1.0, None], [0.5, 0.1], 1).mean == 0.5
+
+
+def test_a_part_that_does_not_apply_has_not_failed():
+    values = {
+        "reward": [0.5, None, 0.7, 0.9],
+        "reward/place": [None, None, 1.0, None],
+        "reward/parsed": [1.0, 0.0, 1.0, 1.0],
+        "heldout": [None, None, 1.0, 1.0],
+        "heldout/part": [None, 1.0, None, 1.0],
+    }
+    failed = {name: row["failed"] for name, row in summarize(values, 1)["rewards"].items()}
+    assert failed == {"reward": 1, "reward/place": 1, "reward/parsed": 0, "heldout": 2, "heldout/part": 1}
+
+
+def test_a_difference_fails_where_either_main_value_does():
+    scored = Scores(torch.tensor([1.0, math.nan, 1.0]), {"place": torch.tensor([math.nan, math.nan, 1.0])})
+    prompts = tuple(Prompt(name) for name in "abc")
+
+    class Agent:
+        def rollout_eval(self, prompts, **options):
+            return EpisodeBatch(
+                phases={},
+                scores=scored,
+                group=torch.arange(3),
+                prompts=tuple(prompts),
+                episode_seed=torch.arange(3),
+            )
+
+    base = {"values": {"reward": [0.5, 0.5, None], "reward/place": [None, 1.0, None]}}
+    row, _ = Evaluator(Agent(), {"train": prompts}, 1).measure("train", 1, False, base)
+    assert {name: part["failed"] for name, part in row["rewards"].items()} == {"reward": 1, "reward/place": 1}
+    assert {name: part["failed"] for name, part in row["difference"].items()} == {
+        "reward": 2,
+        "reward/place": 2,
+    }
+    assert row["difference"]["reward"]["mean"] == 0.5
 
 
 def test_one_prompt_falls_back_to_its_samples():

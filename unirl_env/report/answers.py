@@ -83,7 +83,8 @@ def _question(asked: Mapping[str, Any], pictures: Sequence[Path]) -> str:
     images = []
     for path in pictures:
         uri, small = data_uri(path)
-        images.append(f'<img{" class=pixels" if small else ""} src="{uri}" alt="" loading="lazy">')
+        kind = ' class="pixels"' if small else ""
+        images.append(f'<img{kind} src="{uri}" alt="" loading="lazy">')
     shown = f'<div class="seen">{"".join(images)}</div>' if images else ""
     expected = asked["answer"]
     wanted = "" if expected is None else f'<div class="expected"><i>expected</i>{folded(expected)}</div>'

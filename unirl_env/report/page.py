@@ -124,10 +124,10 @@ def _headline(
         return ""
     prompts, samples = len(rows[0]["prompts"]), rows[0]["samples"]
     over = f"{prompts} prompts x {samples} samples" if prompts > 1 else f"{samples} samples"
+    noise = "" if texts else ", drawn without exploration noise"
     lead = (
-        f"Each number is a mean over {over} on fixed seeds{'' if texts else ', drawn without exploration noise'}"
-        f". Beside each gain its 95 % interval: paired by prompt and seed, bootstrapped over "
-        f"{'prompts' if prompts > 1 else 'samples'}."
+        f"Each number is a mean over {over} on fixed seeds{noise}. Beside each gain its 95 % interval: "
+        f"paired by prompt and seed, bootstrapped over {'prompts' if prompts > 1 else 'samples'}."
     )
     return f'<div class="numbers">{"".join(cards)}</div><p class="lead">{lead}</p>'
 
