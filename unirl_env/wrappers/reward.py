@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from unirl_env.errors import ConfigError, ContractError, ScorerError
 from unirl_env.rewards.scoring import checked_scorer, place_scores, score_safely, scorer_name
 from unirl_env.types import Prompt, Sample, Scorer, Scores
+from unirl_env.wrappers.episodes import as_numpy
 
 __all__ = ["RewardWrapper"]
 
@@ -68,7 +69,7 @@ class RewardWrapper(VectorWrapper):
         self.together = together
         self.scored = 0
         self.unscored = 0
-        self._unpaid: list[Sample | None] = [None] * env.num_envs
+        self._unpaid: dict[int, Sample] = {}
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -76,10 +77,7 @@ class RewardWrapper(VectorWrapper):
         """Reset the environment."""
         obs, info = self.env.reset(seed=seed, options=options)
         mask = (options or {}).get("reset_mask")
-        if mask is None:
-            self._unpaid = [None] * self.num_envs
-        else:
-            self._unpaid = [None if new else kept for new, kept in zip(mask, self._unpaid, strict=True)]
+        self._unpaid = {} if mask is None else {i: s for i, s in self._unpaid.items() if not mask[i]}
         return obs, info
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -93,35 +91,34 @@ class RewardWrapper(VectorWrapper):
         if "samples" in info:
             samples = self._finished(info)
             if self.together:
-                samples = [new or kept for new, kept in zip(samples, self._unpaid, strict=True)]
-                self._unpaid = samples
+                samples = self._unpaid = {**self._unpaid, **samples}
                 if not bool((terminated | truncated).all()):
                     return obs, rewards, terminated, truncated, info
-                self._unpaid = [None] * self.num_envs
+                self._unpaid = {}
             scores, finished = self._score(samples, info["prompt"])
             rewards = _added(rewards, scores, finished, self.on_invalid)
             info = {**info, "scores": scores, "_scores": finished.numpy()}
         return obs, rewards, terminated, truncated, info
 
-    def _finished(self, info: dict[str, Any]) -> list[Sample | None]:
-        """The samples of the episodes that have just ended, each in its row."""
+    def _finished(self, info: dict[str, Any]) -> dict[int, Sample]:
+        """The samples of the episodes that have just ended, by their rows."""
         samples = info["samples"]
         if len(samples) != self.num_envs or len(info.get("prompt", ())) != self.num_envs:
             raise ContractError(
                 f"`info['samples']` and `info['prompt']` must have {self.num_envs} entries each, "
                 f"got {len(samples)} and {len(info.get('prompt', ()))}."
             )
-        if "_samples" not in info:
-            return list(samples)
-        return [sample if new else None for sample, new in zip(samples, info["_samples"], strict=True)]
+        rows = np.flatnonzero(as_numpy(info["_samples"])) if "_samples" in info else range(self.num_envs)
+        return {int(row): samples[row] for row in rows if samples[row] is not None}
 
-    def _score(self, samples: Sequence[Sample | None], prompts: Sequence[Prompt]) -> tuple[Scores, Tensor]:
-        finished = torch.tensor([sample is not None for sample in samples])
-        index = torch.nonzero(finished).flatten().tolist()
+    def _score(self, samples: Mapping[int, Sample], prompts: Sequence[Prompt]) -> tuple[Scores, Tensor]:
+        rows = sorted(samples)
+        finished = torch.zeros(self.num_envs, dtype=torch.bool)
+        finished[rows] = True
         scores = score_safely(
             self.scorer,
-            [samples[i] for i in index],
-            [prompts[i] for i in index],
+            [samples[row] for row in rows],
+            [prompts[row] for row in rows],
             on_error="raise" if self.on_invalid == "raise" else "invalid",
         )
         invalid = int((~scores.valid).sum())
