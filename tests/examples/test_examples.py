@@ -26,7 +26,7 @@ def example(number):
 
 
 def test_there_are_examples():
-    assert [name[:2] for name in NAMES] == ["01", "02", "03", "04", "05", "06"]
+    assert [name[:2] for name in NAMES] == ["01", "02", "03", "04", "05", "06", "07"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -89,3 +89,9 @@ def test_sb3_ppo():
     pytest.importorskip("stable_baselines3")
     before, after = example("06").main(timesteps=4000, episodes=20)
     assert after > before + 0.3
+
+
+def test_calculator_tool(capsys):
+    curve = example("07").main(iterations=12)
+    assert sum(curve[-3:]) / 3 > sum(curve[:3]) / 3 + 0.2
+    assert "[user <tool_response>" in capsys.readouterr().out
