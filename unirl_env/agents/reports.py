@@ -17,7 +17,7 @@ __all__ = ["log_to_rllib", "rollout_metrics", "update_metrics"]
 
 
 def rollout_metrics(batch: EpisodeBatch, advantages: Tensor) -> dict[str, float]:
-    """What the rewards look like; statistics are taken over valid scores.
+    """What the rewards look like; statistics are taken over valid scores, of parts over those that apply.
 
     Returns:
         `reward`, `reward_std`, `reward/<part>`, `reward/failed` (how many), `zero_std_groups` (the share of
@@ -41,7 +41,7 @@ def rollout_metrics(batch: EpisodeBatch, advantages: Tensor) -> dict[str, float]
     if batch.truncated is not None:
         found["truncated"] = float(batch.truncated.float().mean())
     for name, part in batch.scores.parts.items():
-        found[f"reward/{name}"] = _mean(part[valid & torch.isfinite(part)])
+        found[f"reward/{name}"] = _mean(part[torch.isfinite(part)])
     return found
 
 
