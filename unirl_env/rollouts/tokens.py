@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
+from unirl_env.envs.prompts import as_prompts
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ConfigError, ContractError, EngineLost, StaleWeights
 from unirl_env.policies.token_actor import TokenActor
@@ -106,6 +108,8 @@ class TokenRollout:
             EngineLost: If the engine is lost again and again.
             StaleWeights: If the engine holds another version.
         """
+        # Once for a whole group: the environment reads a prompt's pictures once for each object that it sees.
+        prompts = as_prompts(prompts, max_characters=sys.maxsize)
         episodes = list_episodes(prompts, group_size, sample_offset, first_group)
         if not base and self.engine.weights_version not in (None, weights_version):
             raise StaleWeights(
