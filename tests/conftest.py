@@ -46,3 +46,31 @@ def tiny(tiny_dir):
     from unirl_env.models.tiny.sd3 import TinySD3Denoiser
 
     return TinySD3Denoiser(tiny_dir)
+
+
+@pytest.fixture(scope="session")
+def offline(tiny_dir, tmp_path_factory):
+    """`offline(id)`: arguments with which an id needs no download, and few steps."""
+    import torch
+
+    from unirl_env.models.tiny import qwen3_path
+    from unirl_env.models.tiny.qwen_vl_build import build_tiny_qwen_vl
+    from unirl_env.types import Prompt
+
+    seeing = build_tiny_qwen_vl(tmp_path_factory.mktemp("models") / "tiny_qwen_vl", seed=1)
+    pictures = [torch.full((3, 32, 32), i / 10) for i in range(10)]
+    question, answer = "what is it?", {"answer": "grey"}
+    questions = [Prompt(question, str(i), metadata=answer, images=(p,)) for i, p in enumerate(pictures)]
+    draws = {"pretrained": str(tiny_dir), "num_steps": 3}
+    writes = {"pretrained": str(qwen3_path()), "max_new_tokens": 5, "max_prompt_tokens": 32}
+    looks = {"pretrained": str(seeing), "max_new_tokens": 5, "max_prompt_tokens": 96, "prompts": questions}
+    small = {"height": 32, "width": 32, "max_sequence_length": 10}
+    arguments = {
+        "unirl/TinySD3-T2I-v0": draws,
+        "unirl/SD3-T2I-v0": {**draws, **small, "scorer": "shapes", "prompts": "shapes_train"},
+        "unirl/TinyQwen3-Math-v0": writes,
+        "unirl/Qwen3-Math-v0": {**writes, "prompts": "sums_train"},
+        "unirl/TinyQwenVL-VQA-v0": looks,
+        "unirl/QwenVL-VQA-v0": {**looks, "max_pixels": 32 * 32},
+    }
+    return lambda name: arguments.get(name, {})

@@ -19,33 +19,17 @@ from unirl_env.wrappers import EpisodeStatistics, PotentialShaping
 MODES = [(backend, mode) for backend in ("numpy", "torch") for mode in ("next_step", "disabled")]
 
 
-def offline(name, tiny_dir):
-    """Arguments with which an id needs no download."""
-    tiny = {"pretrained": str(tiny_dir), "num_steps": 3}
-    small = {
-        "height": 32,
-        "width": 32,
-        "max_sequence_length": 10,
-        "scorer": "shapes",
-        "prompts": "shapes_train",
-    }
-    return {
-        "unirl/TinySD3-T2I-v0": tiny,
-        "unirl/SD3-T2I-v0": {**tiny, **small},
-    }.get(name, {})
-
-
 class TestAcquittal:
     @pytest.mark.parametrize("backend, mode", MODES)
     @pytest.mark.parametrize("name", IDS)
-    def test_every_registered_id(self, name, backend, mode, tiny_dir):
+    def test_every_registered_id(self, name, backend, mode, offline):
         env = gym.make_vec(
             name,
             num_envs=4,
             group_size=2,
             array_backend=backend,
             autoreset_mode=mode,
-            **offline(name, tiny_dir),
+            **offline(name),
         )
         check_vector_env(env, seed=3)
         assert env.unwrapped.group_size == 2 and env.unwrapped.started

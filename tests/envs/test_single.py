@@ -14,21 +14,10 @@ from unirl_env.ids import IDS
 from unirl_env.types import Prompt
 
 
-def offline(name, tiny_dir):
-    tiny = {"pretrained": str(tiny_dir), "num_steps": 3}
-    small = {
-        "height": 32,
-        "width": 32,
-        "max_sequence_length": 10,
-        "scorer": "shapes",
-        "prompts": "shapes_train",
-    }
-    return {"unirl/TinySD3-T2I-v0": tiny, "unirl/SD3-T2I-v0": {**tiny, **small}}.get(name, {})
-
-
 @pytest.fixture(params=sorted(IDS))
-def env(request, tiny_dir):
-    made = gym.make(request.param, render_mode="rgb_array", **offline(request.param, tiny_dir))
+def env(request, offline):
+    mode = "ansi" if "language_model" in IDS[request.param] else "rgb_array"
+    made = gym.make(request.param, render_mode=mode, **offline(request.param))
     yield made
     made.close()
 
@@ -47,16 +36,30 @@ def test_stable_baselines_accepts_it(env):
 
 def test_an_episode(env):
     obs, info = env.reset(seed=3)
-    assert env.observation_space.contains(obs) and obs["sigma"].shape == (1,)
+    env.action_space.seed(3)
+    assert env.observation_space.contains(obs)
     assert isinstance(info["prompt"], Prompt) and isinstance(info["episode_seed"], int)
-    for k in range(env.unwrapped.vector_env.unwrapped.num_steps):
-        obs, reward, terminated, truncated, info = env.step(obs["latent"] * np.float32(0.9))
-        assert env.observation_space.contains(obs) and obs["step"].tolist() == [k + 1]
+    over = False
+    while not over:
+        action = obs["latent"] * np.float32(0.9) if "latent" in obs else env.action_space.sample()
+        obs, reward, terminated, truncated, info = env.step(action)
+        assert env.observation_space.contains(obs)
         assert type(reward) is float and type(terminated) is type(truncated) is bool
-        assert terminated == ("sample" in info) == ("scores" in info)
-    assert terminated and reward == info["scores"]["value"] and np.isfinite(reward)
-    assert all(isinstance(value, np.ndarray | str) for value in info["sample"].values())
-    assert env.render().dtype == np.uint8 and env.render().shape[-1] == 3
+        over = terminated or truncated
+        assert over == ("sample" in info) == ("scores" in info)
+    assert reward == info["scores"]["value"] and np.isfinite(reward)
+    assert all(isinstance(value, np.ndarray | str | bool) for value in info["sample"].values())
+    picture = env.render()
+    assert isinstance(picture, str) or (picture.dtype == np.uint8 and picture.shape[-1] == 3)
+
+
+def test_the_steps_are_counted():
+    env = SingleEnv(world(num_envs=1, autoreset_mode="disabled"))
+    obs, _ = env.reset(seed=3)
+    assert obs["sigma"].shape == (1,)
+    for k in range(3):
+        obs, _, terminated, truncated, _ = env.step(obs["latent"])
+        assert obs["step"].tolist() == [k + 1] and terminated == (k == 2) and not truncated
 
 
 def test_it_is_the_vector_environment_of_one():
