@@ -68,11 +68,11 @@ class Question:
     answer: str
 
 
-def sample_things(rng: np.random.Generator, *, held_out: bool = False) -> tuple[Thing, ...]:
-    """The objects of one picture; with `held_out`, at least one of a combination of `HELD_OUT`."""
+def sample_things(rng: np.random.Generator, *, fewest: int = 1, held_out: bool = False) -> tuple[Thing, ...]:
+    """The objects of one picture; with `held_out`, the first is of a combination of `HELD_OUT`."""
     trained = [pair for pair in COMBINATIONS if pair not in HELD_OUT]
     pairs: list[tuple[str, str]] = []
-    for _ in range(rng.integers(1, 5)):
+    for _ in range(rng.integers(fewest, 5)):
         # Without repetitions nearly all counts would be 0 and 1.
         if pairs and rng.random() < 0.45:
             pairs.append(pairs[rng.integers(len(pairs))])
@@ -99,11 +99,20 @@ def draw_things(scenes: Sequence[Sequence[Thing]], rng: np.random.Generator) -> 
     return (pictures * 255).round().to(torch.uint8)
 
 
-def ask(things: Sequence[Thing], kind: str, rng: np.random.Generator) -> Question | None:
-    """A question of a kind that has one answer for this picture, or None where there is none."""
-    colour, shape, place = things[rng.integers(len(things))]
+def ask(
+    things: Sequence[Thing], kind: str, rng: np.random.Generator, *, about: Thing | None = None
+) -> Question | None:
+    """A question of a kind that has one answer for this picture, or None where there is none.
+
+    Args:
+        things: The objects of the picture.
+        kind: One of `KINDS`.
+        rng: Chooses what is left open.
+        about: The object in question; None chooses one, for a count at times an absent one.
+    """
+    colour, shape, place = about or things[rng.integers(len(things))]
     if kind == "count":
-        return _count(things, (colour, shape), rng)
+        return _count(things, (colour, shape), rng, absent=0.0 if about else 0.3)
     if kind == "what":
         return Question(kind, f"what is at the {place}?", f"{colour} {shape}")
     if kind == "colour":
@@ -118,8 +127,10 @@ def ask(things: Sequence[Thing], kind: str, rng: np.random.Generator) -> Questio
     raise ValueError(f"`kind` must be one of {KINDS}, got {kind!r}.")
 
 
-def _count(things: Sequence[Thing], pair: tuple[str, str], rng: np.random.Generator) -> Question:
-    if rng.random() < 0.3:  # what may well be absent
+def _count(
+    things: Sequence[Thing], pair: tuple[str, str], rng: np.random.Generator, absent: float
+) -> Question:
+    if rng.random() < absent:  # what may well not be there
         trained = [other for other in COMBINATIONS if other not in HELD_OUT]
         pair = trained[rng.integers(len(trained))]
     (colour, shape), how = pair, rng.integers(3)
@@ -166,11 +177,12 @@ def picture_uri(picture: Tensor) -> str:
 
 
 def _questions(count: int, rng: np.random.Generator, *, held_out: bool) -> list[tuple[Question, str]]:
-    """Questions of all kinds in turn, each about a picture of its own."""
+    """Questions of all kinds in turn, each about a picture of its own with several objects."""
     rows: list[tuple[Question, str]] = []
     while len(rows) < count:
-        things = sample_things(rng, held_out=held_out)
-        question = ask(things, KINDS[len(rows) % len(KINDS)], rng)
+        things = sample_things(rng, fewest=2, held_out=held_out)
+        kind, about = KINDS[len(rows) % len(KINDS)], things[0] if held_out else None
+        question = ask(things, kind, rng, about=about)
         if question is not None:
             rows.append((question, picture_uri(draw_things([things], rng)[0])))
     return rows
@@ -179,7 +191,7 @@ def _questions(count: int, rng: np.random.Generator, *, held_out: bool) -> list[
 def write_prompts(directory: str | Path, *, seed: int = 0, train: int = 400, held_out: int = 100) -> None:
     """Write `shapes_vqa_train.jsonl` and `shapes_vqa_heldout.jsonl`.
 
-    Half of the held-out pictures show a combination of `HELD_OUT`; the others are new pictures.
+    Half of the held-out questions are about an object of `HELD_OUT`; the others about new pictures only.
     """
     rng = np.random.default_rng([seed, 1])  # not the stream that the model was trained on
     rows = {
