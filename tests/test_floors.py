@@ -29,7 +29,13 @@ WITHIN_THE_WORLD = {
 """What a part of floor 2 may know of floor 2."""
 LIGHT = {0: {"torch", "numpy", "gymnasium"}, 1: {"torch"}, 2: {"torch", "numpy", "gymnasium"}}
 """Libraries that modules import as they load; all others are imported inside functions."""
-WITHOUT_RAY = {"policies.actor", "rollouts.local", "rollouts.requests"}
+WITHOUT_RAY = {
+    "policies.actor",
+    "policies.token_actor",
+    "rollouts.local",
+    "rollouts.requests",
+    "rollouts.tokens",
+}
 HYDRA = {"train", "settings"}
 DOOR_TO_THE_ENVIRONMENT = {
     "entry", "train", "evaluate", "launch",
@@ -107,7 +113,7 @@ def library_rules(name, library, inside):
         yield f"floor {own} loads {sorted(LIGHT[own])} only"
     elif own == 0 and name != "ids" and library == "gymnasium":
         yield "the ground knows no environments"
-    elif library == "ray" and (own < 2.5 or name in WITHOUT_RAY):
+    elif library == "ray" and (own < 2.5 or name in WITHOUT_RAY or name.startswith("rollouts.engines")):
         yield "it works without Ray"
     elif library in ("hydra", "omegaconf") and name not in HYDRA:
         yield "Hydra stays at the door"

@@ -31,7 +31,7 @@ def sharpened(actor):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory, quiet_models):
+def model(tmp_path_factory):
     return CausalLM(str(build_tiny_qwen3(tmp_path_factory.mktemp("models") / "qwen3", seed=5, width=64)))
 
 

@@ -55,7 +55,7 @@ def assert_same(one, other):
 
 
 @pytest.fixture(scope="module")
-def actor(quiet_models):
+def actor():
     return TokenActor(TinyQwen3())
 
 
@@ -116,7 +116,7 @@ def test_ratio_one_across_the_turns_of_a_tool(actor):
 
 class TestPictures:
     @pytest.fixture(scope="class")
-    def seeing(self, tmp_path_factory, quiet_models):
+    def seeing(self, tmp_path_factory):
         directory = build_tiny_qwen_vl(tmp_path_factory.mktemp("models") / "vl", seed=4)
         actor = TokenActor(QwenVL(str(directory), max_images=2))
         with torch.no_grad():
