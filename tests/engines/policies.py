@@ -2,7 +2,9 @@
 
 import torch
 
+from unirl_env.episode import Phase
 from unirl_env.models.tiny.qwen3 import TinyQwen3
+from unirl_env.packing import pack_continuations
 from unirl_env.policies.token_actor import TokenActor
 from unirl_env.policies.trained import LoRAConfig
 from unirl_env.rollouts.engines import Request
@@ -13,9 +15,9 @@ LENGTHS = (5, 40, 150, 300)
 """Two prompts are longer than a block of vLLM's prefix cache on a CPU, 128 tokens."""
 
 
-def make_actor(rank=None, **settings):
-    """The embedded Qwen3 in float32, with adapters of `rank` or all weights trained."""
-    model = TinyQwen3()
+def make_actor(rank=None, model=None, **settings):
+    """The embedded Qwen3 in float32, or another model, with adapters of `rank` or all weights trained."""
+    model = model or TinyQwen3()
     return TokenActor(model, lora=None if rank is None else LoRAConfig(rank=rank), **settings)
 
 
@@ -28,14 +30,29 @@ def train(actor, seed, size=0.05):
     return actor
 
 
-def requests(count=4, max_new_tokens=24):
+def requests(count=4, max_new_tokens=24, longest=300):
     """Random prompts of several lengths."""
     generator = torch.Generator().manual_seed(17)
     made = []
     for row in range(count):
-        tokens = torch.randint(32, 127, (LENGTHS[row % len(LENGTHS)],), generator=generator)
+        length = min(longest, LENGTHS[row % len(LENGTHS)])
+        tokens = torch.randint(32, 127, (length,), generator=generator)
         prompt = Prompt(f"prompt {row}")
         made.append(Request(tuple(tokens.tolist()), prompt, seed=row, max_new_tokens=max_new_tokens))
+    return made
+
+
+def picture_requests(model, max_new_tokens=12):
+    """Prompts with one picture, two, and none."""
+    generator = torch.Generator().manual_seed(3)
+    sizes = ([(32, 32)], [(32, 16), (24, 32)], [(64, 40)], [])
+    made = []
+    for row, shapes in enumerate(sizes):
+        images = tuple(torch.rand(3, height, width, generator=generator) for height, width in shapes)
+        prompt = Prompt(f"what is this {row} ?", images=images)
+        read = model.encode(prompt)
+        tokens = tuple(read.tokens.tolist())
+        made.append(Request(tokens, prompt, read.inputs, seed=row, max_new_tokens=max_new_tokens))
     return made
 
 
@@ -45,6 +62,9 @@ def greedy(actor, asked):
     said = []
     for request in asked:
         context = torch.tensor([request.tokens])
+        pictures = {name: value for name, value in request.inputs.items() if name != "positions"}
+        if pictures:
+            pictures["mm_token_type_ids"] = (context == actor.network.config.image_token_id).int()
         tokens = actor.network.generate(
             input_ids=context,
             attention_mask=torch.ones_like(context),
@@ -52,6 +72,7 @@ def greedy(actor, asked):
             max_new_tokens=request.max_new_tokens,
             eos_token_id=list(actor.language_model.eos_ids),
             pad_token_id=actor.language_model.pad_id,
+            **pictures,
         )
         said.append(tuple(tokens[0, context.shape[1] :].tolist()))
     return said
@@ -60,15 +81,22 @@ def greedy(actor, asked):
 @torch.no_grad()
 def scores(actor, request, tokens):
     """The log-probability of each of `tokens` under the policy's own scoring."""
-    row = torch.tensor([*request.tokens, *tokens[:-1]])
-    first = len(request.tokens) - 1
-    obs = {
-        "tokens": row,
-        "lengths": torch.tensor([len(row)]),
-        "positions": torch.arange(len(row))[None],
-        "source": torch.arange(first, first + len(tokens)),
-    }
-    return actor.score(obs, torch.tensor(tokens)).log_prob
+    action = torch.tensor([tokens])
+    phase = Phase(
+        observation={},
+        action=action,
+        log_prob=torch.zeros(action.shape),
+        mask=torch.ones(action.shape, dtype=torch.bool),
+        context={
+            "prompt": torch.tensor([request.tokens]),
+            "prompt_length": torch.tensor([len(request.tokens)]),
+            **{name: tensor[None] for name, tensor in request.inputs.items()},
+        },
+        context_row=torch.tensor([0]),
+        ragged=True,
+    )
+    packed = pack_continuations(phase, torch.tensor([0]))
+    return actor.score(packed.observation, packed.action).log_prob
 
 
 def gap(actor, asked, answers):

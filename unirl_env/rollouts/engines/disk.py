@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from unirl_env.errors import ConfigError, EngineError, StaleWeights
 from unirl_env.policies.token_actor import check_sampling
 from unirl_env.rollouts.engines.base import Answer, Engine, Request
+from unirl_env.rollouts.engines.pictures import Pictures
 from unirl_env.rollouts.engines.weights import WeightsFolder
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ class DiskEngine(Engine):
         revision: Branch, tag or commit of the hub repository.
         max_length: Tokens of context and continuation together; None takes the model's own limit.
         dtype: Of the engine's weights and activations.
+        max_images: The most pictures of one prompt; 0 for models that read text alone.
+        min_pixels: Of a picture after resizing; must be the language model's own.
+        max_pixels: Of a picture after resizing; must be the language model's own.
         folder: Where weights are written for the engine; None takes memory, see `WeightsFolder`.
 
     Raises:
@@ -71,6 +75,9 @@ class DiskEngine(Engine):
         revision: str | None = None,
         max_length: int | None = None,
         dtype: str = "bfloat16",
+        max_images: int = 0,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
         folder: str | None = None,
     ):
         check_sampling(temperature, top_p, top_k)
@@ -78,6 +85,13 @@ class DiskEngine(Engine):
         self.eos_ids = tuple(int(token) for token in eos_ids)
         self.temperature, self.top_p, self.top_k = float(temperature), float(top_p), int(top_k)
         self.lora_rank, self.max_length, self.dtype = lora_rank, max_length, str(dtype).removeprefix("torch.")
+        self.pictures = Pictures(
+            self.pretrained,
+            revision,
+            max_images=max_images,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+        )
         self.run = uuid.uuid4().hex[:8]
         self._folder = WeightsFolder(folder)
         self._count = 0
@@ -197,6 +211,7 @@ class DiskEngine(Engine):
 
     def _check_requests(self, requests: Sequence[Request]) -> None:
         for request in requests:
+            self.pictures.accept(request)
             length = len(request.tokens) + request.max_new_tokens
             if self.max_length is not None and length > self.max_length:
                 raise EngineError(

@@ -58,6 +58,11 @@ class SGLangServer(ServedEngine):
                 f"`top_p` and `top_k` must not both truncate with SGLang, got {self.top_p} and {self.top_k}: "
                 "it samples from another set than the policy scores; try `top_p=1`, `top_k=0`, or vLLM."
             )
+        if self.pictures.max_images:
+            raise ConfigError(
+                f"`max_images` must be 0 with SGLang, got {self.pictures.max_images}: pictures beside token "
+                "ids were never tried with it; take vLLM."
+            )
         if self.url is None:
             from importlib.util import find_spec
 

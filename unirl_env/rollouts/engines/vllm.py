@@ -17,7 +17,7 @@ from unirl_env.rollouts.engines.base import Request
 from unirl_env.rollouts.engines.disk import DiskEngine, Made
 from unirl_env.rollouts.engines.vllm_worker import EXTENSION
 
-__all__ = ["VLLMEngine", "adapter_room", "vllm_variables"]
+__all__ = ["VLLMEngine", "adapter_room", "sampling_settings", "vllm_variables"]
 
 ADAPTER_ROOMS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks that vLLM reserves room for."""
@@ -89,6 +89,7 @@ class VLLMEngine(DiskEngine):
                 "generation_config": "vllm",
                 "enforce_eager": not torch.cuda.is_available(),
                 "seed": 0,
+                **self.pictures.settings(),
             }
             if not torch.cuda.is_available():
                 arguments["worker_extension_cls"] = EXTENSION
@@ -154,27 +155,36 @@ class VLLMEngine(DiskEngine):
     def _make(self, requests: Sequence[Request], temperature: float, adapter: str | None) -> list[Made]:
         from vllm import SamplingParams, TokensPrompt
 
-        sampling = [
-            SamplingParams(
-                temperature=temperature,
-                top_p=self.top_p if temperature else 1.0,
-                top_k=self.top_k if temperature else 0,
-                # One seed per turn: after a tool's reply the draws must not begin again.
-                seed=F.derive_seed(request.seed, request.position),
-                max_tokens=request.max_new_tokens,
-                # The only end tokens are ours, whatever the model's configuration says.
-                ignore_eos=True,
-                stop_token_ids=list(self.eos_ids),
-                logprobs=0,
-                detokenize=False,
-            )
-            for request in requests
-        ]
-        prompts = [TokensPrompt(prompt_token_ids=list(request.tokens)) for request in requests]
+        sampling = [SamplingParams(**sampling_settings(self, request, temperature)) for request in requests]
+        prompts = []
+        for request in requests:
+            prompt = TokensPrompt(prompt_token_ids=self.pictures.shrink(request))
+            if request.prompt.images:
+                prompt["multi_modal_data"] = {"image": self.pictures.as_pil(request)}
+            prompts.append(prompt)
         lora = None if adapter is None else self._adapters[adapter]
         with _named_errors():
             outputs = self._llm.generate(prompts, sampling, use_tqdm=False, lora_request=lora)
+        for request, output in zip(requests, outputs, strict=True):
+            self.pictures.check(request, output.prompt_token_ids)
         return [_made(output.outputs[0]) for output in outputs]
+
+
+def sampling_settings(engine: DiskEngine, request: Request, temperature: float) -> dict[str, Any]:
+    """VLLM's sampling parameters of one request."""
+    return {
+        "temperature": temperature,
+        "top_p": engine.top_p if temperature else 1.0,
+        "top_k": engine.top_k if temperature else 0,
+        # One seed per turn: after a tool's reply the draws must not begin again.
+        "seed": F.derive_seed(request.seed, request.position),
+        "max_tokens": request.max_new_tokens,
+        # The only end tokens are ours, whatever the model's configuration says.
+        "ignore_eos": True,
+        "stop_token_ids": list(engine.eos_ids),
+        "logprobs": 0,
+        "detokenize": False,
+    }
 
 
 def vllm_variables(*, in_process: bool) -> dict[str, str]:

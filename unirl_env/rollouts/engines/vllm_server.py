@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from importlib import metadata
 
 import torch
 
-import unirl_env.functional as F
 from unirl_env.errors import EngineError, MissingExtra
 from unirl_env.rollouts.engines.base import Request
 from unirl_env.rollouts.engines.disk import Made
 from unirl_env.rollouts.engines.served import ServedEngine
-from unirl_env.rollouts.engines.vllm import adapter_room, vllm_variables
+from unirl_env.rollouts.engines.vllm import adapter_room, sampling_settings, vllm_variables
 from unirl_env.rollouts.engines.vllm_worker import EXTENSION
 
 __all__ = ["VLLMServer"]
@@ -61,6 +61,9 @@ class VLLMServer(ServedEngine):
             command.append("--enforce-eager")
         # Token ids in, token ids and the weights' label out.
         command.append("--enable-scale-out")
+        settings |= {
+            name.replace("_", "-"): json.dumps(value) for name, value in self.pictures.settings().items()
+        }
         for name, value in settings.items():
             command += [f"--{name}", str(value)] if value is not None else []
         return command
@@ -132,27 +135,24 @@ class VLLMServer(ServedEngine):
         self._wire.post("/update_weight_version", {"new_version": label})
 
     def _make(self, requests: Sequence[Request], temperature: float, adapter: str | None) -> list[Made]:
-        bodies = [
-            {
+        bodies = []
+        for request in requests:
+            body = {
                 "model": adapter or self._base,
-                "token_ids": list(request.tokens),
-                "sampling_params": {
-                    "temperature": temperature,
-                    "top_p": self.top_p if temperature else 1.0,
-                    "top_k": self.top_k if temperature else 0,
-                    "seed": F.derive_seed(request.seed, request.position),
-                    "max_tokens": request.max_new_tokens,
-                    "ignore_eos": True,
-                    "stop_token_ids": list(self.eos_ids),
-                    "logprobs": 0,
-                    "detokenize": False,
-                },
+                "token_ids": self.pictures.shrink(request),
+                "sampling_params": sampling_settings(self, request, temperature),
             }
-            for request in requests
-        ]
-        return [
-            _made(answer["choices"][0]) for answer in self._wire.post_each("/inference/v1/generate", bodies)
-        ]
+            if request.prompt.images:
+                uris = self.pictures.as_uris(request)
+                # The context as the server read it comes back.
+                body["content_parts"] = [{"type": "image_url", "url": uri} for uri in uris]
+                body["return_token_ids"] = True
+            bodies.append(body)
+        answers = self._wire.post_each("/inference/v1/generate", bodies)
+        for request, answer in zip(requests, answers, strict=True):
+            if request.prompt.images:
+                self.pictures.check(request, answer["prompt_token_ids"])
+        return [_made(answer["choices"][0]) for answer in answers]
 
     def _remotely(self, method: str, **arguments: str) -> None:
         self._wire.post("/collective_rpc", {"method": method, "kwargs": arguments})
