@@ -160,6 +160,18 @@ def test_no_chunk_is_larger_than_it_may_be(cut, monkeypatch):
     assert largest == [4 * V] * N
 
 
+def test_a_frozen_output_layer_makes_backward_compute_no_logits(monkeypatch):
+    calls = []
+    linear = chunks.nnf.linear
+    monkeypatch.setattr(chunks.nnf, "linear", lambda *a: calls.append(a) or linear(*a))
+    hidden, weight, token, _ = make()
+    for head, expected in ((weight.detach(), 0), (weight, 1)):
+        log_prob = F.score_tokens(hidden, head, token).log_prob
+        calls.clear()
+        log_prob.sum().backward()
+        assert len(calls) == expected
+
+
 def test_no_tokens_at_all():
     hidden, weight, token, _ = make(rows=0)
     step = F.score_tokens(hidden, weight, token)
