@@ -22,6 +22,8 @@ from unirl_env.rollouts.tokens import TokenRollout
 __all__ = ["FAMILIES", "Family", "family_of"]
 
 MakeEnv = Callable[..., gym.vector.VectorEnv]
+PIXELS = ("max_images", "min_pixels", "max_pixels")
+"""What engines must know of a model that reads pictures."""
 PLACEMENT = ("device", "offload")
 """Where the environment's half of a model lives; the policy's half goes where its runner or learner is."""
 
@@ -169,6 +171,7 @@ class Tokens(Family):
                 "revision": getattr(model, "revision", None),
                 "max_length": env["max_prompt_tokens"] + env["max_new_tokens"],
                 "dtype": str(env.get("dtype", "float32")),
+                **{name: getattr(model, name) for name in PIXELS if hasattr(model, name)},
             }
             return make(model.pretrained, **{**settings, **options})
         except TypeError as error:
