@@ -186,11 +186,11 @@ def read_prompts(cfg: RunConfig) -> Prompts:
     heldout = None
     if cfg.prompts.heldout is not None:
         heldout = PromptSource.of(cfg.prompts.heldout, max_characters=longest)
-        shared = {prompt.text for prompt in train} & {prompt.text for prompt in heldout}
+        shared = {_asked(prompt) for prompt in train} & {_asked(prompt) for prompt in heldout}
         if shared:
             raise ConfigError(
                 f"`prompts.heldout` must hold prompts that training never sees, got {len(shared)} of "
-                f"`prompts.train` ({min(shared)[:60]!r}); try removing them, or `prompts.heldout=null`."
+                f"`prompts.train` ({min(shared)[0][:60]!r}); try removing them, or `prompts.heldout=null`."
             )
     if cfg.rollout.num_prompts > len(train):
         raise ConfigError(
@@ -199,3 +199,8 @@ def read_prompts(cfg: RunConfig) -> Prompts:
             f"rollout.num_prompts={len(train)} and a larger `rollout.group_size`."
         )
     return Prompts(train, heldout)
+
+
+def _asked(prompt: Prompt) -> tuple[str, str, str]:
+    """What a prompt asks, whatever its id: one question about two pictures is two prompts."""
+    return prompt.text, repr(prompt.messages), repr(prompt.images)
