@@ -45,14 +45,16 @@ def server(model, pixels):
     assert members(group) == []
 
 
-@pytest.fixture(scope="module")
-def attached(server, model, pixels):
-    """A second engine on the same server, for all weights."""
+@pytest.fixture
+def attached(server, model, pixels, asked):
+    """A second engine on the same server, for all weights; the untrained ones are back after it."""
     made = ENGINES.get("vllm_server")(
         model.pretrained, eos_ids=model.eos_ids, url=server._wire.url, key=server._wire.key, **pixels
     )
     yield made
+    made.generate(asked[:1], base=True)
     made.close()
+    assert server._wire.healthy()
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +131,6 @@ def test_all_weights_reach_a_server_that_somebody_else_runs(server, attached, mo
     assert answers(attached, asked, temperature=0, base=True) == greedy(make_actor(model=model), asked)
     with pytest.raises(StaleWeights, match="another run"):
         server.generate(asked)
-    attached.close()
-    assert server._wire.healthy()
 
 
 def test_a_refusal_comes_in_the_servers_words_and_leaves_it_alive(server):

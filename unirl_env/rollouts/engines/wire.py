@@ -43,7 +43,8 @@ class Wire:
             base_url=self.url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(seconds, connect=10.0),
-            limits=httpx.Limits(max_connections=AT_ONCE),
+            # No connection is used twice: servers close idle ones, which would then look like a loss.
+            limits=httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=0),
             # Rollouts are never meant to go through a proxy, and one would answer for a dead server.
             trust_env=False,
         )
