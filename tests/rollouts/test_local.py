@@ -313,11 +313,11 @@ class TestTheLaw:
     def test_without_the_option_only_the_last_bits_differ(self, law, tiny_dir):
         _, rollout, whole = law
         actor = rollout.actor
-        denoiser, actor.denoiser = actor.denoiser, TinySD3Denoiser(tiny_dir)
+        denoiser, actor.model = actor.denoiser, TinySD3Denoiser(tiny_dir)
         try:
             few = rollout.collect(SHAPES, seed=9, group_size=1, sample_offset=[5, 5])
         finally:
-            actor.denoiser = denoiser
+            actor.model = denoiser
         expected = whole.select(torch.tensor([5, 37]))
         deviation = (few.phases["image"].action - expected.phases["image"].action).abs().max()
         assert deviation < 1e-4
