@@ -3,10 +3,17 @@
 import os
 
 import pytest
+import torch
 from policies import MAX_LENGTH, gap, greedy, make_actor, requests, train
 
+from unirl_env.envs.tokens import TokenVectorEnv
 from unirl_env.errors import EngineError, StaleWeights
+from unirl_env.packing import pack_continuations
 from unirl_env.rollouts.engines import ENGINES
+from unirl_env.rollouts.engines.local import LocalEngine
+from unirl_env.rollouts.tokens import TokenRollout
+from unirl_env.types import Prompt, Scores
+from unirl_env.wrappers import RewardWrapper
 
 pytest.importorskip("vllm", reason="vLLM is not installed here; `make test-vllm` installs it")
 
@@ -84,6 +91,46 @@ def test_a_restart_forgets_the_weights_and_nothing_else(engine):
     assert engine.weights_version is None
     engine.load_weights(5, actor)
     assert [answer.tokens for answer in engine.generate(asked)] == [answer.tokens for answer in before]
+
+
+def test_rollouts_agree_with_those_of_the_policys_own_network(engine):
+    """Answers, a tool's replies and rewards; then the learner's scoring of what vLLM sampled."""
+    actor = train(make_actor(rank=6), seed=6, size=0.02)
+    model = actor.language_model
+
+    def make_env(num_envs):
+        env = TokenVectorEnv(
+            model,
+            num_envs=num_envs,
+            prompts=["unused"],
+            max_prompt_tokens=160,
+            max_new_tokens=60,
+            tool=lambda text, prompt: f"you said {text[:3]!r}",
+            max_turns=3,
+            array_backend="torch",
+            autoreset_mode="disabled",
+        )
+        return RewardWrapper(env, lambda samples, prompts: Scores([float(len(s.tokens)) for s in samples]))
+
+    prompts = [Prompt("37+48="), Prompt("tell me a story " * 9)]
+    mine = TokenRollout(make_env, LocalEngine(actor), actor=actor)
+    theirs = TokenRollout(make_env, engine, actor=actor)
+    theirs.load_weights(1)
+    mine.load_weights(1)
+    expected = mine.collect(prompts, seed=3, group_size=2, weights_version=1, temperature=0)
+    batch = theirs.collect(prompts, seed=3, group_size=2, weights_version=1, temperature=0)
+    assert torch.equal(batch.phases["text"].action, expected.phases["text"].action)
+    assert torch.equal(batch.phases["text"].mask, expected.phases["text"].mask)
+    assert torch.equal(batch.rewards, expected.rewards)
+    assert ((batch.phases["text"].action >= 0) & ~batch.phases["text"].mask).any()  # the tool spoke
+
+    batch = theirs.collect(prompts, seed=3, group_size=8, weights_version=1)
+    phase = batch.phases["text"]
+    packed = pack_continuations(phase, torch.arange(len(batch)))
+    with torch.no_grad():
+        scored = actor.score(packed.observation, packed.action).log_prob
+    assert (scored - phase.log_prob[packed.episode, packed.step]).abs().max() < 1e-4
+    assert len(set(map(tuple, phase.action.tolist()))) > 8
 
 
 def test_a_model_that_is_nowhere_is_named(tmp_path):
