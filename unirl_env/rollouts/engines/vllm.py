@@ -89,6 +89,7 @@ class VLLMEngine(DiskEngine):
                 "generation_config": "vllm",
                 "enforce_eager": not torch.cuda.is_available(),
                 "seed": 0,
+                "use_tqdm_on_load": False,
                 **self.pictures.settings(),
             }
             if not torch.cuda.is_available():
