@@ -2,6 +2,11 @@
 
 Supervised learning on questions about fresh pictures (see `vqa_data`): first on true answers, until the
 model sees, then briefly on loosened ones, which leaves it a habit that reinforcement learning corrects.
+It takes about 6.5 minutes of one core (OMP_NUM_THREADS=1). Seed 0, shares of right answers to the prompt
+sets, at temperature 1 and greedily:
+
+    after true answers       train 0.88, 0.90    held out 0.80, 0.80
+    after loosened answers   train 0.49, 0.89    held out 0.40, 0.65
 """
 
 from __future__ import annotations
@@ -208,12 +213,12 @@ def evaluate(
     }
 
 
-# (steps, kinds, rate of loosening, peak learning rate): to see first, and where; then everything, with what
+# (steps, kinds, rate of loosening, peak learning rate): first to see, and where; then everything, with what
 # is learned last twice as often; then the looseness.
 PHASES = (
     (150, ("what", "where"), 0.0, 3e-3),
-    (850, (*KINDS, "where"), 0.0, 2e-3),
-    (150, KINDS, 0.6, 1e-3),
+    (1100, (*KINDS, "where", "what"), 0.0, 2e-3),
+    (150, KINDS, 0.45, 1e-3),
 )
 
 
