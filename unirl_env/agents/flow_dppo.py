@@ -51,7 +51,8 @@ class FlowDPPOConfig(AgentConfig):
     further away. `F.nats_to_mean` turns nats into it.
 
     Knobs on tokens, where it is DPPO: `token_divergence`, `"tv"` or `"kl"` of the two-cell partition {the
-    token, all others}, and `token_threshold`, from which a token stops pushing further away.
+    token, all others}, and `token_threshold`, from which a token stops pushing further away: 0.15 is
+    usual for `"tv"`, 0.05 for `"kl"`.
 
     Reference:
         Flow-DPPO (arXiv 2606.11025); DPPO (2602.04879).

@@ -19,6 +19,8 @@ from unirl_env.rollouts.engines.vllm_worker import EXTENSION
 
 __all__ = ["VLLMEngine", "adapter_room", "sampling_settings", "vllm_variables"]
 
+CPU_CACHE_BYTES = 1 << 30
+"""Without a GPU, vLLM would take nine tenths of the machine's memory, which is not its own."""
 ADAPTER_ROOMS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks that vLLM reserves room for."""
 
@@ -35,7 +37,8 @@ class VLLMEngine(DiskEngine):
     Args:
         pretrained: The hub id or directory of the untrained model.
         eos_ids: Tokens that end a turn.
-        cache_bytes: Memory for keys and values; None takes vLLM's own share of the device.
+        cache_bytes: Memory for keys and values; None takes vLLM's own share of a GPU, and a
+            gigabyte without one.
         options: Further arguments of `vllm.LLM`, which win over the ones chosen here.
         **settings: Those of `DiskEngine`.
 
@@ -73,6 +76,7 @@ class VLLMEngine(DiskEngine):
     def _start(self) -> None:
         for name, value in vllm_variables(in_process=True).items():
             os.environ.setdefault(name, value)
+        on_gpu = torch.cuda.is_available()
         with _same_draws():
             try:
                 from vllm import LLM
@@ -83,16 +87,16 @@ class VLLMEngine(DiskEngine):
                 "revision": self.revision,
                 "tokenizer_revision": self.revision,
                 "max_model_len": self.max_length,
-                "kv_cache_memory_bytes": self.cache_bytes,
+                "kv_cache_memory_bytes": self.cache_bytes or (None if on_gpu else CPU_CACHE_BYTES),
                 "logprobs_mode": "processed_logprobs",
                 # Without this, the model's own file adds end tokens and sampling settings to ours.
                 "generation_config": "vllm",
-                "enforce_eager": not torch.cuda.is_available(),
+                "enforce_eager": not on_gpu,
                 "seed": 0,
                 "use_tqdm_on_load": False,
                 **self.pictures.settings(),
             }
-            if not torch.cuda.is_available():
+            if not on_gpu:
                 arguments["worker_extension_cls"] = EXTENSION
             if self.lora_rank is not None:
                 arguments |= {
