@@ -91,13 +91,13 @@ def _check_environment(cfg: RunConfig) -> None:
             f"`model.env` must be a registered environment, got {cfg.model.env!r}; try one of "
             f"{', '.join(known)}, or `package:namespace/Name-v0` for one of your own."
         )
-    module, _, name = cfg.model.env.rpartition(":")
+    name = cfg.model.env.rpartition(":")[2]
     arguments = gym.registry[name].kwargs if name in gym.registry else {}
     for argument, mode in MODE_OF.items():
         if argument in arguments and cfg.mode != mode:
             raise ConfigError(
-                f"`mode` must be {mode!r} for {cfg.model.env}, got {cfg.mode!r}; try `mode={mode}`, or another "
-                "`model`."
+                f"`mode` must be {mode!r} for {cfg.model.env}, got {cfg.mode!r}; try `mode={mode}`, or "
+                "another `model`."
             )
 
 

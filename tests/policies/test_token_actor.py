@@ -1,4 +1,4 @@
-"""The token policy in plain torch: it scores what a plain forward pass says, packed, tempered and truncated."""
+"""The token policy in plain torch: it scores what a plain forward pass says, tempered and truncated."""
 
 import pytest
 import torch

@@ -147,9 +147,7 @@ class Tokens(Family):
         return {"temperature": policy.temperature, "top_p": policy.top_p, "top_k": policy.top_k}
 
     def env_options(self, config: Any) -> dict[str, Any]:
-        """Pictures are not observed: padded for every episode they take much memory, and rollouts read them
-        once per prompt.
-        """
+        """No pictures: padded for every episode they take much memory; rollouts read them once per prompt."""
         return {"with_inputs": False}
 
     def rollout(self, config: Any, make_env: MakeEnv, actor: TokenActor) -> TokenRollout:
