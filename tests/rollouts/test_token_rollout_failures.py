@@ -8,6 +8,19 @@ from unirl_env.rollouts.engines import Answer
 
 
 class TestLoss:
+    def test_an_engine_that_is_lost_between_rollouts_is_restarted(self):
+        actor = object()
+        rollout = player(CHAT, actor=actor)
+        load = rollout.engine.load_weights
+
+        def lost(version, actor):
+            rollout.engine.load_weights = load
+            raise EngineLost("the engine fell over")
+
+        rollout.engine.load_weights = lost
+        rollout.load_weights(7)
+        assert rollout.engine.log == [("restart",), ("load", 7, actor)]
+
     def test_a_lost_engine_is_restarted_with_its_weights(self):
         expected = player(CHAT, tool=echo, max_new_tokens=20).collect([ONE, TWO], seed=0, weights_version=4)
         calls = []

@@ -60,14 +60,19 @@ class TokenRollout:
         self._envs: dict[int, gym.vector.VectorEnv] = {}
 
     def load_weights(self, version: int) -> None:
-        """Give the engine the actor's present weights under the name `version`.
+        """Give the engine the actor's present weights under the name `version`; a lost one is restarted once.
 
         Raises:
             ConfigError: If there is no actor.
+            EngineLost: If it is lost again.
         """
         if self.actor is None:
             raise ConfigError("`actor` must be given to load weights into an engine without one, got None.")
-        self.engine.load_weights(version, self.actor)
+        try:
+            self.engine.load_weights(version, self.actor)
+        except EngineLost:
+            self.engine.restart()
+            self.engine.load_weights(version, self.actor)
 
     @torch.no_grad()
     def collect(
