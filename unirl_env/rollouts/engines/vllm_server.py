@@ -12,7 +12,7 @@ from unirl_env.errors import EngineError, MissingExtra
 from unirl_env.rollouts.engines.base import Request
 from unirl_env.rollouts.engines.disk import Made
 from unirl_env.rollouts.engines.served import ServedEngine
-from unirl_env.rollouts.engines.vllm import adapter_room, sampling_settings, vllm_variables
+from unirl_env.rollouts.engines.vllm import CPU_CACHE_BYTES, adapter_room, sampling_settings, vllm_variables
 from unirl_env.rollouts.engines.vllm_worker import EXTENSION
 
 __all__ = ["VLLMServer"]
@@ -57,7 +57,7 @@ class VLLMServer(ServedEngine):
             settings |= {"max-lora-rank": adapter_room(self.lora_rank), "max-loras": 1, "max-cpu-loras": 2}
             command.append("--enable-lora")
         if not torch.cuda.is_available():
-            settings["worker-extension-cls"] = EXTENSION
+            settings |= {"worker-extension-cls": EXTENSION, "kv-cache-memory-bytes": CPU_CACHE_BYTES}
             command.append("--enforce-eager")
         # Token ids in, token ids and the weights' label out.
         command.append("--enable-scale-out")
