@@ -49,7 +49,7 @@ class Options:
         num_steps: Denoising steps; None takes the run's number.
         seed: Key of the initial noise; 0 is the one that the run itself evaluates with.
         out: Where the results go; None takes `<run>/comparisons/<iteration>`.
-        export: A folder for the checkpoint's adapters.
+        export: A folder for the checkpoint's adapters, or for its weights if all are trained.
     """
 
     checkpoint: str = "best"
@@ -112,8 +112,10 @@ def compare(
     out = options.out or folder.path / "comparisons" / f"{chosen.iteration:06d}"
     try:
         rows, folders = _measure(evaluator, chosen, out, console)
-        if options.export is not None:
+        if options.export is not None and cfg.policy.lora_rank is not None:
             parts.agent.export_adapters(str(options.export))
+        elif options.export is not None:
+            parts.agent.export_weights(str(options.export))
     finally:
         stop(parts.agent)
     draft = out / ".comparison.json"
@@ -208,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="key of the initial noise")
     parser.add_argument("--device", help="cpu, cuda, ...; by default what there is")
     parser.add_argument("--out", type=Path, help="where the results go")
-    parser.add_argument("--export", type=Path, help="write the checkpoint's adapters to this folder")
+    parser.add_argument("--export", type=Path, help="write the checkpoint's adapters (or all weights) here")
     return parser
 
 

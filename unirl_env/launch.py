@@ -214,11 +214,12 @@ def _leave_behind(agent: Any, cfg: RunConfig, folder: RunFolder) -> None:
     from unirl_env.report import write_report
 
     write_report(folder)
-    if cfg.policy.lora_rank is not None:
-        try:
+    # Some families have no published form; the checkpoint has the weights.
+    with suppress(NotImplementedError):
+        if cfg.policy.lora_rank is not None:
             agent.export_adapters(str(folder.adapters))
-        except NotImplementedError:
-            pass  # The family has no published form for adapters; the checkpoint has the weights.
+        else:
+            agent.export_weights(str(folder.weights))
 
 
 def _refuse_other_settings(folder: RunFolder, cfg: RunConfig) -> None:

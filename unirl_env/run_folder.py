@@ -50,6 +50,11 @@ class RunFolder:
         return self.path / "adapters"
 
     @property
+    def weights(self) -> Path:
+        """All trained weights, in the form of the model family's own library."""
+        return self.path / "weights"
+
+    @property
     def pictures(self) -> Path:
         """What evaluations drew."""
         return self.path / "pictures"

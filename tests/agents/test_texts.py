@@ -80,6 +80,22 @@ def test_low_rank_adapters_are_enough(cluster):
     assert all("lora_" in name for name in weights) and rows[0]["grad_norm"] > 0
 
 
+def test_all_weights_are_left_as_transformers_loads_them(cluster, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    agent = config_of().build_algo()
+    try:
+        agent.train()
+        agent.export_weights(tmp_path)
+        actor = agent.env_runner_group.local_env_runner.module.actor
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+        for name, tensor in actor.trainable_state().items():
+            assert torch.equal(loaded[name], tensor)
+        assert len(AutoTokenizer.from_pretrained(tmp_path)) == actor.language_model.vocab_size
+    finally:
+        agent.stop()
+
+
 def test_evaluation_has_a_temperature_of_its_own(cluster):
     agent = config_of(policy={"lora_rank": None, "eval_temperature": 0.0}).build_algo()
     try:

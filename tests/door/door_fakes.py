@@ -85,6 +85,9 @@ class FakeAgent:
     def export_adapters(self, directory):
         self.exports.append(directory)
 
+    def export_weights(self, directory):
+        self.exports.append(directory)
+
     def stop(self):
         self.stopped = True
 

@@ -131,3 +131,15 @@ def test_the_prompt_files_are_the_split():
     assert lines["train"] == [c.text for c in TRAIN]
     assert lines["heldout"] == [c.text for c in HELD_OUT]
     assert {shapes.parse_caption(text).kind for text in lines["hard"]} == {"relation"}
+
+
+def test_all_weights_are_written_as_diffusers_reads_them(tmp_path):
+    from diffusers import SD3Transformer2DModel
+
+    from unirl_env.models.tiny.sd3 import TinySD3Denoiser
+
+    denoiser = TinySD3Denoiser()
+    network = denoiser.network()
+    denoiser.save_weights(network, tmp_path)
+    loaded = SD3Transformer2DModel.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in network.state_dict().items())

@@ -151,13 +151,24 @@ class Agent(Algorithm):
         )
 
     def export_adapters(self, directory: str | Path) -> None:
-        """Write the adapters in the form that the model family's own pipeline loads.
+        """Write the adapters in the form that the model family's own library loads.
 
         Raises:
             NotImplementedError: If the family has no such form.
         """
+        self._export("adapters", directory)
+
+    def export_weights(self, directory: str | Path) -> None:
+        """Write all weights in the form that the model family's own library loads.
+
+        Raises:
+            NotImplementedError: If the family has no such form.
+        """
+        self._export("weights", directory)
+
+    def _export(self, what: str, directory: str | Path) -> None:
         # As bytes, because the learner may live on another machine.
-        files = self._on_learners(lambda learner: learner.export_adapters(), first_only=True)[0]
+        files = self._on_learners(lambda learner: learner.export(what), first_only=True)[0]
         for name, content in files.items():
             path = Path(directory) / name
             path.parent.mkdir(parents=True, exist_ok=True)

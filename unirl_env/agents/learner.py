@@ -118,10 +118,10 @@ class GenerativeLearner(TorchLearner):
             metrics |= {"loss": loss.detach(), "reference_kl": kl.detach()}
         return loss, metrics
 
-    def export_adapters(self) -> dict[str, bytes]:
-        """The files of the adapters' published form, by relative path."""
+    def export(self, what: str) -> dict[str, bytes]:
+        """The files of the published form of the `adapters` or the `weights`, by relative path."""
         with tempfile.TemporaryDirectory() as directory:
-            self.policy.actor.save_adapters(directory)
+            getattr(self.policy.actor, f"save_{what}")(directory)
             root = Path(directory)
             files = sorted(path for path in root.rglob("*") if path.is_file())
             return {str(path.relative_to(root)): path.read_bytes() for path in files}

@@ -82,3 +82,11 @@ class Denoiser(ABC):
             NotImplementedError: If the family has no such form.
         """
         raise NotImplementedError(f"{type(self).__name__} has no published form for adapters.")
+
+    def save_weights(self, network: nn.Module, directory: str) -> None:
+        """Write all weights of the network where the family's own pipeline loads them.
+
+        Raises:
+            NotImplementedError: If the family has no such form.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no published form for whole weights.")

@@ -181,6 +181,10 @@ class SD3Denoiser(Denoiser):
             transformer_lora_adapter_metadata=network.peft_config["default"].to_dict(),
         )
 
+    def save_weights(self, network: nn.Module, directory: str) -> None:
+        """Write the transformer as `SD3Transformer2DModel.from_pretrained` reads it."""
+        network.save_pretrained(directory)
+
     @cached_property
     def _frozen(self) -> Any:
         """Diffusers' pipeline, which knows how prompts are encoded, without the transformer's weights."""

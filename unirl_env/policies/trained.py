@@ -131,6 +131,10 @@ class TrainedNetwork(nn.Module, ABC):
             raise ConfigError("There are no adapters to export: this policy trains all weights.")
         self.model.save_adapters(self.network, directory)
 
+    def save_weights(self, directory: str) -> None:
+        """Write all weights in the form that the family's own library loads, adapters merged in."""
+        self.model.save_weights(self.network, directory)
+
     def _apply(self, function, recurse=True):  # the frozen copy follows `.to(...)`
         self._frozen = [module._apply(function) for module in self._frozen]
         return super()._apply(function, recurse)
