@@ -160,10 +160,10 @@ class GenerativeLearner(TorchLearner):
         for number, lots in enumerate(minibatches):
             self._gradient.zero()
             with self._telling_the_others():
-                total, measured, gaps = self._accumulate(shard, anchored, number, lots)
+                total, measured, gaps = self._accumulate(shard, anchored, number, lots, check and number == 0)
                 if gaps:
                     report.gap = _floats(F.merge_metrics(gaps))
-                if check and measured:
+                if measured:
                     report.check = _floats(selfcheck.largest(measured))
                     selfcheck.judge(report.check, self.config.self_check_tolerance)
             if self._gradient.exchange():
@@ -190,9 +190,9 @@ class GenerativeLearner(TorchLearner):
         return minibatches
 
     def _accumulate(
-        self, shard: Shard, anchored: Shard, number: int, minibatch: Lots
+        self, shard: Shard, anchored: Shard, number: int, minibatch: Lots, check: bool
     ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]], list[dict[str, Tensor]]]:
-        """Add up the gradients of a minibatch; returns its metrics, and of the first what checks read."""
+        """Add up the gradients of a minibatch; returns metrics, what `check` reads, the first's gap."""
         parts, measured, gaps = [], [], []
         for name, lots in minibatch.items():
             denominator = shard.denominators[number][name]
@@ -200,9 +200,10 @@ class GenerativeLearner(TorchLearner):
                 rows = self._rows(anchored, name, index, denominator)
                 new = self._score(name, rows)
                 if number == 0:
-                    recorded = self._rows(shard, name, index, denominator)
-                    measured.append(selfcheck.measure(new, rows, recorded))
+                    recorded = rows if anchored is shard else self._rows(shard, name, index, denominator)
                     gaps.append(selfcheck.gap(new, recorded))
+                if check:
+                    measured.append(selfcheck.measure(new, rows, recorded))
                 loss, metrics = self.loss(name, rows, new)
                 loss.backward()
                 parts.append(_row_sums(metrics, denominator))
