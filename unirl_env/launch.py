@@ -20,7 +20,7 @@ from unirl_env.errors import ConfigError
 from unirl_env.interrupt import EXIT_CODE, Interrupt
 from unirl_env.logbook import Logbook
 from unirl_env.loop import Loop
-from unirl_env.preflight import Prompts, preflight
+from unirl_env.preflight import Prompts, preflight, read_prompts
 from unirl_env.progress import RunProgress, waiting
 from unirl_env.run_folder import RunFolder, free_name, locate
 from unirl_env.settings import differences, read_yaml, to_yaml
@@ -132,6 +132,8 @@ def build_parts(cfg: RunConfig) -> Parts:
     source = build.model_source(cfg)
     if source is not None:
         _hide_loading_bars()
+    prompts = read_prompts(cfg)
+    build.check_prompts(cfg, [*prompts.train, *(prompts.heldout or ())])
     known = {} if source is None else {"model": provenance.model_fingerprint(source, cfg.model.revision)}
     return Parts(build.build_agent(cfg), heldout, known)
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import gymnasium as gym
 
 from unirl_env.agents.checks import check_latents, check_tokens
+from unirl_env.envs.tokens import MAX_NEW_TOKENS, MAX_PROMPT_TOKENS
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ConfigError
 from unirl_env.models.options import model_choice
@@ -169,7 +170,8 @@ class Tokens(Family):
                 "top_k": actor.top_k,
                 "lora_rank": config.policy.lora_rank,
                 "revision": getattr(model, "revision", None),
-                "max_length": env["max_prompt_tokens"] + env["max_new_tokens"],
+                "max_length": env.get("max_prompt_tokens", MAX_PROMPT_TOKENS)
+                + env.get("max_new_tokens", MAX_NEW_TOKENS),
                 "dtype": str(env.get("dtype", "float32")),
                 **{name: getattr(model, name) for name in PIXELS if hasattr(model, name)},
             }

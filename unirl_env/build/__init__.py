@@ -3,11 +3,19 @@
 from unirl_env.build.scorers import build_scorer
 from unirl_env.build.world import make_env, make_vector_env, pick_device
 
-__all__ = ["build_agent", "build_scorer", "make_env", "make_vector_env", "model_source", "pick_device"]
+__all__ = [
+    "build_agent",
+    "build_scorer",
+    "check_prompts",
+    "make_env",
+    "make_vector_env",
+    "model_source",
+    "pick_device",
+]
 
 
 def __getattr__(name: str):
-    if name in ("build_agent", "model_source"):
+    if name in ("build_agent", "check_prompts", "model_source"):
         from unirl_env.build import agent
 
         return getattr(agent, name)

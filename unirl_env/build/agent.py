@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -12,11 +13,14 @@ import gymnasium as gym
 from unirl_env.agents import Agent, AgentConfig, DRPOConfig, FlowDPPOConfig, GRPOConfig, GSPOConfig
 from unirl_env.build.world import make_model, pick_device
 from unirl_env.config import RunConfig
+from unirl_env.envs.encodings import encode_prompts, input_limits
 from unirl_env.envs.prompts import PromptSource
+from unirl_env.envs.tokens import MAX_PROMPT_TOKENS
 from unirl_env.errors import ConfigError
 from unirl_env.models.options import model_choice
+from unirl_env.types import Prompt
 
-__all__ = ["AGENTS", "agent_config", "build_agent", "model_source"]
+__all__ = ["AGENTS", "agent_config", "build_agent", "check_prompts", "model_source"]
 
 AGENTS = {"drpo": DRPOConfig, "flow_dppo": FlowDPPOConfig, "grpo": GRPOConfig, "gspo": GSPOConfig}
 OPTIMIZER = (
@@ -89,6 +93,23 @@ def agent_config(cfg: RunConfig) -> AgentConfig:
             **cfg.agent.options,
         )
     )
+
+
+def check_prompts(cfg: RunConfig, prompts: Iterable[Prompt]) -> None:
+    """Let a language model read every prompt once: one that does not fit would stop the run hours later.
+
+    Raises:
+        PromptError: Naming the prompt and the limit.
+    """
+    arguments = {**gym.spec(cfg.model.env).kwargs, **world_options(cfg)}
+    choice = model_choice(arguments)
+    if choice.family != "language_model":
+        return
+    model, most = make_model(choice), arguments.get("max_prompt_tokens", MAX_PROMPT_TOKENS)
+    limits = input_limits(model, most)
+    for prompt in prompts:
+        # One at a time: the pictures of all of them may not fit into memory.
+        encode_prompts(model, [prompt], most, limits)
 
 
 def model_source(cfg: RunConfig) -> str | None:

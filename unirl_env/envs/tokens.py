@@ -21,7 +21,10 @@ from unirl_env.errors import ConfigError, ContractError
 from unirl_env.models.language import Encoded, LanguageModel
 from unirl_env.types import Sample
 
-__all__ = ["WAIT", "TokenVectorEnv"]
+__all__ = ["MAX_NEW_TOKENS", "MAX_PROMPT_TOKENS", "WAIT", "TokenVectorEnv"]
+
+MAX_NEW_TOKENS, MAX_PROMPT_TOKENS = 256, 512
+"""The limits where none are given."""
 
 
 class TokenVectorEnv(GenerativeVectorEnv):
@@ -85,8 +88,8 @@ class TokenVectorEnv(GenerativeVectorEnv):
         language_model: LanguageModel,
         *,
         num_envs: int = 1,
-        max_new_tokens: int = 256,
-        max_prompt_tokens: int = 512,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        max_prompt_tokens: int = MAX_PROMPT_TOKENS,
         tool: Tool | None = None,
         max_turns: int = 4,
         with_inputs: bool = True,
