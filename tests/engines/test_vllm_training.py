@@ -10,8 +10,11 @@ from unirl_env.rollouts.engines import Request
 pytest.importorskip("vllm", reason="vLLM is not installed here; `make test-vllm` installs it")
 
 
-@pytest.mark.parametrize("env_id, rank", [("unirl/TinyQwen3-Math-v0", None), ("unirl/TinyQwenVL-VQA-v0", 8)])
-def test_an_agent_trains_with_answers_from_vllm(env_id, rank):
+@pytest.mark.parametrize(
+    ("env_id", "rank", "lr"),
+    [("unirl/TinyQwen3-Math-v0", None, 2e-4), ("unirl/TinyQwenVL-VQA-v0", 8, 2e-3)],
+)
+def test_an_agent_trains_with_answers_from_vllm(env_id, rank, lr):
     one_cluster.start()
     agent = (
         GRPOConfig()
@@ -19,7 +22,7 @@ def test_an_agent_trains_with_answers_from_vllm(env_id, rank):
         .training(
             num_prompts=4,
             group_size=8,
-            lr=2e-3,
+            lr=lr,
             policy={"lora_rank": rank},
             engine="vllm",
             engine_options={"cache_bytes": 64 << 20},
