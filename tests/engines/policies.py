@@ -18,7 +18,10 @@ LENGTHS = (5, 40, 150, 300)
 def make_actor(rank=None, model=None, **settings):
     """The embedded Qwen3 in float32, or another model, with adapters of `rank` or all weights trained."""
     model = model or TinyQwen3()
-    return TokenActor(model, lora=None if rank is None else LoRAConfig(rank=rank), **settings)
+    with torch.random.fork_rng(devices=[]):
+        # Fresh adapters draw from the global generator.
+        torch.manual_seed(0)
+        return TokenActor(model, lora=None if rank is None else LoRAConfig(rank=rank), **settings)
 
 
 def train(actor, seed, size=0.05):
