@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from unirl_env.errors import ConfigError
 from unirl_env.interrupt import EXIT_CODE, Interrupt
 from unirl_env.logbook import Logbook
 from unirl_env.loop import Loop
-from unirl_env.preflight import Prompts, preflight, read_prompts
+from unirl_env.preflight import Prompts, preflight
 from unirl_env.progress import RunProgress, waiting
 from unirl_env.run_folder import RunFolder, free_name, locate
 from unirl_env.settings import differences, read_yaml, to_yaml
@@ -78,7 +80,7 @@ def launch(
         place.folder.create()
     lock = place.folder.lock()
     try:
-        return _run(cfg, place, prompts, console, command, build or build_parts)
+        return _run(cfg, place, prompts, console, command, build or partial(build_parts, prompts=prompts))
     except BaseException:
         traces = ("metrics.jsonl", "evaluation.jsonl", "checkpoints")
         if place.fresh and not any((place.folder.path / name).exists() for name in traces):
@@ -124,16 +126,16 @@ def find_place(cfg: RunConfig, console: Console) -> Place:
     return Place(folder, found, fresh=False)
 
 
-def build_parts(cfg: RunConfig) -> Parts:
-    """The agent and the held-out scorer that the settings describe."""
+def build_parts(cfg: RunConfig, prompts: Prompts | None = None) -> Parts:
+    """The agent and the held-out scorer that the settings describe; `prompts` are read by the model first."""
     from unirl_env import build
 
     heldout = None if cfg.reward.heldout is None else build.build_scorer(cfg.reward.heldout)
     source = build.model_source(cfg)
     if source is not None:
         _hide_loading_bars()
-    prompts = read_prompts(cfg)
-    build.check_prompts(cfg, [*prompts.train, *(prompts.heldout or ())])
+    if prompts is not None:
+        build.check_prompts(cfg, chain(prompts.train, prompts.heldout or ()))
     known = {} if source is None else {"model": provenance.model_fingerprint(source, cfg.model.revision)}
     return Parts(build.build_agent(cfg), heldout, known)
 

@@ -124,3 +124,12 @@ def test_chunks_are_the_same_episodes():
     assert torch.equal(whole.episode_seed, chunks.episode_seed)
     torch.testing.assert_close(whole.rewards, chunks.rewards)
     assert whole.group.tolist() == chunks.group.tolist()
+
+
+def test_every_rollout_starts_groups_as_the_settings_say():
+    def starts(**settings):
+        batch = make_runner(steps={"kind": "all"}, **settings).sample()
+        first = batch.phases["image"].observation["latent"][:, 0]
+        return len(first.unique(dim=0))
+
+    assert starts(same_noise=True) == 4 and starts() == 32

@@ -71,6 +71,10 @@ class Family(ABC):
         """What plays episodes."""
 
     @abstractmethod
+    def rollout_options(self, config: Any) -> dict[str, Any]:
+        """What every rollout is asked for."""
+
+    @abstractmethod
     def training_options(self, config: Any, iteration: int, *, checked: bool) -> dict[str, Any]:
         """What a training rollout is asked for."""
 
@@ -115,17 +119,20 @@ class Denoising(Family):
         """The network beside its environment."""
         return LocalRollout(make_env, actor, batch_size=config.rollout_batch_size)
 
+    def rollout_options(self, config: Any) -> dict[str, Any]:
+        """How the episodes of a group begin."""
+        return {"same_noise": config.same_noise}
+
     def training_options(self, config: Any, iteration: int, *, checked: bool) -> dict[str, Any]:
         """The steps that explore; the check of the first update compares means, whatever the loss needs."""
         return {
             "stochastic_steps": config.trained_steps(iteration),
             "keep_mean": not checked or config.needs_mean,
-            "same_noise": config.same_noise,
         }
 
     def evaluation_options(self, config: Any, num_steps: int | None) -> dict[str, Any]:
         """No noise on the way."""
-        return {"stochastic_steps": (), "num_steps": num_steps, "same_noise": config.same_noise}
+        return {"stochastic_steps": (), "num_steps": num_steps}
 
     def env_steps(self, batch: EpisodeBatch, config: Any) -> int:
         """T for each episode."""
@@ -180,6 +187,10 @@ class Tokens(Family):
             raise ConfigError(
                 f"`engine_options` must fit the engine {config.engine!r}, got {options}: {error}"
             ) from error
+
+    def rollout_options(self, config: Any) -> dict[str, Any]:
+        """Nothing of its own."""
+        return {}
 
     def training_options(self, config: Any, iteration: int, *, checked: bool) -> dict[str, Any]:
         """The policy's own distribution."""

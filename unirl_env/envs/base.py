@@ -24,6 +24,7 @@ from unirl_env.envs.options import (
     checked_offset,
     checked_options,
     masked_rows,
+    require_same_size,
 )
 from unirl_env.envs.prompts import MAX_CHARACTERS, PromptSource, as_prompts
 from unirl_env.envs.roster import Roster
@@ -85,7 +86,6 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
         self.max_characters = max_characters
         self.prompts = PromptSource.of(prompts, max_characters=max_characters)
         self.device = torch.device(device)
-
         self._defaults: dict[str, Any] = {
             "group_size": checked_group_size(group_size, num_envs),
             "same_noise": bool(same_noise),
@@ -153,8 +153,8 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
             raise ResetNeeded("The first `reset` must start every episode; call it without `reset_mask`.")
         held = dict(self._course.options if partial else self._defaults)
         held = self._checked_held(held | {name: options[name] for name in held if name in options})
-        if partial and held["group_size"] != self.group_size:
-            raise ConfigError(f"`group_size` must stay {self.group_size} while other groups go on.")
+        if partial:
+            require_same_size(held["group_size"], self.group_size)
         if seed is None and self._course is None:
             seed = self.np_random.integers(2**62)
         course = self._course.next() if seed is None else Course(int(seed))

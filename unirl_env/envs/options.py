@@ -18,6 +18,7 @@ __all__ = [
     "checked_offset",
     "checked_options",
     "masked_rows",
+    "require_same_size",
 ]
 
 ONCE = ("prompts", "sample_offset", "reset_mask")
@@ -75,6 +76,19 @@ def checked_group_size(group_size: int, num_envs: int) -> int:
             f"group_size={group_size}; try num_envs={size * max(1, num_envs // size)}."
         )
     return int(group_size)
+
+
+def require_same_size(group_size: int, present: int) -> None:
+    """Refuse another group size in a reset of some of the groups.
+
+    Raises:
+        ConfigError: If `group_size` is not the present one.
+    """
+    if group_size != present:
+        raise ConfigError(
+            f"`group_size` must stay {present} while other groups go on, got {group_size}; "
+            "reset every episode to change it."
+        )
 
 
 def checked_heirs(indices: Sequence[int], num_envs: int) -> np.ndarray:

@@ -77,6 +77,7 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
             prompts,
             seed=seed,
             weights_version=weights_version,
+            **self.config.family.rollout_options(self.config),
             **options,
         )
         return batch if not self.worker_index else batch.to("cpu")
