@@ -21,8 +21,8 @@ FLOORS = {
 }  # fmt: skip
 DOOR = 6  # train, evaluate, bench and what only they use: all that is not named above
 WITHIN_THE_WORLD = {
-    "envs": {"envs", "models.base", "models.language"},
-    "wrappers": {"wrappers", "envs", "rewards", "models.generate"},
+    "envs": {"envs", "models.base", "models.language", "models.unified"},
+    "wrappers": {"wrappers", "envs", "rewards", "models.base", "models.generate"},
     "rewards": {"rewards"},
     "models": {"models"},
 }

@@ -49,7 +49,8 @@ class Sample:
     """What a finished episode produced; exactly the fields that its model family fills.
 
     Attributes:
-        image: `[3, H, W]` float32 in [0, 1].
+        image: `[3, H, W]` float32 in [0, 1]; None of a text that never came to its picture.
+        pictures: `[K, 3, H, W]` float32, all that were drawn from one text, where that is several.
         video: `[F, 3, H, W]` float32 in [0, 1].
         text: The generated text; in a conversation, the last turn.
         latent: The final state itself, for models without a decoder.
@@ -58,6 +59,7 @@ class Sample:
     """
 
     image: Tensor | None = None
+    pictures: Tensor | None = None
     video: Tensor | None = None
     text: str | None = None
     latent: Tensor | None = None

@@ -2,9 +2,19 @@
 
 from unirl_env.models.base import Denoiser
 from unirl_env.models.language import Encoded, LanguageModel
+from unirl_env.models.unified import PictureTokens, UnifiedModel
 from unirl_env.registry import Registry
 
-__all__ = ["DENOISERS", "LANGUAGE_MODELS", "Denoiser", "Encoded", "LanguageModel"]
+__all__ = [
+    "DENOISERS",
+    "LANGUAGE_MODELS",
+    "UNIFIED_MODELS",
+    "Denoiser",
+    "Encoded",
+    "LanguageModel",
+    "PictureTokens",
+    "UnifiedModel",
+]
 
 DENOISERS = Registry(
     "denoiser",
@@ -22,5 +32,16 @@ LANGUAGE_MODELS = Registry(
         "qwen_vl": "unirl_env.models.qwen_vl:QwenVL",
         "tiny_qwen3": "unirl_env.models.tiny.qwen3:TinyQwen3",
         "tiny_qwen_vl": "unirl_env.models.tiny.qwen_vl:TinyQwenVL",
+    },
+)
+
+UNIFIED_MODELS = Registry(
+    "unified model",
+    {
+        "bagel": "unirl_env.models.bagel:Bagel",
+        "composed": "unirl_env.models.composed:Composed",
+        "hunyuan_image3": "unirl_env.models.hunyuan_image3:HunyuanImage3",
+        "janus": "unirl_env.models.janus:Janus",
+        "tiny_unified": "unirl_env.models.tiny.unified:TinyUnified",
     },
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -48,17 +49,33 @@ class Denoiser(ABC):
     def network(self) -> nn.Module:
         """A fresh copy of the trained half, in evaluation mode."""
 
+    def read(self, network: nn.Module, context: Mapping[str, Tensor]) -> Any:
+        """What all denoising steps of an episode share: the network's reading of the context alone.
+
+        The context itself, unless the family can compute more in advance (a text's keys and values).
+
+        Args:
+            network: What `network()` returned, adapters included.
+            context: What `encode` returned, each tensor `[P, ...]`.
+
+        Returns:
+            P contexts, as `pick` and `velocity` take them; with gradient where gradients are on.
+        """
+        return context
+
+    def pick(self, context: Any, row: Tensor) -> Any:
+        """Of what `read` returned, the contexts at `row` `[N]`."""
+        return {name: tensor[row] for name, tensor in context.items()}
+
     @abstractmethod
-    def velocity(
-        self, network: nn.Module, latent: Tensor, sigma: Tensor, context: Mapping[str, Tensor]
-    ) -> Tensor:
+    def velocity(self, network: nn.Module, latent: Tensor, sigma: Tensor, context: Any) -> Tensor:
         """The velocity `d x / d sigma` that `network` predicts.
 
         Args:
             network: What `network()` returned, adapters included.
             latent: `[N, ...]`.
             sigma: `[N]` in [0, 1].
-            context: What `encode` returned, each tensor `[N, ...]`.
+            context: What `read` returned, N contexts.
 
         Returns:
             `[N, ...]` like `latent`.

@@ -43,6 +43,7 @@ class LanguageModel(ABC):
         dtype: Of weights and activations.
         device: Where the network is loaded.
         vocab_size: Number of token ids that the output layer knows.
+        first_id: The token that the output layer's first row stands for.
         eos_ids: Any of these tokens ends an answer.
         pad_id: Fills what is not text.
         max_context: The most tokens that the network reads at once.
@@ -57,6 +58,7 @@ class LanguageModel(ABC):
     dtype: torch.dtype
     device: torch.device
     vocab_size: int
+    first_id: int = 0
     eos_ids: tuple[int, ...]
     pad_id: int
     max_context: int

@@ -12,7 +12,7 @@ from unirl_env.errors import ConfigError
 
 __all__ = ["FAMILIES", "MODEL_OPTIONS", "ModelChoice", "as_dtype", "model_choice"]
 
-FAMILIES = ("denoiser", "language_model")
+FAMILIES = ("denoiser", "language_model", "unified_model")
 """The arguments that name a model family, one for each kind of environment."""
 
 MODEL_OPTIONS = (

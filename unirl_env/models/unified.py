@@ -1,0 +1,90 @@
+"""What a model that writes and then draws must answer to be an environment and a policy.
+
+A `UnifiedModel` is two views of one backbone: `text`, a language model, and `image`, either a denoiser (its
+pictures are latents) or a language model of its own (its pictures are tokens). Both views take the very network
+that `network()` returns.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from unirl_env.models.base import Denoiser
+from unirl_env.models.language import LanguageModel
+from unirl_env.types import Prompt, Sample
+
+__all__ = ["PictureTokens", "UnifiedModel"]
+
+
+class PictureTokens(LanguageModel):
+    """A view whose pictures are sentences of `num_tokens` tokens out of a vocabulary of their own.
+
+    Its ids begin at `first_id`, behind those of the text, so that one row of tokens holds text and picture:
+    row i of `head` is the id `first_id + i`. There is no token that ends a picture.
+    """
+
+    num_tokens: int
+
+    @abstractmethod
+    def pictures(self, tokens: Tensor) -> list[Sample]:
+        """Finished pictures `[B, num_tokens]` int64 (ids from `first_id`) as B samples with an `image`."""
+
+
+class UnifiedModel(ABC):
+    """One family of models that write text and then draw.
+
+    Attributes:
+        pretrained: The hub id or directory; None where there is none.
+        text: The view of a language model. Its `eos_ids` end the text; they include `opens`.
+        image: The view of a denoiser, or of a language model over picture tokens.
+        opens: The tokens of the text after which the picture begins. Another end leaves the episode without
+            a picture.
+        context_keys: The entries of a hybrid observation that the image view reads beside the latent. One
+            backbone: `tokens`, `length` and the inputs of the text view. Two: what `context` returns.
+        max_images: Pictures that a prompt may bring; 0 where the model draws from text alone.
+        lora_targets: Names of the network's linear layers that adapters attach to.
+    """
+
+    pretrained: str | None
+    text: LanguageModel
+    image: Denoiser | PictureTokens
+    opens: tuple[int, ...]
+    context_keys: tuple[str, ...]
+    max_images: int = 0
+    lora_targets: tuple[str, ...]
+
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """A fresh copy of the trained half, of which both views take what is theirs, in evaluation mode."""
+
+    @abstractmethod
+    def opening(self, ended_by: int | None) -> list[int]:
+        """The tokens that the world writes between the text and the picture.
+
+        Args:
+            ended_by: The token of `opens` that ended the text, which stands before them; None where the
+                picture follows the prompt at once.
+        """
+
+    def context(self, prompt: Prompt, text: str) -> dict[str, Tensor]:
+        """What the image view reads of a finished text, each `[1, ...]`; nothing where it reads the tokens."""
+        return {}
+
+    def parts(self, network: nn.Module) -> tuple[nn.Module, ...]:
+        """The networks that adapters attach to one by one; one backbone is one."""
+        return (network,)
+
+    def private(self, network: nn.Module, phase: str) -> Iterable[nn.Parameter]:
+        """The weights that only `phase` (`"text"` or `"image"`) reads; they are frozen with it."""
+        return ()
+
+    @abstractmethod
+    def save_adapters(self, network: nn.Module, directory: str) -> None:
+        """Write the adapters in the form that the family's own library loads."""
+
+    @abstractmethod
+    def save_weights(self, network: nn.Module, directory: str) -> None:
+        """Write all weights in the form that the family's own library loads."""
