@@ -47,6 +47,6 @@ class Prefix:
         return torch.cat([self.keys[layer], keys], 2), torch.cat([self.values[layer], values], 2)
 
     def visible(self, block: int) -> Tensor:
-        """`[P, 1, 1, L + block]` bool: each place of a block sees the text, not its padding, and the block."""
+        """`[P, 1, 1, L + block]` bool: every place of a block sees the text (no padding) and the block."""
         place = torch.arange(self.width + block, device=self.length.device)
         return ((place < self.length[:, None]) | (place >= self.width))[:, None, None]

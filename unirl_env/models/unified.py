@@ -1,8 +1,8 @@
 """What a model that writes and then draws must answer to be an environment and a policy.
 
 A `UnifiedModel` is two views of one backbone: `text`, a language model, and `image`, either a denoiser (its
-pictures are latents) or a language model of its own (its pictures are tokens). Both views take the very network
-that `network()` returns.
+pictures are latents) or a language model of its own (its pictures are tokens). Both views take the very
+network that `network()` returns.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class UnifiedModel(ABC):
         """
 
     def context(self, prompt: Prompt, text: str) -> dict[str, Tensor]:
-        """What the image view reads of a finished text, each `[1, ...]`; nothing where it reads the tokens."""
+        """What the image view reads of a finished text, each `[1, ...]`; nothing if it reads the tokens."""
         return {}
 
     def parts(self, network: nn.Module) -> tuple[nn.Module, ...]:
