@@ -1,6 +1,7 @@
 """The numbers of an iteration, from what several learners report."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from test_shards import batch_of
 
 from unirl_env.agents.reports import rollout_metrics, update_metrics
 from unirl_env.agents.update import Update
+from unirl_env.episode import Phase
+from unirl_env.types import Sample
 
 
 def test_sums_become_means_over_computed_rows_and_the_loss_one_over_minibatches():
@@ -47,3 +50,21 @@ def test_rewards_are_those_of_valid_scores():
     assert found["zero_std_groups"] == 0.5 and found["advantage_zero"] == 0.75
     nothing = rollout_metrics(batch_of(groups=1, size=2, broken=(0, 1)), torch.zeros(2))
     assert math.isnan(nothing["reward"]) and nothing["reward/failed"] == 2
+
+
+def test_texts_that_never_came_to_their_picture_are_counted():
+    tokens = torch.zeros(4, 3, dtype=torch.int64)
+    text = Phase({}, tokens, torch.zeros(4, 3), tokens == 0, ragged=True)
+    batch = replace(batch_of(groups=1, size=4), phases={"text": text})
+    drawn, none = Sample(text="a", image=torch.zeros(3, 2, 2)), Sample(text="a")
+
+    def found(*samples, **phases):
+        kept = replace(batch, samples=samples or None, phases={**batch.phases, **phases})
+        return rollout_metrics(kept, torch.zeros(4)).get("no_picture")
+
+    assert found(drawn, none, drawn, drawn) == 0.25 and found(drawn, drawn, drawn, drawn) == 0
+    assert found(none, none, none, none) is None, "answers are not meant to become pictures"
+    assert found(none, none, none, none, image=text) == 1
+    assert found() is None
+    pictures = replace(batch_of(groups=1, size=4), samples=(drawn,) * 4)
+    assert "no_picture" not in rollout_metrics(pictures, torch.zeros(4))

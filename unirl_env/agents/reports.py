@@ -22,7 +22,8 @@ def rollout_metrics(batch: EpisodeBatch, advantages: Tensor) -> dict[str, float]
     Returns:
         `reward`, `reward_std`, `reward/<part>`, `reward/failed` (how many), `zero_std_groups` (the share of
         groups that teach nothing), `advantage_max`, `advantage_zero` (the share of such episodes); of texts
-        `tokens` (the mean length), `tokens_max`, and `truncated` (the share that the length limit ended).
+        `tokens` (the mean length), `tokens_max`, and `truncated` (the share that the length limit ended);
+        where texts become pictures and samples are kept, `no_picture` (the share that never came to one).
     """
     valid = batch.scores.valid
     rewards = batch.rewards[valid]
@@ -40,6 +41,9 @@ def rollout_metrics(batch: EpisodeBatch, advantages: Tensor) -> dict[str, float]
         found |= {"tokens": float(lengths.mean()), "tokens_max": float(lengths.max())}
     if batch.truncated is not None:
         found["truncated"] = float(batch.truncated.float().mean())
+    pictures = [sample.image is not None for sample in batch.samples or ()]
+    if "text" in batch.phases and pictures and (any(pictures) or "image" in batch.phases):
+        found["no_picture"] = pictures.count(False) / len(pictures)
     for name, part in batch.scores.parts.items():
         found[f"reward/{name}"] = _mean(part[torch.isfinite(part)])
     return found
