@@ -132,3 +132,16 @@ def test_scores_do_not_depend_on_the_batch():
     together = judge(ShapesScorer(), pictures, texts).value
     alone = torch.cat([judge(ShapesScorer(), [p], [t]).value for p, t in zip(pictures, texts, strict=True)])
     assert torch.equal(together, alone)
+
+
+@pytest.mark.parametrize("scorer", [ShapesScorer(), TemplateScorer()])
+def test_a_request_is_judged_by_the_caption_that_it_brings(scorer):
+    text = "a red circle at the top left"
+    picture = Sample(image=draw([text])[0])
+    free = Prompt("something crimson and round, please", metadata={"caption": text})
+    misread = Prompt(text, metadata={"caption": "a blue square at the center"})
+    said = scorer([picture] * 3, [Prompt(text), free, misread])
+    assert said.valid.all()
+    assert said.value[0] == said.value[1] > said.value[2] + 0.3
+    unknown = scorer([picture], [Prompt(text, metadata={"caption": "a dog"})])
+    assert not unknown.valid.any()

@@ -38,6 +38,11 @@ _NAMES = tuple(COLOURS)
 _EXTENT = np.array([0.79, 0.99, 0.53])  # covered fraction of the bounding box: circle, square, triangle
 
 
+def _wanted(prompt: Prompt) -> Caption | None:
+    """What a picture must show: a request in free words brings the caption that it means."""
+    return parse_caption(str(prompt.metadata.get("caption", prompt.text)))
+
+
 def _read_pictures(samples: Sequence[Sample]) -> np.ndarray:
     """`[B, 3, 32, 32]` float32; NaN where a picture is not finite."""
     pictures = np.empty((len(samples), 3, _SIDE, _SIDE), dtype=np.float32)
@@ -185,18 +190,18 @@ class ShapesScorer:
 
     The dense half gives a gradient where nothing is right yet, the strict half keeps the optimum sharp.
     The aspects are reported as parts, too; `position` is NaN for a caption that names none ("two red
-    circles"). A text outside the grammar of `unirl_env.shapes` and a picture that is not finite give an
-    invalid score.
+    circles"). The caption is `metadata["caption"]` where a prompt has one, else its text. One outside the
+    grammar of `unirl_env.shapes` and a picture that is not finite give an invalid score.
     """
 
     name = "shapes"
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
-        """Score `samples[i].image` (`[3, H, W]` in [0, 1], any size) against `prompts[i].text`."""
+        """Score `samples[i].image` (`[3, H, W]` in [0, 1], any size) against the caption."""
         pictures = _read_pictures(samples)
         columns = {key: np.full(len(pictures), np.nan) for key in ("partial", "strict", *_ASPECTS)}
         for i, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True)):
-            caption = parse_caption(prompt.text)
+            caption = _wanted(prompt)
             if caption is None or not np.isfinite(picture).all():
                 continue
             aspects, columns["strict"][i] = _judge(picture, caption)
@@ -248,16 +253,17 @@ class TemplateScorer:
     colour) is taken away. Every pixel counts alike, nothing is segmented or classified: independent of
     `ShapesScorer`, hence the reward to hold out when that one is trained on. A perfect drawing scores
     about 0.9, one of the wrong colour or place mostly 0 to 0.4 (counts are told apart less well: about 0.5).
+    Where the caption stands and what is invalid is as in `ShapesScorer`.
     """
 
     name = "shapes_template"
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
-        """Score `samples[i].image` (`[3, H, W]` in [0, 1], any size) against `prompts[i].text`."""
+        """Score `samples[i].image` (`[3, H, W]` in [0, 1], any size) against the caption."""
         pictures = _read_pictures(samples)
         value = np.full(len(pictures), np.nan, dtype=np.float32)
         for i, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True)):
-            caption = parse_caption(prompt.text)
+            caption = _wanted(prompt)
             if caption is None or not np.isfinite(picture).all():
                 continue
             seen = (picture - np.median(picture, axis=(1, 2), keepdims=True)).ravel()
