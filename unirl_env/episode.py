@@ -63,6 +63,11 @@ class Phase:
     def __len__(self) -> int:
         return self.log_prob.shape[0]
 
+    @property
+    def kind(self) -> str:
+        """What the actions are: `"latents"` or `"tokens"`."""
+        return "latents" if self.action.is_floating_point() else "tokens"
+
     def select(self, index: Tensor) -> Phase:
         """The phase of the episodes at `index` `[b]`; context rows nobody uses any more are dropped.
 
@@ -98,12 +103,19 @@ class Phase:
             mean=None if self.mean is None else self.mean.to(device),
         )
 
-    def rows(self, index: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Observations (context included) and actions of the episodes at `index`, as b*S separate rows."""
+    def rows(self, index: Tensor, *, shared: bool = False) -> tuple[dict[str, Tensor], Tensor]:
+        """Observations (context included) and actions of the episodes at `index`, as b*S separate rows.
+
+        Args:
+            index: `[b]` int64.
+            shared: Give each context once, and `context_row` `[b*S]`, which of them each row has.
+        """
         steps = self.log_prob.shape[1]
         inputs = {name: tensor[index].flatten(0, 1) for name, tensor in self.observation.items()}
         if self.context_row is not None:
             row = self.context_row[index].repeat_interleave(steps)
+            if shared:
+                row, inputs["context_row"] = torch.unique(row, return_inverse=True)
             inputs.update({name: tensor[row] for name, tensor in self.context.items()})
         return inputs, self.action[index].flatten(0, 1)
 
@@ -111,8 +123,8 @@ class Phase:
     def cat(cls, phases: Sequence[Phase]) -> Phase:
         """Join along the episodes.
 
-        All phases must have the same number of steps, unless they are ragged: these are padded at their ends,
-        and so are their contexts (with 0).
+        All phases must have the same number of steps, unless they are ragged: these are padded at their ends.
+        Contexts of unequal sizes are padded, too (with 0).
         """
         steps = {phase.log_prob.shape[1] for phase in phases}
         ragged = phases[0].ragged
@@ -135,7 +147,7 @@ class Phase:
             action=join([p.action for p in phases], -1),
             log_prob=join([p.log_prob for p in phases]),
             mask=join([p.mask for p in phases]),
-            context={k: join([p.context[k] for p in phases]) for k in first.context},
+            context={k: _cat_padded([p.context[k] for p in phases]) for k in first.context},
             context_row=torch.cat(rows) if rows else None,
             mean=None if any(mean is None for mean in means) else join(means),
             ragged=ragged,
@@ -248,7 +260,7 @@ def _cat(tensors: Sequence[Tensor], fill: float = 0) -> Tensor:
 
 
 def _cat_padded(tensors: Sequence[Tensor], fill: float = 0) -> Tensor:
-    """Join tensors `[n, ...]` that differ in later sizes; each is filled up at the ends of its dimensions."""
+    """Join tensors `[n, ...]` that may differ in later sizes; they are filled up at their ends."""
     ranks = {tensor.ndim for tensor in tensors}
     if len(ranks) != 1:
         raise ShapeError(f"Tensors to join must have one number of dimensions, got {sorted(ranks)}.")

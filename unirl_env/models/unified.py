@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -40,6 +41,7 @@ class UnifiedModel(ABC):
         pretrained: The hub id or directory; None where there is none.
         text: The view of a language model. Its `eos_ids` end the text; they include `opens`.
         image: The view of a denoiser, or of a language model over picture tokens.
+        discrete: Whether pictures are tokens.
         opens: The tokens of the text after which the picture begins. Another end leaves the episode without
             a picture.
         context_keys: The entries of a hybrid observation that the image view reads beside the latent. One
@@ -48,6 +50,7 @@ class UnifiedModel(ABC):
         lora_targets: Names of the network's linear layers that adapters attach to.
     """
 
+    discrete: ClassVar[bool] = False
     pretrained: str | None
     text: LanguageModel
     image: Denoiser | PictureTokens
@@ -69,8 +72,13 @@ class UnifiedModel(ABC):
                 picture follows the prompt at once.
         """
 
-    def context(self, prompt: Prompt, text: str) -> dict[str, Tensor]:
-        """What the image view reads of a finished text, each `[1, ...]`; nothing if it reads the tokens."""
+    def context(self, prompt: Prompt, text: str | None) -> dict[str, Tensor]:
+        """What the image view reads, each `[1, ...]`; nothing if it reads the tokens.
+
+        Args:
+            prompt: The request.
+            text: What was written; None where the text phase is empty and the request itself is drawn.
+        """
         return {}
 
     def parts(self, network: nn.Module) -> tuple[nn.Module, ...]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+import torch.nn.functional as nnf
 from torch import Tensor
 
 import unirl_env.functional as F
@@ -18,6 +20,8 @@ __all__ = ["FlowActor", "LoRAConfig"]
 
 ANNOUNCED = ("latent", "sigma", "sigma_next", "step", "stochastic")
 """Observation keys that are not context."""
+ROW = "context_row"
+"""Which context each row has, where contexts are given once."""
 NEGATIVE = "negative_"
 
 
@@ -70,43 +74,71 @@ class FlowActor(TrainedNetwork):
         """The model family's adapter."""
         return self.model
 
-    def act(self, obs: Mapping[str, Tensor], noise: Tensor | None = None) -> SDEStep:
+    def read(self, obs: Mapping[str, Tensor]) -> Any:
+        """What all steps of the episodes of `obs` share: their contexts as the network reads them.
+
+        Whoever takes many steps reads once and hands the result to `act`.
+
+        Args:
+            obs: Context, each `[N, ...]`; or each `[P, ...]` with `context_row` `[N]`.
+
+        Raises:
+            ContractError: If guidance lacks negative prompts.
+        """
+        row = obs.get(ROW)
+        known = (*ANNOUNCED, ROW)
+        context = {k: v for k, v in obs.items() if k not in known and not k.startswith(NEGATIVE)}
+        if self.guidance != 1.0:
+            missing = [name for name in context if NEGATIVE + name not in obs]
+            if missing or not context:
+                raise ContractError(
+                    f"`guidance` {self.guidance} needs negative prompts in the observation, got none; "
+                    "make the environment with `with_negative=True`."
+                )
+            count = len(next(iter(context.values())))
+            context = {k: _cat_padded(obs[NEGATIVE + k], v) for k, v in context.items()}
+            row = None if row is None else torch.cat([row, row + count])
+        reading = self.denoiser.read(self.network, context)
+        return reading if row is None else self.denoiser.pick(reading, row)
+
+    def act(
+        self, obs: Mapping[str, Tensor], noise: Tensor | None = None, *, reading: Any = None
+    ) -> SDEStep:
         """Sample the next latents.
 
         Args:
             obs: An observation of `DenoiseVectorEnv`, each `[N, ...]`.
             noise: `[N, ...]` standard normal, like the latents; None where no step is stochastic.
+            reading: What `read` returned for these N episodes; None reads them now.
         """
-        return self._step(obs, noise=noise)
+        return self._step(obs, reading, noise=noise)
 
     def score(self, obs: Mapping[str, Tensor], next_latent: Tensor) -> SDEStep:
         """Score given next latents `[N, ...]`, with gradient to the trainable weights."""
-        return self._step(obs, next_latent=next_latent)
+        return self._step(obs, None, next_latent=next_latent)
 
-    def velocity(self, obs: Mapping[str, Tensor]) -> Tensor:
+    def velocity(self, obs: Mapping[str, Tensor], reading: Any = None) -> Tensor:
         """The guided velocity `[N, ...]` in float32."""
         latent, sigma = obs["latent"], obs["sigma"]
-        context = {k: v for k, v in obs.items() if k not in ANNOUNCED and not k.startswith(NEGATIVE)}
+        reading = self.read(obs) if reading is None else reading
         if self.guidance == 1.0:
-            return self.denoiser.velocity(self.network, latent, sigma, context).float()
-        missing = [name for name in context if NEGATIVE + name not in obs]
-        if missing or not context:
-            raise ContractError(
-                f"`guidance` {self.guidance} needs negative prompts in the observation, got none; "
-                "make the environment with `with_negative=True`."
-            )
-        both = {name: torch.cat([obs[NEGATIVE + name], tensor]) for name, tensor in context.items()}
+            return self.denoiser.velocity(self.network, latent, sigma, reading).float()
         doubled = self.denoiser.velocity(
-            self.network, torch.cat([latent, latent]), torch.cat([sigma, sigma]), both
+            self.network, torch.cat([latent, latent]), torch.cat([sigma, sigma]), reading
         )
         without, with_prompt = doubled.float().chunk(2)
         return without + self.guidance * (with_prompt - without)
 
     def _step(
-        self, obs: Mapping[str, Tensor], *, noise: Tensor | None = None, next_latent: Tensor | None = None
+        self,
+        obs: Mapping[str, Tensor],
+        reading: Any,
+        *,
+        noise: Tensor | None = None,
+        next_latent: Tensor | None = None,
     ) -> SDEStep:
         return F.sde_step(
-            self.velocity(obs),
+            self.velocity(obs, reading),
             obs["latent"],
             obs["sigma"],
             obs["sigma_next"],
@@ -117,3 +149,12 @@ class FlowActor(TrainedNetwork):
             stochastic=obs.get("stochastic"),
             storage_dtype=self.storage_dtype,
         )
+
+
+def _cat_padded(first: Tensor, second: Tensor) -> Tensor:
+    """One after the other; texts `[P, L]` of unequal width are filled up with 0."""
+    if first.shape[1:] == second.shape[1:]:
+        return torch.cat([first, second])
+    width = max(first.shape[1], second.shape[1])
+    wide = (nnf.pad(part, [0] * 2 * (part.ndim - 2) + [0, width - part.shape[1]]) for part in (first, second))
+    return torch.cat(list(wide))

@@ -127,12 +127,13 @@ class LocalRollout:
         first, row = _distinct(prompts)
         context = {name: tensor[first] for name, tensor in obs.items() if name not in ANNOUNCED}
         shape, device = obs["latent"].shape[1:], obs["latent"].device
+        reading = self.actor.read({**context, "context_row": row.to(device)})
         steps: list[tuple[dict[str, Tensor], SDEStep]] = []
         for k in range(world.num_steps):
             # What is stored is what the policy sees: rounding later would score another state.
             obs["latent"] = obs["latent"].to(self.actor.storage_dtype)
             noise = F.keyed_noise(seeds.tolist(), k, shape, device=device) if k in explored else None
-            step = self.actor.act(obs, noise)
+            step = self.actor.act(obs, noise, reading=reading)
             if k in explored:
                 steps.append(({name: obs[name] for name in ("latent", "sigma", "sigma_next")}, step))
             obs, _, _, _, info = env.step(step.latent)
