@@ -15,6 +15,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,9 @@ def main() -> None:
     parser.add_argument("--extra", nargs="*", default=[])
     args = parser.parse_args()
     agents, seeds = args.agents.split(","), [int(seed) for seed in args.seeds.split(",")]
-    runs = {agent: [run(args, agent, seed) for seed in seeds] for agent in agents}
+    runs = {
+        agent: [run(args.config, args.folder, agent, seed, args.extra) for seed in seeds] for agent in agents
+    }
     draw(runs, args.picture)
     table = {agent: summary(folders) for agent, folders in runs.items()}
     args.table.parent.mkdir(parents=True, exist_ok=True)
@@ -45,14 +48,14 @@ def main() -> None:
         print(NAMES[agent], json.dumps(row))
 
 
-def run(args: argparse.Namespace, agent: str, seed: int) -> Path:
-    """Train one agent with one seed, unless that has been done."""
+def run(config: str, home: Path, agent: str, seed: int, extra: Sequence[str] = ()) -> Path:
+    """Train one agent with one seed, unless that has been done; the run's folder in `home`."""
     name = f"{agent}_{seed}"
-    folder = args.folder / name
+    folder = home / name
     if not (folder / "report.html").exists():
-        command = [sys.executable, "-m", "unirl_env.train", f"--config-name={args.config}"]
-        settings = [f"agent={agent}", f"seed={seed}", f"name={name}", f"logging.folder={args.folder}"]
-        subprocess.run([*command, *settings, *args.extra], check=True)
+        command = [sys.executable, "-m", "unirl_env.train", f"--config-name={config}"]
+        settings = [f"agent={agent}", f"seed={seed}", f"name={name}", f"logging.folder={home}"]
+        subprocess.run([*command, *settings, *extra], check=True)
     return folder
 
 
