@@ -73,15 +73,16 @@ class TokenActor(TrainedNetwork):
             obs: A packed row, as `unirl_env.packing` makes it.
             tokens: The tokens that follow the places `obs["source"]` `[N]` of the row.
         """
-        return F.score_tokens(
+        step = F.score_tokens(
             self._hidden(obs),
             self.model.head(self.network),
-            tokens,
+            tokens - self.model.first_id,
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
             chunk_bytes=self.chunk_bytes,
         )
+        return step._replace(token=tokens)
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], uniform: Tensor | None = None) -> TokenStep:
@@ -96,15 +97,14 @@ class TokenActor(TrainedNetwork):
         """
         hidden = self._hidden(pack_prefixes(obs))
         logits = hidden @ self.model.head(self.network).T
-        if uniform is None:
-            return F.token_step(logits.float(), temperature=0.0)
-        return F.token_step(
+        step = F.token_step(
             logits.float(),
-            temperature=self.temperature,
+            temperature=0.0 if uniform is None else self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
             uniform=uniform,
         )
+        return step._replace(token=step.token + self.model.first_id)
 
     def _hidden(self, obs: Mapping[str, Tensor]) -> Tensor:
         """The last hidden states `[N, D]` at the places that predict."""

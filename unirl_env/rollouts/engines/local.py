@@ -105,11 +105,11 @@ class LocalEngine(Engine):
                 top_k=actor.top_k,
                 uniform=live.uniform(t) if temperature else None,
             )
-            record.add(step.token, step.log_prob)
-            finished = live.finish(t, (step.token[:, None] == ends).any(1))
+            token = step.token + model.first_id
+            record.add(token, step.log_prob)
+            finished = live.finish(t, (token[:, None] == ends).any(1))
             if finished == len(live):
                 break
-            token = step.token
             if finished * COMPACT >= len(live):
                 keep = live.compact()
                 record.close(live.episode)
