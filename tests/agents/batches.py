@@ -31,7 +31,8 @@ def advantages_of(batch):
 
 
 def shards_of(batch, *, num_minibatches=2, num_learners=1):
-    return share_out(batch, advantages_of(batch), num_minibatches=num_minibatches, num_learners=num_learners)
+    advantages = {name: advantages_of(batch) for name in batch.phases}
+    return share_out(batch, advantages, num_minibatches=num_minibatches, num_learners=num_learners)
 
 
 def trainable(learner):

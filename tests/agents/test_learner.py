@@ -48,11 +48,13 @@ def learn(learner, batch, *, lr=5e-3, check=False, **cut):
 def test_the_first_update_finds_ratio_one(name, anchor):
     learner = make_learner(name, anchor=anchor, micro_batch_size=3)
     report = learn(learner, play(learner.policy), check=True)
-    assert report.check["self_check/ratio"] <= 1e-6
-    assert report.check["noise_floor/log_prob"] <= 1e-6
-    assert report.check["noise_floor/kl"] <= 1e-9
-    assert report.metrics[0]["ratio_max_deviation"] <= 1e-6
-    assert report.metrics[1]["ratio_max_deviation"] > 1e-5, "the second step is off the old policy"
+    assert report.phases["image"].check["self_check/ratio"] <= 1e-6
+    assert report.phases["image"].check["noise_floor/log_prob"] <= 1e-6
+    assert report.phases["image"].check["noise_floor/kl"] <= 1e-9
+    assert report.phases["image"].metrics[0]["ratio_max_deviation"] <= 1e-6
+    assert report.phases["image"].metrics[1]["ratio_max_deviation"] > 1e-5, (
+        "the second step is off the old policy"
+    )
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -81,7 +83,9 @@ def test_micro_batches_change_nothing(name, reference_kl):
     for other, weight in zip(reports[1:], weights[1:], strict=True):
         torch.testing.assert_close(weight, weights[0], rtol=0, atol=2e-6)
         assert other.grad_norm == pytest.approx(reports[0].grad_norm, rel=1e-5)
-        for mine, theirs in zip(other.metrics, reports[0].metrics, strict=True):
+        for mine, theirs in zip(
+            other.phases["image"].metrics, reports[0].phases["image"].metrics, strict=True
+        ):
             assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-6)
 
 
@@ -109,9 +113,9 @@ def test_rows_of_advantage_zero_are_skipped_and_counted_in_the_denominator():
     (shard,) = shards_of(batch, num_minibatches=1)
     assert shard.denominators[0]["image"] == 16 * 5
     report = learn(learner, batch, num_minibatches=1)
-    assert report.rows == [12 * 5]
+    assert report.phases["image"].rows == [12 * 5]
     with_reference = learn(make_learner(reference_kl=0.1), batch, num_minibatches=1)
-    assert with_reference.rows == [16 * 5], "the KL to the reference reaches every row"
+    assert with_reference.phases["image"].rows == [16 * 5], "the KL to the reference reaches every row"
 
 
 def test_invalid_scores_teach_nothing():
@@ -120,7 +124,7 @@ def test_invalid_scores_teach_nothing():
     batch = play(learner.policy, prompts=prompts)
     assert (~batch.scores.valid).sum() == 8
     report = learn(learner, batch)
-    assert sum(report.rows) == 24 * 5
+    assert sum(report.phases["image"].rows) == 24 * 5
     # Whatever such episodes hold, it has no influence.
     phase = batch.phases["image"]
     action = phase.action.clone()
@@ -135,7 +139,11 @@ def test_a_minibatch_without_anything_to_learn_is_a_step_all_the_same():
     batch = replace(batch, scores=type(batch.scores)(torch.full((32,), 0.5)))
     before = trainable(learner)
     report = learn(learner, batch)
-    assert report.rows == [0, 0] and report.grad_norm == [0.0, 0.0] and report.metrics == [{}, {}]
+    assert (
+        report.phases["image"].rows == [0, 0]
+        and report.grad_norm == [0.0, 0.0]
+        and report.phases["image"].metrics == [{}, {}]
+    )
     assert torch.equal(trainable(learner), before)
 
 
@@ -168,7 +176,10 @@ def test_the_self_check_looks_at_something_even_if_nothing_is_learned():
     batch = play(learner.policy)
     batch = replace(batch, scores=type(batch.scores)(torch.full((32,), 0.5)))
     report = learn(learner, batch, check=True)
-    assert report.check["self_check/ratio"] <= 1e-6 and report.rows == [16 * 5, 0]
+    assert report.phases["image"].check["self_check/ratio"] <= 1e-6 and report.phases["image"].rows == [
+        16 * 5,
+        0,
+    ]
 
 
 def test_a_gradient_that_is_not_finite_is_left_out():
@@ -219,8 +230,8 @@ def test_all_weights_can_be_trained_and_compared_with_the_untrained_ones():
     learner = make_learner(policy={"lora_rank": None}, reference_kl=0.1)
     batch = play(learner.policy)
     report = learn(learner, batch, check=True)
-    assert report.metrics[0]["reference_kl"] == pytest.approx(0.0, abs=1e-9)
-    assert report.metrics[1]["reference_kl"] > 0
+    assert report.phases["image"].metrics[0]["reference_kl"] == pytest.approx(0.0, abs=1e-9)
+    assert report.phases["image"].metrics[1]["reference_kl"] > 0
     assert {name.split(".")[0] for name in learner.policy.get_state()} == {"inner", "outer"}
 
 

@@ -8,25 +8,21 @@ import torch
 from test_shards import batch_of
 
 from unirl_env.agents.reports import rollout_metrics, update_metrics
-from unirl_env.agents.update import Update
+from unirl_env.agents.update import PhaseUpdate, Update
 from unirl_env.episode import Phase
 from unirl_env.types import Sample
 
 
 def test_sums_become_means_over_computed_rows_and_the_loss_one_over_minibatches():
-    first = Update(
-        metrics=[{"loss": 1.0, "tv": 6.0, "kl_max": 0.1}, {"loss": 2.0, "tv": 2.0, "kl_max": 0.4}],
-        rows=[4, 2],
-        grad_norm=[1.0, 3.0],
-        skipped=[False, True],
-    )
-    second = Update(
+    both = {"grad_norm": [1.0, 3.0], "skipped": [False, True]}
+    metrics = [{"loss": 1.0, "tv": 6.0, "kl_max": 0.1}, {"loss": 2.0, "tv": 2.0, "kl_max": 0.4}]
+    first = Update({"image": PhaseUpdate(metrics=metrics, rows=[4, 2])}, **both)
+    part = PhaseUpdate(
         metrics=[{"loss": 0.5, "tv": 4.0, "kl_max": 0.3}, {}],
         rows=[2, 0],
         check={"noise_floor/kl": 1e-9},
-        grad_norm=[1.0, 3.0],
-        skipped=[False, True],
     )
+    second = Update({"image": part}, **both)
     found = update_metrics([first, second])
     assert found["loss"] == pytest.approx(3.5 / 2)
     assert found["tv"] == pytest.approx(12.0 / 8)
@@ -36,8 +32,21 @@ def test_sums_become_means_over_computed_rows_and_the_loss_one_over_minibatches(
 
 
 def test_an_iteration_without_rows_has_numbers_too():
-    found = update_metrics([Update(metrics=[{}], rows=[0], grad_norm=[0.0], skipped=[False])])
+    nothing = {"image": PhaseUpdate(metrics=[{}], rows=[0])}
+    found = update_metrics([Update(nothing, grad_norm=[0.0], skipped=[False])])
     assert found == {"loss": 0.0, "kl": 0.0, "grad_norm": 0.0, "skipped_steps": 0.0, "trained_rows": 0.0}
+
+
+def test_of_several_phases_each_has_numbers_of_its_own():
+    phases = {
+        "text": PhaseUpdate([{"loss": 1.0, "tv": 6.0}], [3], gap={"max": 0.5, "sum": 0.6, "rows": 3}),
+        "image": PhaseUpdate([{"loss": 2.0, "tv": 2.0}], [1], check={"noise_floor/kl": 1e-9}),
+    }
+    found = update_metrics([Update(phases, grad_norm=[1.0], skipped=[False])])
+    assert (found["text/tv"], found["image/tv"]) == (2.0, 2.0)
+    assert (found["loss"], found["text/loss"], found["trained_rows"]) == (3.0, 1.0, 4.0)
+    assert found["text/gap_max"] == 0.5 and found["text/gap"] == pytest.approx(0.2)
+    assert found["image/noise_floor/kl"] == 1e-9 and "kl" not in found
 
 
 def test_rewards_are_those_of_valid_scores():

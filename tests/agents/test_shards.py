@@ -38,41 +38,56 @@ def batch_of(groups=4, size=6, steps=3, broken=()):
 @pytest.mark.parametrize("learners", [0, 1, 2, 3])
 def test_every_episode_goes_to_one_learner_and_one_minibatch(learners):
     batch = batch_of()
-    shards = share_out(batch, torch.arange(24.0), num_minibatches=2, num_learners=learners)
+    shards = share_out(batch, {"image": torch.arange(24.0)}, num_minibatches=2, num_learners=learners)
     assert len(shards) == max(1, learners)
     for number in range(2):
         seen = torch.cat([s.batch.episode_seed[s.bounds[number] : s.bounds[number + 1]] for s in shards])
         assert seen.tolist() == list(range(12 * number, 12 * number + 12))
         assert all(s.denominators[number] == {"image": 36.0} for s in shards)
-    advantages = torch.cat([shard.advantages for shard in shards])
+    advantages = torch.cat([shard.advantages["image"] for shard in shards])
     assert sorted(advantages.tolist()) == list(range(24))
 
 
 def test_an_uneven_share_is_refused():
     with pytest.raises(ShapeError, match="24"):
-        share_out(batch_of(), torch.zeros(24), num_minibatches=5, num_learners=1)
+        share_out(batch_of(), {"image": torch.zeros(24)}, num_minibatches=5, num_learners=1)
 
 
 def test_a_shared_context_travels_once_and_belongs_to_its_rows():
-    shards = share_out(batch_of(), torch.zeros(24), num_minibatches=1, num_learners=2)
+    shards = share_out(batch_of(), {"image": torch.zeros(24)}, num_minibatches=1, num_learners=2)
     for shard, expected in zip(shards, ([0, 1], [2, 3]), strict=True):
         phase = shard.batch.phases["image"]
         assert phase.context["point"].flatten().tolist() == expected
         rows = latent_rows(shard, "image", torch.tensor([0, 11]), 1.0)
-        assert rows.observation["point"].flatten().tolist() == [expected[0]] * 3 + [expected[1]] * 3
+        assert rows.observation["point"].flatten().tolist() == expected
+        assert rows.observation["context_row"].tolist() == [0] * 3 + [1] * 3
 
 
 def test_invalid_scores_leave_mask_and_denominator():
     batch = batch_of(broken=(0, 7, 13))
-    (shard,) = share_out(batch, torch.zeros(24), num_minibatches=2, num_learners=0)
+    (shard,) = share_out(batch, {"image": torch.zeros(24)}, num_minibatches=2, num_learners=0)
     mask = shard.batch.phases["image"].mask
     assert torch.nonzero(~mask.any(1)).flatten().tolist() == [0, 7, 13]
     assert [d["image"] for d in shard.denominators] == [30.0, 33.0]
     assert batch.phases["image"].mask.all(), "the rollout's own batch stays as it is"
 
 
+def test_a_phase_has_a_validity_of_its_own():
+    valid = torch.ones(24, dtype=torch.bool)
+    valid[3] = False
+    (shard,) = share_out(
+        batch_of(broken=(0,)), {"image": torch.zeros(24)}, {"image": valid}, num_minibatches=1, num_learners=0
+    )
+    assert torch.nonzero(~shard.batch.phases["image"].mask.any(1)).flatten().tolist() == [0, 3]
+
+
+def test_a_phase_without_advantages_stays_behind():
+    (shard,) = share_out(batch_of(), {}, num_minibatches=1, num_learners=0)
+    assert not shard.batch.phases and not shard.advantages
+
+
 def test_rows_are_the_episodes_steps_in_order():
-    (shard,) = share_out(batch_of(), torch.arange(24.0), num_minibatches=1, num_learners=1)
+    (shard,) = share_out(batch_of(), {"image": torch.arange(24.0)}, num_minibatches=1, num_learners=1)
     phase = shard.batch.phases["image"]
     rows = latent_rows(shard, "image", torch.tensor([2, 5]), 7.0)
     assert rows.episode.tolist() == [2, 2, 2, 5, 5, 5] and rows.step.tolist() == [0, 1, 2] * 2
@@ -98,4 +113,7 @@ def test_micro_batches_skip_what_has_no_gradient():
 
 def test_samples_stay_behind():
     batch = replace(batch_of(), samples=())
-    assert share_out(batch, torch.zeros(24), num_minibatches=1, num_learners=1)[0].batch.samples is None
+    assert (
+        share_out(batch, {"image": torch.zeros(24)}, num_minibatches=1, num_learners=1)[0].batch.samples
+        is None
+    )

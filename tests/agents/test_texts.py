@@ -146,7 +146,7 @@ def test_settings_that_cannot_work_are_refused(settings, message):
 
 
 def test_an_agent_without_a_loss_for_latents_says_so():
-    with pytest.raises(ConfigError, match="loss for `image`"):
+    with pytest.raises(ConfigError, match="loss on latents"):
         GSPOConfig().environment("unirl/TinySD3-T2I-v0").validate()
     with pytest.raises(ConfigError, match="`engine` must be 'local'"):
         GRPOConfig().environment("unirl/TinySD3-T2I-v0").training(engine="vllm").validate()

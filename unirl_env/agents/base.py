@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.tune.result import TRAINING_ITERATION
@@ -18,7 +19,8 @@ import unirl_env.functional as F
 from unirl_env.agents import selfcheck
 from unirl_env.agents.checks import warn_of_waiting
 from unirl_env.agents.config import AgentConfig
-from unirl_env.agents.reports import log_to_rllib, rollout_metrics, update_metrics
+from unirl_env.agents.credit import credit
+from unirl_env.agents.reports import log_to_rllib, phase_metrics, rollout_metrics, update_metrics
 from unirl_env.agents.shards import share_out
 from unirl_env.agents.update import FollowedFailure, Update
 from unirl_env.envs.prompts import PromptSource
@@ -84,15 +86,9 @@ class Agent(Algorithm):
             **config.family.training_options(config, iteration, checked=self._checked),
         )
         sampled = time.perf_counter()
-        advantages = F.group_advantages(
-            batch.rewards,
-            batch.group,
-            scale=config.advantage_scale,
-            valid=batch.scores.valid,
-            clip=config.advantage_clip,
-        )
+        advantages, valid = credit(batch, config)
         lr = config.learning_rate(iteration)
-        updates = self._update(batch, advantages, lr)
+        updates = self._update(batch, advantages, valid, lr)
         learned = time.perf_counter()
         self.iterations_done += 1
         self.weights_version += 1
@@ -100,7 +96,7 @@ class Agent(Algorithm):
 
         self.last_batch = batch
         self.iteration_metrics = {
-            **rollout_metrics(batch, advantages),
+            **rollout_metrics(batch, torch.stack([*advantages.values()]).abs().amax(0)),
             **update_metrics(updates),
             "lr": lr,
             "episodes": float(len(batch)),
@@ -248,10 +244,13 @@ class Agent(Algorithm):
         )
         return EpisodeBatch.cat(batches) if len(batches) > 1 else batches[0]
 
-    def _update(self, batch: EpisodeBatch, advantages: Tensor, lr: float) -> list[Update]:
+    def _update(
+        self, batch: EpisodeBatch, advantages: Mapping[str, Tensor], valid: Mapping[str, Tensor], lr: float
+    ) -> list[Update]:
         shards = share_out(
             batch,
             advantages,
+            valid,
             num_minibatches=self.config.num_minibatches,
             num_learners=self.config.num_learners,
             aggregate=self.config.aggregate,
@@ -273,8 +272,10 @@ class Agent(Algorithm):
                 "Gradients must be finite, got NaN or infinity in every optimizer step of an iteration; "
                 "try a smaller `lr`, or float32."
             )
-        if not self._checked and any(update.check for update in updates):
-            selfcheck.warn_of_noise(metrics, self.config.thresholds())
+        if not self._checked and any(part.check for update in updates for part in update.phases.values()):
+            for name in updates[0].phases:
+                found = phase_metrics([update.phases[name] for update in updates])
+                selfcheck.warn_of_noise(found, self.config.thresholds(batch.phases[name].kind))
             self._checked = True
         return updates
 

@@ -39,6 +39,7 @@ def check_settings(config: Any) -> None:
     _one_of(config, "anchor", ("rollout", "replay"))
     _one_of(config, "advantage_scale", ("group", "batch", "none"))
     _check_shares(config)
+    _check_phases(config)
     config.family.check(config)
     if config.evaluation_interval:
         raise ConfigError(
@@ -123,6 +124,34 @@ def _check_shares(config: Any) -> None:
             f"{config.num_prompts} x {config.group_size} = {config.episodes} and {shares}; try "
             f"group_size={_multiple(config.group_size, shares)}."
         )
+
+
+def _check_phases(config: Any) -> None:
+    phases = config.family.phases(config)
+    for kind in dict.fromkeys(phases.values()):
+        if kind not in config.losses:
+            raise ConfigError(
+                f"The agent must have a loss on {kind}, which {config.env} trains, got losses on "
+                f"{sorted(config.losses)}; try another agent."
+            )
+    named = {
+        "train_phases": phases if config.train_phases is None else config.train_phases,
+        "phase_rewards": config.phase_rewards,
+        "phase_weights": config.phase_weights,
+    }
+    for name, chosen in named.items():
+        unknown = [phase for phase in chosen if phase not in phases]
+        if unknown or (name == "train_phases" and not chosen):
+            raise ConfigError(
+                f"`{name}` must name phases of {config.env}, which has {', '.join(phases)}, got "
+                f"{list(chosen)}."
+            )
+    for phase, weight in config.phase_weights.items():
+        if not weight > 0:
+            raise ConfigError(
+                f"`phase_weights` must be positive, got {weight} for {phase!r}; try `train_phases` to leave "
+                "a phase out."
+            )
 
 
 def _at_least(config: Any, name: str, bound: float) -> None:

@@ -30,7 +30,7 @@ RLLIBS_OWN = ("learner_class", "model", "optimizer")
 
 @dataclass(frozen=True)
 class Loss:
-    """A phase's loss, and what it wants recorded.
+    """The loss of one kind of phase, and what it wants recorded.
 
     Attributes:
         compute: `(rows, new step, config) -> loss, metrics`, pure. Masked rows must not count, rows count by
@@ -57,7 +57,7 @@ class AgentConfig(AlgorithmConfig):
     """
 
     losses: ClassVar[Mapping[str, Loss]] = {}
-    """The loss of each phase."""
+    """The loss of each kind of phase: of `latents`, of `tokens`."""
 
     def __init__(self, algo_class: type | None = None):
         super().__init__(algo_class=algo_class)
@@ -88,6 +88,9 @@ class AgentConfig(AlgorithmConfig):
         self.aggregate = "token_mean"
         self.horizon: int | None = None
         self.mask_truncated = False
+        self.train_phases: list[str] | None = None
+        self.phase_rewards: dict[str, str] = {}
+        self.phase_weights: dict[str, float] = {}
         self.advantage_scale = "group"
         self.advantage_clip: float | None = None
         self.reference_kl = 0.0
@@ -118,6 +121,9 @@ class AgentConfig(AlgorithmConfig):
                 - `aggregate`: how tokens of texts of unequal length are weighed: `"token_mean"` (each token
                   alike), `"sequence_mean"` (each text alike), `"horizon"` (sums over `horizon`, as Dr. GRPO).
                 - `mask_truncated`: leave texts out of the loss that the length limit ended.
+                - `train_phases`: which phases of a hybrid episode are trained; None trains all.
+                - `phase_rewards`: for a phase, the part of the scores that it is paid instead of the reward.
+                - `phase_weights`: for a phase, the weight of its loss; 1 without.
                 - `advantage_scale`: `"group"`, `"batch"` or `"none"`; `advantage_clip`.
                 - `reference_kl`: weight of the KL to the untrained model; `kl_estimator` of tokens, `"k1"` to
                   `"k3"`.
@@ -163,8 +169,15 @@ class AgentConfig(AlgorithmConfig):
         """The policy of the environment's own model."""
         return RLModuleSpec(module_class=self.family.policy, model_config=self.policy_options())
 
-    def thresholds(self) -> dict[str, tuple[float, str]]:
-        """Settings that must lie above the noise floor: name to (value, `log_prob` or `kl`)."""
+    def thresholds(self, kind: str) -> dict[str, tuple[float, str]]:
+        """Settings of a kind of phase that must lie above its noise floor.
+
+        Args:
+            kind: `"latents"` or `"tokens"`.
+
+        Returns:
+            Name to (value, `log_prob` or `kl`).
+        """
         return {}
 
     def validate(self) -> None:
@@ -180,11 +193,6 @@ class AgentConfig(AlgorithmConfig):
             raise ConfigError(f"`{unknown[0]}` must be a setting of {type(self).__name__}, and is none.")
         if not self.losses:
             raise ConfigError("An agent must have a loss; try GRPOConfig, FlowDPPOConfig or DRPOConfig.")
-        if self.family.phase not in self.losses:
-            raise ConfigError(
-                f"The agent must have a loss for `{self.family.phase}`, which {self.env} trains, got losses "
-                f"for {sorted(self.losses)}; try another agent."
-            )
         check_settings(self)
         super().validate()
 
@@ -209,6 +217,12 @@ class AgentConfig(AlgorithmConfig):
     def needs_mean(self) -> bool:
         """Whether the rollout must record means: some loss wants them and does not replay."""
         return self.anchor == "rollout" and any(loss.needs_mean for loss in self.losses.values())
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The phases that are trained."""
+        phases = self.family.phases(self)
+        return tuple(phases) if self.train_phases is None else tuple(self.train_phases)
 
     def trained_steps(self, iteration: int) -> tuple[int, ...]:
         """The stochastic steps of an iteration."""

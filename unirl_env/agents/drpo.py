@@ -16,7 +16,7 @@ from unirl_env.functional import SDEStep, TokenStep
 __all__ = ["DRPO", "DRPOConfig"]
 
 
-def image_loss(rows: Rows, new: SDEStep, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def latent_loss(rows: Rows, new: SDEStep, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
     """`F.drpo_gaussian_loss` with the configuration's radius."""
     return F.drpo_gaussian_loss(
         new.log_prob,
@@ -31,7 +31,7 @@ def image_loss(rows: Rows, new: SDEStep, config: Any) -> tuple[Tensor, dict[str,
     )
 
 
-def text_loss(rows: Rows, new: TokenStep, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def token_loss(rows: Rows, new: TokenStep, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
     """`F.drpo_loss` with the configuration's radius."""
     return F.drpo_loss(
         new.log_prob,
@@ -53,7 +53,7 @@ class DRPOConfig(AgentConfig):
         DRPO (arXiv 2606.09821); on latents in its Gaussian form (`F.drpo_gaussian_loss`).
     """
 
-    losses = {"image": Loss(image_loss, needs_mean=True), "text": Loss(text_loss)}
+    losses = {"latents": Loss(latent_loss, needs_mean=True), "tokens": Loss(token_loss)}
 
     def __init__(self, algo_class: type | None = None):
         super().__init__(algo_class=algo_class or DRPO)

@@ -32,8 +32,6 @@ PLACEMENT = ("device", "offload")
 class Family(ABC):
     """One kind of environment, from the agent's side. Stateless: everything is read from the settings."""
 
-    phase: ClassVar[str]
-    """The phase that its episodes have, and thereby the loss that an agent must know."""
     policy: ClassVar[type[GenerativePolicy]]
 
     def policy_options(self, config: Any) -> dict[str, Any]:
@@ -57,6 +55,10 @@ class Family(ABC):
             },
             "seed": config.run_seed,
         }
+
+    @abstractmethod
+    def phases(self, config: Any) -> dict[str, str]:
+        """The phases that its episodes have, and the kind of each: the losses that an agent must know."""
 
     @abstractmethod
     def actor_options(self, config: Any) -> dict[str, Any]:
@@ -98,8 +100,11 @@ class Family(ABC):
 class Denoising(Family):
     """Episodes of `DenoiseVectorEnv`."""
 
-    phase = "image"
     policy = DenoisePolicy
+
+    def phases(self, config: Any) -> dict[str, str]:
+        """One, of latents."""
+        return {"image": "latents"}
 
     def actor_options(self, config: Any) -> dict[str, Any]:
         """Guidance and kernel."""
@@ -146,8 +151,11 @@ class Denoising(Family):
 class Tokens(Family):
     """Episodes of `TokenVectorEnv`."""
 
-    phase = "text"
     policy = TokenPolicy
+
+    def phases(self, config: Any) -> dict[str, str]:
+        """One, of tokens."""
+        return {"text": "tokens"}
 
     def actor_options(self, config: Any) -> dict[str, Any]:
         """What is sampled from."""

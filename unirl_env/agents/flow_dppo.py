@@ -16,7 +16,7 @@ from unirl_env.functional import SDEStep, TokenStep
 __all__ = ["FlowDPPO", "FlowDPPOConfig"]
 
 
-def image_loss(rows: Rows, new: SDEStep, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def latent_loss(rows: Rows, new: SDEStep, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
     """`F.flow_dppo_loss` with the configuration's threshold."""
     return F.flow_dppo_loss(
         new.log_prob,
@@ -31,7 +31,7 @@ def image_loss(rows: Rows, new: SDEStep, config: Any) -> tuple[Tensor, dict[str,
     )
 
 
-def text_loss(rows: Rows, new: TokenStep, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def token_loss(rows: Rows, new: TokenStep, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
     """`F.dppo_loss` with the configuration's threshold for tokens."""
     return F.dppo_loss(
         new.log_prob,
@@ -58,7 +58,7 @@ class FlowDPPOConfig(AgentConfig):
         Flow-DPPO (arXiv 2606.11025); DPPO (2602.04879).
     """
 
-    losses = {"image": Loss(image_loss, needs_mean=True), "text": Loss(text_loss)}
+    losses = {"latents": Loss(latent_loss, needs_mean=True), "tokens": Loss(token_loss)}
 
     def __init__(self, algo_class: type | None = None):
         super().__init__(algo_class=algo_class or FlowDPPO)
@@ -75,9 +75,9 @@ class FlowDPPOConfig(AgentConfig):
         if self.token_divergence not in ("tv", "kl"):
             raise ConfigError(f"`token_divergence` must be 'tv' or 'kl', got {self.token_divergence!r}.")
 
-    def thresholds(self) -> dict[str, tuple[float, str]]:
+    def thresholds(self, kind: str) -> dict[str, tuple[float, str]]:
         """The trust region's border on latents; on tokens it lies far above any rounding."""
-        return {"kl_threshold": (self.kl_threshold, "kl")} if self.family.phase == "image" else {}
+        return {"kl_threshold": (self.kl_threshold, "kl")} if kind == "latents" else {}
 
 
 class FlowDPPO(Agent):

@@ -16,7 +16,7 @@ from unirl_env.functional import SDEStep, TokenStep
 __all__ = ["GRPO", "GRPOConfig"]
 
 
-def image_loss(rows: Rows, new: SDEStep, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def latent_loss(rows: Rows, new: SDEStep, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
     """`F.grpo_loss` with the configuration's clip range."""
     return F.grpo_loss(
         new.log_prob,
@@ -29,7 +29,7 @@ def image_loss(rows: Rows, new: SDEStep, config: Any) -> tuple[Tensor, dict[str,
     )
 
 
-def text_loss(rows: Rows, new: TokenStep, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def token_loss(rows: Rows, new: TokenStep, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
     """`F.grpo_loss` with the configuration's clip range for tokens."""
     return F.grpo_loss(
         new.log_prob,
@@ -57,7 +57,7 @@ class GRPOConfig(AgentConfig):
         Flow-GRPO (arXiv 2505.05470); GRPO (2402.03300); DAPO (2503.14476); Dr. GRPO (2503.20783).
     """
 
-    losses = {"image": Loss(image_loss), "text": Loss(text_loss)}
+    losses = {"latents": Loss(latent_loss), "tokens": Loss(token_loss)}
 
     def __init__(self, algo_class: type | None = None):
         super().__init__(algo_class=algo_class or GRPO)
@@ -81,9 +81,9 @@ class GRPOConfig(AgentConfig):
         if self.dual_clip is not None and not self.dual_clip > 1:
             raise ConfigError(f"`dual_clip` must be above 1 or None, got {self.dual_clip}; try 3.0.")
 
-    def thresholds(self) -> dict[str, tuple[float, str]]:
+    def thresholds(self, kind: str) -> dict[str, tuple[float, str]]:
         """Both ends of the clip range."""
-        prefix = "" if self.family.phase == "image" else "token_"
+        prefix = "" if kind == "latents" else "token_"
         low, high = getattr(self, f"{prefix}clip_low"), getattr(self, f"{prefix}clip_high")
         return {
             f"{prefix}clip_low": (low, "log_prob"),

@@ -16,7 +16,7 @@ from unirl_env.functional import TokenStep
 __all__ = ["GSPO", "GSPOConfig"]
 
 
-def text_loss(rows: Rows, new: TokenStep, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def token_loss(rows: Rows, new: TokenStep, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
     """`F.gspo_loss` with the configuration's clip range."""
     return F.gspo_loss(
         new.log_prob,
@@ -41,7 +41,7 @@ class GSPOConfig(AgentConfig):
         GSPO (arXiv 2507.18071).
     """
 
-    losses = {"text": Loss(text_loss)}
+    losses = {"tokens": Loss(token_loss)}
 
     def __init__(self, algo_class: type | None = None):
         super().__init__(algo_class=algo_class or GSPO)
@@ -60,7 +60,7 @@ class GSPOConfig(AgentConfig):
                 f"`aggregate` must be 'sequence_mean' for GSPO, got {self.aggregate!r}: a text has one ratio."
             )
 
-    def thresholds(self) -> dict[str, tuple[float, str]]:
+    def thresholds(self, kind: str) -> dict[str, tuple[float, str]]:
         """Both ends of the clip range."""
         return {name: (getattr(self, name), "log_prob") for name in ("token_clip_low", "token_clip_high")}
 

@@ -24,7 +24,7 @@ from unirl_env.agents.optimizer_state import load_optimizer_state, optimizer_sta
 from unirl_env.agents.phases import KINDS, Step
 from unirl_env.agents.rows import Rows, busy_episodes
 from unirl_env.agents.shards import Shard
-from unirl_env.agents.update import FollowedFailure, Update
+from unirl_env.agents.update import FollowedFailure, PhaseUpdate, Update
 from unirl_env.errors import ConfigError
 
 __all__ = ["GenerativeLearner"]
@@ -108,15 +108,15 @@ class GenerativeLearner(TorchLearner):
 
     def loss(self, phase: str, rows: Rows, new: Step) -> tuple[Tensor, dict[str, Tensor]]:
         """The phase's loss, the KL to the reference policy if one is asked for, and metrics."""
-        loss, metrics = self.config.losses[phase].compute(rows, new, self.config)
-        metrics = {**metrics, "loss": loss.detach()}
+        loss, metrics = self.config.losses[rows.kind].compute(rows, new, self.config)
         if self.config.reference_kl:
             with torch.no_grad(), self.policy.reference():
                 reference = self._score(phase, rows)
-            kl = KINDS[phase].reference_kl(new, reference, rows, self.config)
+            kl = KINDS[rows.kind].reference_kl(new, reference, rows, self.config)
             loss = loss + self.config.reference_kl * kl
-            metrics |= {"loss": loss.detach(), "reference_kl": kl.detach()}
-        return loss, metrics
+            metrics = {**metrics, "reference_kl": kl.detach()}
+        loss = loss * self.config.phase_weights.get(phase, 1.0)
+        return loss, {**metrics, "loss": loss.detach()}
 
     def export(self, what: str) -> dict[str, bytes]:
         """The files of the published form of the `adapters` or the `weights`, by relative path."""
@@ -150,7 +150,6 @@ class GenerativeLearner(TorchLearner):
         optimizer = self.get_optimizer()
         for group in optimizer.param_groups:
             group["lr"] = lr
-        totals = []
         with self._telling_the_others():
             training_data.solve_refs()
             shard: Shard = training_data.batch
@@ -160,17 +159,12 @@ class GenerativeLearner(TorchLearner):
         for number, lots in enumerate(minibatches):
             self._gradient.zero()
             with self._telling_the_others():
-                total, measured, gaps = self._accumulate(shard, anchored, number, lots, check and number == 0)
-                if gaps:
-                    report.gap = _floats(F.merge_metrics(gaps))
-                if measured:
-                    report.check = _floats(selfcheck.largest(measured))
-                    selfcheck.judge(report.check, self.config.self_check_tolerance)
+                self._accumulate(shard, anchored, number, lots, check and number == 0, report)
             if self._gradient.exchange():
                 raise FollowedFailure("Another learner failed; see its error.")
-            totals.append(total)
             self._step(optimizer, report)
-        report.metrics = [_floats(total) for total in totals]
+        for part in report.phases.values():
+            part.metrics = [_floats(metrics) for metrics in part.metrics]
 
     def _minibatches(self, shard: Shard, check: bool, report: Update) -> list[Lots]:
         """The micro-batches of every minibatch; counts their rows in `report`."""
@@ -178,24 +172,24 @@ class GenerativeLearner(TorchLearner):
         for number, (start, stop) in enumerate(zip(shard.bounds, shard.bounds[1:], strict=False)):
             # The first minibatch of a check is computed in full: there must be something to compare.
             skip_idle = not self.config.reference_kl and not (check and number == 0)
-            lots, rows = {}, 0
+            lots = {}
             for name, phase in phases.items():
-                busy = busy_episodes(phase, shard.advantages, start, stop, skip_idle=skip_idle)
-                lots[name] = KINDS[name].lots(
+                busy = busy_episodes(phase, shard.advantages[name], start, stop, skip_idle=skip_idle)
+                lots[name] = KINDS[phase.kind].lots(
                     phase, busy, size=self.config.micro_batch_size, tokens=self.config.micro_batch_tokens
                 )
-                rows += int(phase.mask.cpu()[busy].sum())
-            report.rows.append(rows)
+                part = report.phases.setdefault(name, PhaseUpdate())
+                part.rows.append(int(phase.mask.cpu()[busy].sum()))
             minibatches.append(lots)
         return minibatches
 
     def _accumulate(
-        self, shard: Shard, anchored: Shard, number: int, minibatch: Lots, check: bool
-    ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]], list[dict[str, Tensor]]]:
-        """Add up the gradients of a minibatch; returns metrics, what `check` reads, the first's gap."""
-        parts, measured, gaps = [], [], []
+        self, shard: Shard, anchored: Shard, number: int, minibatch: Lots, check: bool, report: Update
+    ) -> None:
+        """Add up the gradients of a minibatch; into the report go metrics, the check, the first one's gap."""
         for name, lots in minibatch.items():
-            denominator = shard.denominators[number][name]
+            parts, measured, gaps = [], [], []
+            denominator, part = shard.denominators[number][name], report.phases[name]
             for index in lots:
                 rows = self._rows(anchored, name, index, denominator)
                 new = self._score(name, rows)
@@ -207,14 +201,20 @@ class GenerativeLearner(TorchLearner):
                 loss, metrics = self.loss(name, rows, new)
                 loss.backward()
                 parts.append(_row_sums(metrics, denominator))
-        return F.merge_metrics(parts), measured, gaps
+            part.metrics.append(F.merge_metrics(parts))
+            if gaps:
+                part.gap = _floats(F.merge_metrics(gaps))
+            if measured:
+                part.check = _floats(selfcheck.largest(measured))
+                selfcheck.judge(part.check, self.config.self_check_tolerance, name)
 
     def _rows(self, shard: Shard, name: str, index: Tensor, denominator: float) -> Rows:
-        return KINDS[name].rows(shard, name, index.to(self.device), denominator)
+        kind = KINDS[shard.batch.phases[name].kind]
+        return kind.rows(shard, name, index.to(self.device), denominator)
 
     def _score(self, phase: str, rows: Rows) -> Step:
-        return KINDS[phase].step(
-            **self.policy.forward_train({"obs": rows.observation, "actions": rows.action})
+        return KINDS[rows.kind].step(
+            **self.policy.forward_train({"phase": phase, "obs": rows.observation, "actions": rows.action})
         )
 
     @torch.no_grad()
@@ -226,7 +226,7 @@ class GenerativeLearner(TorchLearner):
         phases = {}
         for name, phase in shard.batch.phases.items():
             log_prob = phase.log_prob.clone()
-            needs_mean = self.config.losses[name].needs_mean
+            needs_mean = self.config.losses[phase.kind].needs_mean
             mean = torch.zeros_like(phase.action, dtype=torch.float32) if needs_mean else None
             for index in (index for lots in minibatches for index in lots[name]):
                 rows = self._rows(shard, name, index, 1.0)

@@ -50,7 +50,7 @@ def _token_kl(new: TokenStep, reference: TokenStep, rows: Rows, config: Any) -> 
 
 
 KINDS = {
-    "image": PhaseKind(SDEStep, latent_rows, latent_lots, _latent_kl),
-    "text": PhaseKind(TokenStep, token_rows, token_lots, _token_kl),
+    "latents": PhaseKind(SDEStep, latent_rows, latent_lots, _latent_kl),
+    "tokens": PhaseKind(TokenStep, token_rows, token_lots, _token_kl),
 }
-"""The kind of each phase, by the phase's name."""
+"""By the name of the kind, as `Phase.kind` has it."""

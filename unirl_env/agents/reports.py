@@ -10,10 +10,10 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 from torch import Tensor
 
-from unirl_env.agents.update import Update
+from unirl_env.agents.update import PhaseUpdate, Update
 from unirl_env.episode import EpisodeBatch
 
-__all__ = ["log_to_rllib", "rollout_metrics", "update_metrics"]
+__all__ = ["log_to_rllib", "phase_metrics", "rollout_metrics", "update_metrics"]
 
 
 def rollout_metrics(batch: EpisodeBatch, advantages: Tensor) -> dict[str, float]:
@@ -56,7 +56,29 @@ def update_metrics(updates: Sequence[Update]) -> dict[str, float]:
     were computed. Rows of advantage 0 are skipped where they have no gradient, and count nowhere but in the
     loss's denominator. `kl` is the exact one where the loss knows it, else the mean of the log-ratio. `gap`
     and `gap_max` tell how far scoring misses the rollout's log-probs before the first optimizer step.
+
+    Where several phases are trained, what belongs to one begins with its name (`text/kl`, `image/kl`), and
+    `loss` is their sum.
     """
+    names = list(dict.fromkeys(name for update in updates for name in update.phases))
+    found: dict[str, float] = {}
+    for name in names:
+        of_phase = phase_metrics([update.phases[name] for update in updates if name in update.phases])
+        found |= {f"{name}/{key}" if len(names) > 1 else key: value for key, value in of_phase.items()}
+    if len(names) != 1:
+        found["loss"] = sum(found[f"{name}/loss"] for name in names)
+    # The exchanged gradient is the same on every learner.
+    norms = updates[0].grad_norm
+    found["grad_norm"] = sum(norms) / len(norms)
+    found["skipped_steps"] = float(sum(updates[0].skipped))
+    found["trained_rows"] = float(
+        sum(sum(part.rows) for update in updates for part in update.phases.values())
+    )
+    return found
+
+
+def phase_metrics(updates: Sequence[PhaseUpdate]) -> dict[str, float]:
+    """The numbers of one phase, from all learners; see `update_metrics`."""
     steps = [metrics for update in updates for metrics in update.metrics]
     rows = sum(sum(update.rows) for update in updates)
     found: dict[str, float] = {}
@@ -65,14 +87,9 @@ def update_metrics(updates: Sequence[Update]) -> dict[str, float]:
         if "max" in name.split("_"):
             found[name] = max(values)
         else:
-            found[name] = sum(values) / (len(updates[0].grad_norm) if name == "loss" else rows)
+            found[name] = sum(values) / (len(updates[0].metrics) if name == "loss" else rows)
     found.setdefault("loss", 0.0)
     found.setdefault("kl", found.get("approx_kl", 0.0))
-    # The exchanged gradient is the same on every learner.
-    norms = updates[0].grad_norm
-    found["grad_norm"] = sum(norms) / len(norms)
-    found["skipped_steps"] = float(sum(updates[0].skipped))
-    found["trained_rows"] = float(rows)
     gaps = [update.gap for update in updates if update.gap]
     if gaps:
         found["gap_max"] = max(gap["max"] for gap in gaps)

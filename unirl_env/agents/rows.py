@@ -20,7 +20,9 @@ class Rows:
     """N transitions of a micro-batch, flat over episodes and steps: what a loss sees besides the new step.
 
     Attributes:
-        observation: Inputs of the policy: each `[N, ...]` for latents, a packed row for tokens.
+        kind: `"latents"` or `"tokens"`.
+        observation: Inputs of the policy: for latents each `[N, ...]`, and contexts once each with
+            `context_row` `[N]`; for tokens a packed row.
         action: `[N, ...]`.
         episode: `[N]` int64, the episode of each row.
         step: `[N]` int64, its place in the episode's phase.
@@ -32,6 +34,7 @@ class Rows:
         denominator: What weighted sums over rows are divided by; it counts the minibatch of all learners.
     """
 
+    kind: str
     observation: Mapping[str, Tensor]
     action: Tensor
     episode: Tensor
@@ -53,17 +56,18 @@ def latent_rows(shard: Shard, name: str, index: Tensor, denominator: float) -> R
     """The rows of the episodes at `index` `[b]` of a phase with S steps each: b x S of them."""
     phase = shard.batch.phases[name]
     steps = phase.log_prob.shape[1]
-    observation, action = phase.rows(index)
+    observation, action = phase.rows(index, shared=True)
     episode = index.repeat_interleave(steps)
     step = torch.arange(steps, device=index.device).repeat(len(index))
     return Rows(
+        kind="latents",
         observation=observation,
         action=action,
         episode=episode,
         step=step,
         old_log_prob=phase.log_prob[index].flatten(),
         old_mean=None if phase.mean is None else phase.mean[index].flatten(0, 1),
-        advantages=shard.advantages[episode],
+        advantages=shard.advantages[name][episode],
         weight=shard.weights[name][episode],
         mask=phase.mask[index].flatten(),
         denominator=denominator,
@@ -75,13 +79,14 @@ def token_rows(shard: Shard, name: str, index: Tensor, denominator: float) -> Ro
     phase = shard.batch.phases[name]
     packed = pack_continuations(phase, index)
     return Rows(
+        kind="tokens",
         observation=packed.observation,
         action=packed.action,
         episode=packed.episode,
         step=packed.step,
         old_log_prob=phase.log_prob[packed.episode, packed.step],
         old_mean=None,
-        advantages=shard.advantages[packed.episode],
+        advantages=shard.advantages[name][packed.episode],
         weight=shard.weights[name][packed.episode],
         mask=torch.ones_like(packed.action, dtype=torch.bool),
         denominator=denominator,

@@ -59,8 +59,8 @@ def largest(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([part[name] for part in parts]).amax() for name in parts[0]}
 
 
-def judge(found: Mapping[str, float], tolerance: float) -> None:
-    """Refuse to go on unless the measurements are within `tolerance`.
+def judge(found: Mapping[str, float], tolerance: float, phase: str) -> None:
+    """Refuse to go on unless the measurements of `phase` are within `tolerance`.
 
     Raises:
         SelfCheckError: With the numbers and the likely causes.
@@ -69,7 +69,8 @@ def judge(found: Mapping[str, float], tolerance: float) -> None:
     if ratio <= tolerance and kl <= tolerance:
         return
     raise SelfCheckError(
-        f"The first update must find ratio 1 and KL 0 within {tolerance:g}, got |ratio - 1| = {ratio:.3g}, "
+        f"The first update of `{phase}` must find ratio 1 and KL 0 within {tolerance:g}, got |ratio - 1| = "
+        f"{ratio:.3g}, "
         f"KL = {kl:.3g} and |difference of log-probs| = {found.get(LOG_PROB, float('nan')):.3g}. Likely "
         "causes: the rollout acted with other weights or another guidance than the learner; something "
         "changed latents, sigmas or log-probs on the way; low precision. Try `policy.storage_dtype` equal to "

@@ -21,14 +21,14 @@ class Shard:
 
     Attributes:
         batch: Its episodes, those of the first minibatch first.
-        advantages: `[b]` float32, one per episode.
+        advantages: Per phase `[b]` float32, one per episode.
         bounds: Where each of the N minibatches begins and, last, where the final one ends.
         weights: Per phase `[b]` float32, what each transition of an episode counts.
         denominators: Per minibatch and phase, what weighted sums are divided by; counts all learners' shares.
     """
 
     batch: EpisodeBatch
-    advantages: Tensor
+    advantages: Mapping[str, Tensor]
     bounds: tuple[int, ...]
     weights: Mapping[str, Tensor]
     denominators: tuple[Mapping[str, float], ...]
@@ -38,14 +38,15 @@ class Shard:
         return replace(
             self,
             batch=self.batch.to(device),
-            advantages=self.advantages.to(device),
+            advantages={name: each.to(device) for name, each in self.advantages.items()},
             weights={name: weight.to(device) for name, weight in self.weights.items()},
         )
 
 
 def share_out(
     batch: EpisodeBatch,
-    advantages: Tensor,
+    advantages: Mapping[str, Tensor],
+    valid: Mapping[str, Tensor] | None = None,
     *,
     num_minibatches: int,
     num_learners: int,
@@ -56,11 +57,12 @@ def share_out(
     """Cut the episodes into contiguous minibatches, and each of them evenly between the learners.
 
     The transitions of an episode whose score is invalid are masked out. A context that several episodes
-    share travels to a learner once.
+    share travels to a learner once. Phases without advantages are not trained and stay behind.
 
     Args:
         batch: B episodes.
-        advantages: `[B]`.
+        advantages: Of each trained phase, `[B]`.
+        valid: Of each trained phase, `[B]` bool, where its advantages mean something; None where scores do.
         num_minibatches: N, optimizer steps.
         num_learners: L; 0 counts as 1.
         aggregate: How transitions of episodes of unequal length are weighed; see `F.token_weights`.
@@ -79,7 +81,12 @@ def share_out(
     gone = ~batch.scores.valid
     if mask_truncated and batch.truncated is not None:
         gone = gone | batch.truncated.cpu()
-    phases = {name: _without(phase, gone) for name, phase in batch.phases.items()}
+    phases = {
+        name: _without(phase, gone if valid is None else gone | ~valid[name])
+        for name, phase in batch.phases.items()
+        if name in advantages
+    }
+    advantages = {name: advantages[name] for name in phases}
     batch = replace(batch, phases=phases, samples=None)
     minibatches = torch.arange(len(batch)).view(num_minibatches, learners, -1)
     weights = {name: torch.ones(len(batch)) for name in phases}
@@ -98,7 +105,7 @@ def share_out(
     return [
         Shard(
             batch.select(index),
-            advantages[index],
+            {name: each[index] for name, each in advantages.items()},
             bounds,
             {name: weight[index] for name, weight in weights.items()},
             tuple(denominators),

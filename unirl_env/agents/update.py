@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from unirl_env.errors import ContractError
 
-__all__ = ["FollowedFailure", "Update"]
+__all__ = ["FollowedFailure", "PhaseUpdate", "Update"]
 
 
 class FollowedFailure(ContractError):
@@ -14,25 +14,36 @@ class FollowedFailure(ContractError):
 
 
 @dataclass
-class Update:
-    """What a learner reports of one iteration.
+class PhaseUpdate:
+    """What a learner reports of one phase.
 
     Attributes:
         metrics: Per minibatch: `loss`, as it was minimized; sums over this learner's rows; maxima for names
             with the word "max".
         rows: Per minibatch, how many unmasked rows this learner computed.
-        grad_norm: Per minibatch, of all learners' gradient before clipping.
-        skipped: Per minibatch, whether the step was left out because the gradient was not finite.
         gap: How far scoring misses what the rollout recorded, before any weight has changed: `max`, and
             `sum` over `rows` of |difference of log-probs|.
         check: What the self-check measured, if it ran.
-        error: What stopped this learner.
     """
 
     metrics: list[dict[str, float]] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
-    grad_norm: list[float] = field(default_factory=list)
-    skipped: list[bool] = field(default_factory=list)
     gap: dict[str, float] = field(default_factory=dict)
     check: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Update:
+    """What a learner reports of one iteration.
+
+    Attributes:
+        phases: By the phase's name, what it reports of it.
+        grad_norm: Per minibatch, of all learners' gradient before clipping.
+        skipped: Per minibatch, whether the step was left out because the gradient was not finite.
+        error: What stopped this learner.
+    """
+
+    phases: dict[str, PhaseUpdate] = field(default_factory=dict)
+    grad_norm: list[float] = field(default_factory=list)
+    skipped: list[bool] = field(default_factory=list)
     error: Exception | None = None

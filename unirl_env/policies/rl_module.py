@@ -14,13 +14,14 @@ from torch import Tensor
 import unirl_env.functional as F
 from unirl_env.errors import ContractError
 from unirl_env.functional import SDEStep, TokenStep
-from unirl_env.models import DENOISERS, LANGUAGE_MODELS
+from unirl_env.models import DENOISERS, LANGUAGE_MODELS, UNIFIED_MODELS
 from unirl_env.policies.actor import FlowActor, LoRAConfig
+from unirl_env.policies.hybrid_actor import HybridActor
 from unirl_env.policies.token_actor import TokenActor
 from unirl_env.policies.trained import TrainedNetwork
 from unirl_env.registry import Registry
 
-__all__ = ["DenoisePolicy", "GenerativePolicy", "TokenPolicy"]
+__all__ = ["DenoisePolicy", "GenerativePolicy", "HybridPolicy", "TokenPolicy"]
 
 
 class GenerativePolicy(TorchRLModule):
@@ -135,3 +136,14 @@ class TokenPolicy(GenerativePolicy):
     def _forward_inference(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Tensor]:
         """The likeliest next tokens."""
         return {Columns.ACTIONS: self.act(batch[Columns.OBS], None).token}
+
+
+class HybridPolicy(GenerativePolicy):
+    """A unified model, as a policy over the next token and then over the picture."""
+
+    models = UNIFIED_MODELS
+    actor_class = HybridActor
+
+    def _forward_train(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Tensor]:
+        """Score `actions` `[N, ...]` of `phase` given `obs`: the fields of the step, with gradient."""
+        return self.actor.score(batch["phase"], batch[Columns.OBS], batch[Columns.ACTIONS])._asdict()

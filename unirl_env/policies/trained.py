@@ -153,7 +153,8 @@ class TrainedNetwork(nn.Module, ABC):
         )
         self.network.requires_grad_(False)
         try:
-            inject_adapter_in_model(config, self.network)
+            for part in self._adapted():
+                inject_adapter_in_model(config, part)
         except ValueError as error:
             raise ConfigError(
                 f"`lora_targets` must name layers of the network, got {list(targets)}: {error}"
@@ -164,20 +165,24 @@ class TrainedNetwork(nn.Module, ABC):
                 parameter.data = parameter.data.float()
                 parameter.requires_grad_(True)
 
+    def _adapted(self) -> Iterator[nn.Module]:
+        """The networks that adapters attach to one by one."""
+        yield self.network
+
     def _adapter_layers(self) -> Iterator[nn.Module]:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         return (module for module in self.network.modules() if isinstance(module, BaseTunerLayer))
 
     def _checkpoint_gradients(self) -> None:
-        network = self.network
-        if hasattr(network, "enable_gradient_checkpointing"):
-            network.enable_gradient_checkpointing()
-        elif getattr(network, "supports_gradient_checkpointing", False):
-            network.gradient_checkpointing_enable()
-            self._layers = [m for m in network.modules() if getattr(m, "gradient_checkpointing", False)]
-        else:
-            raise ConfigError(f"{type(network).__name__} cannot checkpoint gradients; turn it off.")
+        for network in self._adapted():
+            if hasattr(network, "enable_gradient_checkpointing"):
+                network.enable_gradient_checkpointing()
+            elif getattr(network, "supports_gradient_checkpointing", False):
+                network.gradient_checkpointing_enable()
+                self._layers += [m for m in network.modules() if getattr(m, "gradient_checkpointing", False)]
+            else:
+                raise ConfigError(f"{type(network).__name__} cannot checkpoint gradients; turn it off.")
 
     @contextmanager
     def _recomputing(self) -> Iterator[None]:
