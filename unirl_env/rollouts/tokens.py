@@ -8,7 +8,6 @@ from typing import Any
 
 import gymnasium as gym
 import torch
-from torch import Tensor
 
 from unirl_env.envs.prompts import as_prompts
 from unirl_env.episode import EpisodeBatch
@@ -16,11 +15,11 @@ from unirl_env.errors import ConfigError, ContractError, EngineLost, StaleWeight
 from unirl_env.policies.token_actor import TokenActor
 from unirl_env.rollouts.engines.base import Answer, Engine, Request
 from unirl_env.rollouts.requests import EpisodeRequest, list_episodes
-from unirl_env.rollouts.texts import Written, text_phase
-from unirl_env.rollouts.verdicts import Verdicts
+from unirl_env.rollouts.texts import text_phase
+from unirl_env.rollouts.writing import Played, write
 from unirl_env.types import Prompt
 
-__all__ = ["TokenRollout"]
+__all__ = ["TokenRollout", "checked_answers"]
 
 PATIENCE = 3
 """Times that an engine may be lost over the same requests before it counts as gone for good."""
@@ -153,7 +152,7 @@ class TokenRollout:
                 if losses:
                     self.engine.restart()
                     self.load_weights(version)
-                return _checked(self.engine.generate(requests, **how), requests)
+                return checked_answers(self.engine.generate(requests, **how), requests)
             except EngineLost as error:
                 cause = error
         raise EngineLost(
@@ -177,52 +176,25 @@ def _play(
     }
     obs, info = env.reset(seed=seed, options=options)
     prompts, seeds = tuple(info["prompt"]), torch.as_tensor(info["episode_seed"])
-    world, verdicts = env.unwrapped, Verdicts(len(lot))
-    written = Written(len(lot), world.max_new_tokens)
-    done = truncated = torch.zeros(len(lot), dtype=torch.bool)
-    while not done.all():
-        rows = (~done).nonzero().flatten()
-        requests = _requests(obs, rows, world, prompts, seeds)
-        answers = ask(requests)
-        actions = written.lay_out(answers, rows, [r.position for r in requests], world.language_model.eos_ids)
-        for action in actions:
-            obs, _, ended, cut, info = env.step(action)
-            verdicts.take(info)
-            ended, cut = torch.as_tensor(ended).cpu(), torch.as_tensor(cut).cpu()
-            truncated, done = truncated | (cut & ~done), done | ended | cut
-            if done.all():
-                break
+    world, played = env.unwrapped, Played.begun(obs, len(lot))
+    written = write(env, played, ask, prompts, seeds)
+    spaces = world.language_model.input_spaces
     return {
-        "phases": {"text": text_phase(obs, world.encodings, world.language_model.input_spaces, written)},
-        "scores": verdicts.scores(),
+        "phases": {"text": text_phase(played.obs, world.encodings, spaces, written)},
+        "scores": played.verdicts.scores(),
         "prompts": prompts,
         "episode_seed": seeds,
-        "samples": verdicts.samples() if keep_samples else None,
-        "truncated": truncated,
+        "samples": played.verdicts.samples() if keep_samples else None,
+        "truncated": played.truncated,
     }
 
 
-def _requests(
-    obs: dict[str, Any], rows: Tensor, world: Any, prompts: Sequence[Prompt], seeds: Tensor
-) -> list[Request]:
-    """What is asked for the unfinished episodes at `rows` `[b]`."""
-    tokens = torch.as_tensor(obs["tokens"])[rows].tolist()
-    length = torch.as_tensor(obs["length"])[rows].tolist()
-    prompt_length = torch.as_tensor(obs["prompt_length"])[rows].tolist()
-    return [
-        Request(
-            tokens=tuple(tokens[i][: length[i]]),
-            prompt=prompts[row],
-            inputs=world.encodings[row].inputs,
-            seed=int(seeds[row]),
-            position=length[i] - prompt_length[i],
-            max_new_tokens=world.max_new_tokens - (length[i] - prompt_length[i]),
-        )
-        for i, row in enumerate(rows.tolist())
-    ]
+def checked_answers(answers: list[Answer], requests: Sequence[Request]) -> list[Answer]:
+    """The answers of an engine, one for each request and none too long.
 
-
-def _checked(answers: list[Answer], requests: Sequence[Request]) -> list[Answer]:
+    Raises:
+        ContractError: If they are not.
+    """
     if len(answers) != len(requests):
         raise ContractError(
             f"An engine must answer all {len(requests)} requests, got {len(answers)} answers."
