@@ -45,6 +45,10 @@ DOOR_TO_THE_ENVIRONMENT = {
 }  # fmt: skip
 
 
+OF_TRANSFORMERS = {"models.unified_network"}
+"""Classes that derive from those of transformers; whoever needs them imports the module inside a function."""
+
+
 def sources():
     """Module name, without the package's own, to its text."""
     named = {}
@@ -85,19 +89,21 @@ def violations(modules):
             if target.startswith("."):
                 said = ["imports are absolute"]
             elif library == PACKAGE:
-                said = own_rules(name, inner)
+                said = own_rules(name, inner, inside)
             else:
                 said = library_rules(name, library, inside)
             wrong += [f"{name or PACKAGE} imports {target}: {words}" for words in said]
     return wrong
 
 
-def own_rules(name, inner):
+def own_rules(name, inner, inside=False):
     """What is wrong with a module's import of another one of the package."""
     part, own, other = name.partition(".")[0], floor(name), floor(inner)
     allowed = WITHIN_THE_WORLD.get(part, ())
     if other > own:
         yield f"up from floor {own} to {other}"
+    elif not inside and any(f"{inner}.".startswith(f"{module}.") for module in OF_TRANSFORMERS):
+        yield "it loads transformers"
     elif allowed and other == 2 and not any(f"{inner}.".startswith(f"{known}.") for known in allowed):
         yield f"{part} may know {sorted(allowed)}"
     elif part == "service" and other >= 2 and not inner.startswith(("rewards", "service")):
@@ -109,7 +115,7 @@ def library_rules(name, library, inside):
     own = floor(name)
     if library in sys.stdlib_module_names:
         return
-    if own in LIGHT and not inside and library not in LIGHT[own]:
+    if own in LIGHT and not inside and library not in LIGHT[own] and name not in OF_TRANSFORMERS:
         yield f"floor {own} loads {sorted(LIGHT[own])} only"
     elif own == 0 and name != "ids" and library == "gymnasium":
         yield "the ground knows no environments"
@@ -147,6 +153,7 @@ def test_imports_point_down():
         ("models.sd3", "from unirl_env.rewards import scoring"),
         ("models.sd3", "from diffusers import StableDiffusion3Pipeline"),
         ("models.sd3", "if True:\n    import transformers.models"),
+        ("models.unified_flow", "from unirl_env.models import unified_network"),
         ("wrappers.reward", "def f():\n    import ray"),
         ("policies.actor", "import ray.rllib"),
         ("rollouts.local", "from unirl_env.agents.base import Agent"),

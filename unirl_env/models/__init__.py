@@ -43,5 +43,6 @@ UNIFIED_MODELS = Registry(
         "hunyuan_image3": "unirl_env.models.hunyuan_image3:HunyuanImage3",
         "janus": "unirl_env.models.janus:Janus",
         "tiny_unified": "unirl_env.models.tiny.unified:TinyUnified",
+        "unified_flow": "unirl_env.models.unified_flow:UnifiedFlow",
     },
 )

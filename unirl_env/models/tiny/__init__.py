@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["qwen3_path", "qwen_vl_path", "sd3_path"]
+__all__ = ["qwen3_path", "qwen_vl_path", "sd3_path", "unified_path"]
 
 
 def qwen3_path() -> Path:
@@ -20,3 +20,8 @@ def qwen_vl_path() -> Path:
 def sd3_path() -> Path:
     """The directory of the embedded Stable Diffusion 3 that draws coloured shapes at 32 x 32."""
     return Path(__file__).parent / "sd3"
+
+
+def unified_path() -> Path:
+    """The directory of the embedded unified model that plans and draws a coloured shape at 32 x 32."""
+    return Path(__file__).parent / "unified"
