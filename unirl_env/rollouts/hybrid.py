@@ -1,0 +1,177 @@
+"""Rollouts of hybrid episodes: an engine writes the texts, and then all pictures are drawn together."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import gymnasium as gym
+import torch
+
+from unirl_env.envs.prompts import as_prompts
+from unirl_env.episode import EpisodeBatch
+from unirl_env.errors import ConfigError
+from unirl_env.policies.hybrid_actor import HybridActor
+from unirl_env.rollouts.drawing import draw_latents, draw_tokens
+from unirl_env.rollouts.engines.base import Answer, Engine, Request
+from unirl_env.rollouts.engines.local import LocalEngine
+from unirl_env.rollouts.requests import EpisodeRequest, list_episodes
+from unirl_env.rollouts.texts import text_phase
+from unirl_env.rollouts.tokens import checked_answers
+from unirl_env.rollouts.writing import Played, write
+from unirl_env.types import Prompt
+
+__all__ = ["HybridRollout"]
+
+MakeEnv = Callable[..., gym.vector.VectorEnv]
+
+
+class HybridRollout:
+    """Plays whole episodes of a hybrid environment with a `HybridActor`, in this process.
+
+    Texts end at different steps; their pictures wait for the last one, and then share every forward pass.
+
+    Args:
+        make_env: `make_env(num_envs, num_steps=None)` returns a scored `HybridVectorEnv` with the torch
+            backend and autoreset DISABLED; called once for each size that is asked for.
+        actor: The policy.
+        batch_size: Episodes played together; None takes all at once.
+        rows: The most texts decoded together; None takes all at once.
+
+    Raises:
+        ConfigError: If `batch_size` is not positive.
+    """
+
+    def __init__(
+        self,
+        make_env: MakeEnv,
+        actor: HybridActor,
+        *,
+        batch_size: int | None = None,
+        rows: int | None = None,
+    ):
+        if batch_size is not None and batch_size < 1:
+            raise ConfigError(f"`batch_size` must be at least 1, got {batch_size}.")
+        self.make_env, self.actor, self.batch_size = make_env, actor, batch_size
+        self.writer = LocalEngine(actor.text, rows=rows)
+        self.painter = LocalEngine(actor.image, rows=rows) if actor.unified_model.discrete else None
+        self._envs: dict[tuple[int, int | None], gym.vector.VectorEnv] = {}
+
+    @torch.no_grad()
+    def collect(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        seed: int,
+        group_size: int = 1,
+        sample_offset: Sequence[int] | None = None,
+        first_group: int = 0,
+        stochastic_steps: Sequence[int] | None = None,
+        num_steps: int | None = None,
+        same_noise: bool = False,
+        keep_mean: bool = False,
+        keep_samples: bool = True,
+        weights_version: int = 0,
+        base: bool = False,
+        temperature: float | None = None,
+    ) -> EpisodeBatch:
+        """Play `group_size` episodes of each prompt.
+
+        Args:
+            prompts: P prompts.
+            seed: Key of all draws and all noise.
+            group_size: G.
+            sample_offset: `[P]`, the sample id of each group's first episode; None counts occurrences.
+            first_group: The number of the first group.
+            stochastic_steps: The denoising steps that explore and are recorded; None takes the
+                environment's own, an empty sequence plays the deterministic ODE and records nothing.
+            num_steps: Denoising steps; None takes the environment's own.
+            same_noise: One initial noise per group.
+            keep_mean: Record the means of the latents' sampling distribution.
+            keep_samples: Keep the finished samples in the batch.
+            weights_version: Recorded in the batch.
+            base: Play with the untrained model.
+            temperature: Of the texts; None takes the policy's own; 0 decodes greedily.
+
+        Returns:
+            P x G episodes, in the order of the prompts, with a phase for each that is not empty.
+
+        Raises:
+            ConfigError: If there is nothing to play, or `sample_offset` does not fit the prompts.
+            ContractError: If the environment scores nothing.
+        """
+        # Once for a whole group: the environment reads a prompt's pictures once for each object that it sees.
+        prompts = as_prompts(prompts, max_characters=sys.maxsize)
+        episodes = list_episodes(prompts, group_size, sample_offset, first_group)
+        size = min(self.batch_size or len(episodes), len(episodes))
+        batches = []
+        with self.actor.reference() if base else nullcontext():
+            for start in range(0, len(episodes), size):
+                lot = episodes[start : start + size]
+                options: dict[str, Any] = {"same_noise": same_noise}
+                if stochastic_steps is not None:
+                    options["stochastic_steps"] = stochastic_steps
+                env = self._env(len(lot), num_steps)
+                batch = self._play(env, seed, lot, options, keep_mean, keep_samples, temperature)
+                group = torch.tensor([episode.group for episode in lot])
+                batches.append(EpisodeBatch(**batch, group=group, weights_version=weights_version))
+        return batches[0] if len(batches) == 1 else EpisodeBatch.cat(batches)
+
+    def close(self) -> None:
+        """Close the environments."""
+        for env in self._envs.values():
+            env.close()
+        self._envs.clear()
+
+    def _env(self, num_envs: int, num_steps: int | None) -> gym.vector.VectorEnv:
+        key = (num_envs, num_steps)
+        if key not in self._envs:
+            self._envs[key] = self.make_env(num_envs, num_steps=num_steps)
+        return self._envs[key]
+
+    def _play(
+        self,
+        env: gym.vector.VectorEnv,
+        seed: int,
+        lot: Sequence[EpisodeRequest],
+        options: dict[str, Any],
+        keep_mean: bool,
+        keep_samples: bool,
+        temperature: float | None,
+    ) -> dict[str, Any]:
+        """One batch of episodes from reset to their ends, as fields of an `EpisodeBatch`."""
+        options |= {
+            "prompts": [episode.prompt for episode in lot],
+            "sample_offset": [episode.sample for episode in lot],
+            "group_size": 1,
+        }
+        obs, info = env.reset(seed=seed, options=options)
+        prompts, seeds = tuple(info["prompt"]), torch.as_tensor(info["episode_seed"])
+        world, played = env.unwrapped, Played.begun(obs, len(lot))
+        phases = {}
+        if world.max_new_tokens:
+            ask = _asking(self.writer, temperature=temperature)
+            written = write(env, played, ask, prompts, seeds, lambda token: {"token": token})
+            spaces = world.unified_model.text.input_spaces
+            phases["text"] = text_phase(played.obs, world.encodings, spaces, written)
+        if self.painter is not None:
+            phases["image"] = draw_tokens(env, played, _asking(self.painter), prompts, seeds)
+        elif world.num_steps:
+            drawn = draw_latents(env, played, self.actor.image, seeds, keep_mean=keep_mean)
+            if drawn is not None:
+                phases["image"] = drawn
+        return {
+            "phases": phases,
+            "scores": played.verdicts.scores(),
+            "prompts": prompts,
+            "episode_seed": seeds,
+            "samples": played.verdicts.samples() if keep_samples else None,
+            "truncated": played.truncated,
+        }
+
+
+def _asking(engine: Engine, **how: Any) -> Callable[[Sequence[Request]], list[Answer]]:
+    """Ask `engine`, and look at its answers."""
+    return lambda requests: checked_answers(engine.generate(requests, **how), requests)
