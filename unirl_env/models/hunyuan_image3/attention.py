@@ -1,0 +1,117 @@
+"""How queries look at keys: packed to score, with a cache to generate, to read a text, and for a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+from unirl_env.models.packed import Packing, packed_attention
+from unirl_env.models.prefix import Prefix
+
+__all__ = ["Attend", "Cached", "Packed", "Picture", "Reading"]
+
+
+class Attend(Protocol):
+    """One way of attention, for all layers of a forward pass."""
+
+    def __call__(self, module: nn.Module, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """What queries `[B, H, Q, D]` see, `[B, Q, H, D]`, of keys and values `[B, K, Q, D]` and before."""
+        ...
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Sequences one after another in one row; each sees itself alone, causally."""
+
+    packing: Packing
+
+    def __call__(self, module: nn.Module, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention within the sequences of a packing."""
+        return packed_attention(module, query, key, value, None, packed_sequences=self.packing)[0]
+
+
+@dataclass(frozen=True)
+class Cached:
+    """Rows that continue what a cache holds, causally.
+
+    Attributes:
+        cache: Of transformers, updated in place.
+        mask: `[B, past + t]` bool, True where a token is real; None if all are.
+    """
+
+    cache: Any
+    mask: Tensor | None
+
+    def __call__(self, module: nn.Module, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention to what the cache holds and to what comes."""
+        if self.cache is not None:
+            key, value = self.cache.update(key, value, layer)
+        seen = self._visible(query.shape[2], key.shape[2], query.device)
+        return packed_attention(module, query, key, value, seen)[0]
+
+    def _visible(self, new: int, total: int, device: torch.device) -> Tensor | None:
+        """`[B, 1, new, total]`; None where plain causal attention is just that."""
+        if self.mask is None and new in (1, total):
+            return None
+        place = torch.arange(total, device=device)
+        own = place[total - new :, None]
+        seen = (place <= own)[None, None]
+        if self.mask is not None:
+            seen = seen & self.mask[:, None, None]
+        # Padding looks at itself: a row that sees nothing would be not a number, and spread.
+        return seen | (place == own)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Texts padded on the right, causally: padding stands where no word looks, and needs no mask."""
+
+    def __call__(self, module: nn.Module, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention to all words up to one's own."""
+        seen = nnf.scaled_dot_product_attention(
+            query, key, value, is_causal=True, enable_gqa=query.shape[1] != key.shape[1]
+        )
+        return seen.transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A time token and a picture's tokens behind texts that were read before.
+
+    The picture's tokens see the text, the time and one another; the time token sees the text and itself.
+
+    Attributes:
+        prefix: The texts.
+        visible: `[N, 1, 1, L + Q]` bool, what is no padding; None where all of it is text.
+    """
+
+    prefix: Prefix
+    visible: Tensor | None
+
+    @classmethod
+    def behind(cls, prefix: Prefix, block: int) -> Picture:
+        """The attention of `block` tokens, worked out once for all layers."""
+        visible = prefix.visible(block)
+        # Without padding there is nothing to hide, and faster kernels do.
+        return cls(prefix, None if bool(visible.all()) else visible)
+
+    def __call__(self, module: nn.Module, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention to the texts and, for the picture's tokens, to the whole picture."""
+        before = self.prefix.width + 1
+        key, value = self.prefix.extended(layer, key, value)
+        options = {"enable_gqa": query.shape[1] != key.shape[1]}
+        time = nnf.scaled_dot_product_attention(
+            query[:, :, :1],
+            key[:, :, :before],
+            value[:, :, :before],
+            attn_mask=None if self.visible is None else self.visible[..., :before],
+            **options,
+        )
+        picture = nnf.scaled_dot_product_attention(
+            query[:, :, 1:], key, value, attn_mask=self.visible, **options
+        )
+        return torch.cat([time, picture], 2).transpose(1, 2)

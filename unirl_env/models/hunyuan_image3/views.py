@@ -1,0 +1,196 @@
+"""The two views of the backbone: one that says words, one that denoises a picture behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import unirl_env.functional as F
+from unirl_env.errors import PromptError
+from unirl_env.models.base import Denoiser
+from unirl_env.models.hunyuan_image3.attention import Cached, Packed
+from unirl_env.models.hunyuan_image3.checkpoint import Checkpoint
+from unirl_env.models.hunyuan_image3.template import Template
+from unirl_env.models.language import Encoded, LanguageModel
+from unirl_env.models.lots import in_lots
+from unirl_env.models.packed import Packing
+from unirl_env.models.prefix import Prefix
+from unirl_env.types import Prompt, Sample
+
+__all__ = ["TARGETS", "ImageView", "TextView"]
+
+TARGETS = ("self_attn.qkv_proj", "self_attn.o_proj", "shared_mlp.gate_and_up_proj", "shared_mlp.down_proj")
+"""Layers that every token passes. The experts, 97 % of the weights, stay as they are."""
+PIXELS_AT_ONCE = 128 * 128
+"""Decoded in one forward."""
+
+
+class TextView(LanguageModel):
+    """Words: thoughts about a picture, or its description.
+
+    Args:
+        checkpoint: The model's files.
+        template: Its chat.
+    """
+
+    position_axes = 1
+    input_spaces: Mapping[str, tuple[tuple[int, ...], str]] = {}
+    lora_targets = TARGETS
+
+    def __init__(self, checkpoint: Checkpoint, template: Template):
+        self._checkpoint, self._template = checkpoint, template
+        self.pretrained, self.revision = checkpoint.pretrained, checkpoint.revision
+        self.dtype, self.device = checkpoint.dtype, checkpoint.device
+        settings = checkpoint.settings
+        self.vocab_size, self.max_context = settings.vocab_size, settings.max_positions
+        self.eos_ids, self.pad_id = template.ends, settings.pad_id
+
+    def encode(self, prompt: Prompt) -> Encoded:
+        """`tokens` `[L]` of the chat, up to where the text begins."""
+        return Encoded(torch.tensor(self._template.prompt(prompt), dtype=torch.int64))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of `tokens`; of special tokens only the marks of thoughts and captions."""
+        return self._template.decode(tokens)
+
+    def reply(self, text: str) -> list[int]:
+        """A turn of the user; plain text where the checkpoint knows no chats."""
+        return self._template.reply(text)
+
+    def network(self) -> nn.Module:
+        """The whole backbone, freshly loaded."""
+        return self._checkpoint.network()
+
+    def hidden(
+        self,
+        network: nn.Module,
+        tokens: Tensor,
+        positions: Tensor,
+        *,
+        inputs: Mapping[str, Tensor] | None = None,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: Any = None,
+    ) -> Tensor:
+        """The last hidden states `[1, L, D]` packed, `[B, t, D]` with a cache."""
+        packed = None if lengths is None else Packed(Packing.of(lengths, tokens.device))
+        return network.text(tokens, positions[0], packed or Cached(cache, mask))
+
+    def head(self, network: nn.Module) -> Tensor:
+        """The output layer's weight `[V, D]`."""
+        return network.lm_head.weight
+
+    def save_adapters(self, network: nn.Module, directory: str) -> None:
+        """`adapter_config.json` and `adapter_model.safetensors`, for peft."""
+        self._checkpoint.save_adapters(network, directory)
+
+    def save_weights(self, network: nn.Module, directory: str) -> None:
+        """The whole checkpoint in the published layout, adapters merged in."""
+        self._checkpoint.save_weights(network, directory)
+
+
+class ImageView(Denoiser):
+    """A picture behind a text, whose keys and values are kept for all steps.
+
+    Args:
+        checkpoint: The model's files.
+        template: Its chat.
+        height: Pixels.
+        width: Pixels.
+        shift: Of the noise schedule.
+        max_prompt_tokens: Room for a prompt where it is drawn at once.
+        rows_per_forward: Evaluate the network on exactly that many rows at a time.
+    """
+
+    lora_targets = TARGETS
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        template: Template,
+        *,
+        height: int,
+        width: int,
+        shift: float,
+        max_prompt_tokens: int,
+        rows_per_forward: int | None,
+    ):
+        self._checkpoint, self._template = checkpoint, template
+        self.shift, self.rows_per_forward = shift, rows_per_forward
+        self.max_prompt_tokens = max_prompt_tokens
+        self._room = max_prompt_tokens + len(template.opening(None))
+        settings = checkpoint.settings
+        down, across = settings.pixels
+        self.latent_shape = (settings.vae["latent_channels"], height // down, width // across)
+        self._decoded_at_once = max(1, PIXELS_AT_ONCE // (height * width))
+
+    def sigmas(self, num_steps: int) -> Tensor:
+        """The shifted uniform schedule `[T+1]` of the checkpoint."""
+        return F.flow_sigmas(num_steps, shift=self.shift)
+
+    def encode(self, prompts: Sequence[Prompt], *, negative: bool = False) -> dict[str, Tensor]:
+        """`tokens` `[P, W]` up to the picture, padded on the right, and `length` `[P]`.
+
+        Raises:
+            PromptError: If a prompt has no room, or holds what this model cannot read.
+        """
+        rows = [self._template.drawn(prompt, negative=negative) for prompt in prompts]
+        for prompt, row in zip(prompts, rows, strict=True):
+            if len(row) > self._room:
+                raise PromptError(
+                    f"Prompts must have at most {self.max_prompt_tokens} tokens, got "
+                    f"{len(row) + self.max_prompt_tokens - self._room} in {prompt.id[:60]!r}; try a larger "
+                    "`max_prompt_tokens` among the model's options."
+                )
+        tokens = torch.full((len(rows), self._room), self._checkpoint.settings.pad_id, dtype=torch.int64)
+        for number, row in enumerate(rows):
+            tokens[number, : len(row)] = torch.tensor(row)
+        return {"tokens": tokens, "length": torch.tensor([len(row) for row in rows])}
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[Sample]:
+        """Pictures `[3, H, W]` float32 in [0, 1]."""
+        decoder, vae = self._checkpoint.decoder, self._checkpoint.settings.vae
+        weight = next(decoder.parameters())
+
+        def draw(latents: Tensor) -> Tensor:
+            latents = latents.float() / (vae.get("scaling_factor") or 1.0) + (vae.get("shift_factor") or 0.0)
+            film = decoder(latents.to(weight)[:, :, None])
+            return (film[:, :, -1].float() / 2 + 0.5).clamp(0, 1).cpu()
+
+        pictures = in_lots(draw, latents, rows=self._decoded_at_once)
+        return [Sample(image=picture.clone()) for picture in pictures]
+
+    def network(self) -> nn.Module:
+        """The whole backbone, freshly loaded."""
+        return self._checkpoint.network()
+
+    def read(self, network: nn.Module, context: Mapping[str, Tensor]) -> Prefix:
+        """Keys and values of the texts up to their pictures, in one causal pass."""
+        length = context["length"].flatten()
+        width = int(length.max())
+        return network.read(context["tokens"][:, :width], length)
+
+    def pick(self, context: Prefix, row: Tensor) -> Prefix:
+        """The texts at `row` `[N]`."""
+        return context.pick(row)
+
+    def velocity(self, network: nn.Module, latent: Tensor, sigma: Tensor, context: Prefix) -> Tensor:
+        """The prediction `[N, C, H, W]` behind N texts, in the network's dtype."""
+
+        def forward(latent: Tensor, sigma: Tensor, row: Tensor) -> Tensor:
+            return network.picture(latent, sigma, context.pick(row))
+
+        rows = torch.arange(len(latent), device=latent.device)
+        return in_lots(forward, latent, sigma, rows, rows=self.rows_per_forward)
+
+    def save_adapters(self, network: nn.Module, directory: str) -> None:
+        """`adapter_config.json` and `adapter_model.safetensors`, for peft."""
+        self._checkpoint.save_adapters(network, directory)
+
+    def save_weights(self, network: nn.Module, directory: str) -> None:
+        """The whole checkpoint in the published layout, adapters merged in."""
+        self._checkpoint.save_weights(network, directory)
