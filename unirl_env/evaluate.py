@@ -127,7 +127,7 @@ def compare(
         f"{evaluator.samples} samples per prompt",
         f"seed {options.seed}",
     ]
-    page = write_comparison(out, cfg.name, facts, rows, folders)
+    page = write_comparison(out, cfg.name, facts, rows, folders, cfg.mode)
     for before, after in zip(rows[::2], rows[1::2], strict=True):
         console.print(_table(before, after))
     console.print(f"Samples and intervals: {page}", highlight=False, soft_wrap=True)

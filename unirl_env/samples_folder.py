@@ -3,6 +3,7 @@
 <prompt>-<sample>.png   pictures                latents.safetensors   of models without pictures
 texts.json              every answer in words   prompts.json          what was asked, with texts only
 prompts/<prompt>-<n>.png                        the pictures that belong to a question
+further/<prompt>-<sample>-<k>.png               where several were drawn from one text, those after the first
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from unirl_env.pixels import load_picture
 from unirl_env.types import Prompt, Sample
 
 __all__ = [
+    "further_pictures",
     "load_latents",
     "load_questions",
     "load_texts",
@@ -32,6 +34,9 @@ __all__ = [
 ]
 
 LATENTS, TEXTS, QUESTIONS, ASKED = "latents.safetensors", "texts.json", "prompts.json", "prompts"
+FURTHER = "further"
+MOST_FURTHER = 7
+"""Pictures of one text that are kept besides the first."""
 LARGEST = 1024
 """Side in pixels from which a question's picture is scaled down: it is a copy of one that lies elsewhere."""
 
@@ -56,6 +61,10 @@ def save_samples(
             _save_picture(sample.image, folder / f"{prompt:03d}-{number}.png")
         elif sample.latent is not None:
             latents.append(sample.latent.detach().cpu().float())
+        if sample.pictures is not None:
+            for k, picture in enumerate(sample.pictures[1 : 1 + MOST_FURTHER], start=1):
+                (folder / FURTHER).mkdir(exist_ok=True)
+                _save_picture(picture, folder / FURTHER / f"{prompt:03d}-{number}-{k}.png")
         if sample.text is not None:
             texts.append(_text_row(prompt, number, sample))
     if latents:
@@ -77,6 +86,15 @@ def picture_paths(folder: Path) -> dict[tuple[int, int], Path]:
         prompt, _, number = path.stem.partition("-")
         found[int(prompt), int(number)] = path
     return found
+
+
+def further_pictures(folder: Path) -> dict[tuple[int, int], list[Path]]:
+    """By (prompt, sample), the pictures that were drawn from one text besides the first, in their order."""
+    found: dict[tuple[int, int], list[tuple[int, Path]]] = {}
+    for path in (folder / FURTHER).glob("*-*-*.png"):
+        prompt, number, k = map(int, path.stem.split("-"))
+        found.setdefault((prompt, number), []).append((k, path))
+    return {key: [path for _, path in sorted(rows)] for key, rows in found.items()}
 
 
 def question_pictures(folder: Path, prompt: int) -> list[Path]:
@@ -111,6 +129,7 @@ def thin_out(pictures: Path, name: str, keep: Sequence[int]) -> None:
             texts = load_texts(folder)
             if any(number for _, number in texts):
                 _write(folder / TEXTS, [row for (_, number), row in texts.items() if number == 0])
+            shutil.rmtree(folder / FURTHER, ignore_errors=True)
             # The evaluations that stay have the same questions.
             shutil.rmtree(folder / ASKED, ignore_errors=True)
             (folder / QUESTIONS).unlink(missing_ok=True)

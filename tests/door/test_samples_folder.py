@@ -7,6 +7,8 @@ import torch
 from PIL import Image
 
 from unirl_env.samples_folder import (
+    MOST_FURTHER,
+    further_pictures,
     load_latents,
     load_questions,
     load_texts,
@@ -67,17 +69,33 @@ def test_a_picture_that_was_drawn_from_words_keeps_them(tmp_path):
     assert (tmp_path / "000-0.png").exists() and load_texts(tmp_path)[0, 0]["text"] == "a red square"
 
 
+def test_all_pictures_of_a_text_are_kept_up_to_a_limit(tmp_path):
+    several = torch.stack([RED, RED.flip(0), RED.roll(1, 0)])
+    many = RED.expand(MOST_FURTHER + 5, 3, 4, 6)
+    samples = [Sample(image=RED, text="a", pictures=several), Sample(text="b", truncated=True)]
+    samples += [Sample(image=RED, text="c", pictures=RED[None]), Sample(image=RED, text="d", pictures=many)]
+    save_samples(tmp_path, samples, 2, [Prompt("p"), Prompt("q")])
+    assert sorted(picture_paths(tmp_path)) == [(0, 0), (1, 0), (1, 1)]
+    found = further_pictures(tmp_path)
+    assert {key: len(paths) for key, paths in found.items()} == {(0, 0): 2, (1, 1): MOST_FURTHER}
+    colours = [Image.open(path).getpixel((0, 0)) for path in found[0, 0]]
+    assert colours == [(0, 0, 255), (0, 255, 0)]
+    assert load_texts(tmp_path)[0, 1]["truncated"] and len(load_questions(tmp_path)) == 2
+
+
 @pytest.mark.parametrize("name", ["train", "heldout"])
 def test_thinning_leaves_the_first_sample_and_all_of_what_is_kept(tmp_path, name):
     prompts = [Prompt("a", images=(RED,)), Prompt("b", images=(RED,))]
     for iteration in (0, 5, 10):
-        samples = [Sample(image=RED, text=f"{iteration}-{i}") for i in range(4)]
+        drawn = {"image": RED, "pictures": RED.expand(2, 3, 4, 6)}
+        samples = [Sample(text=f"{iteration}-{i}", **drawn) for i in range(4)]
         save_samples(tmp_path / f"{iteration:06d}" / name, samples, 2, prompts)
     for _ in range(2):
         thin_out(tmp_path, name, keep=(0, 10))
         for iteration, left in ((0, 4), (5, 2), (10, 4)):
             folder = tmp_path / f"{iteration:06d}" / name
             assert len(picture_paths(folder)) == len(load_texts(folder)) == left
+            assert len(further_pictures(folder)) == (4 if left == 4 else 0)
             assert len(question_pictures(folder, 1)) == (left == 4) == len(load_questions(folder)) // 2
     assert load_texts(tmp_path / "000005" / name)[1, 0]["text"] == "5-2"
     thin_out(tmp_path, "other", keep=())

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from unirl_env.report.gallery import data_uri
 from unirl_env.samples_folder import load_questions, load_texts, question_pictures
 
-__all__ = ["answers", "folded", "printable"]
+__all__ = ["Columns", "Text", "answers", "cards", "folded", "printable"]
+
+Columns = Mapping[str, tuple[Path, Mapping[str, Any]]]
+"""`label -> (folder of samples, row of evaluation.jsonl)`, from left to right."""
+Text = Mapping[str, Any]
+Shown = tuple[str, Text | None, str, float | None]
+"""One sample: its label, its text, what stands in its place, its reward."""
 
 LONG, LINES = 420, 8
 """Characters and lines from which a text is folded."""
@@ -25,35 +31,54 @@ _UNSEEN = re.compile(
 )
 
 
-def answers(
-    columns: Mapping[str, tuple[Path, Mapping[str, Any]]], reward: str = "reward", most: int = 8
-) -> str:
+def answers(columns: Columns, reward: str = "reward", most: int = 8) -> str:
     """A card for each prompt with the answers of each state of the policy in columns.
 
     Args:
-        columns: `label -> (folder of samples, row of evaluation.jsonl)`, from left to right.
+        columns: The states.
         reward: The reward that is written above each answer.
         most: Cards at most; always the first ones, so that nobody has picked.
     """
+    folder, _ = next(iter(columns.values()))
+    if not load_texts(folder):
+        return ""
+    return cards(columns, lambda label, prompt, number, text: _said(text), reward, most)
+
+
+def cards(
+    columns: Columns,
+    show: Callable[[str, int, int, Text | None], str],
+    reward: str = "reward",
+    most: int = 8,
+    noun: str = "answer",
+) -> str:
+    """A card for each prompt: the request, and under it the samples of each state of the policy, in columns.
+
+    Args:
+        columns: The states.
+        show: What stands in a sample's place as HTML, by label, prompt, sample and text (None if not saved).
+        reward: The reward that is written above each sample.
+        most: Cards at most.
+        noun: What a sample is called.
+    """
     folder, first = next(iter(columns.values()))
     texts = {label: load_texts(folder) for label, (folder, _) in columns.items()}
-    if not texts[next(iter(columns))]:
-        return ""
-    questions, cards = load_questions(folder), []
+    questions, found = load_questions(folder), []
     for prompt, name in enumerate(first["prompts"][:most]):
         asked = questions.get(prompt, {"text": name, "answer": None})
-        rows = [
-            [
-                (label, texts[label].get((prompt, n)), _value(row, reward, prompt, n))
-                for label, (_, row) in columns.items()
-            ]
-            for n in range(first["samples"])
-        ]
-        cards.append(
+        rows = []
+        for n in range(first["samples"]):
+            row = []
+            for label, (_, measured) in columns.items():
+                text = texts[label].get((prompt, n))
+                value = _value(measured, reward, prompt, n)
+                row.append((label, text, show(label, prompt, n, text), value))
+            rows.append(row)
+        found.append(
             f'<article class="card question">{_question(asked, question_pictures(folder, prompt))}'
-            f"{_pair(rows[0])}{_more(rows[1:])}</article>"
+            f"{_pair(rows[0])}{_more(rows[1:], noun)}</article>"
         )
-    return f'<div class="questions">{"".join(cards)}</div>'
+    return f'<div class="questions">{"".join(found)}</div>'
 
 
 def folded(text: str) -> str:
@@ -91,15 +116,20 @@ def _question(asked: Mapping[str, Any], pictures: Sequence[Path]) -> str:
     return f'<div class="ask">{shown}<div class="words">{folded(asked["text"])}{wanted}</div></div>'
 
 
-def _pair(row: Sequence[tuple[str, Mapping[str, Any] | None, float | None]]) -> str:
-    base = row[0][2]
+def _said(text: Text | None) -> str:
+    return '<div class="said none">not saved</div>' if text is None else folded(text["text"])
+
+
+def _pair(row: Sequence[Shown]) -> str:
+    base = row[0][3]
     cells = "".join(
-        _answer(label, text, value, base if i else None) for i, (label, text, value) in enumerate(row)
+        _answer(label, text, shown, value, base if i else None)
+        for i, (label, text, shown, value) in enumerate(row)
     )
     return f'<div class="pair">{cells}</div>'
 
 
-def _answer(label: str, text: Mapping[str, Any] | None, value: float | None, base: float | None) -> str:
+def _answer(label: str, text: Text | None, shown: str, value: float | None, base: float | None) -> str:
     score = "failed" if value is None else f"{value:.2f}"
     kind = "flat" if value is None or base is None or value == base else "up" if value > base else "down"
     facts = []
@@ -107,22 +137,21 @@ def _answer(label: str, text: Mapping[str, Any] | None, value: float | None, bas
         facts.append(f"{text['tokens']:,} token{'' if text['tokens'] == 1 else 's'}")
     if text is not None and text["truncated"]:
         facts.append("cut off")
-    said = '<div class="said none">not saved</div>' if text is None else folded(text["text"])
     return (
         f'<div class="answer {html.escape(label)}"><p class="about"><b>{html.escape(label)}</b>'
-        f'<span class="gain {kind}">{score}</span><span>{", ".join(facts)}</span></p>{said}</div>'
+        f'<span class="gain {kind}">{score}</span><span>{", ".join(facts)}</span></p>{shown}</div>'
     )
 
 
-def _more(rows: Sequence[Sequence[tuple[str, Mapping[str, Any] | None, float | None]]]) -> str:
+def _more(rows: Sequence[Sequence[Shown]], noun: str) -> str:
     """The further samples of a prompt, folded, with the mean reward of each column."""
     if not rows:
         return ""
     means = []
     for column in zip(*rows, strict=True):
-        known = [value for _, _, value in column if value is not None]
+        known = [value for *_, value in column if value is not None]
         means.append(f"{html.escape(column[0][0])} {sum(known) / len(known):.2f}" if known else "failed")
-    count = "another answer" if len(rows) == 1 else f"{len(rows)} more answers"
+    count = f"another {noun}" if len(rows) == 1 else f"{len(rows)} more {noun}s"
     return (
         f'<details class="others"><summary>{count} <span>{", ".join(means)}</span></summary>'
         f"{''.join(map(_pair, rows))}</details>"

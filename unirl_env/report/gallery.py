@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ def gallery(
         for name, (_, row) in columns.items():
             values = row["values"][reward]
             cells = "".join(
-                _cell(found[name].get((prompt, n)), values[prompt * samples + n]) for n in range(samples)
+                _cell(found[name].get((prompt, n)), _score(values[prompt * samples + n]))
+                for n in range(samples)
             )
             scores = [values[prompt * samples + n] for n in range(samples)]
             strips.append(
@@ -55,18 +56,33 @@ def gallery(
     return f'<div class="gallery">{"".join(cards)}</div>'
 
 
-def film(pictures: Path, name: str, rows: Sequence[Mapping[str, Any]], most: int = 6) -> str:
-    """One picture per prompt and evaluation: how the same seed changed over the run."""
+def film(
+    pictures: Path,
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    most: int = 6,
+    show: Callable[[Path, int, str], str] | None = None,
+) -> str:
+    """One picture per prompt and evaluation: how the same seed changed over the run.
+
+    Args:
+        pictures: The folder of all evaluations.
+        name: The prompt set.
+        rows: Its rows of evaluation.jsonl.
+        most: Prompts at most.
+        show: What stands in each place as HTML, by folder, prompt and reward; by default the picture.
+    """
     chosen = _spread(list(rows), 10)
-    frames = [(row, picture_paths(pictures / f"{row['iteration']:06d}" / name)) for row in chosen]
-    if len(frames) < 3 or not frames[0][1]:
+    frames = [(row, pictures / f"{row['iteration']:06d}" / name) for row in chosen]
+    if len(frames) < 3 or not any(picture_paths(folder) for _, folder in frames):
         return ""
     head = "".join(f"<th>{row['iteration']}</th>" for row, _ in frames)
-    lines = []
+    show, lines = show or _first, []
     for prompt, text in enumerate(chosen[0]["prompts"][:most]):
+        scores = [_score(row["values"]["reward"][prompt * row["samples"]]) for row, _ in frames]
         cells = "".join(
-            "<td>" + _cell(paths.get((prompt, 0)), row["values"]["reward"][prompt * row["samples"]]) + "</td>"
-            for row, paths in frames
+            f"<td>{show(folder, prompt, score)}</td>"
+            for (_, folder), score in zip(frames, scores, strict=True)
         )
         lines.append(f'<tr><th class="text">{html.escape(_short(text, 60))}</th>{cells}</tr>')
     return (
@@ -97,7 +113,7 @@ def scatter(before: Path, after: Path, size: int = 360) -> str:
     )
 
 
-def data_uri(path: Path) -> tuple[str, bool]:
+def data_uri(path: Path, largest: int = LARGEST) -> tuple[str, bool]:
     """A picture as text that fits into a page, and whether it is so small that its pixels should show."""
     with Image.open(path) as picture:
         small = max(picture.size) <= PIXELATED
@@ -105,14 +121,21 @@ def data_uri(path: Path) -> tuple[str, bool]:
         if small:
             picture.save(stream, "PNG", optimize=True)
         else:
-            picture.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+            picture.thumbnail((largest, largest), Image.Resampling.LANCZOS)
             picture.convert("RGB").save(stream, "JPEG", quality=85)
     kind = "png" if small else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}", small
 
 
-def _cell(path: Path | None, value: float | None) -> str:
-    score = "failed" if value is None else f"{value:.2f}"
+def _first(folder: Path, prompt: int, score: str) -> str:
+    return _cell(picture_paths(folder).get((prompt, 0)), score)
+
+
+def _score(value: float | None) -> str:
+    return "failed" if value is None else f"{value:.2f}"
+
+
+def _cell(path: Path | None, score: str) -> str:
     if path is None:
         return f'<div class="cell missing"><span>{score}</span></div>'
     uri, small = data_uri(path)

@@ -12,8 +12,9 @@ from typing import Any
 from unirl_env.config import RunConfig
 from unirl_env.logbook import read_rows
 from unirl_env.progress import clock
-from unirl_env.report.answers import answers
+from unirl_env.report.answers import Columns, answers
 from unirl_env.report.curves import process_charts, reward_charts
+from unirl_env.report.drawn import are_drawn, drawn, drawn_film
 from unirl_env.report.gallery import film, gallery, scatter
 from unirl_env.run_folder import RunFolder
 from unirl_env.samples_folder import load_texts
@@ -42,9 +43,9 @@ def write_report(folder: RunFolder) -> Path:
     ]
     body = [
         _header(cfg.name, facts),
-        _headline(headline(evaluations), evaluations, _has_texts(folder, evaluations)),
+        _headline(headline(evaluations), evaluations, _noise(_first(folder, evaluations), cfg.mode)),
         _section("Reward", _charts(reward_charts(metrics, evaluations))),
-        _samples(folder, evaluations),
+        _samples(folder, evaluations, cfg.mode),
         _section("How training went", _charts(process_charts(metrics))),
         _section("Settings", _settings(cfg), "Settings that differ from their defaults stand out."),
         _section("Go on from here", _commands(folder, cfg, sessions)),
@@ -58,6 +59,7 @@ def write_comparison(
     facts: Sequence[str],
     rows: Sequence[Mapping[str, Any]],
     folders: Mapping[str, Path],
+    mode: str = "",
 ) -> Path:
     """Write `out/index.html`: a policy beside its base.
 
@@ -66,20 +68,19 @@ def write_comparison(
         title: Its heading.
         facts: What stands under it.
         rows: For each set a row of the base and one of the policy, as in `evaluation.jsonl`.
-        folders: The folders of pictures, by `<set>/before` and `<set>/after`.
+        folders: The folders of samples, by `<set>/before` and `<set>/after`.
+        mode: The mode of the run, where it is known.
     """
     rows = list(rows)
-    texts = any(load_texts(folder) for folder in folders.values())
-    body = [_header(title, facts), _headline(headline(rows), rows, texts)]
+    noise = _noise(list(folders.values()), mode)
+    body = [_header(title, facts), _headline(headline(rows), rows, noise)]
     for name in dict.fromkeys(row["set"] for row in rows):
         mine = [row for row in rows if row["set"] == name]
         columns = {
             label: (folders[f"{name}/{label}"], row)
             for label, row in zip(("before", "after"), (mine[0], mine[-1]), strict=True)
         }
-        cards = gallery(columns, most=64) + answers(columns, most=64)
-        cards = cards or scatter(columns["before"][0], columns["after"][0])
-        body.append(_section(SETS.get(name, name).capitalize(), cards))
+        body.append(_section(SETS.get(name, name).capitalize(), _cards(columns, mode, most=64)))
     body.append(_section("Rewards in their parts", _parts_table(rows)))
     out.mkdir(parents=True, exist_ok=True)
     return _write(out / "index.html", title, "".join(body))
@@ -101,9 +102,7 @@ def _charts(figures: str) -> str:
     return f'<div class="charts">{figures}</div>' if figures else ""
 
 
-def _headline(
-    found: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], texts: bool = False
-) -> str:
+def _headline(found: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], noise: str) -> str:
     cards = []
     for item in found:
         part = item["difference"]
@@ -124,7 +123,6 @@ def _headline(
         return ""
     prompts, samples = len(rows[0]["prompts"]), rows[0]["samples"]
     over = f"{prompts} prompts x {samples} samples" if prompts > 1 else f"{samples} samples"
-    noise = "" if texts else ", drawn without exploration noise"
     lead = (
         f"Each number is a mean over {over} on fixed seeds{noise}. Beside each gain its 95 % interval: "
         f"paired by prompt and seed, bootstrapped over {'prompts' if prompts > 1 else 'samples'}."
@@ -132,12 +130,25 @@ def _headline(
     return f'<div class="numbers">{"".join(cards)}</div><p class="lead">{lead}</p>'
 
 
-def _has_texts(folder: RunFolder, evaluations: Sequence[Mapping[str, Any]]) -> bool:
-    first = evaluations[0] if evaluations else None
-    return bool(first and load_texts(folder.pictures / f"{first['iteration']:06d}" / first["set"]))
+def _first(folder: RunFolder, evaluations: Sequence[Mapping[str, Any]]) -> list[Path]:
+    return [folder.pictures / f"{row['iteration']:06d}" / row["set"] for row in evaluations[:1]]
 
 
-def _samples(folder: RunFolder, evaluations: Sequence[Mapping[str, Any]]) -> str:
+def _noise(folders: Sequence[Path], mode: str) -> str:
+    """What is to be said of the noise of an evaluation: none is drawn on the way to a picture."""
+    if are_drawn(folders, mode):
+        return ", pictures drawn without exploration noise"
+    return "" if any(load_texts(folder) for folder in folders) else ", drawn without exploration noise"
+
+
+def _cards(columns: Columns, mode: str, most: int = 8) -> str:
+    folders = [folder for folder, _ in columns.values()]
+    if are_drawn(folders, mode):
+        return drawn(columns, most=most)
+    return gallery(columns, most=most) + answers(columns, most=most) or scatter(folders[0], folders[-1])
+
+
+def _samples(folder: RunFolder, evaluations: Sequence[Mapping[str, Any]], mode: str) -> str:
     parts = []
     for name in dict.fromkeys(row["set"] for row in evaluations):
         mine = [row for row in evaluations if row["set"] == name]
@@ -145,12 +156,12 @@ def _samples(folder: RunFolder, evaluations: Sequence[Mapping[str, Any]]) -> str
         if first is last:
             continue
         before, after = (folder.pictures / f"{row['iteration']:06d}" / name for row in (first, last))
-        columns = {"before": (before, first), "after": (after, last)}
-        cards = gallery(columns) + answers(columns) or scatter(before, after)
+        cards = _cards({"before": (before, first), "after": (after, last)}, mode)
         if cards:
             title = SETS.get(name, name)
             parts.append(f"<h3>{html.escape(title.capitalize())}</h3>{cards}")
-            strip = film(folder.pictures, name, mine)
+            show = drawn_film if are_drawn([before, after], mode) else film
+            strip = show(folder.pictures, name, mine)
             if strip:
                 parts.append(f"<h3>One seed over the run, {html.escape(title)}</h3>{strip}")
     lead = (
