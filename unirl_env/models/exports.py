@@ -16,7 +16,14 @@ PEFT_PREFIX = "base_model.model."
 """What peft puts before the names of a model that it wraps; ours has its adapters injected."""
 
 
-def write_adapters(network: nn.Module, directory: str, *, base: str, revision: str | None = None) -> None:
+def write_adapters(
+    network: nn.Module,
+    directory: str,
+    *,
+    base: str,
+    revision: str | None = None,
+    task: str | None = "CAUSAL_LM",
+) -> None:
     """Write injected adapters as `PeftModel.from_pretrained` and vLLM load them.
 
     Args:
@@ -24,6 +31,7 @@ def write_adapters(network: nn.Module, directory: str, *, base: str, revision: s
         directory: Where to write; made if it does not exist.
         base: Hub id or directory of the model that they belong to.
         revision: Its revision.
+        task: What peft calls such a model; None for one that transformers has no class for.
 
     Raises:
         ConfigError: If the network has no adapters.
@@ -35,7 +43,7 @@ def write_adapters(network: nn.Module, directory: str, *, base: str, revision: s
         raise ConfigError("There are no adapters to export: this network has none.")
     config = copy.copy(network.peft_config["default"])
     config.base_model_name_or_path, config.revision = base, revision
-    config.task_type, config.inference_mode = "CAUSAL_LM", True
+    config.task_type, config.inference_mode = task, True
     config.save_pretrained(directory)
     weights = {
         PEFT_PREFIX + name: tensor.detach().cpu().contiguous()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unirl_env.errors import ContractError
 
-__all__ = ["PictureFeatures", "picture_features", "picture_places"]
+__all__ = ["PictureFeatures", "distinct_pictures", "picture_features", "picture_places"]
 
 
 class PictureFeatures(NamedTuple):
@@ -39,7 +39,7 @@ def picture_features(model: nn.Module, pixel_values: Tensor, grid: Tensor) -> Pi
         grid: `[n, 3]` int64, frames, rows and columns of patches of each.
     """
     pictures = pixel_values.split(grid.prod(1).tolist())
-    first, which = _distinct(pictures, grid.tolist())
+    first, which = distinct_pictures(pictures, grid.tolist())
     seen = model.get_image_features(torch.cat([pictures[i] for i in first]), grid[first], return_dict=True)
     merged = [seen.pooler_output[i] for i in which]
     deeper = [[level[i] for i in which] for level in getattr(seen, "deepstack_features", None) or ()]
@@ -48,7 +48,7 @@ def picture_features(model: nn.Module, pixel_values: Tensor, grid: Tensor) -> Pi
     )
 
 
-def _distinct(pictures: Sequence[Tensor], grids: Sequence[Any]) -> tuple[list[int], list[int]]:
+def distinct_pictures(pictures: Sequence[Tensor], grids: Sequence[Any]) -> tuple[list[int], list[int]]:
     """The first place of each distinct picture, and for every picture which of them it is."""
     # A sum finds candidates with one transfer from the device; only those are compared in full.
     sums = torch.stack([picture.sum(dtype=torch.float64) for picture in pictures]).tolist()
