@@ -160,6 +160,12 @@ class AgentSettings:
     """What sums over a text's tokens are divided by under `horizon`."""
     mask_truncated: bool = False
     """Leave texts out of the loss that the length limit ended."""
+    train_phases: list[str] | None = None
+    """Which phases of a text with a picture are trained, of `text` and `image`; null trains both."""
+    phase_rewards: dict[str, str] = field(default_factory=dict)
+    """For a phase, the part of the reward that it is paid instead of the whole."""
+    phase_weights: dict[str, float] = field(default_factory=dict)
+    """For a phase, the weight of its loss; 1 without."""
     advantage_scale: str = "group"
     """What centred rewards are divided by: the std of the `group`, of the `batch`, or `none`."""
     advantage_clip: float | None = None

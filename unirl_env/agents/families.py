@@ -1,19 +1,17 @@
-"""What an agent must know of the kind of environment it trains in: denoising steps or tokens."""
+"""The kinds of environments that agents train in: denoising steps, tokens, or both in one episode."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, ClassVar
-
-import gymnasium as gym
+from typing import Any
 
 from unirl_env.agents.checks import check_latents, check_tokens
+from unirl_env.agents.family import Family, MakeEnv
+from unirl_env.agents.hybrid import Hybrid
 from unirl_env.envs.tokens import MAX_NEW_TOKENS, MAX_PROMPT_TOKENS
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ConfigError
 from unirl_env.models.options import model_choice
-from unirl_env.policies.rl_module import DenoisePolicy, GenerativePolicy, TokenPolicy
+from unirl_env.policies.rl_module import DenoisePolicy, TokenPolicy
 from unirl_env.policies.token_actor import TokenActor
 from unirl_env.policies.trained import TrainedNetwork
 from unirl_env.rollouts.engines import ENGINES, Engine
@@ -22,79 +20,8 @@ from unirl_env.rollouts.tokens import TokenRollout
 
 __all__ = ["FAMILIES", "Family", "family_of"]
 
-MakeEnv = Callable[..., gym.vector.VectorEnv]
 PIXELS = ("max_images", "min_pixels", "max_pixels")
 """What engines must know of a model that reads pictures."""
-PLACEMENT = ("device", "offload")
-"""Where the environment's half of a model lives; the policy's half goes where its runner or learner is."""
-
-
-class Family(ABC):
-    """One kind of environment, from the agent's side. Stateless: everything is read from the settings."""
-
-    policy: ClassVar[type[GenerativePolicy]]
-
-    def policy_options(self, config: Any) -> dict[str, Any]:
-        """The policy's `model_config`; its model is the environment's."""
-        choice, policy = model_choice(config.env_options()), config.policy
-        targets = policy.lora_targets
-        return {
-            "model": choice.name,
-            "model_options": {k: v for k, v in choice.options.items() if k not in PLACEMENT},
-            "lora": None
-            if policy.lora_rank is None
-            else {
-                "rank": policy.lora_rank,
-                "alpha": policy.lora_alpha,
-                "targets": None if targets is None else tuple(targets),
-            },
-            "actor": {
-                "keep_reference": policy.lora_rank is None,
-                "gradient_checkpointing": policy.gradient_checkpointing,
-                **self.actor_options(config),
-            },
-            "seed": config.run_seed,
-        }
-
-    @abstractmethod
-    def phases(self, config: Any) -> dict[str, str]:
-        """The phases that its episodes have, and the kind of each: the losses that an agent must know."""
-
-    @abstractmethod
-    def actor_options(self, config: Any) -> dict[str, Any]:
-        """How the actor turns the network's output into a distribution."""
-
-    @abstractmethod
-    def env_options(self, config: Any) -> dict[str, Any]:
-        """Arguments of a runner's environment besides those that the user gave."""
-
-    @abstractmethod
-    def rollout(self, config: Any, make_env: MakeEnv, actor: TrainedNetwork) -> Any:
-        """What plays episodes."""
-
-    @abstractmethod
-    def rollout_options(self, config: Any) -> dict[str, Any]:
-        """What every rollout is asked for."""
-
-    @abstractmethod
-    def training_options(self, config: Any, iteration: int, *, checked: bool) -> dict[str, Any]:
-        """What a training rollout is asked for."""
-
-    @abstractmethod
-    def evaluation_options(self, config: Any, num_steps: int | None) -> dict[str, Any]:
-        """What a rollout is asked for that is to be compared with others."""
-
-    @abstractmethod
-    def env_steps(self, batch: EpisodeBatch, config: Any) -> int:
-        """Steps of the environment that a batch took."""
-
-    @abstractmethod
-    def check(self, config: Any) -> None:
-        """Refuse settings that cannot work here.
-
-        Raises:
-            ConfigError: Naming the setting.
-        """
 
 
 class Denoising(Family):
@@ -217,7 +144,11 @@ class Tokens(Family):
         check_tokens(config)
 
 
-FAMILIES: dict[str, Family] = {"denoiser": Denoising(), "language_model": Tokens()}
+FAMILIES: dict[str, Family] = {
+    "denoiser": Denoising(),
+    "language_model": Tokens(),
+    "unified_model": Hybrid(),
+}
 """By the argument of an environment that names its model."""
 
 

@@ -42,7 +42,9 @@ def rollout_metrics(batch: EpisodeBatch, advantages: Tensor) -> dict[str, float]
     if batch.truncated is not None:
         found["truncated"] = float(batch.truncated.float().mean())
     pictures = [sample.image is not None for sample in batch.samples or ()]
-    if "text" in batch.phases and pictures and (any(pictures) or "image" in batch.phases):
+    # Answers never come to a picture, and are not meant to.
+    meant = any(pictures) or "image" in batch.phases or any(map(_tells_pictures, batch.scores.parts))
+    if "text" in batch.phases and pictures and meant:
         found["no_picture"] = pictures.count(False) / len(pictures)
     for name, part in batch.scores.parts.items():
         found[f"reward/{name}"] = _mean(part[torch.isfinite(part)])
@@ -105,6 +107,11 @@ def log_to_rllib(logger: Any, metrics: Mapping[str, float], *, env_steps: int) -
     logger.log_value((ENV_RUNNER_RESULTS, "episode_return_mean"), metrics["reward"], reduce="item")
     for name, value in metrics.items():
         logger.log_value((LEARNER_RESULTS, DEFAULT_MODULE_ID, name), value, reduce="item")
+
+
+def _tells_pictures(part: str) -> bool:
+    """Whether a part of a reward is that of `rewards.pictured`, wherever in a composed reward that stands."""
+    return part.rpartition("/")[2] == "pictured"
 
 
 def _mean(values: Tensor) -> float:

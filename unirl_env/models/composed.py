@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -177,8 +178,12 @@ class Composed(UnifiedModel):
         self.text = Writer(_made("writer", writer, "language_model", LANGUAGE_MODELS, placed))
         self.image = Painter(_made("painter", painter, "denoiser", DENOISERS, placed))
         self.opens = tuple(self.text.eos_ids)
-        self.context_keys = tuple(self.image.encode([Prompt("")]))
         self.lora_targets = (*self.text.lora_targets, *self.image.lora_targets)
+
+    @cached_property
+    def context_keys(self) -> tuple[str, ...]:
+        """The entries of the denoiser's context; asking for them loads its encoders."""
+        return tuple(self.image.encode([Prompt("")]))
 
     def network(self) -> TwoNetworks:
         """Both networks, freshly loaded."""

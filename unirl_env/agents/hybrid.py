@@ -1,0 +1,124 @@
+"""Hybrid episodes from the agent's side: a text and then a picture, by one policy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unirl_env.agents.checks import check_latents, check_tokens
+from unirl_env.agents.family import Family, MakeEnv
+from unirl_env.envs.tokens import MAX_NEW_TOKENS
+from unirl_env.episode import EpisodeBatch
+from unirl_env.errors import ConfigError
+from unirl_env.models import UNIFIED_MODELS, UnifiedModel
+from unirl_env.models.options import model_choice
+from unirl_env.policies.hybrid_actor import HybridActor
+from unirl_env.policies.rl_module import HybridPolicy
+from unirl_env.rollouts.hybrid import HybridRollout
+
+__all__ = ["Hybrid"]
+
+LOCAL_OPTIONS = {"rows"}
+"""What `engine_options` can say of the engine in this process."""
+
+
+class Hybrid(Family):
+    """Episodes of `HybridVectorEnv`."""
+
+    policy = HybridPolicy
+
+    def phases(self, config: Any) -> dict[str, str]:
+        """Those of text and image that are not empty."""
+        options, found = config.env_options(), {}
+        if options.get("max_new_tokens", MAX_NEW_TOKENS):
+            found["text"] = "tokens"
+        if self._discrete(config):
+            found["image"] = "tokens"
+        elif options.get("num_steps") != 0:
+            found["image"] = "latents"
+        return found
+
+    def actor_options(self, config: Any) -> dict[str, Any]:
+        """What is trained, what is sampled from, guidance and kernel."""
+        policy = config.policy
+        drawing = (
+            {}
+            if self._discrete(config)
+            else {
+                "dynamics": policy.dynamics,
+                "eta": policy.eta,
+                "storage_dtype": policy.storage_dtype,
+            }
+        )
+        return {
+            "train_phases": config.trained,
+            "temperature": policy.temperature,
+            "top_p": policy.top_p,
+            "top_k": policy.top_k,
+            "guidance": policy.guidance,
+            **drawing,
+        }
+
+    def env_options(self, config: Any) -> dict[str, Any]:
+        """Negative prompts where guidance needs them."""
+        return {"with_negative": True} if config.policy.guidance != 1.0 else {}
+
+    def rollout(self, config: Any, make_env: MakeEnv, actor: HybridActor) -> HybridRollout:
+        """The network beside its environment."""
+        return HybridRollout(make_env, actor, batch_size=config.rollout_batch_size, **config.engine_options)
+
+    def rollout_options(self, config: Any) -> dict[str, Any]:
+        """How the pictures of a group begin."""
+        return {"same_noise": config.same_noise}
+
+    def training_options(self, config: Any, iteration: int, *, checked: bool) -> dict[str, Any]:
+        """The denoising steps that explore: none where pictures are not trained."""
+        if self.phases(config).get("image") != "latents":
+            return {}
+        if "image" not in config.trained:
+            return {"stochastic_steps": ()}
+        return {
+            "stochastic_steps": config.trained_steps(iteration),
+            "keep_mean": not checked or config.needs_mean,
+        }
+
+    def evaluation_options(self, config: Any, num_steps: int | None) -> dict[str, Any]:
+        """The temperature of evaluation, and no noise on the way of latents."""
+        options: dict[str, Any] = {"temperature": config.policy.eval_temperature}
+        if self.phases(config).get("image") == "latents":
+            options |= {"stochastic_steps": (), "num_steps": num_steps}
+        return options
+
+    def env_steps(self, batch: EpisodeBatch, config: Any) -> int:
+        """One for each token of the policy's, and T for each picture of latents."""
+        tokens = sum(int(phase.mask.sum()) for phase in batch.phases.values() if phase.kind == "tokens")
+        latents = self.phases(config).get("image") == "latents"
+        return tokens + (len(batch) * config.num_steps if latents else 0)
+
+    def check(self, config: Any) -> None:
+        """Both phases' settings; and nothing but this process generates."""
+        if config.engine != "local":
+            raise ConfigError(
+                f"`engine` must be 'local' for a model that writes and draws, got {config.engine!r}: vLLM "
+                "and SGLang generate tokens alone."
+            )
+        unknown = set(config.engine_options) - LOCAL_OPTIONS
+        if unknown:
+            raise ConfigError(
+                f"`engine_options` must be of {sorted(LOCAL_OPTIONS)} here, got {sorted(unknown)}."
+            )
+        phases = self.phases(config)
+        if not phases:
+            raise ConfigError(
+                "`max_new_tokens` and `num_steps` must leave a phase to play, got 0 and 0; try num_steps=10."
+            )
+        check_tokens(config)
+        if phases.get("image") == "latents" and "image" in config.trained:
+            check_latents(config)
+        elif self._discrete(config) and config.policy.guidance != 1.0:
+            raise ConfigError(
+                f"`policy.guidance` must be 1 where pictures are tokens, got {config.policy.guidance}."
+            )
+
+    def _discrete(self, config: Any) -> bool:
+        name = model_choice(config.env_options()).name
+        return (name if isinstance(name, UnifiedModel) else UNIFIED_MODELS.get(name)).discrete
