@@ -106,13 +106,13 @@ def write_tiny_janus(path, *, seed=0, width=32, pieces=64, tied=False):
         with torch.no_grad():
             for part in (base.generation_embeddings, base.generation_aligner, base.generation_head):
                 for weight in part.parameters():
-                    weight.normal_(0, 0.4)
+                    weight.normal_(0, 0.3)
             for weight in base.vqmodel.decoder.parameters():
                 if weight.ndim > 1:
                     weight.mul_(2)
     network.generation_config = t.GenerationConfig(
         guidance_scale=5,
-        boi_token_id=tokenizer.convert_tokens_to_ids(MARKS["boi_token"]),
+        generation_kwargs={"boi_token_id": tokenizer.convert_tokens_to_ids(MARKS["boi_token"])},
         **{"bos_token_id": begin, "eos_token_id": end, "pad_token_id": pad},
     )
     network.save_pretrained(path)
