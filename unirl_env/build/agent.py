@@ -17,6 +17,7 @@ from unirl_env.envs.encodings import encode_prompts, input_limits
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.envs.tokens import MAX_PROMPT_TOKENS
 from unirl_env.errors import ConfigError
+from unirl_env.models import UnifiedModel
 from unirl_env.models.options import model_choice
 from unirl_env.types import Prompt
 
@@ -106,9 +107,10 @@ def check_prompts(cfg: RunConfig, prompts: Iterable[Prompt]) -> None:
     """
     arguments = {**gym.spec(cfg.model.env).kwargs, **world_options(cfg)}
     choice = model_choice(arguments)
-    if choice.family != "language_model":
+    if choice.family == "denoiser":
         return
     model, most = make_model(choice), arguments.get("max_prompt_tokens", MAX_PROMPT_TOKENS)
+    model = model.text if isinstance(model, UnifiedModel) else model
     limits = input_limits(model, most)
     for prompt in prompts:
         # One at a time: the pictures of all of them may not fit into memory.
