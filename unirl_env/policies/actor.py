@@ -101,9 +101,7 @@ class FlowActor(TrainedNetwork):
         reading = self.denoiser.read(self.network, context)
         return reading if row is None else self.denoiser.pick(reading, row)
 
-    def act(
-        self, obs: Mapping[str, Tensor], noise: Tensor | None = None, *, reading: Any = None
-    ) -> SDEStep:
+    def act(self, obs: Mapping[str, Tensor], noise: Tensor | None = None, *, reading: Any = None) -> SDEStep:
         """Sample the next latents.
 
         Args:
