@@ -37,7 +37,7 @@ def token_loss(rows: Rows, new: TokenStep, config: Any) -> tuple[Tensor, dict[st
         new.log_prob,
         rows.old_log_prob,
         rows.weighted,
-        epsilon=config.epsilon,
+        epsilon=config.epsilon if config.token_epsilon is None else config.token_epsilon,
         mask=rows.mask,
         denominator=rows.denominator,
     )
@@ -46,8 +46,9 @@ def token_loss(rows: Rows, new: TokenStep, config: Any) -> tuple[Tensor, dict[st
 class DRPOConfig(AgentConfig):
     """Settings of `DRPO`.
 
-    Knob: `epsilon`, the radius of the trust region in total variation; below 1 it has a border, beyond which
+    Knobs: `epsilon`, the radius of the trust region in total variation; below 1 it has a border, beyond which
     transitions are turned back. The published 12.5 reweighs tokens by 8 % at most and turns none back.
+    `token_epsilon` is that of tokens, where episodes have latents, too; None for the same.
 
     Reference:
         DRPO (arXiv 2606.09821); on latents in its Gaussian form (`F.drpo_gaussian_loss`).
@@ -58,12 +59,15 @@ class DRPOConfig(AgentConfig):
     def __init__(self, algo_class: type | None = None):
         super().__init__(algo_class=algo_class or DRPO)
         self.epsilon = 0.5
+        self.token_epsilon: float | None = None
 
     def validate(self) -> None:
         """Check the radius, too."""
         super().validate()
-        if not self.epsilon > 0:
-            raise ConfigError(f"`epsilon` must be positive, got {self.epsilon}; try 0.5.")
+        for name in ("epsilon", "token_epsilon"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"`{name}` must be positive, got {value}; try 0.5.")
 
 
 class DRPO(Agent):
