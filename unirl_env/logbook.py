@@ -16,6 +16,7 @@ from typing import Any
 
 from unirl_env.config import RunConfig
 from unirl_env.errors import MissingExtra
+from unirl_env.metric_names import PHASES, shared_names
 from unirl_env.settings import flat
 
 __all__ = ["Logbook", "append", "as_json", "cut", "read_rows"]
@@ -38,6 +39,7 @@ class Logbook:
         cut(self.metrics, start)
         cut(self.evaluations, start)
         self._tensorboard = self._wandb = None
+        self._laid_out = False
         if cfg.logging.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -49,6 +51,7 @@ class Logbook:
     def log(self, row: Mapping[str, Any]) -> None:
         """Write down one iteration."""
         append(self.metrics, row)
+        self._lay_out(row)
         self._publish({name: value for name, value in row.items() if name != "iteration"}, row["iteration"])
 
     def log_evaluation(self, row: Mapping[str, Any]) -> None:
@@ -71,6 +74,14 @@ class Logbook:
             self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+    def _lay_out(self, row: Mapping[str, Any]) -> None:
+        """Let TensorBoard's page of custom scalars show the phases of a quantity in one chart."""
+        shared = shared_names(row)
+        if self._tensorboard is not None and shared and not self._laid_out:
+            charts = {name: ["Multiline", [f"{phase}/{name}$" for phase in PHASES]] for name in shared}
+            self._tensorboard.add_custom_scalars({"phases": charts})
+            self._laid_out = True
 
     def _publish(self, values: Mapping[str, Any], step: int) -> None:
         numbers = {k: v for k, v in values.items() if isinstance(v, (int, float)) and math.isfinite(v)}

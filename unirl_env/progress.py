@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any
@@ -13,6 +13,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
+
+from unirl_env.metric_names import of_phases
 
 __all__ = ["RunProgress", "clock", "waiting"]
 
@@ -117,13 +119,22 @@ def describe(row: Mapping[str, Any]) -> list[str]:
         ("masked", ("masked_fraction", "clip_fraction"), "{:.0%}"),
         ("samples/s", ("episodes_per_second",), "{:.0f}"),
     ):
-        value = next((row[name] for name in names if _number(row.get(name))), None)
-        if value is not None:
-            parts.append(f"{form.format(value)} {label}" if "/" in label else f"{label} {form.format(value)}")
+        value = _written(row, names, form)
+        if value:
+            parts.append(f"{value} {label}" if "/" in label else f"{label} {value}")
+    if _number(row.get("no_picture")) and row["no_picture"] > 0:
+        parts.append(f"{row['no_picture']:.0%} without picture")
     failed = row.get("reward/failed")
     if _number(failed) and failed > 0:
         parts.append(f"{failed:g} failed scores")
     return parts
+
+
+def _written(row: Mapping[str, Any], names: Sequence[str], form: str) -> str:
+    """The first of the numbers that there is; of several phases those of each, with the phase's name."""
+    known = [name for name, value in row.items() if _number(value)]
+    found = next(filter(None, (of_phases(name, known) for name in names)), {})
+    return ", ".join(f"{phase} {form.format(row[name])}".strip() for phase, name in found.items())
 
 
 def sparkline(values: deque[float]) -> str:

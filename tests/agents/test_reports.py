@@ -10,7 +10,7 @@ from test_shards import batch_of
 from unirl_env.agents.reports import rollout_metrics, update_metrics
 from unirl_env.agents.update import PhaseUpdate, Update
 from unirl_env.episode import Phase
-from unirl_env.types import Sample
+from unirl_env.types import Sample, Scores
 
 
 def test_sums_become_means_over_computed_rows_and_the_loss_one_over_minibatches():
@@ -74,6 +74,8 @@ def test_texts_that_never_came_to_their_picture_are_counted():
     assert found(drawn, none, drawn, drawn) == 0.25 and found(drawn, drawn, drawn, drawn) == 0
     assert found(none, none, none, none) is None, "answers are not meant to become pictures"
     assert found(none, none, none, none, image=text) == 1
+    paid = replace(batch, scores=Scores(torch.zeros(4), {"scorer/pictured": torch.zeros(4)}))
+    assert rollout_metrics(replace(paid, samples=(none,) * 4), torch.zeros(4))["no_picture"] == 1
     assert found() is None
     pictures = replace(batch_of(groups=1, size=4), samples=(drawn,) * 4)
     assert "no_picture" not in rollout_metrics(pictures, torch.zeros(4))

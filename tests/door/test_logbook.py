@@ -88,3 +88,21 @@ def test_wandb_gets_the_numbers_and_a_continued_run_joins_again(tmp_path, monkey
     assert calls[1:3] == [({"reward": 0.1}, 1), "finished"]
     assert calls[0]["id"] == calls[3]["id"]
     assert calls[0]["config"]["agent.lr"] == cfg.agent.lr
+
+
+def test_tensorboard_shows_the_phases_of_a_quantity_together(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+
+    book = Logbook(tmp_path, small_config(tmp_path, logging__tensorboard=True))
+    for iteration in (1, 2):
+        row = {"iteration": iteration, "text/kl": 0.1, "image/kl": 0.2, "text/tv": 0.3, "kl": 0.3}
+        book.log(row | ({"text/gap": 0.0, "image/gap": 0.0} if iteration == 1 else {}))
+    book.close()
+    events = EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    assert {"text/kl", "image/kl"} <= set(events.Tags()["scalars"])
+    (found,) = events.Tensors("custom_scalars__config__")
+    layout = Layout.FromString(found.tensor_proto.string_val[0])
+    charts = {chart.title: list(chart.multiline.tag) for chart in layout.category[0].chart}
+    assert charts == {"kl": ["text/kl$", "image/kl$"], "gap": ["text/gap$", "image/gap$"]}

@@ -43,6 +43,13 @@ def test_other_agents_other_numbers():
     assert "KL 1.0e-03  masked 50%" in text
 
 
+def test_two_phases_are_told_apart():
+    phases = {"text/approx_kl": 1e-3, "image/kl": 2e-4, "image/approx_kl": 9.0, "text/kl": 1e-2}
+    text = lines([{"iteration": 1, "reward": 0.5, **phases, "text/masked_fraction": 0.25, "no_picture": 0.5}])
+    assert "KL text 1.0e-02, image 2.0e-04  masked text 25%  50% without picture" in text
+    assert "picture" not in lines([{"iteration": 1, "reward": 0.5, "no_picture": 0.0}])
+
+
 def test_failures_are_told():
     text = lines([{"iteration": 1, "reward": float("nan"), "reward/failed": 7.0, "seconds": 1.0}])
     assert "all failed" in text

@@ -12,6 +12,7 @@ from test_report_answers import HOSTILE, PROMPTS
 from unirl_env.episode import EpisodeBatch
 from unirl_env.evaluate import Options, compare
 from unirl_env.launch import Parts, launch
+from unirl_env.report.curves import process_charts
 from unirl_env.report.drawn import are_drawn, drawn
 from unirl_env.run_folder import RunFolder
 from unirl_env.samples_folder import save_samples
@@ -89,6 +90,22 @@ def test_the_comparison_shows_them_as_well(run, tmp_path):
     compare(str(run.path), Options(out=tmp_path), Console(file=io.StringIO()), build)
     checked((tmp_path / "index.html").read_text(encoding="utf-8"))
     assert (tmp_path / "pictures/train/after/further/000-0-2.png").exists()
+
+
+def test_the_phases_of_a_quantity_share_a_chart():
+    rows = [
+        {"iteration": i, "text/kl": 0.1 * i, "image/kl": 0.2, "grad_norm": 1.0, "text/clip_fraction": 0.1}
+        for i in (1, 2)
+    ]
+    figures = process_charts(rows).split("</figure>")
+    kl, clipped, norm = (figure for figure in figures if "<h3>Seconds" not in figure and "<h3>" in figure)
+    assert '<span class="key main">text</span><span class="key second">image</span>' in kl
+    assert kl.count('class="curve ') == 2
+    assert '<span class="key main">text</span>' in clipped and "image" not in clipped
+    assert '<span class="key main">norm</span>' in norm
+    assert "Texts without a picture" not in process_charts(rows)
+    lost = process_charts([{**row, "no_picture": 0.5, "truncated": 0.25, "tokens": 7.0} for row in rows])
+    assert "Texts without a picture" in lost and "50 %" in lost and "Length of the texts" in lost
 
 
 def test_what_counts_is_that_texts_are_meant_to_be_drawn(tmp_path):

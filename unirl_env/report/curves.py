@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unirl_env.metric_names import of_phases
 from unirl_env.report.charts import Chart, Series, smooth
 from unirl_env.summary import SETS
 
@@ -13,6 +14,36 @@ __all__ = ["process_charts", "reward_charts"]
 Rows = Sequence[Mapping[str, Any]]
 STYLES = ("main", "second", "third", "fourth")
 SECONDS = ("rollout", "reward", "update", "sync")
+CHARTS = (
+    {
+        "names": ("kl", "approx_kl"),
+        "title": "KL to the rollout's policy",
+        "label": "KL",
+        "note": "Mean per latent element or token.",
+    },
+    {
+        "names": ("masked_fraction",),
+        "title": "Masked transitions",
+        "label": "masked",
+        "note": "Updates that would leave the trust region.",
+        "percent": True,
+    },
+    {
+        "names": ("clip_fraction",),
+        "title": "Clipped transitions",
+        "label": "clipped",
+        "note": "Updates beyond the clip range.",
+        "percent": True,
+    },
+    {
+        "names": ("reference_kl",),
+        "title": "KL to the untrained model",
+        "label": "KL",
+        "note": "How far it has moved.",
+    },
+    {"names": ("grad_norm",), "title": "Gradient norm", "label": "norm", "note": "Before clipping."},
+)
+"""How a run went. Of each chart the first of its names that was measured is drawn."""
 
 
 def reward_charts(metrics: Rows, evaluations: Rows) -> str:
@@ -25,37 +56,8 @@ def process_charts(metrics: Rows) -> str:
     """How a run went: distances, masks, gradients, seconds."""
     if not metrics:
         return ""
-    x = [row["iteration"] for row in metrics]
-    charts = []
-    kl = next((name for name in ("kl", "approx_kl") if _has(metrics, name)), None)
-    if kl:
-        charts.append(
-            _simple(
-                "KL to the rollout's policy",
-                "KL",
-                kl,
-                metrics,
-                x,
-                "Mean per latent element or token.",
-                floor=0.0,
-            )
-        )
-    for name, title, note in (
-        ("masked_fraction", "Masked transitions", "Updates that would leave the trust region."),
-        ("clip_fraction", "Clipped transitions", "Updates beyond the clip range."),
-    ):
-        if _has(metrics, name):
-            charts.append(_simple(title, title.split()[0].lower(), name, metrics, x, note, 0.0, percent=True))
-    if _has(metrics, "reference_kl"):
-        charts.append(
-            _simple(
-                "KL to the untrained model", "KL", "reference_kl", metrics, x, "How far it has moved.", 0.0
-            )
-        )
-    if _has(metrics, "grad_norm"):
-        charts.append(_simple("Gradient norm", "norm", "grad_norm", metrics, x, "Before clipping.", 0.0))
-    charts.append(_seconds(metrics, x))
-    return "".join(chart.svg() for chart in charts)
+    charts = [chart for options in CHARTS for chart in _chart(metrics, **options)]
+    return "".join(chart.svg() for chart in [*charts, *_texts(metrics), _seconds(metrics)])
 
 
 def _reward(metrics: Rows) -> Chart:
@@ -93,7 +95,8 @@ def _evaluations(evaluations: Rows) -> list[Chart]:
     return charts
 
 
-def _seconds(metrics: Rows, x: Sequence[float]) -> Chart:
+def _seconds(metrics: Rows) -> Chart:
+    x = [row["iteration"] for row in metrics]
     series = [Series("whole iteration", x, _column(metrics, "seconds"), "raw")]
     named = [name for name in SECONDS if _has(metrics, f"seconds/{name}")]
     for style, name in zip(STYLES, named, strict=False):
@@ -101,18 +104,31 @@ def _seconds(metrics: Rows, x: Sequence[float]) -> Chart:
     return Chart("Seconds per iteration", series, note="Where the time goes.", floor=0.0)
 
 
-def _simple(
-    title: str,
-    label: str,
-    name: str,
-    metrics: Rows,
-    x: Sequence[float],
-    note: str,
-    floor: float | None = None,
-    percent: bool = False,
-) -> Chart:
-    series = [Series(label, x, _column(metrics, name), "main")]
-    return Chart(title, series, note=note, floor=floor, percent=percent)
+def _chart(
+    metrics: Rows, names: Sequence[str], title: str, label: str, note: str, percent: bool = False
+) -> list[Chart]:
+    """The first of the quantities that there is, with a line for each phase that has its own; or nothing."""
+    known = dict.fromkeys(name for row in metrics for name, value in row.items() if value is not None)
+    found = next(filter(None, (of_phases(name, known) for name in names)), {})
+    series = [
+        Series(phase or label, [row["iteration"] for row in metrics], _column(metrics, name), style)
+        for style, (phase, name) in zip(STYLES, found.items(), strict=False)
+    ]
+    return [Chart(title, series, note=note, floor=0.0, percent=percent)] if series else []
+
+
+def _texts(metrics: Rows) -> list[Chart]:
+    """Of texts that are to become pictures: how many do not, and how long they are."""
+    if not _has(metrics, "no_picture"):
+        return []
+    x = [row["iteration"] for row in metrics]
+    lost = [Series("cut off", x, _column(metrics, "truncated"), "second")]
+    lost.append(Series("no picture", x, _column(metrics, "no_picture"), "main"))
+    length = [Series("tokens", x, _column(metrics, "tokens"), "main")]
+    return [
+        Chart("Texts without a picture", lost, note="Of all episodes.", floor=0.0, percent=True),
+        Chart("Length of the texts", length, note="Mean number of tokens."),
+    ]
 
 
 def _column(rows: Rows, name: str) -> list[float | None]:
