@@ -68,6 +68,23 @@ IDS: dict[str, dict[str, Any]] = {
         "prompts": "scenes_train",
         "scorer": "clip",
     },
+    "unirl/TinyUnified-T2I-v0": {
+        "unified_model": "tiny_unified",
+        "max_new_tokens": 8,
+        "max_prompt_tokens": 48,
+        "num_steps": 8,
+        "prompts": "unified_train",
+        "scorer": {"name": "pictured", "scorer": "shapes"},
+    },
+    "unirl/TinyUnified-Edit-v0": {
+        "unified_model": "tiny_unified",
+        "edits": True,
+        "max_new_tokens": 8,
+        "max_prompt_tokens": 48,
+        "num_steps": 8,
+        "prompts": "unified_edits_train",
+        "scorer": {"name": "pictured", "scorer": "shapes"},
+    },
     "unirl/GaussianMixture-v0": {
         "denoiser": "gaussian_mixture",
         "num_steps": 10,
