@@ -24,7 +24,12 @@ ENVIRONMENT = {
 }
 """What other libraries read from the environment; a value that is already there stays."""
 
-CHATTY = ("ray.rllib.algorithms.algorithm_config",)
+CHATTY = (
+    "ray.rllib.algorithms.algorithm_config",
+    # They tell of every text that is longer than an encoder reads.
+    "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3",
+    "transformers.tokenization_utils_base",
+)
 """Loggers whose warnings are notices to everybody and not news about this run."""
 
 

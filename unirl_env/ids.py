@@ -8,6 +8,14 @@ import gymnasium as gym
 
 __all__ = ["IDS", "register_ids"]
 
+ENHANCE = (
+    "You rewrite what a user wants to see as a prompt for an image generator. Keep everything that the user "
+    "asks for: every object, number, colour, place, lettering and style. Add what makes the picture "
+    "concrete: composition, light, material, viewpoint. Answer with the enhanced prompt alone, in one "
+    "paragraph of at most 80 words."
+)
+"""What a prompt enhancer is told."""
+
 IDS: dict[str, dict[str, Any]] = {
     "unirl/SD3-T2I-v0": {
         "denoiser": "sd3",
@@ -47,6 +55,33 @@ IDS: dict[str, dict[str, Any]] = {
         "max_prompt_tokens": 32,
         "prompts": "sums_train",
         "scorer": "exact",
+    },
+    "unirl/PromptEnhancer-T2I-v0": {
+        "language_model": "causal_lm",
+        "pretrained": "Qwen/Qwen3-4B-Instruct-2507",
+        "system": ENHANCE,
+        "max_new_tokens": 256,
+        "max_prompt_tokens": 512,
+        "generator": {
+            "denoiser": "sd3",
+            "pretrained": "stabilityai/stable-diffusion-3.5-medium",
+            "height": 512,
+            "width": 512,
+            "dtype": "bfloat16",
+            "num_steps": 20,
+            "guidance": 4.5,
+            "rows": 4,
+        },
+        "prompts": "scenes_train",
+        "scorer": {"name": "pictured", "scorer": "clip"},
+    },
+    "unirl/TinyPromptEnhancer-T2I-v0": {
+        "language_model": "tiny_enhancer",
+        "max_new_tokens": 16,
+        "max_prompt_tokens": 32,
+        "generator": {"denoiser": "tiny_sd3", "num_steps": 4, "guidance": 3.0, "context_cache": 1024},
+        "prompts": "requests_train",
+        "scorer": {"name": "pictured", "scorer": "shapes"},
     },
     "unirl/TinyQwenVL-VQA-v0": {
         "language_model": "tiny_qwen_vl",

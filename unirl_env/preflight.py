@@ -19,8 +19,8 @@ from unirl_env.types import Prompt
 __all__ = ["Prompts", "check_all", "preflight", "read_prompts"]
 
 TRAIN, HELDOUT = "train", "heldout"
-MODE_OF = {"denoiser": "diffusion", "language_model": "ar"}
-"""What the argument of an environment that names its model says about the mode."""
+MODE_OF = {"generator": "pe", "denoiser": "diffusion", "language_model": "ar"}
+"""What the argument of an environment that names its model says about the mode; the first that is there."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,13 @@ def _check_environment(cfg: RunConfig) -> None:
             f"{', '.join(known)}, or `package:namespace/Name-v0` for one of your own."
         )
     name = cfg.model.env.rpartition(":")[2]
-    arguments = gym.registry[name].kwargs if name in gym.registry else {}
-    for argument, mode in MODE_OF.items():
-        if argument in arguments and cfg.mode != mode:
-            raise ConfigError(
-                f"`mode` must be {mode!r} for {cfg.model.env}, got {cfg.mode!r}; try `mode={mode}`, or "
-                "another `model`."
-            )
+    arguments = {**(gym.registry[name].kwargs if name in gym.registry else {}), **cfg.model.options}
+    mode = next((mode for argument, mode in MODE_OF.items() if arguments.get(argument)), cfg.mode)
+    if cfg.mode != mode:
+        raise ConfigError(
+            f"`mode` must be {mode!r} for {cfg.model.env}, got {cfg.mode!r}; try `mode={mode}`, or "
+            "another `model`."
+        )
 
 
 def _check_numbers(cfg: RunConfig) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unirl_env.errors import ConfigError
-from unirl_env.rewards import SCORERS, Gate, Minimum, Overlong, Product, WeightedSum, checked_scorer
+from unirl_env.rewards import SCORERS, Minimum, Product, WeightedSum, checked_scorer
 from unirl_env.types import Scorer
 
 __all__ = ["build_scorer"]
@@ -21,7 +21,8 @@ def build_scorer(spec: Any) -> Scorer:
             `{name: weighted_sum, parts: {clip: 1.0, sharp: {name: my.module.Sharp, weight: 0.2}}}`,
             `{name: product | minimum, parts: {...}}`,
             `{name: gate, gate: spec, scorer: spec, threshold: 0.5}`,
-            `{name: overlong, scorer: spec, mode: zero}`.
+            `{name: overlong, scorer: spec, mode: zero}`. Options that a class lists in its `wraps` are
+            scorers, and built like this one.
 
     Raises:
         ConfigError: If the words name nothing, or the options do not fit what they name.
@@ -38,12 +39,6 @@ def build_scorer(spec: Any) -> Scorer:
         if name in ("product", "minimum"):
             made = {part: build_scorer(_named(part, spec)) for part, spec in _parts(name, options).items()}
             return (Product if name == "product" else Minimum)(made)
-        if name in ("gate", "overlong"):
-            for part in ("gate", "scorer") if name == "gate" else ("scorer",):
-                if part not in options:
-                    raise ConfigError(f"Reward {name!r} must have `{part}`, got {sorted(options)}.")
-                options[part] = build_scorer(options[part])
-            return _called(Gate if name == "gate" else Overlong, name, options)
         return _instance(name, options)
     if callable(spec):
         return checked_scorer(spec)
@@ -53,6 +48,10 @@ def build_scorer(spec: Any) -> Scorer:
 def _instance(name: str, options: dict[str, Any]) -> Scorer:
     target = SCORERS.get(name)
     if inspect.isclass(target):
+        for part in getattr(target, "wraps", ()):
+            if part not in options:
+                raise ConfigError(f"Reward {name!r} must have `{part}`, got {sorted(options)}.")
+            options[part] = build_scorer(options[part])
         return _called(target, name, options)
     if options:
         raise ConfigError(f"Reward {name!r} is a function and takes no options, got {sorted(options)}.")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 import torch
+from gymnasium.vector import AutoresetMode
 
 from unirl_env.build.scorers import build_scorer
 from unirl_env.envs.base import GenerativeVectorEnv
@@ -18,6 +19,7 @@ from unirl_env.errors import ConfigError
 from unirl_env.models import DENOISERS, LANGUAGE_MODELS, Denoiser, LanguageModel
 from unirl_env.models.options import FAMILIES, MODEL_OPTIONS, ModelChoice, model_choice
 from unirl_env.registry import Registry
+from unirl_env.wrappers.draw import DrawWrapper
 from unirl_env.wrappers.flatten import ArrayInfo, FlattenForPPO, flatten_for_ppo
 from unirl_env.wrappers.reward import RewardWrapper
 
@@ -26,12 +28,15 @@ __all__ = ["make_env", "make_model", "make_vector_env", "pick_device"]
 TOOLS = Registry("tool", {"calculator": "unirl_env.envs.tools:Calculator"})
 KINDS = {"denoiser": (DENOISERS, DenoiseVectorEnv), "language_model": (LANGUAGE_MODELS, TokenVectorEnv)}
 """By the argument that names the model: where names are looked up, and what is made of it."""
+OWN_ARGUMENTS = ("generator", "scorer", "on_invalid", "together", "flat")
+"""What `make_vector_env` itself takes, whatever the environment."""
 ONE_EPISODE = {"num_envs": 1, "group_size": 1, "array_backend": "numpy", "autoreset_mode": "disabled"}
 
 
 def make_vector_env(
     num_envs: int = 1,
     *,
+    generator: Mapping[str, Any] | None = None,
     scorer: Any = None,
     on_invalid: str | float = "nan",
     together: bool = False,
@@ -43,6 +48,9 @@ def make_vector_env(
 
     Args:
         num_envs: B.
+        generator: Of a language model, what draws its texts: `{"denoiser": "tiny_sd3", ...}` with the
+            options of that model and those of `DrawWrapper`; `together` is True by default in autoreset mode
+            DISABLED. None leaves texts as they are.
         scorer: Anything that `build_scorer` understands; None leaves the episodes unscored.
         on_invalid: What an invalid score pays: `"nan"`, `"raise"`, or a number.
         together: Judge all episodes of a batch at its end, in one call of the scorer; see `RewardWrapper`.
@@ -65,11 +73,13 @@ def make_vector_env(
     if unknown:
         raise ConfigError(
             f"The environment has no arguments {sorted(unknown)}; it has "
-            f"{sorted(known | set(MODEL_OPTIONS) | {*FAMILIES, 'scorer', 'on_invalid', 'together', 'flat'})}."
+            f"{sorted(known | set(MODEL_OPTIONS) | {*FAMILIES, *OWN_ARGUMENTS})}."
         )
     if "tool" in choice.rest:
         choice.rest["tool"] = _tool(choice.rest["tool"])
     env = kind(model, num_envs=num_envs, device=device, **choice.rest)
+    if generator is not None:
+        env = _drawn(env, generator, choice.family, device)
     if scorer is not None:
         env = RewardWrapper(env, build_scorer(scorer), on_invalid=on_invalid, together=together)
     if not flat:
@@ -122,6 +132,30 @@ def _arguments(kind: type[GenerativeVectorEnv]) -> set[str]:
     signatures = (inspect.signature(made.__init__) for made in (kind, GenerativeVectorEnv))
     named = {parameter for signature in signatures for parameter in signature.parameters}
     return named - {"self", "shared", "num_envs", "device", *FAMILIES}
+
+
+def _drawn(
+    env: gym.vector.VectorEnv, spec: Mapping[str, Any], family: str, device: str
+) -> gym.vector.VectorEnv:
+    """`env` inside a `DrawWrapper` with the generator that `spec` describes."""
+    if family != "language_model":
+        raise ConfigError(f"`generator` must be None for a `{family}`, which draws by itself, got {spec!r}.")
+    if not isinstance(spec, Mapping) or not spec.get("denoiser"):
+        raise ConfigError(
+            f"`generator` must be a mapping that names a `denoiser`, got {spec!r}; try "
+            '{"denoiser": "tiny_sd3", "num_steps": 6}.'
+        )
+    choice = model_choice({**spec, "device": pick_device(spec.get("device") or device)})
+    signature = inspect.signature(DrawWrapper.__init__).parameters
+    known = set(signature) - {"self", "env", "generator"}
+    if unknown := set(choice.rest) - known:
+        raise ConfigError(
+            f"`generator` has no arguments {sorted(unknown)}; it has {sorted(known | set(MODEL_OPTIONS))}."
+        )
+    model = choice.name if isinstance(choice.name, Denoiser) else make_model(choice)
+    together = env.metadata["autoreset_mode"] is AutoresetMode.DISABLED
+    settings = {name: value for name, value in choice.rest.items() if value is not None}
+    return DrawWrapper(env, model, **{"together": together, **settings})
 
 
 def _tool(tool: Any) -> Any:

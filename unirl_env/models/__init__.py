@@ -30,6 +30,7 @@ LANGUAGE_MODELS = Registry(
     {
         "causal_lm": "unirl_env.models.causal_lm:CausalLM",
         "qwen_vl": "unirl_env.models.qwen_vl:QwenVL",
+        "tiny_enhancer": "unirl_env.models.tiny.enhancer:TinyPromptEnhancer",
         "tiny_qwen3": "unirl_env.models.tiny.qwen3:TinyQwen3",
         "tiny_qwen_vl": "unirl_env.models.tiny.qwen_vl:TinyQwenVL",
     },

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ __all__ = ["draw_latents"]
 
 INITIAL = -1
 """The step that keys the initial noise."""
+NEGATIVE = "negative_"
+"""Prefix of the encoded negative prompts."""
 
 
 @torch.no_grad()
@@ -29,6 +31,7 @@ def draw_latents(
     num_steps: int,
     guidance: float = 1.0,
     rows: int | None = None,
+    contexts: Callable[[Sequence[Prompt]], dict[str, Tensor]] | None = None,
 ) -> Tensor:
     """Finished latents by the Euler ODE of the denoiser's own schedule, from keyed noise.
 
@@ -44,6 +47,9 @@ def draw_latents(
         num_steps: Denoising steps.
         guidance: Classifier-free guidance; other than 1 evaluates the network on twice as many rows.
         rows: How many are drawn at a time, which bounds memory; None draws all at once.
+        contexts: Gives the context of prompts, each tensor `[N, ...]`, and with guidance that of the negative
+            prompts as `negative_...`: `Contexts.of` of `unirl_env.envs`, which remembers. None asks the
+            denoiser.
 
     Returns:
         `[B, ...]` float32.
@@ -66,10 +72,16 @@ def draw_latents(
 
     def draw(latent: Tensor, row: Tensor) -> Tensor:
         lot = [prompts[i] for i in row.tolist()]
-        context = _encoded(denoiser, lot, negative=False)
+        if contexts is not None:
+            found = contexts(lot)
+        else:
+            found = _encoded(denoiser, lot, negative=False)
+            if guidance != 1.0:
+                without = _encoded(denoiser, lot, negative=True)
+                found |= {NEGATIVE + name: tensor for name, tensor in without.items()}
+        context = {name: tensor for name, tensor in found.items() if not name.startswith(NEGATIVE)}
         if guidance != 1.0:
-            without = _encoded(denoiser, lot, negative=True)
-            context = {k: torch.cat([without[k], tensor]) for k, tensor in context.items()}
+            context = {k: torch.cat([found[NEGATIVE + k], tensor]) for k, tensor in context.items()}
         reading = denoiser.read(network, context)
         for sigma, sigma_next in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
             velocity = _guided(denoiser, network, latent, sigma, reading, guidance)

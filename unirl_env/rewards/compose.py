@@ -106,6 +106,9 @@ class Gate:
         ConfigError: If a scorer cannot be called or a number is not finite.
     """
 
+    wraps = ("gate", "scorer")
+    """The options that are scorers themselves."""
+
     def __init__(
         self, gate: Scorer, scorer: Scorer, threshold: float, closed_value: float = 0.0, name: str = ""
     ):

@@ -42,6 +42,8 @@ class Overlong:
         Yu et al. 2025 (DAPO), arXiv:2503.14476, section 3.4, equation 13, with `factor=1`.
     """
 
+    wraps = ("scorer",)
+
     def __init__(
         self,
         scorer: Scorer,

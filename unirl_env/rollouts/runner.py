@@ -24,6 +24,7 @@ from unirl_env.errors import ContractError
 from unirl_env.models.options import FAMILIES
 from unirl_env.rollouts.sync import require_version
 from unirl_env.types import Prompt
+from unirl_env.wrappers.draw import drawing_of
 
 __all__ = ["GenerativeEnvRunner"]
 
@@ -210,10 +211,12 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
         if num_steps is not None:
             options["num_steps"] = num_steps
         if self.env is not None:
-            # Text encoders, decoder and scorer are large, and the same for every number of episodes.
+            # Text encoders, decoder, generator and scorer are large, and the same for any number of episodes.
             for family in FAMILIES:
                 if hasattr(self.env.unwrapped, family):
                     options[family] = getattr(self.env.unwrapped, family)
+            if drawing := drawing_of(self.env):
+                options["generator"] = drawing
             if hasattr(self.env, "scorer"):
                 options["scorer"] = self.env.scorer
         return gym.make_vec(

@@ -1,5 +1,6 @@
 """Wrappers around generative vector environments; each leaves the contract of `envs.base` intact."""
 
+from unirl_env.wrappers.draw import DrawWrapper
 from unirl_env.wrappers.flatten import ArrayInfo, FlattenForPPO, flatten_for_ppo
 from unirl_env.wrappers.record import RecordMedia
 from unirl_env.wrappers.reward import RewardWrapper
@@ -8,6 +9,7 @@ from unirl_env.wrappers.statistics import EpisodeStatistics
 
 __all__ = [
     "ArrayInfo",
+    "DrawWrapper",
     "EpisodeStatistics",
     "FlattenForPPO",
     "PotentialShaping",

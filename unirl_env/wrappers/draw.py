@@ -14,13 +14,14 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from torch import nn
 
 import unirl_env.functional as F
+from unirl_env.envs.contexts import Contexts
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.models.base import Denoiser
 from unirl_env.models.generate import draw_latents
 from unirl_env.types import Prompt, Sample
 from unirl_env.wrappers.episodes import as_numpy
 
-__all__ = ["DrawWrapper"]
+__all__ = ["DrawWrapper", "drawing_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class DrawWrapper(VectorWrapper):
         after: Draw only what follows the last occurrence of this (`"</think>"`); None draws the whole text.
         max_characters: The longest text that is drawn.
         rows: How many pictures are denoised at a time. Bounds memory; fewer are filled up to it.
+        context_cache: How many encoded texts to keep.
 
     Attributes:
         drawn: How many pictures have been drawn so far.
@@ -75,6 +77,7 @@ class DrawWrapper(VectorWrapper):
         after: str | None = None,
         max_characters: int = 2000,
         rows: int = 16,
+        context_cache: int = 128,
     ):
         super().__init__(env)
         if not isinstance(generator, Denoiser):
@@ -82,13 +85,13 @@ class DrawWrapper(VectorWrapper):
                 f"`generator` must be a Denoiser, got {type(generator).__name__}; try the adapter of a "
                 "text-to-image model."
             )
-        counts = {
+        for name, count in {
             "num_steps": num_steps,
             "pictures": pictures,
             "max_characters": max_characters,
             "rows": rows,
-        }
-        for name, count in counts.items():
+            "context_cache": context_cache,
+        }.items():
             if not isinstance(count, int) or isinstance(count, bool) or count < 1:
                 raise ConfigError(f"`{name}` of a generator must be an integer from 1 on, got {count!r}.")
         if not isinstance(guidance, int | float) or not np.isfinite(guidance):
@@ -104,8 +107,14 @@ class DrawWrapper(VectorWrapper):
             )
         self.generator, self.together, self.after = generator, together, after
         self.num_steps, self.guidance, self.num_pictures = num_steps, float(guidance), pictures
-        self.max_characters, self.rows = max_characters, rows
+        self.max_characters, self.rows, self.context_cache = max_characters, rows, context_cache
         self.drawn = self.undrawn = 0
+        self._contexts = Contexts(
+            generator,
+            with_negative=self.guidance != 1.0,
+            size=context_cache,
+            device=getattr(generator, "device", torch.device("cpu")),
+        )
         self._network = network
         self._waiting: dict[int, Sample] = {}
 
@@ -128,6 +137,7 @@ class DrawWrapper(VectorWrapper):
             "after": self.after,
             "max_characters": self.max_characters,
             "rows": self.rows,
+            "context_cache": self.context_cache,
         }
 
     def reset(
@@ -178,6 +188,7 @@ class DrawWrapper(VectorWrapper):
             num_steps=self.num_steps,
             guidance=self.guidance,
             rows=self.rows,
+            contexts=self._contexts.of,
         )
         pictures = self.generator.pictures(latents) if rows else []
         self.drawn += len(pictures)
@@ -208,6 +219,15 @@ class DrawWrapper(VectorWrapper):
             text = text if found else ""
         text = text.strip()
         return text if len(text) <= self.max_characters else ""
+
+
+def drawing_of(env: VectorEnv) -> dict[str, Any] | None:
+    """`DrawWrapper.drawing` of `env`, whatever wrappers are around it; None of one that draws nothing."""
+    while isinstance(env, VectorWrapper):
+        if isinstance(env, DrawWrapper):
+            return env.drawing
+        env = env.env
+    return None
 
 
 def _finished(info: Mapping[str, Any]) -> dict[int, Sample]:

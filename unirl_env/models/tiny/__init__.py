@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["qwen3_path", "qwen_vl_path", "sd3_path", "unified_path"]
+__all__ = ["enhancer_path", "qwen3_path", "qwen_vl_path", "sd3_path", "unified_path"]
+
+
+def enhancer_path() -> Path:
+    """The directory of the embedded Qwen3 that rewrites requests for pictures of shapes."""
+    return Path(__file__).parent / "enhancer"
 
 
 def qwen3_path() -> Path:
