@@ -83,6 +83,39 @@ IDS: dict[str, dict[str, Any]] = {
         "prompts": "requests_train",
         "scorer": {"name": "pictured", "scorer": "shapes"},
     },
+    "unirl/EnhancerAndSD3-T2I-v0": {
+        "unified_model": "composed",
+        "model_options": {
+            "writer": {
+                "language_model": "causal_lm",
+                "pretrained": "Qwen/Qwen3-4B-Instruct-2507",
+                "system": ENHANCE,
+            },
+            "painter": {
+                "denoiser": "sd3",
+                "pretrained": "stabilityai/stable-diffusion-3.5-medium",
+                "height": 512,
+                "width": 512,
+            },
+        },
+        "max_new_tokens": 256,
+        "max_prompt_tokens": 512,
+        "num_steps": 10,
+        "prompts": "scenes_train",
+        "scorer": {"name": "pictured", "scorer": "clip"},
+    },
+    "unirl/TinyEnhancerAndSD3-T2I-v0": {
+        "unified_model": "composed",
+        "model_options": {
+            "writer": {"language_model": "tiny_enhancer"},
+            "painter": {"denoiser": "tiny_sd3"},
+        },
+        "max_new_tokens": 16,
+        "max_prompt_tokens": 32,
+        "num_steps": 8,
+        "prompts": "requests_train",
+        "scorer": {"name": "pictured", "scorer": "shapes"},
+    },
     "unirl/TinyQwenVL-VQA-v0": {
         "language_model": "tiny_qwen_vl",
         "max_new_tokens": 8,

@@ -41,6 +41,7 @@ class Janus(UnifiedModel):
         (arXiv 2501.17811).
     """
 
+    discrete = True
     context_keys = ("tokens", "length")
     max_images = 0
 
