@@ -136,6 +136,14 @@ IDS: dict[str, dict[str, Any]] = {
         "prompts": "scenes_train",
         "scorer": "clip",
     },
+    "unirl/Janus-T2I-v0": {
+        "unified_model": "janus",
+        "pretrained": "deepseek-community/Janus-Pro-1B",
+        "max_new_tokens": 0,
+        "max_prompt_tokens": 256,
+        "prompts": "scenes_train",
+        "scorer": {"name": "pictured", "scorer": "clip"},
+    },
     "unirl/TinyUnified-T2I-v0": {
         "unified_model": "tiny_unified",
         "max_new_tokens": 8,
