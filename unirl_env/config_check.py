@@ -31,7 +31,7 @@ def check_run(cfg: RunConfig) -> None:
     _one_of("agent.kl_estimator", agent.kl_estimator, ("k1", "k2", "k3"))
     _one_of("model.dtype", cfg.model.dtype, ("float32", "bfloat16", "float16"))
     _one_of("policy.storage_dtype", cfg.policy.storage_dtype, ("float32", "bfloat16", "float16"))
-    hybrid = cfg.mode in ("unified_model", "pe") and cfg.model.num_steps == 0
+    hybrid = cfg.mode == "unified_model" and cfg.model.num_steps == 0
     for name, value in {
         "iterations": cfg.iterations,
         # A text without a picture is a hybrid episode, too.

@@ -19,7 +19,12 @@ from unirl_env.types import Prompt
 __all__ = ["Prompts", "check_all", "preflight", "read_prompts"]
 
 TRAIN, HELDOUT = "train", "heldout"
-MODE_OF = {"generator": "pe", "denoiser": "diffusion", "language_model": "ar"}
+MODE_OF = {
+    "generator": "pe",
+    "denoiser": "diffusion",
+    "language_model": "ar",
+    "unified_model": "unified_model",
+}
 """What the argument of an environment that names its model says about the mode; the first that is there."""
 
 
@@ -121,10 +126,12 @@ def _check_numbers(cfg: RunConfig) -> None:
         "rollout.batch_size": cfg.rollout.batch_size,
         "model.eval_num_steps": cfg.model.eval_num_steps,
         "model.rows_per_forward": cfg.model.rows_per_forward,
-        "model.max_new_tokens": cfg.model.max_new_tokens,
         "model.max_prompt_tokens": cfg.model.max_prompt_tokens,
     }
     least |= {name: (value, 1) for name, value in optional.items() if value is not None}
+    if cfg.model.max_new_tokens is not None:
+        # A picture without a text is a hybrid episode, too.
+        least["model.max_new_tokens"] = (cfg.model.max_new_tokens, int(cfg.mode != "unified_model"))
     for name, (value, bound) in least.items():
         if value < bound:
             raise ConfigError(f"`{name}` must be at least {bound}, got {value}.")
@@ -132,7 +139,7 @@ def _check_numbers(cfg: RunConfig) -> None:
 
 def _check_steps(cfg: RunConfig) -> None:
     steps = cfg.steps
-    if cfg.mode != "diffusion" or cfg.model.num_steps is None:
+    if cfg.mode not in ("diffusion", "unified_model") or not cfg.model.num_steps:
         return
     try:
         F.choose_steps(
