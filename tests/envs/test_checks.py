@@ -74,7 +74,7 @@ class StreamNoise(DenoiseVectorEnv):
 
     def _begin(self, rows, roster, options):
         super()._begin(rows, roster, options)
-        self._latent = torch.randn_like(self._latent)
+        self._activity.latent = torch.randn_like(self._activity.latent)
 
 
 class PlacedNoise(DenoiseVectorEnv):
@@ -139,7 +139,7 @@ class NoSamples(DenoiseVectorEnv):
 class Endless(DenoiseVectorEnv):
     def _advance(self, actions, active):
         super()._advance(actions, active)
-        self._step = np.minimum(self._step, self.num_steps - 1)
+        self._activity._step = np.minimum(self._activity._step, self.num_steps - 1)
         return np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
 
 
@@ -161,8 +161,8 @@ class Writer(DenoiseVectorEnv):
 
     def _advance(self, actions, active):
         result = super()._advance(actions, active)
-        self._previous.copy_(self._latent)
-        self._latent = self._previous
+        self._activity.previous.copy_(self._activity.latent)
+        self._activity.latent = self._activity.previous
         return result
 
 
@@ -185,7 +185,7 @@ class Lender(DenoiseVectorEnv):
     """Hands out the array that it goes on to use."""
 
     def _observe(self):
-        return {**super()._observe(), "latent": self._latent.numpy()}
+        return {**super()._observe(), "latent": self._activity.latent.numpy()}
 
 
 class MixedGroups(DenoiseVectorEnv):
@@ -342,7 +342,7 @@ class TestConviction:
     def test_half_precision_and_flags_are_no_crime_for_tensors(self):
         class Half(DenoiseVectorEnv):
             def _observe(self):
-                return {**super()._observe(), "latent": self._latent.bfloat16()}
+                return {**super()._observe(), "latent": self._activity.latent.bfloat16()}
 
         check_vector_env(
             Half(PlainDenoiser(), num_envs=2, num_steps=2, prompts=[Prompt("a cat")], array_backend="torch")

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
+from unirl_env.envs.readings import Readings, prompt_key
 from unirl_env.models.base import Denoiser
 from unirl_env.types import Prompt
 
-__all__ = ["NEGATIVE", "Contexts"]
+__all__ = ["NEGATIVE", "Contexts", "context_spaces"]
 
 NEGATIVE = "negative_"
 """Prefix of the encoded negative prompts."""
+LARGEST = 2**31 - 1
+"""Token ids lie far below; a box up to the end of int64 could not be sampled from."""
 
 
 class Contexts:
-    """What a denoiser's text encoders say of prompts, each distinct text asked once and alone.
-
-    Alone, because a text encoder's result may differ in the last bits with the size of its batch.
+    """What a denoiser's text encoders say of prompts.
 
     Args:
         denoiser: Whose encoders.
@@ -30,35 +32,38 @@ class Contexts:
     """
 
     def __init__(self, denoiser: Denoiser, *, with_negative: bool, size: int, device: torch.device):
-        self.denoiser, self.with_negative, self.size, self.device = denoiser, with_negative, size, device
-        self._kept: OrderedDict[tuple[str, bool], dict[str, Tensor]] = OrderedDict()
+        self.with_negative, self.size = with_negative, size
+        self._readings = Readings(lambda ask: denoiser.encode([ask[0]], negative=ask[1]), device=device)
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._readings)
 
     def of(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """The context of B prompts, each tensor `[B, ...]` and a copy of its own."""
         context = self._gather(prompts, [prompt.text for prompt in prompts], negative=False)
+        return {**context, **self.negative(prompts)}
+
+    def negative(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """What of it is about the negative prompts; nothing unless they are encoded."""
+        context = {}
         if self.with_negative:
-            negative = self._gather(prompts, [prompt.negative for prompt in prompts], negative=True)
-            context |= {NEGATIVE + name: tensor for name, tensor in negative.items()}
-        while len(self._kept) > max(self.size, 2 * len(prompts)):
-            self._kept.popitem(last=False)
+            found = self._gather(prompts, [prompt.negative for prompt in prompts], negative=True)
+            context = {NEGATIVE + name: tensor for name, tensor in found.items()}
+        self._readings.forget(max(self.size, 2 * len(prompts)))
         return context
 
     def _gather(self, prompts: Sequence[Prompt], texts: list[str], *, negative: bool) -> dict[str, Tensor]:
-        first = dict(zip(reversed(texts), reversed(prompts), strict=True))
-        rows = [self._one(text, prompt, negative) for text, prompt in first.items()]
-        place = {text: row for row, text in enumerate(first)}
-        at = torch.tensor([place[text] for text in texts], device=self.device)
-        return {name: torch.cat([row[name] for row in rows])[at] for name in rows[0]}
+        keys = [(prompt_key(*pair), negative) for pair in zip(prompts, texts, strict=True)]
+        return self._readings.of(keys, [(prompt, negative) for prompt in prompts])
 
-    def _one(self, text: str, prompt: Prompt, negative: bool) -> dict[str, Tensor]:
-        key = (text, negative)
-        if key not in self._kept:
-            # Inference tensors could not be saved for a learner's backward pass.
-            with torch.inference_mode(False), torch.no_grad():
-                context = self.denoiser.encode([prompt], negative=negative)
-                self._kept[key] = {name: tensor.to(self.device) for name, tensor in context.items()}
-        self._kept.move_to_end(key)
-        return self._kept[key]
+
+def context_spaces(context: Mapping[str, Tensor]) -> dict[str, spaces.Box]:
+    """The space of each entry of a context `[B, ...]`."""
+    boxes = {}
+    for name, tensor in context.items():
+        shape = tuple(tensor.shape[1:])
+        if tensor.is_floating_point():
+            boxes[name] = spaces.Box(-np.inf, np.inf, shape, np.float32)
+        else:
+            boxes[name] = spaces.Box(0, LARGEST, shape, np.int64)
+    return boxes

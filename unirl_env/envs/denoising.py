@@ -1,0 +1,251 @@
+"""Denoising: the action is the next latent of a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+import unirl_env.functional as F
+from unirl_env.envs.activity import Activity
+from unirl_env.envs.contexts import context_spaces
+from unirl_env.envs.roster import Roster
+from unirl_env.errors import ConfigError, ContractError, ShapeError
+from unirl_env.models.base import Denoiser
+from unirl_env.types import Prompt, Sample
+
+__all__ = ["Denoising", "NextLatents"]
+
+LATENT_BOUND = 16.0
+"""Off-the-shelf agents refuse an unbounded action space; unit-scale latents stay far inside."""
+INITIAL = -1
+"""The step that keys the initial noise."""
+
+ContextOf = Callable[[Sequence[Prompt]], dict[str, Tensor]]
+
+
+class NextLatents(NamedTuple):
+    """Next latents, and whose.
+
+    Attributes:
+        latent: `[B, ...]`.
+        active: `[B]` bool; the others stay where they are.
+    """
+
+    latent: Tensor
+    active: np.ndarray
+
+
+class Denoising(Activity):
+    """B latents of a denoiser, step by step.
+
+    Args:
+        denoiser: Whose latents.
+        num_envs: B.
+        num_steps: T.
+        context: From prompts to what is observed beside their latents, each tensor `[B, ...]`.
+        example: A prompt, from whose context the spaces are read.
+        device: Where the latents live.
+        array_backend: `"numpy"` or `"torch"`.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        *,
+        num_envs: int,
+        num_steps: int,
+        context: ContextOf,
+        example: Prompt,
+        device: torch.device,
+        array_backend: str,
+    ):
+        self.denoiser, self.num_envs, self.num_steps = denoiser, num_envs, num_steps
+        self.context_of, self.device, self.array_backend = context, device, array_backend
+        self.sigmas = denoiser.sigmas(num_steps).float().cpu()
+        """The noise schedule `[T+1]`, from 1 to 0."""
+        self._sigmas = self.sigmas.to(device)
+        self.latent: Tensor | None = None
+        self.previous: Tensor | None = None
+        self.context: dict[str, Tensor] = {}
+        self._step = np.zeros(num_envs, dtype=np.int64)
+        self._stochastic = np.zeros((num_envs, num_steps + 1), dtype=bool)
+        self.action_space = spaces.Box(-LATENT_BOUND, LATENT_BOUND, denoiser.latent_shape, np.float32)
+        self.observation_spaces = {
+            "latent": spaces.Box(-np.inf, np.inf, denoiser.latent_shape, np.float32),
+            "sigma": spaces.Box(0.0, 1.0, (), np.float32),
+            "sigma_next": spaces.Box(0.0, 1.0, (), np.float32),
+            "step": spaces.Box(0, num_steps, (), np.int64),
+            "stochastic": spaces.Box(0, 1, (), np.int8),
+            **context_spaces(context([example])),
+        }
+
+    def checked_steps(self, steps: Iterable[int] | None) -> tuple[int, ...]:
+        """The steps that explore, in order; by default all but the last.
+
+        Raises:
+            ConfigError: If one is out of range.
+        """
+        checked = tuple(
+            sorted({int(step) for step in (range(self.num_steps - 1) if steps is None else steps)})
+        )
+        if checked and not 0 <= checked[0] <= checked[-1] < self.num_steps:
+            raise ConfigError(f"`stochastic_steps` must lie in [0, {self.num_steps}), got {list(checked)}.")
+        return checked
+
+    def pictures(self) -> tuple[np.ndarray, ...]:
+        """What each episode is heading for, as uint8 pictures `[H, W, 3]`.
+
+        It is the decoded x_0 that the last transition points at, which for a deterministic step is the
+        model's own prediction; before the first step, the decoded noise.
+        """
+        pointed_at = self.latent
+        if self.previous is not None:
+            now = self._sigmas[self._step]
+            before = self._sigmas[np.maximum(self._step - 1, 0)]
+            share = torch.where(before > now, now / (before - now).clamp_min(1e-6), 0.0)
+            share = share.view(-1, *[1] * (self.latent.ndim - 1))
+            pointed_at = self.latent.float() + share * (self.latent - self.previous).float()
+        pictures = self.denoiser.pictures(pointed_at)
+        return tuple((picture * 255).round().byte().permute(1, 2, 0).cpu().numpy() for picture in pictures)
+
+    def prepared(
+        self, rows: np.ndarray, roster: Roster, options: Mapping[str, Any]
+    ) -> tuple[Tensor, dict[str, Tensor], Sequence[int]]:
+        """The initial noise, the context, and the steps that explore."""
+        noise = F.keyed_noise(
+            roster.start_seed[rows], INITIAL, self.denoiser.latent_shape, device=self.device
+        )
+        context = self.context_of([roster.prompts[row] for row in rows])
+        return noise, context, options["stochastic_steps"]
+
+    def begin(self, rows: np.ndarray, prepared: tuple[Tensor, dict[str, Tensor], Sequence[int]]) -> None:
+        """Start from the noise."""
+        noise, context, stochastic_steps = prepared
+        self._step[rows] = 0
+        self._stochastic[rows] = False
+        self._stochastic[np.ix_(rows, stochastic_steps)] = True
+        if len(rows) == self.num_envs:
+            self.latent, self.previous, self.context = noise, None, context
+        else:
+            at = torch.from_numpy(rows).to(self.device)
+            self.latent = self.latent.index_copy(0, at, noise.to(self.latent.dtype))
+            self.receive(rows, context)
+
+    def receive(self, rows: np.ndarray, context: Mapping[str, Tensor]) -> None:
+        """From now on the episodes at `rows` show this context, each tensor `[n, ...]`."""
+        at = torch.from_numpy(rows).to(self.device)
+        changed = {name: self.context[name].index_copy(0, at, value) for name, value in context.items()}
+        self.context = {**self.context, **changed}
+
+    def checked(self, actions: Any, active: np.ndarray, roster: Roster) -> NextLatents:
+        """The next latents.
+
+        Raises:
+            ShapeError: If the actions have another shape or are no floating point numbers.
+        """
+        # A tensor is taken as it is; an array is copied, because off-the-shelf agents reuse theirs.
+        action = actions.detach() if isinstance(actions, Tensor) else torch.from_numpy(np.array(actions))
+        if action.shape != self.latent.shape:
+            raise ShapeError(
+                f"`actions` must be the next latents {list(self.latent.shape)}, got {list(action.shape)}."
+            )
+        if not action.is_floating_point():
+            raise ShapeError(f"`actions` must be floating point, got {action.dtype}.")
+        # float64 is numpy's habit; half precision is a policy's choice of what it stores.
+        action = action.to(self.device, torch.float32 if action.dtype == torch.float64 else action.dtype)
+        return NextLatents(action, active)
+
+    def advance(self, checked: NextLatents) -> None:
+        """Go on to the next latents."""
+        action, active = checked
+        if not active.all():
+            keep = torch.from_numpy(active).to(self.device).view(-1, *[1] * (action.ndim - 1))
+            action = torch.where(keep, action, self.latent.to(action.dtype))
+        self.previous, self.latent = self.latent, action
+        self._step = self._step + active
+
+    def ended(self) -> tuple[np.ndarray, np.ndarray]:
+        """Terminated after the last step; never truncated."""
+        return self._step >= self.num_steps, np.zeros(self.num_envs, dtype=bool)
+
+    def observe(self) -> dict[str, Any]:
+        """The latent, its place in the schedule, and the context."""
+        step = np.minimum(self._step, self.num_steps)
+        sigma_next = np.minimum(step + 1, self.num_steps)
+        stochastic = self._stochastic[np.arange(self.num_envs), step]
+        if self.array_backend == "torch":
+            at = torch.from_numpy(np.stack([step, sigma_next])).to(self.device)
+            noise_levels = self._sigmas[at]
+            return {
+                "latent": self.latent,
+                "sigma": noise_levels[0],
+                "sigma_next": noise_levels[1],
+                "step": at[0],
+                "stochastic": torch.from_numpy(stochastic).to(self.device),
+                **self.context,
+            }
+        sigmas = self.sigmas.numpy()
+        return {
+            "latent": _copied(self.latent),
+            "sigma": sigmas[step],
+            "sigma_next": sigmas[sigma_next],
+            "step": step.copy(),
+            "stochastic": stochastic.astype(np.int8),
+            **{name: _copied(tensor) for name, tensor in self.context.items()},
+        }
+
+    def finish(self, rows: np.ndarray) -> list[Sample]:
+        """The decoded latents.
+
+        Raises:
+            ContractError: If a latent is not finite.
+        """
+        latent = self.latent if len(rows) == self.num_envs else self.latent[torch.from_numpy(rows)]
+        # A sum is finite where all its terms are, and reads the latents once.
+        finite = torch.isfinite(latent.flatten(1).sum(1, dtype=torch.float32)).cpu().numpy()
+        if not finite.all():
+            raise ContractError(
+                f"`actions` must be finite, got NaN or infinity in episodes {rows[~finite].tolist()}; "
+                "the policy has diverged: try a smaller learning rate, or float32."
+            )
+        return self.denoiser.decode(latent)
+
+    def state(self) -> dict[str, Any]:
+        """Tensors are replaced, never written to."""
+        return {
+            "latent": self.latent,
+            "previous": self.previous,
+            "context": dict(self.context),
+            "step": self._step.copy(),
+            "stochastic": self._stochastic.copy(),
+        }
+
+    def require(self, state: Mapping[str, Any]) -> None:
+        """As many steps, and latents of the same shape."""
+        steps, shape = state["stochastic"].shape[1] - 1, tuple(state["latent"].shape[1:])
+        if (steps, shape) != (self.num_steps, self.denoiser.latent_shape):
+            raise ContractError(
+                f"`snapshot` must hold {self.num_steps} steps of latents {list(self.denoiser.latent_shape)}, "
+                f"got {steps} steps of {list(shape)}; restore it in an environment like its own."
+            )
+
+    def select(self, state: Mapping[str, Any], rows: np.ndarray) -> None:
+        """Go on from the state's latents."""
+        same = np.array_equal(rows, np.arange(self.num_envs))
+        at = torch.from_numpy(rows).to(self.device)
+        self._step, self._stochastic = state["step"][rows], state["stochastic"][rows]
+        self.latent = state["latent"] if same else state["latent"][at]
+        previous = state["previous"]
+        self.previous = previous if same or previous is None else previous[at]
+        self.context = {k: v if same else v[at] for k, v in state["context"].items()}
+
+
+def _copied(tensor: Tensor) -> np.ndarray:
+    """An array of the caller's own; numpy knows no half precision."""
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to("cpu", dtype, copy=True).numpy()
