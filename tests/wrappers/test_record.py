@@ -145,6 +145,38 @@ def test_a_text_has_a_page_alone(tmp_path):
     assert page["text"] == "vier Käfer" and page["file"] is None
 
 
+def test_a_text_and_what_was_drawn_of_it_are_recorded_together(tmp_path):
+    colours = torch.eye(3)[..., None, None].expand(3, 3, 4, 4)
+    sample = Sample(image=colours[0], pictures=colours, text="a red square")
+    walk(RecordMedia(Other(sample), tmp_path))
+    stem = "sample-000000-000"
+    assert names(tmp_path) == [f"{stem}-1.png", f"{stem}-2.png", f"{stem}.json", f"{stem}.png"]
+    page = json.loads((tmp_path / f"{stem}.json").read_text("utf-8"))
+    assert (page["file"], page["further"]) == (f"{stem}.png", [f"{stem}-1.png", f"{stem}-2.png"])
+    assert (page["text"], page["truncated"]) == ("a red square", False)
+    found = [Image.open(tmp_path / name).getpixel((0, 0)) for name in (page["file"], *page["further"])]
+    assert found == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+
+
+class WritesFirst(FakeDenoiseEnv):
+    """Its first two steps are those of a text."""
+
+    def _observation(self):
+        phase = (self.k >= 2).astype(np.int64)
+        return {
+            **super()._observation(),
+            "phase": torch.from_numpy(phase) if self.backend == "torch" else phase,
+        }
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_while_a_text_is_written_there_is_nothing_to_show(tmp_path, backend):
+    env = WritesFirst(steps=(5, 1), backend=backend, render_mode="rgb_array")
+    walk(RecordMedia(env, tmp_path, format="gif"))
+    assert Image.open(tmp_path / "sample-000000-000.gif").n_frames == 3 + 1
+    assert Image.open(tmp_path / "sample-000000-001.gif").n_frames == 1
+
+
 def test_a_video_shows_its_own_frames(tmp_path):
     video = torch.rand(5, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     walk(RecordMedia(Other(Sample(video=video), render_mode="rgb_array"), tmp_path, format="strip"))

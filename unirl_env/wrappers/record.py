@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 from unirl_env.errors import ConfigError, ContractError, MissingExtra
 from unirl_env.types import Sample
 from unirl_env.wrappers.episodes import EpisodeRows, as_numpy
-from unirl_env.wrappers.media import WRITERS, to_frame
+from unirl_env.wrappers.media import WRITERS, to_frame, write_png
 
 __all__ = ["RecordMedia"]
 
@@ -29,8 +29,9 @@ class RecordMedia(VectorWrapper):
 
     Round n of a row is its n-th episode, from 0. The files of round 12 of row 3 are `sample-000012-003.png`
     (or `.gif`, `.mp4`) and `sample-000012-003.json`, which holds the prompt, the seed, the reward and the
-    scores. A sample without a picture (a text, a bare latent) has the JSON file alone. Put it outside the
-    `RewardWrapper`, so that there are scores to write.
+    scores. A sample without a picture (a text, a bare latent) has the JSON file alone; one with text and
+    picture has both, and where several pictures were drawn from its text, `sample-000012-003-1.png` is the
+    second. Put it outside the `RewardWrapper`, so that there are scores to write.
 
     Args:
         env: A generative vector environment.
@@ -39,7 +40,8 @@ class RecordMedia(VectorWrapper):
         episodes: Record the first n rows, or `"all"`.
         format: `"png"` is the final picture. `"strip"`, `"gif"` and `"mp4"` show how it came about: what
             `env.render()` gave at the reset and after every step but the last (side by side, or one after
-            another), and then the picture itself. Of a video, all but `"png"` show its own frames.
+            another), and then the picture itself. Of a video, all but `"png"` show its own frames. While a
+            text is written that comes before a picture, there is nothing to show.
         name_prefix: What file names begin with.
 
     Attributes:
@@ -96,7 +98,7 @@ class RecordMedia(VectorWrapper):
         """Reset the environment; a new round begins for the rows that were reset."""
         obs, info = self.env.reset(seed=seed, options=options)
         self._begin(self._rows.reset(info, options))
-        self._look(self._recorded)
+        self._look(obs, self._recorded)
         return obs, info
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -108,7 +110,7 @@ class RecordMedia(VectorWrapper):
         obs, rewards, terminated, truncated, info = self.env.step(actions)
         change = self._rows.step(info, terminated, truncated)
         self._begin(change.began)
-        self._look(self._recorded & (change.began | change.stepped) & ~change.ended)
+        self._look(obs, self._recorded & (change.began | change.stepped) & ~change.ended)
         for row in np.flatnonzero(change.ended & self._recorded):
             sample = info["samples"][row] if "samples" in info else None
             if sample is None:
@@ -124,8 +126,10 @@ class RecordMedia(VectorWrapper):
             self._frames[row] = []
             self._recorded[row] = row < self._limit and bool(self._wanted(int(self._round[row])))
 
-    def _look(self, rows: np.ndarray) -> None:
+    def _look(self, obs: Any, rows: np.ndarray) -> None:
         """Rendering decodes latents, so it is done for rounds that are recorded only."""
+        if isinstance(obs, Mapping) and "phase" in obs:
+            rows = rows & (as_numpy(obs["phase"]) > 0)
         if self._watch and rows.any():
             pictures = self.env.render()
             for row in np.flatnonzero(rows):
@@ -147,6 +151,12 @@ class RecordMedia(VectorWrapper):
             "row": int(row),
         }
         page |= {"reward": _number(reward), "text": sample.text, **_facts(row, info)}
+        if sample.text is not None:
+            page["truncated"] = bool(sample.truncated)
+        if sample.pictures is not None:
+            page["further"] = [f"{stem}-{k}.png" for k in range(1, len(sample.pictures))]
+            for name, picture in zip(page["further"], sample.pictures[1:], strict=True):
+                write_png(self.folder / name, [to_frame(picture)], 0)
         (self.folder / f"{stem}.json").write_text(
             json.dumps(page, indent=1, ensure_ascii=False) + "\n", "utf-8"
         )
