@@ -49,6 +49,14 @@ def tiny(tiny_dir):
 
 
 @pytest.fixture(scope="session")
+def tiny_unified_dir(tmp_path_factory, quiet_models):
+    """An untrained tiny unified model on the disk."""
+    from unirl_env.models.tiny.unified_build import build_tiny_unified
+
+    return build_tiny_unified(tmp_path_factory.mktemp("models") / "tiny_unified", seed=1, hidden_size=64)
+
+
+@pytest.fixture(scope="session")
 def offline(tiny_dir, tmp_path_factory):
     """`offline(id)`: arguments with which an id needs no download, and few steps."""
     import torch

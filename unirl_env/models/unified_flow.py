@@ -138,12 +138,16 @@ class UnifiedFlow(UnifiedModel):
 
     def source_patches(self, picture: Tensor) -> Tensor:
         """A picture `[3, h, w]` in [0, 1] as the patches `[n, D]` float32 of its latent."""
-        from unirl_env.models.unified_network import patches_of
-
         size = tuple(side * self.autoencoder.scale for side in self.image.latent_shape[1:])
         if picture.shape[1:] != size:
             picture = nnf.interpolate(picture[None], size, mode="bilinear", antialias=True)[0].clamp(0, 1)
-        return patches_of(self.autoencoder.latents(picture[None]), self.config.patch_size)[0]
+        return self.patches(self.autoencoder.latents(picture[None]))[0]
+
+    def patches(self, latents: Tensor) -> Tensor:
+        """Latents `[N, C, H, W]` as patches `[N, n, D]`, row by row."""
+        from unirl_env.models.unified_network import patches_of
+
+        return patches_of(latents, self.config.patch_size)
 
     def save_adapters(self, network: nn.Module, directory: str) -> None:
         """`adapter_config.json` and `adapter_model.safetensors`, for peft."""
