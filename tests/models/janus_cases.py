@@ -1,10 +1,15 @@
-"""An untrained Janus of the real classes, small enough to draw and to train on in a blink."""
+"""An untrained Janus of the real classes, small enough to draw and to train on in a blink; what it draws."""
 
 import json
 from pathlib import Path
 
 import torch
 
+import unirl_env.functional as F
+from unirl_env.rollouts.engines import Request
+from unirl_env.types import Prompt
+
+PROMPTS = [Prompt("a red cat"), Prompt("two blue squares above a circle"), Prompt("?")]
 BEGIN, END, PAD = "<begin>", "<end>", "<pad>"
 MARKS = {"image_token": "<image_placeholder>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}
 ROLES = ("<|User|>", "<|Assistant|>")
@@ -126,3 +131,43 @@ def rename(path, **entries):
     """Change entries of a checkpoint's config.json."""
     config = Path(path) / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), **entries}))
+
+
+def ask(view, prompts=PROMPTS, group=3, before=(), tokens=16):
+    """Groups of requests for pictures, behind different texts where `before` has some."""
+    requests = []
+    for prompt in prompts:
+        for sample in range(group):
+            context = view.encode(prompt).tokens.tolist()
+            said = list(before[sample]) if before else []
+            requests.append(
+                Request(
+                    tokens=(*context[:-1], *said, context[-1]),
+                    prompt=prompt,
+                    seed=F.episode_seed(0, prompt.id, sample),
+                    position=len(said),
+                    max_new_tokens=tokens,
+                )
+            )
+    return requests
+
+
+def packed(requests, answers):
+    """Contexts and answers as one row, and the tokens to score."""
+    rows = [
+        torch.tensor(request.tokens + answer.tokens)[:-1]
+        for request, answer in zip(requests, answers, strict=True)
+    ]
+    lengths = torch.tensor([len(row) for row in rows])
+    first = lengths.cumsum(0) - lengths
+    sources = [
+        torch.arange(int(start) + len(request.tokens) - 1, int(start) + len(row))
+        for start, request, row in zip(first, requests, rows, strict=True)
+    ]
+    obs = {
+        "tokens": torch.cat(rows),
+        "lengths": lengths,
+        "positions": torch.cat([torch.arange(len(row)) for row in rows])[None],
+        "source": torch.cat(sources),
+    }
+    return obs, torch.tensor([token for answer in answers for token in answer.tokens])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from janus_cases import write_tiny_janus
+from janus_cases import PROMPTS, ask, packed, write_tiny_janus
 
 import unirl_env.functional as F
 from unirl_env.errors import ContractError, ShapeError
@@ -12,9 +12,6 @@ from unirl_env.policies.trained import LoRAConfig
 from unirl_env.rollouts.engines import Request
 from unirl_env.rollouts.engines.cache import roomy_cache
 from unirl_env.rollouts.engines.local import LocalEngine
-from unirl_env.types import Prompt
-
-PROMPTS = [Prompt("a red cat"), Prompt("two blue squares above a circle"), Prompt("?")]
 
 
 @pytest.fixture(scope="module")
@@ -33,46 +30,6 @@ def whole(model):
     from transformers import JanusForConditionalGeneration
 
     return JanusForConditionalGeneration.from_pretrained(model.pretrained).eval()
-
-
-def ask(view, prompts=PROMPTS, group=3, before=(), tokens=16):
-    """Groups of requests for pictures, behind different texts where `before` has some."""
-    requests = []
-    for prompt in prompts:
-        for sample in range(group):
-            context = view.encode(prompt).tokens.tolist()
-            said = list(before[sample]) if before else []
-            requests.append(
-                Request(
-                    tokens=(*context[:-1], *said, context[-1]),
-                    prompt=prompt,
-                    seed=F.episode_seed(0, prompt.id, sample),
-                    position=len(said),
-                    max_new_tokens=tokens,
-                )
-            )
-    return requests
-
-
-def packed(requests, answers):
-    """Contexts and answers as one row, and the tokens to score."""
-    rows = [
-        torch.tensor(request.tokens + answer.tokens)[:-1]
-        for request, answer in zip(requests, answers, strict=True)
-    ]
-    lengths = torch.tensor([len(row) for row in rows])
-    first = lengths.cumsum(0) - lengths
-    sources = [
-        torch.arange(int(start) + len(request.tokens) - 1, int(start) + len(row))
-        for start, request, row in zip(first, requests, rows, strict=True)
-    ]
-    obs = {
-        "tokens": torch.cat(rows),
-        "lengths": lengths,
-        "positions": torch.cat([torch.arange(len(row)) for row in rows])[None],
-        "source": torch.cat(sources),
-    }
-    return obs, torch.tensor([token for answer in answers for token in answer.tokens])
 
 
 class TestTheLaw:

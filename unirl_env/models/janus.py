@@ -22,7 +22,8 @@ class Janus(UnifiedModel):
     published checkpoints end their texts with the end-of-text token instead, and are told when to draw:
     with `eos_opens` the world then writes begin-of-image behind it. Prompts bring no pictures.
 
-    Pictures are drawn at guidance 1, from the policy's own distribution.
+    Published pictures are drawn at guidance 5. It is part of the distribution that samples and that is
+    trained, and reads every picture twice.
 
     Args:
         pretrained: A hub id or a directory, in transformers' own form.
@@ -31,10 +32,12 @@ class Janus(UnifiedModel):
         revision: Branch, tag or commit of the hub repository.
         system: Stands before the chat; None is nothing, as the model is published to draw.
         eos_opens: Whether a picture also follows a text that ends with the end-of-text token.
+        guidance: Scale of classifier-free guidance over picture tokens; 1 is without.
 
     Raises:
         ModelNotFound: If the model cannot be loaded; names the id, the cause and the embedded alternative.
-        ConfigError: If the model is of another family, or its parts do not fit together.
+        ConfigError: If the model is of another family, its parts do not fit together, or `guidance` is no
+            number from 1.
 
     Reference:
         Chen et al., Janus-Pro: Unified Multimodal Understanding and Generation with Data and Model Scaling
@@ -54,9 +57,10 @@ class Janus(UnifiedModel):
         revision: str | None = None,
         system: str | None = None,
         eos_opens: bool = False,
+        guidance: float = 1.0,
     ):
         self.text = JanusText(pretrained, dtype=dtype, device=device, revision=revision, system=system)
-        self.image = JanusPictures(self.text)
+        self.image = JanusPictures(self.text, guidance=guidance)
         self.pretrained, self.lora_targets = self.text.pretrained, self.text.lora_targets
         begin = self.text.begin_of_image
         self.opens = (begin, *self.text.end_of_text) if eos_opens else (begin,)

@@ -33,19 +33,27 @@ class JanusPictures(PictureTokens):
     below `first_id` is a word, any other a piece. The VQ model, which paints, is frozen: it is loaded on
     first use, and apart from the policy's network.
 
+    Under guidance each sequence is read twice, the second time with its words blanked out, and both readings
+    are mixed before the last layer. That layer is linear, so these are the logits
+    `w * conditional + (1 - w) * unconditional`, whether a token is drawn or scored.
+
     Args:
         text: The view of the text.
+        guidance: w; 1 reads each sequence once.
 
     Raises:
-        ConfigError: If the parts of the checkpoint do not fit together.
+        ConfigError: If `guidance` is no number from 1, or the parts of the checkpoint do not fit together.
     """
 
     position_axes = 1
     input_spaces: Mapping[str, tuple[tuple[int, ...], str]] = {}
     eos_ids: tuple[int, ...] = ()
 
-    def __init__(self, text: JanusText):
-        self.text = text
+    def __init__(self, text: JanusText, *, guidance: float = 1.0):
+        if not 1 <= guidance < float("inf"):
+            raise ConfigError(f"`guidance` must be a number from 1, got {guidance}; try 5.0.")
+        self.text, self.guidance = text, float(guidance)
+        self.streams = 1 if guidance == 1 else 2
         self.pretrained, self.revision = text.pretrained, text.revision
         self.dtype, self.device = text.dtype, text.device
         self.max_context, self.pad_id, self.lora_targets = text.max_context, text.pad_id, text.lora_targets
@@ -104,10 +112,19 @@ class JanusPictures(PictureTokens):
 
         The last columns are a one, which the layer's bias is multiplied with, and zeros.
         """
+        along = 0 if lengths is None else 1  # a stream is more rows, or more sequences in the one row
+        if self.streams > 1:
+            tokens = torch.cat([tokens, self._blanked(tokens)], along)
+            positions = torch.cat([positions, positions], along + 1)
+            lengths, mask = (None if each is None else torch.cat([each, each]) for each in (lengths, mask))
         embedded = self._embedded(network, tokens)
         states = read_states(network, embedded, positions, lengths=lengths, mask=mask, cache=cache)
         head = network.base_model.generation_head
         states = head.activation_fn(head.proj_out(states))
+        if self.streams > 1:
+            # In float32: in half precision the difference of two near numbers is mostly rounding.
+            said, blank = states.float().chunk(2, along)
+            states = (blank + self.guidance * (said - blank)).to(states.dtype)
         return torch.cat([states, nnf.pad(torch.ones_like(states[..., :1]), (0, SPARE - 1))], -1)
 
     def head(self, network: nn.Module) -> Tensor:
@@ -150,6 +167,11 @@ class JanusPictures(PictureTokens):
     def save_weights(self, network: nn.Module, directory: str) -> None:
         """A directory that `JanusForConditionalGeneration` and `AutoProcessor` load, adapters merged in."""
         self.text.save_weights(network, directory)
+
+    def _blanked(self, tokens: Tensor) -> Tensor:
+        """`tokens` without what the words say: padding for all but the marks before text and picture."""
+        kept = (tokens == self.text.begin_of_text) | (tokens == self.text.begin_of_image)
+        return torch.where(kept | (tokens >= self.first_id), tokens, self.pad_id)
 
     def _embedded(self, network: nn.Module, tokens: Tensor) -> Tensor:
         """Words and pieces, each by its own embeddings."""

@@ -73,7 +73,9 @@ class JanusText(LanguageModel):
         self._words = CausalLM(self.pretrained, dtype=dtype, device=device, revision=revision, chat=False)
         self.dtype, self.device = self._words.dtype, self._words.device
         self.vocab_size, self.max_context = self._words.vocab_size, self._words.max_context
-        self.begin_of_image = self._token(self.processor.image_start_token)
+        tokenizer = self.processor.tokenizer
+        self.begin_of_text = tokenizer.bos_token_id
+        self.begin_of_image = tokenizer.convert_tokens_to_ids(self.processor.image_start_token)
         self.end_of_text, self.pad_id = self._words.eos_ids, self._words.pad_id
         self.eos_ids = (*self.end_of_text, self.begin_of_image)
         self.num_tokens = config.vq_config.num_patches**2
@@ -178,9 +180,6 @@ class JanusText(LanguageModel):
         from transformers import JanusForConditionalGeneration
 
         return self.load(JanusForConditionalGeneration.from_pretrained, dtype=self.dtype, **options)
-
-    def _token(self, mark: str) -> int:
-        return int(self.processor.tokenizer.convert_tokens_to_ids(mark))
 
     def _turns(self, prompt: Prompt) -> list[dict[str, Any]]:
         """The chat of a prompt, contents as parts, which is how the template reads them."""

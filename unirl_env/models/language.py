@@ -48,6 +48,7 @@ class LanguageModel(ABC):
         pad_id: Fills what is not text.
         max_context: The most tokens that the network reads at once.
         position_axes: A, the number of position indices of a token: 1 for text, 3 with pictures.
+        streams: How many rows of a cache belong to a sequence: B rows for each stream, one after another.
         lora_targets: Names of the network's linear layers that adapters attach to.
         input_spaces: Name of each of `Encoded.inputs` to its shape, padded to its limit, and `"float32"` or
             `"int64"`.
@@ -63,6 +64,7 @@ class LanguageModel(ABC):
     pad_id: int
     max_context: int
     position_axes: int = 1
+    streams: int = 1
     lora_targets: tuple[str, ...]
     input_spaces: Mapping[str, tuple[tuple[int, ...], str]]
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
+from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.errors import ConfigError, EngineError
@@ -91,7 +93,7 @@ class LocalEngine(Engine):
         hidden = model.hidden(
             network, prompt.tokens, prompt.positions, inputs=prompt.inputs, mask=prompt.mask, cache=cache
         )[:, -1][row]
-        cache.batch_select_indices(row)
+        _select(cache, row, len(contexts), model.streams)
         live = LiveRows(
             requests, prompt.next_position[row], None if prompt.mask is None else prompt.mask[row]
         )
@@ -111,10 +113,15 @@ class LocalEngine(Engine):
             if finished == len(live):
                 break
             if finished * COMPACT >= len(live):
-                keep = live.compact()
+                count, keep = len(live), live.compact()
                 record.close(live.episode)
-                cache.batch_select_indices(keep)
+                _select(cache, keep, count, model.streams)
                 token = token[keep]
             positions = (live.position + t).expand(model.position_axes, -1)[..., None]
             hidden = model.hidden(network, token[:, None], positions, mask=live.mask(t), cache=cache)[:, -1]
         return record.answers([request.max_new_tokens for request in requests], ends)
+
+
+def _select(cache: Any, rows: Tensor, count: int, streams: int) -> None:
+    """Keep the states of the sequences at `rows` `[b]`, which may repeat some, of `count`."""
+    cache.batch_select_indices(torch.cat([rows + count * stream for stream in range(streams)]))
