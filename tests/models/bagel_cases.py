@@ -33,6 +33,23 @@ VISION = {
     "image_size": 980,
     "patch_size": 14,
 }
+PUBLISHED_TEXT = {
+    **TEXT,
+    "vocab_size": 152064,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 32768,
+}
+PUBLISHED_VISION = {
+    **VISION,
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+}
 PROMPTS = [Prompt("a red circle"), Prompt("two blue squares at the left"), Prompt("x")]
 SMALL = {"height": 32, "width": 48}
 
@@ -115,3 +132,41 @@ def autoencoder_shapes(width=32, channels=16, levels=4):
 
 def picture(seed, height=32, width=48):
     return torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def opened(model, **options):
+    """Its adapter for small pictures."""
+    from unirl_env.models.bagel import Bagel
+
+    return Bagel(model, **{**SMALL, **options})
+
+
+def packed_row(model, prompts, answers):
+    """Prompts with answers as the keywords of a packed call."""
+    encoded = [model.encode(prompt) for prompt in prompts]
+    tokens, positions = [], []
+    for each, answer in zip(encoded, answers, strict=True):
+        before = each.inputs.get("positions", torch.arange(len(each.tokens))[None])
+        tokens.append(torch.cat([each.tokens, torch.tensor(answer, dtype=torch.int64)]))
+        after = before.max() + 1 + torch.arange(len(answer))[None]
+        positions.append(torch.cat([before, after], 1))
+    names = ("pixel_values", "image_grid_thw")
+    seen = {n: torch.cat([e.inputs[n] for e in encoded if n in e.inputs]) for n in names if any(
+        n in e.inputs for e in encoded
+    )}  # fmt: skip
+    return {
+        "tokens": torch.cat(tokens)[None],
+        "positions": torch.cat(positions, 1)[:, None],
+        "lengths": torch.tensor([len(each) for each in tokens]),
+        "inputs": seen or None,
+    }
+
+
+def drawn(model, network, prompts, *, negative=False, seed=0, sigma=(0.3, 0.7, 1.0)):
+    """Latents, noise levels and the velocity behind each prompt."""
+    latent = torch.randn(
+        len(prompts), *model.image.latent_shape, generator=torch.Generator().manual_seed(seed)
+    )
+    sigma = torch.tensor(sigma[: len(prompts)])
+    reading = model.image.read(network, model.image.encode(prompts, negative=negative))
+    return latent, sigma, model.image.velocity(network, latent, sigma, reading)
