@@ -147,7 +147,7 @@ class JanusText(LanguageModel):
         What the policy's network has not, the vision tower and the VQ model, is that of `pretrained`.
         """
         whole = self._whole()
-        whole.load_state_dict(merged_state(network), strict=False)
+        whole.load_state_dict(whole.state_dict() | merged_state(network))
         whole.save_pretrained(directory)
         self.processor.save_pretrained(directory)
 
