@@ -1,7 +1,9 @@
 """A tiny HunyuanImage 3 checkpoint in the published layout, and what its files hold."""
 
 import json
+import shutil
 
+import numpy as np
 import torch
 
 from unirl_env.models.hunyuan_image3.autoencoder import Autoencoder
@@ -164,21 +166,19 @@ def write_tiny_checkpoint(directory, *, seed=0, config_changes=None, generation_
     from safetensors.torch import save_file
 
     settings = config(**(config_changes or {}))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = build(settings)
-        state = dict(network.state_dict())
-        state |= {f"vae.{name}": tensor for name, tensor in Autoencoder(settings["vae"]).state_dict().items()}
-        state |= vision_tower(settings)
-        for name, tensor in state.items():
-            if tensor.ndim > 1:
-                fan = tensor[0].numel()
-                tensor.normal_(0, (1.5 / fan) ** 0.5)
-            elif name.endswith("bias"):
-                tensor.normal_(0, 0.1)
-            else:
-                tensor.copy_(1 + 0.1 * torch.randn_like(tensor))
-        state["model.wte.weight"].normal_()
+    state = dict(build(settings).state_dict())
+    state |= {f"vae.{name}": tensor for name, tensor in Autoencoder(settings["vae"]).state_dict().items()}
+    state |= vision_tower(settings)
+    numbers = np.random.RandomState(seed)  # its numbers never change, so that others can be compared with
+    for name, tensor in sorted(state.items()):
+        drawn = torch.from_numpy(numbers.standard_normal(tensor.shape)).float()
+        if name == "model.wte.weight":
+            scale, middle = 1.0, 0.0
+        elif tensor.ndim > 1:
+            scale, middle = (1.5 / tensor[0].numel()) ** 0.5, 0.0
+        else:
+            scale, middle = 0.1, float(not name.endswith("bias"))
+        state[name] = middle + scale * drawn
     directory.mkdir(parents=True, exist_ok=True)
     files = [f"model-{number:04d}-of-0003.safetensors" for number in (1, 2, 3)]
     names = sorted(state)
@@ -196,3 +196,20 @@ def write_tiny_checkpoint(directory, *, seed=0, config_changes=None, generation_
     (directory / "system_prompt.py").write_text(PROMPTS_FILE)
     tokenizer().save_pretrained(directory)
     return directory
+
+
+def keep_weights(directory, folder, kept):
+    """A copy of the checkpoint whose files hold only the weights whose name `kept` says yes to."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    shutil.copytree(directory, folder)
+    for shard in folder.glob("*.safetensors"):
+        with safe_open(shard, "pt") as opened:
+            state = {name: opened.get_tensor(name) for name in opened.keys() if kept(name)}
+        save_file(state, shard, metadata={"format": "pt"})
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"] = {name: file for name, file in index["weight_map"].items() if kept(name)}
+    path.write_text(json.dumps(index))
+    return folder

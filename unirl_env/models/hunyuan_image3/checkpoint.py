@@ -121,9 +121,10 @@ class Checkpoint:
             for node in ast.parse(Path(path).read_text(encoding="utf-8")).body:
                 if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
                     known |= {target.id: node.value.value for target in node.targets}
-        for key, text in known.items():
-            if key.endswith(f"_{name}") and isinstance(text, str):
-                return text
+        parts = set(name.split("_"))
+        found = [key for key, text in known.items() if isinstance(text, str) and parts <= set(key.split("_"))]
+        if found:
+            return known[min(found, key=len)]
         raise ConfigError(
             f"`system` must be a text, or the name of one in the checkpoint's system_prompt.py, got "
             f"{name!r}; known are {sorted(known) or 'none, for there is no such file'}."

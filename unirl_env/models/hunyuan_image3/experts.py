@@ -47,9 +47,9 @@ class Router(nn.Module):
 class Experts(nn.Module):
     """A router, its experts, and one feed-forward layer that every token passes as well.
 
-    No token is dropped, and the experts' answers to a token are summed in the order of its choice, so that a
-    token's result does not depend on how many others chose the same experts beyond the rounding of matrix
-    products.
+    No token is dropped, whatever a checkpoint says of `moe_drop_tokens`, and the answers to a token are
+    summed in the order of its choice: apart from the rounding of matrix products, a token's result does not
+    depend on the others of its batch. A token that is scored in other company must not be another action.
     """
 
     def __init__(self, settings: Settings, layer: int):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import torch
@@ -17,6 +18,9 @@ from unirl_env.models.options import as_dtype
 from unirl_env.models.unified import UnifiedModel
 
 __all__ = ["HunyuanImage3"]
+
+PROMPT_NAME = re.compile(r"en(_[a-z]+)+")
+"""What names a published system prompt rather than being one."""
 
 
 class HunyuanImage3(UnifiedModel):
@@ -81,7 +85,7 @@ class HunyuanImage3(UnifiedModel):
         settings = checkpoint.settings
         height, width = height or settings.base_size, width or settings.base_size
         unit = tuple(side * settings.patch for side in settings.pixels)
-        if system is not None and system.startswith("en_") and not system.isspace() and " " not in system:
+        if system is not None and PROMPT_NAME.fullmatch(system):
             system = checkpoint.system_prompt(system)
         template = Template(
             checkpoint.tokenizer,

@@ -13,6 +13,10 @@ __all__ = ["MODEL_TYPES", "Settings"]
 MODEL_TYPES = ("hunyuan_image_3_moe", "Hunyuan")
 TEMPLATES = ("pretrain", "instruct")
 TASKS = ("auto", "image", "think", "recaption")
+SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size"),
+    *("num_hidden_layers", "num_attention_heads", "max_position_embeddings"),
+)
 NORMS = ("rms", "hf_rms")
 
 REQUIRED = {
@@ -22,7 +26,6 @@ REQUIRED = {
     "use_cla": (False, "no keys shared between layers"),
     "use_mla": (False, "no compressed keys"),
     "group_limited_greedy": (False, "a router without groups"),
-    "moe_drop_tokens": (False, "a router that drops no tokens"),
     "add_classification_head": (False, "a head that says tokens"),
     "tie_word_embeddings": (False, "an output layer of its own"),
     "cfg_distilled": (False, "no guidance token; a distilled checkpoint has one"),
@@ -116,13 +119,14 @@ class Settings:
             ConfigError: If the checkpoint needs what is not implemented, or says too little.
         """
         _check(config)
-        try:
-            return cls._of(config, generation)
-        except (KeyError, TypeError) as error:
+        if absent := [key for key in SIZES if not isinstance(config.get(key), int)]:
             raise ConfigError(
-                f"config.json must hold the sizes of a HunyuanImage 3 network, got none for {error}; try the "
+                f"`{absent[0]}` of config.json must be a number, got {config.get(absent[0])!r}; try the "
                 "config.json that is published with the weights."
-            ) from error
+            )
+        if not isinstance((config.get("vae") or {}).get("latent_channels"), int):
+            raise ConfigError("`vae` of config.json must hold the sizes of the autoencoder, got none.")
+        return cls._of(config, generation)
 
     @classmethod
     def _of(cls, config: Mapping[str, Any], generation: Mapping[str, Any]) -> Settings:
@@ -166,7 +170,7 @@ class Settings:
             aligner=config.get("vit_aligner") or {},
             flow_shift=float(generation.get("flow_shift", 3.0)),
             template=_known("sequence_template", generation.get("sequence_template", "pretrain"), TEMPLATES),
-            task=_known("bot_task", generation.get("bot_task", "auto"), TASKS),
+            task=_known("bot_task", _task(generation.get("bot_task") or "auto"), TASKS),
             ends=tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (ends,),
         )
 
@@ -191,6 +195,11 @@ def _check(config: Mapping[str, Any]) -> None:
                 f"`{key}` of config.json must be {needed!r} ({meaning}), got {got!r}; try "
                 "tencent/HunyuanImage-3.0 or -Instruct."
             )
+
+
+def _task(said: str) -> str:
+    """A description follows every thought; some checkpoints name both."""
+    return "think" if said == "think_recaption" else said
 
 
 def _known(key: str, value: str, known: tuple[str, ...]) -> str:
