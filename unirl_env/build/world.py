@@ -13,10 +13,18 @@ from gymnasium.vector import AutoresetMode
 from unirl_env.build.scorers import build_scorer
 from unirl_env.envs.base import GenerativeVectorEnv
 from unirl_env.envs.denoise import DenoiseVectorEnv
+from unirl_env.envs.hybrid import HybridVectorEnv
 from unirl_env.envs.single import SingleEnv
 from unirl_env.envs.tokens import TokenVectorEnv
 from unirl_env.errors import ConfigError
-from unirl_env.models import DENOISERS, LANGUAGE_MODELS, Denoiser, LanguageModel
+from unirl_env.models import (
+    DENOISERS,
+    LANGUAGE_MODELS,
+    UNIFIED_MODELS,
+    Denoiser,
+    LanguageModel,
+    UnifiedModel,
+)
 from unirl_env.models.options import FAMILIES, MODEL_OPTIONS, ModelChoice, model_choice
 from unirl_env.registry import Registry
 from unirl_env.wrappers.draw import DrawWrapper
@@ -26,8 +34,13 @@ from unirl_env.wrappers.reward import RewardWrapper
 __all__ = ["make_env", "make_model", "make_vector_env", "pick_device"]
 
 TOOLS = Registry("tool", {"calculator": "unirl_env.envs.tools:Calculator"})
-KINDS = {"denoiser": (DENOISERS, DenoiseVectorEnv), "language_model": (LANGUAGE_MODELS, TokenVectorEnv)}
+KINDS = {
+    "denoiser": (DENOISERS, DenoiseVectorEnv),
+    "language_model": (LANGUAGE_MODELS, TokenVectorEnv),
+    "unified_model": (UNIFIED_MODELS, HybridVectorEnv),
+}
 """By the argument that names the model: where names are looked up, and what is made of it."""
+MODELS = Denoiser | LanguageModel | UnifiedModel
 OWN_ARGUMENTS = ("generator", "scorer", "on_invalid", "together", "flat")
 """What `make_vector_env` itself takes, whatever the environment."""
 ONE_EPISODE = {"num_envs": 1, "group_size": 1, "array_backend": "numpy", "autoreset_mode": "disabled"}
@@ -58,8 +71,8 @@ def make_vector_env(
         flat: For unmodified agents: see and act in one flat `Box` (`FlattenForPPO`), with an `info` of arrays
             (`ArrayInfo`); a sequence names the entries that are seen. An argument, because `gym.make_vec`
             cannot wrap natively batched environments.
-        **arguments: `denoiser` or `language_model` (a name, a dotted path or an adapter), the model's
-            options, and those of `DenoiseVectorEnv` or `TokenVectorEnv`.
+        **arguments: `denoiser`, `language_model` or `unified_model` (a name, a dotted path or an adapter),
+            the model's options, and those of `DenoiseVectorEnv`, `TokenVectorEnv` or `HybridVectorEnv`.
 
     Raises:
         ConfigError: If an argument is unknown or does not fit.
@@ -67,7 +80,7 @@ def make_vector_env(
     device = pick_device(device)
     choice = model_choice({**arguments, "device": device})
     _, kind = KINDS[choice.family]
-    model = choice.name if isinstance(choice.name, Denoiser | LanguageModel) else make_model(choice)
+    model = choice.name if isinstance(choice.name, MODELS) else make_model(choice)
     known = _arguments(kind)
     unknown = set(choice.rest) - known
     if unknown:
@@ -112,7 +125,7 @@ def pick_device(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def make_model(choice: ModelChoice) -> Denoiser | LanguageModel:
+def make_model(choice: ModelChoice) -> Denoiser | LanguageModel | UnifiedModel:
     """The adapter of a model family; its two halves load on first use.
 
     Raises:

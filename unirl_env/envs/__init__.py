@@ -3,6 +3,7 @@
 from unirl_env.envs.base import GenerativeVectorEnv
 from unirl_env.envs.checks import check_vector_env
 from unirl_env.envs.denoise import DenoiseVectorEnv
+from unirl_env.envs.hybrid import HybridVectorEnv
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.envs.single import SingleEnv
 from unirl_env.envs.snapshot import Snapshot
@@ -14,6 +15,7 @@ __all__ = [
     "Calculator",
     "DenoiseVectorEnv",
     "GenerativeVectorEnv",
+    "HybridVectorEnv",
     "PromptSource",
     "SingleEnv",
     "Snapshot",

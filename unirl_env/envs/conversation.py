@@ -107,7 +107,7 @@ class Conversation:
 
 
 def checked_tokens(
-    actions: Any, active: np.ndarray, vocab_size: int, *, waits: bool
+    actions: Any, active: np.ndarray, vocab_size: int, *, waits: bool, first_id: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """The rows among the `active` `[B]` that go on, and the token of each.
 
@@ -116,6 +116,7 @@ def checked_tokens(
         active: `[B]` bool.
         vocab_size: How many tokens there are.
         waits: Whether a row may WAIT.
+        first_id: The first token.
 
     Raises:
         ShapeError: If the actions are not B integers.
@@ -128,10 +129,11 @@ def checked_tokens(
         )
     rows = np.flatnonzero(active & (token != WAIT) if waits else active)
     token = token[rows]
-    if len(rows) and (token.min() < 0 or token.max() >= vocab_size):
-        wrong = (token < 0) | (token >= vocab_size)
+    if len(rows) and (token.min() < first_id or token.max() >= first_id + vocab_size):
+        wrong = (token < first_id) | (token >= first_id + vocab_size)
         raise ContractError(
-            f"`actions` must be token ids in [0, {vocab_size}), got {token[wrong].tolist()[:8]} in episodes "
-            f"{rows[wrong].tolist()[:8]}; WAIT ({WAIT}) is for autoreset mode DISABLED."
+            f"`actions` must be token ids in [{first_id}, {first_id + vocab_size}), got "
+            f"{token[wrong].tolist()[:8]} in episodes {rows[wrong].tolist()[:8]}; WAIT ({WAIT}) is for "
+            "autoreset mode DISABLED."
         )
     return rows, token

@@ -138,6 +138,9 @@ class Denoising(Activity):
 
     def receive(self, rows: np.ndarray, context: Mapping[str, Tensor]) -> None:
         """From now on the episodes at `rows` show this context, each tensor `[n, ...]`."""
+        if len(rows) == self.num_envs:
+            self.context = {**self.context, **context}
+            return
         at = torch.from_numpy(rows).to(self.device)
         changed = {name: self.context[name].index_copy(0, at, value) for name, value in context.items()}
         self.context = {**self.context, **changed}
@@ -165,7 +168,9 @@ class Denoising(Activity):
         action, active = checked
         if not active.all():
             keep = torch.from_numpy(active).to(self.device).view(-1, *[1] * (action.ndim - 1))
-            action = torch.where(keep, action, self.latent.to(action.dtype))
+            # The others keep every bit, even where these come in half precision.
+            wide = torch.promote_types(action.dtype, self.latent.dtype)
+            action = torch.where(keep, action.to(wide), self.latent.to(wide))
         self.previous, self.latent = self.latent, action
         self._step = self._step + active
 

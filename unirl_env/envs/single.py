@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -57,7 +58,8 @@ class SingleEnv(gym.Env):
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Take one step."""
-        obs, reward, terminated, truncated, info = self.vector_env.step(np.asarray(action)[None])
+        batched = _map(action, lambda part: np.asarray(part)[None])
+        obs, reward, terminated, truncated, info = self.vector_env.step(batched)
         return _first(obs), float(reward[0]), bool(terminated[0]), bool(truncated[0]), _single_info(info)
 
     def render(self) -> np.ndarray | str | None:
@@ -68,6 +70,13 @@ class SingleEnv(gym.Env):
     def close(self) -> None:
         """Close the vector environment."""
         self.vector_env.close()
+
+
+def _map(action: Any, change: Callable[[Any], Any]) -> Any:
+    """An action with all of its parts changed, or itself."""
+    if isinstance(action, Mapping):
+        return {name: change(part) for name, part in action.items()}
+    return change(action)
 
 
 def _first(obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

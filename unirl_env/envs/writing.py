@@ -101,7 +101,8 @@ class Writing(Activity):
 
     def turn(self, row: int, *last: int) -> str:
         """The text of the present turn of `row`, as it will be after the tokens `last`."""
-        said = self.talk.tokens[row, self._turn_start[row] : self.talk.length[row]].tolist()
+        span = slice(self._turn_start[row], self.talk.length[row])
+        said = self.talk.tokens[row, span][self.talk.is_action[row, span]].tolist()
         return self.language_model.decode([*said, *last])
 
     def prepared(
