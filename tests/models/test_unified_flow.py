@@ -68,11 +68,9 @@ class TestModel:
         before = model.image.velocity(network, *latent, model.image.read(network, context))
         model.save_adapters(own, str(tmp_path / "adapters"))
         model.save_weights(own, str(tmp_path / "merged"))
-        loaded = PeftModel.from_pretrained(
-            copy.deepcopy(network), str(tmp_path / "adapters")
-        ).base_model.model
+        wrapped = PeftModel.from_pretrained(copy.deepcopy(network), str(tmp_path / "adapters"))
         merged = TinyUnified(tmp_path / "merged").network()
-        for other in (loaded, merged):
+        for other in (wrapped.base_model.model, merged):
             found = model.image.velocity(other, *latent, model.image.read(other, context))
             assert torch.allclose(found, expected, atol=1e-4) and not torch.allclose(found, before, atol=1e-2)
         attached = {n for n, m in own.named_modules() if hasattr(m, "lora_A")}
