@@ -89,7 +89,9 @@ def say(env, *texts):
     for letters in zip(*texts, strict=True):
         tokens = [{"~": EOS, "_": WAIT}.get(c) if c in "~_" else 4 + ALPHABET.index(c) for c in letters]
         actions = np.array(tokens)
-        results.append(env.step(torch.from_numpy(actions) if env.array_backend == "torch" else actions))
+        results.append(
+            env.step(torch.from_numpy(actions) if env.unwrapped.array_backend == "torch" else actions)
+        )
     return results
 
 

@@ -26,7 +26,7 @@ def example(number):
 
 
 def test_there_are_examples():
-    assert [name[:2] for name in NAMES] == ["01", "02", "03", "04", "05", "06", "07"]
+    assert [name[:2] for name in NAMES] == ["01", "02", "03", "04", "05", "06", "07", "08"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -95,3 +95,9 @@ def test_calculator_tool(capsys):
     curve = example("07").main(iterations=12)
     assert sum(curve[-3:]) / 3 > sum(curve[:3]) / 3 + 0.2
     assert "[user <tool_response>" in capsys.readouterr().out
+
+
+def test_prompt_enhancement(capsys, quiet_models):
+    curve = example("08").main(iterations=12)
+    assert sum(curve[-3:]) / 3 > sum(curve[:3]) / 3 + 0.2
+    assert " -> a " in capsys.readouterr().out

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from unirl_env.envs.laws import all_alike, as_array, digest, law, same, seeds, some_rows
+from unirl_env.envs.laws import all_alike, as_array, digest, due_samples, law, same, seeds, some_rows
 from unirl_env.envs.token_laws import check_tokens
 from unirl_env.errors import ConfigError, ContractError
 
@@ -278,7 +278,7 @@ def _play(
         new = (over | cut) & ~done
         samples = info.get("samples") or [None] * env.num_envs
         law(
-            all(samples[i] is not None for i in np.flatnonzero(new)),
+            all(samples[row] is not None for row in due_samples(env, over | cut, new)),
             "`info['samples']` must hold the sample of every episode that has just finished.",
         )
         trace.append(digest({**obs, **outcome, "rewards": rewards if rewarded else 0}))

@@ -7,16 +7,30 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 
 from unirl_env.errors import ContractError
 
-__all__ = ["all_alike", "as_array", "digest", "law", "same", "seeds", "some_rows"]
+__all__ = ["all_alike", "as_array", "digest", "due_samples", "law", "same", "seeds", "some_rows"]
 
 
 def law(kept: bool, text: str) -> None:
     """Raise ContractError with `text` unless it is kept."""
     if not kept:
         raise ContractError(text)
+
+
+def due_samples(env: VectorEnv, ended: np.ndarray, new: np.ndarray) -> list[int]:
+    """The rows whose samples a step must bring.
+
+    Args:
+        env: Its metadata says with `samples_together` that the samples of a batch come at its end.
+        ended: `[B]` bool, the episodes that have ended.
+        new: `[B]` bool, those of them that ended with this step.
+    """
+    if not env.metadata.get("samples_together"):
+        return np.flatnonzero(new).tolist()
+    return list(range(env.num_envs)) if ended.all() else []
 
 
 def seeds(info: dict[str, Any]) -> list[int]:

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from unirl_env.envs.conversation import WAIT
-from unirl_env.envs.laws import as_array, law, same
+from unirl_env.envs.laws import as_array, due_samples, law, same
 from unirl_env.errors import UnirlError
 
 __all__ = ["check_tokens"]
@@ -54,8 +54,8 @@ def check_tokens(
         samples = info.get("samples") or [None] * env.num_envs
         for row in np.flatnonzero(~done):
             _check_row(_row(before, row), _row(now, row), int(said[row]))
-            if over[row] or cut[row]:
-                _check_sample(_row(now, row), samples[row], bool(cut[row]))
+        for row in due_samples(env, over | cut, (over | cut) & ~done):
+            _check_sample(_row(now, row), samples[row], bool(cut[row]))
         done |= over | cut
         if done.all():
             return

@@ -105,6 +105,7 @@ class DrawWrapper(VectorWrapper):
                 "`together` must be False unless the environment's autoreset mode is DISABLED, got "
                 f"{env.metadata.get('autoreset_mode')}: a batch that resets by itself has no common end."
             )
+        self.metadata = {**env.metadata, "samples_together": together}
         self.generator, self.together, self.after = generator, together, after
         self.num_steps, self.guidance, self.num_pictures = num_steps, float(guidance), pictures
         self.max_characters, self.rows, self.context_cache = max_characters, rows, context_cache
