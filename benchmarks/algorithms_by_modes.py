@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +46,32 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=Path("docs/images/algorithms_by_modes.png"))
     parser.add_argument("--extra", nargs="*", default=[], help="settings of all runs, key=value")
     args = parser.parse_args()
-    cells = json.loads(args.table.read_text())["cells"] if args.table.exists() else {}
-    for seed in args.seeds.split(",") if args.iterations != 0 else ():
-        for mode in args.modes.split(","):
-            for agent in args.agents.split(","):
-                key = f"{mode}/{agent}/{seed}"
-                if args.iterations not in (None, cells.get(key, {}).get("iterations")) or key not in cells:
-                    cells[key] = measure(mode, agent, int(seed), args.iterations, args.extra)
-                    write(args.table, cells)
+    chosen = product(args.seeds.split(","), args.modes.split(","), args.agents.split(","))
+    failed = []
+    for seed, mode, agent in chosen if args.iterations != 0 else ():
+        key = f"{mode}/{agent}/{seed}"
+        known = on_record(args.table).get(key)
+        if known is None or args.iterations not in (None, known["iterations"]):
+            try:
+                cell = measure(mode, agent, int(seed), args.iterations, args.extra)
+            except subprocess.CalledProcessError:
+                failed.append(key)
+                continue
+            # Read again, because another process may have written down cells of its own.
+            write(args.table, {**on_record(args.table), key: cell})
+    cells = on_record(args.table)
     write(args.table, cells)
     print(markdown(cells))
     draw(cells, args.picture)
+    if failed:
+        raise SystemExit(
+            f"These runs ended before they were done: {', '.join(failed)}; try the same command."
+        )
+
+
+def on_record(table: Path) -> dict[str, Cell]:
+    """The cells that have been written down, by mode, agent and seed."""
+    return json.loads(table.read_text())["cells"] if table.exists() else {}
 
 
 def measure(mode: str, agent: str, seed: int, iterations: int | None, extra: Sequence[str]) -> Cell:
