@@ -174,7 +174,11 @@ class Published:
         weights = load(
             lambda name: load_file(name), str(path), kind=f"{KIND}'s autoencoder", alternative=ALTERNATIVE
         )
-        return self._filled(*build(weights), AUTOENCODER)
+        try:
+            module, renamed = build(weights)
+        except (KeyError, ValueError) as error:  # its sizes are read off names that are not there
+            raise self._wrong(f"its {AUTOENCODER} is not FLUX's autoencoder: {error}") from error
+        return self._filled(module, renamed, AUTOENCODER)
 
     def write(self, state: Mapping[str, Tensor], directory: str) -> None:
         """Write weights and all else that belongs to them as the published directory has it."""
