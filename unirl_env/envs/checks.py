@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,14 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from unirl_env.envs.default_acts import Act, default_act
+from unirl_env.envs.hybrid_laws import check_hybrid
 from unirl_env.envs.laws import all_alike, as_array, digest, due_samples, law, same, seeds, some_rows
 from unirl_env.envs.token_laws import check_tokens
 from unirl_env.errors import ConfigError, ContractError
 
 __all__ = ["check_vector_env"]
 
-Act = Callable[[dict[str, Any]], Any]
 INFO = ("group", "prompt", "episode_seed")
 
 
@@ -29,15 +30,14 @@ def check_vector_env(
     Args:
         env: A generative vector environment, wrapped or not; it is left freshly reset. Laws about groups and
             heirs need `num_envs` of at least 2 to bite.
-        act: `act(obs) -> actions`, deterministic; by default a latent is pulled towards zero, and other
-            actions are drawn from the action space, keyed by the observation.
+        act: `act(obs) -> actions`, deterministic; by default `default_act`.
         seed: Key of the episodes.
         max_steps: Episodes that are longer count as endless.
 
     Raises:
         ContractError: With the law that was broken.
     """
-    act = act or _default_act(env)
+    act = act or default_act(env)
     _check_declarations(env)
     _check_order_guard(env)
     obs, info = env.reset(seed=seed)
@@ -55,6 +55,7 @@ def check_vector_env(
     _check_snapshots(env, act, seed, max_steps)
     _check_ownership(env, act, seed)
     check_tokens(env, act, seed, max_steps)
+    check_hybrid(env, act, seed, max_steps)
     env.reset(seed=seed)
 
 
@@ -212,10 +213,11 @@ def _check_ownership(env: VectorEnv, act: Act, seed: int) -> None:
     """Arrays belong to who receives them; tensors are shared, because copies would cost more than a step."""
     actions = act(env.reset(seed=seed)[0])
     obs, *_ = env.step(actions)
-    if not all(isinstance(value, np.ndarray) for value in (actions, *obs.values())):
+    parts = actions.values() if isinstance(actions, Mapping) else [actions]
+    if not all(isinstance(value, np.ndarray) for value in (*parts, *obs.values())):
         return
     before = digest(obs)
-    for array in (actions, *obs.values()):
+    for array in (*parts, *obs.values()):
         array[...] = 0
     law(
         before == digest(env.unwrapped.restore(env.unwrapped.snapshot())[0]),
@@ -286,13 +288,3 @@ def _play(
         if done.all():
             return trace
     raise ContractError(f"Episodes must end, got {int((~done).sum())} that did not in {max_steps} steps.")
-
-
-def _default_act(env: VectorEnv) -> Act:
-    def act(obs: dict[str, Any]) -> Any:
-        if "latent" in obs and tuple(obs["latent"].shape) == env.action_space.shape:
-            return obs["latent"] * 0.9
-        env.action_space.seed(digest(obs))
-        return env.action_space.sample()
-
-    return act

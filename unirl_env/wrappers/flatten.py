@@ -127,6 +127,12 @@ def _checked_keys(space: gym.Space, keys: Sequence[str]) -> list[str]:
 
 
 def _flat_action(space: gym.Space) -> Box:
+    if isinstance(space, gym.spaces.Dict):
+        raise ConfigError(
+            f"The action space must be a Box to be flattened, got the phases {list(space)} of a hybrid "
+            "environment, which agents of one flat action cannot play; try one of the model's views as an "
+            "environment of its own, or this library's agents."
+        )
     if not isinstance(space, Box):
         raise ConfigError(
             f"The action space must be a Box to be flattened, got {space}; "
