@@ -72,6 +72,9 @@ def offline(tiny_dir, tmp_path_factory):
     draws = {"pretrained": str(tiny_dir), "num_steps": 3}
     writes = {"pretrained": str(qwen3_path()), "max_new_tokens": 5, "max_prompt_tokens": 32}
     looks = {"pretrained": str(seeing), "max_new_tokens": 5, "max_prompt_tokens": 96, "prompts": questions}
+    asks = {"max_new_tokens": 5, "generator": {"denoiser": "tiny_sd3", **draws}}
+    short = {"language_model": "tiny_enhancer", "pretrained": None, "system": None}
+    drawn = {"name": "pictured", "scorer": "shapes"}
     small = {"height": 32, "width": 32, "max_sequence_length": 10}
     arguments = {
         "unirl/TinySD3-T2I-v0": draws,
@@ -79,6 +82,8 @@ def offline(tiny_dir, tmp_path_factory):
         "unirl/TinyQwen3-Math-v0": writes,
         "unirl/Qwen3-Math-v0": {**writes, "prompts": "sums_train"},
         "unirl/TinyQwenVL-VQA-v0": looks,
+        "unirl/TinyPromptEnhancer-T2I-v0": asks,
+        "unirl/PromptEnhancer-T2I-v0": {**asks, **short, "prompts": "requests_train", "scorer": drawn},
         "unirl/QwenVL-VQA-v0": {**looks, "max_pixels": 32 * 32},
     }
     return lambda name: arguments.get(name, {})
