@@ -212,13 +212,16 @@ def draw(cells: Mapping[str, Cell], picture: Path) -> None:
         above.set_xlabel("iteration")
         above.grid(alpha=0.2)
         below.set_xticks(range(len(SETS)), [name.replace(" ", "\n") for name in SETS.values()], fontsize=9)
+        below.set_xlim(-0.5, len(SETS) - 0.5)
         below.axhline(0, color="#888", lw=0.8)
         below.grid(alpha=0.2, axis="y")
         below.sharey(axes[1, 0])
     axes[0, 0].set_ylabel("training reward")
     axes[1, 0].set_ylabel("gain over the base")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(NAMES), frameon=False)
+    lines = {line.get_label(): line for axis in axes[0] for line in axis.get_lines()}
+    shown = [name for name in NAMES.values() if name in lines]
+    handles = [lines[name] for name in shown]
+    figure.legend(handles, shown, loc="outside upper center", ncols=len(shown), frameon=False)
     counts = {len(seeds_of(cells, mode, agent)) for mode, agent in found}
     over = "over prompts, one seed" if counts == {1} else f"over {max(counts)} seeds"
     if len(counts) > 1:
