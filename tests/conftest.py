@@ -60,6 +60,7 @@ def tiny_unified_dir(tmp_path_factory, quiet_models):
 def offline(tiny_dir, tmp_path_factory):
     """`offline(id)`: arguments with which an id needs no download, and few steps."""
     import torch
+    from models.hunyuan_cases import write_tiny_checkpoint
 
     from unirl_env.models.tiny import qwen3_path
     from unirl_env.models.tiny.qwen_vl_build import build_tiny_qwen_vl
@@ -76,7 +77,13 @@ def offline(tiny_dir, tmp_path_factory):
     short = {"language_model": "tiny_enhancer", "pretrained": None, "system": None}
     drawn = {"name": "pictured", "scorer": "shapes"}
     small = {"height": 32, "width": 32, "max_sequence_length": 10}
+    thinks = write_tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny_hunyuan")
     arguments = {
+        "unirl/HunyuanImage3-T2I-v0": {
+            **{"pretrained": str(thinks), "height": 32, "width": 32, "dtype": "float32", "num_steps": 2},
+            **{"max_new_tokens": 4, "max_prompt_tokens": 64, "model_options": {"task": "auto"}},
+            **{"prompts": "shapes_train", "scorer": {"name": "pictured", "scorer": "shapes"}},
+        },
         "unirl/TinySD3-T2I-v0": draws,
         "unirl/SD3-T2I-v0": {**draws, **small, "scorer": "shapes", "prompts": "shapes_train"},
         "unirl/TinyQwen3-Math-v0": writes,
