@@ -66,6 +66,9 @@ def print_summary(console: Console, folder: RunFolder) -> None:
             f"[bold]{number(row['after']['mean'])}[/]",
             gain(row["difference"]),
         )
+    lost = [row["no_picture"] for row in read_rows(folder.path / "metrics.jsonl") if _known(row)]
+    if lost:
+        table.add_row("texts without a picture, training", f"{lost[0]:.0%}", f"[bold]{lost[-1]:.0%}[/]", "")
     console.print(Panel(table, title=f"{folder.path.name}: {last} iterations", expand=False))
     console.print(
         f"Report     {folder.report}\n"
@@ -74,6 +77,10 @@ def print_summary(console: Console, folder: RunFolder) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _known(row: dict[str, Any]) -> bool:
+    return row.get("no_picture") is not None
 
 
 def number(value: float | None) -> str:

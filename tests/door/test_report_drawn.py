@@ -12,10 +12,12 @@ from test_report_answers import HOSTILE, PROMPTS
 from unirl_env.episode import EpisodeBatch
 from unirl_env.evaluate import Options, compare
 from unirl_env.launch import Parts, launch
+from unirl_env.logbook import append
 from unirl_env.report.curves import process_charts
 from unirl_env.report.drawn import are_drawn, drawn
 from unirl_env.run_folder import RunFolder
 from unirl_env.samples_folder import save_samples
+from unirl_env.summary import print_summary
 from unirl_env.types import Prompt, Sample, Scores
 
 GREEN = torch.tensor([0.0, 1.0, 0.0])[:, None, None].expand(3, 8, 8)
@@ -106,6 +108,19 @@ def test_the_phases_of_a_quantity_share_a_chart():
     assert "Texts without a picture" not in process_charts(rows)
     lost = process_charts([{**row, "no_picture": 0.5, "truncated": 0.25, "tokens": 7.0} for row in rows])
     assert "Texts without a picture" in lost and "50 %" in lost and "Length of the texts" in lost
+
+
+def test_the_last_words_tell_how_many_texts_came_to_no_picture(run):
+    def last_words():
+        console = Console(file=io.StringIO(), width=120)
+        print_summary(console, run)
+        return console.file.getvalue()
+
+    assert "without a picture" not in last_words()
+    for i, share in ((7, 0.75), (8, 0.5), (9, 0.125)):
+        append(run.path / "metrics.jsonl", {"iteration": i, "no_picture": share})
+    line = next(line for line in last_words().splitlines() if "texts without a picture" in line)
+    assert line.split()[-3:-1] == ["75%", "12%"]
 
 
 def test_what_counts_is_that_texts_are_meant_to_be_drawn(tmp_path):
