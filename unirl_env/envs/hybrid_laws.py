@@ -200,11 +200,12 @@ def _check_place(env: VectorEnv, act: Act, seed: int, max_steps: int) -> None:
 def _check_middle(env: VectorEnv, act: Act, seed: int, max_steps: int, phase: int) -> None:
     """Snapshots and heirs in the middle of a phase."""
     obs, info = env.reset(seed=seed)
-    done = np.zeros(env.num_envs, dtype=bool)
+    done, draws = np.zeros(env.num_envs, dtype=bool), phase == IMAGE and set(obs) & set(DRAWN)
     for _ in range(max_steps):
         obs, _, terminated, truncated, info = env.step(act(obs))
         done |= as_array(terminated) | as_array(truncated)
-        rows = np.flatnonzero(~done & (as_array(obs["phase"]) == phase))
+        moved = as_array(obs["image_length" if "image_length" in obs else "step"]) > 0 if draws else True
+        rows = np.flatnonzero(~done & (as_array(obs["phase"]) == phase) & moved)
         if len(rows) or done.all():
             break
     if done.all():
