@@ -15,6 +15,7 @@ from unirl_env.launch import Parts, launch
 from unirl_env.logbook import append
 from unirl_env.report.curves import process_charts
 from unirl_env.report.drawn import are_drawn, drawn
+from unirl_env.report.gallery import gallery
 from unirl_env.run_folder import RunFolder
 from unirl_env.samples_folder import save_samples
 from unirl_env.summary import print_summary
@@ -131,6 +132,16 @@ def test_what_counts_is_that_texts_are_meant_to_be_drawn(tmp_path):
     assert [are_drawn([folder]) for folder in folders] == [False, False, True]
     assert [are_drawn([folder], "pe") for folder in folders] == [True, False, True]
     assert are_drawn([tmp_path / "texts", tmp_path / "both"])
+
+
+def test_a_picture_that_is_edited_without_words_stands_above_what_became_of_it(tmp_path):
+    row = {"prompts": ["p", "q"], "samples": 1, "values": {"reward": [1.0, 0.5]}}
+    columns = {name: (tmp_path / name, row) for name in ("before", "after")}
+    for folder, _ in columns.values():
+        save_samples(folder, [Sample(image=GREEN)] * 2, 1, [Prompt("p", images=(GREEN,)), Prompt("q")])
+    found = gallery(columns)
+    parse(found)
+    assert found.count('<div class="seen"><img') == 1 and found.count("<img") == 1 + 4
 
 
 def test_samples_that_are_gone_are_missed(tmp_path):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unirl_env.report.gallery import data_uri
+from unirl_env.report.gallery import seen
 from unirl_env.samples_folder import load_questions, load_texts, question_pictures
 
 __all__ = ["Columns", "Text", "answers", "cards", "folded", "printable"]
@@ -105,15 +105,9 @@ def printable(text: str) -> str:
 
 
 def _question(asked: Mapping[str, Any], pictures: Sequence[Path]) -> str:
-    images = []
-    for path in pictures:
-        uri, small = data_uri(path)
-        kind = ' class="pixels"' if small else ""
-        images.append(f'<img{kind} src="{uri}" alt="" loading="lazy">')
-    shown = f'<div class="seen">{"".join(images)}</div>' if images else ""
     expected = asked["answer"]
     wanted = "" if expected is None else f'<div class="expected"><i>expected</i>{folded(expected)}</div>'
-    return f'<div class="ask">{shown}<div class="words">{folded(asked["text"])}{wanted}</div></div>'
+    return f'<div class="ask">{seen(pictures)}<div class="words">{folded(asked["text"])}{wanted}</div></div>'
 
 
 def _said(text: Text | None) -> str:

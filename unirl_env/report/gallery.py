@@ -11,9 +11,9 @@ from typing import Any
 
 from PIL import Image
 
-from unirl_env.samples_folder import load_latents, picture_paths
+from unirl_env.samples_folder import load_latents, picture_paths, question_pictures
 
-__all__ = ["data_uri", "film", "gallery", "scatter"]
+__all__ = ["data_uri", "film", "gallery", "scatter", "seen"]
 
 LARGEST = 320
 """Side in pixels from which pictures are scaled down: a page must stay one that can be sent."""
@@ -50,8 +50,8 @@ def gallery(
                 f'<div class="cells" style="--n:{min(samples, 8)}">{cells}</div></div>'
             )
         cards.append(
-            f'<article class="card prompt"><p class="text">{html.escape(_short(text))}</p>{"".join(strips)}'
-            f"</article>"
+            f'<article class="card prompt"><p class="text">{html.escape(_short(text))}</p>'
+            f"{seen(question_pictures(columns[label][0], prompt))}{''.join(strips)}</article>"
         )
     return f'<div class="gallery">{"".join(cards)}</div>'
 
@@ -111,6 +111,16 @@ def scatter(before: Path, after: Path, size: int = 360) -> str:
         f'y2="{size / 2}"/><line class="grid" y1="0" y2="{size}" x1="{size / 2}" x2="{size / 2}"/>'
         f"{marks}</svg></figure>"
     )
+
+
+def seen(pictures: Sequence[Path]) -> str:
+    """The pictures that belong to a request, or nothing."""
+    images = []
+    for path in pictures:
+        uri, small = data_uri(path)
+        kind = ' class="pixels"' if small else ""
+        images.append(f'<img{kind} src="{uri}" alt="" loading="lazy">')
+    return f'<div class="seen">{"".join(images)}</div>' if images else ""
 
 
 def data_uri(path: Path, largest: int = LARGEST) -> tuple[str, bool]:
