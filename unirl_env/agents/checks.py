@@ -39,8 +39,8 @@ def check_settings(config: Any) -> None:
     _one_of(config, "anchor", ("rollout", "replay"))
     _one_of(config, "advantage_scale", ("group", "batch", "none"))
     _check_shares(config)
-    _check_phases(config)
     config.family.check(config)
+    _check_phases(config)
     if config.evaluation_interval:
         raise ConfigError(
             f"`evaluation_interval` must stay unset, got {config.evaluation_interval}; try "

@@ -116,7 +116,8 @@ class Hybrid(Family):
             check_latents(config)
         elif self._discrete(config) and config.policy.guidance != 1.0:
             raise ConfigError(
-                f"`policy.guidance` must be 1 where pictures are tokens, got {config.policy.guidance}."
+                f"`policy.guidance` must be 1 where pictures are tokens, got {config.policy.guidance}; try "
+                "`model_options={'guidance': ...}`, which is the model's own."
             )
 
     def _discrete(self, config: Any) -> bool:

@@ -128,7 +128,8 @@ class HybridActor(TrainedNetwork):
         if unified_model.discrete:
             if drawing.get("guidance", 1.0) != 1.0:
                 raise ConfigError(
-                    f"`guidance` must be 1 where pictures are tokens, got {drawing['guidance']}."
+                    f"`guidance` must be 1 where pictures are tokens, got {drawing['guidance']}; the model's "
+                    "own option says how they are guided."
                 )
             self.image = TextFacet(unified_model.image, **sampling).of(self)
         else:
