@@ -1,4 +1,4 @@
-"""Agents on texts with pictures: both phases by one learner, one or two backbones, latents or picture tokens."""
+"""Agents on texts with pictures: both phases by one learner, in latents or in picture tokens."""
 
 import math
 
