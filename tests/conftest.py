@@ -78,7 +78,16 @@ def offline(tiny_dir, tmp_path_factory):
     drawn = {"name": "pictured", "scorer": "shapes"}
     small = {"height": 32, "width": 32, "max_sequence_length": 10}
     thinks = write_tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny_hunyuan")
+    from models.bagel_cases import build as build_bagel
+
+    bagel = {"pretrained": build_bagel(tmp_path_factory.mktemp("models") / "tiny_bagel"), "dtype": "float32"}
+    bagel |= {"height": 32, "width": 32, "num_steps": 2, "scorer": {"name": "pictured", "scorer": "shapes"}}
     arguments = {
+        "unirl/Bagel-T2I-v0": {
+            **bagel,
+            **{"max_new_tokens": 4, "max_prompt_tokens": 256, "prompts": "shapes_train"},
+        },
+        "unirl/Bagel-Edit-v0": {**bagel, "max_prompt_tokens": 320, "prompts": questions},
         "unirl/HunyuanImage3-T2I-v0": {
             **{"pretrained": str(thinks), "height": 32, "width": 32, "dtype": "float32", "num_steps": 2},
             **{"max_new_tokens": 4, "max_prompt_tokens": 64, "model_options": {"task": "auto"}},

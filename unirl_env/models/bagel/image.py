@@ -18,9 +18,11 @@ from unirl_env.models.base import Denoiser
 from unirl_env.models.lots import in_lots
 from unirl_env.types import Prompt, Sample
 
-__all__ = ["BagelImage"]
+__all__ = ["PICTURES", "BagelImage"]
 
 SHIFT = 3.0
+PICTURES = ("pixel_values", "image_grid_thw")
+"""Of the text view's inputs, those that the image view reads; positions follow from the grids."""
 
 
 class BagelImage(Denoiser):
@@ -79,8 +81,8 @@ class BagelImage(Denoiser):
         }
         for row, tokens in zip(rows, context["tokens"], strict=True):
             tokens[: len(row)] = torch.tensor(row, dtype=torch.int64)
-        for name, (shape, dtype) in self._text.input_spaces.items():
-            shape = (1, width) if name == "positions" else shape
+        spaces = self._text.input_spaces
+        for name, (shape, dtype) in ((name, spaces[name]) for name in PICTURES if name in spaces):
             context[name] = torch.zeros(len(rows), *shape, dtype=getattr(torch, dtype))
             for each, out in zip(encoded, context[name], strict=True):
                 value = each.inputs.get(name, torch.zeros(0, *shape[1:]))

@@ -9,7 +9,7 @@ from torch import nn
 
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.models.bagel.autoencoder import Autoencoder
-from unirl_env.models.bagel.image import BagelImage
+from unirl_env.models.bagel.image import PICTURES, BagelImage
 from unirl_env.models.bagel.network import LATENT_SIDE
 from unirl_env.models.bagel.pictures import PromptPictures
 from unirl_env.models.bagel.published import Published
@@ -112,7 +112,7 @@ class Bagel(UnifiedModel):
             rows_per_forward=rows_per_forward,
         )
         self.opens = self.text.eos_ids
-        self.context_keys = ("tokens", "length", *self.text.input_spaces)
+        self.context_keys = ("tokens", "length", *(PICTURES if max_images else ()))
         self.lora_targets = (*self.text.lora_targets, *self.image.lora_targets)
 
     def network(self) -> nn.Module:
