@@ -41,7 +41,8 @@ def test_an_episode(env):
     assert isinstance(info["prompt"], Prompt) and isinstance(info["episode_seed"], int)
     over = False
     while not over:
-        action = obs["latent"] * np.float32(0.9) if "latent" in obs else env.action_space.sample()
+        moves = "latent" in obs and "phase" not in obs
+        action = obs["latent"] * np.float32(0.9) if moves else env.action_space.sample()
         obs, reward, terminated, truncated, info = env.step(action)
         assert env.observation_space.contains(obs)
         assert type(reward) is float and type(terminated) is type(truncated) is bool
