@@ -62,8 +62,10 @@ def count() -> Counts:
     parts = dict.fromkeys(
         ("experts", "shared experts", "routers", "attention", "norms", "words", "picture"), 0
     )
-    kinds = {".experts.": "experts", ".shared_mlp.": "shared experts", ".gate.": "routers", "_proj.": "attention",
-             "norm": "norms", "ln_f": "words", "wte": "words", "lm_head": "words"}  # fmt: skip
+    kinds = {
+        **{".experts.": "experts", ".shared_mlp.": "shared experts", ".gate.": "routers"},
+        **{"_proj.": "attention", "norm": "norms", "ln_f": "words", "wte": "words", "lm_head": "words"},
+    }
     adapters = 0
     for name, weight in network.named_parameters():
         part = next((kind for mark, kind in kinds.items() if mark in name), "picture")

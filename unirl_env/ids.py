@@ -132,7 +132,7 @@ IDS: dict[str, dict[str, Any]] = {
         "max_new_tokens": 1024,
         "max_prompt_tokens": 1280,
         "num_steps": 10,
-        "model_options": {"task": "recaption", "system": "en_recaption"},
+        "model_options": {"task": "recaption", "system": "en_recaption", "max_prompt_tokens": 1280},
         "prompts": "scenes_train",
         "scorer": "clip",
     },

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from unirl_env.errors import ConfigError, PromptError
@@ -123,13 +124,17 @@ class Template:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of `tokens`; of special tokens only the marks of thoughts and captions."""
-        hidden = {
+        shown = [number for number in map(int, tokens) if number not in self._hidden]
+        return self.tokenizer.decode(shown, clean_up_tokenization_spaces=False)
+
+    @cached_property
+    def _hidden(self) -> frozenset[int]:
+        """Special tokens that are no part of a text."""
+        return frozenset(
             number
             for number, token in self.tokenizer.added_tokens_decoder.items()
             if token.special and token.content not in SHOWN
-        }
-        shown = [number for number in map(int, tokens) if number not in hidden]
-        return self.tokenizer.decode(shown, clean_up_tokenization_spaces=False)
+        )
 
     @property
     def _answer(self) -> str:
