@@ -12,6 +12,7 @@ from gymnasium.vector.utils import batch_space
 
 from unirl_env.envs.base import GenerativeVectorEnv
 from unirl_env.envs.roster import Roster
+from unirl_env.errors import ContractError
 from unirl_env.types import Sample
 
 __all__ = ["Activity", "ActivityVectorEnv"]
@@ -106,5 +107,10 @@ class ActivityVectorEnv(GenerativeVectorEnv):
         return self._activity.state()
 
     def _select_model_state(self, state: dict[str, Any], rows: np.ndarray) -> None:
+        held, needed = sorted(state), sorted(self._activity.state())
+        if held != needed:
+            raise ContractError(
+                f"`snapshot` must hold {needed}, got {held}; restore it in an environment like its own."
+            )
         self._activity.require(state)
         self._activity.select(state, rows)

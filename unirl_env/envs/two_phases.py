@@ -180,12 +180,12 @@ class TwoPhases(Activity):
 
     def require(self, state: Mapping[str, Any]) -> None:
         """Two phases, each as its activity requires it."""
-        drawn = state.get("image")
-        other = (drawn is None) != (self.drawing is None)
-        if "phase" not in state or other or (drawn and set(drawn) != set(self.drawing.state())):
+        drawn = state["image"]
+        held, needed = sorted(drawn or ()), sorted(self.drawing.state() if self.drawing is not None else ())
+        if held != needed:
             raise ContractError(
-                "`snapshot` must hold texts and pictures of the same kind, got "
-                f"{sorted(state)}; restore it in an environment like its own."
+                f"`snapshot` must hold of pictures {needed}, got {held}; restore it in an environment like "
+                "its own."
             )
         self.writing.require(state["text"])
         if self.drawing is not None:
@@ -209,7 +209,8 @@ class TwoPhases(Activity):
 
     def _parts(self, actions: Any) -> dict[str, Any]:
         """The parts of the actions that are given."""
-        known, needed = ("token", self.drawn), list(self.action_space)
+        known = ("token", self.drawn)
+        needed = [name for name in known if name in self.action_space.spaces]
         if not isinstance(actions, Mapping):
             raise ShapeError(f"`actions` must be a mapping with {needed}, got {type(actions).__name__}.")
         unknown = sorted(set(actions) - set(known))
