@@ -79,7 +79,7 @@ def measure(mode: str, agent: str, seed: int, iterations: int | None, extra: Seq
     length = [] if iterations is None else [f"iterations={iterations}"]
     # The folder tells short runs from long ones, so that none is taken for another.
     home = FOLDER / (mode if iterations is None else f"{mode}_{iterations}")
-    folder = run(MODES[mode][0], home, agent, seed, ["resume=auto", *length, *extra])
+    folder = run(MODES[mode][0], home, agent, seed, [*length, *extra])
     training = rows(folder / "metrics.jsonl")
     sets = {}
     for name in SETS:

@@ -6,7 +6,8 @@ Each run is the ordinary command, one after another, in a folder of its own:
     python benchmarks/learning_curves.py --config ar/tiny_qwen3 --folder runs/curves_qwen3 \
         --picture docs/images/curves_qwen3.png --table benchmarks/results/curves_qwen3.json
 
-A band is the 95 % t-interval of the mean over seeds. Runs that are there already are read, not repeated.
+A band is the 95 % t-interval of the mean over seeds. Runs that are there already are read, not repeated;
+one that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 from scipy import stats
+
+from unirl_env.settings import read_yaml
 
 NAMES = {"flow_dppo": "FlowDPPO", "grpo": "GRPO", "drpo": "DRPO"}
 COLOURS = {"flow_dppo": "#2563eb", "grpo": "#d97706", "drpo": "#059669"}
@@ -49,14 +52,21 @@ def main() -> None:
 
 
 def run(config: str, home: Path, agent: str, seed: int, extra: Sequence[str] = ()) -> Path:
-    """Train one agent with one seed, unless that has been done; the run's folder in `home`."""
+    """Train one agent with one seed, or go on where that was stopped; the run's folder in `home`."""
     name = f"{agent}_{seed}"
     folder = home / name
-    if not (folder / "report.html").exists():
-        command = [sys.executable, "-m", "unirl_env.train", f"--config-name={config}"]
+    if not finished(folder):
+        command = [sys.executable, "-m", "unirl_env.train", f"--config-name={config}", "resume=auto"]
         settings = [f"agent={agent}", f"seed={seed}", f"name={name}", f"logging.folder={home}"]
         subprocess.run([*command, *settings, *extra], check=True)
     return folder
+
+
+def finished(folder: Path) -> bool:
+    """Whether a run has come to its last iteration; one that was interrupted leaves a report, too."""
+    if not (folder / "report.html").exists():
+        return False
+    return len(rows(folder / "metrics.jsonl")) == read_yaml(folder / "config.yaml").iterations
 
 
 def rows(path: Path) -> list[dict]:
