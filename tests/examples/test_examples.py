@@ -26,7 +26,7 @@ def example(number):
 
 
 def test_there_are_examples():
-    assert [name[:2] for name in NAMES] == ["01", "02", "03", "04", "05", "06", "07", "08"]
+    assert [name[:2] for name in NAMES] == ["01", "02", "03", "04", "05", "06", "07", "08", "09"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -101,3 +101,11 @@ def test_prompt_enhancement(capsys, quiet_models):
     curve = example("08").main(iterations=12)
     assert sum(curve[-3:]) / 3 > sum(curve[:3]) / 3 + 0.2
     assert " -> a " in capsys.readouterr().out
+
+
+def test_write_and_draw(capsys, tmp_path):
+    reward = example("09").main(num_envs=2, num_steps=4, folder=tmp_path / "new")
+    assert len(reward) == 2 and bool(reward.isfinite().all())
+    printed = capsys.readouterr().out
+    assert "steps of writing" in printed and "step 3 of drawing" in printed
+    assert (tmp_path / "new" / "plans.png").exists()
