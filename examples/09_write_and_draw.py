@@ -47,9 +47,7 @@ def main(env_id="unirl_env:unirl/TinyUnified-T2I-v0", num_envs=4, num_steps=8, s
             k = int(obs["step"][~done][0])
             noise = F.keyed_noise(seeds, k, obs["latent"].shape[1:])
             drawn = actor.image.act(obs, noise, reading=plans)
-            print(
-                f"step {k} of drawing: sigma {float(obs['sigma'][0]):.2f} -> {float(obs['sigma_next'][0]):.2f}"
-            )
+            print(f"step {k} of drawing: sigma {obs['sigma'][0]:.2f} -> {obs['sigma_next'][0]:.2f}")
             obs, reward, ended, cut, info = env.step({"latent": drawn.latent})
             done = done | ended | cut
 
