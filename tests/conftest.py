@@ -87,7 +87,7 @@ def offline(tiny_dir, tmp_path_factory):
             **bagel,
             **{"max_new_tokens": 4, "max_prompt_tokens": 256, "prompts": "shapes_train"},
         },
-        "unirl/Bagel-Edit-v0": {**bagel, "max_prompt_tokens": 320, "prompts": questions},
+        "unirl/Bagel-Edit-v0": {**bagel, "max_prompt_tokens": 384},
         "unirl/HunyuanImage3-T2I-v0": {
             **{"pretrained": str(thinks), "height": 32, "width": 32, "dtype": "float32", "num_steps": 2},
             **{"max_new_tokens": 4, "max_prompt_tokens": 64, "model_options": {"task": "auto"}},
