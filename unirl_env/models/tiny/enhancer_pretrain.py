@@ -2,7 +2,14 @@
 
 Supervised learning on requests and the captions that they mean (see `requests_data`): first on right
 rewrites, until the model understands, then briefly on loose ones, which leaves it a habit that reinforcement
-learning corrects.
+learning corrects. It takes about 80 seconds of one core (OMP_NUM_THREADS=1). Seed 0:
+
+    mean probability of the right caption    requests of training    held out
+    after right rewrites                     0.998                   0.998
+    after loose rewrites                     0.173                   0.170
+
+What the embedded Stable Diffusion 3 draws of it (6 steps, guidance 3, 128 requests of each kind) has a reward
+of 0.41 and 0.44 by `shapes` if rewrites are sampled, of 0.98 and 0.97 if they are greedy or right.
 """
 
 from __future__ import annotations
