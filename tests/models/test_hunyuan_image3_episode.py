@@ -1,6 +1,7 @@
 """One episode by hand, a step on both of its phases, and the files that training leaves."""
 
 import json
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -167,3 +168,15 @@ class TestExports:
             torch.testing.assert_close(again.network()(tokens).logits, adapted.network(tokens).logits)
         latent = torch.randn(1, *model.image.latent_shape)
         assert torch.equal(again.image.decode(latent)[0].image, model.image.decode(latent)[0].image)
+
+    def test_large_weights_are_written_in_shards(self, model, adapted, tmp_path, monkeypatch):
+        sharding = partial(adapted.network.save_pretrained, max_shard_size="400KB")
+        monkeypatch.setattr(adapted.network, "save_pretrained", sharding)
+        adapted.save_weights(str(tmp_path))
+        index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+        assert len(set(index.values())) > 3
+        assert {tmp_path / file for file in index.values()} == set(tmp_path.glob("*.safetensors"))
+        tokens = model.text.encode(PROMPT).tokens[None]
+        with torch.no_grad():
+            expected = adapted.network(tokens).logits
+            torch.testing.assert_close(HunyuanImage3(tmp_path).network()(tokens).logits, expected)

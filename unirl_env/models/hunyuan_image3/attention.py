@@ -62,7 +62,7 @@ class Cached:
         seen = (place <= own)[None, None]
         if self.mask is not None:
             seen = seen & self.mask[:, None, None]
-        # Padding looks at itself: a row that sees nothing would be not a number, and spread.
+        # Padding looks at itself: some kernels make a row that sees nothing not a number, which spreads.
         return seen | (place == own)
 
 
