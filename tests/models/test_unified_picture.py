@@ -6,6 +6,7 @@ import pytest
 import torch
 from unified_cases import PROMPTS, latents, scattered
 
+from unirl_env.errors import ContractError
 from unirl_env.models.tiny.unified import TinyUnified
 from unirl_env.models.unified_network import patches_of
 from unirl_env.types import Prompt
@@ -110,6 +111,15 @@ class TestPicture:
             prefix = model.image.read(network, context | {"tokens": tokens})
             velocities.append(model.image.velocity(network, latent, sigma, prefix))
         assert torch.equal(*velocities)
+
+    def test_a_text_does_not_go_without_its_picture(self, model, network):
+        context = model.image.encode(PROMPTS)
+        for bare in (
+            {name: context[name] for name in ("tokens", "length")},
+            context | {"image_grid_thw": torch.zeros_like(context["image_grid_thw"])},
+        ):
+            with pytest.raises(ContractError, match="2 such texts and 0 pictures"):
+                model.image.read(network, bare)
 
     def test_rows_are_picked_and_repeated(self, model, network):
         row = torch.tensor([2, 0, 0])

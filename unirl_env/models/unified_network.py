@@ -208,7 +208,16 @@ class UnifiedFlowNetwork(Qwen3ForCausalLM):
             length: `[P]` int64.
             patches: As for `embed`.
             grid: As for `embed`.
+
+        Raises:
+            ContractError: If texts and pictures do not belong together.
         """
+        brought = int((tokens[:, 0] == self.config.source_start_token_id).sum())
+        if brought != (0 if grid is None else len(grid)):
+            raise ContractError(
+                f"Texts that begin with a picture must come with it, got {brought} such texts and "
+                f"{0 if grid is None else len(grid)} pictures; try `with_inputs=True`."
+            )
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
         recorded = _Recorded(self.config.num_hidden_layers)
         hidden = self.model(
