@@ -134,7 +134,7 @@ IDS: dict[str, dict[str, Any]] = {
         "num_steps": 10,
         "model_options": {"task": "recaption", "system": "en_recaption", "max_prompt_tokens": 1280},
         "prompts": "scenes_train",
-        "scorer": "clip",
+        "scorer": {"name": "pictured", "scorer": "clip"},
     },
     "unirl/Bagel-T2I-v0": {
         "unified_model": "bagel",
