@@ -60,6 +60,7 @@ def tiny_unified_dir(tmp_path_factory, quiet_models):
 def offline(tiny_dir, tmp_path_factory):
     """`offline(id)`: arguments with which an id needs no download, and few steps."""
     import torch
+    from janus_cases import write_tiny_janus
     from models.hunyuan_cases import write_tiny_checkpoint
 
     from unirl_env.models.tiny import qwen3_path
@@ -70,6 +71,7 @@ def offline(tiny_dir, tmp_path_factory):
     pictures = [torch.full((3, 32, 32), i / 10) for i in range(10)]
     question, answer = "what is it?", {"answer": "grey"}
     questions = [Prompt(question, str(i), metadata=answer, images=(p,)) for i, p in enumerate(pictures)]
+    tiny_sd3 = {"pretrained": str(tiny_dir), "max_sequence_length": 10}
     draws = {"pretrained": str(tiny_dir), "num_steps": 3}
     writes = {"pretrained": str(qwen3_path()), "max_new_tokens": 5, "max_prompt_tokens": 32}
     looks = {"pretrained": str(seeing), "max_new_tokens": 5, "max_prompt_tokens": 96, "prompts": questions}
@@ -82,7 +84,16 @@ def offline(tiny_dir, tmp_path_factory):
 
     bagel = {"pretrained": build_bagel(tmp_path_factory.mktemp("models") / "tiny_bagel"), "dtype": "float32"}
     bagel |= {"height": 32, "width": 32, "num_steps": 2, "scorer": {"name": "pictured", "scorer": "shapes"}}
+    tokens = write_tiny_janus(tmp_path_factory.mktemp("models") / "tiny_janus")
+    both = {"writer": {"language_model": "tiny_enhancer"}, "painter": {"denoiser": "sd3", **tiny_sd3}}
     arguments = {
+        "unirl/Janus-T2I-v0": {
+            **{"pretrained": tokens, "max_prompt_tokens": 96, "prompts": "shapes_train", "scorer": drawn},
+        },
+        "unirl/EnhancerAndSD3-T2I-v0": {
+            **{"model_options": both, "max_new_tokens": 5, "max_prompt_tokens": 32, "num_steps": 3},
+            **{"prompts": "requests_train", "scorer": drawn},
+        },
         "unirl/Bagel-T2I-v0": {
             **bagel,
             **{"max_new_tokens": 4, "max_prompt_tokens": 256, "prompts": "shapes_train"},
