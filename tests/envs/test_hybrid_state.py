@@ -139,6 +139,19 @@ class TestSnapshots:
                 other.restore(env.snapshot())
 
 
+@MODELS
+def test_mirrors_on_another_device_follow(model):
+    """The CPU stands in for the device."""
+    env, mirrored = (hybrid(model(), array_backend="torch", autoreset_mode="disabled") for _ in range(2))
+    mirrored._writing.mirror = mirrored._drawing.mirror = torch.device("cpu")
+    texts = ("^", "abc^", "ab~", "abcdefg")
+    results = play(mirrored, *texts)
+    for one, other in zip(play(env, *texts), results, strict=True):
+        assert alike(copied(one[0]), copied(other[0]))
+    shown = results[-1][0]["tokens"].data_ptr()
+    assert shown != mirrored._writing.talk.tokens.ctypes.data, "the mirror is what is seen"
+
+
 class TestRestarts:
     def test_uneven_episodes_restart_on_their_own(self):
         env = hybrid(num_envs=3, max_new_tokens=4)
