@@ -215,7 +215,9 @@ def draw(cells: Mapping[str, Cell], picture: Path) -> None:
         below.set_xlim(-0.5, len(SETS) - 0.5)
         below.axhline(0, color="#888", lw=0.8)
         below.grid(alpha=0.2, axis="y")
-        below.sharey(axes[1, 0])
+    limits = [axis.get_ylim() for axis in axes[1]]
+    for axis in axes[1]:
+        axis.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
     axes[0, 0].set_ylabel("training reward")
     axes[1, 0].set_ylabel("gain over the base")
     lines = {line.get_label(): line for axis in axes[0] for line in axis.get_lines()}
