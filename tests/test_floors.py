@@ -31,10 +31,15 @@ LIGHT = {0: {"torch", "numpy", "gymnasium"}, 1: {"torch"}, 2: {"torch", "numpy",
 """Libraries that modules import as they load; all others are imported inside functions."""
 WITHOUT_RAY = {
     "policies.actor",
+    "policies.hybrid_actor",
     "policies.token_actor",
+    "rollouts.base",
+    "rollouts.drawing",
+    "rollouts.hybrid",
     "rollouts.local",
     "rollouts.requests",
     "rollouts.tokens",
+    "rollouts.writing",
 }
 HYDRA = {"train", "settings"}
 DOOR_TO_THE_ENVIRONMENT = {

@@ -12,12 +12,12 @@ import torch
 
 from unirl_env.envs.prompts import as_prompts
 from unirl_env.episode import EpisodeBatch
-from unirl_env.errors import ConfigError
 from unirl_env.policies.hybrid_actor import HybridActor
+from unirl_env.rollouts.base import MakeEnv, Rollout, of_lot
 from unirl_env.rollouts.drawing import draw_latents, draw_tokens
 from unirl_env.rollouts.engines.base import Answer, Engine, Request
 from unirl_env.rollouts.engines.local import LocalEngine
-from unirl_env.rollouts.requests import EpisodeRequest, list_episodes
+from unirl_env.rollouts.requests import EpisodeRequest
 from unirl_env.rollouts.texts import text_phase
 from unirl_env.rollouts.tokens import checked_answers
 from unirl_env.rollouts.writing import Played, write
@@ -25,10 +25,8 @@ from unirl_env.types import Prompt
 
 __all__ = ["HybridRollout"]
 
-MakeEnv = Callable[..., gym.vector.VectorEnv]
 
-
-class HybridRollout:
+class HybridRollout(Rollout):
     """Plays whole episodes of a hybrid environment with a `HybridActor`, in this process.
 
     Texts end at different steps; their pictures wait for the last one, and then share every forward pass.
@@ -52,12 +50,10 @@ class HybridRollout:
         batch_size: int | None = None,
         rows: int | None = None,
     ):
-        if batch_size is not None and batch_size < 1:
-            raise ConfigError(f"`batch_size` must be at least 1, got {batch_size}.")
-        self.make_env, self.actor, self.batch_size = make_env, actor, batch_size
+        super().__init__(make_env, batch_size=batch_size)
+        self.actor = actor
         self.writer = LocalEngine(actor.text, rows=rows)
         self.painter = LocalEngine(actor.image, rows=rows) if actor.unified_model.discrete else None
-        self._envs: dict[tuple[int, int | None], gym.vector.VectorEnv] = {}
 
     @torch.no_grad()
     def collect(
@@ -104,52 +100,28 @@ class HybridRollout:
         """
         # Once for a whole group: the environment reads a prompt's pictures once for each object that it sees.
         prompts = as_prompts(prompts, max_characters=sys.maxsize)
-        episodes = list_episodes(prompts, group_size, sample_offset, first_group)
-        size = min(self.batch_size or len(episodes), len(episodes))
-        batches = []
+
+        def play(lot: Sequence[EpisodeRequest]) -> dict[str, Any]:
+            options = of_lot(lot, same_noise=same_noise, stochastic_steps=stochastic_steps)
+            env = self._env(len(lot), num_steps)
+            return self._play(env, seed, options, keep_mean, keep_samples, temperature)
+
         with self.actor.reference() if base else nullcontext():
-            for start in range(0, len(episodes), size):
-                lot = episodes[start : start + size]
-                options: dict[str, Any] = {"same_noise": same_noise}
-                if stochastic_steps is not None:
-                    options["stochastic_steps"] = stochastic_steps
-                env = self._env(len(lot), num_steps)
-                batch = self._play(env, seed, lot, options, keep_mean, keep_samples, temperature)
-                group = torch.tensor([episode.group for episode in lot])
-                batches.append(EpisodeBatch(**batch, group=group, weights_version=weights_version))
-        return batches[0] if len(batches) == 1 else EpisodeBatch.cat(batches)
-
-    def close(self) -> None:
-        """Close the environments."""
-        for env in self._envs.values():
-            env.close()
-        self._envs.clear()
-
-    def _env(self, num_envs: int, num_steps: int | None) -> gym.vector.VectorEnv:
-        key = (num_envs, num_steps)
-        if key not in self._envs:
-            self._envs[key] = self.make_env(num_envs, num_steps=num_steps)
-        return self._envs[key]
+            return self._in_lots(prompts, group_size, sample_offset, first_group, weights_version, play)
 
     def _play(
         self,
         env: gym.vector.VectorEnv,
         seed: int,
-        lot: Sequence[EpisodeRequest],
         options: dict[str, Any],
         keep_mean: bool,
         keep_samples: bool,
         temperature: float | None,
     ) -> dict[str, Any]:
         """One batch of episodes from reset to their ends, as fields of an `EpisodeBatch`."""
-        options |= {
-            "prompts": [episode.prompt for episode in lot],
-            "sample_offset": [episode.sample for episode in lot],
-            "group_size": 1,
-        }
         obs, info = env.reset(seed=seed, options=options)
         prompts, seeds = tuple(info["prompt"]), torch.as_tensor(info["episode_seed"])
-        world, played = env.unwrapped, Played.begun(obs, len(lot))
+        world, played = env.unwrapped, Played.begun(obs, len(prompts))
         phases = {}
         if world.max_new_tokens:
             ask = _asking(self.writer, temperature=temperature)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,18 +12,17 @@ from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.episode import EpisodeBatch, Phase
-from unirl_env.errors import ConfigError, ContractError
+from unirl_env.errors import ContractError
 from unirl_env.functional import SDEStep
 from unirl_env.policies.actor import ANNOUNCED, FlowActor
-from unirl_env.rollouts.requests import list_episodes
+from unirl_env.rollouts.base import MakeEnv, Rollout, of_lot
+from unirl_env.rollouts.requests import EpisodeRequest
 from unirl_env.types import Prompt
 
 __all__ = ["LocalRollout"]
 
-MakeEnv = Callable[..., gym.vector.VectorEnv]
 
-
-class LocalRollout:
+class LocalRollout(Rollout):
     """Plays whole episodes of a denoising environment with a `FlowActor`.
 
     Args:
@@ -35,10 +34,8 @@ class LocalRollout:
     """
 
     def __init__(self, make_env: MakeEnv, actor: FlowActor, *, batch_size: int | None = None):
-        if batch_size is not None and batch_size < 1:
-            raise ConfigError(f"`batch_size` must be at least 1, got {batch_size}.")
-        self.make_env, self.actor, self.batch_size = make_env, actor, batch_size
-        self._envs: dict[tuple[int, int | None], gym.vector.VectorEnv] = {}
+        super().__init__(make_env, batch_size=batch_size)
+        self.actor = actor
 
     @torch.no_grad()
     def collect(
@@ -81,36 +78,13 @@ class LocalRollout:
             ConfigError: If there is nothing to play, or `sample_offset` does not fit the prompts.
             ContractError: If the environment scores nothing.
         """
-        episodes = list_episodes(prompts, group_size, sample_offset, first_group)
-        size = min(self.batch_size or len(episodes), len(episodes))
-        batches = []
+
+        def play(lot: Sequence[EpisodeRequest]) -> dict[str, Any]:
+            options = of_lot(lot, same_noise=same_noise, stochastic_steps=stochastic_steps)
+            return self._play(self._env(len(lot), num_steps), seed, options, keep_mean, keep_samples)
+
         with self.actor.reference() if base else nullcontext():
-            for start in range(0, len(episodes), size):
-                lot = episodes[start : start + size]
-                options: dict[str, Any] = {
-                    "prompts": [episode.prompt for episode in lot],
-                    "sample_offset": [episode.sample for episode in lot],
-                    "group_size": 1,
-                    "same_noise": same_noise,
-                }
-                if stochastic_steps is not None:
-                    options["stochastic_steps"] = stochastic_steps
-                batch = self._play(self._env(len(lot), num_steps), seed, options, keep_mean, keep_samples)
-                group = torch.tensor([episode.group for episode in lot])
-                batches.append(EpisodeBatch(**batch, group=group, weights_version=weights_version))
-        return batches[0] if len(batches) == 1 else EpisodeBatch.cat(batches)
-
-    def close(self) -> None:
-        """Close the environments."""
-        for env in self._envs.values():
-            env.close()
-        self._envs.clear()
-
-    def _env(self, num_envs: int, num_steps: int | None) -> gym.vector.VectorEnv:
-        key = (num_envs, num_steps)
-        if key not in self._envs:
-            self._envs[key] = self.make_env(num_envs, num_steps=num_steps)
-        return self._envs[key]
+            return self._in_lots(prompts, group_size, sample_offset, first_group, weights_version, play)
 
     def _play(
         self,

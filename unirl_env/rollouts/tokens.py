@@ -13,8 +13,9 @@ from unirl_env.envs.prompts import as_prompts
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ConfigError, ContractError, EngineLost, StaleWeights
 from unirl_env.policies.token_actor import TokenActor
+from unirl_env.rollouts.base import MakeEnv, Rollout, of_lot
 from unirl_env.rollouts.engines.base import Answer, Engine, Request
-from unirl_env.rollouts.requests import EpisodeRequest, list_episodes
+from unirl_env.rollouts.requests import EpisodeRequest
 from unirl_env.rollouts.texts import text_phase
 from unirl_env.rollouts.writing import Played, write
 from unirl_env.types import Prompt
@@ -24,10 +25,8 @@ __all__ = ["TokenRollout", "checked_answers"]
 PATIENCE = 3
 """Times that an engine may be lost over the same requests before it counts as gone for good."""
 
-MakeEnv = Callable[..., gym.vector.VectorEnv]
 
-
-class TokenRollout:
+class TokenRollout(Rollout):
     """Plays whole episodes of a token environment with what an engine answers.
 
     Every answer is walked through `env.step` token by token, so that termination, tools, wrappers and rewards
@@ -52,11 +51,9 @@ class TokenRollout:
         actor: TokenActor | None = None,
         batch_size: int | None = None,
     ):
-        if batch_size is not None and batch_size < 1:
-            raise ConfigError(f"`batch_size` must be at least 1, got {batch_size}.")
-        self.make_env, self.engine, self.batch_size = make_env, engine, batch_size
+        super().__init__(make_env, batch_size=batch_size)
+        self.engine = engine
         self.actor = getattr(engine, "actor", None) if actor is None else actor
-        self._envs: dict[int, gym.vector.VectorEnv] = {}
 
     def load_weights(self, version: int) -> None:
         """Give the engine the actor's present weights under the name `version`; a lost one is restarted once.
@@ -114,36 +111,24 @@ class TokenRollout:
         """
         # Once for a whole group: the environment reads a prompt's pictures once for each object that it sees.
         prompts = as_prompts(prompts, max_characters=sys.maxsize)
-        episodes = list_episodes(prompts, group_size, sample_offset, first_group)
         if not base and self.engine.weights_version not in (None, weights_version):
             raise StaleWeights(
                 f"The engine must hold weights of version {weights_version}, got version "
                 f"{self.engine.weights_version}; publish the weights before collecting."
             )
-        size = min(self.batch_size or len(episodes), len(episodes))
 
         def ask(requests: Sequence[Request]) -> list[Answer]:
             return self._ask(requests, weights_version, base=base, temperature=temperature)
 
-        batches = []
-        for start in range(0, len(episodes), size):
-            lot = episodes[start : start + size]
-            batch = _play(self._env(len(lot)), seed, lot, ask, keep_samples)
-            group = torch.tensor([episode.group for episode in lot])
-            batches.append(EpisodeBatch(**batch, group=group, weights_version=weights_version))
-        return batches[0] if len(batches) == 1 else EpisodeBatch.cat(batches)
+        def play(lot: Sequence[EpisodeRequest]) -> dict[str, Any]:
+            return _play(self._env(len(lot)), seed, lot, ask, keep_samples)
+
+        return self._in_lots(prompts, group_size, sample_offset, first_group, weights_version, play)
 
     def close(self) -> None:
         """Close the environments and the engine."""
-        for env in self._envs.values():
-            env.close()
-        self._envs.clear()
+        super().close()
         self.engine.close()
-
-    def _env(self, num_envs: int) -> gym.vector.VectorEnv:
-        if num_envs not in self._envs:
-            self._envs[num_envs] = self.make_env(num_envs)
-        return self._envs[num_envs]
 
     def _ask(self, requests: Sequence[Request], version: int, **how: Any) -> list[Answer]:
         """The engine's answers, if need be after a restart."""
@@ -169,12 +154,7 @@ def _play(
     keep_samples: bool,
 ) -> dict[str, Any]:
     """One batch of episodes from reset to their ends, as fields of an `EpisodeBatch`."""
-    options = {
-        "prompts": [episode.prompt for episode in lot],
-        "sample_offset": [episode.sample for episode in lot],
-        "group_size": 1,
-    }
-    obs, info = env.reset(seed=seed, options=options)
+    obs, info = env.reset(seed=seed, options=of_lot(lot))
     prompts, seeds = tuple(info["prompt"]), torch.as_tensor(info["episode_seed"])
     world, played = env.unwrapped, Played.begun(obs, len(lot))
     written = write(env, played, ask, prompts, seeds)
