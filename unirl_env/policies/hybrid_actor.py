@@ -4,20 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from unirl_env.errors import ConfigError
 from unirl_env.functional import SDEStep, TokenStep
 from unirl_env.models.unified import UnifiedModel
-from unirl_env.policies.actor import FlowActor
+from unirl_env.policies.actor import ANNOUNCED, NEGATIVE, FlowActor
 from unirl_env.policies.token_actor import TokenActor
 from unirl_env.policies.trained import LoRAConfig, TrainedNetwork
 
-__all__ = ["PHASES", "HybridActor"]
+__all__ = ["PHASES", "HybridActor", "HybridStep"]
 
 PHASES = ("text", "image")
+"""In the order of an episode; the observation's `phase` is the place here."""
+WAITS = -1
+"""The token of an episode that does not write."""
+
+
+class HybridStep(NamedTuple):
+    """What B episodes do next.
+
+    Attributes:
+        action: Parts as `HybridVectorEnv` takes them: `token` `[B]`, -1 where an episode draws; `latent`
+            `[B, ...]`, the present one where it writes, or `image_token` `[B]`, -1 there.
+        log_prob: `[B]` float32.
+    """
+
+    action: dict[str, Tensor]
+    log_prob: Tensor
 
 
 class Facet(TrainedNetwork):
@@ -147,9 +164,65 @@ class HybridActor(TrainedNetwork):
         """The actor of `phase`."""
         return self.text if phase == "text" else self.image
 
+    @torch.no_grad()
+    def act(
+        self, obs: Mapping[str, Tensor], uniform: Tensor | None = None, noise: Tensor | None = None
+    ) -> HybridStep:
+        """Go on with every episode in its own phase, without a cache.
+
+        It reads the whole text for every step, for agents that act step by step; whole episodes come from
+        `unirl_env.rollouts.hybrid`.
+
+        Args:
+            obs: An observation of `HybridVectorEnv` as tensors.
+            uniform: `[B]` in [0, 1), for tokens; None takes the likeliest.
+            noise: Like the latents; None denoises without noise.
+        """
+        writes, draws = ((obs["phase"] == place).nonzero().flatten() for place in (0, 1))
+        log_prob = torch.zeros(len(obs["phase"]), device=obs["phase"].device)
+        action = {"token": torch.full_like(obs["phase"], WAITS)}
+        if len(writes):
+            step = self.text.act(_said(obs, writes), None if uniform is None else uniform[writes])
+            action["token"][writes], log_prob[writes] = step.token, step.log_prob
+        if "image_tokens" in obs:
+            action["image_token"] = torch.full_like(obs["phase"], WAITS)
+            if len(draws):
+                step = self.image.act(_painted(obs, draws), None if uniform is None else uniform[draws])
+                action["image_token"][draws], log_prob[draws] = step.token, step.log_prob
+        elif "latent" in obs:
+            action["latent"] = obs["latent"].clone()
+            if len(draws):
+                names = self.model.context_keys
+                names = (*ANNOUNCED, *names, *(NEGATIVE + name for name in names))
+                seen = {name: obs[name][draws] for name in names if name in obs}
+                if noise is None:
+                    seen["stochastic"] = torch.zeros_like(seen["sigma"], dtype=torch.bool)
+                step = self.image.act(seen, None if noise is None else noise[draws])
+                action["latent"] = action["latent"].to(step.latent.dtype)
+                action["latent"][draws], log_prob[draws] = step.latent, step.log_prob
+        return HybridStep(action, log_prob)
+
     def score(self, phase: str, obs: Mapping[str, Tensor], action: Tensor) -> TokenStep | SDEStep:
         """Score given actions `[N, ...]` of `phase`, with gradient to the trainable weights."""
         return self.facet(phase).score(obs, action)
 
     def _adapted(self) -> Iterator[nn.Module]:
         yield from self.model.parts(self.network)
+
+
+WRITTEN = ("tokens", "length", "prompt_length", "is_action", "pixel_values", "image_grid_thw", "positions")
+"""Entries of an observation that a language model reads."""
+
+
+def _said(obs: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """The texts at `rows`, as an observation of `TokenVectorEnv`."""
+    return {name: obs[name][rows] for name in WRITTEN if name in obs}
+
+
+def _painted(obs: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """The texts at `rows`, and behind each of them the tokens of its picture so far."""
+    said, painted = _said(obs, rows), obs["image_tokens"][rows]
+    length, count = said["length"], obs["image_length"][rows]
+    tokens = torch.cat([said["tokens"], torch.zeros_like(painted)], 1)
+    place = length[:, None] + torch.arange(painted.shape[1], device=painted.device)
+    return {**said, "tokens": tokens.scatter(1, place, painted), "length": length + count}

@@ -144,6 +144,15 @@ class HybridPolicy(GenerativePolicy):
     models = UNIFIED_MODELS
     actor_class = HybridActor
 
+    def _forward_exploration(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Sample: `obs`, `uniform` `[N]` and `noise` in, RLlib's action columns out, actions in parts."""
+        step = self.actor.act(batch[Columns.OBS], batch["uniform"], batch.get("noise"))
+        return {Columns.ACTIONS: step.action, Columns.ACTION_LOGP: step.log_prob}
+
+    def _forward_inference(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """The likeliest next tokens, and the next latents of the deterministic ODE."""
+        return {Columns.ACTIONS: self.actor.act(batch[Columns.OBS]).action}
+
     def _forward_train(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Tensor]:
         """Score `actions` `[N, ...]` of `phase` given `obs`: the fields of the step, with gradient."""
         return self.actor.score(batch["phase"], batch[Columns.OBS], batch[Columns.ACTIONS])._asdict()
