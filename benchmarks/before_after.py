@@ -1,5 +1,7 @@
 """The README's pictures: the same prompts and initial noise before and after training, from a run's folder.
 
+What was written for a picture stands under it.
+
 python benchmarks/before_after.py runs/tiny_sd3 [--prompts 6] [--picture docs/images/before_after.png]
 """
 
@@ -8,6 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+
+from unirl_env.samples_folder import load_texts
 
 
 def main() -> None:
@@ -31,16 +35,20 @@ def draw(args: argparse.Namespace, last: int, before: dict, after: dict) -> None
     import matplotlib.pyplot as plt
 
     samples = before["samples"]
-    figure = plt.figure(figsize=(11, 0.95 * args.prompts + 0.3), layout="constrained")
+    folders = {i: args.run / "pictures" / f"{i:06d}" / "train" for i in (0, last)}
+    texts = {i: load_texts(folder) for i, folder in folders.items()}
+    height = 1.25 if texts[0] else 0.95
+    figure = plt.figure(figsize=(11, height * args.prompts + 0.3), layout="constrained")
     blocks = figure.subfigures((args.prompts + 1) // 2, 2, wspace=0.03)
     for number, block in enumerate(blocks.flat):
         block.suptitle(before["prompts"][number], fontsize=10)
         axes = block.subplots(2, samples)
         for line, (name, iteration, row) in enumerate((("before", 0, before), ("after", last, after))):
             for k in range(samples):
-                picture = args.run / "pictures" / f"{iteration:06d}" / "train" / f"{number:03d}-{k}.png"
                 axis = axes[line, k]
-                axis.imshow(plt.imread(picture), interpolation="nearest")
+                axis.imshow(plt.imread(folders[iteration] / f"{number:03d}-{k}.png"), interpolation="nearest")
+                if texts[iteration]:
+                    axis.set_xlabel(texts[iteration][number, k]["text"].replace(" ", "\n", 1), fontsize=6)
                 axis.set(xticks=[], yticks=[])
                 axis.set_title(f"{row['values']['reward'][number * samples + k]:.2f}", fontsize=7, pad=2)
             axes[line, 0].set_ylabel(name, fontsize=9)
