@@ -97,7 +97,8 @@ class HybridActor(TrainedNetwork):
         top_k: Sample among this many likeliest tokens; 0 keeps all.
         chunk_bytes: Memory for logits at a time when scoring.
         keep_reference: Keep a frozen copy of all weights for `reference()`; adapters need none.
-        gradient_checkpointing: Recompute activations in the backward pass, where the network can.
+        gradient_checkpointing: Recompute activations in the backward pass, where the network can; the layers
+            of transformers do so in texts, not in pictures.
         **drawing: Arguments of `FlowActor`: `guidance`, `dynamics`, `eta`, `storage_dtype`. Pictures of
             tokens know none of them; their `guidance` must be 1.
 
