@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from unirl_env.models.tiny.qwen3_build import save
 from unirl_env.models.tiny.unified_data import vocabulary
 
-__all__ = ["MAX_PROMPT_TOKENS", "build_tiny_unified", "save", "tiny_tokenizer", "tiny_unified"]
+__all__ = ["MAX_PROMPT_TOKENS", "build_tiny_unified", "tiny_tokenizer", "tiny_unified"]
 
 MAX_CONTEXT = 128
 MAX_PROMPT_TOKENS = 48
@@ -107,17 +108,6 @@ def tiny_unified(tokenizer: Any, *, seed: int = 0, **settings: Any) -> Any:
         do_sample=True, temperature=1.0, pad_token_id=ids[PAD], eos_token_id=[ids[BEGIN_IMAGE], ids[END]]
     )
     return network
-
-
-def save(network: Any, tokenizer: Any, directory: str | Path) -> Path:
-    """Write both; weights in float16 that load as float32. `network` is left with weights so rounded."""
-    directory = Path(directory)
-    network.half().save_pretrained(directory)
-    network.float()
-    tokenizer.save_pretrained(directory)
-    path = directory / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "float32"}, indent=2) + "\n")
-    return directory
 
 
 def build_tiny_unified(directory: str | Path, seed: int = 0, **settings: Any) -> Path:

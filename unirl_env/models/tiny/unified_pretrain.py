@@ -24,8 +24,9 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from unirl_env.models.tiny.qwen3_build import save
 from unirl_env.models.tiny.unified import TinyUnified
-from unirl_env.models.tiny.unified_build import build_tiny_unified, save, tiny_tokenizer
+from unirl_env.models.tiny.unified_build import build_tiny_unified, tiny_tokenizer
 from unirl_env.models.tiny.unified_data import Request, captions, mistaken, plan_of, said, sample_edit
 from unirl_env.models.tiny.unified_sampling import evaluate
 from unirl_env.shapes import Caption, draw
