@@ -199,3 +199,4 @@ def test_an_agent_without_a_loss_on_latents_says_so():
     config = GSPOConfig().environment(ONE).training(num_prompts=2, group_size=4)
     with pytest.raises(ConfigError, match="loss on latents"):
         config.validate()
+    config.training(train_phases=["text"]).validate()

@@ -128,12 +128,6 @@ def _check_shares(config: Any) -> None:
 
 def _check_phases(config: Any) -> None:
     phases = config.family.phases(config)
-    for kind in dict.fromkeys(phases.values()):
-        if kind not in config.losses:
-            raise ConfigError(
-                f"The agent must have a loss on {kind}, which {config.env} trains, got losses on "
-                f"{sorted(config.losses)}; try another agent."
-            )
     named = {
         "train_phases": phases if config.train_phases is None else config.train_phases,
         "phase_rewards": config.phase_rewards,
@@ -145,6 +139,12 @@ def _check_phases(config: Any) -> None:
             raise ConfigError(
                 f"`{name}` must name phases of {config.env}, which has {', '.join(phases)}, got "
                 f"{list(chosen)}."
+            )
+    for kind in dict.fromkeys(phases[phase] for phase in config.trained):
+        if kind not in config.losses:
+            raise ConfigError(
+                f"The agent must have a loss on {kind}, which {config.env} trains, got losses on "
+                f"{sorted(config.losses)}; try another agent."
             )
     for phase, weight in config.phase_weights.items():
         if not weight > 0:
