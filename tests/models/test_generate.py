@@ -31,7 +31,7 @@ def evaluated(denoiser, prompts, guidance, num_steps=3):
         autoreset_mode="disabled",
         scored=True,
     )
-    rollout = LocalRollout(lambda num_envs, num_steps: env, actor)
+    rollout = LocalRollout(lambda num_envs, num_steps=None: env, actor)
     batch = rollout.collect(prompts, seed=4, stochastic_steps=())
     return actor.network, batch.episode_seed.tolist(), batch.samples
 
