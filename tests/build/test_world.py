@@ -56,6 +56,11 @@ def test_a_model_goes_by_name_with_its_options():
         make_vector_env(2, prompts=["a"])
 
 
+def test_an_adapter_that_passes_its_options_on_refuses_unknown_ones_too():
+    with pytest.raises(ConfigError, match=r"'tiny_sd3' do not fit.*system"):
+        make_vector_env(denoiser="tiny_sd3", system="be brief", prompts="shapes_train")
+
+
 def test_flat_views():
     env = make_vector_env(2, flat=True, **plain())
     assert isinstance(env.env, FlattenForPPO) and env.single_observation_space.shape == (49,)
