@@ -13,6 +13,7 @@ from unirl_env.rollouts.engines.local import LocalEngine
 from unirl_env.rollouts.hybrid import HybridRollout
 from unirl_env.rollouts.local import LocalRollout
 from unirl_env.rollouts.tokens import TokenRollout
+from unirl_env.types import Prompt
 
 SHARED = {"array_backend": "torch", "autoreset_mode": "disabled", "prompts": "unified_train"}
 DRAWN = {"name": "pictured", "scorer": "shapes"}
@@ -107,3 +108,15 @@ def test_evaluation_takes_steps_of_its_own(model, prompts):
     batch = hybrid(model).collect(prompts, seed=3, stochastic_steps=(), num_steps=2, temperature=0.0)
     again = hybrid(model).collect(prompts, seed=3, stochastic_steps=(), num_steps=2, temperature=0.0)
     assert "image" not in batch.phases and torch.equal(batch.rewards, again.rewards)
+
+
+def test_one_request_about_two_pictures_has_two_contexts(model):
+    """The image view in the denoising environment: what a prompt brings belongs to its context."""
+    pictures = (torch.zeros(3, 32, 32), torch.ones(3, 32, 32))
+    asked = [Prompt("make it blue", str(i), images=(picture,)) for i, picture in enumerate(pictures)]
+    rollout = LocalRollout(maker(denoiser=model.image, num_steps=2, scorer=DRAWN), FlowActor(model.image))
+    batch = rollout.collect(asked, seed=1, group_size=2)
+    phase = batch.phases["image"]
+    assert phase.context_row.tolist() == [0, 0, 1, 1]
+    first, second = phase.context["pixel_values"]
+    assert not torch.equal(first, second)

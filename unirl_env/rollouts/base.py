@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import gymnasium as gym
 import torch
+from torch import Tensor
 
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ConfigError
 from unirl_env.rollouts.requests import EpisodeRequest, list_episodes
 from unirl_env.types import Prompt
 
-__all__ = ["MakeEnv", "Rollout", "of_lot"]
+__all__ = ["MakeEnv", "Rollout", "distinct", "of_lot"]
 
 MakeEnv = Callable[..., gym.vector.VectorEnv]
 
@@ -81,3 +82,15 @@ def of_lot(lot: Sequence[EpisodeRequest], **more: Any) -> dict[str, Any]:
         "group_size": 1,
         **{name: value for name, value in more.items() if value is not None},
     }
+
+
+def distinct(keys: Sequence[Hashable]) -> tuple[Tensor, Tensor]:
+    """The first of B episodes with each key `[P]`, and for each episode which of them it shares `[B]`."""
+    places: dict[Hashable, int] = {}
+    first, row = [], []
+    for i, key in enumerate(keys):
+        if key not in places:
+            places[key] = len(first)
+            first.append(i)
+        row.append(places[key])
+    return torch.tensor(first), torch.tensor(row)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 import unirl_env.functional as F
+from unirl_env.envs.readings import prompt_key
 from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.errors import ContractError
 from unirl_env.functional import SDEStep
 from unirl_env.policies.actor import ANNOUNCED, FlowActor
-from unirl_env.rollouts.base import MakeEnv, Rollout, of_lot
+from unirl_env.rollouts.base import MakeEnv, Rollout, distinct, of_lot
 from unirl_env.rollouts.requests import EpisodeRequest
 from unirl_env.types import Prompt
 
@@ -98,7 +99,7 @@ class LocalRollout(Rollout):
         world = env.unwrapped
         explored = set(world.stochastic_steps)
         prompts, seeds = tuple(info["prompt"]), info["episode_seed"]
-        first, row = _distinct(prompts)
+        first, row = distinct([(prompt_key(prompt, prompt.text), prompt.negative) for prompt in prompts])
         context = {name: tensor[first] for name, tensor in obs.items() if name not in ANNOUNCED}
         shape, device = obs["latent"].shape[1:], obs["latent"].device
         reading = self.actor.read({**context, "context_row": row.to(device)})
@@ -133,17 +134,3 @@ class LocalRollout(Rollout):
             "episode_seed": torch.from_numpy(seeds),
             "samples": tuple(info["samples"]) if keep_samples else None,
         }
-
-
-def _distinct(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-    """The first episode of each distinct prompt `[P]`, and for each episode which of them it shares `[B]`."""
-    places: dict[tuple[str, str], int] = {}
-    first = []
-    row = []
-    for i, prompt in enumerate(prompts):
-        key = (prompt.text, prompt.negative)
-        if key not in places:
-            places[key] = len(first)
-            first.append(i)
-        row.append(places[key])
-    return torch.tensor(first), torch.tensor(row)

@@ -12,6 +12,7 @@ from torch import Tensor
 from unirl_env.envs.tokens import WAIT
 from unirl_env.episode import Phase
 from unirl_env.models.language import Encoded
+from unirl_env.rollouts.base import distinct
 from unirl_env.rollouts.engines.base import Answer
 
 __all__ = ["Written", "text_phase"]
@@ -76,7 +77,7 @@ def text_phase(
     said = place < count[:, None]
     index = (prompt_length[:, None] + place).clamp_max(tokens.shape[1] - 1)
     mask = said & is_action.gather(1, index)
-    first, row = _distinct(encodings)
+    first, row = distinct([id(encoded) for encoded in encodings])
     first = first.to(device)
     prompt = tokens[first, : int(prompt_length.max())]
     outside = torch.arange(prompt.shape[1], device=device) >= prompt_length[first][:, None]
@@ -96,18 +97,6 @@ def text_phase(
         context_row=row.to(device),
         ragged=True,
     )
-
-
-def _distinct(encodings: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
-    """The first episode of each distinct encoding `[P]`, and for each episode which it shares `[B]`."""
-    places: dict[int, int] = {}
-    first, row = [], []
-    for i, encoded in enumerate(encodings):
-        if id(encoded) not in places:
-            places[id(encoded)] = len(first)
-            first.append(i)
-        row.append(places[id(encoded)])
-    return torch.tensor(first), torch.tensor(row)
 
 
 def _padded(values: Sequence[Tensor | None], shape: Sequence[int], dtype: str) -> Tensor:
