@@ -10,13 +10,11 @@ from gymnasium import spaces
 from torch import Tensor
 
 from unirl_env.envs.readings import Readings, prompt_key
-from unirl_env.models.base import Denoiser
+from unirl_env.models.base import NEGATIVE, Denoiser
 from unirl_env.types import Prompt
 
-__all__ = ["NEGATIVE", "Contexts", "context_spaces"]
+__all__ = ["Contexts", "context_spaces"]
 
-NEGATIVE = "negative_"
-"""Prefix of the encoded negative prompts."""
 LARGEST = 2**31 - 1
 """Token ids lie far below; a box up to the end of int64 could not be sampled from."""
 

@@ -15,6 +15,7 @@ from unirl_env.envs.activity import Activity
 from unirl_env.envs.contexts import context_spaces
 from unirl_env.envs.roster import Roster
 from unirl_env.errors import ConfigError, ContractError, ShapeError
+from unirl_env.functional.noise import INITIAL
 from unirl_env.models.base import Denoiser
 from unirl_env.types import Prompt, Sample
 
@@ -22,8 +23,6 @@ __all__ = ["Denoising", "NextLatents"]
 
 LATENT_BOUND = 16.0
 """Off-the-shelf agents refuse an unbounded action space; unit-scale latents stay far inside."""
-INITIAL = -1
-"""The step that keys the initial noise."""
 
 ContextOf = Callable[[Sequence[Prompt]], dict[str, Tensor]]
 

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from unirl_env.errors import ShapeError
 
-__all__ = ["derive_seed", "episode_seed", "keyed_noise", "keyed_uniform"]
+__all__ = ["INITIAL", "derive_seed", "episode_seed", "keyed_noise", "keyed_uniform"]
 
+INITIAL = -1
+"""The step that keys the initial noise of an episode."""
 WORD = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)

@@ -9,13 +9,10 @@ import torch
 from torch import Tensor
 
 from unirl_env.models.loading import load
-from unirl_env.models.lots import in_lots
+from unirl_env.models.lots import in_lots, pictures_at_once
 from unirl_env.types import Sample
 
 __all__ = ["Autoencoder"]
-
-PIXELS_AT_ONCE = 128 * 128
-"""Read or drawn in one forward: small pictures are faster together, and large ones fill a device alone."""
 
 
 class Autoencoder:
@@ -87,7 +84,7 @@ class Autoencoder:
         return self._load(AutoencoderKL.from_pretrained, torch_dtype=self.dtype).to(self.device).eval()
 
     def _rows(self, size: tuple[int, int]) -> int:
-        return max(1, PIXELS_AT_ONCE // (size[0] * size[1]))
+        return pictures_at_once(*size)
 
     def _load(self, loader: Any, **options: Any) -> Any:
         return load(

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from unirl_env.errors import ContractError
 from unirl_env.types import Prompt, Sample
 
-__all__ = ["Denoiser"]
+__all__ = ["NEGATIVE", "Denoiser"]
+
+NEGATIVE = "negative_"
+"""Prefix of what is encoded of negative prompts."""
 
 
 class Denoiser(ABC):

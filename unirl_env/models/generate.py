@@ -9,16 +9,12 @@ from torch import Tensor, nn
 
 import unirl_env.functional as F
 from unirl_env.errors import ConfigError, ShapeError
-from unirl_env.models.base import Denoiser
+from unirl_env.functional.noise import INITIAL
+from unirl_env.models.base import NEGATIVE, Denoiser
 from unirl_env.models.lots import in_lots
 from unirl_env.types import Prompt
 
 __all__ = ["draw_latents"]
-
-INITIAL = -1
-"""The step that keys the initial noise."""
-NEGATIVE = "negative_"
-"""Prefix of the encoded negative prompts."""
 
 
 @torch.no_grad()

@@ -14,14 +14,12 @@ from unirl_env.errors import ConfigError, ContractError, ShapeError
 from unirl_env.models.janus_text import JanusText, read_states
 from unirl_env.models.language import Encoded
 from unirl_env.models.loading import not_found
-from unirl_env.models.lots import in_lots
+from unirl_env.models.lots import in_lots, pictures_at_once
 from unirl_env.models.unified import PictureTokens
 from unirl_env.types import Prompt, Sample
 
 __all__ = ["JanusPictures"]
 
-PIXELS_AT_ONCE = 128 * 128
-"""Painted in one forward: small pictures are faster together, and large ones fill a device by themselves."""
 SPARE = 8
 """Columns that the last layer's bias is folded into: one and zeros, so that rows stay aligned in memory."""
 
@@ -68,7 +66,7 @@ class JanusPictures(PictureTokens):
                 f"{vq.image_token_embed_dim} in {self.pretrained!r}; try a published checkpoint."
             )
         side = vq.num_patches * 2 ** (len(vq.channel_multiplier) - 1)
-        self._painted_at_once = max(1, PIXELS_AT_ONCE // side**2)
+        self._painted_at_once = pictures_at_once(side, side)
 
     def encode(self, prompt: Prompt) -> Encoded:
         """The chat of `prompt` and the begin-of-image token, where no text comes before the picture.

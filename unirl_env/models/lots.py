@@ -11,7 +11,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["in_lots"]
+__all__ = ["in_lots", "pictures_at_once"]
+
+PIXELS_AT_ONCE = 128 * 128
+"""In one forward: small pictures are faster together, and large ones fill a device by themselves."""
 
 
 def in_lots(function: Callable[..., Tensor], *batches: Tensor, rows: int | None) -> Tensor:
@@ -36,3 +39,8 @@ def in_lots(function: Callable[..., Tensor], *batches: Tensor, rows: int | None)
             lot = [torch.cat([part, part[-1:].expand(rows - size, *part.shape[1:])]) for part in lot]
         results.append(function(*lot)[:size])
     return torch.cat(results)
+
+
+def pictures_at_once(height: int, width: int) -> int:
+    """How many pictures of that size in pixels are encoded or decoded in one forward."""
+    return max(1, PIXELS_AT_ONCE // (height * width))

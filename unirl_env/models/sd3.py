@@ -13,7 +13,7 @@ import unirl_env.functional as F
 from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.models.base import Denoiser
 from unirl_env.models.loading import cause_of
-from unirl_env.models.lots import in_lots
+from unirl_env.models.lots import in_lots, pictures_at_once
 from unirl_env.models.options import as_dtype
 from unirl_env.types import Prompt, Sample
 
@@ -21,8 +21,6 @@ __all__ = ["SD3Denoiser"]
 
 SCHEDULES = ("flow", "pipeline")
 OPTIONAL = ("text_encoder_3", "tokenizer_3")
-PIXELS_AT_ONCE = 128 * 128
-"""Decoded in one forward: small pictures are faster together, and large ones fill a device by themselves."""
 
 
 class SD3Denoiser(Denoiser):
@@ -94,7 +92,7 @@ class SD3Denoiser(Denoiser):
                     f"`{name}` must be a positive multiple of {unit} up to "
                     f"{config['pos_embed_max_size'] * unit}, got {size}."
                 )
-        self._decoded_at_once = max(1, PIXELS_AT_ONCE // (height * width))
+        self._decoded_at_once = pictures_at_once(height, width)
         self.latent_shape = (config["in_channels"], height // self.scale, width // self.scale)
 
     def sigmas(self, num_steps: int) -> Tensor:

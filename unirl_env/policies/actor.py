@@ -12,7 +12,7 @@ from torch import Tensor
 import unirl_env.functional as F
 from unirl_env.errors import ContractError
 from unirl_env.functional import SDEStep
-from unirl_env.models.base import Denoiser
+from unirl_env.models.base import NEGATIVE, Denoiser
 from unirl_env.models.options import as_dtype
 from unirl_env.policies.trained import LoRAConfig, TrainedNetwork
 
@@ -22,7 +22,6 @@ ANNOUNCED = ("latent", "sigma", "sigma_next", "step", "stochastic")
 """Observation keys that are not context."""
 ROW = "context_row"
 """Which context each row has, where contexts are given once."""
-NEGATIVE = "negative_"
 
 
 class FlowActor(TrainedNetwork):

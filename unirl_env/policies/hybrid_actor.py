@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from unirl_env.envs.conversation import WAIT
 from unirl_env.errors import ConfigError
 from unirl_env.functional import SDEStep, TokenStep
+from unirl_env.models.base import NEGATIVE
 from unirl_env.models.unified import UnifiedModel
-from unirl_env.policies.actor import ANNOUNCED, NEGATIVE, FlowActor
+from unirl_env.policies.actor import ANNOUNCED, FlowActor
 from unirl_env.policies.token_actor import TokenActor
 from unirl_env.policies.trained import LoRAConfig, TrainedNetwork
 
@@ -20,8 +22,6 @@ __all__ = ["PHASES", "HybridActor", "HybridStep"]
 
 PHASES = ("text", "image")
 """In the order of an episode; the observation's `phase` is the place here."""
-WAITS = -1
-"""The token of an episode that does not write."""
 
 
 class HybridStep(NamedTuple):
@@ -181,12 +181,12 @@ class HybridActor(TrainedNetwork):
         """
         writes, draws = ((obs["phase"] == place).nonzero().flatten() for place in (0, 1))
         log_prob = torch.zeros(len(obs["phase"]), device=obs["phase"].device)
-        action = {"token": torch.full_like(obs["phase"], WAITS)}
+        action = {"token": torch.full_like(obs["phase"], WAIT)}
         if len(writes):
             step = self.text.act(_said(obs, writes), None if uniform is None else uniform[writes])
             action["token"][writes], log_prob[writes] = step.token, step.log_prob
         if "image_tokens" in obs:
-            action["image_token"] = torch.full_like(obs["phase"], WAITS)
+            action["image_token"] = torch.full_like(obs["phase"], WAIT)
             if len(draws):
                 step = self.image.act(_painted(obs, draws), None if uniform is None else uniform[draws])
                 action["image_token"][draws], log_prob[draws] = step.token, step.log_prob

@@ -12,7 +12,9 @@ from torch import Tensor
 import unirl_env.functional as F
 from unirl_env.episode import Phase
 from unirl_env.functional import SDEStep
-from unirl_env.policies.actor import NEGATIVE, FlowActor
+from unirl_env.models.base import NEGATIVE
+from unirl_env.policies.actor import FlowActor
+from unirl_env.rollouts.base import distinct
 from unirl_env.rollouts.engines.base import Answer, Request
 from unirl_env.rollouts.texts import Written, text_phase
 from unirl_env.rollouts.writing import Played
@@ -137,14 +139,8 @@ def _contexts(world: gym.vector.VectorEnv, obs: dict[str, Tensor]) -> tuple[dict
     if world.max_new_tokens:
         return context, torch.arange(len(obs["latent"]), device=device)
     # Without a text, the episodes of a prompt have one context.
-    places: dict[int, int] = {}
-    first, row = [], []
-    for i, encoded in enumerate(world.encodings):
-        if id(encoded) not in places:
-            places[id(encoded)] = len(first)
-            first.append(i)
-        row.append(places[id(encoded)])
-    return {name: each[first] for name, each in context.items()}, torch.tensor(row, device=device)
+    first, row = distinct([id(encoded) for encoded in world.encodings])
+    return {name: each[first.to(device)] for name, each in context.items()}, row.to(device)
 
 
 def _phase(

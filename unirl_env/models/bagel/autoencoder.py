@@ -11,13 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from unirl_env.models.bagel.published import Published
-from unirl_env.models.lots import in_lots
+from unirl_env.models.lots import in_lots, pictures_at_once
 
 __all__ = ["Autoencoder", "as_diffusers"]
 
 SCALE, SHIFT = 0.3611, 0.1159
-PIXELS_AT_ONCE = 128 * 128
-"""Decoded in one forward: small pictures are faster together, and large ones fill a device by themselves."""
 ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
 
@@ -48,8 +46,8 @@ class Autoencoder:
             pictures = self._module.decode(latents, return_dict=False)[0]
             return (pictures.float() / 2 + 0.5).clamp(0, 1).cpu()
 
-        pixels = 64 * latents.shape[2] * latents.shape[3]
-        return in_lots(draw, latents, rows=max(1, PIXELS_AT_ONCE // pixels))
+        height, width = (8 * side for side in latents.shape[2:])
+        return in_lots(draw, latents, rows=pictures_at_once(height, width))
 
     @cached_property
     def _module(self) -> nn.Module:

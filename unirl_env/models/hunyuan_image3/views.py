@@ -15,7 +15,7 @@ from unirl_env.models.hunyuan_image3.attention import Cached, Packed
 from unirl_env.models.hunyuan_image3.checkpoint import Checkpoint
 from unirl_env.models.hunyuan_image3.template import Template
 from unirl_env.models.language import Encoded, LanguageModel
-from unirl_env.models.lots import in_lots
+from unirl_env.models.lots import in_lots, pictures_at_once
 from unirl_env.models.packed import Packing
 from unirl_env.models.prefix import Prefix
 from unirl_env.types import Prompt, Sample
@@ -24,8 +24,6 @@ __all__ = ["TARGETS", "ImageView", "TextView"]
 
 TARGETS = ("self_attn.qkv_proj", "self_attn.o_proj", "shared_mlp.gate_and_up_proj", "shared_mlp.down_proj")
 """Layers that every token passes. The experts, 97 % of the weights, stay as they are."""
-PIXELS_AT_ONCE = 128 * 128
-"""Decoded in one forward."""
 
 
 class TextView(LanguageModel):
@@ -125,7 +123,7 @@ class ImageView(Denoiser):
         settings = checkpoint.settings
         down, across = settings.pixels
         self.latent_shape = (settings.vae["latent_channels"], height // down, width // across)
-        self._decoded_at_once = max(1, PIXELS_AT_ONCE // (height * width))
+        self._decoded_at_once = pictures_at_once(height, width)
 
     def sigmas(self, num_steps: int) -> Tensor:
         """The shifted uniform schedule `[T+1]` of the checkpoint."""
