@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unirl_env.report.answers import Columns, Text, cards, folded, printable
-from unirl_env.report.gallery import data_uri, film
+from unirl_env.report.gallery import film, shown
 from unirl_env.samples_folder import further_pictures, load_texts, picture_paths
 
 __all__ = ["are_drawn", "drawn", "drawn_film"]
@@ -43,9 +43,9 @@ def drawn(columns: Columns, reward: str = "reward", most: int = 8) -> str:
         others = further[label].get((prompt, number), []) if first is not None else []
         words = folded(text["text"]) if text is not None else '<div class="said none">not saved</div>'
         if others:
-            images = "".join(_image(path, SMALL) for path in [first, *others])
+            images = "".join(shown(path, SMALL) for path in [first, *others])
             return f'<div class="drawn several"><div class="pictures">{images}</div>{words}</div>'
-        picture = _none(text) if first is None else f'<div class="picture">{_image(first)}</div>'
+        picture = _none(text) if first is None else f'<div class="picture">{shown(first)}</div>'
         return f'<div class="drawn">{picture}{words}</div>'
 
     return cards(columns, show, reward, most, "sample")
@@ -56,21 +56,15 @@ def drawn_film(pictures: Path, name: str, rows: Sequence[Mapping[str, Any]], mos
 
     def show(folder: Path, prompt: int, score: str) -> str:
         path, text = picture_paths(folder).get((prompt, 0)), load_texts(folder).get((prompt, 0))
-        shown = _none(text) if path is None else _image(path)
+        picture = _none(text) if path is None else shown(path)
         words = " ".join(printable(text["text"]).split()) if text is not None else ""
         excerpt = words if len(words) <= EXCERPT else f"{words[: EXCERPT - 1]}…"
         return (
-            f'<div class="cell">{shown}<span>{score}</span></div>'
+            f'<div class="cell">{picture}<span>{score}</span></div>'
             f'<div class="written" dir="auto">{html.escape(excerpt)}</div>'
         )
 
     return film(pictures, name, rows, most, show)
-
-
-def _image(path: Path, largest: int | None = None) -> str:
-    uri, small = data_uri(path) if largest is None else data_uri(path, largest)
-    kind = ' class="pixels"' if small else ""
-    return f'<img{kind} src="{uri}" alt="" loading="lazy">'
 
 
 def _none(text: Text | None) -> str:

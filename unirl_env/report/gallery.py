@@ -13,7 +13,7 @@ from PIL import Image
 
 from unirl_env.samples_folder import load_latents, picture_paths, question_pictures
 
-__all__ = ["data_uri", "film", "gallery", "scatter", "seen"]
+__all__ = ["data_uri", "film", "gallery", "scatter", "seen", "shown"]
 
 LARGEST = 320
 """Side in pixels from which pictures are scaled down: a page must stay one that can be sent."""
@@ -115,12 +115,14 @@ def scatter(before: Path, after: Path, size: int = 360) -> str:
 
 def seen(pictures: Sequence[Path]) -> str:
     """The pictures that belong to a request, or nothing."""
-    images = []
-    for path in pictures:
-        uri, small = data_uri(path)
-        kind = ' class="pixels"' if small else ""
-        images.append(f'<img{kind} src="{uri}" alt="" loading="lazy">')
-    return f'<div class="seen">{"".join(images)}</div>' if images else ""
+    return f'<div class="seen">{"".join(map(shown, pictures))}</div>' if pictures else ""
+
+
+def shown(path: Path, largest: int = LARGEST) -> str:
+    """A picture as HTML, scaled down from `largest` pixels a side on."""
+    uri, small = data_uri(path, largest)
+    kind = ' class="pixels"' if small else ""
+    return f'<img{kind} src="{uri}" alt="" loading="lazy">'
 
 
 def data_uri(path: Path, largest: int = LARGEST) -> tuple[str, bool]:
@@ -148,9 +150,7 @@ def _score(value: float | None) -> str:
 def _cell(path: Path | None, score: str) -> str:
     if path is None:
         return f'<div class="cell missing"><span>{score}</span></div>'
-    uri, small = data_uri(path)
-    kind = ' class="pixels"' if small else ""
-    return f'<div class="cell"><img{kind} src="{uri}" alt="" loading="lazy"><span>{score}</span></div>'
+    return f'<div class="cell">{shown(path)}<span>{score}</span></div>'
 
 
 def _mean(values: Sequence[float | None]) -> str:
