@@ -20,6 +20,7 @@ __all__ = [
     "ShapeError",
     "StaleWeights",
     "UnirlError",
+    "WireError",
 ]
 
 
@@ -69,6 +70,10 @@ class SelfCheckError(UnirlError, RuntimeError):
 
 class StaleWeights(UnirlError, RuntimeError):
     """A rollout was produced by weights of another version than the learner expects."""
+
+
+class WireError(UnirlError, ValueError):
+    """What came over the wire is malformed, too large, or does not answer what was asked."""
 
 
 class CheckpointError(UnirlError, RuntimeError):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from unirl_env.build import build_scorer
+from unirl_env.rewards import build_scorer
 from unirl_env.errors import ContractError
 from unirl_env.rewards import LinearScorer
 from unirl_env.types import Prompt, Sample

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from unirl_env.build import build_scorer
+from unirl_env.rewards import build_scorer
 from unirl_env.errors import ConfigError
 from unirl_env.rewards import OverPictures, Pictured
 from unirl_env.types import Prompt, Sample, Scores

@@ -1,7 +1,7 @@
 """Assembly: the only place where parts meet. Worlds need no Ray; agents import it when they are built."""
 
-from unirl_env.build.scorers import build_scorer
 from unirl_env.build.world import make_env, make_vector_env, pick_device
+from unirl_env.rewards.spec import build_scorer
 
 __all__ = [
     "build_agent",

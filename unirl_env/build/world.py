@@ -10,7 +10,6 @@ import gymnasium as gym
 import torch
 from gymnasium.vector import AutoresetMode
 
-from unirl_env.build.scorers import build_scorer
 from unirl_env.envs.base import GenerativeVectorEnv
 from unirl_env.envs.denoise import DenoiseVectorEnv
 from unirl_env.envs.hybrid import HybridVectorEnv
@@ -27,6 +26,7 @@ from unirl_env.models import (
 )
 from unirl_env.models.options import FAMILIES, MODEL_OPTIONS, ModelChoice, model_choice
 from unirl_env.registry import Registry
+from unirl_env.rewards.spec import build_scorer
 from unirl_env.wrappers.draw import DrawWrapper
 from unirl_env.wrappers.flatten import ArrayInfo, FlattenForPPO, flatten_for_ppo
 from unirl_env.wrappers.reward import RewardWrapper

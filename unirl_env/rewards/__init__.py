@@ -6,56 +6,53 @@ Every name loads its module on first use, so that a scorer's libraries are neede
 from importlib import import_module
 from typing import Any
 
-from unirl_env.registry import Registry
-
-SCORERS = Registry(
-    "reward",
-    {
-        "choice": "unirl_env.rewards.choice:ChoiceScorer",
-        "clip": "unirl_env.rewards.clip:CLIPScore",
-        "exact": "unirl_env.rewards.exact:ExactScorer",
-        "format": "unirl_env.rewards.format:FormatScorer",
-        "gate": "unirl_env.rewards.compose:Gate",
-        "length": "unirl_env.rewards.length:LengthScorer",
-        "linear": "unirl_env.rewards.linear:LinearScorer",
-        "math": "unirl_env.rewards.math_answer:MathScorer",
-        "minimum": "unirl_env.rewards.compose:Minimum",
-        "over_pictures": "unirl_env.rewards.over_pictures:OverPictures",
-        "overlong": "unirl_env.rewards.overlong:Overlong",
-        "pictured": "unirl_env.rewards.pictured:Pictured",
-        "plan": "unirl_env.rewards.plan:PlanScorer",
-        "product": "unirl_env.rewards.compose:Product",
-        "shapes": "unirl_env.rewards.shapes:ShapesScorer",
-        "template": "unirl_env.rewards.shapes:TemplateScorer",
-        "weighted_sum": "unirl_env.rewards.compose:WeightedSum",
-    },
-)
-
 _HOMES = {
+    "AestheticScore": "aesthetic",
     "CLIPScore": "clip",
     "ChoiceScorer": "choice",
     "ExactScorer": "exact",
     "FormatScorer": "format",
     "Gate": "compose",
+    "GenEvalScorer": "geneval",
+    "HPSv2Score": "hpsv2",
+    "HTTPScorer": "http",
+    "ImageRewardScore": "image_reward",
+    "JPEGScorer": "image_quality",
+    "JudgeScorer": "judge",
     "LengthScorer": "length",
     "LinearScorer": "linear",
     "MathScorer": "math_answer",
     "Minimum": "compose",
+    "MotionScorer": "video",
+    "Normalized": "normalized",
+    "OCRScorer": "ocr",
+    "OverFrames": "over_frames",
     "OverPictures": "over_pictures",
     "Overlong": "overlong",
+    "PickScore": "pickscore",
     "Pictured": "pictured",
     "PlanScorer": "plan",
     "Product": "compose",
+    "RegexScorer": "regex",
+    "RemoteScorer": "remote",
+    "SCORERS": "names",
+    "SaturationScorer": "image_quality",
     "ShapesScorer": "shapes",
+    "SharpnessScorer": "image_quality",
     "TemplateScorer": "shapes",
+    "TemporalConsistency": "video",
+    "VQAScore": "vqa",
     "WeightedSum": "compose",
+    "build_scorer": "spec",
     "checked_scorer": "scoring",
+    "for_mode": "spec",
+    "needs_of": "spec",
     "place_scores": "scoring",
     "score_safely": "scoring",
     "scorer_name": "scoring",
 }
 
-__all__ = ["SCORERS", *sorted(_HOMES)]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

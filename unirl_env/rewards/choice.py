@@ -44,6 +44,7 @@ class ChoiceScorer:
     """
 
     name = "choice"
+    needs = ("text",)
     pointwise = True
 
     def __init__(self, key: str = "answer", *, letters: str = "ABCDEFGHIJ", unparsable: str = "zero"):

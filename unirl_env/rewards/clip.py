@@ -46,6 +46,7 @@ class CLIPScore:
     """
 
     name = "clip"
+    needs = ("image",)
     pointwise = True
 
     def __init__(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import ConfigError
-from unirl_env.rewards.scoring import checked_scorer, score_safely, scorer_name
+from unirl_env.rewards.scoring import checked_scorer, is_pointwise, score_safely, scorer_name
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
 __all__ = ["Gate", "Minimum", "Product", "WeightedSum"]
@@ -49,6 +49,7 @@ class WeightedSum:
         self.weights = dict(zip(self.parts, (float(weight) for _, weight in pairs), strict=True))
         if not any(self.weights.values()):
             raise ConfigError("A weighted sum must have a weight other than 0, got none.")
+        self.pointwise = is_pointwise(*self.parts.values())
         self.name = name or "weighted_sum"
 
     def __call__(self, samples: Samples, prompts: Prompts) -> Scores:
@@ -67,6 +68,7 @@ class Product:
 
     def __init__(self, parts: Mapping[str, Scorer] | Sequence[Scorer], name: str = ""):
         self.parts = _parts(parts)
+        self.pointwise = is_pointwise(*self.parts.values())
         self.name = name or "product"
 
     def __call__(self, samples: Samples, prompts: Prompts) -> Scores:
@@ -81,6 +83,7 @@ class Minimum:
 
     def __init__(self, parts: Mapping[str, Scorer] | Sequence[Scorer], name: str = ""):
         self.parts = _parts(parts)
+        self.pointwise = is_pointwise(*self.parts.values())
         self.name = name or "minimum"
 
     def __call__(self, samples: Samples, prompts: Prompts) -> Scores:
@@ -118,6 +121,7 @@ class Gate:
                 raise ConfigError(f"`{label}` must be a finite number, got {number!r}.")
         self.threshold = float(threshold)
         self.closed_value = float(closed_value)
+        self.pointwise = is_pointwise(*self.parts.values())
         self.name = name or "gate"
 
     def __call__(self, samples: Samples, prompts: Prompts) -> Scores:

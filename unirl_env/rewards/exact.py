@@ -35,6 +35,7 @@ class ExactScorer:
     """
 
     name = "exact"
+    needs = ("text",)
     pointwise = True
 
     def __init__(self, key: str = "answer", *, strip: Sequence[str] = ("thoughts", "case", "space")):

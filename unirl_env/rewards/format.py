@@ -36,6 +36,7 @@ class FormatScorer:
     """
 
     name = "format"
+    needs = ("text",)
     pointwise = True
 
     def __init__(

@@ -37,6 +37,7 @@ class LengthScorer:
     """
 
     name = "length"
+    needs = ("text",)
     pointwise = True
 
     def __init__(

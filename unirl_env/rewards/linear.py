@@ -22,6 +22,7 @@ class LinearScorer:
     """
 
     name = "linear"
+    needs = ("latent",)
     pointwise = True
 
     def __init__(self, weights: float | Sequence[float] = 1.0):

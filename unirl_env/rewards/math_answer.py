@@ -69,6 +69,7 @@ class MathScorer:
     """
 
     name = "math"
+    needs = ("text",)
     pointwise = True
 
     def __init__(

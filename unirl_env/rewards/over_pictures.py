@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import ConfigError
-from unirl_env.rewards.scoring import checked_scorer, score_safely
+from unirl_env.rewards.scoring import checked_scorer, is_pointwise, score_safely
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
 __all__ = ["OverPictures"]
@@ -38,6 +38,7 @@ class OverPictures:
 
     def __init__(self, scorer: Scorer, aggregate: str = "mean", *, name: str = ""):
         self.scorer = checked_scorer(scorer)
+        self.pointwise = is_pointwise(scorer)
         if aggregate not in AGGREGATES:
             raise ConfigError(f"`aggregate` must be one of {list(AGGREGATES)}, got {aggregate!r}.")
         self.aggregate = aggregate

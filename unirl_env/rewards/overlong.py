@@ -9,7 +9,7 @@ import torch
 
 from unirl_env.errors import ConfigError
 from unirl_env.rewards.length import sample_tokens
-from unirl_env.rewards.scoring import checked_scorer, score_safely
+from unirl_env.rewards.scoring import checked_scorer, is_pointwise, score_safely
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
 __all__ = ["Overlong"]
@@ -55,6 +55,7 @@ class Overlong:
         name: str = "",
     ):
         self.scorer = checked_scorer(scorer)
+        self.pointwise = is_pointwise(scorer)
         if mode not in MODES:
             raise ConfigError(f"`mode` must be one of {list(MODES)}, got {mode!r}.")
         if mode == "soft":

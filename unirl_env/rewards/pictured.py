@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from unirl_env.errors import ConfigError
-from unirl_env.rewards.scoring import checked_scorer, place_scores, score_safely
+from unirl_env.rewards.scoring import checked_scorer, is_pointwise, place_scores, score_safely
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
 __all__ = ["Pictured"]
@@ -33,9 +33,11 @@ class Pictured:
     """
 
     wraps = ("scorer",)
+    tolerates = ("image",)
 
     def __init__(self, scorer: Scorer, otherwise: float = 0.0, *, name: str = ""):
         self.scorer = checked_scorer(scorer)
+        self.pointwise = is_pointwise(scorer)
         if (
             isinstance(otherwise, bool)
             or not isinstance(otherwise, int | float)

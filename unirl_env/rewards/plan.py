@@ -46,6 +46,7 @@ class PlanScorer:
     """
 
     name = "plan"
+    needs = ("text",)
     pointwise = True
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:

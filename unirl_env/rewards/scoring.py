@@ -12,7 +12,7 @@ from torch import Tensor
 from unirl_env.errors import ConfigError, ContractError, ScorerError, UnirlError
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
-__all__ = ["checked_scorer", "place_scores", "score_safely", "scorer_name"]
+__all__ = ["checked_scorer", "is_pointwise", "place_scores", "score_safely", "scorer_name"]
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +20,11 @@ logger = logging.getLogger(__name__)
 def scorer_name(scorer: Scorer) -> str:
     """What logs and errors call `scorer`: its `name`, else the name of the function or class."""
     return getattr(scorer, "name", None) or getattr(scorer, "__name__", None) or type(scorer).__name__
+
+
+def is_pointwise(*scorers: Scorer) -> bool:
+    """Whether all of them declare that each score depends on its own sample and prompt alone."""
+    return all(getattr(scorer, "pointwise", False) for scorer in scorers)
 
 
 def checked_scorer(scorer: Any, label: str = "`scorer`") -> Scorer:

@@ -195,6 +195,8 @@ class ShapesScorer:
     """
 
     name = "shapes"
+    needs = ("image",)
+    pointwise = True
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
         """Score `samples[i].image` (`[3, H, W]` in [0, 1], any size) against the caption."""
@@ -257,6 +259,8 @@ class TemplateScorer:
     """
 
     name = "shapes_template"
+    needs = ("image",)
+    pointwise = True
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
         """Score `samples[i].image` (`[3, H, W]` in [0, 1], any size) against the caption."""

@@ -7,10 +7,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from unirl_env.errors import ConfigError
-from unirl_env.rewards import SCORERS, Minimum, Product, WeightedSum, checked_scorer
+from unirl_env.rewards.compose import Minimum, Product, WeightedSum
+from unirl_env.rewards.names import SCORERS
+from unirl_env.rewards.scoring import checked_scorer
 from unirl_env.types import Scorer
 
-__all__ = ["build_scorer"]
+__all__ = ["build_scorer", "for_mode", "needs_of"]
+
+GIVEN = {
+    "diffusion": {"image": True, "latent": True},
+    "ar": {"text": True, "tokens": True},
+    "pe": {"text": True, "tokens": True, "image": False, "pictures": False},
+    "unified_model": {"text": False, "tokens": False, "image": False},
+}
+"""By mode, what a finished sample may hold, and whether every sample does."""
 
 
 def build_scorer(spec: Any) -> Scorer:
@@ -43,6 +53,58 @@ def build_scorer(spec: Any) -> Scorer:
     if callable(spec):
         return checked_scorer(spec)
     raise ConfigError(f"A reward must be a name, a mapping or a callable, got {type(spec).__name__}.")
+
+
+def needs_of(spec: Any) -> dict[str, bool]:
+    """What a reward looks at, told without building it.
+
+    A scorer says so by its class's `needs`, names of fields of `Sample`; one whose needs depend on its
+    options, by a static method `needs_with(**options)`. Scorers around others need what those need;
+    `tolerates` names what they can do without.
+
+    Returns:
+        Field to whether every sample must have it; nothing for functions and others that say nothing.
+
+    Raises:
+        ConfigError: If a name is unknown.
+    """
+    if not isinstance(spec, str | Mapping):
+        name, options, target = "", {}, spec if isinstance(spec, type) else type(spec)
+    else:
+        options = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
+        name = options.pop("name", None)
+        target = SCORERS.get(name)
+    if hasattr(target, "needs_with"):
+        return dict.fromkeys(target.needs_with(**options), True)
+    found = dict.fromkeys(getattr(target, "needs", ()), True)
+    inner = [options[part] for part in getattr(target, "wraps", ()) if part in options]
+    if name in ("weighted_sum", "product", "minimum"):
+        for part, own in _parts(name, dict(options)).items():
+            own = _named(part, part if isinstance(own, int | float) else own)
+            inner.append({k: v for k, v in own.items() if k != "weight"} if isinstance(own, Mapping) else own)
+    for part in inner:
+        for field, always in needs_of(part).items():
+            found[field] = found.get(field, False) or always
+    return found | dict.fromkeys(set(getattr(target, "tolerates", ())) & set(found), False)
+
+
+def for_mode(spec: Any, mode: str, label: str = "reward.train") -> Any:
+    """The reward as a mode can pay it.
+
+    Where a text may end without its picture (`pe`, `unified_model`), a reward of pictures is paid through
+    `pictured`, under which such a text earns 0.
+
+    Raises:
+        ConfigError: If the reward looks at something that the mode never makes.
+    """
+    given, needs = GIVEN[mode], needs_of(spec)
+    missing = sorted(set(needs) - set(given))
+    if missing:
+        raise ConfigError(
+            f"`{label}` must be a reward of {' or '.join(given)} in mode {mode!r}, got one of "
+            f"{' and '.join(missing)}; try another reward, or another recipe."
+        )
+    return {"name": "pictured", "scorer": spec} if needs.get("image") and not given["image"] else spec
 
 
 def _instance(name: str, options: dict[str, Any]) -> Scorer:

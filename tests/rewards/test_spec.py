@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from unirl_env.build import build_scorer
+from unirl_env.rewards import build_scorer
 from unirl_env.errors import ConfigError
 from unirl_env.rewards import Gate, LinearScorer, Minimum, Overlong, Product, ShapesScorer, WeightedSum
 from unirl_env.types import Prompt, Sample, Scores

@@ -1,0 +1,71 @@
+"""What scorers look at, checked, and what goes through their networks, in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from unirl_env.errors import ConfigError, ContractError
+from unirl_env.types import Sample
+
+__all__ = ["check_blocks", "in_blocks", "picture_of"]
+
+
+def picture_of(sample: Sample, name: str) -> Tensor:
+    """The picture `[3, H, W]` of a sample.
+
+    Args:
+        sample: What is judged.
+        name: The scorer that asks, for the message.
+
+    Raises:
+        ContractError: If there is none.
+    """
+    image = sample.image
+    if image is None or image.ndim != 3 or image.shape[0] != 3:
+        got = None if image is None else list(image.shape)
+        raise ContractError(f"`Sample.image` must be [3, H, W] for the reward `{name}`, got {got}.")
+    return image
+
+
+def check_blocks(batch_size: int, rows_per_forward: int | None) -> None:
+    """Refuse sizes that are not positive.
+
+    Raises:
+        ConfigError: Naming the option.
+    """
+    for name, value in (("batch_size", batch_size), ("rows_per_forward", rows_per_forward)):
+        if value is not None and value < 1:
+            raise ConfigError(f"`{name}` must be at least 1, got {value}.")
+
+
+def in_blocks(
+    compute: Callable[[Tensor], Tensor],
+    rows: Sequence[Tensor],
+    batch_size: int,
+    rows_per_forward: int | None = None,
+) -> Tensor:
+    """`compute` over `rows`, as many at a time as fit.
+
+    Args:
+        compute: `[n, ...]` to `[n, ...]`, each row by itself.
+        rows: Tensors of one shape, at least one.
+        batch_size: The most rows of one call.
+        rows_per_forward: Every call has exactly this many rows, the last of them repeated where there are
+            fewer: then a row's result is bitwise the same in any company, also in a service that merges
+            requests. None takes blocks as they come, whose size changes last bits on many machines.
+
+    Returns:
+        `[len(rows), ...]`.
+    """
+    size = rows_per_forward or batch_size
+    blocks = []
+    for start in range(0, len(rows), size):
+        block = list(rows[start : start + size])
+        count = len(block)
+        if rows_per_forward:
+            block += [block[-1]] * (size - count)
+        blocks.append(compute(torch.stack(block))[:count])
+    return torch.cat(blocks)
