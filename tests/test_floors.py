@@ -47,6 +47,8 @@ DOOR_TO_THE_ENVIRONMENT = {
     # vLLM takes some settings from the environment alone: defaults are set before it is imported,
     # and a server gets them together with everything its libraries find there.
     "rollouts.engines.vllm", "rollouts.engines.process",
+    # The tokens of services that judge samples, which must stand in no configuration.
+    "rewards.secrets",
 }  # fmt: skip
 
 
