@@ -167,7 +167,11 @@ class AgentSettings:
     phase_weights: dict[str, float] = field(default_factory=dict)
     """For a phase, the weight of its loss; 1 without."""
     advantage_scale: str = "group"
-    """What centred rewards are divided by: the std of the `group`, of the `batch`, or `none`."""
+    """What centred rewards are divided by: the std of the `group`, of the `batch`, or `none`; `leave_one_out`
+    centres on the others of the group, and does not divide."""
+    advantage_parts: dict[str, float] = field(default_factory=dict)
+    """Parts of the reward that are normalised within their groups one by one and then added (GDPO), with
+    their weights; empty takes the reward itself."""
     advantage_clip: float | None = None
     """Bound on the size of an advantage."""
     reference_kl: float = 0.0

@@ -25,7 +25,7 @@ def check_run(cfg: RunConfig) -> None:
     _one_of("reward.on_error", cfg.reward.on_error, ("invalid", "raise"))
     _one_of("steps.kind", cfg.steps.kind, ("all", "fraction", "random", "window"))
     _one_of("policy.dynamics", cfg.policy.dynamics, ("flow", "dance", "cps"))
-    _one_of("agent.advantage_scale", agent.advantage_scale, ("group", "batch", "none"))
+    _one_of("agent.advantage_scale", agent.advantage_scale, ("group", "batch", "none", "leave_one_out"))
     _one_of("agent.anchor", agent.anchor, ("rollout", "replay"))
     _one_of("agent.aggregate", agent.aggregate, (None, "token_mean", "sequence_mean", "horizon"))
     _one_of("agent.kl_estimator", agent.kl_estimator, ("k1", "k2", "k3"))

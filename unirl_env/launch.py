@@ -24,6 +24,7 @@ from unirl_env.logbook import Logbook
 from unirl_env.loop import Loop
 from unirl_env.preflight import Prompts, preflight
 from unirl_env.progress import RunProgress, waiting
+from unirl_env.rewards import for_mode
 from unirl_env.run_folder import RunFolder, free_name, locate
 from unirl_env.settings import differences, read_yaml, to_yaml
 from unirl_env.summary import print_summary, resume_command
@@ -130,7 +131,9 @@ def build_parts(cfg: RunConfig, prompts: Prompts | None = None) -> Parts:
     """The agent and the held-out scorer that the settings describe; `prompts` are read by the model first."""
     from unirl_env import build
 
-    heldout = None if cfg.reward.heldout is None else build.build_scorer(cfg.reward.heldout)
+    heldout = cfg.reward.heldout
+    if heldout is not None:
+        heldout = build.build_scorer(for_mode(heldout, cfg.mode, "reward.heldout"))
     source = build.model_source(cfg)
     if source is not None:
         _hide_loading_bars()

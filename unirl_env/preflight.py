@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -13,7 +12,7 @@ import unirl_env.functional as F
 from unirl_env.config import RunConfig
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import ConfigError, MissingExtra
-from unirl_env.rewards import SCORERS
+from unirl_env.rewards import for_mode
 from unirl_env.types import Prompt
 
 __all__ = ["Prompts", "check_all", "preflight", "read_prompts"]
@@ -174,11 +173,11 @@ def _check_rewards(cfg: RunConfig) -> None:
     for name, spec in (("reward.train", cfg.reward.train), ("reward.heldout", cfg.reward.heldout)):
         if spec is None and name == "reward.heldout":
             continue
-        chosen = spec.get("name") if isinstance(spec, Mapping) else spec
         try:
-            SCORERS.get(chosen)
+            for_mode(spec, cfg.mode, name)
         except ConfigError as error:
-            raise ConfigError(f"`{name}`: {error}") from error
+            said = "" if f"`{name}`" in str(error) else f"`{name}`: "
+            raise ConfigError(f"{said}{error}") from error
 
 
 def read_prompts(cfg: RunConfig) -> Prompts:

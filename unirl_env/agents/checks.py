@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import ray
@@ -37,7 +38,8 @@ def check_settings(config: Any) -> None:
         if value is not None and not value > 0:
             raise ConfigError(f"`{name}` must be positive or None, got {value}.")
     _one_of(config, "anchor", ("rollout", "replay"))
-    _one_of(config, "advantage_scale", ("group", "batch", "none"))
+    _one_of(config, "advantage_scale", ("group", "batch", "none", "leave_one_out"))
+    _check_advantage_parts(config)
     _check_shares(config)
     config.family.check(config)
     _check_phases(config)
@@ -45,6 +47,23 @@ def check_settings(config: Any) -> None:
         raise ConfigError(
             f"`evaluation_interval` must stay unset, got {config.evaluation_interval}; try "
             "`agent.rollout_eval(prompts, seed=...)`, which compares the same samples every time."
+        )
+
+
+def _check_advantage_parts(config: Any) -> None:
+    weights = config.advantage_parts
+    if not weights:
+        return
+    for name, weight in weights.items():
+        number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not number or not math.isfinite(weight) or weight == 0:
+            raise ConfigError(
+                f"`advantage_parts` must be finite weights other than 0, got {weight!r} for {name!r}."
+            )
+    if config.advantage_scale != "group":
+        raise ConfigError(
+            "`advantage_scale` must stay 'group' with `advantage_parts`, which normalises each part within "
+            f"its group, got {config.advantage_scale!r}."
         )
 
 

@@ -92,6 +92,7 @@ class AgentConfig(AlgorithmConfig):
         self.phase_rewards: dict[str, str] = {}
         self.phase_weights: dict[str, float] = {}
         self.advantage_scale = "group"
+        self.advantage_parts: dict[str, float] = {}
         self.advantage_clip: float | None = None
         self.reference_kl = 0.0
         self.kl_estimator = "k3"
@@ -124,7 +125,10 @@ class AgentConfig(AlgorithmConfig):
                 - `train_phases`: which phases of a hybrid episode are trained; None trains all.
                 - `phase_rewards`: for a phase, the part of the scores that it is paid instead of the reward.
                 - `phase_weights`: for a phase, the weight of its loss; 1 without.
-                - `advantage_scale`: `"group"`, `"batch"` or `"none"`; `advantage_clip`.
+                - `advantage_scale`: `"group"`, `"batch"`, `"none"` or `"leave_one_out"` (RLOO);
+                  `advantage_clip`.
+                - `advantage_parts`: parts of the scores with weights; each is normalised within its group
+                  before they are added (GDPO), and takes the place of the reward.
                 - `reference_kl`: weight of the KL to the untrained model; `kl_estimator` of tokens, `"k1"` to
                   `"k3"`.
                 - `anchor`: old log-probs as the rollout recorded them, or by `"replay"` before the update.

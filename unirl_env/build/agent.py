@@ -19,6 +19,7 @@ from unirl_env.envs.tokens import MAX_PROMPT_TOKENS
 from unirl_env.errors import ConfigError
 from unirl_env.models import UnifiedModel
 from unirl_env.models.options import model_choice
+from unirl_env.rewards import for_mode
 from unirl_env.types import Prompt
 
 __all__ = ["AGENTS", "agent_config", "build_agent", "check_prompts", "model_source"]
@@ -39,6 +40,7 @@ OPTIMIZER = (
     "phase_rewards",
     "phase_weights",
     "advantage_scale",
+    "advantage_parts",
     "advantage_clip",
     "reference_kl",
     "kl_estimator",
@@ -140,7 +142,7 @@ def world_options(cfg: RunConfig) -> dict[str, Any]:
         "max_prompt_tokens": model.max_prompt_tokens,
         "prompts": cfg.prompts.train,
         "max_characters": cfg.prompts.max_characters,
-        "scorer": cfg.reward.train,
+        "scorer": for_mode(cfg.reward.train, cfg.mode),
         "on_invalid": "raise" if cfg.reward.on_error == "raise" else "nan",
     }
     return {name: value for name, value in chosen.items() if value is not None} | model.options
