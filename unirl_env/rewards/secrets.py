@@ -22,5 +22,7 @@ def secret(variable: str | None) -> str | None:
         return None
     found = os.environ.get(variable, "").strip()
     if not (found.isascii() and found.isprintable()):
-        raise ConfigError(f"The environment variable {variable} must hold printable ASCII; try to set it anew.")
+        raise ConfigError(
+            f"The environment variable {variable} must hold printable ASCII; try to set it anew."
+        )
     return found or None

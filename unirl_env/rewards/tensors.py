@@ -1,0 +1,162 @@
+"""Tensors and pictures of a request: each lies in the file under a name, and in its form.
+
+A form is `plain` (as it is), `levels` (a picture of whole 255ths as bytes) or `png`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unirl_env.errors import WireError
+from unirl_env.pixels import load_picture
+
+__all__ = ["Limits", "TensorReader", "TensorWriter", "read_png"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may hold at most.
+
+    Attributes:
+        body: Bytes of a request.
+        samples: Samples of a request.
+        pixels: Pixels of one picture, before it is decoded.
+        characters: Characters of one text.
+        unpacked: Bytes of all its pictures together, once they are float32.
+    """
+
+    body: int = 256 * 2**20
+    samples: int = 1024
+    pixels: int = 16_000_000
+    characters: int = 1_000_000
+    unpacked: int = 4 * 2**30
+
+
+class TensorWriter:
+    """Takes tensors and gives the words that name them.
+
+    Attributes:
+        tensors: What has been taken, by name.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+
+    def add(self, tensor: Tensor, *, picture: bool = False, png: bool = False) -> dict[str, str]:
+        """Take a tensor.
+
+        Args:
+            tensor: Of any shape; a picture ends in `[3, H, W]`, float32.
+            picture: Whether it is one or several pictures.
+            png: Round it to 8 bits and compress it; for `[3, H, W]`.
+
+        Raises:
+            WireError: If a picture is not float32, or not finite where it is to be a PNG.
+        """
+        tensor = tensor.detach().to("cpu").contiguous()
+        if picture and tensor.dtype != torch.float32:
+            raise WireError(f"A picture must be float32 to be sent, got {tensor.dtype}; try `.float()`.")
+        form, packed = "plain", None
+        if png:
+            form, packed = "png", torch.frombuffer(bytearray(_png(tensor)), dtype=torch.uint8)
+        elif picture:
+            levels = tensor.mul(255).round().clamp(0, 255).to(torch.uint8)
+            # By bits, because -0.0 equals 0.0.
+            if torch.equal(_of_levels(levels).view(torch.int32), tensor.view(torch.int32)):
+                form, packed = "levels", levels
+        name = str(len(self.tensors))
+        # A view into a batch would share memory, which the format refuses.
+        self.tensors[name] = tensor.clone() if packed is None else packed
+        return {"tensor": name, "form": form}
+
+
+class TensorReader:
+    """Finds tensors by the words that name them; one that is named twice is unpacked once.
+
+    Args:
+        tensors: The tensors of the file, by name.
+        limits: What they may hold.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], limits: Limits):
+        self._tensors = tensors
+        self._limits = limits
+        self._unpacked: dict[tuple[str, str], Tensor] = {}
+        self._bytes = 0
+
+    def get(self, word: Mapping[str, Any]) -> Tensor:
+        """The tensor that `word` names, as it was sent.
+
+        Raises:
+            WireError: If there is none, it is damaged, or too much is unpacked.
+        """
+        name, form = word.get("tensor"), word.get("form")
+        if not isinstance(name, str) or name not in self._tensors:
+            raise WireError(f"A tensor must be named by one of the file, got {name!r:.80}.")
+        if form not in ("plain", "levels", "png"):
+            raise WireError(f"`form` must be plain, levels or png, got {form!r:.80}.")
+        if (name, form) not in self._unpacked:
+            tensor = self._tensors[name]
+            self._unpacked[name, form] = tensor if form == "plain" else self._picture(tensor, form)
+        return self._unpacked[name, form]
+
+    def _picture(self, tensor: Tensor, form: str) -> Tensor:
+        if tensor.dtype != torch.uint8:
+            raise WireError(f"A picture in levels or as PNG must be uint8, got {tensor.dtype}.")
+        if form == "levels":
+            self._spend(4 * tensor.numel())
+            return _of_levels(tensor)
+        picture = read_png(tensor.numpy().tobytes(), self._limits.pixels)
+        self._spend(4 * picture.numel())
+        return picture
+
+    def _spend(self, count: int) -> None:
+        self._bytes += count
+        if self._bytes > self._limits.unpacked:
+            raise WireError(
+                f"The pictures of a request must have at most {self._limits.unpacked} bytes as float32; try "
+                "fewer of them."
+            )
+
+
+def read_png(data: bytes, most_pixels: int) -> Tensor:
+    """A PNG as `[3, H, W]` float32 in [0, 1]; no other format is tried.
+
+    Raises:
+        WireError: If it is none, is damaged, or has too many pixels.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+            width, height = picture.size
+            if width * height > most_pixels:
+                raise WireError(f"A picture must have at most {most_pixels} pixels, got {width} x {height}.")
+            return load_picture(picture)
+    except WireError:
+        raise
+    except Exception as error:  # Pillow raises whatever its plugins raise on damaged files.
+        raise WireError(f"A picture must be a sound PNG, got {type(error).__name__}.") from error
+
+
+def _of_levels(levels: Tensor) -> Tensor:
+    return levels.float() / 255.0
+
+
+def _png(picture: Tensor) -> bytes:
+    from PIL import Image
+
+    if not bool(picture.isfinite().all()):
+        raise WireError("A picture must be finite to be sent as PNG; try raw tensors.")
+    if picture.ndim != 3 or picture.shape[0] != 3:
+        raise WireError(f"A picture must be [3, H, W] to be sent as PNG, got {list(picture.shape)}.")
+    levels = picture.clamp(0, 1).mul(255).round().to(torch.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy()).save(stream, "PNG", compress_level=1)
+    return stream.getvalue()
