@@ -13,6 +13,7 @@ from unirl_env.config_check import check_run
 
 __all__ = [
     "AgentSettings",
+    "AlarmSettings",
     "LoggingSettings",
     "ModelSettings",
     "PolicySettings",
@@ -237,6 +238,28 @@ class LoggingSettings:
 
 
 @dataclass
+class AlarmSettings:
+    """When a run warns that its reward says less and less; a bound of null is not watched."""
+
+    heldout_every: int = 5
+    """Iterations from one held-out score of the training samples to the next; 0 takes none."""
+    smooth: int = 3
+    """Observations whose mean is held against a bound."""
+    patience: int = 3
+    """Such means in a row that must be beyond it."""
+    gap: float | None = 0.5
+    """Rise of the training reward and fall of the held-out one, both in standard deviations of the start."""
+    diversity: float | None = 0.25
+    """How small a share of its first value the variety within groups may become."""
+    saturation: float | None = 0.99
+    """How large a share of the episodes may earn the highest reward of all."""
+    zero_std_groups: float | None = 0.9
+    """How large a share of the groups may teach nothing."""
+    stop: Any = "none"
+    """Which alarms end the run: `none`, `all`, or a list of the names of bounds above."""
+
+
+@dataclass
 class RunConfig:
     """One training run."""
 
@@ -258,6 +281,7 @@ class RunConfig:
     agent: AgentSettings = field(default_factory=AgentSettings)
     rollout: RolloutSettings = field(default_factory=RolloutSettings)
     logging: LoggingSettings = field(default_factory=LoggingSettings)
+    alarm: AlarmSettings = field(default_factory=AlarmSettings)
 
     def check(self) -> None:
         """Refuse what cannot work, before anything is loaded.

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from unirl_env.errors import ConfigError
 
 if TYPE_CHECKING:
-    from unirl_env.config import RunConfig
+    from unirl_env.config import AlarmSettings, RunConfig
 
-__all__ = ["MODES", "check_run"]
+__all__ = ["MODES", "SIGNALS", "check_alarm", "check_run"]
 
 MODES = ("diffusion", "ar", "pe", "unified_model")
+SIGNALS = ("gap", "diversity", "saturation", "zero_std_groups")
+"""What an alarm watches; each has a bound of its name in `AlarmSettings`."""
 
 
 def check_run(cfg: RunConfig) -> None:
@@ -62,7 +66,42 @@ def check_run(cfg: RunConfig) -> None:
     low, high = cfg.steps.fraction
     if not 0 <= low < high <= 1:
         raise ConfigError(f"`steps.fraction` must satisfy 0 <= low < high <= 1, got {low}, {high}.")
+    check_alarm(cfg.alarm, heldout=cfg.reward.heldout is not None)
     _check_divisibility(cfg)
+
+
+def check_alarm(alarm: AlarmSettings, heldout: bool = True) -> None:
+    """Refuse an alarm that could never ring as it is meant to.
+
+    Args:
+        alarm: The settings.
+        heldout: Whether there is a held-out reward.
+
+    Raises:
+        ConfigError: Naming the field, its value and the remedy.
+    """
+    for name, least in (("heldout_every", 0), ("smooth", 1), ("patience", 1)):
+        if getattr(alarm, name) < least:
+            raise ConfigError(f"`alarm.{name}` must be at least {least}, got {getattr(alarm, name)}.")
+    for name in SIGNALS:
+        bound, most = getattr(alarm, name), math.inf if name == "gap" else 1.0
+        if bound is not None and not 0 < bound <= most:
+            raise ConfigError(f"`alarm.{name}` must be above 0 and at most {most}, or null, got {bound}.")
+    named = [alarm.stop] if isinstance(alarm.stop, str) else alarm.stop
+    if named in (["all"], ["none"]):
+        return
+    for name in named if isinstance(named, Sequence) else [named]:
+        if name not in SIGNALS:
+            raise ConfigError(
+                f"`alarm.stop` must be none, all or a list of {', '.join(SIGNALS)}, got {alarm.stop!r}."
+            )
+        if getattr(alarm, name) is None:
+            raise ConfigError(f"`alarm.{name}` must be a bound where `alarm.stop` names it, got null.")
+        if name == "gap" and not (heldout and alarm.heldout_every):
+            raise ConfigError(
+                "`alarm.stop` must name what is watched, got `gap` without held-out scores; try a scorer for "
+                "`reward.heldout`, and `alarm.heldout_every=5`."
+            )
 
 
 def _check_divisibility(cfg: RunConfig) -> None:

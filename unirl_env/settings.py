@@ -37,7 +37,7 @@ MAY_CHANGE = (
     "rollout.num_gpus_per_env_runner",
     "rollout.num_gpus_per_learner",
 )
-"""Settings that a continued run may change: they move work about, and leave the mathematics alone."""
+"""Settings that a continued run may change, as it may all of `alarm`: they leave the mathematics alone."""
 
 
 def as_config(node: Any) -> RunConfig:
@@ -90,8 +90,13 @@ def differences(saved: RunConfig, wanted: RunConfig) -> list[str]:
     return [
         f"{name}: {one.get(name)!r} -> {other.get(name)!r}"
         for name in sorted(one.keys() | other.keys())
-        if name not in MAY_CHANGE and one.get(name) != other.get(name)
+        if not _may_change(name) and one.get(name) != other.get(name)
     ]
+
+
+def _may_change(name: str) -> bool:
+    # An alarm watches a run and changes nothing in it; who was stopped by one may want to go on.
+    return name in MAY_CHANGE or name.startswith("alarm.")
 
 
 def flat(cfg: RunConfig) -> dict[str, Any]:
