@@ -81,6 +81,9 @@ class RewardSettings:
     """A second scorer, measured in evaluation and never trained on."""
     on_error: str = "invalid"
     """`invalid` counts a scorer's failure and goes on, `raise` stops the run."""
+    overlap: bool = False
+    """Score one lot of episodes while the next is played (`rollout.batch_size` says how many make a lot);
+    the results are the same."""
 
 
 @dataclass

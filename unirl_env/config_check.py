@@ -68,6 +68,18 @@ def check_run(cfg: RunConfig) -> None:
         raise ConfigError(f"`steps.fraction` must satisfy 0 <= low < high <= 1, got {low}, {high}.")
     check_alarm(cfg.alarm, heldout=cfg.reward.heldout is not None)
     _check_divisibility(cfg)
+    _check_overlap(cfg)
+
+
+def _check_overlap(cfg: RunConfig) -> None:
+    rollout = cfg.rollout
+    share = rollout.num_prompts * rollout.group_size // max(1, rollout.num_env_runners)
+    if cfg.reward.overlap and (rollout.batch_size is None or rollout.batch_size >= share):
+        raise ConfigError(
+            f"`rollout.batch_size` must be less than the {share} episodes of a runner's share with "
+            f"`reward.overlap`, got {rollout.batch_size}: a single lot has no next one to be played while it "
+            f"is judged; try rollout.batch_size={max(1, share // 8)}."
+        )
 
 
 def check_alarm(alarm: AlarmSettings, heldout: bool = True) -> None:

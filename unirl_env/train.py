@@ -31,6 +31,8 @@ GROUPS = ("model", "reward", "agent", "rollout", "prompts")
 SHARED = (*GROUPS, "knobs")
 DEFAULT_RECIPE = "diffusion/tiny_sd3"
 FREE_FORM = "agent.options."
+SPELLINGS = {"rewards": "reward", "rewards.async": "reward.overlap", "reward.async": "reward.overlap"}
+"""What people type, to the setting's own name; `async` is a word of Python, so no setting is called so."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,7 +84,7 @@ def settings(
             return _with_overrides(path, overrides)
         root, recipe, further = path.parent, path.stem, CONFIGS
     search = [f"hydra.searchpath=[file://{further}]"] if further else []
-    options = [f"++{item}" if item.startswith(FREE_FORM) else item for item in overrides]
+    options = [f"++{item}" if item.startswith(FREE_FORM) else _respelled(item) for item in overrides]
     ConfigStore.instance().store(name="run_settings", node=RunConfig)
     try:
         with initialize_config_dir(str(root), version_base="1.3"):
@@ -90,6 +92,15 @@ def settings(
         return as_config(node)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error, recipe, overrides)) from error
+
+
+def _respelled(item: str) -> str:
+    """An override with the name of its setting."""
+    name, equals, value = item.partition("=")
+    if name in SPELLINGS:
+        return f"{SPELLINGS[name]}{equals}{value}"
+    first, dot, rest = name.partition(".")
+    return f"{SPELLINGS.get(first, first)}{dot}{rest}{equals}{value}"
 
 
 def recipes() -> list[str]:

@@ -143,6 +143,7 @@ def world_options(cfg: RunConfig) -> dict[str, Any]:
         "prompts": cfg.prompts.train,
         "max_characters": cfg.prompts.max_characters,
         "scorer": for_mode(cfg.reward.train, cfg.mode),
+        "overlap": cfg.reward.overlap or None,
         "on_invalid": "raise" if cfg.reward.on_error == "raise" else "nan",
     }
     return {name: value for name, value in chosen.items() if value is not None} | model.options

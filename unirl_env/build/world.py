@@ -26,6 +26,7 @@ from unirl_env.models import (
 )
 from unirl_env.models.options import FAMILIES, MODEL_OPTIONS, ModelChoice, model_choice
 from unirl_env.registry import Registry
+from unirl_env.rewards.background import Background
 from unirl_env.rewards.spec import build_scorer
 from unirl_env.wrappers.draw import DrawWrapper
 from unirl_env.wrappers.flatten import ArrayInfo, FlattenForPPO, flatten_for_ppo
@@ -41,9 +42,15 @@ KINDS = {
 }
 """By the argument that names the model: where names are looked up, and what is made of it."""
 MODELS = Denoiser | LanguageModel | UnifiedModel
-OWN_ARGUMENTS = ("generator", "scorer", "on_invalid", "together", "flat")
+OWN_ARGUMENTS = ("generator", "scorer", "on_invalid", "together", "overlap", "flat")
 """What `make_vector_env` itself takes, whatever the environment."""
-ONE_EPISODE = {"num_envs": 1, "group_size": 1, "array_backend": "numpy", "autoreset_mode": "disabled"}
+ONE_EPISODE = {
+    "num_envs": 1,
+    "group_size": 1,
+    "array_backend": "numpy",
+    "autoreset_mode": "disabled",
+    "overlap": False,
+}
 
 
 def make_vector_env(
@@ -53,6 +60,7 @@ def make_vector_env(
     scorer: Any = None,
     on_invalid: str | float = "nan",
     together: bool = False,
+    overlap: bool = False,
     device: str = "cpu",
     flat: bool | Sequence[str] = False,
     **arguments: Any,
@@ -67,6 +75,7 @@ def make_vector_env(
         scorer: Anything that `build_scorer` understands; None leaves the episodes unscored.
         on_invalid: What an invalid score pays: `"nan"`, `"raise"`, or a number.
         together: Judge all episodes of a batch at its end, in one call of the scorer; see `RewardWrapper`.
+        overlap: Judge in the background: a step does not wait for its scores; see `RewardWrapper`.
         device: For the model's frozen half and the episodes; `"auto"` is the GPU where there is one.
         flat: For unmodified agents: see and act in one flat `Box` (`FlattenForPPO`), with an `info` of arrays
             (`ArrayInfo`); a sequence names the entries that are seen. An argument, because `gym.make_vec`
@@ -94,7 +103,10 @@ def make_vector_env(
     if generator is not None:
         env = _drawn(env, generator, choice.family, device)
     if scorer is not None:
-        env = RewardWrapper(env, build_scorer(scorer), on_invalid=on_invalid, together=together)
+        judge = build_scorer(scorer)
+        if overlap and not isinstance(judge, Background):
+            judge = Background(judge)
+        env = RewardWrapper(env, judge, on_invalid=on_invalid, together=together)
     if not flat:
         return env
     return ArrayInfo(FlattenForPPO(env) if flat is True else FlattenForPPO(env, flat))

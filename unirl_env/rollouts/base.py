@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ConfigError
+from unirl_env.rewards.background import settled
 from unirl_env.rollouts.requests import EpisodeRequest, list_episodes
 from unirl_env.types import Prompt
 
@@ -59,11 +60,14 @@ class Rollout:
         """
         episodes = list_episodes(prompts, group_size, sample_offset, first_group)
         size = min(self.batch_size or len(episodes), len(episodes))
+        lots = [episodes[start : start + size] for start in range(0, len(episodes), size)]
+        # Scores that are on their way are asked for at the end: one lot is judged while the next is played.
+        played = [play(lot) for lot in lots]
         batches = []
-        for start in range(0, len(episodes), size):
-            lot = episodes[start : start + size]
+        for lot, fields in zip(lots, played, strict=True):
+            fields["scores"] = settled(fields["scores"])
             group = torch.tensor([episode.group for episode in lot])
-            batches.append(EpisodeBatch(**play(lot), group=group, weights_version=weights_version))
+            batches.append(EpisodeBatch(**fields, group=group, weights_version=weights_version))
         return batches[0] if len(batches) == 1 else EpisodeBatch.cat(batches)
 
     def _env(self, num_envs: int, num_steps: int | None = None) -> gym.vector.VectorEnv:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from unirl_env.errors import ContractError
+from unirl_env.rewards.background import PendingScores
 from unirl_env.types import Sample, Scores
 
 __all__ = ["Verdicts"]
@@ -22,6 +23,7 @@ class Verdicts:
         self._judged = torch.zeros(count, dtype=torch.bool)
         self._parts: dict[str, torch.Tensor] = {}
         self._samples: list[Sample | None] = [None] * count
+        self._later: list[tuple[PendingScores, torch.Tensor]] = []
 
     def take(self, info: Mapping[str, Any]) -> None:
         """Note the episodes that a step has finished: `scores` where `_scores`, and `samples`."""
@@ -31,14 +33,14 @@ class Verdicts:
         if "scores" not in info:
             return
         scores, now = info["scores"], torch.as_tensor(info["_scores"]).cpu()
-        self._value[now], self._valid[now] = scores.value[now], scores.valid[now]
-        for name, part in scores.parts.items():
-            own = self._parts.setdefault(name, torch.full_like(self._value, torch.nan))
-            own[now] = part[now]
         self._judged |= now
+        if isinstance(scores, PendingScores):
+            self._later.append((scores, now))
+        else:
+            self._note(scores, now)
 
-    def scores(self) -> Scores:
-        """The judgement on every episode.
+    def scores(self) -> Scores | PendingScores:
+        """The judgement on every episode; pending if one of them is.
 
         Raises:
             ContractError: If an episode was never judged.
@@ -49,8 +51,20 @@ class Verdicts:
                 f"{int((~self._judged).sum())} of {len(self._judged)}; wrap the environment in "
                 "`RewardWrapper`."
             )
-        return Scores(self._value, self._parts, self._valid)
+        return PendingScores(self._settled) if self._later else self._settled()
 
     def samples(self) -> tuple[Sample, ...]:
         """Every episode's finished sample."""
         return tuple(self._samples)
+
+    def _settled(self) -> Scores:
+        for pending, now in self._later:
+            self._note(pending.result(), now)
+        self._later = []
+        return Scores(self._value, self._parts, self._valid)
+
+    def _note(self, scores: Scores, now: torch.Tensor) -> None:
+        self._value[now], self._valid[now] = scores.value[now], scores.valid[now]
+        for name, part in scores.parts.items():
+            own = self._parts.setdefault(name, torch.full_like(self._value, torch.nan))
+            own[now] = part[now]

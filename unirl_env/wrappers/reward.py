@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from torch import Tensor
 
 from unirl_env.errors import ConfigError, ContractError, ScorerError
+from unirl_env.rewards.background import Background
 from unirl_env.rewards.scoring import checked_scorer, place_scores, score_safely, scorer_name
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 from unirl_env.wrappers.episodes import as_numpy
@@ -25,6 +26,10 @@ class RewardWrapper(VectorWrapper):
     Where `info["samples"]` appears, its finished samples are scored against `info["prompt"]`. The judgement
     goes to `info["scores"]`, a `Scores` of length B, with the mask `info["_scores"]` `[B]` of the episodes
     that were judged; other episodes are NaN and invalid there, and keep their reward.
+
+    With a scorer in the `Background`, the step does not wait: `info["scores"]` is a `PendingScores`, and the
+    reward at an episode's end is NaN, as it is not known yet. A rollout asks for the scores when it has
+    played everything.
 
     Args:
         env: A generative vector environment.
@@ -43,8 +48,8 @@ class RewardWrapper(VectorWrapper):
         unscored: How many of them came out invalid.
 
     Raises:
-        ConfigError: If `scorer` cannot be called, `on_invalid` is none of the above, or `together` meets an
-            environment that resets by itself.
+        ConfigError: If `scorer` cannot be called, `on_invalid` is none of the above, or `together` or a
+            scorer in the background meets an environment that resets by itself.
     """
 
     def __init__(
@@ -56,11 +61,13 @@ class RewardWrapper(VectorWrapper):
         together: bool = False,
     ):
         super().__init__(env)
-        if together and env.metadata.get("autoreset_mode") is not AutoresetMode.DISABLED:
-            raise ConfigError(
-                "`together` must be False unless the environment's autoreset mode is DISABLED, got "
-                f"{env.metadata.get('autoreset_mode')}: a batch that resets by itself has no common end."
-            )
+        later = {"together": together, "overlap": isinstance(scorer, Background)}
+        for option in (name for name, wanted in later.items() if wanted):
+            if env.metadata.get("autoreset_mode") is not AutoresetMode.DISABLED:
+                raise ConfigError(
+                    f"`{option}` must be False unless the environment's autoreset mode is DISABLED, got "
+                    f"{env.metadata.get('autoreset_mode')}: a batch that resets by itself has no common end."
+                )
         number = isinstance(on_invalid, (int, float)) and not isinstance(on_invalid, bool)
         if on_invalid not in ("nan", "raise") and not (number and math.isfinite(on_invalid)):
             raise ConfigError(f"`on_invalid` must be 'nan', 'raise' or a finite number, got {on_invalid!r}.")
@@ -95,8 +102,14 @@ class RewardWrapper(VectorWrapper):
                 if not bool((terminated | truncated).all()):
                     return obs, rewards, terminated, truncated, info
                 self._unpaid = {}
-            scores, finished = self._score(samples, info["prompt"])
-            rewards = _added(rewards, scores, finished, self.on_invalid)
+            finished = torch.zeros(self.num_envs, dtype=torch.bool)
+            finished[sorted(samples)] = True
+            if isinstance(self.scorer, Background):
+                scores: Any = self.scorer.begin(self._score, samples, tuple(info["prompt"]), finished)
+                rewards = _added(rewards, Scores.failed(self.num_envs), finished, "nan")
+            else:
+                scores = self._score(samples, info["prompt"], finished)
+                rewards = _added(rewards, scores, finished, self.on_invalid)
             info = {**info, "scores": scores, "_scores": finished.numpy()}
         return obs, rewards, terminated, truncated, info
 
@@ -111,10 +124,8 @@ class RewardWrapper(VectorWrapper):
         rows = np.flatnonzero(as_numpy(info["_samples"])) if "_samples" in info else range(self.num_envs)
         return {int(row): samples[row] for row in rows if samples[row] is not None}
 
-    def _score(self, samples: Mapping[int, Sample], prompts: Sequence[Prompt]) -> tuple[Scores, Tensor]:
+    def _score(self, samples: Mapping[int, Sample], prompts: Sequence[Prompt], finished: Tensor) -> Scores:
         rows = sorted(samples)
-        finished = torch.zeros(self.num_envs, dtype=torch.bool)
-        finished[rows] = True
         scores = score_safely(
             self.scorer,
             [samples[row] for row in rows],
@@ -129,7 +140,7 @@ class RewardWrapper(VectorWrapper):
             )
         self.scored += len(scores)
         self.unscored += invalid
-        return place_scores(scores, finished), finished
+        return place_scores(scores, finished)
 
 
 def _added(rewards: Any, scores: Scores, finished: Tensor, on_invalid: str | float) -> Any:
