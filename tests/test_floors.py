@@ -41,7 +41,7 @@ WITHOUT_RAY = {
     "rollouts.tokens",
     "rollouts.writing",
 }
-HYDRA = {"train", "settings"}
+HYDRA = {"train", "settings", "service.settings"}
 DOOR_TO_THE_ENVIRONMENT = {
     "entry", "train", "evaluate", "launch",
     # vLLM takes some settings from the environment alone: defaults are set before it is imported,

@@ -29,6 +29,7 @@ class Limits:
         pixels: Pixels of one picture, before it is decoded.
         characters: Characters of one text.
         unpacked: Bytes of all its pictures together, once they are float32.
+        words: Bytes of its JSON, which takes many times as much room once it is read.
     """
 
     body: int = 256 * 2**20
@@ -36,6 +37,7 @@ class Limits:
     pixels: int = 16_000_000
     characters: int = 1_000_000
     unpacked: int = 4 * 2**30
+    words: int = 32 * 2**20
 
 
 class TensorWriter:

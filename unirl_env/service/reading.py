@@ -1,0 +1,170 @@
+"""From the bytes of a connection to a request, within limits."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+from dataclasses import dataclass
+
+from starlette.requests import ClientDisconnect, Request
+
+from unirl_env.errors import WireError
+from unirl_env.rewards.wire import TENSORS, Limits, ScoreRequest, decode_request
+from unirl_env.service.replies import RETRY_SECONDS, Refused
+from unirl_env.service.schema import LONGEST_ID, read_json
+
+__all__ = ["JSON", "Hold", "Read", "Room", "content_type", "read_body", "read_request"]
+
+JSON = "application/json"
+
+
+class Room:
+    """The bytes of all requests at once.
+
+    Args:
+        most: How many there may be.
+    """
+
+    def __init__(self, most: int):
+        self.most = most
+        self.taken = 0
+        self._lock = threading.Lock()
+
+    def change(self, count: int) -> bool:
+        """Take `count` bytes, or give them back where it is negative; False if there is no room."""
+        with self._lock:
+            if count > 0 and self.taken + count > self.most:
+                return False
+            self.taken += count
+            return True
+
+
+class Hold:
+    """What one request takes of the room, until the end of a `with`."""
+
+    def __init__(self, room: Room):
+        self._room = room
+        self._count = 0
+
+    def __enter__(self) -> Hold:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.resize(0)
+
+    def resize(self, count: int) -> None:
+        """Take `count` bytes in all.
+
+        Raises:
+            Refused: If there is no room.
+        """
+        if not self._room.change(count - self._count):
+            raise Refused(
+                429,
+                "busy",
+                f"All requests together must have at most {self._room.most} bytes; try again later.",
+                {"Retry-After": str(RETRY_SECONDS)},
+            )
+        self._count = count
+
+
+@dataclass(frozen=True)
+class Read:
+    """A request and what tells it from others.
+
+    Attributes:
+        request: What is asked.
+        digest: Of its bytes and their content type.
+        size: Bytes of its tensors.
+    """
+
+    request: ScoreRequest
+    digest: bytes
+    size: int
+
+
+def content_type(request: Request) -> str:
+    """`TENSORS` or `JSON`.
+
+    Raises:
+        Refused: If it is another one, or the body is compressed.
+    """
+    given = request.headers.get("content-type", "")
+    kind = given.partition(";")[0].strip().lower()
+    if kind not in (TENSORS, JSON):
+        raise Refused(
+            415,
+            "unknown_type",
+            f"`Content-Type` must be {JSON} or {TENSORS}, got {given!r:.100}; try {JSON}.",
+        )
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.strip().lower() != "identity":
+        raise Refused(415, "unknown_type", f"A request must not be compressed, got {coding!r:.100}.")
+    return kind
+
+
+async def read_body(request: Request, most: int, seconds: float, hold: Hold) -> bytes:
+    """The body, counted while it comes in.
+
+    Args:
+        request: Whose body has not been read.
+        most: Its most bytes.
+        seconds: How long it may take.
+        hold: Where its bytes are taken.
+
+    Raises:
+        Refused: If it is too large, too slow, or ends too early.
+    """
+    said = request.headers.get("content-length", "")
+    if said.isascii() and said.isdigit() and (len(said) > 18 or int(said) > most):
+        raise _too_large(most)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(seconds):
+            async for chunk in request.stream():
+                if len(body) + len(chunk) > most:
+                    raise _too_large(most)
+                hold.resize(len(body) + len(chunk))
+                body += chunk
+    except TimeoutError:
+        raise Refused(
+            408, "too_slow", f"A request must arrive within {seconds:g} seconds; try fewer samples at once."
+        ) from None
+    except ClientDisconnect:
+        raise Refused(400, "malformed", "A request must be sent whole; the connection ended.") from None
+    return bytes(body)
+
+
+def read_request(body: bytes, kind: str, limits: Limits) -> Read:
+    """What `body` asks; takes time, and belongs in a thread.
+
+    Raises:
+        Refused: If it is malformed or too large.
+    """
+    try:
+        request = decode_request(body, limits) if kind == TENSORS else read_json(body, limits)
+        if len(request.id) > LONGEST_ID:
+            raise WireError(f"`id` must have at most {LONGEST_ID} characters, got {len(request.id)}.")
+    except WireError as error:
+        raise Refused(400, "malformed", str(error)) from error
+    digest = hashlib.sha256(kind.encode() + b"\0" + body).digest()
+    return Read(request, digest, _size(request))
+
+
+def _size(request: ScoreRequest) -> int:
+    tensors = {
+        id(tensor): tensor.nbytes
+        for one in (*request.samples, *request.prompts)
+        for tensor in (
+            (one.image, one.pictures, one.video, one.latent, one.tokens)
+            if hasattr(one, "latent")
+            else one.images
+        )
+        if tensor is not None
+    }
+    return sum(tensors.values())
+
+
+def _too_large(most: int) -> Refused:
+    return Refused(413, "too_large", f"A request must have at most {most} bytes; try fewer samples at once.")

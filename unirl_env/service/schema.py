@@ -1,0 +1,223 @@
+"""Requests and replies in JSON, for people, curl and programs that know no tensors."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from unirl_env.errors import WireError
+from unirl_env.rewards.tensors import TensorReader
+from unirl_env.rewards.wire import Limits, ScoreRequest
+from unirl_env.service.replies import Refused
+from unirl_env.types import Prompt, Sample
+
+__all__ = ["ErrorReply", "HealthReply", "RewardsReply", "ScoreBody", "ScoreReply", "read_json"]
+
+LONGEST_ID = 200
+SHOWN_MISTAKES = 3
+
+PNG = Annotated[str, Field(description="A PNG file in base64.", json_schema_extra={"format": "png-base64"})]
+Token = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+class _Body(BaseModel):
+    # Strict, because a text where a number belongs is a mistake that somebody wants to hear of.
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class SampleBody(_Body):
+    """What a generative model made; the fields that the reward looks at."""
+
+    image_png: PNG | None = Field(None, description="The picture.")
+    pictures_png: list[PNG] | None = Field(
+        None, min_length=1, description="All pictures that were drawn from one text, of one size."
+    )
+    video_png: list[PNG] | None = Field(None, min_length=1, description="The frames of a video, of one size.")
+    text: str | None = Field(None, description="The generated text.")
+    tokens: list[Token] | None = Field(None, description="All tokens after the prompt.")
+    truncated: bool = Field(False, description="Whether the length limit ended the text.")
+
+
+class PromptBody(_Body):
+    """What the model was asked for."""
+
+    text: str = Field(description="The words of the request.")
+    id: str = Field("", description="A stable key of the prompt; by default its text.")
+    negative: str = Field("", description="What to steer away from.")
+    metadata: dict[str, JsonValue] = Field(
+        default_factory=dict, description="What the reward needs to know, such as the expected answer."
+    )
+    messages: list[dict[str, JsonValue]] = Field(
+        default_factory=list, description="Chat turns, each with `role` and `content`."
+    )
+    images_png: list[PNG] = Field(default_factory=list, description="Pictures that belong to the request.")
+
+
+class ItemBody(_Body):
+    """A sample and the prompt that it answers."""
+
+    sample: SampleBody
+    prompt: PromptBody
+
+
+class ScoreBody(_Body):
+    """Samples to be judged by one reward."""
+
+    id: str = Field(
+        "",
+        max_length=LONGEST_ID,
+        description="The same for every attempt at the same work, which is done once; may be empty.",
+    )
+    reward: str = Field(description="A name of `GET /rewards`.", examples=["jpeg"])
+    items: list[ItemBody] = Field(min_length=1, description="At least one.")
+
+
+class ScoresBody(BaseModel):
+    """The judgement, one entry per item, in order."""
+
+    value: list[float | None] = Field(description="The score; null where there is none.")
+    parts: dict[str, list[float | None]] = Field(description="Named components of the score.")
+    valid: list[bool] = Field(description="Whether the score may be used.")
+
+
+class ScoreReply(BaseModel):
+    """The answer to a request."""
+
+    id: str
+    reward: str
+    scores: ScoresBody
+
+
+class RewardBody(BaseModel):
+    """One reward of the service."""
+
+    name: str = Field(description="How requests call it.")
+    scorer: str = Field(description="How the scorer calls itself.")
+    needs: list[str] = Field(description="The fields of a sample that it looks at, if it says so.")
+    pointwise: bool = Field(description="Whether a score depends on its own sample and prompt alone.")
+
+
+class RewardsReply(BaseModel):
+    """What can be asked for."""
+
+    protocol: int
+    rewards: list[RewardBody]
+
+
+class HealthReply(BaseModel):
+    """Whether the service takes requests."""
+
+    status: Literal["ok", "draining"]
+    protocol: int
+    version: str
+
+
+class ErrorBody(BaseModel):
+    """What is wrong."""
+
+    code: str = Field(description="A word for programs.")
+    message: str = Field(description="What must be, what came, and what to try.")
+
+
+class ErrorReply(BaseModel):
+    """Every answer that is no success."""
+
+    error: ErrorBody
+
+
+def read_json(body: bytes, limits: Limits) -> ScoreRequest:
+    """A request in JSON.
+
+    Raises:
+        Refused: If it is too long or does not fit the schema.
+        WireError: If it is no JSON, a picture is none, or something in it is too large.
+    """
+    if len(body) > limits.words:
+        raise Refused(
+            413,
+            "too_large",
+            f"A request in JSON must have at most {limits.words} bytes, got {len(body)}; try fewer samples, "
+            "or tensors, as `RemoteScorer` sends them.",
+        )
+    try:
+        found = ScoreBody.model_validate_json(body)
+    except ValidationError as error:
+        raise _explained(error) from None
+    if len(found.items) > limits.samples:
+        raise WireError(f"`items` must be 1 to {limits.samples}, got {len(found.items)}.")
+    pictures = _Pictures(found, limits)
+    return ScoreRequest(
+        id=found.id,
+        reward=found.reward,
+        samples=tuple(_sample(item.sample, pictures) for item in found.items),
+        prompts=tuple(_prompt(item.prompt, pictures) for item in found.items),
+    )
+
+
+def _explained(error: ValidationError) -> Exception:
+    mistakes = error.errors(include_url=False, include_input=False, include_context=False)
+    if mistakes[0]["type"] == "json_invalid":
+        return WireError(f"A request must be JSON, got: {mistakes[0]['msg']}.")
+    said = [f"`{_place(one['loc'])}`: {one['msg']}" for one in mistakes[:SHOWN_MISTAKES]]
+    if len(mistakes) > len(said):
+        said.append(f"{len(mistakes) - len(said)} more")
+    return Refused(422, "invalid", f"A request must fit the schema, got {'; '.join(said)}.")
+
+
+def _place(path: tuple[Any, ...]) -> str:
+    text = "".join(f"[{one}]" if isinstance(one, int) else f".{one:.80}" for one in path)
+    return text.removeprefix(".") or "the request"
+
+
+class _Pictures:
+    """The pictures of one request, which share its limits."""
+
+    def __init__(self, body: ScoreBody, limits: Limits):
+        self._files: dict[str, torch.Tensor] = {}
+        self._reader = TensorReader(self._files, limits)
+
+    def one(self, text: str) -> torch.Tensor:
+        try:
+            data = base64.b64decode(text, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise WireError(f"A picture must be a PNG in base64, got {error}.") from error
+        if not data:
+            raise WireError("A picture must be a PNG in base64, got an empty text.")
+        name = str(len(self._files))
+        self._files[name] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        return self._reader.get({"tensor": name, "form": "png"})
+
+    def several(self, texts: list[str] | None, name: str) -> torch.Tensor | None:
+        if texts is None:
+            return None
+        pictures = [self.one(text) for text in texts]
+        sizes = sorted({tuple(picture.shape[1:]) for picture in pictures})
+        if len(sizes) > 1:
+            raise WireError(f"`{name}` must hold pictures of one size, got {sizes[:3]}.")
+        return torch.stack(pictures)
+
+
+def _sample(body: SampleBody, pictures: _Pictures) -> Sample:
+    return Sample(
+        image=None if body.image_png is None else pictures.one(body.image_png),
+        pictures=pictures.several(body.pictures_png, "pictures_png"),
+        video=pictures.several(body.video_png, "video_png"),
+        text=body.text,
+        tokens=None if body.tokens is None else torch.tensor(body.tokens, dtype=torch.int64),
+        truncated=body.truncated,
+    )
+
+
+def _prompt(body: PromptBody, pictures: _Pictures) -> Prompt:
+    return Prompt(
+        text=body.text,
+        id=body.id,
+        negative=body.negative,
+        metadata=body.metadata,
+        messages=tuple(body.messages),
+        images=tuple(pictures.one(text) for text in body.images_png),
+    )
