@@ -17,6 +17,7 @@ __all__ = [
     "RunnerLost",
     "ScorerError",
     "SelfCheckError",
+    "ServiceLost",
     "ShapeError",
     "StaleWeights",
     "UnirlError",
@@ -62,6 +63,10 @@ class RunnerLost(UnirlError, RuntimeError):
 
 class ScorerError(UnirlError, RuntimeError):
     """A scorer failed as a whole; carries the scorer's name."""
+
+
+class ServiceLost(ScorerError):
+    """No service answered for any sample; asking again, sample by sample, would not help."""
 
 
 class SelfCheckError(UnirlError, RuntimeError):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from unirl_env.errors import ConfigError, ContractError, ScorerError, UnirlError
+from unirl_env.errors import ConfigError, ContractError, ScorerError, ServiceLost, UnirlError
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
 __all__ = ["checked_scorer", "is_pointwise", "place_scores", "score_safely", "scorer_name"]
@@ -53,9 +53,10 @@ def score_safely(
 
     A scorer that raises has failed: its scores are invalid (NaN, never zero), and a warning names it and the
     cause. A scorer with `pointwise = True` declares that each score depends on its own sample alone; it is
-    then asked again one sample at a time, so that only the samples at fault are invalid. This library's own
-    errors, except `ScorerError`, say that something is set up wrongly (a missing model or extra, samples
-    without a picture) and pass through: no later batch would fare better.
+    then asked again one sample at a time, so that only the samples at fault are invalid, unless it says by
+    `ServiceLost` that this is in vain. This library's own errors, except `ScorerError`, say that something is
+    set up wrongly (a missing model or extra, samples without a picture) and pass through: no later batch
+    would fare better.
 
     Args:
         scorer: What judges.
@@ -86,7 +87,7 @@ def score_safely(
                 f"Scorer `{scorer_name(scorer)}` must score {len(samples)} samples, "
                 f"got {type(error).__name__}: {error}"
             ) from error
-        if getattr(scorer, "pointwise", False) and len(samples) > 1:
+        if is_pointwise(scorer) and len(samples) > 1 and not isinstance(error, ServiceLost):
             rows = zip(samples, prompts, strict=True)
             return Scores.cat(score_safely(scorer, [sample], [prompt]) for sample, prompt in rows)
         logger.warning(
