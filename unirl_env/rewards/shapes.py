@@ -15,6 +15,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as nnf
+from torch import Tensor
 
 from unirl_env.errors import ScorerError
 from unirl_env.shapes import (
@@ -30,7 +31,7 @@ from unirl_env.shapes import (
 )
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["ShapesScorer", "TemplateScorer"]
+__all__ = ["Blob", "ShapesScorer", "TemplateScorer", "find_blobs", "read_picture"]
 
 _SIDE = 32  # pictures of any size are read at this one, where the thresholds below are right
 _ASPECTS = ("colour", "shape", "count", "position")
@@ -50,11 +51,16 @@ def _read_pictures(samples: Sequence[Sample]) -> np.ndarray:
         if sample.image is None or sample.image.ndim != 3 or sample.image.shape[0] != 3:
             got = "none" if sample.image is None else list(sample.image.shape)
             raise ScorerError(f"`Sample.image` must be [3, H, W] for the shapes rewards, got {got}.")
-        image = sample.image.detach().to("cpu", torch.float32).clamp(0, 1)
-        if image.shape[1:] != (_SIDE, _SIDE):
-            image = nnf.interpolate(image[None], (_SIDE, _SIDE), mode="bilinear", antialias=True)[0]
-        pictures[i] = image.numpy()
+        pictures[i] = read_picture(sample.image)
     return pictures
+
+
+def read_picture(image: Tensor) -> np.ndarray:
+    """A picture `[3, H, W]` at the size at which blobs are found, `[3, 32, 32]` float32."""
+    image = image.detach().to("cpu", torch.float32).clamp(0, 1)
+    if image.shape[1:] != (_SIDE, _SIDE):
+        image = nnf.interpolate(image[None], (_SIDE, _SIDE), mode="bilinear", antialias=True)[0]
+    return image.numpy()
 
 
 def _chroma(rgb: np.ndarray) -> np.ndarray:
@@ -67,22 +73,26 @@ _DIRECTIONS = (_DIRECTIONS / np.linalg.norm(_DIRECTIONS, axis=0)).T  # [6, 3]
 
 
 @dataclass(frozen=True)
-class _Blob:
-    """One object read from a picture; x and y are fractions of the side."""
+class Blob:
+    """One object read from a picture; its middle x, y, width and height are fractions of the side."""
 
     area: float
     x: float
     y: float
+    width: float
+    height: float
     angles: np.ndarray  # [6] degrees from each named colour
     extent: float
     aspect: float
 
     def colour(self, name: str) -> tuple[float, bool]:
+        """How near its colour is to a named one, in [0, 1], and whether it is that one."""
         index = _NAMES.index(name)
         soft = np.clip((50.0 - self.angles[index]) / 35.0, 0.0, 1.0)
         return float(soft), int(self.angles.argmin()) == index and self.angles[index] < 40.0
 
     def shape(self, name: str) -> tuple[float, bool]:
+        """How near its shape is to a named one, in [0, 1], and whether it is that one."""
         index = SHAPES.index(name)
         away = np.abs(self.extent - _EXTENT)
         regular = 0.7 < self.aspect < 1.43
@@ -90,7 +100,7 @@ class _Blob:
         return float(soft), int(away.argmin()) == index and regular
 
 
-def _find_blobs(picture: np.ndarray) -> list[_Blob]:
+def find_blobs(picture: np.ndarray) -> list[Blob]:
     """The coloured objects of `picture` `[3, 32, 32]`, largest first."""
     from scipy import ndimage
 
@@ -114,12 +124,14 @@ def _find_blobs(picture: np.ndarray) -> list[_Blob]:
         mean = (chroma[:, rows, columns] * (cover * inside)).sum(axis=(1, 2))
         cosines = _DIRECTIONS @ mean / max(float(np.linalg.norm(mean)), 1e-6)
         blobs.append(
-            _Blob(
+            Blob(
                 area=float(area),
                 x=float((cover.max(axis=0) * (np.arange(cover.shape[1]) + columns.start + 0.5)).sum())
                 / float(width * _SIDE),
                 y=float((cover.max(axis=1) * (np.arange(cover.shape[0]) + rows.start + 0.5)).sum())
                 / float(height * _SIDE),
+                width=float(width) / _SIDE,
+                height=float(height) / _SIDE,
                 angles=np.degrees(np.arccos(np.clip(cosines, -1.0, 1.0))),
                 extent=float(area / (width * height)),
                 aspect=float(width / height),
@@ -128,7 +140,7 @@ def _find_blobs(picture: np.ndarray) -> list[_Blob]:
     return sorted(blobs, key=lambda blob: -blob.area)
 
 
-def _match(blobs: Sequence[_Blob | None], things: Sequence[tuple[str, str]]) -> tuple[float, float, bool]:
+def _match(blobs: Sequence[Blob | None], things: Sequence[tuple[str, str]]) -> tuple[float, float, bool]:
     """(colour, shape, all right) of blobs against things, in the order given; a missing blob counts 0."""
     colour = shape = 0.0
     right = True
@@ -143,7 +155,7 @@ def _match(blobs: Sequence[_Blob | None], things: Sequence[tuple[str, str]]) -> 
     return colour / len(things), shape / len(things), right
 
 
-def _judge_place(blob: _Blob | None, place: str) -> tuple[float, bool]:
+def _judge_place(blob: Blob | None, place: str) -> tuple[float, bool]:
     if blob is None:
         return 0.0, False
     distances = {name: math.hypot(blob.x - x, blob.y - y) for name, (x, y) in PLACES.items()}
@@ -151,7 +163,7 @@ def _judge_place(blob: _Blob | None, place: str) -> tuple[float, bool]:
     return soft, min(distances, key=distances.__getitem__) == place
 
 
-def _judge_relation(first: _Blob | None, second: _Blob | None, relation: str) -> tuple[float, bool]:
+def _judge_relation(first: Blob | None, second: Blob | None, relation: str) -> tuple[float, bool]:
     if first is None or second is None:
         return 0.0, False
     away = np.array([first.x - second.x, first.y - second.y])
@@ -162,9 +174,9 @@ def _judge_relation(first: _Blob | None, second: _Blob | None, relation: str) ->
 
 def _judge(picture: np.ndarray, caption: Caption) -> tuple[dict[str, float], float]:
     """The aspects in [0, 1] (NaN: not asked for) and whether all of them hold."""
-    found = _find_blobs(picture)
+    found = find_blobs(picture)
     wanted = len(caption.things)
-    blobs: list[_Blob | None] = [*found[:wanted], *[None] * (wanted - len(found))]
+    blobs: list[Blob | None] = [*found[:wanted], *[None] * (wanted - len(found))]
     if caption.kind == "relation":
         # The caption does not say which of the two blobs is which: take the reading that fits best.
         blobs = max((blobs, blobs[::-1]), key=lambda order: sum(_match(order, caption.things)[:2]))
