@@ -32,22 +32,31 @@ MAIN, HELDOUT = "reward", "heldout"
 class Interval:
     """A mean and the bounds of its 95 % interval; NaN where there is nothing to average.
 
-    `failed` counts the scores that the main value failed at. A part may be NaN besides, where it does not
-    apply: the place of an object in a prompt that names none.
+    Attributes:
+        mean: Over what is there.
+        low: The lower bound.
+        high: The upper bound.
+        failed: How many numbers are missing because the scorer failed: its main value is invalid there.
+        absent: How many are missing though it did not: a part that does not apply, such as the place of an
+            object in a prompt that names none.
+        std: Standard deviation of the single samples.
     """
 
     mean: float
     low: float
     high: float
     failed: int = 0
+    absent: int = 0
+    std: float = math.nan
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
     def row(self) -> dict[str, float | int | None]:
         """The interval as JSON, where null stands for a number that is none."""
-        bounds = {"mean": self.mean, "low": self.low, "high": self.high}
-        return {k: v if math.isfinite(v) else None for k, v in bounds.items()} | {"failed": self.failed}
+        numbers = {"mean": self.mean, "std": self.std, "low": self.low, "high": self.high}
+        known = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        return known | {"failed": self.failed, "absent": self.absent}
 
 
 @dataclass
@@ -121,7 +130,7 @@ def summarize(values: Values, samples: int) -> dict[str, Any]:
     """The values with the interval of each mean, `samples` in a row for each prompt."""
     rewards = {}
     for name, part in values.items():
-        rewards[name] = replace(interval(part, samples), failed=_failed(name, values)).row()
+        rewards[name] = replace(interval(part, samples), **_missing(name, values)).row()
     return {"rewards": rewards, "values": {name: list(part) for name, part in values.items()}}
 
 
@@ -129,18 +138,19 @@ def _differences(values: Values, base: Values, samples: int) -> dict[str, Any]:
     rows = {}
     for name in (name for name in values if name in base):
         found = difference(values[name], base[name], samples)
-        rows[name] = replace(found, failed=_failed(name, values, base)).row()
+        rows[name] = replace(found, **_missing(name, values, base)).row()
     return rows
 
 
-def _failed(name: str, *measured: Values) -> int:
-    """How many scores are missing because the main value is, in any of what was measured."""
-    missing = set()
+def _missing(name: str, *measured: Values) -> dict[str, int]:
+    """How many numbers are missing in any of what was measured: with the main value, and without it."""
+    failed, absent = set(), set()
     for values in measured:
         whole = values.get(name.partition("/")[0], values[name])
-        pairs = zip(values[name], whole, strict=True)
-        missing |= {i for i, (part, main) in enumerate(pairs) if part is None and main is None}
-    return len(missing)
+        for i, (part, main) in enumerate(zip(values[name], whole, strict=True)):
+            if part is None:
+                (failed if main is None else absent).add(i)
+    return {"failed": len(failed), "absent": len(absent - failed)}
 
 
 def interval(values: Sequence[float | None], samples: int) -> Interval:
@@ -159,6 +169,7 @@ def _as_array(values: Sequence[float | None]) -> np.ndarray:
 
 def _bootstrap(values: np.ndarray, samples: int) -> Interval:
     failed = int(np.isnan(values).sum())
+    std = math.nan if failed == len(values) else float(np.nanstd(values))
     groups = values.reshape(-1, samples)
     groups = groups[~np.isnan(groups).all(axis=1)]
     if not len(groups):
@@ -167,13 +178,13 @@ def _bootstrap(values: np.ndarray, samples: int) -> Interval:
     units = np.nanmean(groups, axis=1) if len(groups) > 1 else groups[0][~np.isnan(groups[0])]
     mean = float(units.mean())
     if len(units) == 1 or np.ptp(units) == 0:
-        return Interval(mean, mean, mean, failed)
+        return Interval(mean, mean, mean, failed, std=std)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = bootstrap(
             (units,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0)
         ).confidence_interval
-    return Interval(mean, float(found.low), float(found.high), failed)
+    return Interval(mean, float(found.low), float(found.high), failed, std=std)
 
 
 def _values(name: str, scores: Scores) -> dict[str, list[float | None]]:

@@ -21,7 +21,7 @@ from unirl_env.config import RunConfig
 from unirl_env.errors import ConfigError
 from unirl_env.interrupt import EXIT_CODE, Interrupt
 from unirl_env.logbook import Logbook
-from unirl_env.loop import Loop
+from unirl_env.loop import ENDED_BY_ALARM, Loop
 from unirl_env.preflight import Prompts, preflight
 from unirl_env.progress import RunProgress, waiting
 from unirl_env.rewards import for_mode
@@ -69,7 +69,7 @@ def launch(
         build: What makes the parts; tests put in small ones.
 
     Returns:
-        The exit code: 0, or 130 after an interrupt.
+        The exit code: 0, 130 after an interrupt, or 3 where an alarm ended the run.
 
     Raises:
         UnirlError: If the settings, the machine or the folder do not allow the run.
@@ -214,7 +214,7 @@ def _run(
         )
         return EXIT_CODE
     print_summary(console, folder)
-    return 0
+    return ENDED_BY_ALARM if loop.alarm.ended_by else 0
 
 
 def _leave_behind(agent: Any, cfg: RunConfig, folder: RunFolder) -> None:

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from unirl_env.errors import MissingExtra
 from unirl_env.metric_names import PHASES, shared_names
 from unirl_env.settings import flat
 
-__all__ = ["Logbook", "append", "as_json", "cut", "read_rows"]
+__all__ = ["Logbook", "append", "as_json", "cut", "read_rows", "write_rows"]
 
 
 class Logbook:
@@ -36,6 +36,7 @@ class Logbook:
 
     def __init__(self, folder: Path, cfg: RunConfig, start: int = 0):
         self.metrics, self.evaluations = folder / "metrics.jsonl", folder / "evaluation.jsonl"
+        self.alarms = folder / "alarms.jsonl"
         cut(self.metrics, start)
         cut(self.evaluations, start)
         self._tensorboard = self._wandb = None
@@ -59,6 +60,16 @@ class Logbook:
         append(self.evaluations, row)
         means = {f"evaluation/{row['set']}/{name}": part["mean"] for name, part in row["rewards"].items()}
         self._publish(means, row["iteration"])
+
+    def log_alarm(self, row: Mapping[str, Any]) -> None:
+        """Write down that an alarm rang."""
+        append(self.alarms, row)
+        self._publish({f"alarm/{row['signal']}": row["value"]}, row["iteration"])
+
+    def replace_alarms(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write down which alarms rang before; no file where none did."""
+        if rows or self.alarms.exists():
+            write_rows(self.alarms, rows)
 
     def rows(self) -> list[dict[str, Any]]:
         """All iterations so far."""
@@ -132,14 +143,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def cut(path: Path, start: int) -> None:
-    """Keep the lines up to iteration `start`; the file is replaced in one step."""
+    """Keep the lines up to iteration `start`."""
     if not path.exists():
         return
+    write_rows(path, [row for row in read_rows(path) if row["iteration"] <= start])
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Make `rows` the lines of a file, which is replaced in one step."""
     draft = path.with_name(f".{path.name}")
     with draft.open("w") as stream:
-        for row in read_rows(path):
-            if row["iteration"] <= start:
-                stream.write(json.dumps(row) + "\n")
+        for row in rows:
+            stream.write(json.dumps(as_json(row)) + "\n")
         stream.flush()
         os.fsync(stream.fileno())
     draft.replace(path)

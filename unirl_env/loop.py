@@ -11,16 +11,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from unirl_env import checkpoint as checkpoints
+from unirl_env.agents.alarm import HackingAlarm
+from unirl_env.agents.score_metrics import heldout_metrics, is_due
 from unirl_env.comparison import MAIN, Evaluator
 from unirl_env.config import RunConfig
 from unirl_env.interrupt import Interrupt
-from unirl_env.logbook import Logbook
+from unirl_env.logbook import Logbook, as_json
 from unirl_env.progress import RunProgress
 from unirl_env.run_folder import RunFolder
 from unirl_env.samples_folder import save_samples, thin_out
 
-__all__ = ["Loop"]
+__all__ = ["ENDED_BY_ALARM", "Loop"]
 
+ENDED_BY_ALARM = 3
+"""The exit code of a run that an alarm ended before its last iteration."""
 RECENT = 10
 """Iterations whose mean reward scores a checkpoint when nothing is evaluated on the way."""
 
@@ -38,6 +42,7 @@ class Loop:
         progress: What a person sees.
         interrupt: Whether somebody wants to stop.
         start: Iterations that were finished before.
+        alarm: What has been seen of the reward so far, also before `start`; made from the record.
     """
 
     agent: Any
@@ -51,32 +56,51 @@ class Loop:
 
     def __post_init__(self) -> None:
         self._saved = self.start if self.start else None
+        self.alarm = HackingAlarm.replay(self.cfg.alarm, self.logbook.rows())
+        # Under other settings of the alarm, the same rows may ring at other times.
+        self.logbook.replace_alarms([finding.row() for finding in self.alarm.findings])
 
     def run(self) -> int:
-        """Train until the last iteration or an interrupt; the number of finished iterations."""
+        """Train until the last iteration, an interrupt or an alarm; the number of finished iterations."""
         iteration = self.start
         self._settle(iteration)
-        while iteration < self.cfg.iterations and not self.interrupt.requested:
+        while iteration < self.cfg.iterations and not self._ends:
             iteration += 1
             self._iterate(iteration)
             if self._saves(iteration):
                 self._save(iteration)
             self._settle(iteration)
-        if self.interrupt.requested:
+        if self._ends:
             self._save(iteration)
         return iteration
+
+    @property
+    def _ends(self) -> bool:
+        return self.interrupt.requested or self.alarm.ended_by is not None
 
     def _iterate(self, iteration: int) -> None:
         began = time.perf_counter()
         self.agent.train()
-        row = {"iteration": iteration, **self.agent.iteration_metrics}
+        row = {"iteration": iteration, **self.agent.iteration_metrics, **self._heldout(iteration)}
         row["seconds"] = time.perf_counter() - began
         self.logbook.log(row)
         self.progress.advance(row)
+        # What is on record is what a continued run will see: of a number that is none, nothing.
+        for finding in self.alarm.observe(as_json(row)):
+            self.logbook.log_alarm(finding.row())
+            self.progress.warn(finding.signal, finding.sentence)
+
+    def _heldout(self, iteration: int) -> Mapping[str, float]:
+        """The held-out reward of the samples that were just trained on, where it is due."""
+        scorer, batch = self.evaluator.heldout, self.agent.last_batch
+        if scorer is None or batch is None or not is_due(iteration, self.cfg.alarm.heldout_every):
+            return {}
+        return heldout_metrics(scorer, batch)
 
     def _evaluates(self, iteration: int) -> bool:
         every = self.cfg.logging.eval_every
-        return iteration in (0, self.cfg.iterations) or bool(every and iteration % every == 0)
+        last = iteration == self.cfg.iterations or (iteration > 0 and self.alarm.ended_by is not None)
+        return iteration == 0 or last or bool(every and iteration % every == 0)
 
     def _saves(self, iteration: int) -> bool:
         every = self.cfg.logging.checkpoint_every

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
@@ -68,6 +69,12 @@ class RunProgress:
     def say(self, message: str) -> None:
         """A line of its own, above the bar."""
         self.console.print(message, highlight=False, soft_wrap=True)
+
+    def warn(self, what: str, sentence: str) -> None:
+        """An alarm, in words that stay."""
+        self.console.print(
+            f"[bold yellow]Alarm ({escape(what)}):[/] {escape(sentence)}", highlight=False, soft_wrap=True
+        )
 
     def doing(self, what: str) -> None:
         """What goes on between iterations; gone when the next one is shown."""

@@ -115,7 +115,7 @@ def test_failed_scores_are_counted_and_left_out():
     assert (found.mean, found.failed) == (2.0, 1)
     nothing = interval([None, None], 1)
     assert math.isnan(nothing.mean)
-    assert nothing.row() == {"mean": None, "low": None, "high": None, "failed": 2}
+    assert nothing.row() == {"mean": None, "std": None, "low": None, "high": None, "failed": 2, "absent": 0}
     assert difference([1.0, None], [0.5, 0.1], 1).mean == 0.5
 
 
@@ -127,7 +127,10 @@ def test_a_part_that_does_not_apply_has_not_failed():
         "heldout": [None, None, 1.0, 1.0],
         "heldout/part": [None, 1.0, None, 1.0],
     }
-    failed = {name: row["failed"] for name, row in summarize(values, 1)["rewards"].items()}
+    rewards = summarize(values, 1)["rewards"]
+    failed = {name: row["failed"] for name, row in rewards.items()}
+    assert [row["absent"] for row in rewards.values()] == [0, 2, 0, 0, 1]
+    assert rewards["reward"]["std"] == pytest.approx(float(np.std([0.5, 0.7, 0.9])))
     assert failed == {"reward": 1, "reward/place": 1, "reward/parsed": 0, "heldout": 2, "heldout/part": 1}
 
 
@@ -152,6 +155,7 @@ def test_a_difference_fails_where_either_main_value_does():
         "reward": 2,
         "reward/place": 2,
     }
+    assert [part["absent"] for part in row["difference"].values()] == [0, 1]
     assert row["difference"]["reward"]["mean"] == 0.5
 
 

@@ -5,37 +5,41 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 from torch import Tensor
 
+from unirl_env.agents.diversity import diversity
+from unirl_env.agents.score_metrics import score_metrics
 from unirl_env.agents.update import PhaseUpdate, Update
 from unirl_env.episode import EpisodeBatch
 
 __all__ = ["log_to_rllib", "phase_metrics", "rollout_metrics", "update_metrics"]
+
+SAME = 1e-6
+"""Rewards that differ by less, in units of their size or of 1, are the same."""
 
 
 def rollout_metrics(batch: EpisodeBatch, advantages: Tensor) -> dict[str, float]:
     """What the rewards look like; statistics are taken over valid scores, of parts over those that apply.
 
     Returns:
-        `reward`, `reward_std`, `reward/<part>`, `reward/failed` (how many), `zero_std_groups` (the share of
-        groups that teach nothing), `advantage_max`, `advantage_zero` (the share of such episodes); of texts
-        `tokens` (the mean length), `tokens_max`, and `truncated` (the share that the length limit ended);
-        where texts become pictures and samples are kept, `no_picture` (the share that never came to one).
+        Those of `score_metrics` under `reward`; `reward_max` and `reward_min`; `saturation` (the share of
+        valid episodes that earn `reward_max`); `zero_std_groups` (the share of groups that teach nothing),
+        `advantage_max`, `advantage_zero` (the share of such episodes); of texts `tokens` (the mean length),
+        `tokens_max`, and `truncated` (the share that the length limit ended). Where samples are kept, also
+        `diversity`, and of texts that become pictures `no_picture` (the share that never came to one).
     """
-    valid = batch.scores.valid
-    rewards = batch.rewards[valid]
+    rewards = batch.rewards[batch.scores.valid]
     busy = batch.group[advantages != 0].unique()
-    found = {
-        "reward": _mean(rewards),
-        "reward_std": float(rewards.std(unbiased=False)) if len(rewards) else float("nan"),
-        "reward/failed": float((~valid).sum()),
+    found = score_metrics("reward", batch.scores) | _extremes(rewards)
+    found |= {
         "zero_std_groups": 1.0 - len(busy) / len(batch.group.unique()),
         "advantage_max": float(advantages.abs().max()),
         "advantage_zero": float((advantages == 0).float().mean()),
     }
+    if batch.samples:
+        found |= diversity(batch.samples, batch.group)
     if "text" in batch.phases:
         lengths = (batch.phases["text"].action >= 0).sum(1).float()
         found |= {"tokens": float(lengths.mean()), "tokens_max": float(lengths.max())}
@@ -46,8 +50,6 @@ def rollout_metrics(batch: EpisodeBatch, advantages: Tensor) -> dict[str, float]
     meant = any(pictures) or "image" in batch.phases or any(map(_tells_pictures, batch.scores.parts))
     if "text" in batch.phases and pictures and meant:
         found["no_picture"] = pictures.count(False) / len(pictures)
-    for name, part in batch.scores.parts.items():
-        found[f"reward/{name}"] = _mean(part[torch.isfinite(part)])
     return found
 
 
@@ -114,5 +116,14 @@ def _tells_pictures(part: str) -> bool:
     return part.rpartition("/")[2] == "pictured"
 
 
-def _mean(values: Tensor) -> float:
-    return float(values.mean()) if len(values) else float("nan")
+def _extremes(rewards: Tensor) -> dict[str, float]:
+    """The bounds of valid rewards `[n]`, and how many of them reach the upper one, up to rounding."""
+    if not len(rewards):
+        return dict.fromkeys(("reward_max", "reward_min", "saturation"), float("nan"))
+    top = rewards.max()
+    near = rewards >= top - SAME * top.abs().clamp(min=1.0)
+    return {
+        "reward_max": float(top),
+        "reward_min": float(rewards.min()),
+        "saturation": float(near.float().mean()),
+    }
