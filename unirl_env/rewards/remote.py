@@ -56,8 +56,8 @@ class RemoteScorer:
     Attributes:
         pointwise: Whether the service says that each score depends on its own sample alone.
         needs: The fields of `Sample` that the service says it looks at.
-        counts: `requests`, `attempts`, `failures` (attempts without an answer), `full` (refused for want of
-            room) and `invalid` (samples without an answer), since the object was made in this process.
+        counts: `attempts`, `failures` (attempts without an answer), `full` (attempts that found no room) and
+            `invalid` (samples without an answer) so far.
 
     Raises:
         ConfigError: If an option is out of range; with `check`, if no replica answers, or one does not serve
@@ -153,6 +153,7 @@ class RemoteScorer:
     def _sent(self, pieces: list[tuple[Sequence[Sample], Sequence[Prompt]]]) -> list[list[_Outcome]]:
         """What came of each piece; the first error that is none of a single request ends them all."""
         halt = threading.Event()
+        self._client.open()  # here, once, and not by several threads at the same time
         if len(pieces) == 1:
             return [self._judged(*pieces[0], halt)]
         pool = ThreadPoolExecutor(min(self.concurrency, len(pieces)), "remote-reward")

@@ -71,9 +71,8 @@ def asked(client: ServiceClient, reward: str) -> Served:
         ConfigError: If one refuses, or does not serve the reward.
     """
     try:
-        return client.ask(
-            "/rewards", None, lambda reply: _read(reply, reward, client.urls[0]), threading.Event()
-        )
+        where = ", ".join(client.urls)
+        return client.ask("/rewards", None, lambda reply: _read(reply, reward, where), threading.Event())
     except Again as again:
         raise ServiceLost(f"The reward service must say what it serves, got: {again}.") from again
 

@@ -49,7 +49,7 @@ class ServiceClient:
         failures: So many in a row, and a replica is left alone.
         cooldown: For so many seconds.
         connections: How many are kept open.
-        counts: `attempts`, `failures` (attempts without an answer) and `full` (refused for want of room).
+        counts: `attempts`, `failures` (attempts without an answer) and `full` (those that found no room).
     """
 
     urls: tuple[str, ...]
@@ -67,6 +67,20 @@ class ServiceClient:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
 
+    def open(self) -> _Opened:
+        """What belongs to this process, made at the first call in it.
+
+        Raises:
+            MissingExtra: Without httpx.
+        """
+        if self._opened is None or self._opened.process != os.getpid():
+            self._opened = _Opened(
+                process=os.getpid(),
+                http=self._connections(),
+                replicas=Replicas(self.urls, self.failures, self.cooldown),
+            )
+        return self._opened
+
     def close(self) -> None:
         """Close the connections; the next request opens new ones."""
         opened, self._opened = self._opened, None
@@ -80,7 +94,7 @@ class ServiceClient:
             Again: If it does not answer.
             ConfigError: If it refuses.
         """
-        return self._exchange(self._open(), url, path, None, read)
+        return self._exchange(self.open(), url, path, None, read)
 
     def ask(
         self, path: str, body: bytes | None, read: Callable[[Any], Answer], halt: threading.Event
@@ -104,7 +118,7 @@ class ServiceClient:
             import tenacity
         except ImportError as error:
             raise MissingExtra("tenacity", "remote") from error
-        opened, tries = self._open(), _Tries()
+        opened, tries = self.open(), _Tries()
 
         def is_over(state: tenacity.RetryCallState) -> bool:
             return halt.is_set() or tries.failed >= self.attempts or tries.full_for() > self.timeout
@@ -184,15 +198,6 @@ class ServiceClient:
     def _count(self, opened: _Opened, what: str) -> None:
         with opened.lock:
             self.counts[what] += 1
-
-    def _open(self) -> _Opened:
-        if self._opened is None or self._opened.process != os.getpid():
-            self._opened = _Opened(
-                process=os.getpid(),
-                http=self._connections(),
-                replicas=Replicas(self.urls, self.failures, self.cooldown),
-            )
-        return self._opened
 
     def _connections(self) -> Any:
         try:

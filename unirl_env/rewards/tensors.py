@@ -56,16 +56,16 @@ class TensorWriter:
         Args:
             tensor: Of any shape; a picture ends in `[3, H, W]`, float32.
             picture: Whether it is one or several pictures.
-            png: Round it to 8 bits and compress it; for `[3, H, W]`.
+            png: Round it to 8 bits and compress it, if it is one finite picture `[3, H, W]`.
 
         Raises:
-            WireError: If a picture is not float32, or not finite where it is to be a PNG.
+            WireError: If a picture is not float32.
         """
         tensor = tensor.detach().to("cpu").contiguous()
         if picture and tensor.dtype != torch.float32:
             raise WireError(f"A picture must be float32 to be sent, got {tensor.dtype}; try `.float()`.")
         form, packed = "plain", None
-        if png:
+        if png and tensor.ndim == 3 and tensor.shape[0] == 3 and bool(tensor.isfinite().all()):
             form, packed = "png", torch.frombuffer(bytearray(_png(tensor)), dtype=torch.uint8)
         elif picture:
             levels = tensor.mul(255).round().clamp(0, 255).to(torch.uint8)
@@ -154,10 +154,6 @@ def _of_levels(levels: Tensor) -> Tensor:
 def _png(picture: Tensor) -> bytes:
     from PIL import Image
 
-    if not bool(picture.isfinite().all()):
-        raise WireError("A picture must be finite to be sent as PNG; try raw tensors.")
-    if picture.ndim != 3 or picture.shape[0] != 3:
-        raise WireError(f"A picture must be [3, H, W] to be sent as PNG, got {list(picture.shape)}.")
     levels = picture.clamp(0, 1).mul(255).round().to(torch.uint8)
     stream = io.BytesIO()
     Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy()).save(stream, "PNG", compress_level=1)

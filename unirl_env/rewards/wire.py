@@ -65,7 +65,7 @@ def encode_request(request: ScoreRequest, *, png: bool = False) -> bytes:
 
     Args:
         request: What to send. Pictures of prompts that lie in files are read and sent along.
-        png: Send pictures as PNG, rounded to 8 bits: a third of the bytes, and much more work.
+        png: Send pictures as PNG, rounded to 8 bits: fewer bytes, and much more work.
 
     Raises:
         WireError: If something cannot be sent: metadata that is no JSON, or an unknown kind of tensor.
