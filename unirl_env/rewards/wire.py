@@ -74,7 +74,8 @@ def encode_request(request: ScoreRequest, *, png: bool = False) -> bytes:
 
     tensors = TensorWriter()
     # The samples of a group share their prompt, whose pictures are sent once.
-    prompts = {id(prompt): _prompt_out(prompt, tensors) for prompt in request.prompts}
+    distinct = {id(prompt): prompt for prompt in request.prompts}
+    prompts = {key: _prompt_out(prompt, tensors) for key, prompt in distinct.items()}
     items = [
         {"sample": _sample_out(sample, tensors, png), "prompt": prompts[id(prompt)]}
         for sample, prompt in zip(request.samples, request.prompts, strict=True)
