@@ -164,3 +164,23 @@ def test_a_missing_library_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(MissingExtra, match=r"open_clip_torch.*unirl-env\[clip\]"):
         CLIPScore("Tiny-Test", "x")
+
+
+def test_alone_is_as_in_company_bit_by_bit_with_rows_per_forward(checkpoint):
+    scorer = CLIPScore("Tiny-Test", checkpoint, rows_per_forward=4, device="auto")
+    samples = [Sample(image=picture(i, 32 + i, 40)) for i in range(6)]
+    prompts = [*PROMPTS, Prompt("a"), Prompt("b"), Prompt("c")]
+    together = scorer(samples, prompts).value
+    for order in ([5, 3, 1, 0, 2, 4], [0], [4], [2, 0]):
+        part = scorer([samples[i] for i in order], [prompts[i] for i in order]).value
+        assert torch.equal(part, together[order])
+    with pytest.raises(ConfigError, match="`rows_per_forward` must be at least 1, got 0"):
+        CLIPScore("Tiny-Test", checkpoint, rows_per_forward=0)
+    with pytest.raises(ConfigError, match="`device` must be 'auto', 'cpu' or a GPU"):
+        CLIPScore("Tiny-Test", checkpoint, device="abacus")
+
+
+def test_a_picture_that_is_not_finite_where_it_is_cut_away_is_invalid(scorer):
+    bad = picture(0, 32, 64)
+    bad[0, 3, 63] = math.inf
+    assert not scorer([Sample(image=bad)], PROMPTS[:1]).valid.any()

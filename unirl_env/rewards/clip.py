@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-import torch.nn.functional as nnf
-from torch import Tensor
 
-from unirl_env.errors import ConfigError, ContractError, MissingExtra, ModelNotFound
+from unirl_env.rewards.inputs import picture_of
+from unirl_env.rewards.open_clip_model import OpenCLIPModel
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["CLIPScore"]
-
-PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
 class CLIPScore:
@@ -30,9 +25,10 @@ class CLIPScore:
             `"local-dir:/path"`; the last two bring their weights along.
         pretrained: A tag of `open_clip.list_pretrained_tags_by_model(model)` or the path of a checkpoint;
             not used by models that bring their weights along.
-        device: Where the model computes.
+        device: Where the model computes; `"auto"` is a GPU if there is one.
         dtype: `"float32"`, `"float16"` or `"bfloat16"`, of the model's weights.
         batch_size: The most pictures or texts that go through the model at once.
+        rows_per_forward: Always exactly so many, so that a score is bitwise the same in any company.
         scale: What the cosine is multiplied by.
 
     Raises:
@@ -57,18 +53,19 @@ class CLIPScore:
         device: str | torch.device = "cpu",
         dtype: str = "float32",
         batch_size: int = 64,
+        rows_per_forward: int | None = None,
         scale: float = 1.0,
     ):
-        if dtype not in PRECISIONS:
-            raise ConfigError(f"`dtype` must be one of {list(PRECISIONS)}, got {dtype!r}.")
-        if batch_size < 1:
-            raise ConfigError(f"`batch_size` must be at least 1, got {batch_size}.")
-        self.device = torch.device(device)
-        self.batch_size = batch_size
         self.scale = float(scale)
-        self._input_dtype = getattr(torch, dtype)
-        self._model, self._tokenize = _load(model, pretrained, PRECISIONS[dtype], self.device)
-        self._resize, self._normalise = _preprocessing(self._model)
+        self._model = OpenCLIPModel(
+            model,
+            pretrained,
+            asker="CLIPScore",
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
+            rows_per_forward=rows_per_forward,
+        )
 
     @torch.no_grad()
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
@@ -77,86 +74,6 @@ class CLIPScore:
         Raises:
             ContractError: If a sample has no picture `[3, H, W]`.
         """
-        pictures = [self._prepared(sample) for sample in samples]
-        texts = {prompt.text: None for prompt in prompts}
-        row = {text: i for i, text in enumerate(texts)}
-        image = self._embedded(self._model.encode_image, pictures)
-        text = self._embedded(self._model.encode_text, list(self._tokenize(list(texts))))
-        chosen = text[[row[prompt.text] for prompt in prompts]]
-        return Scores(value=self.scale * (image * chosen).sum(dim=-1))
-
-    def _prepared(self, sample: Sample) -> Tensor:
-        """The picture as the model wants it, `[3, h, w]`."""
-        image = sample.image
-        if image is None or image.ndim != 3 or image.shape[0] != 3:
-            got = None if image is None else list(image.shape)
-            raise ContractError(f"`Sample.image` must be [3, H, W] for the CLIP score, got {got}.")
-        image = self._resize(image.to(self.device, torch.float32))
-        # Bicubic interpolation overshoots at edges, where a picture file would hold 0 or 255.
-        return self._normalise(image.clamp(0, 1)).to(self._input_dtype)
-
-    def _embedded(self, encode: Any, rows: list[Tensor]) -> Tensor:
-        """Unit vectors `[len(rows), D]` float32."""
-        blocks = []
-        for start in range(0, len(rows), self.batch_size):
-            block = torch.stack(rows[start : start + self.batch_size]).to(self.device)
-            blocks.append(nnf.normalize(encode(block).float(), dim=-1))
-        return torch.cat(blocks)
-
-
-def _load(
-    model: str, pretrained: str | os.PathLike | None, precision: str, device: torch.device
-) -> tuple[torch.nn.Module, Any]:
-    try:
-        import open_clip
-    except ImportError as error:
-        raise MissingExtra("open_clip_torch", "clip") from error
-    brings_weights = model.startswith(("hf-hub:", "local-dir:"))
-    if not brings_weights and model not in open_clip.list_models():
-        close = difflib.get_close_matches(model, open_clip.list_models(), n=3)
-        raise ModelNotFound(
-            f"`model` must be an architecture of open_clip, got {model!r}; try one of "
-            f"{close or open_clip.list_models()[:3]}, or the reward `shapes`, which needs no model."
-        )
-    if not brings_weights and pretrained is None:
-        raise ConfigError(
-            f"`pretrained` must name weights for {model!r}, got None; "
-            f"try {open_clip.list_pretrained_tags_by_model(model)[:3]} or the path of a checkpoint."
-        )
-    weights = None if brings_weights else os.fspath(pretrained)
-    tag = {} if brings_weights else open_clip.get_pretrained_cfg(model, weights)
-    try:
-        loaded = open_clip.create_model(
-            model,
-            weights,
-            precision=precision,
-            device=device,
-            # Weights that were trained with QuickGELU are wrong under GELU, and only warn about it.
-            force_quick_gelu=bool(tag.get("quick_gelu", False)),
-            require_pretrained=True,
-        )
-        tokenize = open_clip.get_tokenizer(model)
-    except Exception as error:
-        raise ModelNotFound(
-            f"`CLIPScore` must find {model!r} with weights {weights!r}, got {type(error).__name__}: {error}; "
-            f"try the path of a local checkpoint, or the reward `shapes`, which needs no download."
-        ) from error
-    return loaded.eval().requires_grad_(False), tokenize
-
-
-def _preprocessing(model: torch.nn.Module) -> tuple[Any, Any]:
-    """The model's own evaluation transform in two halves, between which the picture is in [0, 1]."""
-    import open_clip
-    from torchvision.transforms import Compose
-
-    settings = open_clip.get_model_preprocess_cfg(model)
-    chain = open_clip.image_transform(
-        settings["size"],
-        is_train=False,
-        mean=settings["mean"],
-        std=settings["std"],
-        resize_mode=settings["resize_mode"],
-        interpolation=settings["interpolation"],
-        fill_color=settings["fill_color"],
-    ).transforms
-    return Compose(chain[:-1]), chain[-1]
+        image = self._model.pictures([picture_of(sample, self.name) for sample in samples])
+        text = self._model.texts([prompt.text for prompt in prompts])
+        return Scores(value=self.scale * (image * text).sum(dim=-1))
