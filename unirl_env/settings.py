@@ -31,6 +31,7 @@ MAY_CHANGE = (
     "model.offload",
     "agent.micro_batch_size",
     "agent.micro_batch_tokens",
+    "reward.overlap",
     "rollout.batch_size",
     "rollout.num_env_runners",
     "rollout.num_learners",
@@ -87,6 +88,8 @@ def to_yaml(cfg: RunConfig) -> str:
 def differences(saved: RunConfig, wanted: RunConfig) -> list[str]:
     """The settings whose change would make a continued run another run, as `field: saved -> wanted`."""
     one, other = flat(saved), flat(wanted)
+    for rows in (one, other):
+        rows |= {name: _without_places(value) for name, value in rows.items() if name.startswith("reward.")}
     return [
         f"{name}: {one.get(name)!r} -> {other.get(name)!r}"
         for name in sorted(one.keys() | other.keys())
@@ -97,6 +100,13 @@ def differences(saved: RunConfig, wanted: RunConfig) -> list[str]:
 def _may_change(name: str) -> bool:
     # An alarm watches a run and changes nothing in it; who was stopped by one may want to go on.
     return name in MAY_CHANGE or name.startswith("alarm.")
+
+
+def _without_places(spec: Any) -> Any:
+    """A reward without the addresses of its services: the same service may answer from another machine."""
+    if isinstance(spec, Mapping):
+        return {name: _without_places(value) for name, value in spec.items() if name not in ("url", "urls")}
+    return spec
 
 
 def flat(cfg: RunConfig) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 import pytest
 
-from unirl_env.config import RunConfig
+from unirl_env.config import RewardSettings, RunConfig
 from unirl_env.errors import ConfigError
 from unirl_env.preflight import check_all
 from unirl_env.rewards import SCORERS, for_mode, needs_of
 from unirl_env.rewards.spec import GIVEN
+from unirl_env.settings import differences
 from unirl_env.train import CONFIGS, settings
 
 RECIPES = {
@@ -78,3 +79,12 @@ def test_overlap_by_the_words_that_people_type():
     with pytest.raises(ConfigError, match=r"must be less than the 96 episodes .* try rollout.batch_size=12"):
         cfg.check()
     assert not RunConfig().reward.overlap
+
+
+def test_a_run_goes_on_with_its_service_at_another_address():
+    def asked(port, reward="clip", **more):
+        spec = {"name": "remote", "urls": [f"http://127.0.0.1:{port}"], "reward": reward}
+        return RunConfig(reward=RewardSettings(train=spec, **more))
+
+    assert differences(asked(8191), asked(9000, overlap=True)) == []
+    assert len(differences(asked(8191), asked(8191, reward="shapes"))) == 1
