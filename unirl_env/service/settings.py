@@ -7,7 +7,7 @@ import difflib
 import ipaddress
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from unirl_env.rewards.wire import Limits
 
 __all__ = ["ServiceSettings", "check_door", "check_settings", "is_loopback", "read_settings"]
 
-REWARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+REWARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 TOKEN = re.compile(r"[!-~]{16,}")
 
 
@@ -30,7 +30,7 @@ class ServiceSettings:
     """The settings of a reward service; every one can be overridden as `name=value`."""
 
     rewards: dict[str, Any] = field(default_factory=dict)
-    """The service's name of a reward to what `build_scorer` understands: `{sharp: {name: clip, scale: 2.5}}`."""
+    """The service's name of a reward to what `build_scorer` understands, as in `{mine: {name: clip}}`."""
     host: str = "127.0.0.1"
     """The address to listen at. Only this machine by default: any other one needs a token."""
     port: int = 8191
@@ -62,13 +62,16 @@ class ServiceSettings:
     """What one request may hold at most."""
 
 
-def read_settings(path: str | Path | None = None, overrides: Sequence[str] = ()) -> ServiceSettings:
+def read_settings(
+    path: str | Path | None = None, overrides: Sequence[str] = (), rewards: Sequence[str] = ()
+) -> ServiceSettings:
     """The settings of a YAML file, with overrides.
 
     Args:
         path: A file that mirrors `ServiceSettings`; None starts from the defaults.
         overrides: `key=value` each, dotted below the top: `port=9000`, `limits.samples=64`,
             `rewards.clip.device=cuda`.
+        rewards: Further rewards, `name` or `name=how to build it` in YAML.
 
     Raises:
         ConfigError: If the file cannot be read, or a name or value does not fit; see also `check_settings`.
@@ -77,6 +80,9 @@ def read_settings(path: str | Path | None = None, overrides: Sequence[str] = ())
     OmegaConf.set_readonly(cfg.limits, False)  # a frozen dataclass, of which this is a copy
     if path is not None:
         cfg = _merged(cfg, _loaded(path), str(path))
+    for item in rewards:
+        name, found, spec = item.partition("=")
+        cfg.rewards[name] = _value(item, spec) if found else name
     for item in overrides:
         key, found, value = item.partition("=")
         if not found or not key:
@@ -99,7 +105,11 @@ def check_settings(settings: ServiceSettings) -> None:
     for name, spec in settings.rewards.items():
         if not REWARD_NAME.fullmatch(name):
             raise ConfigError(
-                f"A reward of the service must be named by letters, digits, '_', '.' and '-', got {name!r}."
+                f"A reward of the service must be named by letters, digits, '_' and '-', got {name!r}."
+            )
+        if not (isinstance(spec, str | Mapping) or callable(spec)):
+            raise ConfigError(
+                f"`rewards.{name}` must be a name or a mapping with a `name`, got {spec!r:.80}; try `jpeg`."
             )
         needs_of(spec)
     numbers = {
@@ -180,12 +190,17 @@ def _overridden(cfg: DictConfig, key: str, value: str) -> DictConfig:
     try:
         # Rewards are free-form; everything else is held against the dataclass.
         free = key.startswith("rewards.")
-        OmegaConf.update(cfg, key, OmegaConf.create(f"v: {value}").v, force_add=free)
+        OmegaConf.update(cfg, key, _value(f"{key}={value}", value), force_add=free)
         return cfg
     except OmegaConfBaseException as error:
         raise ConfigError(_explained(error, f"{key}={value}")) from error
-    except Exception as error:
-        raise ConfigError(f"{key}={value} must have a value in YAML, got: {_first_line(error)}") from error
+
+
+def _value(item: str, text: str) -> Any:
+    try:
+        return OmegaConf.create(f"v: {text}").v
+    except Exception as error:  # whatever the YAML reader raises
+        raise ConfigError(f"{item!r} must have a value in YAML, got: {_first_line(error)}") from error
 
 
 def _explained(error: OmegaConfBaseException, source: str) -> str:

@@ -1,0 +1,141 @@
+"""The door of the reward service: `python -m unirl_env.service --config my_service.yaml port=9000`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from unirl_env.errors import ConfigError, MissingExtra, ScorerError, UnirlError
+from unirl_env.rewards.secrets import secret
+from unirl_env.rewards.spec import build_scorer
+from unirl_env.types import Scorer
+
+__all__ = ["main"]
+
+MISTAKE = 2
+INTERRUPTED = 130
+SAMPLES = {
+    "image": '"image_png": "\'"$(base64 -w0 picture.png)"\'"',
+    "pictures": '"pictures_png": ["\'"$(base64 -w0 picture.png)"\'"]',
+    "video": '"video_png": ["\'"$(base64 -w0 frame.png)"\'"]',
+    "text": '"text": "the answer is 4"',
+}
+"""What a call by curl shows for a field of a sample; the others go as tensors only."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve; the exit code is 0 after SIGTERM or Ctrl-C, 2 for a mistake that is explained."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    errors = Console(stderr=True)
+    try:
+        return _serve(arguments, Console())
+    except UnirlError as error:
+        errors.print(f"[bold red]{type(error).__name__}:[/] ", end="")
+        errors.print(str(error), highlight=False, markup=False, soft_wrap=True)
+        return MISTAKE
+    except KeyboardInterrupt:
+        errors.print("Stopped before the service was ready.")
+        return INTERRUPTED
+
+
+def _serve(arguments: argparse.Namespace, console: Console) -> int:
+    try:
+        from unirl_env.service.app import create_app
+        from unirl_env.service.serving import Server, bound_socket, serve
+    except ModuleNotFoundError as error:
+        raise MissingExtra(error.name or "fastapi", "serve") from error
+    from unirl_env.service.settings import check_door, read_settings
+
+    settings = read_settings(arguments.config, arguments.overrides, arguments.reward)
+    if not settings.rewards:
+        raise ConfigError(
+            "`rewards` must hold at least one reward, got none; try `--reward jpeg`, or `--config` with a "
+            "file of `rewards: {sharp: {name: clip}}`."
+        )
+    token = secret(settings.token_env)
+    check_door(settings, token)
+    opened = bound_socket(settings.host, settings.port)
+    app = create_app(settings, token=token, scorers=_built(settings.rewards, console))
+    described = app.state.service.described()["rewards"]
+    host, port = opened.getsockname()[:2]
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def ready() -> None:
+        console.print(_table(described))
+        console.print(f"Ready at {address}", highlight=False)
+        for one in described:
+            if set(one["needs"]) <= set(SAMPLES):
+                words = _curl(address, one, f"${settings.token_env}" if token else "")
+                console.print(words, highlight=False, markup=False, soft_wrap=True)
+                break
+
+    server = Server(app, settings.drain_seconds, lambda text: console.print(text, highlight=False), ready)
+    return serve(server, opened)
+
+
+def _built(rewards: Mapping[str, Any], console: Console) -> dict[str, Scorer]:
+    built = {}
+    for count, (name, spec) in enumerate(rewards.items(), 1):
+        console.print(f"[{count}/{len(rewards)}] loading {name} ...", highlight=False, markup=False)
+        began = time.monotonic()
+        try:
+            built[name] = build_scorer(spec)
+        except UnirlError:
+            raise
+        except Exception as error:
+            traceback.print_exc()  # of somebody's own scorer, who wants to see the line
+            raise ScorerError(
+                f"Reward `{name}` must be built, got {type(error).__name__}: {error}; its traceback is above."
+            ) from error
+        seconds = time.monotonic() - began
+        console.print(f"[{count}/{len(rewards)}] {name}: {seconds:.1f} s", highlight=False, markup=False)
+    return built
+
+
+def _table(described: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table("reward", "scorer", "looks at", "requests are merged")
+    for one in described:
+        looks = ", ".join(one["needs"]) or "it does not say"
+        table.add_row(one["name"], one["scorer"], looks, "yes" if one["pointwise"] else "no")
+    return table
+
+
+def _curl(address: str, reward: Mapping[str, Any], token: str) -> str:
+    fields = [SAMPLES[need] for need in reward["needs"] if need in SAMPLES] or [SAMPLES["text"]]
+    item = f'{{"prompt": {{"text": "a red circle"}}, "sample": {{{", ".join(fields)}}}}}'
+    bearer = f'-H "Authorization: Bearer {token}" ' if token else ""
+    return (
+        f"curl {address}/score {bearer}-H 'Content-Type: application/json' "
+        f'-d \'{{"reward": "{reward["name"]}", "items": [{item}]}}\''
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m unirl_env.service", description="Serve rewards over HTTP; see docs/service.md."
+    )
+    parser.add_argument("--config", help="a YAML file of the settings")
+    parser.add_argument(
+        "--reward",
+        action="append",
+        default=[],
+        metavar="NAME[=REWARD]",
+        help="a reward to serve, and how to build it: --reward jpeg --reward my='{name: clip, scale: 2.5}'",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings: port=9000 rewards.sharp.device=cuda"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
