@@ -1,0 +1,218 @@
+"""The reward service on many machines, as an application of Ray Serve.
+
+`python -m unirl_env.service.deploy --config my_service.yaml --replicas 4 --gpus-per-replica 0.25`, or, on a
+cluster that is served to already, `serve run unirl_env.service.deploy:application config=my_service.yaml
+replicas=4`. Every replica is the whole service in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ray import serve
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+
+from unirl_env.errors import ConfigError, UnirlError
+from unirl_env.rewards.secrets import secret
+from unirl_env.service.app import create_app
+from unirl_env.service.replicas import Replicas, replicas_of
+from unirl_env.service.settings import ServiceSettings, check_door, read_settings
+
+__all__ = ["RewardReplica", "application", "bound", "main", "serve_rewards"]
+
+PROGRAM = "python -m unirl_env.service.deploy"
+MISTAKE = 2
+NAME = "rewards"
+"""Of the application, in `serve status`."""
+MARGIN_SECONDS = 5.0
+"""What a replica gets beyond `drain_seconds` to end its threads."""
+
+
+@serve.ingress()
+class RewardReplica:
+    """One replica: its scorers are built where it runs, never in the process that deploys it."""
+
+    def __init__(self, settings: ServiceSettings, token: str | None):
+        self._settings, self._token = settings, token
+
+    def __serve_build_asgi_app__(self):
+        return create_app(self._settings, token=self._token)
+
+
+def application(args: Mapping[str, Any]) -> serve.Application:
+    """The builder for `serve run` and for configuration files of Serve.
+
+    Where Serve listens is not known here, so there must be a token, in the variable `token_env` of the
+    environment in which this function is called.
+
+    Args:
+        args: `config`, the path of a file of `ServiceSettings`; the fields of `Replicas`; all other names
+            are settings that override those of the file.
+
+    Raises:
+        ConfigError: If a setting is unknown or impossible, or there is no token.
+    """
+    args = dict(args)
+    config = args.pop("config", None)
+    own = {name: args.pop(name) for name in Replicas.model_fields if name in args}
+    settings = read_settings(config, [f"{name}={_word(value)}" for name, value in args.items()])
+    _check_rewards(settings)
+    token = secret(settings.token_env)
+    if token is None:
+        raise ConfigError(
+            f"`{settings.token_env}` must hold a token, because Serve decides where it listens; try "
+            f"`export {settings.token_env}=$(openssl rand -hex 32)`, or `{PROGRAM} --host 127.0.0.1` for "
+            "this machine alone."
+        )
+    check_door(settings, token)
+    return bound(settings, replicas_of(own), token)
+
+
+def bound(settings: ServiceSettings, replicas: Replicas, token: str | None) -> serve.Application:
+    """The service as Serve deploys it.
+
+    Raises:
+        ConfigError: If a reward computes on a GPU and replicas get none.
+    """
+    if not replicas.gpus_per_replica and _on_gpu(settings.rewards):
+        raise ConfigError(
+            "`gpus_per_replica` must be above 0 where a reward has `device: cuda`, got 0, with which Ray "
+            "hides all GPUs from a replica; try 1, or 0.25 for four on each."
+        )
+    options: dict[str, Any] = {}
+    if replicas.follows_load:
+        least = 1 if replicas.min_replicas is None else replicas.min_replicas
+        options["autoscaling_config"] = AutoscalingConfig(
+            min_replicas=least,
+            max_replicas=replicas.max_replicas or max(least, 1),
+            target_ongoing_requests=replicas.target_ongoing_requests,
+        )
+    else:
+        options["num_replicas"] = replicas.replicas or 1
+    deployment = serve.deployment(
+        RewardReplica,
+        name="replica",
+        ray_actor_options={"num_cpus": replicas.cpus_per_replica, "num_gpus": replicas.gpus_per_replica},
+        max_ongoing_requests=replicas.max_ongoing_requests,
+        max_queued_requests=replicas.max_queued_requests,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+        graceful_shutdown_wait_loop_s=0.2,
+        graceful_shutdown_timeout_s=settings.drain_seconds + MARGIN_SECONDS,
+        health_check_period_s=5,
+        **options,
+    )
+    return deployment.bind(settings, token)
+
+
+def serve_rewards(settings: ServiceSettings, replicas: Replicas, token: str | None) -> bool:
+    """Start Serve if it does not run, and deploy the service there; Ray must be running or startable.
+
+    Returns:
+        Whether Serve was started here, at `settings.host` and `settings.port`.
+
+    Raises:
+        ConfigError: If other machines could call without a token.
+    """
+    check_door(settings, token)
+    if settings.port == 0:
+        raise ConfigError("`port` must be above 0 for Ray Serve, got 0; try 8191.")
+    app = bound(settings, replicas, token)
+    started = not serve.status().proxies
+    if not started and token is None:
+        raise ConfigError(
+            f"`{settings.token_env}` must hold a token where Serve already runs, because it decides where it "
+            f"listens; try `export {settings.token_env}=$(openssl rand -hex 32)`."
+        )
+    serve.start(http_options={"host": settings.host, "port": settings.port})
+    serve.run(app, name=NAME, route_prefix="/")
+    return started
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Deploy the service, and keep it until SIGINT or SIGTERM; the exit code is 2 for a mistake."""
+    try:
+        _deploy(_parser().parse_args(words))
+        return 0
+    except UnirlError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return MISTAKE
+
+
+def _deploy(given: argparse.Namespace) -> None:
+    import ray
+
+    doors = {"host": given.host, "port": given.port}
+    overrides = [f"{name}={value}" for name, value in doors.items() if value is not None]
+    said = {name: value for name in Replicas.model_fields if (value := getattr(given, name)) is not None}
+    settings = read_settings(given.config, [*given.overrides, *overrides], given.reward)
+    _check_rewards(settings)
+    replicas, token = replicas_of(said), secret(settings.token_env)
+    check_door(settings, token)
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    ray.init(address=given.address, ignore_reinit_error=True)
+    started = serve_rewards(settings, replicas, token)
+    where = f"http://{settings.host}:{settings.port}" if started else "the address of the Serve that runs"
+    print(f"Rewards {list(settings.rewards)} are served at {where}.", flush=True)
+    ended.wait()
+    if started:
+        serve.shutdown()
+    else:
+        serve.delete(NAME)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description="Serve rewards by Ray Serve; see docs/service.md."
+    )
+    parser.add_argument("--config", help="a YAML file of the service's settings")
+    parser.add_argument(
+        "--reward",
+        action="append",
+        default=[],
+        metavar="NAME[=REWARD]",
+        help="as of python -m unirl_env.service",
+    )
+    parser.add_argument("--host", help="where the door of every machine listens")
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--address", help="of a running Ray cluster, or 'auto'; by default Ray starts here")
+    for name in Replicas.model_fields:
+        parser.add_argument("--" + name.replace("_", "-"), metavar="N")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings of the service: max_batch=32"
+    )
+    return parser
+
+
+def _check_rewards(settings: ServiceSettings) -> None:
+    if not settings.rewards:
+        raise ConfigError(
+            "`rewards` must hold at least one reward, got none; try `config` with a file of "
+            "`rewards: {sharp: {name: clip}}`."
+        )
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _on_gpu(spec: Any) -> bool:
+    """Whether somewhere in the words of a reward stands `device: cuda`."""
+    if isinstance(spec, Mapping):
+        own = str(spec.get("device", "")).startswith("cuda")
+        return own or any(_on_gpu(value) for value in spec.values())
+    return isinstance(spec, list | tuple) and any(_on_gpu(value) for value in spec)
+
+
+if __name__ == "__main__":
+    # Replicas unpickle what is named by its module, and theirs is another `__main__`.
+    from unirl_env.service.deploy import main as imported
+
+    sys.exit(imported())
