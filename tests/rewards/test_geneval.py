@@ -1,5 +1,6 @@
 """GenEval's rules on given detections and on drawings of the embedded world."""
 
+import json
 import logging
 import math
 
@@ -208,11 +209,12 @@ def test_it_agrees_with_the_rules_of_shapes_where_nothing_is_too_much():
     assert torch.equal(ours, theirs) and 30 < ours.sum() < 60
 
 
-def test_an_empty_picture_shows_nothing():
-    scores = GenEvalScorer(value="soft")(
-        [Sample(image=torch.full((3, 32, 32), 0.5))], [Prompt("two red circles")]
-    )
-    assert scores.valid.item() and scores.parts["object"].item() == 0 and scores.parts["colour"].item() == 0
+def test_an_empty_picture_shows_nothing_and_a_broken_one_is_invalid():
+    pictures = torch.full((2, 3, 32, 32), 0.5)
+    pictures[1, 0, 3, 3] = torch.inf
+    scores = GenEvalScorer()([Sample(image=picture) for picture in pictures], [Prompt("two red circles")] * 2)
+    assert scores.valid.tolist() == [True, False]
+    assert scores.value[0] == scores.parts["object"][0] == scores.parts["colour"][0] == 0
 
 
 def test_alone_is_as_in_company():
@@ -225,15 +227,25 @@ def test_alone_is_as_in_company():
     assert torch.equal(scorer(samples, prompts).value, alone)
 
 
-def test_it_is_the_reward_of_an_environment():
+def test_it_is_the_reward_of_an_environment_whose_prompts_are_a_file_of_genevals(tmp_path):
+    lines = (
+        {
+            "tag": "single_object",
+            "include": [{"class": "circle", "count": 1}],
+            "prompt": "a photo of a circle",
+        },
+        {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
+    )
+    (tmp_path / "geneval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     env = gym.make_vec(
-        "unirl_env:unirl/TinySD3-T2I-v0", num_envs=2, num_steps=2, array_backend="torch",
-        scorer={"name": "geneval", "value": "soft"},
+        "unirl_env:unirl/TinySD3-T2I-v0", num_envs=2, num_steps=2, array_backend="torch", group_size=1,
+        prompts=str(tmp_path / "geneval.jsonl"), scorer={"name": "geneval", "value": "soft"},
     )  # fmt: skip
-    env.reset(seed=0, options={"prompts": ["two red circles", "a portrait of a dog"]})
+    _, info = env.reset(seed=0)
     for _ in range(2):
         _, _, _, _, info = env.step(env.action_space.sample())
-    assert info["scores"].valid.tolist() == [True, False]
+    known = [prompt.text == "a photo of a circle" for prompt in info["prompt"]]
+    assert sorted(known) == [False, True] and info["scores"].valid.tolist() == known
     env.close()
 
 
@@ -267,12 +279,6 @@ def test_a_wish_that_cannot_be_judged_is_invalid_and_named(metadata, message, ca
         )
     assert scores.valid.tolist() == [False, True]
     assert message in caplog.text and "'a portrait'" in caplog.text
-
-
-def test_a_picture_that_is_not_finite_is_invalid():
-    samples = drawn([shapes.parse_caption("two red circles")] * 2)
-    samples[0].image[0, 3, 3] = torch.inf
-    assert GenEvalScorer()(samples, [Prompt("two red circles")] * 2).valid.tolist() == [False, True]
 
 
 def test_contracts_and_settings():

@@ -124,7 +124,9 @@ def _items(metadata: Mapping[str, Any], key: str) -> Sequence[Any]:
 def _clause(item: Any, index: int) -> Clause:
     if not isinstance(item, Mapping) or not isinstance(item.get("class"), str):
         raise ValueError(f"a clause must be a mapping with `class`, got {item!r}")
-    count, colour, place = item.get("count", 1), item.get("color") or "", item.get("place") or ""
+    # A data set whose clauses differ in their keys fills them up with None.
+    count = 1 if item.get("count") is None else item["count"]
+    colour, place = item.get("color") or "", item.get("place") or ""
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ValueError(f"`count` must be a whole number from 1 on, got {count!r}")
     if not isinstance(colour, str):
