@@ -58,9 +58,10 @@ def test_pictures_that_cannot_be_read_are_invalid_by_themselves(scorer):
     bad = picture(0)
     bad[0, 0, 0] = torch.inf
     thin = Sample(image=torch.rand(3, 1, 400))
-    samples = [Sample(image=bad), Sample(image=picture(1)), thin]
-    scores = score_safely(scorer, samples, [ASKED] * 3)
-    assert scores.valid.tolist() == [False, True, False]
+    samples = [Sample(image=bad), Sample(image=picture(1)), thin, Sample(image=picture(1))]
+    marked = Prompt("x", metadata={"questions": [["what is <|image_pad|>?", "circle"]]})
+    scores = score_safely(scorer, samples, [ASKED, ASKED, ASKED, marked])
+    assert scores.valid.tolist() == [False, True, False, False]
     assert torch.allclose(scores.value[1], scorer(samples[1:2], [ASKED]).value)
 
 

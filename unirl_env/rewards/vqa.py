@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -126,7 +126,8 @@ class VQAScore:
         chosen = sound.nonzero().flatten().tolist()
         if not chosen:
             return Scores.failed(len(samples))
-        right, known = self._told([(pictures[i], question) for i in chosen for question in asked[i]])
+        seen = {i: self._reader.look(pictures[i]) for i in chosen}
+        right, known = self._told([(seen[i], question) for i in chosen for question in asked[i]])
         counts = [len(asked[i]) for i in chosen]
         each, answered = right.split(counts), known.split(counts)
         means = {
@@ -159,14 +160,14 @@ class VQAScore:
             )
         return ()
 
-    def _told(self, pairs: Sequence[tuple[Tensor, Question]]) -> tuple[Tensor, Tensor]:
+    def _told(self, pairs: Sequence[tuple[Mapping[str, Tensor], Question]]) -> tuple[Tensor, Tensor]:
         """Of every pair the log-probability of the right answer, and `P(yes) + P(no)` or NaN, each `[n]`."""
         plans, rows = [], []
-        for picture, question in pairs:
+        for seen, question in pairs:
             right = token_sequences(question.answers, self._reader.tokens)
             opposite = [question.opposite] if question.opposite else []
             wrong = token_sequences(opposite, self._reader.tokens)
-            own = rows_for(self._reader.encode(picture, question.text), [*right, *wrong])
+            own = rows_for(self._reader.encode(seen, question.text), [*right, *wrong])
             plans.append((right, wrong, len(own)))
             rows += own
         told = self._reader.log_probs(rows, self.batch_size, self.rows_per_forward)

@@ -92,14 +92,31 @@ class Reader:
         """The tokens of a text by itself."""
         return tuple(self._processor.tokenizer.encode(text, add_special_tokens=False))
 
-    def encode(self, picture: Tensor, question: str) -> dict[str, Tensor]:
-        """A chat of one question about a picture `[3, H, W]` in [0, 1], up to where the answer begins."""
+    def look(self, picture: Tensor) -> dict[str, Tensor]:
+        """A picture `[3, H, W]` in [0, 1] as patches: `pixel_values` and `image_grid_thw`."""
+        pixels = (picture.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
+        return dict(self._processor.image_processor(images=[pixels], return_tensors="pt"))
+
+    def encode(self, seen: Mapping[str, Tensor], question: str) -> dict[str, Tensor]:
+        """A chat of one question about a picture of `look`, up to where the answer begins.
+
+        Raises:
+            ValueError: If the question holds the mark of a picture.
+        """
         words = [{"type": "image"}, {"type": "text", "text": question}]
         text = self._processor.apply_chat_template(
             [{"role": "user", "content": words}], tokenize=False, add_generation_prompt=True
         )
-        pixels = (picture.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
-        return dict(self._processor(text=[text], images=[pixels], return_tensors="pt"))
+        mark = self._processor.image_token
+        if text.count(mark) != 1:
+            raise ValueError(f"A question must not hold {mark!r}, got {question!r}.")
+        # The mark stands for every token of the picture, as the processor has it; a picture that several
+        # questions are about is cut into patches once.
+        size = int(seen["image_grid_thw"].prod()) // self._processor.image_processor.merge_size**2
+        read = self._processor.tokenizer(text.replace(mark, mark * size), return_tensors="pt")
+        kinds = (read["input_ids"] == self._processor.image_token_id).long()
+        tokens = {name: read[name] for name in ("input_ids", "attention_mask")}
+        return {**tokens, "mm_token_type_ids": kinds, **seen}
 
     @torch.no_grad()
     def log_probs(self, rows: Sequence[Row], batch_size: int, rows_per_forward: int | None) -> list[Tensor]:
