@@ -182,17 +182,23 @@ def _measure(
 def _table(before: dict[str, Any], after: dict[str, Any]) -> Table:
     title = f"Iteration {after['iteration']} on {SETS.get(before['set'], before['set'])}"
     table = Table(title=title, title_justify="left")
-    for name in ("reward", "base", "policy", "difference, 95 % interval", "failed"):
+    parts = {**before["rewards"], **after["rewards"]}
+    counts = ["failed", *(["absent"] if any(part.get("absent") for part in parts.values()) else [])]
+    for name in ("reward", "base", "policy", "std", "difference, 95 % interval", *counts):
         table.add_column(name, justify="left" if name == "reward" else "right", no_wrap=True)
-    for key, part in before["rewards"].items():
-        now = after["rewards"].get(key, {"mean": None, "failed": "-"})
+    nothing = {"mean": None, "std": None}
+    for key in parts:
+        was, now = (side["rewards"].get(key, nothing) for side in (before, after))
         table.add_row(
             key,
-            number(part["mean"]),
+            number(was["mean"]),
             f"[bold]{number(now['mean'])}[/]",
+            number(now["std"]),
             gain(after["difference"].get(key)),
-            str(now["failed"]),
+            *(str(now.get(name, "-")) for name in counts),
         )
+    if "absent" in counts:
+        table.caption = "failed: the scorer could not judge; absent: a part that does not apply to the prompt"
     return table
 
 

@@ -213,7 +213,7 @@ def _run(
             soft_wrap=True,
         )
         return EXIT_CODE
-    print_summary(console, folder)
+    print_summary(console, folder, loop.alarm.ended_by)
     return ENDED_BY_ALARM if loop.alarm.ended_by else 0
 
 

@@ -139,6 +139,17 @@ class HackingAlarm:
         self.findings += rung
         return rung
 
+    def compared(self) -> list[tuple[int, float, float]]:
+        """How far the means of both rewards have moved since the first ones: iteration, training, held-out.
+
+        In standard deviations of the start; nothing where there are none.
+        """
+        units = self._unit("reward_std"), self._unit("heldout_std")
+        if not self._means or None in units:
+            return []
+        _, train, heldout = self._means[0]
+        return [(at, (now - train) / units[0], (held - heldout) / units[1]) for at, now, held in self._means]
+
     # The signals.
 
     def _gap(self, row: Row) -> Finding | None:

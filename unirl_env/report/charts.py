@@ -22,7 +22,7 @@ class Series:
         name: Its label; series without one stay out of the legend and the read-out.
         x: Positions.
         y: Values; None leaves a gap.
-        style: A CSS class of the page: `raw`, `main`, `second`, `third`, `quiet`.
+        style: A CSS class of the page: `raw`, `main`, `second`, `third`, `fourth`, `bound`.
         low: Lower bounds of a band or of error bars, with `high`.
         high: Upper bounds.
         points: Draw points with error bars, joined by a thin line.
@@ -49,6 +49,7 @@ class Chart:
         note: A sentence under the title.
         floor: A value that the axis always shows.
         percent: Write values as percentages.
+        marks: Upright lines at iterations where something happened, by what it was.
     """
 
     title: str
@@ -58,10 +59,11 @@ class Chart:
     note: str = ""
     floor: float | None = None
     percent: bool = False
+    marks: Sequence[tuple[float, str]] = ()
 
     def svg(self) -> str:
         """The chart as a `<figure>`."""
-        x_low, x_high = _extent([x for s in self.series for x in s.x], 0.0)
+        x_low, x_high = _extent([x for s in self.series for x in s.x] + [x for x, _ in self.marks], 0.0)
         values = [v for s in self.series for part in (s.y, s.low or (), s.high or ()) for v in part]
         y_low, y_high = _extent(values, self.floor)
         y_ticks = _ticks(y_low, y_high, 6)
@@ -74,6 +76,7 @@ class Chart:
             frame.grid(y_ticks, lambda t: self._write(t, tiny)),
             frame.abscissa(_ticks(x_low, x_high, 6, whole=True)),
         ]
+        parts += [frame.mark(x, text) for x, text in self.marks]
         dodge = [DODGE * (i - (len(self.series) - 1) / 2) for i in range(len(self.series))]
         parts += [frame.curve(s, d if s.points else 0.0) for s, d in zip(self.series, dodge, strict=True)]
         legend = "".join(
@@ -140,6 +143,15 @@ class _Frame:
             f'<text class="tick" x="{self.x(t):.1f}" y="{self.height - 8}" text-anchor="middle">'
             f"{_number(t)}</text>"
             for t in ticks
+        )
+
+    def mark(self, x: float, text: str) -> str:
+        # Its name stands on the side where there is room for it.
+        right = self.x(x) > 0.6 * self.width
+        return (
+            f'<line class="mark" x1="{self.x(x):.1f}" x2="{self.x(x):.1f}" y1="{TOP}" '
+            f'y2="{self.height - BOTTOM}"/><text class="mark" x="{self.x(x) + (-5 if right else 5):.1f}" '
+            f'y="{TOP + 9}" text-anchor="{"end" if right else "start"}">{html.escape(text)}</text>'
         )
 
     def curve(self, series: Series, dodge: float) -> str:

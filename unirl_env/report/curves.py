@@ -13,7 +13,7 @@ __all__ = ["process_charts", "reward_charts"]
 
 Rows = Sequence[Mapping[str, Any]]
 STYLES = ("main", "second", "third", "fourth")
-SECONDS = ("rollout", "reward", "update", "sync")
+SECONDS = ("rollout", "reward", "update", "sync", "heldout")
 CHARTS = (
     {
         "names": ("kl", "approx_kl"),

@@ -16,6 +16,10 @@ from unirl_env.report.answers import Columns, answers
 from unirl_env.report.curves import process_charts, reward_charts
 from unirl_env.report.drawn import are_drawn, drawn, drawn_film
 from unirl_env.report.gallery import film, gallery, scatter
+from unirl_env.report.hacking import LEAD as HACKING
+from unirl_env.report.hacking import hacking
+from unirl_env.report.scores import LEAD as SCORES
+from unirl_env.report.scores import scores_table
 from unirl_env.run_folder import RunFolder
 from unirl_env.samples_folder import load_texts
 from unirl_env.settings import flat, read_yaml
@@ -45,6 +49,8 @@ def write_report(folder: RunFolder) -> Path:
         _header(cfg.name, facts),
         _headline(headline(evaluations), evaluations, _noise(_first(folder, evaluations), cfg.mode)),
         _section("Reward", _charts(reward_charts(metrics, evaluations))),
+        _section("Reward hacking", hacking(cfg.alarm, metrics), HACKING),
+        _section("Scores", scores_table(evaluations), SCORES),
         _samples(folder, evaluations, cfg.mode),
         _section("How training went", _charts(process_charts(metrics))),
         _section("Settings", _settings(cfg), "Settings that differ from their defaults stand out."),
@@ -81,7 +87,7 @@ def write_comparison(
             for label, row in zip(("before", "after"), (mine[0], mine[-1]), strict=True)
         }
         body.append(_section(SETS.get(name, name).capitalize(), _cards(columns, mode, most=64)))
-    body.append(_section("Rewards in their parts", _parts_table(rows)))
+    body.append(_section("Scores", scores_table(rows), SCORES))
     out.mkdir(parents=True, exist_ok=True)
     return _write(out / "index.html", title, "".join(body))
 
@@ -169,27 +175,6 @@ def _samples(folder: RunFolder, evaluations: Sequence[Mapping[str, Any]], mode: 
         "not picked, with the reward of each sample."
     )
     return _section("Before and after", "".join(parts), lead)
-
-
-def _parts_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    body = []
-    for name in dict.fromkeys(row["set"] for row in rows):
-        mine = [row for row in rows if row["set"] == name]
-        for key, part in mine[0]["rewards"].items():
-            after = mine[-1]["rewards"].get(key, {"mean": None, "failed": 0})
-            gap = mine[-1].get("difference", {}).get(key)
-            shown = f"{gap['mean']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]" if _known(gap) else "-"
-            cells = (SETS.get(name, name), key, number(part["mean"]), number(after["mean"]), shown)
-            body.append("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>")
-    head = "".join(f"<th>{text}</th>" for text in ("prompts", "reward", "before", "after", "difference"))
-    return (
-        f'<div class="scroll"><table class="plain"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-    )
-
-
-def _known(part: Mapping[str, Any] | None) -> bool:
-    return part is not None and part["mean"] is not None
 
 
 def _settings(cfg: RunConfig) -> str:
