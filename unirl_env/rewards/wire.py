@@ -20,6 +20,7 @@ from unirl_env.errors import WireError
 from unirl_env.pixels import load_picture
 from unirl_env.rewards.replies import scores_as_json, scores_from_json
 from unirl_env.rewards.tensors import Limits, TensorReader, TensorWriter, read_png
+from unirl_env.rewards.words import read_words
 from unirl_env.types import Prompt, Sample
 
 __all__ = [
@@ -104,7 +105,9 @@ def decode_request(body: bytes, limits: Limits = USUAL) -> ScoreRequest:
         raise WireError(f"A request must have at most {limits.body} bytes, got {len(body)}.")
     try:
         tensors = load(body)
-        head = json.loads(tensors.pop("request").numpy().tobytes())
+        head = read_words(tensors.pop("request").numpy().tobytes(), limits.words)
+    except WireError:
+        raise
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise WireError(
             f"A request must be a safetensors file with the tensor `request`, got {type(error).__name__}."

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from unirl_env.errors import WireError
 from unirl_env.rewards.tensors import TensorReader
 from unirl_env.rewards.wire import Limits, ScoreRequest
+from unirl_env.rewards.words import read_words
 from unirl_env.service.replies import Refused
 from unirl_env.types import Prompt, Sample
 
@@ -144,12 +145,20 @@ def read_json(body: bytes, limits: Limits) -> ScoreRequest:
             "or tensors, as `RemoteScorer` sends them.",
         )
     try:
-        found = ScoreBody.model_validate_json(body)
-    except ValidationError as error:
+        found = ScoreBody.model_validate(read_words(body, limits.words))
+    except WireError:
+        raise
+    except ValidationError as error:  # a ValueError, too
         raise _explained(error) from None
+    except (ValueError, RecursionError) as error:
+        raise WireError(f"A request must be JSON, got {error}.") from error
     if len(found.items) > limits.samples:
         raise WireError(f"`items` must be 1 to {limits.samples}, got {len(found.items)}.")
-    pictures = _Pictures(found, limits)
+    pictures = _Pictures(limits)
+    for item in found.items:
+        texts = (item.sample.text or "", item.prompt.text, item.prompt.id, item.prompt.negative)
+        if max(map(len, texts)) > limits.characters:
+            raise WireError(f"A text must have at most {limits.characters} characters, got more.")
     return ScoreRequest(
         id=found.id,
         reward=found.reward,
@@ -158,10 +167,8 @@ def read_json(body: bytes, limits: Limits) -> ScoreRequest:
     )
 
 
-def _explained(error: ValidationError) -> Exception:
+def _explained(error: ValidationError) -> Refused:
     mistakes = error.errors(include_url=False, include_input=False, include_context=False)
-    if mistakes[0]["type"] == "json_invalid":
-        return WireError(f"A request must be JSON, got: {mistakes[0]['msg']}.")
     said = [f"`{_place(one['loc'])}`: {one['msg']}" for one in mistakes[:SHOWN_MISTAKES]]
     if len(mistakes) > len(said):
         said.append(f"{len(mistakes) - len(said)} more")
@@ -176,7 +183,7 @@ def _place(path: tuple[Any, ...]) -> str:
 class _Pictures:
     """The pictures of one request, which share its limits."""
 
-    def __init__(self, body: ScoreBody, limits: Limits):
+    def __init__(self, limits: Limits):
         self._files: dict[str, torch.Tensor] = {}
         self._reader = TensorReader(self._files, limits)
 
