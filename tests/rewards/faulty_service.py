@@ -62,6 +62,7 @@ class FaultyService(ThreadingHTTPServer):
         self.most_samples, self.delay, self.protocol = most_samples, delay, protocol
         self.asked, self.sizes, self.computed, self.kept = [], [], Counter(), {}
         self.most_at_once = self.at_once = self.connections = 0
+        self.open = set()
         self.lock = threading.Lock()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
@@ -72,6 +73,11 @@ class FaultyService(ThreadingHTTPServer):
     def __exit__(self, *_):
         self.shutdown()
         self.server_close()
+        for connection in list(self.open):
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # it is closed
 
     def handle_error(self, request, client_address):
         """A client that hangs up is no news."""
@@ -99,6 +105,11 @@ class Handler(BaseHTTPRequestHandler):
     def setup(self):
         super().setup()
         self.server.connections += 1
+        self.server.open.add(self.connection)
+
+    def finish(self):
+        self.server.open.discard(self.connection)
+        super().finish()
 
     def do_GET(self):
         if not self.refuse_strangers():

@@ -105,9 +105,9 @@ def test_who_waits_for_a_probe_is_told_when_it_fails():
     waiting = threading.Thread(target=ask)
     waiting.start()
     time.sleep(0.05)
-    one.failed(probe)
+    one.failed(probe, cause="it burns")
     waiting.join(1.0)
-    assert len(told) == 1
+    assert [str(error) for error in told] == ["it burns"]
 
 
 def test_who_gives_up_gets_none():

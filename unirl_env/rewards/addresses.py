@@ -25,11 +25,9 @@ def checked_urls(urls: Any) -> tuple[str, ...]:
     Raises:
         ConfigError: If there is none, one is none, one stands twice, or one carries a password.
     """
-    if isinstance(urls, str):
-        urls = [urls]
     if isinstance(urls, Mapping | bytes) or not urls:
         raise ConfigError(f"`urls` must hold at least one URL, got {urls!r}; try http://127.0.0.1:8191.")
-    found = tuple(_checked(url) for url in urls)
+    found = tuple(_checked(url) for url in ([urls] if isinstance(urls, str) else urls))
     if len(set(found)) < len(found):
         raise ConfigError(f"`urls` must be different replicas, got {list(found)}.")
     return found

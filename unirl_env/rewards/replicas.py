@@ -16,7 +16,7 @@ GLANCE = 0.2
 
 
 class NoReplica(Exception):
-    """Every replica was left alone, and the one that was tried again failed again."""
+    """Every replica was left alone, and the one that was tried again failed again, as the message says."""
 
 
 @dataclass(eq=False)
@@ -60,6 +60,7 @@ class Replicas:
         self._changed = threading.Condition()
         self._turn = 0
         self._lost_probes = 0
+        self._last_cause = ""
 
     def take(
         self, after: Replica | None = None, given_up: Callable[[], bool] = lambda: False
@@ -79,7 +80,7 @@ class Replicas:
                 if found := self._free(after):
                     return found
                 if self._lost_probes > lost:
-                    raise NoReplica
+                    raise NoReplica(self._last_cause)
                 self._changed.wait(min(self._soonest(), GLANCE))
             return None
 
@@ -89,9 +90,10 @@ class Replicas:
             replica.breaker.succeeded()
             self._rest(replica, rest)
 
-    def failed(self, replica: Replica, rest: float = 0.0) -> None:
+    def failed(self, replica: Replica, rest: float = 0.0, cause: str = "") -> None:
         """It gave no answer that can be used."""
         with self._changed:
+            self._last_cause = cause
             self._lost_probes += replica.breaker.failed()
             self._rest(replica, rest)
 

@@ -147,8 +147,8 @@ class ServiceClient:
     ) -> Answer:
         try:
             replica = opened.replicas.take(tries.last, halt.is_set)
-        except NoReplica:
-            raise tries.note(Again(f"all replicas are left alone after failures; {tries.cause}")) from None
+        except NoReplica as error:
+            raise tries.note(Again(f"all replicas failed, at last: {error}")) from None
         if replica is None:
             raise Again("the call was given up")
         tries.last = replica
@@ -157,8 +157,11 @@ class ServiceClient:
             answer = self._exchange(opened, replica.url, path, body, read)
         except Again as again:
             self._count(opened, "full" if again.full else "failures")
-            end = opened.replicas.answered if again.full else opened.replicas.failed
-            end(replica, min(again.rest, self.timeout))
+            rest = min(again.rest, self.timeout)
+            if again.full:
+                opened.replicas.answered(replica, rest)
+            else:
+                opened.replicas.failed(replica, rest, str(again))
             raise tries.note(again) from again.__cause__
         except (UnirlError, TooLarge):
             opened.replicas.answered(replica)  # a refusal is an answer
@@ -238,14 +241,12 @@ class _Tries:
     last: Replica | None = None
     failed: int = 0
     full_since: float | None = None
-    cause: str = "none of them answers"
 
     def note(self, again: Again) -> Again:
         if again.full:
             self.full_since = self.full_since or time.monotonic()
         else:
             self.failed += 1
-        self.cause = str(again)
         return again
 
     def full_for(self) -> float:
