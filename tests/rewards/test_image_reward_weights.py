@@ -72,15 +72,18 @@ def test_files_are_read_without_running_what_is_in_them(tmp_path):
             return os.mkdir, (str(mark),)
 
     (tmp_path / "ImageReward.pt").write_bytes(pickle.dumps(Harmful()))
-    with pytest.raises(ModelNotFound, match="`model` must be a hub id or directory of ImageReward"):
+    with pytest.raises(ModelNotFound, match=r"`image_reward` must find .*ImageReward\.pt"):
         ImageRewardScore(str(tmp_path), tokenizer=tokenizer)
     assert not mark.exists()
 
     torch.save({"state": 3}, tmp_path / "ImageReward.pt")
-    with pytest.raises(ModelNotFound, match="holds no state dict"):
+    with pytest.raises(ModelNotFound, match="its values are no tensors"):
         ImageRewardScore(str(tmp_path), tokenizer=tokenizer)
     torch.save({POSITIONS: state[POSITIONS]}, tmp_path / "ImageReward.pt")
     with pytest.raises(ModelNotFound, match="is missing"):
         ImageRewardScore(str(tmp_path), tokenizer=tokenizer)
     save_file(state, tmp_path / "ImageReward.safetensors")
     assert ImageRewardScore(str(tmp_path), tokenizer=tokenizer)._network.side == 8
+    (tmp_path / "med_config.json").write_text("[]")
+    with pytest.raises(ModelNotFound, match="holds no sizes"):
+        ImageRewardScore(str(tmp_path), tokenizer=tokenizer)

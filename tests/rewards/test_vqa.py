@@ -151,6 +151,16 @@ def test_a_score_is_bitwise_the_same_in_any_company(checkpoint, rows):
     assert torch.allclose(together, padded, rtol=1e-4, atol=0) and together.log().std() > 0.3
 
 
+def test_many_pictures_are_taken_in_parts(qwen3, monkeypatch):
+    scorer = VQAScore(qwen3, dtype="float32", rows_per_forward=2)
+    samples, prompts = [Sample(image=picture(i)) for i in range(5)], [ASKED[i % 3] for i in range(5)]
+    whole = scorer(samples, prompts)
+    monkeypatch.setattr("unirl_env.rewards.vqa.PICTURES", 2)
+    parts = scorer(samples, prompts)
+    assert torch.equal(whole.value, parts.value)
+    assert all(torch.equal(whole.parts[k].nan_to_num(), parts.parts[k].nan_to_num()) for k in whole.parts)
+
+
 def test_odds_do_not_come_in_the_steps_of_bfloat16(qwen3):
     scorer = VQAScore(qwen3, dtype="bfloat16", rows_per_forward=1)
     logits = []

@@ -15,6 +15,7 @@ from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.rewards.image_reward_weights import load_network
 from unirl_env.rewards.inputs import check_blocks, in_blocks, picture_of
 from unirl_env.rewards.scoring import place_scores
+from unirl_env.rewards.weights import device_of, dtype_of, load_tensors
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["ImageRewardScore"]
@@ -26,7 +27,6 @@ LENGTH = 35
 ADDED = ("[DEC]", "[ENC]")
 """Tokens that BLIP adds to BERT's 30522; a text holds them only by writing them out."""
 PIXEL_MEAN, PIXEL_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-DTYPES = ("float32", "float16", "bfloat16")
 FILES = ("ImageReward.safetensors", "ImageReward.pt")
 
 
@@ -74,15 +74,11 @@ class ImageRewardScore:
         rows_per_forward: int | None = None,
         scale: float = 1.0,
     ):
-        if dtype not in DTYPES:
-            raise ConfigError(f"`dtype` must be one of {list(DTYPES)}, got {dtype!r}.")
         if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
             raise ConfigError(f"`scale` must be a finite number, got {scale!r}.")
         check_blocks(batch_size, rows_per_forward)
         self.batch_size, self.rows_per_forward, self.scale = batch_size, rows_per_forward, float(scale)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device, self._dtype = torch.device(device), getattr(torch, dtype)
+        self.device, self._dtype = device_of(device), dtype_of(dtype)
         state, text = _published(str(model), revision)
         try:
             self._network = load_network(state, text, dtype=self._dtype).to(self.device)
@@ -159,34 +155,22 @@ def _tokenizer(name: str, vocabulary: int) -> Any:
 
 def _published(model: str, revision: str | None) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     """The state dict and the sizes of the text encoder."""
-    import pickle
-
-    from safetensors import SafetensorError
-
     try:
         folder = Path(model)
         if not folder.is_dir():
             from huggingface_hub import hf_hub_download
 
             sizes = hf_hub_download(model, "med_config.json", revision=revision)
-            weights = Path(hf_hub_download(model, FILES[-1], revision=revision))
+            weights = hf_hub_download(model, FILES[-1], revision=revision)
         else:
             sizes = folder / "med_config.json"
             weights = next((folder / name for name in FILES if (folder / name).is_file()), folder / FILES[-1])
-        return _read(weights), json.loads(Path(sizes).read_text())
-    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        text = json.loads(Path(sizes).read_text())
+        if not isinstance(text, dict):
+            raise ValueError("med_config.json holds no sizes")
+    except (OSError, ValueError) as error:
         raise _not_found(model, f"{type(error).__name__}: {error}") from error
-
-
-def _read(path: Path) -> Mapping[str, Tensor]:
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path.name} holds no state dict")
-    return state
+    return load_tensors(weights, asker=ImageRewardScore.name), text
 
 
 def _not_found(model: str, cause: str) -> ModelNotFound:

@@ -13,13 +13,15 @@ from unirl_env.rewards.inputs import check_blocks, picture_of
 from unirl_env.rewards.questions import Question, questions_of, token_sequences
 from unirl_env.rewards.scoring import place_scores
 from unirl_env.rewards.vqa_reading import Reader, rows_for
+from unirl_env.rewards.weights import device_of, dtype_of
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["VQAScore"]
 
 logger = logging.getLogger(__name__)
 
-DTYPES = ("float32", "float16", "bfloat16")
+PICTURES = 64
+"""So many are cut into patches at once: one of 512 x 512 is then 6 MB."""
 AGGREGATIONS = ("geometric", "arithmetic", "minimum")
 
 
@@ -89,9 +91,8 @@ class VQAScore:
         min_pixels: int | None = None,
         max_pixels: int | None = None,
     ):
-        for label, value, known in (("dtype", dtype, DTYPES), ("aggregation", aggregation, AGGREGATIONS)):
-            if value not in known:
-                raise ConfigError(f"`{label}` must be one of {list(known)}, got {value!r}.")
+        if aggregation not in AGGREGATIONS:
+            raise ConfigError(f"`aggregation` must be one of {list(AGGREGATIONS)}, got {aggregation!r}.")
         if not isinstance(template, str) or "{prompt}" not in template:
             raise ConfigError(
                 f"`template` must hold {{prompt}}, got {template!r}; try "
@@ -101,13 +102,11 @@ class VQAScore:
         self.field, self.from_prompt, self.template, self.suffix = field, from_prompt, template, suffix
         self.aggregation, self.relative = aggregation, relative
         self.batch_size, self.rows_per_forward = batch_size, rows_per_forward
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         self._reader = Reader(
             str(model),
             revision=revision,
-            device=torch.device(device),
-            dtype=getattr(torch, dtype),
+            device=device_of(device),
+            dtype=dtype_of(dtype),
             min_pixels=min_pixels,
             max_pixels=max_pixels,
         )
@@ -126,8 +125,12 @@ class VQAScore:
         chosen = sound.nonzero().flatten().tolist()
         if not chosen:
             return Scores.failed(len(samples))
-        seen = {i: self._reader.look(pictures[i]) for i in chosen}
-        right, known = self._told([(seen[i], question) for i in chosen for question in asked[i]])
+        told = []
+        for start in range(0, len(chosen), PICTURES):
+            block = chosen[start : start + PICTURES]
+            seen = {i: self._reader.look(pictures[i]) for i in block}
+            told.append(self._told([(seen[i], question) for i in block for question in asked[i]]))
+        right, known = map(torch.cat, zip(*told, strict=True))
         counts = [len(asked[i]) for i in chosen]
         each, answered = right.split(counts), known.split(counts)
         means = {
