@@ -10,7 +10,7 @@ import torch
 
 from unirl_env import shapes
 from unirl_env.errors import ConfigError, ModelNotFound
-from unirl_env.rewards import build_scorer
+from unirl_env.rewards import build_scorer, detectors
 from unirl_env.rewards.detections import Detection
 from unirl_env.rewards.detectors import ShapesDetector, TransformersDetector
 from unirl_env.rewards.named_colours import CLIPColours, LabColours
@@ -134,6 +134,16 @@ def test_the_threshold_and_names_are_kept(folder):
     middle = found[len(found) // 2].score
     fewer = TransformersDetector(folder, threshold=middle)(PICTURES[:1])[0]
     assert len(fewer) <= len(found) // 2 + 1 and all(one.score >= middle for one in fewer)
+
+
+def test_masks_of_large_pictures_have_their_size_and_take_little_memory(folder, monkeypatch):
+    full = TransformersDetector(folder, threshold=THRESHOLD)(PICTURES[1:2])[0]
+    monkeypatch.setattr(detectors, "MASK_SIDE", 48)
+    half = TransformersDetector(folder, threshold=THRESHOLD)(PICTURES[1:2])[0]
+    assert [one.score for one in half] == [one.score for one in full]
+    for one, other in zip(half, full, strict=True):
+        assert torch.allclose(torch.tensor(one.box), torch.tensor(other.box), atol=2)
+        assert one.mask is None or one.mask.shape == other.mask.shape == (48, 96)
 
 
 def test_bfloat16_stays_close(folder):

@@ -134,8 +134,14 @@ def test_a_picture_that_is_not_finite_is_invalid(scorer):
     assert score_safely(scorer, samples, [Prompt('"Hello"')] * 2).valid.tolist() == [False, True]
 
 
-def test_pictures_of_one_pixel_are_read_as_empty(scorer):
-    assert judge(scorer, torch.rand(3, 1, 1), '"Hello"').value.item() == 0
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 50), (1, 2000), (300_000, 2)])
+def test_pictures_of_any_form_are_read_in_bounded_memory(scorer, height, width):
+    assert judge(scorer, torch.rand(3, height, width), '"Hello"').value.item() == 0
+
+
+def test_a_text_in_a_strip_is_read(scorer):
+    strip = drawn("a very long line of words", (640, 32), 24)
+    assert judge(scorer, strip, 'says "a very long line of words"').value.item() > 0.9
 
 
 def test_company_threads_and_copies_change_nothing(scorer):

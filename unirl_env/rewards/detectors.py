@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.nn.functional as nnf
 from torch import Tensor
 
 from unirl_env.errors import ConfigError
@@ -34,6 +35,7 @@ DETECTORS = Registry(
 )
 """The names by which configurations call detectors."""
 
+MASK_SIDE = 1024
 GENEVAL_NAMES = {"mouse": "computer mouse", "remote": "tv remote", "keyboard": "computer keyboard"}
 """Classes of COCO that have other names in GenEval's prompts."""
 
@@ -149,9 +151,12 @@ class TransformersDetector:
             fields = ("class_queries_logits", "masks_queries_logits")
             plain = SimpleNamespace(**{name: getattr(outputs, name).float().cpu() for name in fields})
             made = self._processor.post_process_instance_segmentation(
-                plain, threshold=self.threshold, target_sizes=sizes, return_binary_maps=True
+                plain,
+                threshold=self.threshold,
+                target_sizes=[_bounded(size) for size in sizes],
+                return_binary_maps=True,
             )
-            return [self._of_masks(one) for one in made]
+            return [self._of_masks(one, size) for one, size in zip(made, sizes, strict=True)]
         plain = SimpleNamespace(
             logits=outputs.logits.float().cpu(), pred_boxes=outputs.pred_boxes.float().cpu()
         )
@@ -166,15 +171,24 @@ class TransformersDetector:
         rows = zip(found["scores"].tolist(), found["labels"].tolist(), boxes, strict=True)
         return [Detection(self._names[label], score, tuple(box)) for score, label, box in rows]
 
-    def _of_masks(self, found: Mapping[str, Any]) -> list[Detection]:
+    def _of_masks(self, found: Mapping[str, Any], size: tuple[int, int]) -> list[Detection]:
         detections = []
         for segment in found["segments_info"]:
-            mask = found["segmentation"][segment["id"]].bool()
+            mask = found["segmentation"][segment["id"]]
+            if mask.shape != size:
+                mask = nnf.interpolate(mask[None, None].float(), size, mode="nearest")[0, 0]
+            mask = mask.bool()
             rows, columns = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
             box = (columns[0].item(), rows[0].item(), columns[-1].item() + 1, rows[-1].item() + 1)
             label = self._names[segment["label_id"]]
             detections.append(Detection(label, segment["score"], tuple(map(float, box)), mask))
         return detections
+
+
+def _bounded(size: tuple[int, int]) -> tuple[int, int]:
+    """At most `MASK_SIDE` pixels a side: a mask for every query at full size would take gigabytes."""
+    factor = min(1.0, MASK_SIDE / max(size))
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
 def _load(model: str | os.PathLike, dtype: torch.dtype, options: dict[str, Any]) -> tuple[Any, Any, bool]:

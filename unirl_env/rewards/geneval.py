@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,12 +24,11 @@ from unirl_env.rewards.detectors import DETECTORS
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.named_colours import COLOUR_NAMERS
 from unirl_env.rewards.scoring import is_pointwise
+from unirl_env.rewards.unjudged import Unjudged
 from unirl_env.shapes import parse_caption
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["GenEvalScorer"]
-
-logger = logging.getLogger(__name__)
 
 VALUES = ("strict", "soft")
 
@@ -99,7 +97,7 @@ class GenEvalScorer:
         self._detect = _made(DETECTORS, detector)
         self._name_colours = _made(COLOUR_NAMERS, colours)
         self.pointwise = is_pointwise(self._detect, self._name_colours)
-        self._warned: set[str] = set()
+        self._unjudged = Unjudged(self.name)
 
     @torch.no_grad()
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
@@ -153,9 +151,7 @@ class GenEvalScorer:
             wish = wish_from_caption(caption) if wish is None else wish
             self._check_known(wish)
         except ValueError as error:
-            if prompt.id not in self._warned:
-                self._warned.add(prompt.id)
-                logger.warning("Reward `geneval` cannot judge the prompt %r: %s.", prompt.id[:80], error)
+            self._unjudged(prompt, str(error))
             return None
         return wish
 

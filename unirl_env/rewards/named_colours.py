@@ -44,6 +44,8 @@ _TO_XYZ = (
     (0.0193339, 0.1191920, 0.9503041),
 )
 _WHITE = (0.95047, 1.0, 1.08883)
+MOST_PIXELS = 4096
+"""About so many pixels of an object vote for its colour."""
 _GREY = 0.6
 """What GenEval puts behind an object that is cut out: #999."""
 
@@ -78,6 +80,7 @@ class LabColours:
     def _name(self, pixels: Tensor) -> str:
         if not len(pixels):
             return ""
+        pixels = pixels[:: max(1, len(pixels) // MOST_PIXELS)]
         nearest = torch.cdist(_lab(pixels), self._lab).argmin(dim=1)
         votes = torch.bincount(self._owner[nearest], minlength=len(self.names))
         return self.names[int(votes.argmax())]
@@ -86,17 +89,24 @@ class LabColours:
 class CLIPColours:
     """GenEval's own: the colour word that a CLIP model finds likest to the object, cut out on grey.
 
+    All objects of a picture go through the model together, and no other picture's with them.
+
     Args:
         model: An architecture of open_clip.
         pretrained: Its weights.
         names: The colours that are told apart.
-        options: `device`, `dtype`, `batch_size` and `rows_per_forward`.
+        device: Where the model computes; `"auto"` is a GPU if there is one.
+        dtype: `"float32"`, `"float16"` or `"bfloat16"`, of the model's weights.
+        batch_size: The most objects or texts that go through the model at once.
+        rows_per_forward: Always exactly so many; see `unirl_env.rewards.inputs.in_blocks`.
 
     Raises:
         MissingExtra: If open_clip is not installed.
+        ConfigError: If a setting is out of range.
         ModelNotFound: If the model cannot be loaded.
     """
 
+    pointwise = True
     TEMPLATES = (
         "a photo of a {colour} {label}",
         "a photo of a {colour}-colored {label}",
@@ -109,14 +119,25 @@ class CLIPColours:
         pretrained: str | None = "openai",
         *,
         names: Sequence[str] = tuple(_EXAMPLES),
-        **options: Any,
+        device: str | torch.device = "cpu",
+        dtype: str = "float32",
+        batch_size: int = 64,
+        rows_per_forward: int | None = None,
     ):
         from unirl_env.rewards.open_clip_model import OpenCLIPModel
 
+        if isinstance(names, str) or len(names) < 2:
+            raise ConfigError(f"`names` must be at least two colours, got {names!r}.")
         self.names = tuple(names)
-        self._model = OpenCLIPModel(model, pretrained, asker="CLIPColours", **options)
-        # Rows of a batch see no company, but the last bits may; see `rows_per_forward`.
-        self.pointwise = True
+        self._model = OpenCLIPModel(
+            model,
+            pretrained,
+            asker="CLIPColours",
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
+            rows_per_forward=rows_per_forward,
+        )
         self._words: dict[str, Tensor] = {}
 
     @torch.no_grad()

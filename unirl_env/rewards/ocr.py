@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 import unicodedata
@@ -13,11 +12,10 @@ import torch
 from unirl_env.errors import ConfigError
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.ocr_engines import ENGINES
+from unirl_env.rewards.unjudged import Unjudged
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["OCRScorer", "edit_distance"]
-
-logger = logging.getLogger(__name__)
 
 MATCHES = ("fuzzy", "exact")
 _QUOTED = re.compile(r'"([^"]+)"|\u201c([^\u201d]+)\u201d')
@@ -80,7 +78,7 @@ class OCRScorer:
             raise ConfigError(f"`threads` must be a whole number from 1 on, got {threads!r}.")
         self.match, self.contained, self.key = match, bool(contained), key
         self._read = ENGINES[engine](float(confidence), threads)
-        self._warned: set[str] = set()
+        self._unjudged = Unjudged(self.name)
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
         """Score the picture of every sample against the text that its prompt asks for.
@@ -97,14 +95,7 @@ class OCRScorer:
         """The score, the distance and the number of characters read; NaN where nothing can be said."""
         expected = _plain(self._expected(prompt))
         if not expected:
-            if prompt.id not in self._warned:
-                self._warned.add(prompt.id)
-                logger.warning(
-                    "Reward `ocr` cannot judge the prompt %r: it has neither a text `metadata[%r]` nor one "
-                    "in double quotes.",
-                    prompt.id[:80],
-                    self.key,
-                )
+            self._unjudged(prompt, f"it has neither a text `metadata[{self.key!r}]` nor one in double quotes")
             return math.nan, math.nan, math.nan
         picture = picture.detach().to("cpu", torch.float32)
         if not bool(picture.isfinite().all()):

@@ -15,6 +15,7 @@ from unirl_env.errors import ConfigError, MissingExtra, ScorerError
 __all__ = ["ENGINES", "RapidEngine", "TesseractEngine"]
 
 TESSERACT_SECONDS = 60.0
+MOST_ASPECT, MOST_PIXELS = 4, 2000
 
 
 class RapidEngine:
@@ -48,7 +49,8 @@ class RapidEngine:
 
     def __call__(self, picture: np.ndarray) -> list[str]:
         """The lines of `picture` `[H, W, 3]` uint8, from the top."""
-        found, _ = self._engine(np.ascontiguousarray(picture[..., ::-1]))  # blue first, as OpenCV has it
+        # Blue first, as OpenCV has it.
+        found, _ = self._engine(np.ascontiguousarray(_stout(picture)[..., ::-1]))
         return [line[1] for line in found or ()]
 
 
@@ -101,6 +103,24 @@ class TesseractEngine:
         """The sure words of Tesseract's table, whose last two columns are the confidence and the word."""
         rows = [line.split("\t") for line in table.splitlines()[1:]]
         return [row[11] for row in rows if len(row) >= 12 and float(row[10]) >= 100 * self.confidence]
+
+
+def _stout(picture: np.ndarray) -> np.ndarray:
+    """`picture`, its edges repeated until its longer side is at most `MOST_ASPECT` times the shorter one.
+
+    RapidOCR enlarges the shorter side to hundreds of pixels: one of 1 x 2000 would take all memory there is.
+    """
+    from PIL import Image
+
+    height, width = picture.shape[:2]
+    if max(height, width) <= MOST_ASPECT * min(height, width):
+        return picture
+    if (factor := MOST_PIXELS / max(height, width)) < 1:  # RapidOCR would shrink it to this anyway
+        size = (max(1, round(width * factor)), max(1, round(height * factor)))
+        picture = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX))
+    least = -(-max(picture.shape[:2]) // MOST_ASPECT)
+    gaps = [max(0, least - side) for side in picture.shape[:2]]
+    return np.pad(picture, [(gap // 2, gap - gap // 2) for gap in gaps] + [(0, 0)], mode="edge")
 
 
 ENGINES = {"rapidocr": RapidEngine, "tesseract": TesseractEngine}

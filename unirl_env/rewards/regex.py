@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,11 +10,10 @@ import torch
 
 from unirl_env.errors import ConfigError
 from unirl_env.rewards.answers import answer_text
+from unirl_env.rewards.unjudged import Unjudged
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["RegexScorer"]
-
-logger = logging.getLogger(__name__)
 
 MODES = ("search", "fullmatch")
 EXPECTED = ("match", "no_match")
@@ -69,7 +67,7 @@ class RegexScorer:
             raise ConfigError(f"`timeout` must be a positive number of seconds, got {timeout!r}; try 1.0.")
         self.mode, self.flags, self.expected = mode, flags, expected
         self.timeout, self.key = float(timeout), key
-        self._warned: set[str] = set()
+        self._unjudged = Unjudged(self.name)
         self._compiled: dict[str, Any] = {}
         self._pattern = pattern
         if pattern is not None:
@@ -129,10 +127,7 @@ class RegexScorer:
         return self._compiled[pattern]
 
     def _invalid(self, prompt: Prompt, why: str) -> float:
-        """Say once per prompt and cause that nothing can be said."""
-        if (known := f"{prompt.id}\n{why[:40]}") not in self._warned:
-            self._warned.add(known)
-            logger.warning("Reward `regex` cannot judge the prompt %r: %s.", prompt.id[:80], why)
+        self._unjudged(prompt, why)
         return math.nan
 
 
