@@ -8,6 +8,7 @@ import torch
 from test_shards import batch_of
 
 from unirl_env.agents.reports import rollout_metrics, update_metrics
+from unirl_env.agents.score_metrics import heldout_metrics, is_due, score_metrics
 from unirl_env.agents.update import PhaseUpdate, Update
 from unirl_env.episode import Phase
 from unirl_env.types import Sample, Scores
@@ -79,3 +80,60 @@ def test_texts_that_never_came_to_their_picture_are_counted():
     assert found() is None
     pictures = replace(batch_of(groups=1, size=4), samples=(drawn,) * 4)
     assert "no_picture" not in rollout_metrics(pictures, torch.zeros(4))
+
+
+def test_every_part_has_its_own_statistics_and_what_fails_is_not_what_does_not_apply():
+    nan = math.nan
+    scores = Scores(
+        torch.tensor([1.0, nan, 0.0, 0.5]),
+        {"a": torch.tensor([1.0, nan, 0.0, nan]), "watched/b": torch.tensor([4.0, 2.0, 3.0, 3.0])},
+    )
+    found = score_metrics("heldout", scores)
+    assert found["heldout"] == pytest.approx(0.5) and found["heldout/failed"] == 1
+    assert found["heldout_std"] == pytest.approx(float(torch.tensor([1.0, 0.0, 0.5]).std(unbiased=False)))
+    assert (found["heldout/a"], found["heldout_std/a"]) == (0.5, 0.5)
+    assert (found["heldout_failed/a"], found["heldout_absent/a"]) == (1, 1)
+    assert (found["heldout/watched/b"], found["heldout_failed/watched/b"]) == (3.0, 0)
+    none = score_metrics("reward", Scores.failed(3))
+    assert math.isnan(none["reward"]) and math.isnan(none["reward_std"]) and none["reward/failed"] == 3
+
+
+@pytest.mark.parametrize(
+    ("values", "top", "share"),
+    [
+        ([0.0, 1.0, 1.0, 0.5], 1.0, 0.5),
+        ([0.25, 0.5, 0.75, 1.0], 1.0, 0.25),
+        ([26.3, 26.300002, 20.0, math.nan], 26.300002, 2 / 3),  # neighbours in float32
+        ([-1.0, -1.0, -2.0, -1.00001], -1.0, 0.5),
+        ([math.nan] * 4, math.nan, math.nan),
+    ],
+)
+def test_saturation_is_the_share_of_valid_episodes_with_the_highest_reward(values, top, share):
+    batch = replace(batch_of(groups=2, size=2), scores=Scores(torch.tensor(values)))
+    found = rollout_metrics(batch, torch.ones(4))
+    assert found["saturation"] == pytest.approx(share, nan_ok=True)
+    assert found["reward_max"] == pytest.approx(top, nan_ok=True)
+
+
+def test_variety_is_measured_where_samples_are_kept():
+    pictures = tuple(Sample(image=torch.full((3, 4, 4), level)) for level in (0.0, 1.0, 0.5, 0.5))
+    batch = replace(batch_of(groups=2, size=2), samples=pictures)
+    assert rollout_metrics(batch, torch.zeros(4))["diversity"] == pytest.approx(0.5)
+    assert "diversity" not in rollout_metrics(replace(batch, samples=None), torch.zeros(4))
+
+
+def test_the_held_out_reward_judges_the_very_samples():
+    asked = []
+
+    def scorer(samples, prompts):
+        asked.append((samples, prompts))
+        return Scores(torch.arange(4.0))
+
+    batch = batch_of(groups=2, size=2)
+    assert heldout_metrics(scorer, batch) == {} and not asked
+    kept = replace(batch, samples=(Sample(text="a"),) * 4)
+    found = heldout_metrics(scorer, kept)
+    assert found["heldout"] == 1.5 and found["seconds/heldout"] >= 0
+    assert asked == [(kept.samples, kept.prompts)]
+    assert [i for i in range(1, 13) if is_due(i, 5)] == [1, 6, 11]
+    assert not any(is_due(i, 0) for i in range(1, 5)) and is_due(3, 1)

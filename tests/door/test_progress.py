@@ -69,3 +69,11 @@ def test_sparkline():
     assert sparkline([0.0, 1.0]) == "▁█"
     assert sparkline([1.0, 1.0]) == "▁▁"
     assert sparkline([1.0]) == ""
+
+
+def test_an_alarm_is_a_line_of_its_own_even_in_silence():
+    stream = io.StringIO()
+    console = Console(file=stream, width=60, color_system=None)
+    with RunProgress(console, "run", 10, enabled=False) as progress:
+        progress.warn("gap", "the reward has risen by [2.0]; try `agent.lr=1e-5`.")
+    assert stream.getvalue() == "Alarm (gap): the reward has risen by [2.0]; try `agent.lr=1e-5`.\n"

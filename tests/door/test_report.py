@@ -131,3 +131,11 @@ def test_smoothing_keeps_a_straight_line():
     line = [float(i) for i in range(20)]
     assert smooth(line, 4) == pytest.approx(line)
     assert smooth([1.0, None, 3.0], 1) == [1.0, 2.0, 3.0]
+
+
+def test_what_happened_is_marked_where_it_happened():
+    text = Chart("t", [Series("a", [0, 4], [0.0, 1.0])], marks=[(4, "<alarm>")]).svg()
+    parse(text)
+    x = re.search(r'<line class="mark" x1="([\d.]+)"', text).group(1)
+    assert text.count(f'"{x}"') >= 2 and "&lt;alarm&gt;" in text
+    assert re.search(r'curve main" d="M[^"]+L([\d.]+),', text).group(1) == x
