@@ -6,7 +6,7 @@ import time
 import pytest
 
 from unirl_env.errors import ConfigError, ContractError
-from unirl_env.rewards import build_scorer, for_mode
+from unirl_env.rewards import build_scorer, for_mode, unjudged
 from unirl_env.rewards.regex import RegexScorer
 from unirl_env.types import Prompt, Sample
 
@@ -55,6 +55,15 @@ def test_every_prompt_may_bring_its_own_pattern(caplog):
     assert "'c': `metadata['regex']` is missing" in said[0]
     assert "'d': `metadata['regex']` is no regular expression: missing )" in said[1]
     assert "'e': `metadata['regex']` is no regular expression: it is no text, but list" in said[2]
+
+
+def test_warnings_are_forgotten_when_they_are_many(caplog, monkeypatch):
+    monkeypatch.setattr(unjudged, "REMEMBERED", 2)
+    scorer = RegexScorer()
+    with caplog.at_level(logging.WARNING):
+        for name in "abaacba":
+            scorer([Sample(text="")], [Prompt(name)])
+    assert [record.args[1] for record in caplog.records] == ["a", "b", "c", "a"]
 
 
 def test_another_key_may_hold_the_pattern():

@@ -189,8 +189,6 @@ def checks(
     groups = _shared_out(wish.include, found, colours_of)
     for clause, group in zip(wish.include, groups, strict=True):
         result["object"].append(float(bool(group)))
-        if clause.count > 1:
-            result["count"].append(len(group) / clause.count)
         if clause.colour:
             colours = list(colours_of(group, clause.label)) if group else []
             result["colour"].append(colours.count(clause.colour) / clause.count)
@@ -200,12 +198,36 @@ def checks(
             result["position"].append(sum(holds) / len(holds) if holds else 0.0)
         if clause.place:
             result["position"].append(sum(_place(one, size) == clause.place for one in group) / clause.count)
-    included = {clause.label for clause in wish.include}
-    for clause in wish.exclude:
-        number = len(found.get(clause.label, ()))
-        aspect = "count" if clause.label in included or clause.count > 1 else "object"
-        result[aspect].append(min(1.0, (clause.count - 1) / number) if number else 1.0)
+    result["count"], absent = _numbers(wish, {label: len(objects) for label, objects in found.items()})
+    result["object"] += absent
     return result
+
+
+def _numbers(wish: Wish, found: Mapping[str, int]) -> tuple[list[float], list[float]]:
+    """How right the number of each class is that has one, and whether what must not be there is not.
+
+    A class that is both included and excluded, "exactly three", is one thing to check: a picture without any
+    earns nothing for having fewer than four.
+    """
+    counts, absent = [], []
+    wanted: dict[str, int] = {}
+    for clause in wish.include:
+        wanted[clause.label] = wanted.get(clause.label, 0) + clause.count
+    for label, count in wanted.items():
+        limits = [clause.count for clause in wish.exclude if clause.label == label]
+        if count > 1 or limits:
+            number = found.get(label, 0)
+            counts.append(min([1.0, number / count, *(_under(limit, number) for limit in limits)]))
+    for clause in wish.exclude:
+        if clause.label not in wanted:
+            share = _under(clause.count, found.get(clause.label, 0))
+            (absent if clause.count == 1 else counts).append(share)
+    return counts, absent
+
+
+def _under(limit: int, number: int) -> float:
+    """1 for less objects than the limit, else the share of them that might be there."""
+    return 1.0 if number < limit else (limit - 1) / number
 
 
 def _shared_out(
