@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unirl_env.errors import ConfigError, ContractError
+from unirl_env.errors import ConfigError, ContractError, ScorerError
 from unirl_env.rewards import build_scorer, score_safely
 from unirl_env.rewards.image_quality import JPEGScorer, SaturationScorer, SharpnessScorer
 from unirl_env.types import Prompt, Sample
@@ -98,9 +98,11 @@ def test_blur_makes_less_sharp():
     assert value[0] > value[1] + 0.001
 
 
-def test_a_picture_too_small_for_a_laplacian_is_refused():
-    with pytest.raises(ContractError, match="at least 3 x 3 pixels"):
+def test_a_picture_too_small_for_a_laplacian_fails_alone():
+    with pytest.raises(ScorerError, match="at least 3 x 3 pixels"):
         judge(SharpnessScorer(), torch.rand(3, 2, 9))
+    samples = [Sample(image=torch.rand(3, 2, 9)), Sample(image=noise())]
+    assert score_safely(SharpnessScorer(), samples, [Prompt("p")] * 2).valid.tolist() == [False, True]
 
 
 # Saturation

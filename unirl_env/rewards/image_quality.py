@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from unirl_env.errors import ConfigError, ContractError
+from unirl_env.errors import ConfigError, ScorerError
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.types import Prompt, Sample, Scores
 
@@ -108,7 +108,8 @@ class SharpnessScorer:
         """Score the picture of every sample.
 
         Raises:
-            ContractError: If a sample has no picture `[3, H, W]` of at least 3 x 3 pixels.
+            ContractError: If a sample has no picture `[3, H, W]`.
+            ScorerError: If a picture has less than 3 x 3 pixels.
         """
         variance = _each(samples, self.name, _laplacian_variance)
         value = variance if self.raw else variance / (variance + self.half)
@@ -177,7 +178,7 @@ def _each(samples: Sequence[Sample], name: str, measure: Callable[[Tensor], floa
 
 def _laplacian_variance(picture: Tensor) -> float:
     if min(picture.shape[1:]) < 3:
-        raise ContractError(
+        raise ScorerError(
             f"`Sample.image` must have at least 3 x 3 pixels for the reward `sharpness`, got "
             f"{list(picture.shape)}."
         )
