@@ -224,6 +224,7 @@ def test_a_full_service_and_a_draining_one_are_come_round_by():
         assert_bitwise(remote(samples, prompts), scorer(samples, prompts))
         assert remote.counts["full"] and not remote.counts["failures"]
         full.server.config.app.state.service.drain()
+        remote = RemoteScorer([full.url, other.url], "template", request_size=2, backoff=0.02)
         assert_bitwise(remote(samples, prompts), scorer(samples, prompts))
         assert remote.counts["failures"] >= 1
     finally:
