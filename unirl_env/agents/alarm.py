@@ -32,6 +32,8 @@ NAMES = (
 )
 """The numbers of a row that an alarm looks at."""
 SAME = 1e-6
+DOUBT = 8.0
+"""Standard errors that count like one standard deviation: half of that is no chance."""
 
 Row = Mapping[str, Any]
 
@@ -75,7 +77,7 @@ class HackingAlarm:
 
     - `gap`: since some earlier time, the training reward has risen and the held-out reward of the same
       samples has fallen, each by at least the bound in standard deviations that it had between samples at the
-      start of the run. Observed where a row has both.
+      start of the run (in standard errors, where batches are small). Observed where a row has both.
     - `diversity`: the variety within groups, as a share of what it was at the start, is below the bound. The
       bound is less where episodes earn the highest reward: right answers resemble each other.
     - `saturation`: the share of episodes with the highest reward that the run has seen is above the bound.
@@ -142,9 +144,9 @@ class HackingAlarm:
     def compared(self) -> list[tuple[int, float, float]]:
         """How far the means of both rewards have moved since the first ones: iteration, training, held-out.
 
-        In standard deviations of the start; nothing where there are none.
+        In the units of `gap`; nothing where there are none.
         """
-        units = self._unit("reward_std"), self._unit("heldout_std")
+        units = self._unit("reward"), self._unit("heldout")
         if not self._means or None in units:
             return []
         _, train, heldout = self._means[0]
@@ -158,7 +160,7 @@ class HackingAlarm:
         self._pairs.append(row)
         train = self._mean("gap/train", row["reward"])
         heldout = self._mean("gap/heldout", row["heldout"])
-        units = [self._unit(name) for name in ("reward_std", "heldout_std")]
+        units = [self._unit(name) for name in ("reward", "heldout")]
         if train is None or heldout is None:
             return None
         self._means.append((row["iteration"], train, heldout))
@@ -271,9 +273,19 @@ class HackingAlarm:
         return sum(recent) / len(recent) if len(recent) == self.settings.smooth else None
 
     def _unit(self, name: str) -> float | None:
-        """The standard deviation of the start: that of the first observations that had one."""
-        known = [row[name] for row in self._pairs if row.get(name, 0.0) > 0][: self.settings.smooth]
-        return sum(known) / len(known) if known else None
+        """In what a reward's changes are counted: the standard deviation of the first samples that had one.
+
+        Where few samples make an iteration's mean uncertain, it is `DOUBT` standard errors of the difference
+        of two smoothed means. The error of one mean is estimated from second differences, which a steady
+        rise or fall leaves out: for independent errors, their mean square is six variances.
+        """
+        known = [row[f"{name}_std"] for row in self._pairs if row.get(f"{name}_std", 0.0) > 0]
+        if not known:
+            return None
+        first, means = known[: self.settings.smooth], [row[name] for row in self._pairs]
+        bends = [(a - 2 * b + c) ** 2 / 6 for a, b, c in zip(means, means[1:], means[2:], strict=False)]
+        error = math.sqrt(2 / self.settings.smooth * sum(bends) / len(bends)) if bends else 0.0
+        return max(sum(first) / len(first), DOUBT * error)
 
 
 def _is_number(value: Any) -> bool:
