@@ -28,7 +28,7 @@ __all__ = ["main", "recipes", "settings"]
 
 CONFIGS = Path(__file__).parent / "configs"
 GROUPS = ("model", "reward", "agent", "rollout", "prompts")
-SHARED = (*GROUPS, "knobs")
+SHARED = (*GROUPS, "knobs", "service")
 DEFAULT_RECIPE = "diffusion/tiny_sd3"
 FREE_FORM = "agent.options."
 SPELLINGS = {"rewards": "reward", "rewards.async": "reward.overlap", "reward.async": "reward.overlap"}

@@ -211,7 +211,8 @@ def _explained(error: OmegaConfBaseException, source: str) -> str:
         near = difflib.get_close_matches(key, names, n=1)
         remedy = f"did you mean `{near[0]}`?" if near else f"try one of {names}."
         return f"`{key}` of {source} must be a setting of a service, got an unknown name; {remedy}"
-    return f"`{key}` of {source} must have the right type, got: {_first_line(error)}"
+    what = f"`{key}` of {source}" if key else f"What stands in {source}"
+    return f"{what} must have the right type, got: {_first_line(error)}"
 
 
 def _first_line(error: BaseException) -> str:
