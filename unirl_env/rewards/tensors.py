@@ -148,7 +148,7 @@ def read_png(data: bytes, most_pixels: int) -> Tensor:
 
 
 def _of_levels(levels: Tensor) -> Tensor:
-    return levels.float() / 255.0
+    return levels.float().div_(255.0)
 
 
 def _png(picture: Tensor) -> bytes:

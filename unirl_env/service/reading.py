@@ -119,21 +119,22 @@ async def read_body(request: Request, most: int, seconds: float, hold: Hold) -> 
     said = request.headers.get("content-length", "")
     if said.isascii() and said.isdigit() and (len(said) > 18 or int(said) > most):
         raise _too_large(most)
-    body = bytearray()
+    chunks, size = [], 0
     try:
         async with asyncio.timeout(seconds):
             async for chunk in request.stream():
-                if len(body) + len(chunk) > most:
+                size += len(chunk)
+                if size > most:
                     raise _too_large(most)
-                hold.resize(len(body) + len(chunk))
-                body += chunk
+                hold.resize(size)
+                chunks.append(chunk)  # joined once: megabytes that grow are copied over and over
     except TimeoutError:
         raise Refused(
             408, "too_slow", f"A request must arrive within {seconds:g} seconds; try fewer samples at once."
         ) from None
     except ClientDisconnect:
         raise Refused(400, "malformed", "A request must be sent whole; the connection ended.") from None
-    return bytes(body)
+    return b"".join(chunks)
 
 
 def read_request(body: bytes, kind: str, limits: Limits) -> Read:
@@ -148,8 +149,9 @@ def read_request(body: bytes, kind: str, limits: Limits) -> Read:
             raise WireError(f"`id` must have at most {LONGEST_ID} characters, got {len(request.id)}.")
     except WireError as error:
         raise Refused(400, "malformed", str(error)) from error
-    digest = hashlib.sha256(kind.encode() + b"\0" + body).digest()
-    return Read(request, digest, _size(request))
+    digest = hashlib.sha256(kind.encode() + b"\0")
+    digest.update(body)
+    return Read(request, digest.digest(), _size(request))
 
 
 def _size(request: ScoreRequest) -> int:
