@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,9 +12,9 @@ from unirl_env.errors import ConfigError
 from unirl_env.rewards.scoring import checked_scorer, is_pointwise, score_safely
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
-__all__ = ["OverPictures"]
+__all__ = ["OverPictures", "over_several"]
 
-AGGREGATES = ("mean", "max", "min")
+AGGREGATES = {"mean": Tensor.mean, "max": Tensor.amax, "min": Tensor.amin}
 
 
 class OverPictures:
@@ -47,25 +47,47 @@ class OverPictures:
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
         """Score every picture of every sample."""
         single = [_one_by_one(sample) for sample in samples]
-        counts = [len(several) for several in single]
-        scores = score_safely(
-            self.scorer,
-            [sample for several in single for sample in several],
-            [prompt for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)],
-        )
-        values = scores.value.split(counts)
-        mean, best, worst = (
-            torch.stack([reduce(own) for own in values]) for reduce in (Tensor.mean, Tensor.amax, Tensor.amin)
-        )
-        parts = {
-            f"scorer/{name}": torch.stack([own.nanmean() for own in part.split(counts)])
-            for name, part in scores.parts.items()
-        }
-        return Scores(
-            value={"mean": mean, "max": best, "min": worst}[self.aggregate],
-            parts={"scorer": mean, "best": best, "worst": worst, **parts},
-            valid=torch.stack([own.all() for own in scores.valid.split(counts)]),
-        )
+        return over_several(self.scorer, single, prompts, AGGREGATES[self.aggregate])
+
+
+def over_several(
+    scorer: Scorer,
+    several: Sequence[Sequence[Sample]],
+    prompts: Sequence[Prompt],
+    aggregate: Callable[[Tensor], Tensor],
+) -> Scores:
+    """One score for several samples of one prompt, all judged in one call.
+
+    Args:
+        scorer: The reward of one of them.
+        several: B lists, none of them empty.
+        prompts: The prompt of each list.
+        aggregate: The values `[n]` of a list to one number, NaN where one of them is.
+
+    Returns:
+        B scores with the parts `scorer` (the mean), `best`, `worst`, and `scorer/...`, the means of the
+        scorer's own parts; invalid where one of a list is.
+    """
+    counts = [len(own) for own in several]
+    scores = score_safely(
+        scorer,
+        [sample for own in several for sample in own],
+        [prompt for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)],
+    )
+    values = scores.value.split(counts)
+    value, mean, best, worst = (
+        torch.stack([reduce(own) for own in values])
+        for reduce in (aggregate, Tensor.mean, Tensor.amax, Tensor.amin)
+    )
+    parts = {
+        f"scorer/{name}": torch.stack([own.nanmean() for own in part.split(counts)])
+        for name, part in scores.parts.items()
+    }
+    return Scores(
+        value=value,
+        parts={"scorer": mean, "best": best, "worst": worst, **parts},
+        valid=torch.stack([own.all() for own in scores.valid.split(counts)]),
+    )
 
 
 def _one_by_one(sample: Sample) -> list[Sample]:
