@@ -144,11 +144,11 @@ def test_the_reply_itself_may_be_the_list():
         ({"fields": []}, "`fields` must be a list or a mapping"),
         ({"fields": None}, "`fields` must be a list or a mapping"),
         ({"fields": "text"}, "`fields` must be a list or a mapping"),
-        ({"batch_size": 0}, "`batch_size` must be at least 1"),
+        ({"batch_size": 0}, "`batch_size` must be a whole number of at least 1"),
         ({"constants": {"samples": 1}}, "`constants` must be names other than"),
         ({"parts": {"a": 3}}, "`value` must be a path"),
         ({"headers_env": {"X-Key": "UNIRL_NO_SUCH_VARIABLE"}}, "must hold the value of the header X-Key"),
-        ({"url": "host/path"}, "`url` must be http://host:port/path"),
+        ({"url": "host/path"}, "`url` must be like http://host:port/path"),
     ],
 )
 def test_settings_that_cannot_be_used_are_refused(options, words):

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import pickle
 import re
 
 import pytest
@@ -226,10 +228,13 @@ def test_words_of_a_configuration_make_one(tmp_path):
         ({"rubric": "{answer}", "looks_at": "image"}, "nowhere, since no text is looked at"),
         ({"rubric": "{answer} {promt}"}, "got 'promt'; try prompt"),
         ({"rubric": "nowhere.txt"}, "`rubric` must be a file that can be read"),
-        ({"max_concurrency": 0}, "`max_concurrency` must be at least 1, got 0"),
-        ({"attempts": 0}, "`attempts` must be at least 1"),
+        ({"max_concurrency": 0}, "`max_concurrency` must be a whole number of at least 1, got 0"),
+        ({"attempts": 0}, "`attempts` must be a whole number of at least 1"),
         ({"requests_per_minute": 0}, "`requests_per_minute` must be positive"),
         ({"timeout": 0}, "`timeout` must be positive seconds"),
+        ({"timeout": "long"}, "`timeout` must be positive seconds, got 'long'"),
+        ({"attempts": 1.5}, "`attempts` must be a whole number"),
+        ({"temperature": -1}, "`temperature` must be at least 0"),
         ({"structured": "xml"}, "`structured` must be one of"),
         ({"extra": {"messages": []}}, "`extra` must be members of a request other than"),
         ({"price": {"input": 1}}, "`price` must be"),
@@ -244,5 +249,31 @@ def test_settings_that_cannot_be_used_are_refused(options, words):
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://a.b", "http://me:word@a.b/v1", None, "http://", 3])
 def test_addresses_that_cannot_be_used_are_refused(url):
-    with pytest.raises(ConfigError, match="`url` must be"):
+    with pytest.raises(ConfigError, match="`url` must ") as refused:
         JudgeScorer(url, "m", rubric=RUBRIC)
+    assert "word@" not in str(refused.value)
+
+
+def test_it_travels_to_another_process_by_its_settings(monkeypatch, tmp_path):
+    monkeypatch.setenv("TEST_JUDGE_TOKEN", "sk-secret")
+    with ChatStandIn() as server:
+        scorer = judge(server, token_env="TEST_JUDGE_TOKEN", cache=tmp_path / "c", scale=(0, 7))
+        scorer(SAMPLES[:1], PROMPTS[:1])
+        sent = pickle.dumps(scorer)
+        assert b"sk-secret" not in sent
+        again = pickle.loads(sent)
+        assert again(SAMPLES[:2], PROMPTS[:2]).value.tolist() == [1, 1] and len(server.seen) == 2
+        child = os.fork()
+        if child == 0:
+            ok = scorer(SAMPLES[2:4], PROMPTS[2:4]).valid.all()
+            os._exit(0 if ok else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert scorer(SAMPLES[:5], PROMPTS[:5]).valid.all() and len(server.seen) == 5
+
+
+def test_a_token_on_an_open_network_is_warned_of(monkeypatch, caplog):
+    monkeypatch.setenv("TEST_JUDGE_TOKEN", "sk-secret")
+    for url in ("http://127.0.0.1:9", "https://judge.invalid", "http://judge.invalid/v1?key=sk-secret"):
+        JudgeScorer(url, "m", rubric=RUBRIC, token_env="TEST_JUDGE_TOKEN")
+    assert len(caplog.records) == 1 and "without encryption" in caplog.text
+    assert "TEST_JUDGE_TOKEN" in caplog.text and "sk-secret" not in caplog.text

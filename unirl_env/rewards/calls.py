@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from unirl_env.errors import ConfigError, MissingExtra, UnirlError, WireError
+from unirl_env.rewards.addresses import is_this_machine, warn_of_plain_http
+from unirl_env.rewards.checks import require, require_address, require_number
 from unirl_env.rewards.rate_limit import RateLimit
 from unirl_env.rewards.refusals import PASSING, THIS_REQUEST, retry_after, words_of
 from unirl_env.rewards.secrets import secret
 from unirl_env.rewards.turns import CallFailed, Turn
 
-__all__ = ["Calls", "require"]
+__all__ = ["Calls"]
 
 Item, Result, Read = TypeVar("Item"), TypeVar("Result"), TypeVar("Read")
 
@@ -77,11 +79,11 @@ class Calls:
         proxy: str | None = None,
         pause: Callable[[float], None] | None = None,
     ):
-        require("url", url, _is_address(url), "http://host:port/path without a user or a password in it")
-        require("timeout", timeout, timeout > 0, "positive seconds")
-        require("batch_timeout", batch_timeout, batch_timeout > 0, "positive seconds")
-        require("attempts", attempts, attempts >= 1, "at least 1")
-        require("max_concurrency", max_concurrency, max_concurrency >= 1, "at least 1")
+        require_address(url)
+        require_number("timeout", timeout, 0, unit="seconds")
+        require_number("batch_timeout", batch_timeout, 0, unit="seconds")
+        require_number("attempts", attempts, 1, whole=True)
+        require_number("max_concurrency", max_concurrency, 1, whole=True)
         try:
             import httpx
             import tenacity  # noqa: F401
@@ -94,18 +96,14 @@ class Calls:
         self._hidden = [*values, *(value.removeprefix("Bearer ") for value in values)]
         self._random = random.Random()  # of its own: pauses change no stream that anything is drawn from
         self._accepted = False
+        self._headers, self._proxy = {**(headers or {}), "Content-Type": "application/json"}, proxy or None
+        self._process, self._client = 0, None
         try:
             httpx.URL(url)
-            self._client = httpx.Client(
-                headers={**(headers or {}), "Content-Type": "application/json"},
-                limits=httpx.Limits(max_connections=max_concurrency),
-                proxy=proxy or None,
-                trust_env=False,
-            )
+            self._connections()
         except (httpx.InvalidURL, ValueError) as error:
-            raise ConfigError(
-                f"`url` and the proxy must be addresses, got {self._open(str(error))}."
-            ) from None
+            said = self._open(str(error))  # and no cause, which would show a header
+            raise ConfigError(f"`url` and the proxy must be addresses, got {said}.") from None
 
     @classmethod
     def authorised(
@@ -140,7 +138,15 @@ class Calls:
                     "nothing; try to set it where the run starts, or leave the option out."
                 )
             headers[name] = f"Bearer {value}" if name == "Authorization" and token_env else value
-        return cls(url, headers=headers, proxy=secret(proxy_env), **settings)
+        made = cls(url, headers=headers, proxy=secret(proxy_env), **settings)
+        if headers and url.startswith("http:") and not is_this_machine(url):
+            warn_of_plain_http(made.place, ", ".join(wanted.values()))
+        return made
+
+    @property
+    def place(self) -> str:
+        """The address for messages: what follows a question mark may be a secret."""
+        return self.url.partition("?")[0]
 
     def together(
         self, work: Callable[[Item, Turn], Result], items: Sequence[Item]
@@ -175,7 +181,7 @@ class Calls:
         if not self._accepted:
             for result in results:
                 if isinstance(result, CallFailed) and result.settings:
-                    raise ConfigError(f"{self.url} must accept what is asked of it, got {result}.")
+                    raise ConfigError(f"{self.place} must accept what is asked of it, got {result}.")
         return results
 
     def post(self, body: Mapping[str, Any], turn: Turn, read: Callable[[Any], Read], tokens: int = 0) -> Read:
@@ -211,7 +217,9 @@ class Calls:
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
+        if self._client is not None and self._process == os.getpid():
+            self._client.close()
+        self._client = None
 
     def _attempt(self, content: bytes, turn: Turn, tokens: int) -> Any:
         wait = self.limit.reserve(tokens, most=turn.left())
@@ -233,9 +241,23 @@ class Calls:
         if status in THIS_REQUEST:
             raise CallFailed(f"status {status}", words, settings=True)
         raise ConfigError(
-            f"{self.url} must accept our requests, got status {status}: {words}; try another address, model "
-            "or token."
+            f"{self.place} must accept our requests, got status {status}: {words}; try another address, "
+            "model or token."
         )
+
+    def _connections(self) -> Any:
+        """Those of this process: a fork must not share the sockets of its parent."""
+        import httpx
+
+        if self._client is None or self._process != os.getpid():
+            self._client = httpx.Client(
+                headers=self._headers,
+                limits=httpx.Limits(max_connections=self.max_concurrency),
+                proxy=self._proxy,
+                trust_env=False,
+            )
+            self._process = os.getpid()
+        return self._client
 
     def _exchange(self, content: bytes, seconds: float) -> tuple[int, Mapping[str, str], bytes]:
         import httpx
@@ -244,7 +266,7 @@ class Calls:
         limits = httpx.Timeout(seconds, connect=min(CONNECT_SECONDS, seconds))
         data = bytearray()
         try:
-            with self._client.stream("POST", self.url, content=content, timeout=limits) as response:
+            with self._connections().stream("POST", self.url, content=content, timeout=limits) as response:
                 for chunk in response.iter_bytes():
                     data += chunk
                     # A server that sends a byte now and then never meets the client's own time-out.
@@ -268,21 +290,3 @@ class Calls:
         for value in self._hidden:
             text = text.replace(value, "***")
         return text
-
-
-def require(name: str, value: Any, fits: bool, wanted: str) -> None:
-    """Refuse a setting that does not fit.
-
-    Raises:
-        ConfigError: Naming it, and what is wanted.
-    """
-    if not fits:
-        raise ConfigError(f"`{name}` must be {wanted}, got {value!r}.")
-
-
-def _is_address(url: Any) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None
-    except (ValueError, TypeError, AttributeError):
-        return False

@@ -11,7 +11,8 @@ import torch
 
 from unirl_env.errors import ConfigError, ContractError, WireError
 from unirl_env.rewards.answers import answer_text
-from unirl_env.rewards.calls import Calls, require
+from unirl_env.rewards.calls import Calls
+from unirl_env.rewards.checks import require, require_number
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.picture_uri import png_uri
 from unirl_env.rewards.rate_limit import RateLimit
@@ -97,8 +98,10 @@ class HTTPScorer:
         batch_timeout: float = 900.0,
         attempts: int = 5,
     ):
+        self._options = {name: value for name, value in locals().items() if name != "self"}
         require("body", body, body in BODIES, f"one of {list(BODIES)}")
-        require("batch_size", batch_size, batch_size is None or batch_size >= 1, "at least 1")
+        if batch_size is not None:
+            require_number("batch_size", batch_size, 1, whole=True)
         self.body, self.batch_size = body, 1 if body == "each" else batch_size
         self.pointwise = pointwise or body == "each"
         self._fields = _checked_fields(fields)
@@ -134,6 +137,13 @@ class HTTPScorer:
             for name in self._paths
         }
         return Scores(columns.pop(""), columns)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self._options
+
+    def __setstate__(self, options: dict[str, Any]) -> None:
+        """Begin anew in another process: with its own connections, limits and count of costs."""
+        self.__init__(**options)
 
     def close(self) -> None:
         """Close connections."""

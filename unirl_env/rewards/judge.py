@@ -13,7 +13,8 @@ import torch
 from unirl_env.errors import WireError
 from unirl_env.rewards.answer_cache import AnswerCache, answer_key
 from unirl_env.rewards.answers import answer_text, final_part
-from unirl_env.rewards.calls import Calls, require
+from unirl_env.rewards.calls import Calls
+from unirl_env.rewards.checks import require, require_number
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.picture_uri import levels_digest, png_uri
 from unirl_env.rewards.rate_limit import RateLimit
@@ -133,12 +134,13 @@ class JudgeScorer:
         price: Mapping[str, float] | None = None,
         budget: float | None = None,
     ):
+        self._options = {name: value for name, value in locals().items() if name != "self"}
         require("looks_at", looks_at, looks_at in LOOKS, f"one of {list(LOOKS)}")
         require("model", model, isinstance(model, str) and bool(model), "the name of a model")
         require("structured", structured, structured in STRUCTURES, f"one of {list(STRUCTURES)}")
-        require("repeats", repeats, repeats >= 0, "at least 0")
-        require("max_tokens", max_tokens, max_tokens >= 1, "at least 1")
-        require("temperature", temperature, temperature >= 0, "at least 0")
+        require_number("repeats", repeats, 0, whole=True)
+        require_number("max_tokens", max_tokens, 1, whole=True)
+        require_number("temperature", temperature, 0)
         fits = extra is None or (isinstance(extra, Mapping) and not {"model", "messages"} & set(extra))
         require("extra", extra, fits, "members of a request other than `model` and `messages`")
         self.looks_at, self.thoughts, self.repeats = looks_at, thoughts, repeats
@@ -182,6 +184,13 @@ class JudgeScorer:
         rows = [CallFailed("no finite picture") if one is None else answers[one.key] for one in asked]
         complain(self.name, [row for row in rows if isinstance(row, CallFailed)], len(rows))
         return self._scores(rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self._options
+
+    def __setstate__(self, options: dict[str, Any]) -> None:
+        """Begin anew in another process: with its own connections, limits and count of costs."""
+        self.__init__(**options)
 
     def close(self) -> None:
         """Close connections and the cache."""

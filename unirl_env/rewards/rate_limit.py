@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from unirl_env.errors import ConfigError
+from unirl_env.rewards.checks import require_number
 
 __all__ = ["RateLimit"]
 
@@ -41,8 +41,8 @@ class RateLimit:
             ("requests_per_minute", requests_per_minute),
             ("tokens_per_minute", tokens_per_minute),
         ):
-            if number is not None and not number > 0:
-                raise ConfigError(f"`{name}` must be positive, got {number!r}; try null for no limit.")
+            if number is not None:
+                require_number(name, number, 0, unit="or null for no limit")
         self._clock, self._lock = clock, threading.Lock()
         self._per_request = MINUTE / requests_per_minute if requests_per_minute else 0.0
         self._per_token = MINUTE / tokens_per_minute if tokens_per_minute else 0.0

@@ -1,0 +1,52 @@
+"""Refusing settings by their names."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+from urllib.parse import urlsplit
+
+from unirl_env.errors import ConfigError
+
+__all__ = ["require", "require_address", "require_number"]
+
+
+def require(name: str, value: Any, fits: bool, wanted: str) -> None:
+    """Refuse a setting that does not fit.
+
+    Raises:
+        ConfigError: Naming it, and what is wanted.
+    """
+    if not fits:
+        raise ConfigError(f"`{name}` must be {wanted}, got {value!r}.")
+
+
+def require_number(name: str, value: Any, least: float, *, whole: bool = False, unit: str = "") -> None:
+    """Refuse what is no finite number of at least `least`, or, if that is 0 and there is a unit, above it.
+
+    Raises:
+        ConfigError: Naming it.
+    """
+    kind = int if whole else int | float
+    number = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    above = bool(unit) and least == 0
+    fits = number and (value > least if above else value >= least)
+    wanted = f"positive {unit}" if above else f"{'a whole number of ' if whole else ''}at least {least:g}"
+    require(name, value, fits, wanted)
+
+
+def require_address(url: Any) -> None:
+    """Refuse what is no address of a server. One with a password is not shown.
+
+    Raises:
+        ConfigError: Naming it.
+    """
+    try:
+        parts = urlsplit(url)
+        sound = isinstance(url, str) and parts.scheme in ("http", "https") and bool(parts.hostname)
+        sound, secret = sound and parts.port != 0, "@" in parts.netloc
+    except (ValueError, TypeError, AttributeError):
+        sound, secret = False, False
+    if secret:
+        raise ConfigError("`url` must hold no user and no password; try `token_env` or `headers_env`.")
+    require("url", url, sound, "like http://host:port/path")
