@@ -47,21 +47,22 @@ BATCH = 32
 SPAWN = multiprocessing.get_context("spawn")
 
 
-def bare(count: int, distinct: int, size: int, threads: int, model: str) -> tuple[float, list[float]]:
-    """Seconds for `count` pictures without a service, and the scores of the `distinct` ones among them."""
+def bare(count: int, distinct: int, size: int, threads: int, model: str) -> tuple[float, float, list[float]]:
+    """`count` pictures without a service: seconds, seconds of the processor, and scores of the `distinct`."""
     torch.set_num_threads(threads)
     samples = [Sample(image=picture) for picture in pictures(distinct, size)]
     prompts = [Prompt("a picture")] * BATCH
     scorer = ImageTower(model, batch_size=BATCH, rows_per_forward=BATCH)
     scorer(samples[:BATCH], prompts)
     scores: list[float] = []
-    begin = time.perf_counter()
+    begin, cpu = time.perf_counter(), time.process_time()
     for start in range(0, count, BATCH):
         chosen = [samples[i % distinct] for i in range(start, min(start + BATCH, count))]
         scores += scorer(chosen, prompts[: len(chosen)]).value.tolist()
-    seconds = time.perf_counter() - begin
-    scores += scorer(samples, [Prompt("a picture")] * distinct).value.tolist() if count < distinct else []
-    return seconds, scores[-distinct:] if count < distinct else scores[:distinct]
+    seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
+    if count < distinct:
+        scores = scorer(samples, [Prompt("a picture")] * distinct).value.tolist()
+    return seconds, cpu, scores[:distinct]
 
 
 @contextmanager
@@ -151,10 +152,16 @@ def loaded(url: str, process: psutil.Process, expected: list[float], **options) 
         "unequal_scores": tally["unequal"],
         "met_earlier_attempts": metrics["repeats_total"],
         "pictures_per_call": metrics["batch_samples_sum"] / max(metrics["batch_samples_count"], 1),
-        "service_cores": cpu / tally["seconds"],
-        "client_cores": tally["cpu"] / tally["seconds"],
+        "service": share(cpu, tally),
+        "all_clients": share(tally["cpu"], tally),
         "memory_megabytes": memory_report(memory),
     }
+
+
+def share(cpu: float, tally: dict) -> dict[str, float]:
+    """What a process took of the processor, in cores and per picture."""
+    each = cpu / max(tally["pictures"], 1) * 1000
+    return {"cores": cpu / tally["seconds"], "cpu_milliseconds_per_picture": each}
 
 
 def metrics_of(url: str) -> dict[str, float]:
@@ -182,11 +189,11 @@ def against_bare(args: argparse.Namespace, threads: int, group: int, count: int)
     """The service on the scorer, between two halves of the bare scorer."""
     distinct = min(args.distinct, count)
 
-    def half() -> tuple[float, list[float]]:
+    def half() -> tuple[float, float, list[float]]:
         with SPAWN.Pool(1) as pool:
             return pool.apply(bare, (count // 2, distinct, args.size, threads, args.model))
 
-    first, expected = half()
+    first, first_cpu, expected = half()
     reward = {
         "name": "image_tower:ImageTower",
         "model": args.model,
@@ -195,7 +202,7 @@ def against_bare(args: argparse.Namespace, threads: int, group: int, count: int)
     options = {"group": group, "size": args.size, "count": args.clients, "most": count}
     with service(reward, threads) as (url, process):
         found = loaded(url, process, expected, seconds=args.seconds, **options)
-    second, again = half()
+    second, second_cpu, again = half()
     if expected != again:
         raise RuntimeError("The bare scorer must give the same scores twice.")
     rate = 2 * (count // 2) / (first + second)
@@ -205,6 +212,7 @@ def against_bare(args: argparse.Namespace, threads: int, group: int, count: int)
         "bare": {
             "pictures_per_second": rate,
             "halves": [count // 2 / first, count // 2 / second],
+            "cpu_milliseconds_per_picture": (first_cpu + second_cpu) / (2 * (count // 2)) * 1000,
             "batch": BATCH,
         },
         "service": found,
