@@ -23,6 +23,10 @@ LARGEST = 128
 """Of a larger picture, every k-th row and column are looked at before it is scaled down."""
 FRAMES = 4
 """Frames of a video that are compared."""
+MOST = 64
+"""Of a larger group, the first ones are compared, except of texts."""
+AT_ONCE = 1 << 22
+"""Numbers that are compared at once."""
 WORD = 1 << 31
 """Above every token: a pair of tokens is written as one number."""
 
@@ -68,9 +72,7 @@ def diversity(samples: Sequence[Sample], group: Tensor) -> dict[str, float]:
 
 def far_apart(rows: Tensor) -> float:
     """Mean over pairs of the root of the mean squared difference of two rows of `[n, d]`, n at least 2."""
-    # Differences, and not products as in fast distances: of two rows that are the same, exactly 0.
-    total = sum(float((rows - row).square().mean(1).sqrt().sum()) for row in rows)
-    return total / (len(rows) * (len(rows) - 1))
+    return _mean_of_pairs(_distances(rows)) / rows.shape[1] ** 0.5
 
 
 def text_diversity(texts: Sequence[Sequence[int]]) -> float:
@@ -108,14 +110,14 @@ def _mean(groups: Sequence[Sequence[Sample]], measure: Measure) -> float | None:
 
 
 def _pictures(samples: Sequence[Sample]) -> float:
-    images = [sample.image for sample in samples]
+    images = [sample.image for sample in samples[:MOST]]
     if len({image.shape for image in images}) == 1:
         return far_apart(_small(torch.stack([_thinned(image) for image in images])).flatten(1))
-    return far_apart(torch.stack([_small(_thinned(image)[None]).flatten() for image in images]))
+    return far_apart(torch.cat([_small(_thinned(image)[None]).flatten(1) for image in images]))
 
 
 def _videos(samples: Sequence[Sample]) -> float:
-    frames = [_small(_thinned(_some_frames(sample.video))) for sample in samples]
+    frames = [_small(_thinned(_some_frames(sample.video))) for sample in samples[:MOST]]
     return far_apart(torch.stack([frame.flatten() for frame in frames]))
 
 
@@ -126,11 +128,20 @@ def _texts(samples: Sequence[Sample]) -> float:
 
 
 def _latents(samples: Sequence[Sample]) -> float:
-    rows = torch.stack([sample.latent.float().flatten() for sample in samples])
+    rows = torch.stack([sample.latent.float().flatten() for sample in samples[:MOST]])
     size = rows.norm(dim=1)
-    apart = torch.stack([(rows - row).norm(dim=1) for row in rows])
-    share = apart / (size[:, None] + size[None]).clamp(min=torch.finfo(torch.float32).tiny)
-    return float(share.sum()) / (len(rows) * (len(rows) - 1))
+    sums = (size[:, None] + size[None]).clamp(min=torch.finfo(torch.float32).tiny)
+    return _mean_of_pairs(_distances(rows) / sums)
+
+
+def _distances(rows: Tensor) -> Tensor:
+    # Differences, and not products as in fast distances: of two rows that are the same, exactly 0.
+    chunk = max(1, AT_ONCE // rows.numel())
+    return torch.cat([(part[:, None] - rows[None]).norm(dim=2) for part in rows.split(chunk)])
+
+
+def _mean_of_pairs(table: Tensor) -> float:
+    return float(table.sum()) / (len(table) * (len(table) - 1))
 
 
 def _thinned(pixels: Tensor) -> Tensor:
