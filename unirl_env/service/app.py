@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Security
@@ -58,19 +57,12 @@ def create_app(
     service = RewardService(settings, build_scorers(settings.rewards) if scorers is None else scorers)
     pool = ThreadPoolExecutor(settings.decoders, "decoding")
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        service.close()
-        pool.shutdown(wait=False, cancel_futures=True)
-
     app = FastAPI(
         title="Reward service",
         version=__version__,
         docs_url=None,  # their pages load scripts from other hosts
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=lifespan,
     )
     app.state.service = service
     reply_in_one_form(app)
@@ -81,6 +73,9 @@ def create_app(
 
     async def caller(_: Any = BEARER) -> None:
         """Only described here; `/score` checks it where it counts what it answers."""
+
+    # Without a token the description must not ask for one either.
+    told, counted = ([Depends(known_caller)], [Depends(caller)]) if token is not None else ([], [])
 
     @app.get("/health", response_model=HealthReply, responses=errors(405) | {503: {"model": HealthReply}})
     async def health() -> Reply:
@@ -93,7 +88,7 @@ def create_app(
         "/rewards",
         response_model=RewardsReply,
         responses=errors(401, 405),
-        dependencies=[Depends(known_caller)],
+        dependencies=told,
     )
     async def rewards() -> Reply:
         """What can be asked for."""
@@ -103,7 +98,7 @@ def create_app(
         "/metrics",
         response_class=Response,
         responses=errors(401, 405) | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
-        dependencies=[Depends(known_caller)],
+        dependencies=told,
     )
     async def metrics() -> Response:
         """Counters for Prometheus."""
@@ -114,7 +109,7 @@ def create_app(
         response_model=ScoreReply,
         responses=errors(400, 401, 404, 405, 408, 409, 413, 415, 422, 429, 503),
         openapi_extra=SCORE_BODY,
-        dependencies=[Depends(caller)],
+        dependencies=counted,
     )
     async def score(request: Request) -> Reply:
         """Judge samples."""

@@ -46,7 +46,7 @@ class Server(uvicorn.Server):
             )
         )
         self.forced = False
-        self._service = app.state.service
+        self.service = app.state.service
         self._drain_seconds = drain_seconds
         self._announce, self._ready = announce, ready
         self._end: float | None = None
@@ -60,9 +60,9 @@ class Server(uvicorn.Server):
         """Take a signal as a wish to end; it is not raised again, so that the exit code is 0."""
         if self._end is None:
             self._end = time.monotonic() + self._drain_seconds
-            self._service.drain()
+            self.service.drain()
             self._announce(
-                f"Finishing {self._service.in_flight} requests within {self._drain_seconds:g} seconds. Once "
+                f"Finishing {self.service.in_flight} requests within {self._drain_seconds:g} seconds. Once "
                 "more quits at once."
             )
         else:
@@ -72,10 +72,10 @@ class Server(uvicorn.Server):
         """Several times a second: whether it is time to end."""
         if self._end is not None and not self.should_exit:
             late = time.monotonic() >= self._end
-            if late and self._service.in_flight:
-                self._announce(f"{self._service.in_flight} requests are not finished; they are told so.")
-                self._service.abandon()
-            self.should_exit = late or not self._service.in_flight
+            if late and self.service.in_flight:
+                self._announce(f"{self.service.in_flight} requests are not finished; they are told so.")
+                self.service.abandon()
+            self.should_exit = late or not self.service.in_flight
         return await super().on_tick(counter)
 
 
@@ -106,5 +106,8 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
 def serve(server: Server, opened: socket.socket) -> int:
     """Serve until a signal; the exit code."""
-    server.run(sockets=[opened])
+    try:
+        server.run(sockets=[opened])
+    finally:
+        server.service.close()
     return STOPPED_AT_ONCE if server.forced else 0
