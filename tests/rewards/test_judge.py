@@ -5,12 +5,13 @@ import math
 import os
 import pickle
 import re
+import sys
 
 import pytest
 import torch
 from chat_stand_in import ChatStandIn, chat, verdict
 
-from unirl_env.errors import ConfigError, ContractError
+from unirl_env.errors import ConfigError, ContractError, MissingExtra
 from unirl_env.rewards.judge import JudgeScorer
 from unirl_env.rewards.spec import build_scorer, for_mode, needs_of
 from unirl_env.types import Prompt, Sample
@@ -277,3 +278,10 @@ def test_a_token_on_an_open_network_is_warned_of(monkeypatch, caplog):
         JudgeScorer(url, "m", rubric=RUBRIC, token_env="TEST_JUDGE_TOKEN")
     assert len(caplog.records) == 1 and "without encryption" in caplog.text
     assert "TEST_JUDGE_TOKEN" in caplog.text and "sk-secret" not in caplog.text
+
+
+@pytest.mark.parametrize("package", ["httpx", "tenacity"])
+def test_a_missing_library_names_the_extra(monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtra, match=rf"{package}.*unirl-env\[remote\]"):
+        JudgeScorer("http://127.0.0.1:9", "m", rubric=RUBRIC)
