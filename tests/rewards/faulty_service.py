@@ -149,7 +149,7 @@ class Handler(BaseHTTPRequestHandler):
         elif fault == "no json":
             self.send(200, b'{"id": "')
         elif fault == "slow":
-            time.sleep(1.0)
+            time.sleep(1.6)
             self.send(200, self.server.answer(asked))
         else:
             self.break_off(asked, fault)

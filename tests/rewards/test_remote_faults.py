@@ -62,7 +62,7 @@ def test_who_is_too_slow_is_left_for_another_replica(fault):
         scorer = made(slow, quick, timeout=0.25, request_size=1, concurrency=4)
         began = time.monotonic()
         assert_right(scorer(*texts(6)))
-        assert time.monotonic() - began < 1.2
+        assert time.monotonic() - began < 1.5
         assert scorer.counts["failures"] == 3 and slow.asked and quick.asked
 
 
@@ -121,7 +121,7 @@ def test_a_refusal_does_not_wait_for_the_requests_under_way():
         began = time.monotonic()
         with pytest.raises(ConfigError, match="got 404"):
             scorer(*texts(4))
-        assert time.monotonic() - began < 0.8
+        assert time.monotonic() - began < 1.3
 
 
 def test_requests_that_are_too_large_are_sent_in_halves(caplog):
