@@ -36,7 +36,10 @@ SPELLINGS = {"rewards": "reward", "rewards.async": "reward.overlap", "reward.asy
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the door; the exit code is 0, 2 for a mistake that is explained, 130 after Ctrl-C."""
+    """Run the door.
+
+    The exit code is 0, 2 for a mistake that is explained, 3 where an alarm ended the run, 130 after Ctrl-C.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments = _parser().parse_args(argv)
 
