@@ -36,13 +36,13 @@ def streamed(app, chunks, headers=JSON):
 def test_a_body_is_counted_while_it_streams_in():
     app, _ = made(**SMALL)
     reply, seen = streamed(app, (b"x" * 1000 for _ in range(1_000_000)))
-    assert error(reply)[:2] == (413, "too_large") and "at most 10000 bytes" in error(reply)[2]
+    assert error(reply)[:2] == (413, "too_large") and "at most 4000 bytes" in error(reply)[2]
     assert len(seen) < 20 and app.state.service.room.taken == 0
 
 
 def test_a_content_length_is_believed_only_where_it_is_too_large():
     app, _ = made(**SMALL)
-    for said in ("10001", "9" * 5000):
+    for said in ("4001", "9" * 5000):
         reply, seen = streamed(app, [b"x"] * 3, JSON | {"Content-Length": said})
         assert error(reply)[:2] == (413, "too_large") and seen == []
     reply, _ = streamed(app, [b"x" * 9000] * 3, JSON | {"Content-Length": "5"})

@@ -13,7 +13,7 @@ from fastapi import Depends, FastAPI, Request, Security
 from fastapi.security import HTTPBearer
 from starlette.responses import Response
 
-from unirl_env.rewards.wire import PROTOCOL, scores_as_json
+from unirl_env.rewards.wire import PROTOCOL, TENSORS, scores_as_json
 from unirl_env.service.batching import Abandoned, Outcome, Unjudgeable
 from unirl_env.service.describing import SCORE_BODY, add_score_body, errors
 from unirl_env.service.reading import Hold, content_type, read_body, read_request
@@ -166,8 +166,10 @@ async def _scored(
 ) -> Reply:
     settings, loop = service.settings, asyncio.get_running_loop()
     kind = content_type(request)
-    body = await read_body(request, settings.limits.body, settings.read_seconds, hold)
-    read = await loop.run_in_executor(pool, read_request, body, kind, settings.limits)
+    limits = settings.limits
+    most = limits.body if kind == TENSORS else min(limits.body, limits.words)
+    body = await read_body(request, most, settings.read_seconds, hold)
+    read = await loop.run_in_executor(pool, read_request, body, kind, limits)
     del body
     hold.resize(read.size)
     asked = read.request

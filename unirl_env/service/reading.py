@@ -169,4 +169,8 @@ def _size(request: ScoreRequest) -> int:
 
 
 def _too_large(most: int) -> Refused:
-    return Refused(413, "too_large", f"A request must have at most {most} bytes; try fewer samples at once.")
+    return Refused(
+        413,
+        "too_large",
+        f"A request must have at most {most} bytes in this form; try fewer samples at once, or tensors.",
+    )

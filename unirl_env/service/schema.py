@@ -134,16 +134,9 @@ def read_json(body: bytes, limits: Limits) -> ScoreRequest:
     """A request in JSON.
 
     Raises:
-        Refused: If it is too long or does not fit the schema.
+        Refused: If it does not fit the schema.
         WireError: If it is no JSON, a picture is none, or something in it is too large.
     """
-    if len(body) > limits.words:
-        raise Refused(
-            413,
-            "too_large",
-            f"A request in JSON must have at most {limits.words} bytes, got {len(body)}; try fewer samples, "
-            "or tensors, as `RemoteScorer` sends them.",
-        )
     try:
         found = ScoreBody.model_validate(read_words(body, limits.words))
     except WireError:
