@@ -154,18 +154,28 @@ def _deploy(given: argparse.Namespace) -> None:
     _check_rewards(settings)
     replicas, token = replicas_of(said), secret(settings.token_env)
     check_door(settings, token)
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
     ray.init(address=given.address, ignore_reinit_error=True)
-    started = serve_rewards(settings, replicas, token)
-    where = f"http://{settings.host}:{settings.port}" if started else "the address of the Serve that runs"
-    print(f"Rewards {list(settings.rewards)} are served at {where}.", flush=True)
-    ended.wait()
-    if started:
-        serve.shutdown()
-    else:
-        serve.delete(NAME)
+    for number in (signal.SIGINT, signal.SIGTERM):  # after Ray, which takes them for itself
+        signal.signal(number, _interrupt)
+    ran_before = bool(serve.status().proxies)
+    try:
+        serve_rewards(settings, replicas, token)
+        where = (
+            "the address of the Serve that runs" if ran_before else f"http://{settings.host}:{settings.port}"
+        )
+        print(f"Rewards {list(settings.rewards)} are served at {where}.", flush=True)
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print("Ending.", flush=True)
+    finally:  # also where it was not ready yet: replicas that find no room are waited for without end
+        if ran_before:
+            serve.delete(NAME)
+        else:
+            serve.shutdown()
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def _parser() -> argparse.ArgumentParser:
