@@ -26,7 +26,7 @@ def example(number):
 
 
 def test_there_are_examples():
-    assert [name[:2] for name in NAMES] == ["01", "02", "03", "04", "05", "06", "07", "08", "09"]
+    assert [name[:2] for name in NAMES] == [f"{number:02d}" for number in range(1, 11)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -109,3 +109,10 @@ def test_write_and_draw(capsys, tmp_path):
     printed = capsys.readouterr().out
     assert "steps of writing" in printed and "step 3 of drawing" in printed
     assert (tmp_path / "new" / "plans.png").exists()
+
+
+def test_reward_service():
+    local, remote, code = example("10").main(num_envs=4, num_steps=2)
+    assert code == 0 and local.valid.all()
+    assert local.value.tolist() == remote.value.tolist()
+    assert set(local.parts) == set(remote.parts) and {"shapes", "sharpness"} <= set(local.parts)
