@@ -40,6 +40,7 @@ class Elsewhere:
         self.seconds = seconds
 
     def __call__(self, samples, prompts):
+        """Score pictures `[3, H, W]`."""
         time.sleep(self.seconds * len(samples))
         return Scores(torch.stack([sample.image.mean() for sample in samples]))
 

@@ -74,7 +74,7 @@ def test_every_registered_reward_is_there(name):
 def test_importing_the_rewards_loads_none_of_them():
     code = (
         "import sys, unirl_env.rewards as rewards; "
-        "heavy = {'open_clip', 'scipy', 'torchvision', 'unirl_env.rewards.clip'}; "
+        "heavy = {'open_clip', 'scipy', 'torchvision', 'unirl_env.rewards.learned.clip'}; "
         "assert not heavy & set(sys.modules), heavy & set(sys.modules); "
         "assert rewards.WeightedSum.__name__ == 'WeightedSum' and 'Gate' in dir(rewards)"
     )

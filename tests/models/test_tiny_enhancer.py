@@ -14,7 +14,7 @@ from unirl_env.models.tiny.enhancer_build import build_tiny_enhancer, enhancer_t
 from unirl_env.models.tiny.enhancer_pretrain import evaluate, pretrain
 from unirl_env.models.tiny.requests_data import FORMS, loose_rewrite, requests_of, vocabulary, write_prompts
 from unirl_env.models.tiny.sd3 import TinySD3Denoiser
-from unirl_env.rewards.shapes import ShapesScorer
+from unirl_env.rewards.pictures.shapes import ShapesScorer
 from unirl_env.shapes import parse_caption, split_captions
 from unirl_env.types import Prompt, Sample
 

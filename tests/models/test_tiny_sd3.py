@@ -11,10 +11,10 @@ from unirl_env.models.tiny import sd3_path
 from unirl_env.models.tiny.sd3_build import MAX_TOKENS, build_tiny_sd3
 from unirl_env.models.tiny.sd3_pretrain import evaluate, pretrain
 from unirl_env.models.tiny.shapes_data import loosen, sample_captions
-from unirl_env.rewards.shapes import ShapesScorer
+from unirl_env.rewards.pictures.shapes import ShapesScorer
 from unirl_env.types import Prompt, Sample
 
-SCORER = "unirl_env.rewards.shapes:ShapesScorer"
+SCORER = "unirl_env.rewards.pictures.shapes:ShapesScorer"
 (_place, _held_place), (_count, _held_count) = map(shapes.split_captions, ("place", "count"))
 TRAIN, HELD_OUT = _place + _count, _held_place + _held_count
 

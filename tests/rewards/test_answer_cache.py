@@ -12,8 +12,8 @@ import threading
 import pytest
 from chat_stand_in import ChatStandIn, chat, verdict
 
-from unirl_env.rewards.answer_cache import AnswerCache, answer_key
-from unirl_env.rewards.judge import JudgeScorer
+from unirl_env.rewards.external.answer_cache import AnswerCache, answer_key
+from unirl_env.rewards.external.judge import JudgeScorer
 from unirl_env.types import Prompt, Sample
 
 PROMPTS = [Prompt("a sum")] * 6
@@ -113,7 +113,7 @@ def test_only_sound_verdicts_are_kept(server, tmp_path):
 
 WRITE = """
     import sys
-    from unirl_env.rewards.answer_cache import AnswerCache
+    from unirl_env.rewards.external.answer_cache import AnswerCache
     cache = AnswerCache(sys.argv[1])
     for n in range(100):
         cache.keep(f"{sys.argv[2]} {n}", n)
@@ -194,7 +194,7 @@ def test_a_damaged_row_loses_no_score(server, tmp_path, caplog):
 
 
 def test_a_file_that_another_process_keeps_to_itself_loses_no_score(server, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("unirl_env.rewards.answer_cache.BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("unirl_env.rewards.external.answer_cache.BUSY_SECONDS", 0.1)
     judge(server, tmp_path / "c")(SAMPLES[:3], PROMPTS[:3])
     with sqlite3.connect(tmp_path / "c", isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -220,7 +220,7 @@ def test_a_disk_that_is_full_loses_no_score_and_leaves_what_is_there(server, tmp
 
 FULL = """
     import logging, resource, signal, sys
-    from unirl_env.rewards.judge import JudgeScorer
+    from unirl_env.rewards.external.judge import JudgeScorer
     from unirl_env.types import Prompt, Sample
     logging.basicConfig()
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then writes fail as they do on a full disk
@@ -244,7 +244,7 @@ def test_files_that_may_not_grow_lose_no_score(server, tmp_path):
 
 READ_ONLY = """
     import logging, os, sys
-    from unirl_env.rewards.answer_cache import AnswerCache
+    from unirl_env.rewards.external.answer_cache import AnswerCache
     logging.basicConfig()
     if os.geteuid() == 0:
         os.setuid(65534)  # the superuser may write everywhere

@@ -7,7 +7,7 @@ import torch
 
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.rewards import ChoiceScorer
-from unirl_env.rewards.choice import chosen_letter
+from unirl_env.rewards.texts.choice import chosen_letter
 from unirl_env.types import Prompt, Sample
 
 

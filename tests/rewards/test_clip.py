@@ -10,7 +10,7 @@ import torch.nn.functional as nnf
 from PIL import Image
 
 from unirl_env.errors import ConfigError, ContractError, MissingExtra, ModelNotFound
-from unirl_env.rewards.clip import CLIPScore
+from unirl_env.rewards.learned.clip import CLIPScore
 from unirl_env.rewards.scoring import score_safely
 from unirl_env.types import Prompt, Sample
 

@@ -10,10 +10,11 @@ import torch
 
 from unirl_env import shapes
 from unirl_env.errors import ConfigError, ModelNotFound
-from unirl_env.rewards import build_scorer, detectors
-from unirl_env.rewards.detections import Detection
-from unirl_env.rewards.detectors import ShapesDetector, TransformersDetector
-from unirl_env.rewards.named_colours import CLIPColours, LabColours
+from unirl_env.rewards import build_scorer
+from unirl_env.rewards.pictures import detectors
+from unirl_env.rewards.pictures.detections import Detection
+from unirl_env.rewards.pictures.detectors import ShapesDetector, TransformersDetector
+from unirl_env.rewards.pictures.named_colours import CLIPColours, LabColours
 from unirl_env.types import Prompt, Sample
 
 THRESHOLD = 0.05

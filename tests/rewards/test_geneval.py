@@ -12,9 +12,9 @@ import torch
 from unirl_env import shapes
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.rewards import build_scorer
-from unirl_env.rewards.detections import Detection, relations
-from unirl_env.rewards.geneval import GenEvalScorer
-from unirl_env.rewards.shapes import ShapesScorer
+from unirl_env.rewards.pictures.detections import Detection, relations
+from unirl_env.rewards.pictures.geneval import GenEvalScorer
+from unirl_env.rewards.pictures.shapes import ShapesScorer
 from unirl_env.types import Prompt, Sample
 
 BENCH, CAT = {"class": "bench", "count": 1}, {"class": "cat", "count": 1}

@@ -9,7 +9,7 @@ from tiny_clips import counted, picture, tiny_open_clip
 
 from unirl_env.errors import ConfigError, ContractError, ModelNotFound
 from unirl_env.rewards import HPSv2Score, build_scorer
-from unirl_env.rewards.open_clip_model import letterboxed
+from unirl_env.rewards.learned.open_clip_model import letterboxed
 from unirl_env.rewards.scoring import score_safely
 from unirl_env.types import Prompt, Sample
 

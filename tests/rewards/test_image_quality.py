@@ -11,7 +11,7 @@ from PIL import Image
 
 from unirl_env.errors import ConfigError, ContractError, ScorerError
 from unirl_env.rewards import build_scorer, score_safely
-from unirl_env.rewards.image_quality import JPEGScorer, SaturationScorer, SharpnessScorer
+from unirl_env.rewards.pictures.image_quality import JPEGScorer, SaturationScorer, SharpnessScorer
 from unirl_env.types import Prompt, Sample
 
 ALL = [JPEGScorer(), SharpnessScorer(), SaturationScorer()]

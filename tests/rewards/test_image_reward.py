@@ -8,8 +8,8 @@ from PIL import Image
 
 from unirl_env.errors import ConfigError, ContractError, ModelNotFound
 from unirl_env.rewards import build_scorer, score_safely
-from unirl_env.rewards.image_reward import ImageRewardScore
-from unirl_env.rewards.image_reward_weights import load_network
+from unirl_env.rewards.learned.image_reward import ImageRewardScore
+from unirl_env.rewards.learned.image_reward_weights import load_network
 from unirl_env.types import Prompt, Sample
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072

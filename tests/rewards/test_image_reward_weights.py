@@ -9,8 +9,8 @@ from image_reward_cases import POSITIONS, full_size, golden, golden_state, write
 from safetensors.torch import save_file
 
 from unirl_env.errors import ModelNotFound
-from unirl_env.rewards.image_reward import ImageRewardScore
-from unirl_env.rewards.image_reward_weights import UNUSED, load_network, own_names
+from unirl_env.rewards.learned.image_reward import ImageRewardScore
+from unirl_env.rewards.learned.image_reward_weights import UNUSED, load_network, own_names
 
 
 def test_the_published_weights_fill_the_full_size_network_exactly():

@@ -12,7 +12,7 @@ import torch
 from chat_stand_in import ChatStandIn, chat, verdict
 
 from unirl_env.errors import ConfigError, ContractError, MissingExtra
-from unirl_env.rewards.judge import JudgeScorer
+from unirl_env.rewards.external.judge import JudgeScorer
 from unirl_env.rewards.spec import build_scorer, for_mode, needs_of
 from unirl_env.types import Prompt, Sample
 

@@ -1,9 +1,8 @@
 import pytest
 import torch
 
-from unirl_env.rewards import build_scorer
 from unirl_env.errors import ContractError
-from unirl_env.rewards import LinearScorer
+from unirl_env.rewards import LinearScorer, build_scorer
 from unirl_env.types import Prompt, Sample
 
 POINTS = [Sample(latent=torch.tensor([1.0, 2.0])), Sample(latent=torch.tensor([-1.0, 0.5]))]

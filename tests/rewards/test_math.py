@@ -10,8 +10,8 @@ import torch
 
 from unirl_env.errors import ConfigError, ContractError, MissingExtra
 from unirl_env.rewards import MathScorer
-from unirl_env.rewards.math_answer import as_latex
-from unirl_env.rewards.math_process import Comparison, MathProcess
+from unirl_env.rewards.texts.math_answer import as_latex
+from unirl_env.rewards.texts.math_process import Comparison, MathProcess
 from unirl_env.types import Prompt, Sample
 
 pytest.importorskip("math_verify")
@@ -213,7 +213,7 @@ def test_settings_are_checked(monkeypatch):
     ):
         with pytest.raises(ConfigError, match=words):
             MathScorer(**options)
-    monkeypatch.setattr("unirl_env.rewards.math_answer.find_spec", lambda name: None)
+    monkeypatch.setattr("unirl_env.rewards.texts.math_answer.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"`math-verify` must be installed.*unirl-env\[math\]"):
         MathScorer()
 

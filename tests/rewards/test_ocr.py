@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from unirl_env.errors import ConfigError, ContractError, MissingExtra, ScorerError
 from unirl_env.rewards import build_scorer, score_safely
-from unirl_env.rewards.ocr import OCRScorer, edit_distance
+from unirl_env.rewards.pictures.ocr import OCRScorer, edit_distance
 from unirl_env.types import Prompt, Sample
 
 FONT = f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf"

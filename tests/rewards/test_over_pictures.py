@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from unirl_env.rewards import build_scorer
 from unirl_env.errors import ConfigError
-from unirl_env.rewards import OverPictures, Pictured
+from unirl_env.rewards import OverPictures, Pictured, build_scorer
 from unirl_env.types import Prompt, Sample, Scores
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.rewards import build_scorer, for_mode, unjudged
-from unirl_env.rewards.regex import RegexScorer
+from unirl_env.rewards.texts.regex import RegexScorer
 from unirl_env.types import Prompt, Sample
 
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from unirl_env.rewards.replicas import NoReplica, Replicas
+from unirl_env.rewards.remote.replicas import NoReplica, Replicas
 
 
 class Clock:

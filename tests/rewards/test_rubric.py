@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unirl_env.errors import ConfigError, ContractError, WireError
-from unirl_env.rewards.rubric import Rubric
-from unirl_env.rewards.verdict import VerdictForm
+from unirl_env.rewards.external.rubric import Rubric
+from unirl_env.rewards.external.verdict import VerdictForm
 from unirl_env.types import Prompt
 
 PROMPT = Prompt("2 {answer} 2", metadata={"answer": [4, "four"], "level": {"name": "{prompt}", "at": [1]}})

@@ -3,9 +3,17 @@
 import pytest
 import torch
 
-from unirl_env.rewards import build_scorer
 from unirl_env.errors import ConfigError
-from unirl_env.rewards import Gate, LinearScorer, Minimum, Overlong, Product, ShapesScorer, WeightedSum
+from unirl_env.rewards import (
+    Gate,
+    LinearScorer,
+    Minimum,
+    Overlong,
+    Product,
+    ShapesScorer,
+    WeightedSum,
+    build_scorer,
+)
 from unirl_env.types import Prompt, Sample, Scores
 
 HERE = __name__

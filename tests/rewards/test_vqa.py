@@ -12,8 +12,8 @@ import torch
 
 from unirl_env.models.tiny import qwen_vl_path
 from unirl_env.models.tiny.vqa_data import KINDS, ask, draw_things, sample_things
-from unirl_env.rewards.vqa import VQAScore
-from unirl_env.rewards.vqa_reading import rows_for
+from unirl_env.rewards.learned.vqa import VQAScore
+from unirl_env.rewards.learned.vqa_reading import rows_for
 from unirl_env.types import Prompt, Sample
 
 CASES = Path(__file__).parents[1] / "models" / "vl_cases.py"
@@ -155,7 +155,7 @@ def test_many_pictures_are_taken_in_parts(qwen3, monkeypatch):
     scorer = VQAScore(qwen3, dtype="float32", rows_per_forward=2)
     samples, prompts = [Sample(image=picture(i)) for i in range(5)], [ASKED[i % 3] for i in range(5)]
     whole = scorer(samples, prompts)
-    monkeypatch.setattr("unirl_env.rewards.vqa.PICTURES", 2)
+    monkeypatch.setattr("unirl_env.rewards.learned.vqa.PICTURES", 2)
     parts = scorer(samples, prompts)
     assert torch.equal(whole.value, parts.value)
     assert all(torch.equal(whole.parts[k].nan_to_num(), parts.parts[k].nan_to_num()) for k in whole.parts)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from unirl_env.errors import ConfigError, ContractError, ModelNotFound
 from unirl_env.models.tiny import qwen3_path, qwen_vl_path
 from unirl_env.rewards import build_scorer, score_safely
-from unirl_env.rewards.vqa import VQAScore
+from unirl_env.rewards.learned.vqa import VQAScore
 from unirl_env.types import Prompt, Sample
 
 TINY = str(qwen_vl_path())

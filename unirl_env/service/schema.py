@@ -10,9 +10,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from unirl_env.errors import WireError
-from unirl_env.rewards.tensors import TensorReader
 from unirl_env.rewards.wire import Limits, ScoreRequest
-from unirl_env.rewards.words import read_words
+from unirl_env.rewards.wire.tensors import TensorReader
+from unirl_env.rewards.wire.words import read_words
 from unirl_env.service.replies import Refused
 from unirl_env.types import Prompt, Sample
 

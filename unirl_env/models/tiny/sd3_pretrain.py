@@ -29,7 +29,7 @@ from unirl_env.types import Prompt, Sample
 __all__ = ["PHASES", "evaluate", "pretrain", "save", "train_autoencoder", "train_flow"]
 
 _LEARNED = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
-_SCORER = "unirl_env.rewards.shapes:ShapesScorer"
+_SCORER = "unirl_env.rewards.pictures.shapes:ShapesScorer"
 
 
 def _steps(count: int, label: str) -> Iterable[int]:
@@ -218,7 +218,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Pre-train the embedded Stable Diffusion 3.")
     parser.add_argument("--out", required=True, help="directory to write the pipeline to")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scorer", default="unirl_env.rewards.shapes:ShapesScorer", help="judge at the end")
+    parser.add_argument(
+        "--scorer", default="unirl_env.rewards.pictures.shapes:ShapesScorer", help="judge at the end"
+    )
     options = parser.parse_args(arguments)
     directory = pretrain(options.out, seed=options.seed)
     for kind in ("place", "count", "relation"):

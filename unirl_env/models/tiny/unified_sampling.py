@@ -17,7 +17,7 @@ from unirl_env.types import Prompt, Sample
 
 __all__ = ["evaluate", "sample"]
 
-SCORER = "unirl_env.rewards.shapes:ShapesScorer"
+SCORER = "unirl_env.rewards.pictures.shapes:ShapesScorer"
 PLAN_TOKENS = 8
 
 

@@ -1,0 +1,1 @@
+"""Rewards that somebody else's server gives."""

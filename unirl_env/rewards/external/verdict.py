@@ -1,0 +1,145 @@
+"""The form in which a judge must answer, and the reading of what it answers."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unirl_env.errors import ConfigError, WireError
+from unirl_env.rewards.texts.answers import final_part
+
+__all__ = ["VerdictForm"]
+
+_FENCE = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL)
+MOST_LETTERS = 100_000
+RESERVED = ("reason", "raw", "score")
+
+
+class VerdictForm:
+    """One JSON object with a number for each aspect, and a reason.
+
+    Args:
+        scale: The lowest and the highest number.
+        aspects: Name to weight, none of them negative; None has one number, `score`.
+        reason: Whether the judge must say why, in one sentence before the numbers: it costs tokens, and
+            numbers that follow a reason are better ones.
+
+    Raises:
+        ConfigError: If the scale or the aspects cannot be used.
+
+    Reference:
+        Zheng et al. 2023 (LLM-as-a-judge), arXiv:2306.05685, section 3.4, on reasons before numbers.
+    """
+
+    def __init__(
+        self,
+        scale: Sequence[float] = (0, 10),
+        aspects: Mapping[str, float] | None = None,
+        reason: bool = True,
+    ):
+        numbers = isinstance(scale, Sequence) and len(scale) == 2 and all(map(_is_number, scale))
+        if not numbers or not scale[0] < scale[1]:
+            raise ConfigError(
+                f"`scale` must be the lowest and the highest number, got {scale!r}; try [0, 10]."
+            )
+        self.low, self.high = float(scale[0]), float(scale[1])
+        weights = {"score": 1.0} if aspects is None else aspects
+        sound = isinstance(weights, Mapping) and all(
+            isinstance(name, str) and name and _is_number(weight) and weight >= 0
+            for name, weight in weights.items()
+        )
+        if not sound or not any(weights.values()) or (aspects and set(weights) & set(RESERVED)):
+            raise ConfigError(
+                f"`aspects` must be names (other than {', '.join(RESERVED)}) with weights from 0 on, not all "
+                f"of them 0, got {aspects!r}; try {{alignment: 0.6, style: 0.4}}."
+            )
+        total = sum(weights.values())
+        self.weights = {name: weight / total for name, weight in weights.items()}
+        self.aspects, self.reason = aspects is not None, reason
+        self.keys = (*(["reason"] if reason else []), *self.weights)
+
+    def instructions(self) -> str:
+        """What a judge is told."""
+        number = f"<number from {self.low:g} to {self.high:g}>"
+        members = ", ".join(
+            f'"{key}": ' + ("<one short sentence>" if key == "reason" else number) for key in self.keys
+        )
+        return f"Reply with exactly one JSON object of this form, and with nothing else: {{{members}}}"
+
+    def schema(self) -> dict[str, Any]:
+        """The same as a JSON schema."""
+        number = {"type": "number", "minimum": self.low, "maximum": self.high}
+        return {
+            "type": "object",
+            "properties": {key: {"type": "string"} if key == "reason" else number for key in self.keys},
+            "required": list(self.keys),
+            "additionalProperties": False,
+        }
+
+    def read(self, said: Any) -> dict[str, float]:
+        """The number of each aspect in what a judge said: exactly one JSON object, and all of it as asked.
+
+        Thoughts before it, up to `</think>`, and a fence of Markdown around it do not count.
+
+        Raises:
+            WireError: Naming what is wrong, in words for the judge.
+        """
+        if not isinstance(said, str):
+            raise WireError(f"The reply must be a text, got {type(said).__name__}.")
+        text = final_part(said).strip()
+        if len(text) > MOST_LETTERS:
+            raise WireError(f"The reply must have at most {MOST_LETTERS} letters, got {len(text)}.")
+        fence = _FENCE.fullmatch(text)
+        try:
+            found = json.loads(fence[1] if fence else text, object_pairs_hook=_without_twins)
+        except WireError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise WireError(f"The reply must be one JSON object and nothing else, got {error}.") from error
+        if not isinstance(found, dict) or set(found) != set(self.keys):
+            got = sorted(found) if isinstance(found, dict) else type(found).__name__
+            raise WireError(f"The reply must be an object with the keys {list(self.keys)}, got {got!s:.200}.")
+        if self.reason and not isinstance(found["reason"], str):
+            raise WireError("`reason` must be a text.")
+        for name in self.weights:
+            if not self._fits(found[name]):
+                raise WireError(
+                    f"`{name}` must be a number from {self.low:g} to {self.high:g}, got {found[name]!r:.80}."
+                )
+        return {name: float(found[name]) for name in self.weights}
+
+    def holds(self, numbers: Any) -> bool:
+        """Whether these are numbers that `read` could have found."""
+        return (
+            isinstance(numbers, dict)
+            and set(numbers) == set(self.weights)
+            and all(self._fits(number) for number in numbers.values())
+        )
+
+    def in_unit(self, number: float) -> float:
+        """A number of the scale in [0, 1]."""
+        return (number - self.low) / (self.high - self.low)
+
+    def mean(self, numbers: Mapping[str, float]) -> float:
+        """The weighted mean of the aspects, on the scale."""
+        return sum(weight * numbers[name] for name, weight in self.weights.items())
+
+    def _fits(self, number: Any) -> bool:
+        return _is_number(number) and self.low <= number <= self.high
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _without_twins(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise WireError("The reply must have every key once.")
+    return found

@@ -1,0 +1,79 @@
+"""How well a picture fits its prompt, by a CLIP model of open_clip."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+
+from unirl_env.rewards.inputs import picture_of
+from unirl_env.rewards.learned.open_clip_model import OpenCLIPModel
+from unirl_env.types import Prompt, Sample, Scores
+
+__all__ = ["CLIPScore"]
+
+
+class CLIPScore:
+    """`scale * cos(image embedding, text embedding)`.
+
+    Pictures are resized and normalised as the model's own configuration says (on tensors, with antialiasing),
+    texts are cut at the model's context length. Cosines are taken in float32. The gradient does not flow.
+
+    Args:
+        model: An architecture of `open_clip.list_models()`, `"hf-hub:owner/name"`, or
+            `"local-dir:/path"`; the last two bring their weights along.
+        pretrained: A tag of `open_clip.list_pretrained_tags_by_model(model)` or the path of a checkpoint;
+            not used by models that bring their weights along.
+        device: Where the model computes; `"auto"` is a GPU if there is one.
+        dtype: `"float32"`, `"float16"` or `"bfloat16"`, of the model's weights.
+        batch_size: The most pictures or texts that go through the model at once.
+        rows_per_forward: Always exactly so many, so that a score is bitwise the same in any company.
+        scale: What the cosine is multiplied by.
+
+    Raises:
+        MissingExtra: If open_clip is not installed.
+        ConfigError: If a setting is out of range.
+        ModelNotFound: If the architecture is unknown or its weights cannot be loaded.
+
+    Reference:
+        Radford et al. 2021, arXiv:2103.00020; Hessel et al. 2021 (CLIPScore), arXiv:2104.08718, whose
+        `2.5 * max(cos, 0)` this is for `scale=2.5` wherever the cosine is positive.
+    """
+
+    name = "clip"
+    needs = ("image",)
+    pointwise = True
+
+    def __init__(
+        self,
+        model: str = "ViT-L-14",
+        pretrained: str | os.PathLike | None = "openai",
+        *,
+        device: str | torch.device = "cpu",
+        dtype: str = "float32",
+        batch_size: int = 64,
+        rows_per_forward: int | None = None,
+        scale: float = 1.0,
+    ):
+        self.scale = float(scale)
+        self._model = OpenCLIPModel(
+            model,
+            pretrained,
+            asker="CLIPScore",
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
+            rows_per_forward=rows_per_forward,
+        )
+
+    @torch.no_grad()
+    def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
+        """Score the picture of every sample against the text of its prompt.
+
+        Raises:
+            ContractError: If a sample has no picture `[3, H, W]`.
+        """
+        image = self._model.pictures([picture_of(sample, self.name) for sample in samples])
+        text = self._model.texts([prompt.text for prompt in prompts])
+        return Scores(value=self.scale * (image * text).sum(dim=-1))

@@ -1,0 +1,171 @@
+"""A frozen CLIP model of open_clip, with its preprocessing and its tokenizer."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+from unirl_env.errors import ConfigError, MissingExtra, ModelNotFound
+from unirl_env.rewards.inputs import check_blocks, in_blocks
+from unirl_env.rewards.learned.weights import device_of, dtype_of, not_found
+
+__all__ = ["OpenCLIPModel", "letterboxed"]
+
+PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+
+
+class OpenCLIPModel:
+    """Unit vectors of pictures and of texts.
+
+    Pictures are resized and normalised as the model's own configuration says, on tensors, with antialiasing;
+    a picture that is not finite everywhere gives NaN. Texts are cut at the model's context length.
+
+    Args:
+        model: An architecture of `open_clip.list_models()`, `"hf-hub:owner/name"`, or
+            `"local-dir:/path"`; the last two bring their weights along.
+        pretrained: A tag of `open_clip.list_pretrained_tags_by_model(model)` or the path of a checkpoint;
+            not used by models that bring their weights along.
+        asker: The scorer, for messages.
+        device: Where the model computes; `"auto"` is a GPU if there is one.
+        dtype: `"float32"`, `"float16"` or `"bfloat16"`, of the model's weights.
+        batch_size: The most pictures or texts that go through the model at once.
+        rows_per_forward: Always exactly so many; see `unirl_env.rewards.inputs.in_blocks`.
+        resize: `[3, H, W]` to `[3, size, size]`, in place of the model's own resizing.
+
+    Raises:
+        MissingExtra: If open_clip is not installed.
+        ConfigError: If a setting is out of range.
+        ModelNotFound: If the architecture is unknown or its weights cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        pretrained: str | os.PathLike | None,
+        *,
+        asker: str,
+        device: str | torch.device = "cpu",
+        dtype: str = "float32",
+        batch_size: int = 64,
+        rows_per_forward: int | None = None,
+        resize: Callable[[Tensor, int], Tensor] | None = None,
+    ):
+        self.dtype = dtype_of(dtype)
+        check_blocks(batch_size, rows_per_forward)
+        self.device = device_of(device)
+        self.batch_size, self.rows_per_forward = batch_size, rows_per_forward
+        self._model, self._tokenize = _load(model, pretrained, PRECISIONS[dtype], self.device, asker)
+        own, self._normalise, size = _preprocessing(self._model)
+        self._resize = own if resize is None else lambda image: resize(image, size)
+
+    @torch.no_grad()
+    def pictures(self, images: Sequence[Tensor]) -> Tensor:
+        """`[N, D]` float32 on the model's device, of N pictures `[3, H, W]` in [0, 1] of any sizes."""
+        return self._embedded(self._model.encode_image, images, self._prepared)
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """`[N, D]` float32 on the model's device; a text that comes twice is encoded once."""
+        row = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        tokens = list(self._tokenize(list(row)))
+        rows = self._embedded(self._model.encode_text, tokens, lambda row: row.to(self.device))
+        return rows[[row[text] for text in texts]]
+
+    def _prepared(self, image: Tensor) -> Tensor:
+        image = image.to(self.device, torch.float32)
+        if not image.isfinite().all():
+            # Where it is cropped away, too.
+            image = torch.full_like(image, torch.nan)
+        return self._normalise(self._resize(image)).to(self.dtype)
+
+    def _embedded(self, encode: Any, rows: Sequence[Tensor], prepared: Callable[[Tensor], Tensor]) -> Tensor:
+        # Prepared block by block: a video has hundreds of frames.
+        size = self.rows_per_forward or self.batch_size
+        blocks = []
+        for start in range(0, len(rows), size):
+            block = [prepared(row) for row in rows[start : start + size]]
+            blocks.append(
+                in_blocks(
+                    lambda x: nnf.normalize(encode(x).float(), dim=-1), block, size, self.rows_per_forward
+                )
+            )
+        return torch.cat(blocks)
+
+
+def letterboxed(image: Tensor, size: int, fill: float = 0.0) -> Tensor:
+    """`[3, H, W]` to `[3, size, size]`: the longer side fills it, the rest is padded on both sides."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.functional import pad, resize
+
+    height, width = image.shape[-2:]
+    scale = size / max(height, width)
+    if scale != 1:
+        inner = [max(1, round(height * scale)), max(1, round(width * scale))]
+        image = resize(image, inner, InterpolationMode.BICUBIC, antialias=True)
+    down, right = size - image.shape[-2], size - image.shape[-1]
+    return pad(image, [right // 2, down // 2, right - right // 2, down - down // 2], fill=fill)
+
+
+def _load(
+    model: str, pretrained: str | os.PathLike | None, precision: str, device: torch.device, asker: str
+) -> tuple[torch.nn.Module, Any]:
+    try:
+        import open_clip
+    except ImportError as error:
+        raise MissingExtra("open_clip_torch", "clip") from error
+    brings_weights = model.startswith(("hf-hub:", "local-dir:"))
+    if not brings_weights and model not in open_clip.list_models():
+        close = difflib.get_close_matches(model, open_clip.list_models(), n=3)
+        raise ModelNotFound(
+            f"`model` must be an architecture of open_clip, got {model!r}; try one of "
+            f"{close or open_clip.list_models()[:3]}, or the reward `shapes`, which needs no model."
+        )
+    if not brings_weights and pretrained is None:
+        raise ConfigError(
+            f"`pretrained` must name weights for {model!r}, got None; "
+            f"try {open_clip.list_pretrained_tags_by_model(model)[:3]} or the path of a checkpoint."
+        )
+    weights = None if brings_weights else os.fspath(pretrained)
+    tag = {} if brings_weights else open_clip.get_pretrained_cfg(model, weights)
+    try:
+        loaded = open_clip.create_model(
+            model,
+            weights,
+            precision=precision,
+            device=device,
+            # Weights that were trained with QuickGELU are wrong under GELU, and only warn about it.
+            force_quick_gelu=bool(tag.get("quick_gelu", False)),
+            require_pretrained=True,
+        )
+        tokenize = open_clip.get_tokenizer(model)
+    except Exception as error:
+        remedy = "the path of a local checkpoint"
+        raise not_found(asker, f"{model!r} with weights {weights!r}", error, remedy) from error
+    return loaded.eval().requires_grad_(False), tokenize
+
+
+def _preprocessing(model: torch.nn.Module) -> tuple[Callable[[Tensor], Tensor], Any, int]:
+    """The model's own evaluation transform in two halves, between which the picture is in [0, 1]."""
+    import open_clip
+    from torchvision.transforms import Compose
+
+    settings = open_clip.get_model_preprocess_cfg(model)
+    size = settings["size"] if isinstance(settings["size"], int) else settings["size"][0]
+    chain = open_clip.image_transform(
+        settings["size"],
+        is_train=False,
+        mean=settings["mean"],
+        std=settings["std"],
+        resize_mode=settings["resize_mode"],
+        interpolation=settings["interpolation"],
+        fill_color=settings["fill_color"],
+    ).transforms
+    resize = Compose(chain[:-1])
+    # Bicubic interpolation overshoots at edges, where a picture file would hold 0 or 255.
+    return lambda image: resize(image).clamp(0, 1), chain[-1], size

@@ -1,0 +1,196 @@
+"""How surely a vision-language model gives the expected answers when asked about a picture."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from unirl_env.errors import ConfigError
+from unirl_env.rewards.inputs import check_blocks, picture_of
+from unirl_env.rewards.learned.questions import Question, questions_of, token_sequences
+from unirl_env.rewards.learned.vqa_reading import Reader, rows_for
+from unirl_env.rewards.learned.weights import device_of, dtype_of
+from unirl_env.rewards.scoring import place_scores
+from unirl_env.types import Prompt, Sample, Scores
+
+__all__ = ["VQAScore"]
+
+logger = logging.getLogger(__name__)
+
+PICTURES = 64
+"""So many are cut into patches at once: one of 512 x 512 is then 6 MB."""
+AGGREGATIONS = ("geometric", "arithmetic", "minimum")
+
+
+class VQAScore:
+    """The mean probability in [0, 1] of the expected answers to a prompt's questions.
+
+    The questions stand in `Prompt.metadata["questions"]`, as `{"question": ..., "answer": ...}` or
+    `[question, answer]`. Each is asked by itself, as a chat of one turn with the picture, and the model's
+    probabilities of the tokens that would begin its reply are read; nothing is generated. An answer counts in
+    lower case, with a capital, with a leading space where that is one token, and numbers to ten in digits and
+    letters: these exclude each other, and their probabilities are added. The probability of an answer of
+    several tokens is the product of theirs, not divided by the length: so it is a probability, and comparable
+    with that of other answers. A question of yes or no scores `P(right) / (P(yes) + P(no))`.
+
+    Without questions a score is invalid, unless `from_prompt`; so is one of a picture that is not finite.
+
+    Parts: `questions`, how many were asked; `mean` and `minimum` over them; `answered`, the mean of
+    `P(yes) + P(no)` over the questions of yes or no, which is small where the model would say something else.
+
+    Args:
+        model: A hub id or directory of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL that answers without thinking.
+        revision: Branch, tag or commit of the hub repository.
+        field: The entry of `Prompt.metadata` with the questions; `"vqa_list"` in the data of GenEval 2.
+        from_prompt: Ask `template` where a prompt has no questions.
+        template: A question that is answered by yes, with `{prompt}` in it for the prompt's text.
+        suffix: What follows each question of the metadata.
+        aggregation: Over the questions of a picture: `"geometric"`, `"arithmetic"` or `"minimum"`.
+        relative: Divide by `P(yes) + P(no)` as above; False is `P(right)` as in VQAScore and GenEval 2.
+        device: Where the model computes; `"auto"` is a GPU if there is one.
+        dtype: `"float32"`, `"float16"` or `"bfloat16"`, of the weights; probabilities are made in float32.
+        batch_size: The most questions that go through the model at once, padded on the left to the longest.
+        rows_per_forward: Exactly so many at once, only of one length and one size of picture, without any
+            padding: then a score is bitwise the same in any company. 1 is so by construction; more rely on
+            kernels that treat the rows of a batch alike.
+        min_pixels: Of a picture after resizing; None is the checkpoint's own.
+        max_pixels: Of a picture after resizing, which bounds memory; None is the checkpoint's own.
+
+    Raises:
+        ConfigError: If a setting is out of range.
+        ModelNotFound: If the model cannot be loaded.
+
+    Reference:
+        Lin et al. 2024 (VQAScore), arXiv:2404.01291, equation 1; Kamath et al. 2025 (GenEval 2, Soft-TIFA),
+        arXiv:2512.16853, whose geometric mean is the default. That reads only the first token of an answer,
+        which is the same for answers of one token; VQAScore's code takes the geometric mean over the tokens.
+    """
+
+    name = "vqa"
+    needs = ("image",)
+    pointwise = True
+
+    def __init__(
+        self,
+        model: str = "Qwen/Qwen2.5-VL-3B-Instruct",
+        *,
+        revision: str | None = None,
+        field: str = "questions",
+        from_prompt: bool = False,
+        template: str = 'Does this figure show "{prompt}"? Please answer yes or no.',
+        suffix: str = " Answer in one word.",
+        aggregation: str = "geometric",
+        relative: bool = True,
+        device: str | torch.device = "cpu",
+        dtype: str = "bfloat16",
+        batch_size: int = 8,
+        rows_per_forward: int | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+    ):
+        if aggregation not in AGGREGATIONS:
+            raise ConfigError(f"`aggregation` must be one of {list(AGGREGATIONS)}, got {aggregation!r}.")
+        if not isinstance(template, str) or "{prompt}" not in template:
+            raise ConfigError(
+                f"`template` must hold {{prompt}}, got {template!r}; try "
+                "'Does this figure show \"{prompt}\"? Please answer yes or no.'."
+            )
+        check_blocks(batch_size, rows_per_forward)
+        self.field, self.from_prompt, self.template, self.suffix = field, from_prompt, template, suffix
+        self.aggregation, self.relative = aggregation, relative
+        self.batch_size, self.rows_per_forward = batch_size, rows_per_forward
+        self._reader = Reader(
+            str(model),
+            revision=revision,
+            device=device_of(device),
+            dtype=dtype_of(dtype),
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+        )
+        self._warned = False
+
+    def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
+        """Ask about the picture of every sample.
+
+        Raises:
+            ContractError: If a sample has no picture `[3, H, W]`, or questions are malformed.
+        """
+        pictures = [picture_of(sample, self.name) for sample in samples]
+        asked = [self._questions(prompt) for prompt in prompts]
+        pairs = zip(pictures, asked, strict=True)
+        sound = torch.tensor([bool(q) and bool(p.isfinite().all()) for p, q in pairs], dtype=torch.bool)
+        chosen = sound.nonzero().flatten().tolist()
+        if not chosen:
+            return Scores.failed(len(samples))
+        told = []
+        for start in range(0, len(chosen), PICTURES):
+            block = chosen[start : start + PICTURES]
+            seen = {i: self._reader.look(pictures[i]) for i in block}
+            told.append(self._told([(seen[i], question) for i in block for question in asked[i]]))
+        right, known = map(torch.cat, zip(*told, strict=True))
+        counts = [len(asked[i]) for i in chosen]
+        each, answered = right.split(counts), known.split(counts)
+        means = {
+            "geometric": torch.stack([logs.mean().exp() for logs in each]),
+            "arithmetic": torch.stack([logs.exp().mean() for logs in each]),
+            "minimum": torch.stack([logs.min().exp() for logs in each]),
+        }
+        parts = {
+            "questions": torch.tensor(counts),
+            "mean": means["arithmetic"],
+            "minimum": means["minimum"],
+            "answered": torch.stack([share.nanmean() for share in answered]),
+        }
+        return place_scores(Scores(means[self.aggregation], parts), sound)
+
+    def _questions(self, prompt: Prompt) -> tuple[Question, ...]:
+        found = questions_of(prompt, self.field)
+        if found:
+            return tuple(Question(each.text + self.suffix, each.answers) for each in found)
+        if self.from_prompt and prompt.text.strip():
+            return (Question(self.template.replace("{prompt}", prompt.text), ("yes",)),)
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "Scorer `%s` finds no `metadata[%r]` in the prompt %r, whose score is invalid; try "
+                "`from_prompt: true`. Other prompts without questions are not reported.",
+                self.name,
+                self.field,
+                prompt.id[:80],
+            )
+        return ()
+
+    def _told(self, pairs: Sequence[tuple[Mapping[str, Tensor], Question]]) -> tuple[Tensor, Tensor]:
+        """Of every pair the log-probability of the right answer, and `P(yes) + P(no)` or NaN, each `[n]`."""
+        plans, rows = [], []
+        for seen, question in pairs:
+            right = token_sequences(question.answers, self._reader.tokens)
+            opposite = [question.opposite] if question.opposite else []
+            wrong = token_sequences(opposite, self._reader.tokens)
+            own = rows_for(self._reader.encode(seen, question.text), [*right, *wrong])
+            plans.append((right, wrong, len(own)))
+            rows += own
+        told = self._reader.log_probs(rows, self.batch_size, self.rows_per_forward)
+        log_right, known, start = [], [], 0
+        for right, wrong, count in plans:
+            steps = {}
+            for row, found in zip(rows[start : start + count], told[start : start + count], strict=True):
+                steps |= {
+                    (row.stem[:read], token): p for (read, token), p in zip(row.wanted, found, strict=True)
+                }
+            start += count
+            yes, no = _log_sum(right, steps), _log_sum(wrong, steps)
+            log_right.append(yes - torch.logaddexp(yes, no) if wrong and self.relative else yes)
+            known.append(torch.logaddexp(yes, no).exp() if wrong else torch.tensor(torch.nan))
+        return torch.stack(log_right), torch.stack(known)
+
+
+def _log_sum(sequences: Sequence[tuple[int, ...]], steps: dict) -> Tensor:
+    """The log of the probability that one of `sequences` is said."""
+    if not sequences:
+        return torch.tensor(-torch.inf)
+    said = [sum(steps[each[:i], each[i]] for i in range(len(each))) for each in sequences]
+    return torch.stack(said).logsumexp(dim=0)

@@ -1,0 +1,252 @@
+"""A reward that another process gives: any scorer of a reward service, asked over HTTP."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+from unirl_env.errors import ConfigError, ContractError, ServiceLost, WireError
+from unirl_env.rewards.remote.addresses import checked_urls
+from unirl_env.rewards.remote.outcomes import Again, TooLarge
+from unirl_env.rewards.remote.served import Served, agreed, asked
+from unirl_env.rewards.remote.service_client import ServiceClient
+from unirl_env.rewards.wire import ScoreRequest, encode_request
+from unirl_env.rewards.wire.replies import scores_from_json
+from unirl_env.types import Prompt, Sample, Scores
+
+__all__ = ["RemoteScorer"]
+
+logger = logging.getLogger(__name__)
+
+
+class RemoteScorer:
+    """The scores of a reward service, bitwise as its scorer gives them.
+
+    Samples travel in requests that are sent at once to all replicas in turn. A request that gets no answer,
+    or one that cannot be read, is sent again, elsewhere if possible, under the same id, so that the service
+    does its work once. What stays unanswered makes invalid scores, and never zeros; if that is everything,
+    the scorer fails as a whole.
+
+    Args:
+        urls: Where the service is: one URL, or those of replicas that serve the same reward.
+        reward: The service's name of the reward.
+        token_env: The environment variable that holds the service's token. It is read in every process that
+            asks, stands in no configuration, and is sent to `urls` only.
+        timeout: Seconds for one attempt, and for waiting until a full service has room.
+        connect_timeout: Seconds for connecting.
+        attempts: The most attempts for one request; those that found the service full do not count.
+        concurrency: The most requests under way.
+        request_size: The most samples of a request, if each is scored by itself; others go all in one.
+        png: Send pictures as PNG: fewer bytes, more work, and colours rounded to 8 bits, so that scores may
+            differ from local ones.
+        failures: After so many failures in a row a replica is left alone,
+        cooldown: for so many seconds; then one request tries it.
+        backoff: Seconds; after attempt k, a random time up to `backoff * 2 ** (k - 1)` is waited.
+        check: Ask the service now whether it serves the reward, and what that looks at; otherwise, when the
+            first samples come.
+        name: The name in logs; by default, `reward`.
+
+    Attributes:
+        pointwise: Whether the service says that each score depends on its own sample alone.
+        needs: The fields of `Sample` that the service says it looks at.
+        counts: `attempts`, `failures` (attempts without an answer), `full` (attempts that found no room) and
+            `invalid` (samples without an answer) so far.
+
+    Raises:
+        ConfigError: If an option is out of range; with `check`, if no replica answers, or one does not serve
+            this reward, wants another token, or speaks another protocol.
+        MissingExtra: Without httpx or tenacity.
+    """
+
+    needs: tuple[str, ...] = ()
+    pointwise = False
+
+    def __init__(
+        self,
+        urls: str | Sequence[str],
+        reward: str,
+        *,
+        token_env: str = "UNIRL_SERVICE_TOKEN",
+        timeout: float = 60.0,
+        connect_timeout: float = 5.0,
+        attempts: int = 5,
+        concurrency: int = 8,
+        request_size: int = 16,
+        png: bool = False,
+        failures: int = 5,
+        cooldown: float = 10.0,
+        backoff: float = 0.5,
+        check: bool = True,
+        name: str = "",
+    ):
+        counts = {"attempts": attempts, "concurrency": concurrency, "request_size": request_size}
+        _check_numbers({**counts, "failures": failures}, 1, whole=True)
+        _check_numbers({"timeout": timeout, "connect_timeout": connect_timeout}, 0.001)
+        _check_numbers({"cooldown": cooldown, "backoff": backoff}, 0)
+        if not isinstance(reward, str) or not reward:
+            raise ConfigError(f"`reward` must be the service's name of a reward, got {reward!r}.")
+        self.reward = reward
+        self.name = name or reward
+        self.concurrency = concurrency
+        self.request_size = request_size
+        self.png = png
+        self._client = ServiceClient(
+            urls=checked_urls(urls),
+            token_env=token_env,
+            timeout=timeout,
+            connect_timeout=connect_timeout,
+            attempts=attempts,
+            backoff=backoff,
+            failures=failures,
+            cooldown=cooldown,
+            connections=concurrency,
+        )
+        self.counts: Counter[str] = self._client.counts
+        self._served: Served | None = None
+        self._halved = False
+        if check:
+            self._know(agreed(self._client, reward))
+
+    def __repr__(self) -> str:
+        return f"RemoteScorer({list(self._client.urls)}, {self.reward!r})"
+
+    @staticmethod
+    def needs_with(**options: Any) -> tuple[str, ...]:
+        """Nothing: what a reward looks at, only its service knows."""
+        return ()
+
+    def close(self) -> None:
+        """Close the connections; the next call opens new ones."""
+        self._client.close()
+
+    def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
+        """Let the service score the samples.
+
+        Raises:
+            ServiceLost: If no request was answered.
+            ContractError: If the service cannot judge these samples.
+            ConfigError: If it refuses for a reason that does not pass: another token, an unknown reward.
+            WireError: If a sample or a prompt cannot be sent.
+        """
+        if len(samples) != len(prompts):
+            raise ContractError(f"`prompts` must be one per sample, got {len(prompts)} for {len(samples)}.")
+        if not len(samples):
+            return Scores.failed(0)
+        if self._served is None:
+            self._know(asked(self._client, self.reward))
+        size = self.request_size if self.pointwise else len(samples)
+        pieces = [
+            (samples[start : start + size], prompts[start : start + size])
+            for start in range(0, len(samples), size)
+        ]
+        outcomes = [outcome for found in self._sent(pieces) for outcome in found]
+        self._report(outcomes)
+        return Scores.cat(outcome.scores for outcome in outcomes)
+
+    def _sent(self, pieces: list[tuple[Sequence[Sample], Sequence[Prompt]]]) -> list[list[_Outcome]]:
+        """What came of each piece; the first error that is none of a single request ends them all."""
+        halt = threading.Event()
+        self._client.open()  # here, once, and not by several threads at the same time
+        if len(pieces) == 1:
+            return [self._judged(*pieces[0], halt)]
+        pool = ThreadPoolExecutor(min(self.concurrency, len(pieces)), "remote-reward")
+        try:
+            futures = [pool.submit(self._judged, *piece, halt) for piece in pieces]
+            wait(futures, return_when=FIRST_EXCEPTION)
+            for future in futures:
+                if future.done():
+                    future.result()
+            return [future.result() for future in futures]
+        finally:
+            halt.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _judged(
+        self, samples: Sequence[Sample], prompts: Sequence[Prompt], halt: threading.Event
+    ) -> list[_Outcome]:
+        """One request, or its halves where it is too large."""
+        id, count = uuid.uuid4().hex, len(samples)
+        body = encode_request(ScoreRequest(id, self.reward, tuple(samples), tuple(prompts)), png=self.png)
+
+        def read(reply: Any) -> Scores:
+            if not isinstance(reply, Mapping) or reply.get("id") != id or reply.get("reward") != self.reward:
+                raise WireError("it must repeat the id and the reward of the request")
+            return scores_from_json(reply.get("scores"), count)
+
+        try:
+            return [_Outcome(self._client.ask("/score", body, read, halt))]
+        except Again as again:
+            return [_Outcome(Scores.failed(count), str(again))]
+        except TooLarge as error:
+            if count == 1 or not self.pointwise:
+                raise ContractError(
+                    f"A request must be small enough for the service, got {len(body)} bytes for {count} "
+                    f"sample(s), which cannot be parted; {error}; try `limits.body` of the service."
+                ) from error
+            self._tell_of_halves(count, error)
+        half = (count + 1) // 2
+        return [
+            *self._judged(samples[:half], prompts[:half], halt),
+            *self._judged(samples[half:], prompts[half:], halt),
+        ]
+
+    def _tell_of_halves(self, count: int, error: TooLarge) -> None:
+        if not self._halved:
+            self._halved = True
+            logger.warning(
+                "Requests of %d samples are too large for the service and are sent in halves; try a smaller "
+                "`request_size`. %s",
+                count,
+                error,
+            )
+
+    def _report(self, outcomes: list[_Outcome]) -> None:
+        causes = [outcome.cause for outcome in outcomes if outcome.cause]
+        if not causes:
+            return
+        lost = sum(len(outcome.scores) for outcome in outcomes if outcome.cause)
+        total = sum(len(outcome.scores) for outcome in outcomes)
+        self.counts["invalid"] += lost
+        if lost == total:
+            raise ServiceLost(
+                f"The reward service must answer, got no scores of `{self.name}` for {total} samples: "
+                f"{causes[-1]}; try the service's log."
+            )
+        logger.warning(
+            "The reward service gave no scores of `%s` for %d of %d samples, which count as invalid: %s",
+            self.name,
+            lost,
+            total,
+            causes[-1],
+        )
+
+    def _know(self, served: Served) -> None:
+        self._served, self.pointwise, self.needs = served, served.pointwise, served.needs
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What came of a request.
+
+    Attributes:
+        scores: One per sample.
+        cause: Why there are none, if so.
+    """
+
+    scores: Scores
+    cause: str = ""
+
+
+def _check_numbers(options: Mapping[str, Any], least: float, *, whole: bool = False) -> None:
+    for name, value in options.items():
+        sound = isinstance(value, int) if whole else isinstance(value, int | float)
+        if isinstance(value, bool) or not sound or not math.isfinite(value) or value < least:
+            kind = "a whole number" if whole else "a finite number"
+            raise ConfigError(f"`{name}` must be {kind} of at least {least}, got {value!r}.")

@@ -1,0 +1,86 @@
+"""Whether an answer is the expected text, up to how it is written."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+import torch
+
+from unirl_env.errors import ConfigError
+from unirl_env.rewards.texts.answers import answer_text, expected_answers, final_part, last_boxed
+from unirl_env.types import Prompt, Sample, Scores
+
+__all__ = ["ExactScorer"]
+
+STRIPS = ("thoughts", "boxed", "case", "space", "punctuation", "articles")
+_MARKS = ("Po", "Ps", "Pe", "Pi", "Pf")
+"""Unicode's marks of sentences, brackets and quotes; dashes are not among them, since -5 is not 5."""
+
+
+class ExactScorer:
+    r"""1 where the text is the expected answer, else 0.
+
+    Both are compared in Unicode's composed form (NFC), so that an accent is the same however it was typed.
+
+    Args:
+        key: Where `Prompt.metadata` holds the expected answer, or a list of those that will do.
+        strip: What does not count: `"thoughts"` (all up to the last `</think>`), `"boxed"` (all but what
+            stands in the last `\boxed{...}`, if there is one), `"case"`, `"space"` (around the text, and how
+            much of it between words), `"punctuation"` (around the text) and `"articles"` (a, an, the at its
+            beginning).
+
+    Raises:
+        ConfigError: If `strip` names something else.
+    """
+
+    name = "exact"
+    needs = ("text",)
+    pointwise = True
+
+    def __init__(self, key: str = "answer", *, strip: Sequence[str] = ("thoughts", "case", "space")):
+        unknown = sorted(set(strip) - set(STRIPS)) if not isinstance(strip, str) else [strip]
+        if unknown:
+            raise ConfigError(f"`strip` must be a list of {list(STRIPS)}, got {unknown}.")
+        self.key, self.strip = key, frozenset(strip)
+
+    def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
+        """Score the text of every sample against the answer of its prompt.
+
+        Raises:
+            ContractError: If a prompt has no answer, or a sample no text.
+        """
+        value = [
+            float(
+                self._said(answer_text(sample, self.name))
+                in {self._normalised(answer) for answer in expected_answers(prompt, self.key)}
+            )
+            for sample, prompt in zip(samples, prompts, strict=True)
+        ]
+        return Scores(torch.tensor(value))
+
+    def _said(self, text: str) -> str:
+        text = final_part(text) if "thoughts" in self.strip else text
+        boxed = last_boxed(text) if "boxed" in self.strip else None
+        return self._normalised(text if boxed is None else boxed)
+
+    def _normalised(self, text: str) -> str:
+        text = unicodedata.normalize("NFC", text)
+        text = unicodedata.normalize("NFC", text.casefold()) if "case" in self.strip else text
+        text = " ".join(text.split()) if "space" in self.strip else text
+        text = _without_marks(text) if "punctuation" in self.strip else text
+        first, _, rest = text.partition(" ")
+        return rest if "articles" in self.strip and rest and first.lower() in ("a", "an", "the") else text
+
+
+def _without_marks(text: str) -> str:
+    start, end = 0, len(text)
+    while start < end and _is_mark(text[start]):
+        start += 1
+    while end > start and _is_mark(text[end - 1]):
+        end -= 1
+    return text[start:end]
+
+
+def _is_mark(sign: str) -> bool:
+    return sign.isspace() or sign in "_`" or (unicodedata.category(sign) in _MARKS and sign not in "%#&@")

@@ -1,0 +1,67 @@
+"""Does the text name what the picture must show? The reward of a plan, before anything is drawn."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from unirl_env.rewards.texts.answers import answer_text, final_part
+from unirl_env.shapes import COLOURS, COUNTS, PLACES, RELATIONS, SHAPES, Caption, parse_caption
+from unirl_env.types import Prompt, Sample, Scores
+
+__all__ = ["PlanScorer"]
+
+
+def _pattern(words: Iterable[str], ending: str = "") -> re.Pattern[str]:
+    """Any of `words` standing alone; the longest that fits."""
+    return re.compile(rf"\b({'|'.join(sorted(words, key=len, reverse=True))}){ending}\b")
+
+
+_ASPECTS = {
+    "colour": _pattern(COLOURS),
+    "shape": _pattern(SHAPES, "s?"),
+    "place": _pattern([*PLACES, *RELATIONS, *COUNTS]),
+}
+
+
+def _wanted(caption: Caption) -> dict[str, set[str]]:
+    where = caption.where or next(word for word, n in COUNTS.items() if n == len(caption.things))
+    return {
+        "colour": {colour for colour, _ in caption.things},
+        "shape": {shape for _, shape in caption.things},
+        "place": {where},
+    }
+
+
+class PlanScorer:
+    """The share of colour, shape and place (or relation, or number) that a text names rightly.
+
+    A text names an aspect rightly if it names what the caption does and nothing else of the kind: "red or
+    blue" is wrong for a red circle. The caption is `metadata["caption"]` where a prompt has one, else its
+    text; one outside the grammar of `unirl_env.shapes` gives an invalid score. Words count, their order does
+    not; of a reasoning model, those after its thoughts. The aspects are reported as parts, 0 or 1 each.
+    """
+
+    name = "plan"
+    needs = ("text",)
+    pointwise = True
+
+    def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
+        """Score the text of every sample against the caption of its prompt.
+
+        Raises:
+            ContractError: If a sample has no text.
+        """
+        columns: dict[str, list[float]] = {aspect: [] for aspect in _ASPECTS}
+        for sample, prompt in zip(samples, prompts, strict=True):
+            text = final_part(answer_text(sample, self.name)).lower()
+            caption = parse_caption(str(prompt.metadata.get("caption", prompt.text)))
+            wanted = None if caption is None else _wanted(caption)
+            for aspect, pattern in _ASPECTS.items():
+                right = math.nan if wanted is None else float(set(pattern.findall(text)) == wanted[aspect])
+                columns[aspect].append(right)
+        parts = {aspect: torch.tensor(column) for aspect, column in columns.items()}
+        return Scores(torch.stack(list(parts.values())).mean(0), parts)

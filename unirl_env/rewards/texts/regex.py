@@ -1,0 +1,135 @@
+"""Whether a text fits a regular expression, in bounded time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from unirl_env.errors import ConfigError
+from unirl_env.rewards.texts.answers import answer_text
+from unirl_env.rewards.unjudged import Unjudged
+from unirl_env.types import Prompt, Sample, Scores
+
+__all__ = ["RegexScorer"]
+
+MODES = ("search", "fullmatch")
+EXPECTED = ("match", "no_match")
+FLAGS = {"i": "IGNORECASE", "m": "MULTILINE", "s": "DOTALL", "x": "VERBOSE", "a": "ASCII"}
+
+
+class RegexScorer:
+    r"""1 where the text fits a pattern, else 0; the other way round for `expected="no_match"`.
+
+    Patterns are those of the package `regex`, which is the standard library's `re` and more, and can be
+    stopped: a pattern like `(a+)+$` takes exponential time on the text of a model that has learnt to write
+    the letter a. A text on which the pattern does not end in time is invalid and named in a warning; how many
+    those are depends on the machine, so `timeout` should be far above what sound texts take (microseconds).
+
+    Invalid with a warning is also a prompt without a pattern, or with one that cannot be read: the text is
+    not at fault.
+
+    Args:
+        pattern: What to look for; by default `Prompt.metadata[key]`, a pattern of each prompt's own.
+        mode: `"search"` anywhere in the text, or `"fullmatch"` of the whole text.
+        flags: Letters: `i` (small and capital letters alike), `m` (`^` and `$` at lines), `s` (the dot fits
+            ends of lines), `x` (blanks and comments in the pattern), `a` (`\w` and its like are ASCII).
+        expected: `"match"` or `"no_match"`.
+        timeout: Seconds for one text.
+        key: Where `Prompt.metadata` holds the pattern if `pattern` is None.
+
+    Raises:
+        ConfigError: If a setting is out of range or the pattern cannot be read.
+    """
+
+    name = "regex"
+    needs = ("text",)
+    pointwise = True
+
+    def __init__(
+        self,
+        pattern: str | None = None,
+        *,
+        mode: str = "search",
+        flags: str = "",
+        expected: str = "match",
+        timeout: float = 1.0,
+        key: str = "regex",
+    ):
+        for label, value, choices in (("mode", mode, MODES), ("expected", expected, EXPECTED)):
+            if value not in choices:
+                raise ConfigError(f"`{label}` must be one of {list(choices)}, got {value!r}.")
+        if not isinstance(flags, str) or set(flags) - set(FLAGS):
+            raise ConfigError(f"`flags` must be letters of {''.join(FLAGS)!r}, got {flags!r}.")
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
+            raise ConfigError(f"`timeout` must be a positive number of seconds, got {timeout!r}; try 1.0.")
+        self.mode, self.flags, self.expected = mode, flags, expected
+        self.timeout, self.key = float(timeout), key
+        self._unjudged = Unjudged(self.name)
+        self._compiled: dict[str, Any] = {}
+        self._pattern = pattern
+        if pattern is not None:
+            try:
+                self._compile(pattern)
+            except _BadPattern as error:
+                raise ConfigError(
+                    f"`pattern` must be a regular expression, got {pattern!r}: {error}."
+                ) from error
+
+    def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
+        """Score the text of every sample.
+
+        Raises:
+            ContractError: If a sample has no text.
+        """
+        texts = [answer_text(sample, self.name) for sample in samples]
+        value = [self._judged(text, prompt) for text, prompt in zip(texts, prompts, strict=True)]
+        return Scores(torch.tensor(value, dtype=torch.float32))
+
+    def _judged(self, text: str, prompt: Prompt) -> float:
+        pattern = self._pattern
+        if pattern is None:
+            pattern = prompt.metadata.get(self.key)
+            if pattern is None:
+                return self._invalid(prompt, f"`metadata[{self.key!r}]` is missing")
+        try:
+            compiled = self._compile(pattern)
+        except _BadPattern as error:
+            return self._invalid(prompt, f"`metadata[{self.key!r}]` is no regular expression: {error}")
+        look = compiled.fullmatch if self.mode == "fullmatch" else compiled.search
+        try:
+            # `concurrent` lets other threads go on meanwhile.
+            found = look(text, timeout=self.timeout, concurrent=True) is not None
+        except (TimeoutError, MemoryError) as error:
+            return self._invalid(
+                prompt,
+                f"{type(error).__name__} on a text of {len(text)} characters; the limit is {self.timeout} s",
+            )
+        return float(found == (self.expected == "match"))
+
+    def _compile(self, pattern: Any) -> Any:
+        import regex
+
+        if not isinstance(pattern, str):
+            raise _BadPattern(f"it is no text, but {type(pattern).__name__}")
+        if pattern not in self._compiled:
+            if len(self._compiled) >= 4096:
+                self._compiled.clear()
+            letters = 0
+            for letter in self.flags:
+                letters |= getattr(regex, FLAGS[letter])
+            try:
+                self._compiled[pattern] = regex.compile(pattern, letters)
+            except (regex.error, TypeError, ValueError, OverflowError, RecursionError) as error:
+                raise _BadPattern(f"{error}") from error
+        return self._compiled[pattern]
+
+    def _invalid(self, prompt: Prompt, why: str) -> float:
+        self._unjudged(prompt, why)
+        return math.nan
+
+
+class _BadPattern(Exception):
+    """A pattern that cannot be read."""
