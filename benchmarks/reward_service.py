@@ -253,8 +253,9 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=["group", "single", "overheads"])
     parser.add_argument("--result", type=Path, default=RESULT)
     args = parser.parse_args()
+    words = [word for word in sys.argv[1:] if word not in ("--result", str(args.result))]
     report = {
-        "command": "python benchmarks/reward_service.py " + " ".join(sys.argv[1:]),
+        "command": " ".join(["python benchmarks/reward_service.py", *words]),
         "machine": {"cores": os.cpu_count(), "kind": platform.machine(), "torch": torch.__version__},
         "scorer": f"image tower {args.model}, random weights, pictures {args.size} x {args.size}",
         "load_before": os.getloadavg()[0],
