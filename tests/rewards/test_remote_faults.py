@@ -28,19 +28,21 @@ def assert_right(scores):
 
 # An attempt that fails is made again, and the work is done once.
 
-PASSING = [
-    "reset", "cut", "lost", "html", "no json", 500, 502, 503, 504, 408,
-    lambda reply: {**reply, "id": "of another request"},
-    lambda reply: {**reply, "reward": "another"},
-    lambda reply: {"id": reply["id"], "reward": reply["reward"]},
-    lambda reply: [],
-    lambda reply: {**reply, "scores": {**reply["scores"], "value": reply["scores"]["value"][:1]}},
-    lambda reply: {**reply, "scores": {**reply["scores"], "valid": [True] * 3}},
-    lambda reply: {**reply, "scores": {**reply["scores"], "value": [None, 0.0], "valid": [True, True]}},
-]  # fmt: skip
+PASSING = {
+    **{str(fault): fault for fault in ("reset", "cut", "lost", "html", "no json", 500, 502, 503, 504, 408)},
+    "another id": lambda reply: {**reply, "id": "of another request"},
+    "another reward": lambda reply: {**reply, "reward": "another"},
+    "no scores": lambda reply: {"id": reply["id"], "reward": reply["reward"]},
+    "a list": lambda reply: [],
+    "too few": lambda reply: reply | {"scores": reply["scores"] | {"value": reply["scores"]["value"][:1]}},
+    "too many": lambda reply: reply | {"scores": reply["scores"] | {"valid": [True] * 3}},
+    "valid nothing": lambda reply: (
+        reply | {"scores": reply["scores"] | {"value": [None, 0.0], "valid": [True, True]}}
+    ),
+}
 
 
-@pytest.mark.parametrize("fault", PASSING, ids=str)
+@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
 def test_a_fault_that_passes_leaves_no_trace_in_the_scores(fault):
     with FaultyService([fault, None, fault]) as service:
         scorer = made(service, concurrency=2)

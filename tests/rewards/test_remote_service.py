@@ -35,6 +35,15 @@ REWARDS = {
     "minimum": {"name": "minimum", "parts": {"shapes": {}, "template": {}}},
     "gate": {"name": "gate", "gate": "template", "scorer": "shapes", "threshold": 0.5},
     "pictured": {"name": "pictured", "scorer": "shapes"},
+    "normalized": {"name": "normalized", "scorer": "sharpness", "mean": 0.2, "std": 0.3},
+    "geneval": {"name": "geneval", "detector": "shapes", "value": "soft"},
+    "jpeg": "jpeg",
+    "sharpness": "sharpness",
+    "saturation": "saturation",
+    "regex": {"name": "regex", "pattern": "so so"},
+    "over_frames": {"name": "over_frames", "scorer": "shapes"},
+    "motion": "motion",
+    "temporal_consistency": "temporal_consistency",
 }
 CLIP = {
     "embed_dim": 16,
@@ -120,6 +129,7 @@ def judged(count=21, seed=0):
         samples.append(
             Sample(
                 image=pictures[i],
+                video=torch.stack([pictures[i].roll(k * (i % 3), -1) for k in range(3)]),
                 text=str(i % 3) if i % 4 == 0 else text,
                 latent=noise[i, :, :2, :2].contiguous(),
                 tokens=torch.arange(i % 12),
