@@ -55,7 +55,9 @@ def in_blocks(
         batch_size: The most rows of one call.
         rows_per_forward: Every call has exactly this many rows, the last of them repeated where there are
             fewer: then a row's result is bitwise the same in any company, also in a service that merges
-            requests. None takes blocks as they come, whose size changes last bits on many machines.
+            requests. With 1 that holds by construction; with more, where the machine's kernels treat all rows
+            of a call alike, which very small networks may find they do not. None takes blocks as they come,
+            whose size changes last bits on many machines.
 
     Returns:
         `[len(rows), ...]`.

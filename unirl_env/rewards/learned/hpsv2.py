@@ -83,13 +83,11 @@ class HPSv2Score:
             resize=letterboxed,
         )
 
-    @torch.no_grad()
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
         """Score the picture of every sample against the text of its prompt.
 
         Raises:
             ContractError: If a sample has no picture `[3, H, W]`.
         """
-        image = self._model.pictures([picture_of(sample, self.name) for sample in samples])
-        text = self._model.texts([prompt.text for prompt in prompts])
-        return Scores(value=self.scale * (image * text).sum(dim=-1))
+        pictures = [picture_of(sample, self.name) for sample in samples]
+        return Scores(self.scale * self._model.likeness(pictures, [prompt.text for prompt in prompts]))

@@ -77,6 +77,11 @@ class OpenCLIPModel:
         rows = self._embedded(self._model.encode_text, tokens, lambda row: row.to(self.device))
         return rows[[row[text] for text in texts]]
 
+    @torch.no_grad()
+    def likeness(self, images: Sequence[Tensor], texts: Sequence[str]) -> Tensor:
+        """`[N]` float32, the cosine of each of N pictures with its text."""
+        return (self.pictures(images) * self.texts(texts)).sum(dim=-1)
+
     def _prepared(self, image: Tensor) -> Tensor:
         image = image.to(self.device, torch.float32)
         if not image.isfinite().all():
