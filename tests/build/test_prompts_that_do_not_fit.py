@@ -3,14 +3,15 @@
 import pytest
 
 from unirl_env.build import check_prompts
-from unirl_env.config import ModelSettings, PromptSettings, RunConfig
+from unirl_env.config import ModelSettings, PromptSettings, RewardSettings, RunConfig
 from unirl_env.envs import PromptSource
 from unirl_env.errors import PromptError
 
 
 def settings(**model):
     prompts = PromptSettings(train=["1+2=?", "3+4=?" + " and so on" * 20])
-    return RunConfig(mode="ar", model=ModelSettings(env="unirl/TinyQwen3-Math-v0", **model), prompts=prompts)
+    model = ModelSettings(env="unirl/TinyQwen3-Math-v0", **model)
+    return RunConfig(mode="ar", model=model, prompts=prompts, reward=RewardSettings(train="exact"))
 
 
 def test_every_prompt_is_read():
