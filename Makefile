@@ -15,8 +15,8 @@ help:  ## List the commands.
 train: $(VENV)/.train  ## Train the embedded Stable Diffusion 3 and write its report (CONFIG=..., ARGS='key=value').
 	$(BIN)/python -m unirl_env.train --config-name=$(CONFIG) $(ARGS)
 
-test: $(VENV)/.test  ## Run the tests (ARGS='-k name').
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.test  ## Run the tests in two processes (ARGS='-k name').
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-vllm: $(VENV_VLLM)/.test  ## Run the tests of the vLLM engines on a real vLLM for CPUs.
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive \
