@@ -209,6 +209,8 @@ def against_bare(args: argparse.Namespace, threads: int, group: int, count: int)
     return {
         "threads": threads,
         "ratio": found["pictures_per_second"] / rate,
+        # Something else ran on the machine, and the ratio says nothing.
+        "disturbed": not 0.9 < first / second < 1.1,
         "bare": {
             "pictures_per_second": rate,
             "halves": [count // 2 / first, count // 2 / second],
@@ -236,7 +238,9 @@ def rounded(value):
         return {key: rounded(one) for key, one in value.items()}
     if isinstance(value, list):
         return [rounded(one) for one in value]
-    return float(f"{value:.4g}") if isinstance(value, float | np.floating) else value
+    if isinstance(value, float | np.floating):
+        return float(f"{value:.4g}") if np.isfinite(value) else None
+    return value
 
 
 def main() -> None:
@@ -251,21 +255,26 @@ def main() -> None:
     parser.add_argument("--distinct", type=int, default=256, help="different pictures among all of them")
     parser.add_argument("--model", default="ViT-S-32")
     parser.add_argument("--parts", nargs="+", default=["group", "single", "overheads"])
+    parser.add_argument("--add", action="store_true", help="keep what the result file says of other parts")
     parser.add_argument("--result", type=Path, default=RESULT)
     args = parser.parse_args()
     words = [word for word in sys.argv[1:] if word not in ("--result", str(args.result))]
-    report = {
-        "command": " ".join(["python benchmarks/reward_service.py", *words]),
+    load = os.getloadavg()[0]
+    report = json.loads(args.result.read_text()) if args.add else {}
+    report |= {
         "machine": {"cores": os.cpu_count(), "kind": platform.machine(), "torch": torch.__version__},
         "scorer": f"image tower {args.model}, random weights, pictures {args.size} x {args.size}",
-        "load_before": os.getloadavg()[0],
     }
+    run = {"command": " ".join(["python benchmarks/reward_service.py", *words]), "load_before": load}
     if "group" in args.parts:
-        report["groups"] = [against_bare(args, n, args.group, args.pictures) for n in args.threads]
+        old = [one for one in report.get("groups", ()) if one["threads"] not in args.threads]
+        new = [run | against_bare(args, n, args.group, args.pictures) for n in args.threads]
+        report["groups"] = sorted(old + new, key=lambda one: one["threads"])
     if "single" in args.parts:
-        report["single"] = [against_bare(args, args.threads[0], 1, max(args.pictures // 5, 2 * BATCH))]
+        count = max(args.pictures // 5, 2 * BATCH)
+        report["single"] = run | against_bare(args, args.threads[0], 1, count)
     if "overheads" in args.parts:
-        report["overheads"] = overheads(args)
+        report["overheads"] = run | {"rows": overheads(args)}
     args.result.write_text(json.dumps(rounded(report), indent=2) + "\n")
     print(json.dumps(rounded(report), indent=2))
 
