@@ -87,7 +87,10 @@ def service(reward: dict, threads: int):
             yield _address(process), psutil.Process(process.pid)
         finally:
             process.terminate()
-            process.wait(60)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def _address(process: subprocess.Popen) -> str:
