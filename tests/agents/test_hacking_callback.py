@@ -55,7 +55,7 @@ def test_only_what_may_stop_a_run_counts_as_hacking(cluster):
 
 
 def test_mistakes_are_told_before_anything_is_trained():
-    with pytest.raises(ConfigError, match="`settings` must be settings of an alarm"):
+    with pytest.raises(ConfigError, match="`settings` must hold settings of an alarm"):
         HackingCallback({"patients": 3})
     with pytest.raises(ConfigError, match="patience"):
         HackingCallback({"patience": 0})
