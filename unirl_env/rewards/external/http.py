@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 
 from unirl_env.errors import ConfigError, ContractError, WireError
+from unirl_env.pixels import png_uri
 from unirl_env.rewards.external.calls import Calls
 from unirl_env.rewards.external.checks import require, require_number
-from unirl_env.rewards.external.picture_uri import png_uri
 from unirl_env.rewards.external.rate_limit import RateLimit
 from unirl_env.rewards.external.turns import CallFailed, Turn, complain
 from unirl_env.rewards.inputs import picture_of

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 
 from unirl_env.errors import WireError
-from unirl_env.rewards.external.answer_cache import AnswerCache, answer_key
+from unirl_env.pixels import png_uri
+from unirl_env.rewards.external.answer_cache import AnswerCache, answer_key, picture_key
 from unirl_env.rewards.external.calls import Calls
 from unirl_env.rewards.external.checks import require, require_number
-from unirl_env.rewards.external.picture_uri import levels_digest, png_uri
 from unirl_env.rewards.external.rate_limit import RateLimit
 from unirl_env.rewards.external.rubric import Rubric
 from unirl_env.rewards.external.spending import Spending
@@ -211,7 +211,7 @@ class JudgeScorer:
             if not bool(picture.isfinite().all()):
                 return None
             notices.append(PICTURE_NOTICE)
-            digest = levels_digest(picture)
+            digest = picture_key(picture)
             shown.append({"type": "image_url", "image_url": {"url": png_uri(picture)}})
         system = "\n".join(["You are a fair and strict judge.", *notices, self.form.instructions()])
         key = answer_key(

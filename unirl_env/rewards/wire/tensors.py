@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import WireError
-from unirl_env.pixels import load_picture
+from unirl_env.pixels import load_picture, png_bytes
 
 __all__ = ["Limits", "TensorReader", "TensorWriter", "read_png"]
 
@@ -66,7 +66,10 @@ class TensorWriter:
             raise WireError(f"A picture must be float32 to be sent, got {tensor.dtype}; try `.float()`.")
         form, packed = "plain", None
         if png and tensor.ndim == 3 and tensor.shape[0] == 3 and bool(tensor.isfinite().all()):
-            form, packed = "png", torch.frombuffer(bytearray(_png(tensor)), dtype=torch.uint8)
+            form, packed = (
+                "png",
+                torch.frombuffer(bytearray(png_bytes(tensor, compress_level=1)), dtype=torch.uint8),
+            )
         elif picture:
             levels = tensor.mul(255).round().clamp(0, 255).to(torch.uint8)
             # By bits, because -0.0 equals 0.0.
@@ -149,12 +152,3 @@ def read_png(data: bytes, most_pixels: int) -> Tensor:
 
 def _of_levels(levels: Tensor) -> Tensor:
     return levels.float().div_(255.0)
-
-
-def _png(picture: Tensor) -> bytes:
-    from PIL import Image
-
-    levels = picture.clamp(0, 1).mul(255).round().to(torch.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy()).save(stream, "PNG", compress_level=1)
-    return stream.getvalue()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import torch
 
 from unirl_env.errors import EngineError
-from unirl_env.pixels import load_picture
+from unirl_env.pixels import load_picture, png_uri
 from unirl_env.rollouts.engines.base import Request
 
 __all__ = ["Pictures"]
@@ -111,12 +109,7 @@ class Pictures:
 
     def as_uris(self, request: Request) -> list[str]:
         """The pictures for a server, as `data:` URIs of PNG, which loses nothing."""
-        uris = []
-        for picture in self.as_pil(request):
-            buffer = io.BytesIO()
-            picture.save(buffer, format="PNG")
-            uris.append("data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode())
-        return uris
+        return [png_uri(load_picture(source)) for source in request.prompt.images]
 
     @cached_property
     def _mark(self) -> int:
