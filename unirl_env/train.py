@@ -22,6 +22,7 @@ from rich.console import Console
 from unirl_env.config import RunConfig
 from unirl_env.entry import guarded
 from unirl_env.errors import ConfigError
+from unirl_env.overrides import WHOLE, for_hydra, respelled
 from unirl_env.settings import as_config, first_line, flat, read_yaml, to_yaml
 
 __all__ = ["main", "recipes", "settings"]
@@ -30,9 +31,6 @@ CONFIGS = Path(__file__).parent / "configs"
 GROUPS = ("model", "reward", "agent", "rollout", "prompts")
 SHARED = (*GROUPS, "knobs", "service")
 DEFAULT_RECIPE = "diffusion/tiny_sd3"
-FREE_FORM = "agent.options."
-SPELLINGS = {"rewards": "reward", "rewards.async": "reward.overlap", "reward.async": "reward.overlap"}
-"""What people type, to the setting's own name; `async` is a word of Python, so no setting is called so."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,7 +85,7 @@ def settings(
             return _with_overrides(path, overrides)
         root, recipe, further = path.parent, path.stem, CONFIGS
     search = [f"hydra.searchpath=[file://{further}]"] if further else []
-    options = [f"++{item}" if item.startswith(FREE_FORM) else _respelled(item) for item in overrides]
+    options = [word for item in overrides for word in for_hydra(item)]
     ConfigStore.instance().store(name="run_settings", node=RunConfig)
     try:
         with initialize_config_dir(str(root), version_base="1.3"):
@@ -95,15 +93,6 @@ def settings(
         return as_config(node)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error, recipe, overrides)) from error
-
-
-def _respelled(item: str) -> str:
-    """An override with the name of its setting."""
-    name, equals, value = item.partition("=")
-    if name in SPELLINGS:
-        return f"{SPELLINGS[name]}{equals}{value}"
-    first, dot, rest = name.partition(".")
-    return f"{SPELLINGS.get(first, first)}{dot}{rest}{equals}{value}"
 
 
 def recipes() -> list[str]:
@@ -126,13 +115,13 @@ def _with_overrides(path: Path, overrides: Sequence[str]) -> RunConfig:
     """Resolved settings, in which single ones are overridden; they have no groups to choose from."""
     cfg = OmegaConf.structured(read_yaml(path))
     for item in overrides:
-        key, found, value = item.lstrip("+").partition("=")
+        key, found, value = respelled(item.lstrip("+")).partition("=")
         if not found or key in GROUPS:
             raise ConfigError(
                 f"What goes with {path} must be `setting=value`, got {item}; try leaving it out."
             )
         try:
-            OmegaConf.update(cfg, key, OmegaConf.create(f"v: {value}").v)
+            OmegaConf.update(cfg, key, OmegaConf.create(f"v: {value}").v, merge=key not in WHOLE)
         except OmegaConfBaseException as error:
             raise ConfigError(_explain(error, str(path), [item])) from error
     return as_config(cfg)

@@ -86,6 +86,34 @@ def test_a_runs_own_settings_are_a_recipe(tmp_path):
     assert train.settings(str(tmp_path / "config.yaml"), ["iterations=7"]).iterations == 7
 
 
+NEW = {"name": "clip", "model": "ViT-B-32"}
+
+
+def test_a_reward_that_is_typed_takes_the_place_of_the_recipes(tmp_path):
+    (tmp_path / "config.yaml").write_text(to_yaml(train.settings("unified_model/tiny_unified")))
+    for recipe in ("unified_model/tiny_unified", str(tmp_path / "config.yaml")):
+        cfg = train.settings(
+            recipe, ["rewards.train={name: clip, model: ViT-B-32}", "prompts.train={file: a.jsonl}"]
+        )
+        assert cfg.reward.train == NEW and cfg.prompts.train == {"file": "a.jsonl"}
+        assert cfg.reward.heldout == train.settings("unified_model/tiny_unified").reward.heldout
+        later = ["reward.train={name: clip}", "reward.train.model=ViT-B-32"]
+        assert train.settings(recipe, later).reward.train == NEW
+        merged = train.settings(recipe, ["rewards.train.scorer=clip"]).reward.train
+        assert merged == {"name": "pictured", "scorer": "clip"}
+
+
+def test_any_name_may_stand_in_a_setting_of_options():
+    cfg = train.settings(
+        "ar/tiny_qwen3",
+        ["model.options.a=1", "rollout.engine_options.b=2", "agent.options.c=3", "agent.advantage_parts.d=4"],
+    )
+    assert cfg.model.options["a"] == 1 and cfg.rollout.engine_options == {"b": 2}
+    assert cfg.agent.options["c"] == 3 and cfg.agent.advantage_parts == {"d": 4}
+    with pytest.raises(ConfigError, match="unknown name"):
+        train.settings("ar/tiny_qwen3", ["model.a=1"])
+
+
 def test_a_continued_run_brings_its_own_settings(tmp_path):
     folder = tmp_path / "runs" / "mine"
     folder.mkdir(parents=True)

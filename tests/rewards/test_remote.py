@@ -11,7 +11,7 @@ import torch
 from faulty_service import REWARD, FaultyService
 
 from unirl_env.errors import ConfigError, ContractError, MissingExtra, ServiceLost, WireError
-from unirl_env.rewards import RemoteScorer, build_scorer, needs_of, score_safely
+from unirl_env.rewards import RemoteScorer, build_scorer, for_mode, needs_of, score_safely
 from unirl_env.rewards.remote.addresses import warn_of_plain_http
 from unirl_env.rewards.secrets import secret
 from unirl_env.types import Prompt, Sample
@@ -69,6 +69,26 @@ def test_it_is_built_from_words_and_asks_nobody_what_it_needs(service):
     scorer = build_scorer({"name": "weighted_sum", "parts": {"n": {**spec, "weight": 2.0}}})
     assert scorer.pointwise
     assert scorer(*texts(3)).value.tolist() == [0.0, 2.0, 4.0]
+
+
+def test_words_say_what_it_looks_at_and_the_service_agrees():
+    judged = [{**REWARD, "name": name, "needs": needs} for name, needs in
+              {"drawn": ["image"], "silent": [], "both": ["text", "image"]}.items()]  # fmt: skip
+    with FaultyService(rewards=judged) as service:
+
+        def words(reward, looks_at):
+            return {"name": "remote", "urls": service.url, "reward": reward, "looks_at": looks_at}
+
+        assert needs_of(words("drawn", "image")) == {"image": True}
+        assert for_mode(words("drawn", "image"), "pe")["name"] == "pictured"
+        with pytest.raises(ConfigError, match="got one of image"):
+            for_mode(words("drawn", "image"), "ar")
+        assert build_scorer(words("drawn", "image")).needs == ("image",)
+        assert build_scorer(words("silent", ["image"])).needs == ("image",)
+        assert build_scorer(words("both", ["image", "text"])).needs == ("text", "image")
+        for later in (False, True):
+            with pytest.raises(ConfigError, match=r"`looks_at` must be .* of 'drawn', \['image'\], got"):
+                build_scorer({**words("drawn", "text"), "check": not later})(*texts(1))
 
 
 def test_no_samples_ask_nobody(service):
@@ -226,12 +246,14 @@ def test_urls_are_checked(urls, words):
     "option, value",
     [
         ("attempts", 0), ("concurrency", 0), ("request_size", 1.5), ("failures", True), ("timeout", 0),
-        ("connect_timeout", "5"), ("cooldown", -1), ("backoff", float("nan")),
+        ("connect_timeout", "5"), ("cooldown", -1), ("backoff", float("nan")), ("reward", ""),
+        ("looks_at", "picture"), ("looks_at", 7), ("looks_at", [["image"]]), ("looks_at", None),
     ],
 )  # fmt: skip
 def test_options_are_checked(option, value):
-    with pytest.raises(ConfigError, match=f"`{option}` must be a .* number of at least"):
-        RemoteScorer("http://x", "number", **{option: value})
+    words = "(a whole number of )?at least|positive seconds|the service's name|one or several of image,"
+    with pytest.raises(ConfigError, match=f"`{option}` must be ({words})"):
+        RemoteScorer(**{"urls": "http://x", "reward": "number", option: value})
 
 
 @pytest.mark.parametrize("library", ["httpx", "tenacity"])

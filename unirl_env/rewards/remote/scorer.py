@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import uuid
 from collections import Counter
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unirl_env.errors import ConfigError, ContractError, ServiceLost, WireError
+from unirl_env.rewards.checks import require, require_number
 from unirl_env.rewards.remote.addresses import checked_urls
 from unirl_env.rewards.remote.outcomes import Again, TooLarge
 from unirl_env.rewards.remote.served import Served, agreed, asked
@@ -24,6 +24,8 @@ from unirl_env.types import Prompt, Sample, Scores
 __all__ = ["RemoteScorer"]
 
 logger = logging.getLogger(__name__)
+
+FIELDS = ("image", "pictures", "video", "text", "latent", "tokens")
 
 
 class RemoteScorer:
@@ -37,6 +39,8 @@ class RemoteScorer:
     Args:
         urls: Where the service is: one URL, or those of replicas that serve the same reward.
         reward: The service's name of the reward.
+        looks_at: The fields of `Sample` that the reward looks at, such as `"image"`, for those who must know
+            it before the service is asked: the modes in which a text may end without its picture.
         token_env: The environment variable that holds the service's token. It is read in every process that
             asks, stands in no configuration, and is sent to `urls` only.
         timeout: Seconds for one attempt, and for waiting until a full service has room.
@@ -55,13 +59,14 @@ class RemoteScorer:
 
     Attributes:
         pointwise: Whether the service says that each score depends on its own sample alone.
-        needs: The fields of `Sample` that the service says it looks at.
+        needs: The fields of `Sample` that the service says it looks at; where it says nothing, `looks_at`.
         counts: `attempts`, `failures` (attempts without an answer), `full` (attempts that found no room) and
             `invalid` (samples without an answer) so far.
 
     Raises:
         ConfigError: If an option is out of range; with `check`, if no replica answers, or one does not serve
-            this reward, wants another token, or speaks another protocol.
+            this reward, wants another token, speaks another protocol, or says that the reward looks at
+            something else than `looks_at`.
         MissingExtra: Without httpx or tenacity.
     """
 
@@ -73,6 +78,7 @@ class RemoteScorer:
         urls: str | Sequence[str],
         reward: str,
         *,
+        looks_at: str | Sequence[str] = (),
         token_env: str = "UNIRL_SERVICE_TOKEN",
         timeout: float = 60.0,
         connect_timeout: float = 5.0,
@@ -87,11 +93,16 @@ class RemoteScorer:
         name: str = "",
     ):
         counts = {"attempts": attempts, "concurrency": concurrency, "request_size": request_size}
-        _check_numbers({**counts, "failures": failures}, 1, whole=True)
-        _check_numbers({"timeout": timeout, "connect_timeout": connect_timeout}, 0.001)
-        _check_numbers({"cooldown": cooldown, "backoff": backoff}, 0)
-        if not isinstance(reward, str) or not reward:
-            raise ConfigError(f"`reward` must be the service's name of a reward, got {reward!r}.")
+        for option, value in {**counts, "failures": failures}.items():
+            require_number(option, value, 1, whole=True)
+        require_number("timeout", timeout, 0, unit="seconds")
+        require_number("connect_timeout", connect_timeout, 0, unit="seconds")
+        require_number("cooldown", cooldown, 0)
+        require_number("backoff", backoff, 0)
+        require("reward", reward, isinstance(reward, str) and reward != "", "the service's name of a reward")
+        self.needs = self.needs_with(looks_at)
+        known = all(field in FIELDS for field in self.needs)
+        require("looks_at", looks_at, known, f"one or several of {', '.join(FIELDS)}")
         self.reward = reward
         self.name = name or reward
         self.concurrency = concurrency
@@ -118,9 +129,10 @@ class RemoteScorer:
         return f"RemoteScorer({list(self._client.urls)}, {self.reward!r})"
 
     @staticmethod
-    def needs_with(**options: Any) -> tuple[str, ...]:
-        """Nothing: what a reward looks at, only its service knows."""
-        return ()
+    def needs_with(looks_at: str | Sequence[str] = (), **options: Any) -> tuple[str, ...]:
+        """What the words say that it looks at; the service is not asked."""
+        several = isinstance(looks_at, Sequence) and not isinstance(looks_at, str)
+        return tuple(looks_at) if several else (looks_at,)
 
     def close(self) -> None:
         """Close the connections; the next call opens new ones."""
@@ -228,7 +240,13 @@ class RemoteScorer:
         )
 
     def _know(self, served: Served) -> None:
-        self._served, self.pointwise, self.needs = served, served.pointwise, served.needs
+        if self.needs and served.needs and set(self.needs) != set(served.needs):
+            raise ConfigError(
+                f"`looks_at` must be what the service says of {self.reward!r}, {list(served.needs)}, got "
+                f"{list(self.needs)}."
+            )
+        self._served, self.pointwise = served, served.pointwise
+        self.needs = served.needs or self.needs
 
 
 @dataclass(frozen=True)
@@ -242,11 +260,3 @@ class _Outcome:
 
     scores: Scores
     cause: str = ""
-
-
-def _check_numbers(options: Mapping[str, Any], least: float, *, whole: bool = False) -> None:
-    for name, value in options.items():
-        sound = isinstance(value, int) if whole else isinstance(value, int | float)
-        if isinstance(value, bool) or not sound or not math.isfinite(value) or value < least:
-            kind = "a whole number" if whole else "a finite number"
-            raise ConfigError(f"`{name}` must be {kind} of at least {least}, got {value!r}.")
