@@ -3,6 +3,7 @@
 import logging
 import math
 import pickle
+import shutil
 import stat
 import sys
 
@@ -227,6 +228,15 @@ def test_tesseract_is_asked_for_words_and_their_confidence(tmp_path, monkeypatch
     assert scores.value.item() == 1 and scores.parts["found"].item() == 10
     sure = judge(OCRScorer("tesseract", confidence=0.9), drawn(""), 'says "hello world"')
     assert sure.value.item() == 0.5
+
+
+@pytest.mark.skipif(shutil.which("tesseract") is None, reason="the program Tesseract is not installed")
+def test_a_tesseract_that_is_installed_reads():
+    reader = OCRScorer("tesseract")
+    sign = drawn("Hello World", (512, 256), 60)
+    assert judge(reader, sign, 'says "hello world"').value.item() == 1
+    assert judge(reader, sign, 'says "Goodbye"').value.item() < 0.5
+    assert judge(reader, drawn(""), 'says "Goodbye"').value.item() == 0
 
 
 def test_tesseract_that_fails_is_a_failure_and_no_zero(tmp_path, monkeypatch):

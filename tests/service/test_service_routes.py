@@ -3,6 +3,8 @@
 import asyncio
 import json
 import re
+import threading
+import time
 
 import httpx
 import pytest
@@ -68,6 +70,22 @@ def test_health_says_whether_requests_are_taken():
     assert (reply.status_code, reply.json()["status"]) == (503, "draining")
     reply = called(app, "POST", "/score", json=body(["a"]), headers={"Authorization": f"Bearer {TOKEN}"})
     assert error(reply)[:2] == (503, "draining") and int(reply.headers["Retry-After"]) > 0
+
+
+def test_a_call_that_does_not_end_is_bad_health_until_it_ends():
+    app, scorer = made(stuck_seconds=0.2)
+    scorer.gate.clear()
+    asking = threading.Thread(target=asked, args=(app, ["a"]))
+    asking.start()
+    assert scorer.inside.wait(5)
+    time.sleep(0.25)
+    reply = called(app, "GET", "/health")
+    assert (reply.status_code, reply.json()["status"]) == (503, "stuck")
+    assert metric(app, "call_seconds", reward="count") > 0.2
+    scorer.gate.set()
+    asking.join()
+    assert called(app, "GET", "/health").json()["status"] == "ok"
+    assert metric(app, "call_seconds", reward="count") == 0
 
 
 @pytest.mark.parametrize("given", ["", TOKEN, f"Basic {TOKEN}", "Bearer", "Bearer wrong", f"Bearer {TOKEN}x"])

@@ -35,6 +35,13 @@ def test_a_file_mirrors_the_dataclass_and_is_overridden(tmp_path):
     assert isinstance(settings.limits, Limits) and type(settings.rewards["point"]) is dict
 
 
+def test_a_reward_that_is_typed_takes_the_place_of_the_files(tmp_path):
+    path = tmp_path / "my_service.yaml"
+    path.write_text("rewards: {a: {name: linear, weights: [1.0]}}")
+    overrides = ["rewards.a={name: jpeg}", "rewards.a.small=false"]
+    assert read_settings(path, overrides).rewards == {"a": {"name": "jpeg", "small": False}}
+
+
 @pytest.mark.parametrize(
     "text, words",
     [
@@ -46,6 +53,7 @@ def test_a_file_mirrors_the_dataclass_and_is_overridden(tmp_path):
         ("rewards: {x: nope}", "`reward` must be one of .*got 'nope'"),
         ("rewards: {x: shaeps}", "try 'shapes'"),
         ("rewards: {x: 3}", "`rewards.x` must be a name or a mapping"),
+        ("stuck_seconds: 0", "`stuck_seconds` must be above 0"),
         ("rewards: {x: {}}", "."),
         ("rewards: {a b: shapes}", "must be named by letters"),
         ("[1, 2]", "must hold a mapping"),

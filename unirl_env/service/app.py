@@ -79,10 +79,10 @@ def create_app(
 
     @app.get("/health", response_model=HealthReply, responses=errors(405) | {503: {"model": HealthReply}})
     async def health() -> Reply:
-        """Whether requests are taken."""
-        status = "draining" if service.draining else "ok"
+        """Whether requests are taken, and scorers come to an end."""
+        status = "draining" if service.draining else "stuck" if service.stuck else "ok"
         found = {"status": status, "protocol": PROTOCOL, "version": __version__}
-        return Reply(found, 503 if service.draining else 200)
+        return Reply(found, 200 if status == "ok" else 503)
 
     @app.get(
         "/rewards",

@@ -85,6 +85,13 @@ class Batcher:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._call_began: float | None = None
+
+    @property
+    def call_seconds(self) -> float:
+        """How long the call under way has lasted; 0 when there is none."""
+        began = self._call_began
+        return 0.0 if began is None else time.monotonic() - began
 
     @property
     def waiting(self) -> int:
@@ -175,7 +182,7 @@ class Batcher:
         began = time.monotonic()
         try:
             with self._calling:
-                began = time.monotonic()
+                began = self._call_began = time.monotonic()
                 scores = score_safely(self.scorer, samples, prompts)
         except UnirlError as error:
             if len(batch) > 1:  # whose samples they are is found by asking for each request alone
@@ -189,6 +196,8 @@ class Batcher:
         except BaseException as error:  # a scorer that ends its own process means itself
             logger.warning("A scorer raised %s; its samples count as invalid.", type(error).__name__)
             scores = Scores.failed(len(samples))
+        finally:
+            self._call_began = None
         if self._watch is not None:
             self._watch.scored(scores, time.monotonic() - began)
         start = 0

@@ -18,7 +18,7 @@ from typing import Any
 from ray import serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
-from unirl_env.errors import ConfigError, UnirlError
+from unirl_env.errors import ConfigError, ScorerError, UnirlError
 from unirl_env.rewards.secrets import secret
 from unirl_env.service.app import create_app
 from unirl_env.service.replicas import Replicas, replicas_of
@@ -42,7 +42,19 @@ class RewardReplica:
         self._settings, self._token = settings, token
 
     def __serve_build_asgi_app__(self):
-        return create_app(self._settings, token=self._token)
+        self._app = create_app(self._settings, token=self._token)
+        return self._app
+
+    def check_health(self) -> None:
+        """What Serve asks every few seconds; a replica that fails it is replaced.
+
+        Raises:
+            ScorerError: If a call of a scorer does not come to an end.
+        """
+        if self._app.state.service.stuck:
+            raise ScorerError(
+                f"A call of a scorer must end within `stuck_seconds`, {self._settings.stuck_seconds} s."
+            )
 
 
 def application(args: Mapping[str, Any]) -> serve.Application:

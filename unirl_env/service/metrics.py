@@ -39,6 +39,7 @@ class Metrics:
             Histogram, "request_seconds", "Seconds from a request's head to its answer.", buckets=SECONDS
         )
         self._waiting = made(Gauge, "waiting_samples", "Samples that no call has taken yet.")
+        self._call = made(Gauge, "call_seconds", "Seconds since the call under way began; 0 without one.")
 
     def of(self, reward: str) -> RewardMetrics:
         """Those of one reward, which appear as zeros before it is first asked."""
@@ -67,6 +68,7 @@ class RewardMetrics:
         self._samples = metrics._samples.labels(reward)
         self._invalid = metrics._invalid.labels(reward)
         self._waiting = metrics._waiting.labels(reward)
+        self._call = metrics._call.labels(reward)
         metrics._repeats.labels(reward)
 
     def scored(self, scores: Scores, seconds: float) -> None:
@@ -76,6 +78,7 @@ class RewardMetrics:
         self._samples.inc(len(scores))
         self._invalid.inc(int((~scores.valid).sum()))
 
-    def watch_waiting(self, waiting: Callable[[], int]) -> None:
-        """Ask `waiting` whenever the metrics are read."""
+    def watch(self, waiting: Callable[[], int], call_seconds: Callable[[], float]) -> None:
+        """Ask for these numbers whenever the metrics are read."""
         self._waiting.set_function(waiting)
+        self._call.set_function(call_seconds)

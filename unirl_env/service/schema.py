@@ -112,7 +112,7 @@ class RewardsReply(BaseModel):
 class HealthReply(BaseModel):
     """Whether the service takes requests."""
 
-    status: Literal["ok", "draining"]
+    status: Literal["ok", "draining", "stuck"]
     protocol: int
     version: str
 

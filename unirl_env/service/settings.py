@@ -54,6 +54,9 @@ class ServiceSettings:
     """How long: as long as a client may go on trying."""
     read_seconds: float = 60.0
     """How long a request may take to arrive; a connection that trickles is not waited for."""
+    stuck_seconds: float = 1800.0
+    """How long one call of a scorer may last before `/health` says `stuck` (503), so that whoever looks after
+    the service starts it anew."""
     drain_seconds: float = 30.0
     """How long requests in flight may take to finish after SIGTERM."""
     decoders: int = 2
@@ -112,19 +115,7 @@ def check_settings(settings: ServiceSettings) -> None:
                 f"`rewards.{name}` must be a name or a mapping with a `name`, got {spec!r:.80}; try `jpeg`."
             )
         needs_of(spec)
-    numbers = {
-        **{name: getattr(settings, name) for name in ("max_batch", "max_waiting", "max_bytes", "decoders")},
-        **{f"limits.{one.name}": getattr(settings.limits, one.name) for one in dataclasses.fields(Limits)},
-    }
-    for name, number in numbers.items():
-        if number < 1:
-            raise ConfigError(f"`{name}` must be at least 1, got {number}.")
-    for name in ("max_wait_ms", "remember", "remember_seconds", "drain_seconds"):
-        number = getattr(settings, name)
-        if not (math.isfinite(number) and number >= 0):
-            raise ConfigError(f"`{name}` must be a finite number of at least 0, got {number}.")
-    if not settings.read_seconds > 0:
-        raise ConfigError(f"`read_seconds` must be above 0, got {settings.read_seconds}.")
+    _check_numbers(settings)
     if not 0 <= settings.port <= 65535:
         raise ConfigError(f"`port` must be 0 to 65535, got {settings.port}; try 8191.")
     if settings.max_waiting < settings.limits.samples:
@@ -167,6 +158,23 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def _check_numbers(settings: ServiceSettings) -> None:
+    numbers = {
+        **{name: getattr(settings, name) for name in ("max_batch", "max_waiting", "max_bytes", "decoders")},
+        **{f"limits.{one.name}": getattr(settings.limits, one.name) for one in dataclasses.fields(Limits)},
+    }
+    for name, number in numbers.items():
+        if number < 1:
+            raise ConfigError(f"`{name}` must be at least 1, got {number}.")
+    for name in ("max_wait_ms", "remember", "remember_seconds", "drain_seconds"):
+        number = getattr(settings, name)
+        if not (math.isfinite(number) and number >= 0):
+            raise ConfigError(f"`{name}` must be a finite number of at least 0, got {number}.")
+    for name in ("read_seconds", "stuck_seconds"):
+        if not getattr(settings, name) > 0:
+            raise ConfigError(f"`{name}` must be above 0, got {getattr(settings, name)}.")
+
+
 def _loaded(path: str | Path) -> DictConfig:
     try:
         values = OmegaConf.load(Path(path).expanduser())
@@ -190,7 +198,7 @@ def _overridden(cfg: DictConfig, key: str, value: str) -> DictConfig:
     try:
         # Rewards are free-form; everything else is held against the dataclass.
         free = key.startswith("rewards.")
-        OmegaConf.update(cfg, key, _value(f"{key}={value}", value), force_add=free)
+        OmegaConf.update(cfg, key, _value(f"{key}={value}", value), merge=not free, force_add=free)
         return cfg
     except OmegaConfBaseException as error:
         raise ConfigError(_explained(error, f"{key}={value}")) from error

@@ -76,7 +76,14 @@ class RewardService:
                 watch=watch,
                 lock=locks.setdefault(id(scorer), threading.Lock()),
             )
-            watch.watch_waiting(lambda batcher=self._batchers[name]: batcher.waiting)
+            batcher = self._batchers[name]
+            watch.watch(lambda batcher=batcher: batcher.waiting, lambda batcher=batcher: batcher.call_seconds)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether a call of a scorer lasts longer than `stuck_seconds`."""
+        longest = max((batcher.call_seconds for batcher in self._batchers.values()), default=0.0)
+        return longest > self.settings.stuck_seconds
 
     @property
     def in_flight(self) -> int:
