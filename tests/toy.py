@@ -66,6 +66,11 @@ def nearness(samples, prompts):
     return Scores(torch.tensor(value))
 
 
+def farness(samples, prompts):
+    """The opposite."""
+    return Scores(-nearness(samples, prompts).value)
+
+
 def make_points(num_envs=1, *, denoiser=None, scorer=nearness, **options):
     """The entry point of the toy environment."""
     from unirl_env.envs.denoise import DenoiseVectorEnv
