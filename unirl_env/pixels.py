@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unirl_env.errors import PromptError
 
-__all__ = ["as_source", "in_8_bits", "load_picture", "picture_digest", "png_bytes", "png_uri"]
+__all__ = ["as_source", "in_8_bits", "load_picture", "picture_digest", "png_bytes", "png_uri", "to_pil"]
 
 MAX_PIXELS = 64_000_000
 REMOTE = ("http://", "https://", "ftp://", "s3://", "gs://", "hf://")
@@ -95,18 +95,22 @@ def as_source(source: Any) -> Any:
     return _path(source)
 
 
-def in_8_bits(picture: Tensor) -> Tensor:
-    """A finite picture `[3, H, W]` in [0, 1] as uint8 on the CPU, rounded."""
-    return picture.detach().float().cpu().clamp(0, 1).mul(255).round().to(torch.uint8)
+def in_8_bits(pixels: Tensor) -> Tensor:
+    """Finite pixels in [0, 1], of any shape, as uint8 on the CPU, rounded."""
+    return pixels.detach().float().cpu().clamp(0, 1).mul(255).round().to(torch.uint8)
+
+
+def to_pil(picture: Tensor) -> Any:
+    """A finite picture `[3, H, W]` in [0, 1] as a `PIL.Image` of 8 bits."""
+    from PIL import Image
+
+    return Image.fromarray(in_8_bits(picture).permute(1, 2, 0).contiguous().numpy())
 
 
 def png_bytes(picture: Tensor, compress_level: int = 6) -> bytes:
     """A finite picture `[3, H, W]` in [0, 1] as a PNG of 8 bits; levels from 1, which is fast, to 9."""
-    from PIL import Image
-
     stream = io.BytesIO()
-    rows = in_8_bits(picture).permute(1, 2, 0).contiguous().numpy()
-    Image.fromarray(rows).save(stream, "PNG", compress_level=compress_level)
+    to_pil(picture).save(stream, "PNG", compress_level=compress_level)
     return stream.getvalue()
 
 

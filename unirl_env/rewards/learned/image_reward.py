@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import ConfigError, ModelNotFound
+from unirl_env.pixels import to_pil
 from unirl_env.rewards.inputs import check_blocks, in_blocks, picture_of
 from unirl_env.rewards.learned.image_reward_weights import load_network
 from unirl_env.rewards.learned.weights import device_of, dtype_of, load_tensors
@@ -99,7 +100,7 @@ class ImageRewardScore:
         rows = sound.nonzero().flatten().tolist()
         if not rows:
             return Scores.failed(len(samples))
-        pixels = torch.stack([self._preprocess(_as_file(pictures[row])) for row in rows])
+        pixels = torch.stack([self._preprocess(to_pil(pictures[row])) for row in rows])
         read = self._tokenizer(
             [prompts[row].text for row in rows],
             padding="max_length",
@@ -117,14 +118,6 @@ class ImageRewardScore:
 
         raw = in_blocks(compute, list(torch.arange(len(rows))), self.batch_size, self.rows_per_forward)
         return place_scores(Scores(self.scale * (raw - MEAN) / STD), sound)
-
-
-def _as_file(picture: Tensor) -> Any:
-    """A picture as it is once saved, `PIL.Image` in 8 bits."""
-    from PIL import Image
-
-    pixels = (picture.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
 def _preprocessing(side: int) -> Any:

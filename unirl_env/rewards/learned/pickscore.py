@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from unirl_env.pixels import in_8_bits
 from unirl_env.rewards.inputs import check_blocks, in_blocks, picture_of
 from unirl_env.rewards.learned.weights import device_of, dtype_of, not_found
 from unirl_env.types import Prompt, Sample, Scores
@@ -91,9 +92,8 @@ class PickScore:
     def _pixels(self, picture: Tensor) -> Tensor:
         """The picture as the model wants it, `[3, h, w]`."""
         whole = bool(picture.isfinite().all())
-        picture = picture.detach().cpu().nan_to_num().clamp(0, 1).mul(255).round().to(torch.uint8)
         made = self._processor.image_processor(
-            images=[picture], input_data_format="channels_first", return_tensors="pt"
+            images=[in_8_bits(picture.nan_to_num())], input_data_format="channels_first", return_tensors="pt"
         )
         pixels = made["pixel_values"][0]
         return pixels if whole else torch.full_like(pixels, torch.nan)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unirl_env.errors import ConfigError, ModelNotFound
+from unirl_env.pixels import in_8_bits
 
 __all__ = ["Reader", "Row", "rows_for"]
 
@@ -94,8 +95,7 @@ class Reader:
 
     def look(self, picture: Tensor) -> dict[str, Tensor]:
         """A picture `[3, H, W]` in [0, 1] as patches: `pixel_values` and `image_grid_thw`."""
-        pixels = (picture.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
-        return dict(self._processor.image_processor(images=[pixels], return_tensors="pt"))
+        return dict(self._processor.image_processor(images=[in_8_bits(picture)], return_tensors="pt"))
 
     def encode(self, seen: Mapping[str, Tensor], question: str) -> dict[str, Tensor]:
         """A chat of one question about a picture of `look`, up to where the answer begins.

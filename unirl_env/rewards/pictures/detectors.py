@@ -17,6 +17,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from unirl_env.errors import ConfigError
+from unirl_env.pixels import in_8_bits
 from unirl_env.registry import Registry
 from unirl_env.rewards.inputs import check_blocks
 from unirl_env.rewards.learned.weights import device_of, dtype_of, not_found
@@ -141,8 +142,9 @@ class TransformersDetector:
         return found
 
     def _prepared(self, picture: Tensor) -> dict[str, Tensor]:
-        levels = picture.detach().to("cpu", torch.float32).clamp(0, 1).mul(255).round().to(torch.uint8)
-        made = self._processor(images=[levels], return_tensors="pt", input_data_format="channels_first")
+        made = self._processor(
+            images=[in_8_bits(picture)], return_tensors="pt", input_data_format="channels_first"
+        )
         rows = {k: v for k, v in made.items() if k in self._accepted and isinstance(v, Tensor)}
         return {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in rows.items()}
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from unirl_env.errors import ConfigError
+from unirl_env.pixels import in_8_bits
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.pictures.ocr_engines import ENGINES
 from unirl_env.rewards.unjudged import Unjudged
@@ -97,11 +98,9 @@ class OCRScorer:
         if not expected:
             self._unjudged(prompt, f"it has neither a text `metadata[{self.key!r}]` nor one in double quotes")
             return math.nan, math.nan, math.nan
-        picture = picture.detach().to("cpu", torch.float32)
         if not bool(picture.isfinite().all()):
             return math.nan, math.nan, math.nan
-        levels = picture.clamp(0, 1).mul(255).round().to(torch.uint8)
-        found = _plain("".join(self._read(levels.permute(1, 2, 0).contiguous().numpy())))
+        found = _plain("".join(self._read(in_8_bits(picture).permute(1, 2, 0).contiguous().numpy())))
         there = self.contained and expected in found
         distance = 0 if there else edit_distance(found, expected)
         value = 1 - min(distance, len(expected)) / len(expected) if self.match == "fuzzy" else distance == 0

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import WireError
-from unirl_env.pixels import load_picture, png_bytes
+from unirl_env.pixels import in_8_bits, load_picture, png_bytes
 
 __all__ = ["Limits", "TensorReader", "TensorWriter", "read_png"]
 
@@ -66,12 +66,10 @@ class TensorWriter:
             raise WireError(f"A picture must be float32 to be sent, got {tensor.dtype}; try `.float()`.")
         form, packed = "plain", None
         if png and tensor.ndim == 3 and tensor.shape[0] == 3 and bool(tensor.isfinite().all()):
-            form, packed = (
-                "png",
-                torch.frombuffer(bytearray(png_bytes(tensor, compress_level=1)), dtype=torch.uint8),
-            )
+            file = bytearray(png_bytes(tensor, compress_level=1))
+            form, packed = "png", torch.frombuffer(file, dtype=torch.uint8)
         elif picture:
-            levels = tensor.mul(255).round().clamp(0, 255).to(torch.uint8)
+            levels = in_8_bits(tensor)
             # By bits, because -0.0 equals 0.0.
             if torch.equal(_of_levels(levels).view(torch.int32), tensor.view(torch.int32)):
                 form, packed = "levels", levels

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-import torch
-
 from unirl_env.errors import EngineError
-from unirl_env.pixels import load_picture, png_uri
+from unirl_env.pixels import load_picture, png_uri, to_pil
 from unirl_env.rollouts.engines.base import Request
 
 __all__ = ["Pictures"]
@@ -102,10 +100,7 @@ class Pictures:
 
     def as_pil(self, request: Request) -> list[Any]:
         """The pictures for a processor in this process."""
-        from PIL import Image
-
-        pictures = [(load_picture(source) * 255).round().to(torch.uint8) for source in request.prompt.images]
-        return [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pictures]
+        return [to_pil(load_picture(source)) for source in request.prompt.images]
 
     def as_uris(self, request: Request) -> list[str]:
         """The pictures for a server, as `data:` URIs of PNG, which loses nothing."""
