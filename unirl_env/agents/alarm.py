@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from unirl_env.config import AlarmSettings
 from unirl_env.config_check import SIGNALS, check_alarm
+from unirl_env.rewards.checks import is_number
 
 __all__ = ["SIGNALS", "Finding", "HackingAlarm", "Level"]
 
@@ -32,6 +33,7 @@ NAMES = (
 )
 """The numbers of a row that an alarm looks at."""
 SAME = 1e-6
+"""Rewards that differ by less, in units of their size or of 1, are the same."""
 DOUBT = 8.0
 """Standard errors that count like one standard deviation: half of that is no chance."""
 
@@ -132,7 +134,7 @@ class HackingAlarm:
         Returns:
             What rings now.
         """
-        known = {name: row[name] for name in NAMES if _is_number(row.get(name))}
+        known = {name: row[name] for name in NAMES if is_number(row.get(name))}
         self.rows.append(known)
         self._highest = max(self._highest, known.get("reward_max", -math.inf))
         self._lowest = min(self._lowest, known.get("reward_min", math.inf))
@@ -286,7 +288,3 @@ class HackingAlarm:
         bends = [(a - 2 * b + c) ** 2 / 6 for a, b, c in zip(means, means[1:], means[2:], strict=False)]
         error = math.sqrt(2 / self.settings.smooth * sum(bends) / len(bends)) if bends else 0.0
         return max(sum(first) / len(first), DOUBT * error)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

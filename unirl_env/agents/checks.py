@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
 import ray
 
 from unirl_env.errors import ConfigError
 from unirl_env.policies.token_actor import check_sampling
+from unirl_env.rewards.checks import is_number
 from unirl_env.rollouts.engines import ENGINES
 
 __all__ = ["check_latents", "check_settings", "check_tokens", "warn_of_waiting"]
@@ -55,8 +55,7 @@ def _check_advantage_parts(config: Any) -> None:
     if not weights:
         return
     for name, weight in weights.items():
-        number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not number or not math.isfinite(weight) or weight == 0:
+        if not is_number(weight) or weight == 0:
             raise ConfigError(
                 f"`advantage_parts` must be finite weights other than 0, got {weight!r} for {name!r}."
             )

@@ -9,15 +9,13 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 from torch import Tensor
 
+from unirl_env.agents.alarm import SAME
 from unirl_env.agents.diversity import diversity
 from unirl_env.agents.score_metrics import score_metrics
 from unirl_env.agents.update import PhaseUpdate, Update
 from unirl_env.episode import EpisodeBatch
 
 __all__ = ["log_to_rllib", "phase_metrics", "rollout_metrics", "update_metrics"]
-
-SAME = 1e-6
-"""Rewards that differ by less, in units of their size or of 1, are the same."""
 
 
 def rollout_metrics(batch: EpisodeBatch, advantages: Tensor) -> dict[str, float]:

@@ -8,7 +8,20 @@ from urllib.parse import urlsplit
 
 from unirl_env.errors import ConfigError
 
-__all__ = ["require", "require_address", "require_number"]
+__all__ = ["is_number", "is_whole", "require", "require_address", "require_number"]
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a finite number; a truth value is none."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
+
+
+def is_whole(value: Any) -> bool:
+    """Whether `value` is a whole number; a truth value is none."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def require(name: str, value: Any, fits: bool, wanted: str) -> None:
@@ -27,8 +40,7 @@ def require_number(name: str, value: Any, least: float, *, whole: bool = False, 
     Raises:
         ConfigError: Naming it.
     """
-    kind = int if whole else int | float
-    number = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    number = is_number(value) and (is_whole(value) or not whole)
     above = bool(unit) and least == 0
     fits = number and (value > least if above else value >= least)
     wanted = f"positive {unit}" if above else f"{'a whole number of ' if whole else ''}at least {least:g}"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from unirl_env.errors import ConfigError
+from unirl_env.rewards.checks import is_number
 from unirl_env.rewards.scoring import checked_scorer, is_pointwise, score_safely
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
@@ -53,7 +53,7 @@ class Normalized:
             if number is not None
         }
         for label, number in given.items():
-            if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            if not is_number(number):
                 raise ConfigError(f"`{label}` must be a finite number, got {number!r}.")
         if set(given) not in ({"mean", "std"}, {"low", "high"}):
             raise ConfigError(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 
 from unirl_env.errors import ConfigError
+from unirl_env.rewards.checks import is_number
 from unirl_env.rewards.scoring import checked_scorer, is_pointwise, place_scores, score_safely
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
@@ -38,11 +38,7 @@ class Pictured:
     def __init__(self, scorer: Scorer, otherwise: float = 0.0, *, name: str = ""):
         self.scorer = checked_scorer(scorer)
         self.pointwise = is_pointwise(scorer)
-        if (
-            isinstance(otherwise, bool)
-            or not isinstance(otherwise, int | float)
-            or not math.isfinite(otherwise)
-        ):
+        if not is_number(otherwise):
             raise ConfigError(f"`otherwise` must be a finite number, got {otherwise!r}; try 0.0.")
         self.otherwise = float(otherwise)
         self.name = name or "pictured"

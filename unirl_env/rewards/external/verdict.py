@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unirl_env.errors import ConfigError, WireError
+from unirl_env.rewards.checks import is_number
 from unirl_env.rewards.texts.answers import final_part
 
 __all__ = ["VerdictForm"]
@@ -40,7 +40,7 @@ class VerdictForm:
         aspects: Mapping[str, float] | None = None,
         reason: bool = True,
     ):
-        numbers = isinstance(scale, Sequence) and len(scale) == 2 and all(map(_is_number, scale))
+        numbers = isinstance(scale, Sequence) and len(scale) == 2 and all(map(is_number, scale))
         if not numbers or not scale[0] < scale[1]:
             raise ConfigError(
                 f"`scale` must be the lowest and the highest number, got {scale!r}; try [0, 10]."
@@ -48,7 +48,7 @@ class VerdictForm:
         self.low, self.high = float(scale[0]), float(scale[1])
         weights = {"score": 1.0} if aspects is None else aspects
         sound = isinstance(weights, Mapping) and all(
-            isinstance(name, str) and name and _is_number(weight) and weight >= 0
+            isinstance(name, str) and name and is_number(weight) and weight >= 0
             for name, weight in weights.items()
         )
         if not sound or not any(weights.values()) or (aspects and set(weights) & set(RESERVED)):
@@ -128,14 +128,7 @@ class VerdictForm:
         return sum(weight * numbers[name] for name, weight in self.weights.items())
 
     def _fits(self, number: Any) -> bool:
-        return _is_number(number) and self.low <= number <= self.high
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:
-        return False
+        return is_number(number) and self.low <= number <= self.high
 
 
 def _without_twins(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.pixels import to_pil
+from unirl_env.rewards.checks import is_number
 from unirl_env.rewards.inputs import check_blocks, in_blocks, picture_of
 from unirl_env.rewards.learned.image_reward_weights import load_network
 from unirl_env.rewards.learned.weights import device_of, dtype_of, load_tensors
@@ -75,7 +75,7 @@ class ImageRewardScore:
         rows_per_forward: int | None = None,
         scale: float = 1.0,
     ):
-        if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
+        if not is_number(scale):
             raise ConfigError(f"`scale` must be a finite number, got {scale!r}.")
         check_blocks(batch_size, rows_per_forward)
         self.batch_size, self.rows_per_forward, self.scale = batch_size, rows_per_forward, float(scale)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from unirl_env.rewards.checks import is_whole
 from unirl_env.shapes import PLACES, Caption
 
 __all__ = [
@@ -127,7 +128,7 @@ def _clause(item: Any, index: int) -> Clause:
     # A data set whose clauses differ in their keys fills them up with None.
     count = 1 if item.get("count") is None else item["count"]
     colour, place = item.get("color") or "", item.get("place") or ""
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+    if not is_whole(count) or count < 1:
         raise ValueError(f"`count` must be a whole number from 1 on, got {count!r}")
     if not isinstance(colour, str):
         raise ValueError(f"`color` must be a text, got {colour!r}")
@@ -139,7 +140,7 @@ def _clause(item: Any, index: int) -> Clause:
         if not isinstance(position, list | tuple) or len(position) != 2 or position[0] not in RELATIONS:
             raise ValueError(f"`position` must be one of {RELATIONS} and an index, got {position!r}")
         relation, target = position
-        if isinstance(target, bool) or not isinstance(target, int) or not 0 <= target < index:
+        if not is_whole(target) or not 0 <= target < index:
             raise ValueError(f"`position` must point to an earlier clause, got {position!r}")
     return Clause(item["class"], count, colour, relation, target, place)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from unirl_env.errors import ConfigError
 from unirl_env.pixels import in_8_bits
 from unirl_env.registry import Registry
+from unirl_env.rewards.checks import is_number
 from unirl_env.rewards.inputs import check_blocks
 from unirl_env.rewards.learned.weights import device_of, dtype_of, not_found
 from unirl_env.rewards.pictures.detections import Detection
@@ -106,7 +107,7 @@ class TransformersDetector:
         names: Mapping[str, str] | None = None,
         processor: Mapping[str, Any] | None = None,
     ):
-        if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold < 1:
+        if not is_number(threshold) or not 0 <= threshold < 1:
             raise ConfigError(f"`threshold` must be a number in [0, 1), got {threshold!r}; try 0.3.")
         check_blocks(batch_size, rows_per_forward)
         self.threshold = float(threshold)

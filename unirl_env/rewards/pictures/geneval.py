@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.registry import Registry
+from unirl_env.rewards.checks import is_number, is_whole
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.pictures.detections import (
     ASPECTS,
@@ -88,9 +89,9 @@ class GenEvalScorer:
         if value not in VALUES:
             raise ConfigError(f"`value` must be one of {list(VALUES)}, got {value!r}.")
         for label, number in (("counting_threshold", counting_threshold), ("dead_zone", dead_zone)):
-            if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < 1:
+            if not is_number(number) or not 0 <= number < 1:
                 raise ConfigError(f"`{label}` must be a number in [0, 1), got {number!r}.")
-        if isinstance(max_objects, bool) or not isinstance(max_objects, int) or max_objects < 1:
+        if not is_whole(max_objects) or max_objects < 1:
             raise ConfigError(f"`max_objects` must be a whole number from 1 on, got {max_objects!r}.")
         self.value, self.max_objects = value, max_objects
         self.counting_threshold, self.dead_zone = float(counting_threshold), float(dead_zone)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import ConfigError, ScorerError
+from unirl_env.rewards.checks import is_number, is_whole
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.types import Prompt, Sample, Scores
 
@@ -48,7 +49,7 @@ class JPEGScorer:
     def __init__(self, direction: str = "compressible", *, quality: int = 95, per_pixel: bool = False):
         if direction not in DIRECTIONS:
             raise ConfigError(f"`direction` must be one of {list(DIRECTIONS)}, got {direction!r}.")
-        if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 95:
+        if not is_whole(quality) or not 1 <= quality <= 95:
             raise ConfigError(f"`quality` must be a whole number from 1 to 95, got {quality!r}; try 95.")
         self.sign, self.quality, self.per_pixel = DIRECTIONS[direction], quality, bool(per_pixel)
 
@@ -100,7 +101,7 @@ class SharpnessScorer:
     pointwise = True
 
     def __init__(self, *, half: float = 100 / 255**2, raw: bool = False):
-        if isinstance(half, bool) or not isinstance(half, int | float) or not 0 < half < math.inf:
+        if not is_number(half) or not half > 0:
             raise ConfigError(f"`half` must be a positive number, got {half!r}; try 0.0015.")
         self.half, self.raw = float(half), bool(raw)
 
@@ -139,9 +140,7 @@ class SaturationScorer:
     def __init__(self, *, measure: str = "hsv", target: float | None = None):
         if measure not in MEASURES:
             raise ConfigError(f"`measure` must be one of {list(MEASURES)}, got {measure!r}.")
-        if target is not None and (
-            isinstance(target, bool) or not isinstance(target, int | float) or not 0 <= target <= 1
-        ):
+        if target is not None and not (is_number(target) and 0 <= target <= 1):
             raise ConfigError(f"`target` must be a number in [0, 1], got {target!r}; try 0.4.")
         self.measure, self.target = measure, target
 

@@ -11,6 +11,7 @@ import torch
 
 from unirl_env.errors import ConfigError
 from unirl_env.pixels import in_8_bits
+from unirl_env.rewards.checks import is_number, is_whole
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.pictures.ocr_engines import ENGINES
 from unirl_env.rewards.unjudged import Unjudged
@@ -69,13 +70,9 @@ class OCRScorer:
         for label, value, choices in (("engine", engine, ENGINES), ("match", match, MATCHES)):
             if value not in choices:
                 raise ConfigError(f"`{label}` must be one of {list(choices)}, got {value!r}.")
-        if (
-            isinstance(confidence, bool)
-            or not isinstance(confidence, int | float)
-            or not 0 <= confidence <= 1
-        ):
+        if not is_number(confidence) or not 0 <= confidence <= 1:
             raise ConfigError(f"`confidence` must be a number in [0, 1], got {confidence!r}; try 0.5.")
-        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        if not is_whole(threads) or threads < 1:
             raise ConfigError(f"`threads` must be a whole number from 1 on, got {threads!r}.")
         self.match, self.contained, self.key = match, bool(contained), key
         self._read = ENGINES[engine](float(confidence), threads)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from unirl_env.errors import ConfigError
+from unirl_env.rewards.checks import is_number
 from unirl_env.rewards.texts.answers import answer_text
 from unirl_env.rewards.unjudged import Unjudged
 from unirl_env.types import Prompt, Sample, Scores
@@ -63,7 +64,7 @@ class RegexScorer:
                 raise ConfigError(f"`{label}` must be one of {list(choices)}, got {value!r}.")
         if not isinstance(flags, str) or set(flags) - set(FLAGS):
             raise ConfigError(f"`flags` must be letters of {''.join(FLAGS)!r}, got {flags!r}.")
-        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
+        if not is_number(timeout) or not timeout > 0:
             raise ConfigError(f"`timeout` must be a positive number of seconds, got {timeout!r}; try 1.0.")
         self.mode, self.flags, self.expected = mode, flags, expected
         self.timeout, self.key = float(timeout), key

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from unirl_env.errors import ConfigError
+from unirl_env.rewards.checks import is_whole
 from unirl_env.rewards.over_pictures import over_several
 from unirl_env.rewards.scoring import checked_scorer, is_pointwise
 from unirl_env.rewards.videos.frames import video_of
@@ -47,7 +48,7 @@ class OverFrames:
         self.scorer = checked_scorer(scorer)
         self.pointwise = is_pointwise(scorer)
         self._aggregate = _aggregated(aggregate)
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        if not is_whole(every) or every < 1:
             raise ConfigError(f"`every` must be a whole number from 1 on, got {every!r}; try 1.")
         self.every = every
         self.name = name or "over_frames"

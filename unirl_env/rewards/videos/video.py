@@ -11,6 +11,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from unirl_env.errors import ConfigError
+from unirl_env.rewards.checks import is_whole
 from unirl_env.rewards.videos.block_matching import grey_frames, moved
 from unirl_env.rewards.videos.frames import video_of
 from unirl_env.types import Prompt, Sample, Scores
@@ -162,7 +163,7 @@ class MotionScorer:
                 f"{floor} and {enough}; try 0.002 and 0.01."
             )
         for label, number in (("lag", lag), ("pairs", pairs)):
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            if not is_whole(number) or number < 1:
                 raise ConfigError(f"`{label}` must be a whole number from 1 on, got {number!r}.")
         if not 0 < share <= 1:
             raise ConfigError(f"`share` must lie in (0, 1], got {share}; try 0.05.")
@@ -202,7 +203,7 @@ class MotionScorer:
 
 
 def _checked_side(side: int) -> int:
-    if isinstance(side, bool) or not isinstance(side, int) or side < 16:
+    if not is_whole(side) or side < 16:
         raise ConfigError(f"`side` must be a whole number of pixels from 16 on, got {side!r}; try 64.")
     return side
 
