@@ -4,12 +4,37 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from unirl_env.errors import ConfigError
 
-__all__ = ["Registry"]
+__all__ = ["Registry", "instance"]
+
+
+def instance(target: Any, options: Mapping[str, Any], label: str) -> Any:
+    """What a configuration means by a target and options: an object of a class, or a function itself.
+
+    Args:
+        target: What `Registry.get` gave.
+        options: Arguments of the class.
+        label: What messages call it.
+
+    Raises:
+        ConfigError: If the options do not fit the class, or there are any for a function.
+    """
+    if not inspect.isclass(target):
+        if options:
+            raise ConfigError(
+                f"{label[0].upper()}{label[1:]} is a function and takes no options, got {sorted(options)}."
+            )
+        return target
+    try:
+        inspect.signature(target).bind(**options)
+    except TypeError as error:
+        raise ConfigError(f"The options of {label} do not fit: {error}.") from error
+    return target(**options)
 
 
 class Registry:

@@ -149,6 +149,7 @@ def test_the_reply_itself_may_be_the_list():
         ({"parts": {"a": 3}}, "`value` must be a path"),
         ({"headers_env": {"X-Key": "UNIRL_NO_SUCH_VARIABLE"}}, "must hold the value of the header X-Key"),
         ({"url": "host/path"}, "`url` must be like http://host:port/path"),
+        ({"url": "http://me:hidden@host:99999"}, "`url` must hold no user and no password"),
     ],
 )
 def test_settings_that_cannot_be_used_are_refused(options, words):

@@ -233,6 +233,10 @@ def test_replicas_must_judge_alike_and_one_may_come_later(service, caplog):
         ("http://x/?a=1", "must be like"),
         ([7], "must be like"),
         ("http://me:hidden@x", "must carry no password"),
+        ("ftp://me:hidden@x", "must carry no password"),
+        ("me:hidden@x", "must carry no password"),
+        ("http://x?a@b", "must be like"),
+        ("http://me:hidden@x:99999", "must carry no password"),
         (["http://x:1", "http://x:1/"], "must be different replicas"),
     ],
 )

@@ -3,9 +3,10 @@
 import pytest
 
 from unirl_env.errors import ConfigError
+from unirl_env.rewards.remote.addresses import is_loopback
 from unirl_env.rewards.wire import Limits
 from unirl_env.service import __main__ as door
-from unirl_env.service.settings import ServiceSettings, check_door, check_settings, is_loopback, read_settings
+from unirl_env.service.settings import ServiceSettings, check_door, check_settings, read_settings
 
 TOKEN = "a-token-of-the-tests-0123456789"
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from typing import Any
-from urllib.parse import urlsplit
 
 from unirl_env.errors import ConfigError
 
-__all__ = ["is_number", "is_whole", "require", "require_address", "require_number"]
+__all__ = ["is_number", "is_whole", "require", "require_number"]
 
 
 def is_number(value: Any) -> bool:
@@ -45,20 +44,3 @@ def require_number(name: str, value: Any, least: float, *, whole: bool = False, 
     fits = number and (value > least if above else value >= least)
     wanted = f"positive {unit}" if above else f"{'a whole number of ' if whole else ''}at least {least:g}"
     require(name, value, fits, wanted)
-
-
-def require_address(url: Any) -> None:
-    """Refuse what is no address of a server. One with a password is not shown.
-
-    Raises:
-        ConfigError: Naming it.
-    """
-    try:
-        parts = urlsplit(url)
-        sound = isinstance(url, str) and parts.scheme in ("http", "https") and bool(parts.hostname)
-        sound, secret = sound and parts.port != 0, "@" in parts.netloc
-    except (ValueError, TypeError, AttributeError):
-        sound, secret = False, False
-    if secret:
-        raise ConfigError("`url` must hold no user and no password; try `token_env` or `headers_env`.")
-    require("url", url, sound, "like http://host:port/path")

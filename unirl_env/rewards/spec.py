@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unirl_env.errors import ConfigError
+from unirl_env.registry import instance
 from unirl_env.rewards.compose import Minimum, Product, WeightedSum
 from unirl_env.rewards.names import SCORERS
 from unirl_env.rewards.scoring import checked_scorer
@@ -114,18 +115,7 @@ def _instance(name: str, options: dict[str, Any]) -> Scorer:
             if part not in options:
                 raise ConfigError(f"Reward {name!r} must have `{part}`, got {sorted(options)}.")
             options[part] = build_scorer(options[part])
-        return _called(target, name, options)
-    if options:
-        raise ConfigError(f"Reward {name!r} is a function and takes no options, got {sorted(options)}.")
-    return target
-
-
-def _called(target: Any, name: str, options: dict[str, Any]) -> Scorer:
-    try:
-        inspect.signature(target).bind(**options)
-    except TypeError as error:
-        raise ConfigError(f"The options of reward {name!r} do not fit: {error}.") from error
-    return target(**options)
+    return instance(target, options, f"reward {name!r}")
 
 
 def _parts(name: str, options: dict[str, Any]) -> dict[str, Any]:

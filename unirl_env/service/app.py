@@ -13,6 +13,7 @@ from fastapi import Depends, FastAPI, Request, Security
 from fastapi.security import HTTPBearer
 from starlette.responses import Response
 
+from unirl_env.rewards.spec import build_scorer
 from unirl_env.rewards.wire import PROTOCOL, TENSORS, scores_as_json
 from unirl_env.service.batching import Abandoned, Outcome, Unjudgeable
 from unirl_env.service.describing import SCORE_BODY, add_score_body, errors
@@ -20,7 +21,7 @@ from unirl_env.service.reading import Hold, content_type, read_body, read_reques
 from unirl_env.service.replies import RETRY_SECONDS, Refused, Reply, reply_in_one_form
 from unirl_env.service.schema import HealthReply, RewardsReply, ScoreReply
 from unirl_env.service.settings import ServiceSettings, check_settings
-from unirl_env.service.work import RewardService, build_scorers
+from unirl_env.service.work import RewardService
 from unirl_env.types import Scorer
 from unirl_env.version import __version__
 
@@ -54,7 +55,9 @@ def create_app(
         UnirlError: Whatever building a scorer raises.
     """
     check_settings(settings)
-    service = RewardService(settings, build_scorers(settings.rewards) if scorers is None else scorers)
+    if scorers is None:
+        scorers = {name: build_scorer(spec) for name, spec in settings.rewards.items()}
+    service = RewardService(settings, scorers)
     pool = ThreadPoolExecutor(settings.decoders, "decoding")
 
     app = FastAPI(

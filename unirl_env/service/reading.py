@@ -11,8 +11,10 @@ from starlette.requests import ClientDisconnect, Request
 
 from unirl_env.errors import WireError
 from unirl_env.rewards.wire import TENSORS, Limits, ScoreRequest, decode_request
+from unirl_env.rewards.wire.requests import RANKS
 from unirl_env.service.replies import RETRY_SECONDS, Refused
 from unirl_env.service.schema import LONGEST_ID, read_json
+from unirl_env.types import Sample
 
 __all__ = ["JSON", "Hold", "Read", "Room", "content_type", "read_body", "read_request"]
 
@@ -158,11 +160,7 @@ def _size(request: ScoreRequest) -> int:
     tensors = {
         id(tensor): tensor.nbytes
         for one in (*request.samples, *request.prompts)
-        for tensor in (
-            (one.image, one.pictures, one.video, one.latent, one.tokens)
-            if hasattr(one, "latent")
-            else one.images
-        )
+        for tensor in ([getattr(one, name) for name in RANKS] if isinstance(one, Sample) else one.images)
         if tensor is not None
     }
     return sum(tensors.values())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import ipaddress
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,10 +15,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from unirl_env.errors import ConfigError
+from unirl_env.rewards.remote.addresses import is_loopback
 from unirl_env.rewards.spec import needs_of
 from unirl_env.rewards.wire import Limits
 
-__all__ = ["ServiceSettings", "check_door", "check_settings", "is_loopback", "read_settings"]
+__all__ = ["ServiceSettings", "check_door", "check_settings", "read_settings"]
 
 REWARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 TOKEN = re.compile(r"[!-~]{16,}")
@@ -148,14 +148,6 @@ def check_door(settings: ServiceSettings, token: str | None) -> None:
             f"`{settings.token_env}` must hold at least 16 printable ASCII characters without spaces, got "
             f"{len(token)} characters; try `openssl rand -hex 32`."
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can call `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _check_numbers(settings: ServiceSettings) -> None:

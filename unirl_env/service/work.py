@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
 from unirl_env.rewards.scoring import checked_scorer, is_pointwise, scorer_name
-from unirl_env.rewards.spec import build_scorer, needs_of
+from unirl_env.rewards.spec import needs_of
 from unirl_env.rewards.wire import PROTOCOL, ScoreRequest
 from unirl_env.service.batching import Batcher, Busy
 from unirl_env.service.metrics import Metrics
@@ -21,26 +21,7 @@ from unirl_env.service.replies import RETRY_SECONDS, Refused
 from unirl_env.service.settings import ServiceSettings
 from unirl_env.types import Scorer
 
-__all__ = ["RewardService", "build_scorers"]
-
-
-def build_scorers(
-    rewards: Mapping[str, Any], announce: Callable[[str], None] = lambda name: None
-) -> dict[str, Scorer]:
-    """The scorers of a service.
-
-    Args:
-        rewards: Name to what `build_scorer` understands.
-        announce: Called with every name before its scorer is built.
-
-    Raises:
-        UnirlError: Whatever building a scorer raises.
-    """
-    built = {}
-    for name, spec in rewards.items():
-        announce(name)
-        built[name] = build_scorer(spec)
-    return built
+__all__ = ["RewardService"]
 
 
 class RewardService:

@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, TypeVar
 
 from unirl_env.errors import ConfigError, MissingExtra, UnirlError, WireError
-from unirl_env.rewards.checks import require, require_address, require_number
+from unirl_env.rewards.checks import require, require_number
 from unirl_env.rewards.external.rate_limit import RateLimit
 from unirl_env.rewards.external.turns import CallFailed, Turn
 from unirl_env.rewards.refusals import PASSING, THIS_REQUEST, retry_after, words_of
-from unirl_env.rewards.remote.addresses import is_this_machine, warn_of_plain_http
+from unirl_env.rewards.remote.addresses import is_this_machine, require_address, warn_of_plain_http
 from unirl_env.rewards.secrets import secret
 
 __all__ = ["Calls"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import ConfigError, ContractError
-from unirl_env.registry import Registry
+from unirl_env.registry import Registry, instance
 from unirl_env.rewards.checks import is_number, is_whole
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.pictures.detections import (
@@ -176,13 +176,4 @@ def _made(registry: Registry, spec: Any) -> Any:
             )
         return spec
     options = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
-    target = registry.get(options.pop("name", ""))
-    if not inspect.isclass(target):
-        if options:
-            raise ConfigError(f"`{registry.kind}` is a function and takes no options, got {sorted(options)}.")
-        return target
-    try:
-        inspect.signature(target).bind(**options)
-    except TypeError as error:
-        raise ConfigError(f"The options of `{registry.kind}` do not fit: {error}.") from error
-    return target(**options)
+    return instance(registry.get(options.pop("name", "")), options, f"`{registry.kind}`")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from unirl_env.errors import ConfigError
+from unirl_env.rewards.checks import require
 
-__all__ = ["checked_urls", "is_this_machine", "warn_of_plain_http"]
+__all__ = ["checked_urls", "is_loopback", "is_this_machine", "require_address", "warn_of_plain_http"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +35,24 @@ def checked_urls(urls: Any) -> tuple[str, ...]:
     return found
 
 
+def require_address(url: Any) -> None:
+    """Refuse what is no address of a server. One with a password is not shown.
+
+    Raises:
+        ConfigError: Naming it.
+    """
+    if _has_password(url):
+        raise ConfigError("`url` must hold no user and no password; try `token_env` or `headers_env`.")
+    require("url", url, _parts(url) is not None, "like http://host:port/path")
+
+
 def is_this_machine(url: str) -> bool:
     """Whether the host of `url` is a loopback address."""
-    host = urlsplit(url).hostname or ""
+    return is_loopback(urlsplit(url).hostname or "")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can call `host`."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -54,16 +71,27 @@ def warn_of_plain_http(url: str, token_env: str) -> None:
 
 
 def _checked(url: Any) -> str:
-    try:
-        parts = urlsplit(url)
-        sound = isinstance(url, str) and parts.scheme in ("http", "https") and bool(parts.hostname)
-        sound = sound and parts.port != 0 and url.isprintable() and " " not in url
-    except (ValueError, AttributeError, TypeError):
-        sound = False
-    if sound and "@" in parts.netloc:
+    if _has_password(url):
         raise ConfigError("`urls` must carry no password; try a token in an environment variable.")
-    if not sound or parts.query or parts.fragment:
+    parts = _parts(url)
+    plain = parts is not None and url.isprintable() and " " not in url
+    if not plain or parts.query or parts.fragment:
         raise ConfigError(
             f"`urls` must be like http://host:port, got {url!r:.80}; try http://127.0.0.1:8191."
         )
     return url.rstrip("/")
+
+
+def _parts(url: Any) -> SplitResult | None:
+    """Of the address of a server; None if it is none."""
+    try:
+        parts = urlsplit(url)
+        sound = isinstance(url, str) and parts.scheme in ("http", "https") and bool(parts.hostname)
+        return parts if sound and parts.port != 0 else None
+    except (ValueError, AttributeError, TypeError):
+        return None
+
+
+def _has_password(url: Any) -> bool:
+    """Whether a user or a password stands before the host, also of what is no address otherwise."""
+    return isinstance(url, str) and "@" in re.split("[/?#]", url.split("//", 1)[-1], maxsplit=1)[0]

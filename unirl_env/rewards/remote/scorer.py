@@ -19,13 +19,15 @@ from unirl_env.rewards.remote.served import Served, agreed, asked
 from unirl_env.rewards.remote.service_client import ServiceClient
 from unirl_env.rewards.wire import ScoreRequest, encode_request
 from unirl_env.rewards.wire.replies import scores_from_json
+from unirl_env.rewards.wire.requests import RANKS
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["RemoteScorer"]
 
 logger = logging.getLogger(__name__)
 
-FIELDS = ("image", "pictures", "video", "text", "latent", "tokens")
+FIELDS = (*RANKS, "text")
+"""What a reward can look at."""
 
 
 class RemoteScorer:

@@ -24,6 +24,7 @@ from unirl_env.types import Prompt, Sample
 
 __all__ = [
     "PROTOCOL",
+    "RANKS",
     "TENSORS",
     "ScoreRequest",
     "decode_request",
