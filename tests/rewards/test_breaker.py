@@ -7,19 +7,6 @@ import pytest
 from unirl_env.rewards.remote.breaker import CircuitBreaker
 
 
-class Clock:
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def breaker(clock):
     return CircuitBreaker(failures=3, cooldown=10.0, clock=clock)

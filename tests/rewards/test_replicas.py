@@ -8,18 +8,6 @@ import pytest
 from unirl_env.rewards.remote.replicas import NoReplica, Replicas
 
 
-class Clock:
-    now = 100.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def three(clock):
     return Replicas(["a", "b", "c"], failures=2, cooldown=10.0, clock=clock)
