@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unirl_env.config_check import check_run
+from unirl_env.config_watch import AlarmSettings, LoggingSettings
 
 __all__ = [
     "AgentSettings",
@@ -91,11 +92,9 @@ class StepSettings:
     """Which denoising steps are stochastic, and thereby trained.
 
     The others are deterministic: their share of the gradient is not seen, and leaving the untrained model
-    there costs no KL. How much is seen, for T = 10, shift 3, `eta` 0.7 and data as wide as the noise: 0.90 of
-    the true gradient by `all`, 0.27 by the fraction (0, 0.5), 0.45 by a window of four on average over its
-    places (0.18, 0.46 and 0.72). It is less the narrower the data, whose details are settled in the last
-    steps: 0.76, 0.15 and 0.36 where it has 0.6 of the width. These are the shares of one number's gradient;
-    of many, the direction differs, too.
+    there costs no KL. Seen is, for T = 10, shift 3, `eta` 0.7 and data as wide as the noise: 0.90 of the true
+    gradient by `all`, 0.27 by the fraction (0, 0.5), 0.45 by a window of four (0.18, 0.46 and 0.72 in its
+    places); less of narrower data, settled in the last steps: 0.76, 0.15 and 0.36 of 0.6 of the width.
     """
 
     kind: str = "fraction"
@@ -243,52 +242,6 @@ class RolloutSettings:
     """GPUs that each rollout process reserves."""
     num_gpus_per_learner: float = 0
     """GPUs that each learner process reserves."""
-
-
-@dataclass
-class LoggingSettings:
-    """What a run leaves behind."""
-
-    folder: str = "runs"
-    """Runs are written to <folder>/<name>."""
-    eval_every: int = 0
-    """Iterations between evaluations; 0 evaluates at the start and the end only."""
-    eval_prompts: int = 16
-    """Prompts of each evaluation set."""
-    eval_samples: int = 4
-    """Samples per evaluation prompt."""
-    checkpoint_every: int = 10
-    """Iterations between checkpoints; 0 writes one at the end only."""
-    keep_last: int = 2
-    """Checkpoints to keep besides the best one."""
-    tensorboard: bool = True
-    """Write TensorBoard events."""
-    wandb: str | None = None
-    """A Weights & Biases project; null for none."""
-    progress: bool = True
-    """Show the progress bar."""
-
-
-@dataclass
-class AlarmSettings:
-    """When a run warns that its reward says less and less; a bound of null is not watched."""
-
-    heldout_every: int = 5
-    """Iterations from one held-out score of the training samples to the next; 0 takes none."""
-    smooth: int = 3
-    """Observations whose mean is held against a bound."""
-    patience: int = 3
-    """Such means in a row that must be beyond it."""
-    gap: float | None = 0.5
-    """Rise of the training reward and fall of the held-out one, both in standard deviations of the start."""
-    diversity: float | None = 0.25
-    """How small a share of its first value the variety within groups may become."""
-    saturation: float | None = 0.99
-    """How large a share of the episodes may earn the highest reward of all."""
-    zero_std_groups: float | None = 0.9
-    """How large a share of the groups may teach nothing."""
-    stop: Any = "none"
-    """Which alarms end the run: `none`, `all`, or a list of the names of bounds above."""
 
 
 @dataclass

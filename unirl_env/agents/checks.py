@@ -14,7 +14,14 @@ from unirl_env.policies.token_actor import check_sampling
 from unirl_env.rewards.checks import is_number
 from unirl_env.rollouts.engines import ENGINES
 
-__all__ = ["check_latents", "check_settings", "check_tokens", "warn_of_idle_clip", "warn_of_waiting"]
+__all__ = [
+    "check_latents",
+    "check_settings",
+    "check_tokens",
+    "warn_of_idle_clip",
+    "warn_of_settings",
+    "warn_of_waiting",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +123,12 @@ def check_tokens(config: Any) -> None:
             f"`horizon` must be None unless `aggregate` is 'horizon', got {config.horizon} with "
             f"{config.aggregate!r}."
         )
+
+
+def warn_of_settings(config: Any) -> None:
+    """Say what is allowed and hardly meant."""
+    warn_of_waiting(config)
+    warn_of_idle_clip(config)
 
 
 def warn_of_waiting(config: Any) -> None:

@@ -20,6 +20,7 @@ from unirl_env.agents.learner import GenerativeLearner
 from unirl_env.agents.phases import Step
 from unirl_env.agents.rows import Rows
 from unirl_env.config import PolicySettings, StepSettings
+from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
 from unirl_env.rollouts.runner import GenerativeEnvRunner
 
@@ -180,12 +181,11 @@ class AgentConfig(AlgorithmConfig):
         """The policy of the environment's own model."""
         return RLModuleSpec(module_class=self.family.policy, model_config=self.policy_options())
 
-    def thresholds(self, kind: str, elements: int) -> dict[str, tuple[float, str]]:
-        """Settings of a kind of phase that must lie above its noise floor.
+    def thresholds(self, phase: Phase) -> dict[str, tuple[float, str]]:
+        """Settings that must lie above the noise floor of a phase.
 
         Args:
-            kind: `"latents"` or `"tokens"`.
-            elements: D, of one action; 1 for tokens.
+            phase: Whose kind and size of an action count.
 
         Returns:
             Name to (value, `log_prob` or `kl`).

@@ -11,6 +11,7 @@ from unirl_env.agents.base import Agent
 from unirl_env.agents.config import AgentConfig, Loss
 from unirl_env.agents.rows import Rows
 from unirl_env.agents.units import check_either, per_element, threshold
+from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
 from unirl_env.functional import SDEStep, TokenStep
 
@@ -89,10 +90,11 @@ class FlowDPPOConfig(AgentConfig):
         """The mean-reduced threshold for actions of `elements` latent elements."""
         return per_element(self, "kl_threshold", elements, KL_THRESHOLD)
 
-    def thresholds(self, kind: str, elements: int) -> dict[str, tuple[float, str]]:
+    def thresholds(self, phase: Phase) -> dict[str, tuple[float, str]]:
         """The trust region's border on latents; on tokens it lies far above any rounding."""
-        if kind != "latents":
+        if phase.kind != "latents":
             return {}
+        elements = phase.elements
         return threshold(self, "kl_threshold", elements, self.kl_border(elements), "kl")
 
 

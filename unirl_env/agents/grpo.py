@@ -11,6 +11,7 @@ from unirl_env.agents.base import Agent
 from unirl_env.agents.config import AgentConfig, Loss
 from unirl_env.agents.rows import Rows
 from unirl_env.agents.units import check_either, per_element, threshold
+from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
 from unirl_env.functional import SDEStep, TokenStep
 
@@ -108,9 +109,10 @@ class GRPOConfig(AgentConfig):
             )
         return low, per_element(self, "clip_high", elements, low)
 
-    def thresholds(self, kind: str, elements: int) -> dict[str, tuple[float, str]]:
+    def thresholds(self, phase: Phase) -> dict[str, tuple[float, str]]:
         """Both ends of the clip range."""
-        if kind == "latents":
+        if phase.kind == "latents":
+            elements = phase.elements
             low, high = self.clip_range(elements)
             return threshold(self, "clip_low", elements, low, "log_prob") | threshold(
                 self, "clip_high", elements, high, "log_prob"

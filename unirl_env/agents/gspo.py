@@ -10,6 +10,7 @@ import unirl_env.functional as F
 from unirl_env.agents.base import Agent
 from unirl_env.agents.config import AgentConfig, Loss
 from unirl_env.agents.rows import Rows
+from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
 from unirl_env.functional import TokenStep
 
@@ -61,7 +62,7 @@ class GSPOConfig(AgentConfig):
                 f"`aggregate` must be 'sequence_mean' for GSPO, got {self.aggregate!r}: a text has one ratio."
             )
 
-    def thresholds(self, kind: str, elements: int) -> dict[str, tuple[float, str]]:
+    def thresholds(self, phase: Phase) -> dict[str, tuple[float, str]]:
         """Both ends of the clip range."""
         return {name: (getattr(self, name), "log_prob") for name in ("token_clip_low", "token_clip_high")}
 
