@@ -48,11 +48,7 @@ def check_settings(config: Any) -> None:
             raise ConfigError(f"`{name}` must be positive or None, got {value}.")
     _one_of(config, "anchor", ("rollout", "replay"))
     _one_of(config, "advantage_scale", ("group", "batch", "none", "leave_one_out"))
-    _one_of(config, "idle_episodes", ("count", "leave_out"))
-    for name in ("adam_epsilon", "max_log_ratio"):
-        if not is_number(getattr(config, name)) or getattr(config, name) <= 0:
-            raise ConfigError(f"`{name}` must be a positive number, got {getattr(config, name)!r}.")
-    require_max_log_ratio(config.max_log_ratio)
+    _check_loss(config)
     _check_advantage_parts(config)
     _check_shares(config)
     config.family.check(config)
@@ -62,6 +58,20 @@ def check_settings(config: Any) -> None:
             f"`evaluation_interval` must stay unset, got {config.evaluation_interval}; try "
             "`agent.rollout_eval(prompts, seed=...)`, which compares the same samples every time."
         )
+
+
+def _check_loss(config: Any) -> None:
+    if config.kl_estimator == "k1":
+        raise ConfigError(
+            "`kl_estimator` must be k2 or k3, got 'k1': the mean of its gradient is 0, so that it would not "
+            "pull at all; try 'k2'."
+        )
+    _one_of(config, "kl_estimator", ("k2", "k3"))
+    _one_of(config, "idle_episodes", ("count", "leave_out"))
+    for name in ("adam_epsilon", "max_log_ratio"):
+        if not is_number(getattr(config, name)) or getattr(config, name) <= 0:
+            raise ConfigError(f"`{name}` must be a positive number, got {getattr(config, name)!r}.")
+    require_max_log_ratio(config.max_log_ratio)
 
 
 def _check_advantage_parts(config: Any) -> None:
@@ -110,12 +120,6 @@ def check_tokens(config: Any) -> None:
     if config.engine not in ENGINES:
         ENGINES.get(config.engine)  # a dotted path of the user's own, or an error that says so
     _one_of(config, "aggregate", ("token_mean", "sequence_mean", "horizon"))
-    if config.kl_estimator == "k1":
-        raise ConfigError(
-            "`kl_estimator` must be k2 or k3, got 'k1': the mean of its gradient is 0, so that it would not "
-            "pull at all; try 'k2'."
-        )
-    _one_of(config, "kl_estimator", ("k2", "k3"))
     if config.aggregate == "horizon":
         _at_least(config, "horizon", 1)
     elif config.horizon is not None:
