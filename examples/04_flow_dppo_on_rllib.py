@@ -35,7 +35,7 @@ def main(
             group_size=group_size,
             **{
                 "lr": 1e-3,
-                "kl_threshold": 2.6e-3,  # mean over the latent's elements; F.nats_to_mean converts
+                "kl_threshold_nats": 0.66,  # of a whole latent: the same trust region at any size
                 "steps": {"kind": "fraction", "fraction": (0.0, 0.5)},
                 "policy": {"lora_rank": 16, "eta": 1.0},
                 **settings,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unirl_env.config_check import check_run
+from unirl_env.config_watch import AlarmSettings, LoggingSettings
 
 __all__ = [
     "AgentSettings",
@@ -88,10 +89,16 @@ class RewardSettings:
 
 @dataclass
 class StepSettings:
-    """Which denoising steps are stochastic, and thereby trained."""
+    """Which denoising steps are stochastic, and thereby trained.
+
+    The others are deterministic: their share of the gradient is not seen, and leaving the untrained model
+    there costs no KL. Seen is, for T = 10, shift 3, `eta` 0.7 and data as wide as the noise: 0.90 of the true
+    gradient by `all`, 0.27 by the fraction (0, 0.5), 0.45 by a window of four (0.18, 0.46 and 0.72 in its
+    places); less of narrower data, settled in the last steps: 0.76, 0.15 and 0.36 of 0.6 of the width.
+    """
 
     kind: str = "fraction"
-    """`all`, `fraction`, `random` or `window`."""
+    """`all` (but the last, whose noise would stay in the picture), `fraction`, `random` or `window`."""
     fraction: tuple[float, float] = (0.0, 0.5)
     """The range of the schedule to choose from."""
     count: int | None = None
@@ -141,7 +148,7 @@ class AgentSettings:
     name: str = "flow_dppo"
     """`grpo`, `flow_dppo` or `drpo`; for texts `gspo`, too."""
     options: dict[str, Any] = field(default_factory=dict)
-    """The algorithm's own knobs (clip_low, kl_threshold, epsilon, ...)."""
+    """The algorithm's own knobs (clip_low_nats, kl_threshold_nats, epsilon, ...)."""
     lr: float = 3e-4
     """Learning rate of AdamW."""
     warmup_iterations: int = 0
@@ -150,6 +157,10 @@ class AgentSettings:
     """AdamW's moments."""
     weight_decay: float = 0.0
     """AdamW's weight decay."""
+    adam_epsilon: float = 1e-8
+    """What AdamW adds to the root of the second moment, in units of a gradient after clipping. Weights whose
+    gradients are smaller move less than `lr`; those of latents are small, because their loss is a mean over
+    elements."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
     num_minibatches: int = 2
@@ -164,12 +175,21 @@ class AgentSettings:
     """What sums over a text's tokens are divided by under `horizon`."""
     mask_truncated: bool = False
     """Leave texts out of the loss that the length limit ended."""
+    idle_episodes: str = "count"
+    """Episodes of advantage 0 (in groups of equal rewards): `count` in what sums are divided by, so that a
+    minibatch with few others takes a small step; `leave_out` divides by the others only, and takes them out
+    of the KL to the untrained model, too, as if they had not been drawn."""
     train_phases: list[str] | None = None
     """Which phases of a text with a picture are trained, of `text` and `image`; null trains both."""
     phase_rewards: dict[str, str] = field(default_factory=dict)
     """For a phase, the part of the reward that it is paid instead of the whole."""
     phase_weights: dict[str, float] = field(default_factory=dict)
-    """For a phase, the weight of its loss; 1 without."""
+    """For a phase, the weight of its loss; 1 without. The units of phases differ: a loss on tokens is a mean
+    over tokens of nats, one on latents a mean over steps of nats per element. With S stochastic steps, D
+    elements of a latent and L trained tokens of the mean text, a nat of text weighs S D / L times a nat of
+    picture (under `aggregate: horizon` S D / horizon): 223 times on the embedded unified model, some
+    thousands at the size of SD3. `{image: S D / L}` makes them equal. AdamW divides much of it out where no
+    weight serves both phases."""
     advantage_scale: str = "group"
     """What centred rewards are divided by: the std of the `group`, of the `batch`, or `none`; `leave_one_out`
     centres on the others of the group, and does not divide."""
@@ -177,11 +197,19 @@ class AgentSettings:
     """Parts of the reward that are normalised within their groups one by one and then added (GDPO), with
     their weights; empty takes the reward itself."""
     advantage_clip: float | None = None
-    """Bound on the size of an advantage."""
+    """Bound on the size of an advantage, in units of what `advantage_scale` divides by: of the group's std
+    under `group`, where none of G episodes exceeds sqrt(G - 1) (a bound of 5 does nothing up to G = 26), of
+    the batch's under `batch` and `advantage_parts`, of the reward itself under `none` and `leave_one_out`."""
+    max_log_ratio: float = 20.0
+    """Where the log-ratio of new and old policy is cut, in nats per token (of latents: per element, so that
+    20 is D times 20 nats of an action). Entries beyond it have no gradient. It guards against overflow; the
+    algorithm's own knobs are the trust region."""
     reference_kl: float = 0.0
-    """Weight of the KL to the untrained model."""
-    kl_estimator: str = "k3"
-    """How that KL is estimated on tokens: `k1`, `k2` or `k3`."""
+    """Weight of the KL to the untrained model, per nat of it: of a token, or of a latent's step (a mean over
+    elements, as the loss it is added to). The gradient takes the visited states as given: that a step changes
+    the KL which later steps will pay is left out."""
+    kl_estimator: str = "k2"
+    """How that KL pulls on tokens: `k2` as itself, `k3` as the reversed KL. On latents it is exact."""
     anchor: str = "rollout"
     """Old log-probs and means: as the rollout recorded them, or by `replay` under the same weights."""
     self_check: bool = True
@@ -214,52 +242,6 @@ class RolloutSettings:
     """GPUs that each rollout process reserves."""
     num_gpus_per_learner: float = 0
     """GPUs that each learner process reserves."""
-
-
-@dataclass
-class LoggingSettings:
-    """What a run leaves behind."""
-
-    folder: str = "runs"
-    """Runs are written to <folder>/<name>."""
-    eval_every: int = 0
-    """Iterations between evaluations; 0 evaluates at the start and the end only."""
-    eval_prompts: int = 16
-    """Prompts of each evaluation set."""
-    eval_samples: int = 4
-    """Samples per evaluation prompt."""
-    checkpoint_every: int = 10
-    """Iterations between checkpoints; 0 writes one at the end only."""
-    keep_last: int = 2
-    """Checkpoints to keep besides the best one."""
-    tensorboard: bool = True
-    """Write TensorBoard events."""
-    wandb: str | None = None
-    """A Weights & Biases project; null for none."""
-    progress: bool = True
-    """Show the progress bar."""
-
-
-@dataclass
-class AlarmSettings:
-    """When a run warns that its reward says less and less; a bound of null is not watched."""
-
-    heldout_every: int = 5
-    """Iterations from one held-out score of the training samples to the next; 0 takes none."""
-    smooth: int = 3
-    """Observations whose mean is held against a bound."""
-    patience: int = 3
-    """Such means in a row that must be beyond it."""
-    gap: float | None = 0.5
-    """Rise of the training reward and fall of the held-out one, both in standard deviations of the start."""
-    diversity: float | None = 0.25
-    """How small a share of its first value the variety within groups may become."""
-    saturation: float | None = 0.99
-    """How large a share of the episodes may earn the highest reward of all."""
-    zero_std_groups: float | None = 0.9
-    """How large a share of the groups may teach nothing."""
-    stop: Any = "none"
-    """Which alarms end the run: `none`, `all`, or a list of the names of bounds above."""
 
 
 @dataclass

@@ -32,7 +32,17 @@ def check_run(cfg: RunConfig) -> None:
     _one_of("agent.advantage_scale", agent.advantage_scale, ("group", "batch", "none", "leave_one_out"))
     _one_of("agent.anchor", agent.anchor, ("rollout", "replay"))
     _one_of("agent.aggregate", agent.aggregate, (None, "token_mean", "sequence_mean", "horizon"))
-    _one_of("agent.kl_estimator", agent.kl_estimator, ("k1", "k2", "k3"))
+    if agent.kl_estimator == "k1":
+        raise ConfigError(
+            "`agent.kl_estimator` must be k2 or k3, got 'k1': the mean of its gradient is 0, so that it "
+            "would not pull at all; try k2."
+        )
+    _one_of("agent.kl_estimator", agent.kl_estimator, ("k2", "k3"))
+    _one_of("agent.idle_episodes", agent.idle_episodes, ("count", "leave_out"))
+    if not 0 < agent.max_log_ratio <= 40:
+        raise ConfigError(f"`agent.max_log_ratio` must lie in (0, 40], got {agent.max_log_ratio}; try 20.")
+    if agent.adam_epsilon <= 0:
+        raise ConfigError(f"`agent.adam_epsilon` must be positive, got {agent.adam_epsilon}; try 1e-8.")
     _one_of("model.dtype", cfg.model.dtype, ("float32", "bfloat16", "float16"))
     _one_of("policy.storage_dtype", cfg.policy.storage_dtype, ("float32", "bfloat16", "float16"))
     hybrid = cfg.mode == "unified_model" and cfg.model.num_steps == 0

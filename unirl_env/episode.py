@@ -68,6 +68,11 @@ class Phase:
         """What the actions are: `"latents"` or `"tokens"`."""
         return "latents" if self.action.is_floating_point() else "tokens"
 
+    @property
+    def elements(self) -> int:
+        """D, of one action: latent elements, or 1 where it is a token."""
+        return self.action.shape[2:].numel()
+
     def select(self, index: Tensor) -> Phase:
         """The phase of the episodes at `index` `[b]`; context rows nobody uses any more are dropped.
 

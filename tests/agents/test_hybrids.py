@@ -7,6 +7,7 @@ import torch
 from janus_cases import write_tiny_janus
 
 from unirl_env.agents import DRPOConfig, FlowDPPOConfig, GRPOConfig, GSPOConfig
+from unirl_env.agents.shards import share_out
 from unirl_env.errors import ConfigError, ContractError
 
 AGENTS = {"grpo": GRPOConfig, "flow_dppo": FlowDPPOConfig, "drpo": DRPOConfig}
@@ -115,6 +116,30 @@ def test_each_phase_may_be_paid_on_its_own(cluster):
     assert row["grad_norm"] > 0 and row["image/loss"] == 0.0
     _, same, _ = trained(config_of(**settings, phase_weights={"image": 5.0}))
     assert all(torch.equal(weights[name], same[name]) for name in weights)
+
+
+def test_a_nat_of_text_weighs_s_d_over_l_times_a_nat_of_picture(cluster):
+    """What a nat of either phase's joint log-probability moves the loss by, per unit of advantage."""
+    agent = config_of("drpo").build_algo()
+    try:
+        agent.train()
+        batch, learner = agent.last_batch, agent.learner_group._learner
+        advantages = {phase: torch.ones(len(batch)) for phase in batch.phases}
+        (shard,) = share_out(batch, advantages, num_minibatches=1, num_learners=0)
+        moves = {}
+        for name in batch.phases:
+            rows = learner._rows(shard, name, torch.arange(len(batch)), shard.denominators[0][name])
+            new = learner._score(name, rows)
+            log_prob = new.log_prob.detach().requires_grad_()
+            loss, _ = learner.loss(name, rows, new._replace(log_prob=log_prob))
+            elements = rows.action[0].numel()
+            moves[name] = float(torch.autograd.grad(loss, log_prob)[0].abs().mean()) / elements
+    finally:
+        agent.stop()
+    steps, elements = batch.phases["image"].mask.shape[1], batch.phases["image"].action[0, 0].numel()
+    tokens = float(batch.phases["text"].mask.sum(1).float().mean())
+    assert elements == 256
+    assert moves["text"] / moves["image"] == pytest.approx(steps * elements / tokens, rel=1e-2)
 
 
 def pays_texts_only(samples, prompts):

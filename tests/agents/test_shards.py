@@ -72,6 +72,21 @@ def test_invalid_scores_leave_mask_and_denominator():
     assert batch.phases["image"].mask.all(), "the rollout's own batch stays as it is"
 
 
+@pytest.mark.parametrize("learners", [1, 2])
+def test_idle_episodes_may_be_left_out_of_denominators_that_count_all_learners(learners):
+    advantages = torch.ones(24)
+    advantages[[1, 2, 9, 20]] = 0.0
+    batch = batch_of(broken=(0, 1))
+    for choice, expected in (("count", [30.0, 36.0]), ("leave_out", [24.0, 33.0])):
+        shards = share_out(
+            batch, {"image": advantages}, num_minibatches=2, num_learners=learners, idle_episodes=choice
+        )
+        assert all([d["image"] for d in shard.denominators] == expected for shard in shards)
+        kept = sum(int(shard.batch.phases["image"].mask.sum()) for shard in shards)
+        assert kept == sum(expected), "what is divided by is what is left"
+    assert batch.phases["image"].mask.all()
+
+
 def test_a_phase_has_a_validity_of_its_own():
     valid = torch.ones(24, dtype=torch.bool)
     valid[3] = False

@@ -133,6 +133,7 @@ def test_a_rollout_of_another_policy_is_noticed(cluster):
         ({"aggregate": "horizon"}, "horizon"),
         ({"horizon": 8}, "horizon"),
         ({"kl_estimator": "k4"}, "kl_estimator"),
+        ({"kl_estimator": "k1"}, "kl_estimator"),
         ({"policy": {"temperature": 0}}, "temperature"),
         ({"policy": {"eval_temperature": -1}}, "eval_temperature"),
         ({"engine": "vlm"}, "vllm"),

@@ -72,7 +72,7 @@ def test_flow_dppo_on_rllib(cluster):
         num_prompts=1,
         group_size=128,
         lr=0.03,
-        kl_threshold=0.02,
+        kl_threshold_nats=0.04,
         steps={"kind": "all"},
         policy={"lora_rank": None, "eta": 1.4},
     )

@@ -116,3 +116,38 @@ def test_divergence_uses_the_given_std_and_not_one_made_from_sigma():
     expected = (0.1 * (1 - 0.9643)) ** 2 / (2 * 0.7**2)
     assert metrics["kl"].item() == pytest.approx(expected, rel=1e-3)
     assert metrics["kl"].item() / (expected * 0.7**2 / 1.3229**2) == pytest.approx(3.57, rel=2e-3)
+
+
+@pytest.mark.parametrize("nats", [0.01, 0.66, 0.92, 4.0])
+def test_the_divergence_grows_where_the_advantage_and_the_log_ratio_less_k_agree(nats):
+    """A small step of each entry's own gradient, against the exact divergence before and after it."""
+    count, elements, std = 20_000, 16, 0.7
+    g = torch.Generator().manual_seed(0)
+    old_mean = torch.randn(count, elements, generator=g, dtype=torch.float64)
+    away = torch.randn(count, elements, generator=g, dtype=torch.float64)
+    mean = old_mean + std * math.sqrt(2 * nats) * away / away.norm(dim=1, keepdim=True)
+    action = old_mean + std * torch.randn(count, elements, generator=g, dtype=torch.float64)
+    advantages = torch.randn(count, generator=g, dtype=torch.float64)
+
+    def log_prob(mean):
+        return -((action - mean) / std).square().mean(1) / 2
+
+    def divergence(mean):
+        return ((mean - old_mean) / std).square().mean(1) / 2
+
+    moved = mean.clone().requires_grad_()
+    (uphill,) = torch.autograd.grad((advantages * log_prob(moved)).sum(), moved)
+    grows = divergence(mean + 1e-6 * uphill) > divergence(mean)
+    log_ratio, k = log_prob(mean) - log_prob(old_mean), divergence(mean)
+    assert float((grows == (advantages * (log_ratio - k) > 0)).double().mean()) > 0.9999
+    # What the mask asks for agrees in most entries only.
+    x = math.sqrt(nats / 2)
+    differ = 0.5 * (math.erf(2 * x / math.sqrt(2)) - math.erf(x / math.sqrt(2)))
+    found = float((grows != (advantages * log_ratio > 0)).double().mean())
+    assert found == pytest.approx(differ, abs=4 * math.sqrt(differ / count))
+    assert differ < 0.1614
+    args = (log_ratio, torch.zeros(count), mean, old_mean, torch.full((count,), std), advantages)
+    _, metrics = F.flow_dppo_loss(*(each.float() for each in args), kl_threshold=nats / elements / 2)
+    assert metrics["masked_fraction"].item() == pytest.approx(
+        float((advantages * log_ratio > 0).double().mean()), abs=1e-4
+    )

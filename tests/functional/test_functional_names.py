@@ -44,7 +44,7 @@ PROMISED = {
         *(("clip_low", 3e-4), ("clip_high", 4e-4), ("mask", None), ("denominator", None)),
     ],
     "token_reference_kl": [
-        *(("log_prob", EMPTY), ("ref_log_prob", EMPTY), ("estimator", "k3")),
+        *(("log_prob", EMPTY), ("ref_log_prob", EMPTY), ("old_log_prob", None), ("estimator", "k2")),
         *((name, None) for name in ("mask", "denominator", "weight")),
     ],
     "token_weights": [("lengths", EMPTY), ("aggregate", "token_mean"), ("horizon", None)],

@@ -319,3 +319,24 @@ def test_settings_are_checked():
         F.drpo_loss(z, z, z, epsilon=0.0)
     with pytest.raises(ConfigError, match="epsilon"):
         F.drpo_gaussian_loss(z, z, m, m, torch.ones(2), z, epsilon=-1.0)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_log_ratios_are_cut_where_told_and_have_no_gradient_beyond(name):
+    case = make_case(batch=2, steps=1, moved=0.0)
+    case = replace(case, advantages=-torch.ones(2, 1))  # no clip and no mask bounds a rising ratio
+    values = []
+    for log_ratio in (0.4, 0.5, 3.0):
+        log_prob = (case.old_log_prob + log_ratio).requires_grad_()
+        extra = {"threshold": 1.0} if name in ("dppo", "dppo_kl") else {}
+        value, metrics = LOSSES[name](case, log_prob, max_log_ratio=0.5, **extra)
+        (gradient,) = torch.autograd.grad(value, log_prob)
+        assert bool((gradient == 0).all()) == (log_ratio > 0.5)
+        assert metrics["ratio_max_deviation"].item() == pytest.approx(
+            math.expm1(min(log_ratio, 0.5)), rel=1e-4
+        )
+        values.append(value.item())
+    assert values[2] == pytest.approx(values[1], rel=1e-4) and values[1] != pytest.approx(values[0], rel=1e-2)
+    for bound in (0.0, 41.0):
+        with pytest.raises(ConfigError, match="`max_log_ratio`"):
+            LOSSES[name](case, case.log_prob, max_log_ratio=bound)

@@ -48,6 +48,36 @@ def test_is_zero_at_the_reference():
     assert torch.equal(torch.autograd.grad(value, mean)[0], torch.zeros(2, 3, 5))
 
 
+def test_at_a_visited_state_the_actions_own_ratio_does_not_enter():
+    """Two steps on a line, whose states under the old policy `N(0.9 x, 0.8^2)` are normal.
+
+    The term's gradient is that of the exact objective at those states, with no weight. The ratio of the
+    step's own action has mean 1 at each state and would only add noise; a root of it, which is what
+    mean-reduced log-probs give, has not. (The new policy's states take the joint ratio of the steps before.)
+    """
+    std, spread = 0.8, [1.0, math.sqrt(0.9**2 + 0.8**2)]
+    grid = torch.linspace(-9, 9, 1801, dtype=torch.float64)
+
+    def objective(by):
+        often = sum(torch.softmax(-((grid / s) ** 2) / 2, 0) for s in spread) / 2
+        return float(often @ ((by * torch.tanh(grid)).square() / (2 * std**2)))
+
+    quantiles = Normal(0.0, 1.0).icdf((torch.arange(4000) + 0.5) / 4000)
+    states = torch.stack([quantiles * s for s in spread], 1)[..., None]
+    by = torch.tensor(0.3, requires_grad=True)
+    value = F.reference_kl(0.9 * states + by * torch.tanh(states), 0.9 * states, torch.full((4000, 2), std))
+    (gradient,) = torch.autograd.grad(value, by)
+    assert value.item() == pytest.approx(objective(0.3), rel=1e-3)
+    assert gradient.item() == pytest.approx((objective(0.301) - objective(0.299)) / 0.002, rel=1e-3)
+
+    for state in (-1.0, 2.0):
+        old, new = Normal(0.9 * state, std), Normal(0.9 * state + 0.3 * math.tanh(state), std)
+        chance = torch.softmax(old.log_prob(grid), 0)
+        log_ratio = new.log_prob(grid) - old.log_prob(grid)
+        assert float(chance @ log_ratio.exp()) == pytest.approx(1.0, abs=1e-6)
+        assert float(chance @ (log_ratio / 4).exp()) < 0.995
+
+
 def test_refuses():
     mean = randn(2, 3, 5)
     with pytest.raises(ContractError, match="`std`"):

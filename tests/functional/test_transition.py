@@ -191,7 +191,7 @@ def exact_velocity(x, s, mean, var):
 
 @pytest.mark.parametrize("start", [0.9, 1.0])
 @pytest.mark.parametrize("dynamics, eta", [("ode", 0.0), ("flow", 0.7), ("flow", 0.3), ("dance", 0.7)])
-def test_keeps_the_marginals_of_a_gaussian(dynamics, eta, start):
+def test_has_the_marginals_of_a_gaussian_in_small_steps_but_for_the_first(dynamics, eta, start):
     data_mean, data_var, paths, steps = 1.5, 0.36, 40_000, 250
     sigmas = start * F.flow_sigmas(steps, 1.0)
     generator = torch.Generator().manual_seed(7)

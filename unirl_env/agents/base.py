@@ -17,7 +17,7 @@ from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.agents import selfcheck
-from unirl_env.agents.checks import warn_of_waiting
+from unirl_env.agents.checks import warn_of_settings
 from unirl_env.agents.config import AgentConfig
 from unirl_env.agents.credit import credit
 from unirl_env.agents.reports import log_to_rllib, phase_metrics, rollout_metrics, update_metrics
@@ -59,7 +59,7 @@ class Agent(Algorithm):
 
     def setup(self, config: AgentConfig) -> None:
         """Build runners and learners, and let them share one module where they share a process."""
-        warn_of_waiting(self.config)
+        warn_of_settings(self.config)
         super().setup(config)
         self.source = PromptSource.of(self.config.prompt_source())
         self.sync = WeightSync(self.learner_group, self.env_runner_group)
@@ -256,6 +256,7 @@ class Agent(Algorithm):
             aggregate=self.config.aggregate,
             horizon=self.config.horizon,
             mask_truncated=self.config.mask_truncated,
+            idle_episodes=self.config.idle_episodes,
         )
         if self.learner_group.is_remote:
             # One reference per learner; RLlib's own sharding would make a sample batch of it first.
@@ -275,7 +276,7 @@ class Agent(Algorithm):
         if not self._checked and any(part.check for update in updates for part in update.phases.values()):
             for name in updates[0].phases:
                 found = phase_metrics([update.phases[name] for update in updates])
-                selfcheck.warn_of_noise(found, self.config.thresholds(batch.phases[name].kind))
+                selfcheck.warn_of_noise(found, self.config.thresholds(batch.phases[name]))
             self._checked = True
         return updates
 

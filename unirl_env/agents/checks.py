@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import ray
 
 from unirl_env.errors import ConfigError
+from unirl_env.functional.losses.terms import require_max_log_ratio
 from unirl_env.policies.token_actor import check_sampling
 from unirl_env.rewards.checks import is_number
 from unirl_env.rollouts.engines import ENGINES
 
-__all__ = ["check_latents", "check_settings", "check_tokens", "warn_of_waiting"]
+__all__ = [
+    "check_latents",
+    "check_settings",
+    "check_tokens",
+    "warn_of_idle_clip",
+    "warn_of_settings",
+    "warn_of_waiting",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +48,7 @@ def check_settings(config: Any) -> None:
             raise ConfigError(f"`{name}` must be positive or None, got {value}.")
     _one_of(config, "anchor", ("rollout", "replay"))
     _one_of(config, "advantage_scale", ("group", "batch", "none", "leave_one_out"))
+    _check_loss(config)
     _check_advantage_parts(config)
     _check_shares(config)
     config.family.check(config)
@@ -48,6 +58,20 @@ def check_settings(config: Any) -> None:
             f"`evaluation_interval` must stay unset, got {config.evaluation_interval}; try "
             "`agent.rollout_eval(prompts, seed=...)`, which compares the same samples every time."
         )
+
+
+def _check_loss(config: Any) -> None:
+    if config.kl_estimator == "k1":
+        raise ConfigError(
+            "`kl_estimator` must be k2 or k3, got 'k1': the mean of its gradient is 0, so that it would not "
+            "pull at all; try 'k2'."
+        )
+    _one_of(config, "kl_estimator", ("k2", "k3"))
+    _one_of(config, "idle_episodes", ("count", "leave_out"))
+    for name in ("adam_epsilon", "max_log_ratio"):
+        if not is_number(getattr(config, name)) or getattr(config, name) <= 0:
+            raise ConfigError(f"`{name}` must be a positive number, got {getattr(config, name)!r}.")
+    require_max_log_ratio(config.max_log_ratio)
 
 
 def _check_advantage_parts(config: Any) -> None:
@@ -96,7 +120,6 @@ def check_tokens(config: Any) -> None:
     if config.engine not in ENGINES:
         ENGINES.get(config.engine)  # a dotted path of the user's own, or an error that says so
     _one_of(config, "aggregate", ("token_mean", "sequence_mean", "horizon"))
-    _one_of(config, "kl_estimator", ("k1", "k2", "k3"))
     if config.aggregate == "horizon":
         _at_least(config, "horizon", 1)
     elif config.horizon is not None:
@@ -104,6 +127,12 @@ def check_tokens(config: Any) -> None:
             f"`horizon` must be None unless `aggregate` is 'horizon', got {config.horizon} with "
             f"{config.aggregate!r}."
         )
+
+
+def warn_of_settings(config: Any) -> None:
+    """Say what is allowed and hardly meant."""
+    warn_of_waiting(config)
+    warn_of_idle_clip(config)
 
 
 def warn_of_waiting(config: Any) -> None:
@@ -126,6 +155,20 @@ def warn_of_waiting(config: Any) -> None:
                 "Try fewer processes, or shares of a %s.",
                 *(runners, learners, amount, name, free.get(name, 0.0), name),
             )
+
+
+def warn_of_idle_clip(config: Any) -> None:
+    """Say so if no advantage can be as large as `advantage_clip`: it would seem to bound something."""
+    largest = math.sqrt(max(0, config.group_size - 1))
+    parts = config.advantage_parts and set(config.trained) - set(config.phase_rewards)
+    if config.advantage_clip is None or config.advantage_scale != "group" or parts:
+        return
+    if config.advantage_clip >= largest:
+        logger.warning(
+            "`advantage_clip` is %g, and no advantage of a group of %d can exceed sqrt(%d) = %.3g under "
+            "`advantage_scale` 'group': it does nothing. Try a smaller one, or None.",
+            *(config.advantage_clip, config.group_size, config.group_size - 1, largest),
+        )
 
 
 def _check_shares(config: Any) -> None:

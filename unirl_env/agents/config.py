@@ -20,6 +20,7 @@ from unirl_env.agents.learner import GenerativeLearner
 from unirl_env.agents.phases import Step
 from unirl_env.agents.rows import Rows
 from unirl_env.config import PolicySettings, StepSettings
+from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
 from unirl_env.rollouts.runner import GenerativeEnvRunner
 
@@ -50,7 +51,7 @@ class AgentConfig(AlgorithmConfig):
         >>> config = (
         ...     FlowDPPOConfig()
         ...     .environment("unirl/TinySD3-T2I-v0", env_config={"num_steps": 8})
-        ...     .training(num_prompts=8, group_size=12, lr=3e-4, kl_threshold=1e-5)
+        ...     .training(num_prompts=8, group_size=12, lr=3e-4, kl_threshold_nats=0.66)
         ... )
 
     Failed runners are not restarted unless `.fault_tolerance(restart_failed_env_runners=True)` says so.
@@ -81,6 +82,7 @@ class AgentConfig(AlgorithmConfig):
         self.warmup_iterations = 0
         self.betas = (0.9, 0.999)
         self.weight_decay = 0.0
+        self.adam_epsilon = 1e-8
         self.max_grad_norm: float | None = 1.0
         self.num_minibatches = 2
         self.micro_batch_size: int | None = None
@@ -88,14 +90,16 @@ class AgentConfig(AlgorithmConfig):
         self.aggregate = "token_mean"
         self.horizon: int | None = None
         self.mask_truncated = False
+        self.idle_episodes = "count"
         self.train_phases: list[str] | None = None
         self.phase_rewards: dict[str, str] = {}
         self.phase_weights: dict[str, float] = {}
         self.advantage_scale = "group"
         self.advantage_parts: dict[str, float] = {}
         self.advantage_clip: float | None = None
+        self.max_log_ratio = 20.0
         self.reference_kl = 0.0
-        self.kl_estimator = "k3"
+        self.kl_estimator = "k2"
         self.anchor = "rollout"
         self.self_check = True
         self.self_check_tolerance = 1e-4
@@ -122,14 +126,18 @@ class AgentConfig(AlgorithmConfig):
                 - `aggregate`: how tokens of texts of unequal length are weighed: `"token_mean"` (each token
                   alike), `"sequence_mean"` (each text alike), `"horizon"` (sums over `horizon`, as Dr. GRPO).
                 - `mask_truncated`: leave texts out of the loss that the length limit ended.
+                - `idle_episodes`: whether episodes of advantage 0 `"count"` in what sums are divided by, or
+                  are left out (`"leave_out"`) of that and of the KL to the untrained model, too.
                 - `train_phases`: which phases of a hybrid episode are trained; None trains all.
                 - `phase_rewards`: for a phase, the part of the scores that it is paid instead of the reward.
                 - `phase_weights`: for a phase, the weight of its loss; 1 without.
                 - `advantage_scale`: `"group"`, `"batch"`, `"none"` or `"leave_one_out"` (RLOO);
-                  `advantage_clip`.
+                  `advantage_clip`, in units of what rewards were divided by.
+                - `max_log_ratio`: where log-ratios are cut, in nats per token or per latent element.
+                - `adam_epsilon`: what AdamW adds to the root of the second moment, in units of a gradient.
                 - `advantage_parts`: parts of the scores with weights; each is normalised within its group
                   before they are added (GDPO), and takes the place of the reward.
-                - `reference_kl`: weight of the KL to the untrained model; `kl_estimator` of tokens, `"k1"` to
+                - `reference_kl`: weight of the KL to the untrained model; `kl_estimator` of tokens, `"k2"` or
                   `"k3"`.
                 - `anchor`: old log-probs as the rollout recorded them, or by `"replay"` before the update.
                 - `self_check`, `self_check_tolerance`: whether the first update must find ratio one.
@@ -173,11 +181,11 @@ class AgentConfig(AlgorithmConfig):
         """The policy of the environment's own model."""
         return RLModuleSpec(module_class=self.family.policy, model_config=self.policy_options())
 
-    def thresholds(self, kind: str) -> dict[str, tuple[float, str]]:
-        """Settings of a kind of phase that must lie above its noise floor.
+    def thresholds(self, phase: Phase) -> dict[str, tuple[float, str]]:
+        """Settings that must lie above the noise floor of a phase.
 
         Args:
-            kind: `"latents"` or `"tokens"`.
+            phase: Whose kind and size of an action count.
 
         Returns:
             Name to (value, `log_prob` or `kl`).

@@ -26,6 +26,7 @@ def latent_loss(rows: Rows, new: SDEStep, config: Any) -> tuple[Tensor, dict[str
         new.std,
         rows.advantages,
         epsilon=config.epsilon,
+        max_log_ratio=config.max_log_ratio,
         mask=rows.mask,
         denominator=rows.denominator,
     )
@@ -38,6 +39,7 @@ def token_loss(rows: Rows, new: TokenStep, config: Any) -> tuple[Tensor, dict[st
         rows.old_log_prob,
         rows.weighted,
         epsilon=config.epsilon if config.token_epsilon is None else config.token_epsilon,
+        max_log_ratio=config.max_log_ratio,
         mask=rows.mask,
         denominator=rows.denominator,
     )
@@ -47,8 +49,10 @@ class DRPOConfig(AgentConfig):
     """Settings of `DRPO`.
 
     Knobs: `epsilon`, the radius of the trust region in total variation; below 1 it has a border, beyond which
-    transitions are turned back. The published 12.5 reweighs tokens by 8 % at most and turns none back.
-    `token_epsilon` is that of tokens, where episodes have latents, too; None for the same.
+    transitions are turned back. On latents it is that of the joint policies, a probability whatever the
+    number of elements: the border lies at `4 erfinv(epsilon)^2` nats. The published 12.5 reweighs tokens by
+    8 % at most and turns none back. `token_epsilon` is that of tokens, where episodes have latents, too; None
+    for the same.
 
     Reference:
         DRPO (arXiv 2606.09821); on latents in its Gaussian form (`F.drpo_gaussian_loss`).

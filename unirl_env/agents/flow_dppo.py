@@ -10,10 +10,15 @@ import unirl_env.functional as F
 from unirl_env.agents.base import Agent
 from unirl_env.agents.config import AgentConfig, Loss
 from unirl_env.agents.rows import Rows
+from unirl_env.agents.units import check_either, per_element, threshold
+from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
 from unirl_env.functional import SDEStep, TokenStep
 
 __all__ = ["FlowDPPO", "FlowDPPOConfig"]
+
+KL_THRESHOLD = 1e-5
+"""The published threshold on latents, for SD3 at 512 x 512: 0.66 nats."""
 
 
 def latent_loss(rows: Rows, new: SDEStep, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -25,7 +30,8 @@ def latent_loss(rows: Rows, new: SDEStep, config: Any) -> tuple[Tensor, dict[str
         rows.old_mean,
         new.std,
         rows.advantages,
-        kl_threshold=config.kl_threshold,
+        kl_threshold=config.kl_border(rows.action[0].numel()),
+        max_log_ratio=config.max_log_ratio,
         mask=rows.mask,
         denominator=rows.denominator,
     )
@@ -39,6 +45,7 @@ def token_loss(rows: Rows, new: TokenStep, config: Any) -> tuple[Tensor, dict[st
         rows.weighted,
         threshold=config.token_threshold,
         divergence=config.token_divergence,
+        max_log_ratio=config.max_log_ratio,
         mask=rows.mask,
         denominator=rows.denominator,
     )
@@ -47,8 +54,11 @@ def token_loss(rows: Rows, new: TokenStep, config: Any) -> tuple[Tensor, dict[st
 class FlowDPPOConfig(AgentConfig):
     """Settings of `FlowDPPO`.
 
-    Knob on latents: `kl_threshold`, the exact KL (mean over elements) from which a transition stops pushing
-    further away. `F.nats_to_mean` turns nats into it.
+    Knob on latents: the exact KL from which a transition no longer pushes its ratio further from 1
+    (`F.flow_dppo_loss` says how that differs from pushing the policy further away). `kl_threshold_nats` is
+    that of the joint policies, the same at any size; `kl_threshold` is a mean over the D elements of an
+    action, D times less. One of them may be given; without any it is `kl_threshold` 1e-5, published for SD3
+    at 512 x 512 (0.66 nats).
 
     Knobs on tokens, where it is DPPO: `token_divergence`, `"tv"` or `"kl"` of the two-cell partition {the
     token, all others}, and `token_threshold`, from which a token stops pushing further away: 0.15 is
@@ -62,22 +72,30 @@ class FlowDPPOConfig(AgentConfig):
 
     def __init__(self, algo_class: type | None = None):
         super().__init__(algo_class=algo_class or FlowDPPO)
-        self.kl_threshold = 1e-5
+        self.kl_threshold: float | None = None
+        self.kl_threshold_nats: float | None = None
         self.token_threshold = 0.15
         self.token_divergence = "tv"
 
     def validate(self) -> None:
         """Check the thresholds, too."""
         super().validate()
-        for name, usual in (("kl_threshold", 1e-5), ("token_threshold", 0.15)):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"`{name}` must be positive, got {getattr(self, name)}; try {usual:g}.")
+        check_either(self, "kl_threshold", KL_THRESHOLD)
+        if not self.token_threshold > 0:
+            raise ConfigError(f"`token_threshold` must be positive, got {self.token_threshold}; try 0.15.")
         if self.token_divergence not in ("tv", "kl"):
             raise ConfigError(f"`token_divergence` must be 'tv' or 'kl', got {self.token_divergence!r}.")
 
-    def thresholds(self, kind: str) -> dict[str, tuple[float, str]]:
+    def kl_border(self, elements: int) -> float:
+        """The mean-reduced threshold for actions of `elements` latent elements."""
+        return per_element(self, "kl_threshold", elements, KL_THRESHOLD)
+
+    def thresholds(self, phase: Phase) -> dict[str, tuple[float, str]]:
         """The trust region's border on latents; on tokens it lies far above any rounding."""
-        return {"kl_threshold": (self.kl_threshold, "kl")} if kind == "latents" else {}
+        if phase.kind != "latents":
+            return {}
+        elements = phase.elements
+        return threshold(self, "kl_threshold", elements, self.kl_border(elements), "kl")
 
 
 class FlowDPPO(Agent):

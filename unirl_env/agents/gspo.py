@@ -10,6 +10,7 @@ import unirl_env.functional as F
 from unirl_env.agents.base import Agent
 from unirl_env.agents.config import AgentConfig, Loss
 from unirl_env.agents.rows import Rows
+from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
 from unirl_env.functional import TokenStep
 
@@ -25,6 +26,7 @@ def token_loss(rows: Rows, new: TokenStep, config: Any) -> tuple[Tensor, dict[st
         rows.episode,
         clip_low=config.token_clip_low,
         clip_high=config.token_clip_high,
+        max_log_ratio=config.max_log_ratio,
         mask=rows.mask,
         denominator=rows.denominator,
     )
@@ -60,7 +62,7 @@ class GSPOConfig(AgentConfig):
                 f"`aggregate` must be 'sequence_mean' for GSPO, got {self.aggregate!r}: a text has one ratio."
             )
 
-    def thresholds(self, kind: str) -> dict[str, tuple[float, str]]:
+    def thresholds(self, phase: Phase) -> dict[str, tuple[float, str]]:
         """Both ends of the clip range."""
         return {name: (getattr(self, name), "log_prob") for name in ("token_clip_low", "token_clip_high")}
 

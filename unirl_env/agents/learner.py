@@ -59,6 +59,7 @@ class GenerativeLearner(TorchLearner):
             lr=config.lr,
             betas=tuple(config.betas),
             weight_decay=config.weight_decay,
+            eps=config.adam_epsilon,
             fused=all(parameter.device.type in ("cpu", "cuda") for parameter in parameters),
         )
         self.register_optimizer(module_id=module_id, optimizer=optimizer, params=parameters)
@@ -112,9 +113,9 @@ class GenerativeLearner(TorchLearner):
         if self.config.reference_kl:
             with torch.no_grad(), self.policy.reference():
                 reference = self._score(phase, rows)
-            kl = KINDS[rows.kind].reference_kl(new, reference, rows, self.config)
-            loss = loss + self.config.reference_kl * kl
-            metrics = {**metrics, "reference_kl": kl.detach()}
+            pull, kl = KINDS[rows.kind].reference_kl(new, reference, rows, self.config)
+            loss = loss + self.config.reference_kl * pull
+            metrics = {**metrics, "reference_kl": kl}
         loss = loss * self.config.phase_weights.get(phase, 1.0)
         return loss, {**metrics, "loss": loss.detach()}
 

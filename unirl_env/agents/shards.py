@@ -53,6 +53,7 @@ def share_out(
     aggregate: str = "token_mean",
     horizon: int | None = None,
     mask_truncated: bool = False,
+    idle_episodes: str = "count",
 ) -> list[Shard]:
     """Cut the episodes into contiguous minibatches, and each of them evenly between the learners.
 
@@ -68,6 +69,8 @@ def share_out(
         aggregate: How transitions of episodes of unequal length are weighed; see `F.token_weights`.
         horizon: For `aggregate="horizon"`.
         mask_truncated: Leave out episodes that the length limit ended, too.
+        idle_episodes: "count" keeps episodes of advantage 0 in the denominators; "leave_out" leaves them out
+            of the phase as if they had not been drawn.
 
     Raises:
         ShapeError: If B is not divisible by N x L.
@@ -86,6 +89,8 @@ def share_out(
         for name, phase in batch.phases.items()
         if name in advantages
     }
+    if idle_episodes == "leave_out":
+        phases = {name: _without(phase, advantages[name].cpu() == 0) for name, phase in phases.items()}
     advantages = {name: advantages[name] for name in phases}
     batch = replace(batch, phases=phases, samples=None)
     minibatches = torch.arange(len(batch)).view(num_minibatches, learners, -1)

@@ -40,10 +40,17 @@ def transition(
     With s = sigma, s' = sigma_next, D = s - s':
 
     - "flow": `g = eta * sqrt(s / (1 - s))`; mean `x (1 - g^2 D / 2s) - v (1 + g^2 (1 - s) / 2s) D`, std
-      `g sqrt(D)`. Keeps the marginals of the ODE as the steps become small.
-    - "dance": the same with a constant `g = eta`.
+      `g sqrt(D)`. As the steps become small it has the marginals of the ODE, where it starts below s = 1. A
+      first step from s = 1 has not, however small: there `g sqrt(D) = eta`, and pure noise becomes noise of
+      std `sqrt(1 + eta^4 / 4)` (1.03 at eta 0.7, 1.12 at 1, 1.41 at sqrt(2)). The later steps wear that off:
+      the data's end as they should.
+    - "dance": the same with a constant `g = eta`; as the steps become small it has the marginals of the ODE,
+      from s = 1, too.
     - "cps": std `s' sin(eta pi / 2)`; mean `x_0 (1 - s') + noise sqrt(s'^2 - std^2)`, with the predicted
-      `x_0 = x - s v` and `noise = x + (1 - s) v`. Keeps the noise level exact at any step size.
+      `x_0 = x - s v` and `noise = x + (1 - s) v`. Each step keeps the coefficients of data and noise for the
+      x_0 it predicts. The marginals are not the ODE's, however small the steps: x_0 is predicted as its mean,
+      and fresh noise stands for what that mean leaves open. Gaussian data end with `cos(eta pi / 4)` of their
+      std in the limit of many steps (0.85 at eta 0.7: 0.09 too little of 0.6), and less in a few.
     - "ode": std 0; mean `x - v D`.
 
     Where the std is 0 (eta 0, `stochastic` False, "cps" towards sigma 0) the mean is exactly the Euler step.

@@ -24,7 +24,10 @@ where `scale` is what advantages are divided by (1 for "none"; the std of the re
 
 What the loss leaves out. Its gradient treats the visited states as given, so it does not see that a step
 changes the KL which later steps will pay. Its fixed point (`gaussian_policy(..., future_kl=False)`) is
-therefore not quite the maximum of J; the two agree where later KL does not depend on the state.
+therefore not quite the maximum of J; the two agree where later KL does not depend on the state. What that
+costs depends on the class of policies, which costs something itself: on the mixture of the agents' tests,
+where J rises from -0.181 to at most 0.333, the best that a mixture's own six numbers can do is 0.011 below
+that, and the loss ends 0.004 below this best.
 """
 
 from __future__ import annotations

@@ -56,8 +56,11 @@ def sde_step(
     policies is then taken to the power `2 std^2`, so a clip range would mean something else at every step.)
     It treats the next latent as data: no gradient flows through it.
 
-    It is a mean over the elements by default, so that thresholds do not depend on the size of the picture:
-    ratios are then the D-th roots of likelihood ratios.
+    A stochastic step is a policy of its own and does not draw what the ODE would: `transition` says how far
+    the distributions of "flow" and "cps" lie from the ODE's.
+
+    It is a mean over the D elements by default: ratios are then the D-th roots of likelihood ratios, which
+    float32 can hold at any size. A threshold on that scale means D times as many nats (`nats_to_mean`).
 
     Args:
         velocity: `[*lead, ...]` as in `transition`.

@@ -36,6 +36,9 @@ def choose_steps(
     The step to sigma 0 is left out of every kind unless asked for: its noise stays in the picture, and
     rewards would be those of noisy pictures.
 
+    Deterministic steps have no log-probability: the gradient through them is missing from a policy gradient,
+    and no KL is charged there. `StepSettings` says how much each kind sees.
+
     Args:
         kind: "all", "fraction", "random" or "window".
         num_steps: Number of denoising steps T.

@@ -8,6 +8,7 @@ from torch import Tensor
 from unirl_env.errors import ConfigError
 from unirl_env.functional.checks import require_choice
 from unirl_env.functional.losses.terms import (
+    MAX_LOG_RATIO,
     entries,
     masked_mean,
     outwards,
@@ -29,6 +30,7 @@ def dppo_loss(
     divergence: str = "tv",
     mask: Tensor | None = None,
     denominator: float | Tensor | None = None,
+    max_log_ratio: float = MAX_LOG_RATIO,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`-A r`, with 0 for tokens that are outside the trust region and would move further out.
 
@@ -51,6 +53,8 @@ def dppo_loss(
         divergence: "tv" or "kl".
         mask: Bool as `log_prob`; tokens that are trained. None trains all.
         denominator: Unmasked tokens of the whole optimizer step; None counts these.
+        max_log_ratio: Where log-ratios are cut, in nats of a token; beyond it an entry has no gradient. It
+            guards against overflow and is no trust region.
 
     Returns:
         The loss, and `ratio_mean`, `ratio_max_deviation`, `approx_kl`, `tv` and `tv_max` or `kl` and `kl_max`
@@ -59,7 +63,7 @@ def dppo_loss(
     Raises:
         ShapeError: Shapes or dtypes do not fit.
         ContractError: `old_log_prob` is no log-probability of a token.
-        ConfigError: `threshold` is not positive, or `divergence` is unknown.
+        ConfigError: `threshold` or `max_log_ratio` is out of range, or `divergence` is unknown.
 
     Reference:
         DPPO (arXiv 2602.04879), the binary approximations.
@@ -67,7 +71,7 @@ def dppo_loss(
     require_choice("divergence", divergence, ("tv", "kl"))
     if not threshold > 0:
         raise ConfigError(f"`threshold` must be positive, got {threshold}; try 0.15 (tv) or 0.05 (kl).")
-    e = entries(log_prob, old_log_prob, advantages, mask, denominator)
+    e = entries(log_prob, old_log_prob, advantages, mask, denominator, max_log_ratio)
     require_token_log_prob(e)
     new = torch.where(e.mask, log_prob.detach().float(), 0.0)
     apart = (_binary_tv if divergence == "tv" else _binary_kl)(new, e.old_log_prob)

@@ -9,6 +9,7 @@ from unirl_env.errors import ConfigError
 from unirl_env.functional.checks import require_floating, require_shape
 from unirl_env.functional.divergences import gaussian_kl
 from unirl_env.functional.losses.terms import (
+    MAX_LOG_RATIO,
     Entries,
     entries,
     masked_mean,
@@ -29,6 +30,7 @@ def drpo_loss(
     epsilon: float = 12.5,
     mask: Tensor | None = None,
     denominator: float | Tensor | None = None,
+    max_log_ratio: float = MAX_LOG_RATIO,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Tokens: `-A r + |A| mu (r - 1)^2 / (2 epsilon)` with `mu = exp(old_log_prob)` and `pi = mu r`.
 
@@ -45,6 +47,8 @@ def drpo_loss(
         epsilon: Radius of the trust region in probability; positive.
         mask: Bool as `log_prob`; tokens that are trained. None trains all.
         denominator: Unmasked tokens of the whole optimizer step; None counts these.
+        max_log_ratio: Where log-ratios are cut, in nats of a token; beyond it an entry has no gradient. It
+            guards against overflow and is no trust region.
 
     Returns:
         The loss, and `ratio_mean`, `ratio_max_deviation`, `approx_kl`, `tv` (mean of `|pi - mu|`),
@@ -53,13 +57,13 @@ def drpo_loss(
     Raises:
         ShapeError: Shapes or dtypes do not fit.
         ContractError: `old_log_prob` is no log-probability of a token.
-        ConfigError: `epsilon` is not positive.
+        ConfigError: `epsilon` or `max_log_ratio` is out of range.
 
     Reference:
         DRPO (arXiv 2606.09821).
     """
     _require_epsilon(epsilon)
-    e = entries(log_prob, old_log_prob, advantages, mask, denominator)
+    e = entries(log_prob, old_log_prob, advantages, mask, denominator, max_log_ratio)
     require_token_log_prob(e)
     mu, excess = e.old_log_prob.exp(), torch.expm1(e.log_ratio)
     size = e.advantages.abs()
@@ -79,6 +83,7 @@ def drpo_gaussian_loss(
     epsilon: float = 0.5,
     mask: Tensor | None = None,
     denominator: float | Tensor | None = None,
+    max_log_ratio: float = MAX_LOG_RATIO,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Latents: `-A r + |A| (TV / epsilon) |r - 1|`, with TV the total variation of the two policies.
 
@@ -95,9 +100,9 @@ def drpo_gaussian_loss(
         gradient = -A r w,   w = 1 - sign(A (r - 1)) TV / epsilon,   1 - 1/epsilon <= w <= 1 + 1/epsilon,
 
     which is the gradient of the loss above. At ratio one it is the plain policy gradient. Like Flow-DPPO's,
-    the trust region is told by the exact divergence and the ratio gives only the direction; unlike there, w
-    falls gradually, and beyond TV = epsilon turns the entry back. For a fixed latent w changes side where r =
-    1.
+    the trust region is told by the exact divergence and the ratio gives only the direction, which is that of
+    the divergence in most entries and not in all (`flow_dppo_loss` says in which); unlike there, w falls
+    gradually, and beyond TV = epsilon turns the entry back. For a fixed latent w changes side where r = 1.
 
     Scale of epsilon. The ratio r is a D-th root, within about 1e-4 of 1, so a radius in r would depend on D
     and on the noise of one sample. TV is told of the joint policy in all D elements: a probability, in [0,
@@ -116,6 +121,8 @@ def drpo_gaussian_loss(
         epsilon: Radius of the trust region in total variation; positive, below 1 to have a border.
         mask: Bool as `log_prob`; entries that are trained. None trains all.
         denominator: Unmasked entries of the whole optimizer step; None counts these.
+        max_log_ratio: Where log-ratios are cut, in nats per element; beyond it an entry has no gradient. It
+            guards against overflow and is no trust region.
 
     Returns:
         The loss, and `ratio_mean`, `ratio_max_deviation`, `approx_kl`, `kl` and `kl_max` (exact,
@@ -124,14 +131,14 @@ def drpo_gaussian_loss(
     Raises:
         ShapeError: Shapes or dtypes do not fit.
         ContractError: `std` is 0 in an unmasked entry.
-        ConfigError: `epsilon` is not positive.
+        ConfigError: `epsilon` or `max_log_ratio` is out of range.
 
     Reference:
         DRPO (arXiv 2606.09821), whose token form this carries over; Flow-DPPO (2606.11025) for the
         divergence.
     """
     _require_epsilon(epsilon)
-    e = entries(log_prob, old_log_prob, advantages, mask, denominator)
+    e = entries(log_prob, old_log_prob, advantages, mask, denominator, max_log_ratio)
     require_floating("std", std)
     require_shape("std", std, log_prob.shape, "log_prob")
     std = require_positive_std(std, e.mask)

@@ -8,7 +8,7 @@ from torch import Tensor
 from unirl_env.errors import ContractError, ShapeError
 from unirl_env.functional.checks import require_floating, require_shape
 from unirl_env.functional.losses.grpo import grpo_loss
-from unirl_env.functional.losses.terms import mask_and_denominator
+from unirl_env.functional.losses.terms import MAX_LOG_RATIO, mask_and_denominator
 
 __all__ = ["gspo_loss"]
 
@@ -23,6 +23,7 @@ def gspo_loss(
     clip_high: float = 4e-4,
     mask: Tensor | None = None,
     denominator: float | Tensor | None = None,
+    max_log_ratio: float = MAX_LOG_RATIO,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`grpo_loss` of sequences: the ratio is `s = exp(mean over tokens of log_prob - old_log_prob)`.
 
@@ -40,6 +41,8 @@ def gspo_loss(
         clip_high: How far s may rise above 1.
         mask: `[N]` bool; tokens that are trained. None trains all.
         denominator: Sequences with trained tokens of the whole optimizer step; None counts these.
+        max_log_ratio: Where ln s is cut, in nats per token; beyond it a sequence has no gradient. It guards
+            against overflow and is no trust region.
 
     Returns:
         The loss, and `ratio_mean`, `ratio_max_deviation`, `approx_kl`, `clip_fraction`, all of sequences.
@@ -87,4 +90,5 @@ def gspo_loss(
         clip_high=clip_high,
         mask=lengths > 0,
         denominator=denominator,
+        max_log_ratio=max_log_ratio,
     )

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unirl_env.errors import ContractError, ShapeError
+from unirl_env.errors import ConfigError, ContractError, ShapeError
 from unirl_env.functional.checks import require_floating, require_shape
 
 __all__ = [
+    "MAX_LOG_RATIO",
     "Entries",
     "entries",
     "masked_mean",
@@ -22,7 +23,9 @@ __all__ = [
     "require_token_log_prob",
 ]
 
-MAX_LOG_RATIO = 20.0  # exp(20) is finite in float32 with room for an advantage
+MAX_LOG_RATIO = 20.0
+"""Where log-ratios are cut unless told otherwise: exp(20) is finite in float32 with room for an advantage."""
+LARGEST_LOG_RATIO = 40.0  # beyond it the square of a ratio times an advantage overflows float32
 
 
 class Entries(NamedTuple):
@@ -32,7 +35,8 @@ class Entries(NamedTuple):
     token, a failed score) reaches neither the loss nor, as 0 * inf, its gradient.
 
     Attributes:
-        log_ratio: `[*lead]` new minus old log-probability, clamped to +-20, with gradient.
+        log_ratio: `[*lead]` new minus old log-probability, clamped to +-`max_log_ratio`, with gradient where
+            it is not cut.
         old_log_prob: `[*lead]`.
         advantages: `[*lead]`.
         mask: `[*lead]` bool.
@@ -52,6 +56,7 @@ def entries(
     advantages: Tensor,
     mask: Tensor | None,
     denominator: float | Tensor | None,
+    max_log_ratio: float = MAX_LOG_RATIO,
 ) -> Entries:
     """Check and prepare the inputs that all losses have in common.
 
@@ -61,10 +66,13 @@ def entries(
         advantages: As `log_prob`, or `[B]` for all steps of an episode.
         mask: Bool as `log_prob`; None keeps all.
         denominator: Positive; None is the number of unmasked entries, at least 1.
+        max_log_ratio: Where log-ratios are cut, on the scale of the log-probabilities.
 
     Raises:
         ShapeError: Shapes or dtypes do not fit, or the denominator is not positive.
+        ConfigError: `max_log_ratio` is not in (0, 40].
     """
+    require_max_log_ratio(max_log_ratio)
     for name, tensor in (("log_prob", log_prob), ("old_log_prob", old_log_prob), ("advantages", advantages)):
         require_floating(name, tensor)
     if not 1 <= log_prob.ndim <= 2 or log_prob.numel() == 0:
@@ -80,7 +88,7 @@ def entries(
     old = torch.where(mask, old_log_prob.detach().float(), 0.0)
     log_ratio = torch.where(mask, log_prob.float(), 0.0) - old
     return Entries(
-        log_ratio=log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO),
+        log_ratio=log_ratio.clamp(-max_log_ratio, max_log_ratio),
         old_log_prob=old,
         advantages=torch.where(mask, advantages.detach().float(), 0.0),
         mask=mask,
@@ -118,8 +126,20 @@ def masked_mean(values: Tensor, mask: Tensor, denominator: Tensor | float) -> Te
     return torch.where(mask, values, 0.0).sum() / denominator
 
 
+def require_max_log_ratio(bound: float) -> None:
+    """Raise ConfigError unless the ratio at the bound, its square and an advantage fit into float32."""
+    if not 0 < bound <= LARGEST_LOG_RATIO:
+        raise ConfigError(
+            f"`max_log_ratio` must lie in (0, {LARGEST_LOG_RATIO:g}], got {bound}; try {MAX_LOG_RATIO:g}."
+        )
+
+
 def outwards(e: Entries) -> Tensor:
-    """Bool: entries whose gradient moves the policy further from the one that sampled."""
+    """Bool: entries whose gradient moves the ratio further from 1.
+
+    A token's own probability then moves further from that under the policy which sampled. The divergence of
+    two Gaussians need not grow: see `flow_dppo_loss`.
+    """
     # Signs and not the product of the numbers, which may underflow to zero.
     return e.log_ratio.detach().sign() * e.advantages.sign() > 0
 

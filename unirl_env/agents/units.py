@@ -1,0 +1,54 @@
+"""Trust regions of latents in either unit: nats of the joint policies, or a mean over the elements."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import unirl_env.functional as F
+from unirl_env.errors import ConfigError
+from unirl_env.rewards.checks import is_number
+
+__all__ = ["check_either", "per_element", "threshold"]
+
+
+def per_element(config: Any, name: str, elements: int, default: float | None = None) -> float | None:
+    """The setting `name` on the scale of mean-reduced log-probs.
+
+    Args:
+        config: An `AgentConfig` with the settings `name` and `<name>_nats`.
+        name: Of the one that is given per element.
+        elements: D, of one action.
+        default: Where neither is given.
+    """
+    nats = getattr(config, f"{name}_nats")
+    if nats is not None:
+        return F.nats_to_mean(nats, elements)
+    value = getattr(config, name)
+    return default if value is None else value
+
+
+def threshold(
+    config: Any, name: str, elements: int, value: float, quantity: str
+) -> dict[str, tuple[float, str]]:
+    """An entry of `AgentConfig.thresholds`, under the name of the setting that was given."""
+    given = name if getattr(config, f"{name}_nats") is None else f"{name}_nats / {elements}"
+    return {given: (value, quantity)}
+
+
+def check_either(config: Any, name: str, usual: float, *, below: float = float("inf")) -> None:
+    """Refuse `name` outside (0, `below`), `<name>_nats` that is not positive, and both at once.
+
+    Raises:
+        ConfigError: Naming the setting, its value and the remedy.
+    """
+    value, nats = getattr(config, name), getattr(config, f"{name}_nats")
+    if value is not None and nats is not None:
+        raise ConfigError(
+            f"`{name}` and `{name}_nats` must not both be given, got {value} and {nats}: they are one bound "
+            f"in two units; try {name}=None to keep the nats, or {name}_nats=None."
+        )
+    if value is not None and not (is_number(value) and 0 < value < below):
+        bounds = "be positive or None" if below == float("inf") else f"lie between 0 and {below:g} or be None"
+        raise ConfigError(f"`{name}` must {bounds}, got {value!r}; try {usual:g}.")
+    if nats is not None and not (is_number(nats) and nats > 0):
+        raise ConfigError(f"`{name}_nats` must be positive or None, got {nats!r}; try {usual * 65536:g}.")
