@@ -229,14 +229,13 @@ class Denoising(Activity):
             "stochastic": self._stochastic.copy(),
         }
 
-    def require(self, state: Mapping[str, Any]) -> None:
-        """As many steps, and latents of the same shape."""
-        steps, shape = state["stochastic"].shape[1] - 1, tuple(state["latent"].shape[1:])
-        if (steps, shape) != (self.num_steps, self.denoiser.latent_shape):
-            raise ContractError(
-                f"`snapshot` must hold {self.num_steps} steps of latents {list(self.denoiser.latent_shape)}, "
-                f"got {steps} steps of {list(shape)}; restore it in an environment like its own."
-            )
+    def facts(self) -> dict[str, Any]:
+        """The model, and its noise schedule."""
+        return {
+            **self.denoiser.identity(),
+            "num_steps": self.num_steps,
+            "noise schedule": tuple(self.sigmas.tolist()),
+        }
 
     def select(self, state: Mapping[str, Any], rows: np.ndarray) -> None:
         """Go on from the state's latents."""
