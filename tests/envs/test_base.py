@@ -299,7 +299,7 @@ class TestAutoreset:
         "mask, word",
         [
             ([True, False, False, False], "whole groups"),
-            ([False] * 4, "with 0"),
+            ([False] * 4, "got none"),
             ([1, 1, 0, 0], "bool"),
             ([True, True], "bool"),
         ],
@@ -371,7 +371,7 @@ class TestSnapshots:
         assert np.array_equal(twin.restore(snapshot)[0]["latent"], obs["latent"])
         with pytest.raises(ContractError, match="must hold 3 episodes, got 2"):
             world(num_envs=3).restore(snapshot)
-        with pytest.raises(ContractError, match="must hold 5 steps"):
+        with pytest.raises(ContractError, match="num_steps 3, not 5"):
             world(num_envs=2, num_steps=5).restore(snapshot)
 
     def test_fork_branches_in_the_middle_of_an_episode(self):

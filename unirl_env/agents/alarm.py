@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from unirl_env.checks import is_number
 from unirl_env.config import AlarmSettings
 from unirl_env.config_check import SIGNALS, check_alarm
-from unirl_env.rewards.checks import is_number
 
 __all__ = ["SIGNALS", "Finding", "HackingAlarm", "Level"]
 

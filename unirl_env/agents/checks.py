@@ -8,10 +8,10 @@ from typing import Any
 
 import ray
 
+from unirl_env.checks import is_number
 from unirl_env.errors import ConfigError
 from unirl_env.functional.losses.terms import require_max_log_ratio
 from unirl_env.policies.token_actor import check_sampling
-from unirl_env.rewards.checks import is_number
 from unirl_env.rollouts.engines import ENGINES
 
 __all__ = [

@@ -12,7 +12,6 @@ from gymnasium.vector.utils import batch_space
 
 from unirl_env.envs.base import GenerativeVectorEnv
 from unirl_env.envs.roster import Roster
-from unirl_env.errors import ContractError
 from unirl_env.types import Sample
 
 __all__ = ["Activity", "ActivityVectorEnv"]
@@ -21,8 +20,8 @@ __all__ = ["Activity", "ActivityVectorEnv"]
 class Activity(ABC):
     """The state of B episodes in one phase of generation, and how actions change it.
 
-    What can fail comes first and changes nothing (`prepared`, `checked`, `require`); what changes the state
-    (`begin`, `advance`, `select`) takes what those returned. So activities can be put together, and a step
+    What can fail comes first and changes nothing (`prepared`, `checked`); what changes the state (`begin`,
+    `advance`, `select`) takes what those returned. So activities can be put together, and a step
     that one of them refuses does not count for the others.
 
     Attributes:
@@ -66,8 +65,11 @@ class Activity(ABC):
         """All that changes, as immutable values."""
 
     @abstractmethod
-    def require(self, state: Mapping[str, Any]) -> None:
-        """Raise ContractError unless `state` is one of an activity like this one."""
+    def facts(self) -> Mapping[str, Any]:
+        """What another activity must have in common with this one to go on from its state.
+
+        Plain values by the names that an error calls them; the spaces count anyway.
+        """
 
     @abstractmethod
     def select(self, state: Mapping[str, Any], rows: np.ndarray) -> None:
@@ -106,11 +108,13 @@ class ActivityVectorEnv(GenerativeVectorEnv):
     def _model_state(self) -> dict[str, Any]:
         return self._activity.state()
 
+    def _facts(self) -> dict[str, Any]:
+        seen = self._activity.observation_spaces.items()
+        return {
+            "actions": str(self._activity.action_space),
+            **{f"observation `{name}`": f"{space.dtype} {list(space.shape)}" for name, space in seen},
+            **self._activity.facts(),
+        }
+
     def _select_model_state(self, state: dict[str, Any], rows: np.ndarray) -> None:
-        held, needed = sorted(state), sorted(self._activity.state())
-        if held != needed:
-            raise ContractError(
-                f"`snapshot` must hold {needed}, got {held}; restore it in an environment like its own."
-            )
-        self._activity.require(state)
         self._activity.select(state, rows)

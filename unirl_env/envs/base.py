@@ -15,21 +15,23 @@ import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
 
+from unirl_env.checks import truth, whole
 from unirl_env.envs.course import Course
 from unirl_env.envs.options import (
+    asked_prompts,
     checked_autoreset,
     checked_choice,
     checked_group_size,
-    checked_heirs,
     checked_offset,
     checked_options,
+    checked_seed,
     masked_rows,
     require_same_size,
 )
-from unirl_env.envs.prompts import MAX_CHARACTERS, PromptSource, as_prompts
+from unirl_env.envs.prompts import MAX_CHARACTERS, PromptSource
 from unirl_env.envs.roster import Roster
-from unirl_env.envs.snapshot import Snapshot
-from unirl_env.errors import ConfigError, ContractError
+from unirl_env.envs.snapshot import Snapshot, facts_of, require_like
+from unirl_env.indices import as_indices
 from unirl_env.types import Sample
 
 __all__ = ["GenerativeVectorEnv"]
@@ -82,13 +84,13 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
         self.metadata = {**type(self).metadata, "autoreset_mode": checked_autoreset(autoreset_mode)}
         self.array_backend = checked_choice("array_backend", array_backend, ("numpy", "torch"))
         self.render_mode = checked_choice("render_mode", render_mode, (None, *self.metadata["render_modes"]))
-        self.num_envs = num_envs
-        self.max_characters = max_characters
+        self.num_envs = num_envs = whole("num_envs", num_envs)
+        self.max_characters = whole("max_characters", max_characters, 1)
         self.prompts = PromptSource.of(prompts, max_characters=max_characters)
         self.device = torch.device(device)
         self._defaults: dict[str, Any] = {
             "group_size": checked_group_size(group_size, num_envs),
-            "same_noise": bool(same_noise),
+            "same_noise": truth("same_noise", same_noise),
         }
         """Options of `reset` that autoresets keep, as the constructor has them."""
         self._course: Course | None = None
@@ -144,9 +146,8 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
             ConfigError: If an option is unknown or does not fit `num_envs`.
         """
         options = checked_options(options, self._defaults)
-        if seed is not None and not isinstance(seed, int | np.integer):
-            raise ConfigError(f"`seed` must be one integer, got {seed!r}: it keys every episode's noise.")
-        super().reset(seed=None if seed is None else int(seed))
+        seed = checked_seed(seed)
+        super().reset(seed=seed)
         rows = masked_rows(options.get("reset_mask"), self.num_envs, self.group_size)
         partial = len(rows) < self.num_envs
         if partial and self._course is None:
@@ -156,8 +157,8 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
         if partial:
             require_same_size(held["group_size"], self.group_size)
         if seed is None and self._course is None:
-            seed = self.np_random.integers(2**62)
-        course = self._course.next() if seed is None else Course(int(seed))
+            seed = int(self.np_random.integers(2**62))
+        course = self._course.next() if seed is None else Course(seed)
         self._start(rows, course.holding(held), options)
         return self._observe(), self._info()
 
@@ -224,15 +225,11 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
         """The whole state, in the middle of an episode too."""
         if self._roster is None:
             raise ResetNeeded("There is no state before the first `reset`; call `env.reset(seed=...)` first.")
-        return Snapshot(self._roster, self._course, self._done.copy(), self._model_state())
+        return Snapshot(self._roster, self._course, self._done.copy(), self._model_state(), facts_of(self))
 
     def restore(self, snapshot: Snapshot) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Go back to `snapshot`; returns its observation and info."""
-        if len(snapshot.roster) != self.num_envs:
-            raise ContractError(
-                f"`snapshot` must hold {self.num_envs} episodes, got {len(snapshot.roster)}; "
-                "make an environment of the same `num_envs`."
-            )
+        """Go back to `snapshot` of an environment like this one; returns its observation and info."""
+        require_like(snapshot, self)
         return self._become(snapshot, np.arange(self.num_envs), snapshot.roster)
 
     def fork(self, indices: Sequence[int]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -243,14 +240,20 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
         Raises:
             ShapeError: Unless `indices` holds `num_envs` valid episode numbers.
         """
-        rows, snapshot = checked_heirs(indices, self.num_envs), self.snapshot()
+        snapshot, count = self.snapshot(), self.num_envs
+        rows = as_indices("indices", indices, count, count=count)
         return self._become(snapshot, rows, snapshot.roster.fork(rows))
 
     # Shared machinery.
 
+    def _facts(self) -> dict[str, Any]:
+        """What an environment must have in common with this one to go on from its snapshots."""
+        return {}
+
     def _checked_held(self, held: Mapping[str, Any]) -> dict[str, Any]:
         """The options that autoresets keep; a mode checks its own, too."""
-        return {**held, "group_size": checked_group_size(held["group_size"], self.num_envs)}
+        size = checked_group_size(held["group_size"], self.num_envs)
+        return {**held, "group_size": size, "same_noise": truth("same_noise", held["same_noise"])}
 
     def _start(self, rows: np.ndarray, course: Course, options: Mapping[str, Any]) -> None:
         """Start the groups at `rows`, with the prompts of the options or the source's next ones."""
@@ -260,12 +263,7 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
             prompts = self.prompts.take(course.position, count, seed=course.seed)
             course = course.past(count)
         else:
-            prompts = as_prompts(options["prompts"], max_characters=self.max_characters)
-            if len(prompts) != count:
-                raise ConfigError(
-                    f"`prompts` must hold one prompt per group, {count}, got {len(prompts)}; "
-                    f"`num_envs` is {self.num_envs} and `group_size` {size}."
-                )
+            prompts = asked_prompts(options["prompts"], count, size, max_characters=self.max_characters)
         roster = Roster.new(
             course.key,
             prompts,

@@ -149,9 +149,9 @@ class Denoising(Activity):
 
         Raises:
             ShapeError: If the actions have another shape or are no floating point numbers.
+            ContractError: If a latent of an active episode is not finite.
         """
-        # A tensor is taken as it is; an array is copied, because off-the-shelf agents reuse theirs.
-        action = actions.detach() if isinstance(actions, Tensor) else torch.from_numpy(np.array(actions))
+        action = _as_tensor(actions)
         if action.shape != self.latent.shape:
             raise ShapeError(
                 f"`actions` must be the next latents {list(self.latent.shape)}, got {list(action.shape)}."
@@ -160,6 +160,7 @@ class Denoising(Activity):
             raise ShapeError(f"`actions` must be floating point, got {action.dtype}.")
         # float64 is numpy's habit; half precision is a policy's choice of what it stores.
         action = action.to(self.device, torch.float32 if action.dtype == torch.float64 else action.dtype)
+        _require_finite(action, active)
         return NextLatents(action, active)
 
     def advance(self, checked: NextLatents) -> None:
@@ -204,19 +205,8 @@ class Denoising(Activity):
         }
 
     def finish(self, rows: np.ndarray) -> list[Sample]:
-        """The decoded latents.
-
-        Raises:
-            ContractError: If a latent is not finite.
-        """
+        """The decoded latents."""
         latent = self.latent if len(rows) == self.num_envs else self.latent[torch.from_numpy(rows)]
-        # A sum is finite where all its terms are, and reads the latents once.
-        finite = torch.isfinite(latent.flatten(1).sum(1, dtype=torch.float32)).cpu().numpy()
-        if not finite.all():
-            raise ContractError(
-                f"`actions` must be finite, got NaN or infinity in episodes {rows[~finite].tolist()}; "
-                "the policy has diverged: try a smaller learning rate, or float32."
-            )
         return self.denoiser.decode(latent)
 
     def state(self) -> dict[str, Any]:
@@ -229,14 +219,13 @@ class Denoising(Activity):
             "stochastic": self._stochastic.copy(),
         }
 
-    def require(self, state: Mapping[str, Any]) -> None:
-        """As many steps, and latents of the same shape."""
-        steps, shape = state["stochastic"].shape[1] - 1, tuple(state["latent"].shape[1:])
-        if (steps, shape) != (self.num_steps, self.denoiser.latent_shape):
-            raise ContractError(
-                f"`snapshot` must hold {self.num_steps} steps of latents {list(self.denoiser.latent_shape)}, "
-                f"got {steps} steps of {list(shape)}; restore it in an environment like its own."
-            )
+    def facts(self) -> dict[str, Any]:
+        """The model, and its noise schedule."""
+        return {
+            **self.denoiser.identity(),
+            "num_steps": self.num_steps,
+            "noise schedule": tuple(self.sigmas.tolist()),
+        }
 
     def select(self, state: Mapping[str, Any], rows: np.ndarray) -> None:
         """Go on from the state's latents."""
@@ -247,6 +236,34 @@ class Denoising(Activity):
         previous = state["previous"]
         self.previous = previous if same or previous is None else previous[at]
         self.context = {k: v if same else v[at] for k, v in state["context"].items()}
+
+
+def _as_tensor(actions: Any) -> Tensor:
+    """Actions as a tensor; an array is copied, because off-the-shelf agents reuse theirs."""
+    if isinstance(actions, Tensor):
+        return actions.detach()
+    try:
+        if isinstance(actions, np.ma.MaskedArray):
+            raise TypeError("a masked array")  # numpy would drop its mask
+        return torch.from_numpy(np.array(actions))
+    except (TypeError, ValueError) as error:
+        raise ShapeError(
+            f"`actions` must be an array or a tensor of floating point numbers, got {error}; try float32."
+        ) from error
+
+
+def _require_finite(action: Tensor, active: np.ndarray) -> None:
+    """Refuse NaN and infinity in the rows of `action` `[B, ...]` that count."""
+    rows = action.reshape(len(action), -1)
+    # A sum is finite where all its terms are and do not overflow, and is 60 times as fast on a CPU.
+    suspect = active & ~torch.isfinite(rows.sum(1, dtype=torch.float32)).cpu().numpy()
+    if suspect.any():
+        wrong = [row for row in np.flatnonzero(suspect).tolist() if not bool(rows[row].isfinite().all())]
+        if wrong:
+            raise ContractError(
+                f"`actions` must be finite, got NaN or infinity in episodes {wrong}; the policy has "
+                "diverged: try a smaller learning rate, or float32."
+            )
 
 
 def _copied(tensor: Tensor) -> np.ndarray:

@@ -187,6 +187,9 @@ class HybridVectorEnv(ActivityVectorEnv):
         self._check_prompts(roster.prompts[row] for row in rows)
         super()._begin(rows, roster, options)
 
+    def _facts(self) -> dict[str, Any]:
+        return {**super()._facts(), "edits": self.edits}
+
     def _checked_held(self, held: Mapping[str, Any]) -> dict[str, Any]:
         steps = self._checked_steps(held["stochastic_steps"])
         return {**super()._checked_held(held), "stochastic_steps": steps}

@@ -8,21 +8,28 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from unirl_env.errors import ConfigError, ShapeError
+from unirl_env.checks import as_whole, whole
+from unirl_env.envs.prompts import as_prompts
+from unirl_env.errors import ConfigError
+from unirl_env.indices import as_indices, as_mask
+from unirl_env.types import Prompt
 
 __all__ = [
+    "asked_prompts",
     "checked_autoreset",
     "checked_choice",
     "checked_group_size",
-    "checked_heirs",
     "checked_offset",
     "checked_options",
+    "checked_seed",
     "masked_rows",
     "require_same_size",
 ]
 
 ONCE = ("prompts", "sample_offset", "reset_mask")
 """Options that hold for one `reset`; all others hold until the next one."""
+LAST_SAMPLE = 2**31
+"""Sample ids lie below it; no group has as many episodes."""
 AUTORESET = {"next_step": AutoresetMode.NEXT_STEP, "disabled": AutoresetMode.DISABLED}
 
 
@@ -41,7 +48,8 @@ def checked_choice(name: str, value: Any, choices: Sequence[Any]) -> Any:
     Raises:
         ConfigError: If it is not.
     """
-    if value not in choices:
+    # By hand, because an array is neither in a tuple nor out of it.
+    if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
         raise ConfigError(f"`{name}` must be one of {tuple(choices)}, got {value!r}.")
     return value
 
@@ -63,19 +71,52 @@ def checked_options(options: Mapping[str, Any] | None, held: Iterable[str]) -> d
     return {name: value for name, value in (options or {}).items() if value is not None}
 
 
+def asked_prompts(entries: Any, count: int, group_size: int, *, max_characters: int) -> list[Prompt]:
+    """The prompts of a `reset`, if there is one for each of `count` groups.
+
+    Raises:
+        ConfigError: If there is not.
+        PromptError: If one cannot be used.
+    """
+    prompts = as_prompts(entries, max_characters=max_characters)
+    if len(prompts) != count:
+        raise ConfigError(
+            f"`prompts` must hold one prompt per group, {count}, got {len(prompts)}; "
+            f"{count * group_size} episodes start in groups of {group_size}."
+        )
+    return prompts
+
+
+def checked_seed(seed: Any) -> int | None:
+    """The seed of a `reset` as Python's own number; None stays None.
+
+    Raises:
+        ConfigError: If it is no whole number from 0.
+    """
+    if seed is None:
+        return None
+    found = as_whole(seed)
+    if found is None or found < 0:
+        raise ConfigError(
+            f"`seed` must be one integer of at least 0, got {seed!r}: it keys every episode's noise."
+        )
+    return found
+
+
 def checked_group_size(group_size: int, num_envs: int) -> int:
     """`group_size`, if it divides `num_envs`.
 
     Raises:
         ConfigError: If it does not.
     """
+    group_size = whole("group_size", group_size)
     if num_envs < 1 or group_size < 1 or num_envs % group_size:
         size = max(1, group_size)
         raise ConfigError(
             f"`num_envs` must be a positive multiple of `group_size`, got num_envs={num_envs} and "
             f"group_size={group_size}; try num_envs={size * max(1, num_envs // size)}."
         )
-    return int(group_size)
+    return group_size
 
 
 def require_same_size(group_size: int, present: int) -> None:
@@ -91,19 +132,6 @@ def require_same_size(group_size: int, present: int) -> None:
         )
 
 
-def checked_heirs(indices: Sequence[int], num_envs: int) -> np.ndarray:
-    """The episodes that `fork` continues, if there is one for each of `num_envs`.
-
-    Raises:
-        ShapeError: If there is not, or one does not exist.
-    """
-    rows = np.asarray(indices)
-    fits = rows.shape == (num_envs,) and rows.dtype.kind in "iu"
-    if not fits or rows.min() < 0 or rows.max() >= num_envs:
-        raise ShapeError(f"`indices` must be {num_envs} integers in [0, {num_envs}), got {list(indices)}.")
-    return rows
-
-
 def checked_offset(offset: Sequence[int] | None, count: int) -> list[int] | None:
     """The sample id of each group's first episode, if there is one for each of `count` groups.
 
@@ -112,12 +140,7 @@ def checked_offset(offset: Sequence[int] | None, count: int) -> list[int] | None
     """
     if offset is None:
         return None
-    offsets = [int(first) for first in offset]
-    if len(offsets) != count or min(offsets) < 0:
-        raise ConfigError(
-            f"`sample_offset` must hold one number from 0 per group, {count} of them, got {offsets}."
-        )
-    return offsets
+    return as_indices("sample_offset", offset, LAST_SAMPLE, count=count, error=ConfigError).tolist()
 
 
 def masked_rows(mask: Any, num_envs: int, group_size: int) -> np.ndarray:
@@ -128,12 +151,9 @@ def masked_rows(mask: Any, num_envs: int, group_size: int) -> np.ndarray:
     """
     if mask is None:
         return np.arange(num_envs)
-    mask = np.asarray(mask.cpu() if hasattr(mask, "cpu") else mask)
-    if mask.shape != (num_envs,) or mask.dtype != bool or not mask.any():
-        raise ConfigError(
-            f"`reset_mask` must be bool [{num_envs}] with an episode to start, got {mask.dtype} "
-            f"{list(mask.shape)} with {int(mask.astype(bool).sum())}."
-        )
+    mask = as_mask("reset_mask", mask, num_envs, error=ConfigError)
+    if not mask.any():
+        raise ConfigError("`reset_mask` must name an episode to start, got none.")
     groups = mask.reshape(-1, group_size)
     if (groups.any(axis=1) != groups.all(axis=1)).any():
         raise ConfigError("`reset_mask` must cover whole groups: their episodes share a prompt.")

@@ -12,7 +12,6 @@ from gymnasium import spaces
 from unirl_env.envs.activity import Activity
 from unirl_env.envs.conversation import Conversation, checked_tokens
 from unirl_env.envs.roster import Roster
-from unirl_env.errors import ContractError
 from unirl_env.models.unified import PictureTokens
 from unirl_env.types import Sample
 
@@ -111,14 +110,9 @@ class Painting(Activity):
         """The tokens share their buffers; see `Conversation`."""
         return {"painted": self.painted}
 
-    def require(self, state: Mapping[str, Any]) -> None:
-        """As many tokens per picture."""
-        count = state["painted"].tokens.shape[1]
-        if count != self.model.num_tokens:
-            raise ContractError(
-                f"`snapshot` must hold pictures of {self.model.num_tokens} tokens, got {count}; restore it "
-                "in an environment like its own."
-            )
+    def facts(self) -> dict[str, Any]:
+        """The model."""
+        return dict(self.model.identity())
 
     def select(self, state: Mapping[str, Any], rows: np.ndarray) -> None:
         """Go on in clean buffers."""

@@ -17,7 +17,7 @@ from unirl_env.envs.hybrid_contexts import HybridContexts
 from unirl_env.envs.painting import Painting
 from unirl_env.envs.roster import Roster
 from unirl_env.envs.writing import Said, Writing
-from unirl_env.errors import ContractError, ShapeError
+from unirl_env.errors import ShapeError
 from unirl_env.models.unified import UnifiedModel
 from unirl_env.types import Sample
 
@@ -178,18 +178,10 @@ class TwoPhases(Activity):
         drawing = None if self.drawing is None else self.drawing.state()
         return {"phase": self.phase, "text": self.writing.state(), "image": drawing}
 
-    def require(self, state: Mapping[str, Any]) -> None:
-        """Two phases, each as its activity requires it."""
-        drawn = state["image"]
-        held, needed = sorted(drawn or ()), sorted(self.drawing.state() if self.drawing is not None else ())
-        if held != needed:
-            raise ContractError(
-                f"`snapshot` must hold of pictures {needed}, got {held}; restore it in an environment like "
-                "its own."
-            )
-        self.writing.require(state["text"])
-        if self.drawing is not None:
-            self.drawing.require(drawn)
+    def facts(self) -> dict[str, Any]:
+        """The model as a whole, and what matters to each phase."""
+        drawing = {} if self.drawing is None else self.drawing.facts()
+        return {**self.writing.facts(), **drawing, **self.model.identity()}
 
     def select(self, state: Mapping[str, Any], rows: np.ndarray) -> None:
         """Go on in each episode's own phase."""

@@ -15,7 +15,6 @@ from unirl_env.envs.conversation import Conversation, checked_tokens
 from unirl_env.envs.encodings import encode_prompts, input_limits, padded_inputs, space_of
 from unirl_env.envs.roster import Roster
 from unirl_env.envs.tools import Tool, ask_tool
-from unirl_env.errors import ContractError
 from unirl_env.models.language import Encoded, LanguageModel
 from unirl_env.types import Sample
 
@@ -216,15 +215,14 @@ class Writing(Activity):
             "ended": (self._terminated, self._truncated),
         }
 
-    def require(self, state: Mapping[str, Any]) -> None:
-        """As many tokens per episode, and the same inputs."""
-        length, inputs = state["talk"].tokens.shape[1], sorted(state["inputs"])
-        if length != self.max_length or inputs != sorted(self.observed):
-            raise ContractError(
-                f"`snapshot` must hold {self.max_length} tokens per episode and the inputs "
-                f"{sorted(self.observed)}, got {length} and {inputs}; restore it in an environment "
-                "like its own."
-            )
+    def facts(self) -> dict[str, Any]:
+        """The model, and the limits."""
+        return {
+            **self.language_model.identity(),
+            "max_prompt_tokens": self.max_prompt_tokens,
+            "max_new_tokens": self.max_new_tokens,
+            "max_turns": self.max_turns,
+        }
 
     def select(self, state: Mapping[str, Any], rows: np.ndarray) -> None:
         """Go on in clean buffers."""

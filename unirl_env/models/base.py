@@ -16,10 +16,22 @@ from torch import Tensor, nn
 from unirl_env.errors import ContractError
 from unirl_env.types import Prompt, Sample
 
-__all__ = ["NEGATIVE", "Denoiser"]
+__all__ = ["NEGATIVE", "Denoiser", "identity_of"]
 
 NEGATIVE = "negative_"
 """Prefix of what is encoded of negative prompts."""
+
+
+def identity_of(model: Any, role: str = "model") -> dict[str, Any]:
+    """What tells a model from another one, as plain values: its class, and where its weights come from.
+
+    Args:
+        model: An adapter of any kind.
+        role: What its entries are called.
+    """
+    places = {f"{role}.{name}": getattr(model, name, None) for name in ("pretrained", "revision")}
+    kind = f"{type(model).__module__}.{type(model).__qualname__}"
+    return {role: kind, **{name: str(value) for name, value in places.items() if value is not None}}
 
 
 class Denoiser(ABC):
@@ -32,6 +44,10 @@ class Denoiser(ABC):
 
     latent_shape: tuple[int, ...]
     lora_targets: tuple[str, ...]
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this model from another one, as plain values by name; a state goes on in no other."""
+        return identity_of(self, "denoiser")
 
     @abstractmethod
     def sigmas(self, num_steps: int) -> Tensor:

@@ -65,6 +65,10 @@ class Writer(LanguageModel):
         for name in COPIED:
             setattr(self, name, getattr(inner, name))
 
+    def identity(self) -> dict[str, Any]:
+        """The language model's."""
+        return self.inner.identity()
+
     def encode(self, prompt: Prompt) -> Encoded:
         """The request by the language model's chat template."""
         return self.inner.encode(prompt)
@@ -108,6 +112,10 @@ class Painter(Denoiser):
     def __init__(self, inner: Denoiser):
         self.inner = inner
         self.latent_shape, self.lora_targets = inner.latent_shape, inner.lora_targets
+
+    def identity(self) -> dict[str, Any]:
+        """The denoiser's."""
+        return self.inner.identity()
 
     def sigmas(self, num_steps: int) -> Tensor:
         """The denoiser's own noise schedule."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +85,11 @@ class GaussianMixtureDenoiser(Denoiser):
         self.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         self.device = torch.device(device)
         self.latent_shape = (self.mixture.means.shape[1],)
+
+    def identity(self) -> dict[str, Any]:
+        """The components, too."""
+        numbers = {name: getattr(self.mixture, name).tolist() for name in ("means", "stds", "log_weights")}
+        return {**super().identity(), **numbers}
 
     def sigmas(self, num_steps: int) -> Tensor:
         """The noise schedule `[T+1]`."""

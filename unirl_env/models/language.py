@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unirl_env.models.base import identity_of
 from unirl_env.types import Prompt
 
 __all__ = ["Encoded", "LanguageModel"]
@@ -67,6 +68,10 @@ class LanguageModel(ABC):
     streams: int = 1
     lora_targets: tuple[str, ...]
     input_spaces: Mapping[str, tuple[tuple[int, ...], str]]
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this model from another one, as plain values by name; a state goes on in no other."""
+        return identity_of(self, "language model")
 
     @abstractmethod
     def encode(self, prompt: Prompt) -> Encoded:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import unirl_env.functional as F
 from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.models.base import Denoiser
+from unirl_env.models.flow_schedule import FlowSchedule, require_scheduler
 from unirl_env.models.loading import cause_of
 from unirl_env.models.lots import in_lots, pictures_at_once
 from unirl_env.models.options import as_dtype
@@ -35,15 +35,17 @@ class SD3Denoiser(Denoiser):
         offload: Keep text encoders and decoder on the CPU between uses, by accelerate.
         revision: Branch, tag or commit of the hub repository.
         max_sequence_length: Tokens of the T5 encoder.
-        schedule: `"flow"` is the shifted uniform grid from 1 to 0. `"pipeline"` is the one that
-            `StableDiffusion3Pipeline` uses by default, whose last step is nearly empty.
+        schedule: `"flow"` begins with the uniform grid from 1 to 0, `"pipeline"` with the one that
+            `StableDiffusion3Pipeline` uses by default, whose last step is nearly empty. Both then follow the
+            checkpoint's scheduler: its shifts, terminal shift, Karras, exponential or beta spacing.
         rows_per_forward: Evaluate the network on exactly that many rows at a time, so that an episode comes
             out bitwise the same alone, in any batch, and in the learner. Without it, the batch size shows in
             the last bits. 16 costs next to nothing on a CPU where batches are multiples of it.
 
     Raises:
         ModelNotFound: If the model cannot be loaded; names the id, the cause and the embedded alternative.
-        ConfigError: If the picture's size does not fit the model, or a setting is out of range.
+        ConfigError: If the picture's size does not fit the model, a setting is out of range, or the
+            checkpoint's scheduler has a setting that episodes cannot honour.
     """
 
     lora_targets = (
@@ -94,24 +96,18 @@ class SD3Denoiser(Denoiser):
                 )
         self._decoded_at_once = pictures_at_once(height, width)
         self.latent_shape = (config["in_channels"], height // self.scale, width // self.scale)
+        tokens = (self.latent_shape[1] // self.patch) * (self.latent_shape[2] // self.patch)
+        self._flow = FlowSchedule(self._scheduler_config(), tokens)
 
     def sigmas(self, num_steps: int) -> Tensor:
-        """The noise schedule `[T+1]`, shifted as the checkpoint's scheduler says."""
-        if self.schedule == "pipeline":
-            scheduler = self._scheduler()
-            scheduler.set_timesteps(num_steps, **self._shift(scheduler.config))
-            return scheduler.sigmas.float().cpu()
-        config = self._scheduler().config
-        if config.use_dynamic_shifting:
-            return F.dynamic_shift_sigmas(
-                num_steps,
-                self._num_tokens,
-                base_tokens=config.base_image_seq_len,
-                max_tokens=config.max_image_seq_len,
-                base_shift=config.base_shift,
-                max_shift=config.max_shift,
-            )
-        return F.flow_sigmas(num_steps, shift=config.shift)
+        """The noise schedule `[T+1]` as the checkpoint's scheduler has it.
+
+        Raises:
+            ConfigError: If the pipeline's scheduler is another one, or its settings lead not from 1 to 0.
+        """
+        # The pipeline takes the class from its index, whatever the scheduler's own file says.
+        require_scheduler((self._index.get("scheduler") or [None])[-1])
+        return self._flow.sigmas(num_steps, even=self.schedule == "flow")
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[Prompt], *, negative: bool = False) -> dict[str, Tensor]:
@@ -159,7 +155,7 @@ class SD3Denoiser(Denoiser):
         def forward(latent: Tensor, sigma: Tensor, embeds: Tensor, pooled: Tensor) -> Tensor:
             return network(
                 hidden_states=latent.to(self.dtype),
-                timestep=sigma * 1000.0,
+                timestep=sigma * self._flow.num_train_timesteps,
                 encoder_hidden_states=embeds.to(self.dtype),
                 pooled_projections=pooled.to(self.dtype),
                 return_dict=False,
@@ -188,9 +184,8 @@ class SD3Denoiser(Denoiser):
         """Diffusers' pipeline, which knows how prompts are encoded, without the transformer's weights."""
         from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
-        index = self._load(StableDiffusion3Pipeline.load_config)
         # What a checkpoint leaves out must be said again, or the pipeline misses it.
-        absent = {name: None for name in OPTIONAL if index.get(name, [None])[0] is None}
+        absent = {name: None for name in OPTIONAL if self._index.get(name, [None])[0] is None}
         pipeline = self._load(
             StableDiffusion3Pipeline.from_pretrained, transformer=None, dtype=self.dtype, **absent
         )
@@ -220,22 +215,17 @@ class SD3Denoiser(Denoiser):
             for hook in self._hooks:
                 hook.offload()
 
-    def _scheduler(self) -> Any:
+    @cached_property
+    def _index(self) -> dict[str, Any]:
+        """The pipeline's own list of its parts."""
+        from diffusers import DiffusionPipeline
+
+        return self._load(DiffusionPipeline.load_config)
+
+    def _scheduler_config(self) -> dict[str, Any]:
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        return self._load(FlowMatchEulerDiscreteScheduler.from_pretrained, subfolder="scheduler")
-
-    @property
-    def _num_tokens(self) -> int:
-        return (self.latent_shape[1] // self.patch) * (self.latent_shape[2] // self.patch)
-
-    def _shift(self, config: Any) -> dict[str, float]:
-        if not config.use_dynamic_shifting:
-            return {}
-        slope = (config.max_shift - config.base_shift) / (
-            config.max_image_seq_len - config.base_image_seq_len
-        )
-        return {"mu": config.base_shift + slope * (self._num_tokens - config.base_image_seq_len)}
+        return self._load(FlowMatchEulerDiscreteScheduler.load_config, subfolder="scheduler")
 
     def _load_config(self, part: str) -> dict[str, Any]:
         from diffusers import AutoencoderKL, SD3Transformer2DModel

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from unirl_env.models.base import Denoiser
+from unirl_env.models.base import Denoiser, identity_of
 from unirl_env.models.language import LanguageModel
 from unirl_env.types import Prompt, Sample
 
@@ -58,6 +58,10 @@ class UnifiedModel(ABC):
     context_keys: tuple[str, ...]
     max_images: int = 0
     lora_targets: tuple[str, ...]
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this model from another one, as plain values by name; a state goes on in no other."""
+        return identity_of(self, "unified model")
 
     @abstractmethod
     def network(self) -> nn.Module:

@@ -10,7 +10,10 @@ from torch import Tensor
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.types import Sample
 
-__all__ = ["check_blocks", "in_blocks", "picture_of"]
+__all__ = ["check_blocks", "in_blocks", "picture_of", "require_pixels"]
+
+HALF_A_LEVEL = 0.5 / 255
+"""So far beyond black and white, a pixel still rounds to them."""
 
 
 def picture_of(sample: Sample, name: str) -> Tensor:
@@ -21,13 +24,42 @@ def picture_of(sample: Sample, name: str) -> Tensor:
         name: The scorer that asks, for the message.
 
     Raises:
-        ContractError: If there is none.
+        ContractError: If there is none, or its pixels are no floats in [0, 1]; those that are not finite
+            are the scorer's affair.
     """
     image = sample.image
     if image is None or image.ndim != 3 or image.shape[0] != 3:
         got = None if image is None else list(image.shape)
         raise ContractError(f"`Sample.image` must be [3, H, W] for the reward `{name}`, got {got}.")
+    require_pixels(image, "image", name)
     return image
+
+
+def require_pixels(pixels: Tensor, field: str, name: str) -> None:
+    """Refuse pixels that a scorer would cut off to black and white, such as bytes from 0 to 255.
+
+    Args:
+        pixels: Of any shape; NaN and infinity are let through.
+        field: The field of `Sample` that holds them.
+        name: The scorer that asks.
+
+    Raises:
+        ContractError: Naming both.
+    """
+    if not pixels.is_floating_point():
+        raise ContractError(
+            f"`Sample.{field}` must be floating point in [0, 1] for the reward `{name}`, got {pixels.dtype}; "
+            f"try `{field}.float() / 255` for bytes."
+        )
+    low, high = torch.aminmax(pixels.detach())
+    if low >= -HALF_A_LEVEL and high <= 1 + HALF_A_LEVEL:
+        return
+    finite = pixels[pixels.isfinite()]
+    if finite.numel() and (finite.min() < -HALF_A_LEVEL or finite.max() > 1 + HALF_A_LEVEL):
+        raise ContractError(
+            f"`Sample.{field}` must lie in [0, 1] for the reward `{name}`, got values from "
+            f"{float(finite.min()):g} to {float(finite.max()):g}; try to scale it to that, or to clamp it."
+        )
 
 
 def check_blocks(batch_size: int, rows_per_forward: int | None) -> None:

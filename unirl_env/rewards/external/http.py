@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import torch
 
+from unirl_env.checks import require, require_number
 from unirl_env.errors import ConfigError, ContractError, WireError
 from unirl_env.pixels import png_uri
-from unirl_env.rewards.checks import require, require_number
 from unirl_env.rewards.external.calls import Calls
 from unirl_env.rewards.external.rate_limit import RateLimit
 from unirl_env.rewards.external.turns import CallFailed, Turn, complain

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from unirl_env.checks import is_number, is_whole
 from unirl_env.errors import ConfigError
-from unirl_env.rewards.checks import is_number, is_whole
 
 __all__ = ["Spending"]
 

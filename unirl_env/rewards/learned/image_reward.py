@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unirl_env.checks import is_number
 from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.pixels import to_pil
-from unirl_env.rewards.checks import is_number
 from unirl_env.rewards.inputs import check_blocks, in_blocks, picture_of
 from unirl_env.rewards.learned.image_reward_weights import load_network
 from unirl_env.rewards.learned.weights import device_of, dtype_of, load_tensors

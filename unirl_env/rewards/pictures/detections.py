@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unirl_env.rewards.checks import is_whole
+from unirl_env.checks import is_whole
 from unirl_env.shapes import PLACES, Caption
 
 __all__ = [

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from unirl_env.checks import is_number
 from unirl_env.errors import ConfigError
 from unirl_env.pixels import in_8_bits
 from unirl_env.registry import Registry
-from unirl_env.rewards.checks import is_number
 from unirl_env.rewards.inputs import check_blocks
 from unirl_env.rewards.learned.weights import device_of, dtype_of, not_found
 from unirl_env.rewards.pictures.detections import Detection

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unirl_env.checks import is_number, is_whole
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.registry import Registry, instance
-from unirl_env.rewards.checks import is_number, is_whole
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.pictures.detections import (
     ASPECTS,

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import torch
 
+from unirl_env.checks import is_number, is_whole
 from unirl_env.errors import ConfigError
 from unirl_env.pixels import in_8_bits
-from unirl_env.rewards.checks import is_number, is_whole
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.pictures.ocr_engines import ENGINES
 from unirl_env.rewards.unjudged import Unjudged

@@ -10,8 +10,8 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
+from unirl_env.checks import require
 from unirl_env.errors import ConfigError
-from unirl_env.rewards.checks import require
 
 __all__ = ["checked_urls", "is_loopback", "is_this_machine", "require_address", "warn_of_plain_http"]
 

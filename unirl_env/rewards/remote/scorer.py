@@ -11,8 +11,8 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
+from unirl_env.checks import require, require_number
 from unirl_env.errors import ConfigError, ContractError, ServiceLost, WireError
-from unirl_env.rewards.checks import require, require_number
 from unirl_env.rewards.remote.addresses import checked_urls
 from unirl_env.rewards.remote.outcomes import Again, TooLarge
 from unirl_env.rewards.remote.served import Served, agreed, asked

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from unirl_env.checks import is_number
 from unirl_env.errors import ConfigError
-from unirl_env.rewards.checks import is_number
 from unirl_env.rewards.texts.answers import answer_text
 from unirl_env.rewards.unjudged import Unjudged
 from unirl_env.types import Prompt, Sample, Scores

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from unirl_env.checks import is_whole
 from unirl_env.errors import ConfigError
-from unirl_env.rewards.checks import is_whole
 from unirl_env.rewards.videos.block_matching import grey_frames, moved
 from unirl_env.rewards.videos.frames import video_of
 from unirl_env.types import Prompt, Sample, Scores

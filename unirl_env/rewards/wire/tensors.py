@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unirl_env.errors import WireError
+from unirl_env.errors import PromptError, WireError
 from unirl_env.pixels import in_8_bits, load_picture, png_bytes
 
 __all__ = ["Limits", "TensorReader", "TensorWriter", "read_png"]
@@ -144,6 +144,8 @@ def read_png(data: bytes, most_pixels: int) -> Tensor:
             return load_picture(picture)
     except WireError:
         raise
+    except PromptError as error:
+        raise WireError(f"A picture must be a sound PNG, got: {error}") from error
     except Exception as error:  # Pillow raises whatever its plugins raise on damaged files.
         raise WireError(f"A picture must be a sound PNG, got {type(error).__name__}.") from error
 
