@@ -10,7 +10,7 @@ from unirl_env.models.janus import Janus
 from unirl_env.policies.token_actor import TokenActor
 from unirl_env.policies.trained import LoRAConfig
 from unirl_env.rollouts.engines import Request
-from unirl_env.rollouts.engines.cache import roomy_cache
+from unirl_env.models.cache import roomy_cache
 from unirl_env.rollouts.engines.local import LocalEngine
 
 
