@@ -1,9 +1,9 @@
 """Texts one at a time: how a network is read that cannot tell texts in a packed row, or padding, from text.
 
 Recurrent and convolution layers carry a state from one token of a row to the next, whatever their positions
-say; other architectures number the tokens of a row themselves, or have an attention of their own. Transformers
-takes the borders between texts only with kernels for CUDA. One text to a row is right with every architecture,
-and slower.
+say; other architectures number the tokens of a row themselves, or have an attention of their own.
+Transformers takes the borders between texts only with kernels for CUDA. One text to a row is right with every
+architecture, and slower.
 """
 
 from __future__ import annotations
@@ -76,6 +76,6 @@ def read_alone(
         if name in known:
             return backbone(input_ids=tokens, use_cache=True, **{name: cache}).last_hidden_state
     raise ContractError(
-        f"{type(backbone).__name__} must take a cache of transformers to generate, and takes none; try another "
-        "model."
+        f"{type(backbone).__name__} must take a cache of transformers to generate, and takes none; try "
+        "another model."
     )

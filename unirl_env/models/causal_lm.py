@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unirl_env.errors import ConfigError, ContractError, ModelNotFound, PromptError
-from unirl_env.models import packed
-from unirl_env.models.alone import read_alone, reads_alone
-from unirl_env.models.borders import changing_rotary, longest_text
+from unirl_env.errors import ConfigError, PromptError
+from unirl_env.models.alone import reads_alone
+from unirl_env.models.borders import longest_text
+from unirl_env.models.causal_network import CausalNetwork
 from unirl_env.models.exports import write_adapters, write_weights
-from unirl_env.models.faithful import Way, settle
 from unirl_env.models.language import Encoded, LanguageModel
 from unirl_env.models.loading import load, not_found
 from unirl_env.models.options import as_dtype
-from unirl_env.models.output_layer import logit_scale, output_states, output_weight, require_no_cap
+from unirl_env.models.output_layer import output_weight
 from unirl_env.types import Prompt
 
 __all__ = ["CausalLM"]
@@ -77,10 +76,8 @@ class CausalLM(LanguageModel):
                 alternative=self.ALTERNATIVE,
             )
         text = config.get_text_config()
-        require_no_cap(text, self.pretrained)
+        self._networks = CausalNetwork(text, self.pretrained)
         self.vocab_size, self.max_context = text.vocab_size, longest_text(text)
-        self._rotary_border, self._logit_scale = changing_rotary(text), logit_scale(text)
-        self._way: Way | None = None
         self.eos_ids = self._find_ends(text)
         pad = self._tokenizer.pad_token_id
         self.pad_id = self.eos_ids[0] if pad is None else pad
@@ -127,11 +124,10 @@ class CausalLM(LanguageModel):
         Raises:
             ConfigError: If it is not scored or sampled as transformers itself would.
         """
-        network = self._loaded().to(self.device).eval()
-        if self._way is None:
-            self._way = settle(self, network)
-        self._way.take(network)
-        return network
+        from transformers import AutoModelForCausalLM
+
+        loader = partial(self._load, AutoModelForCausalLM.from_pretrained, dtype=self.dtype)
+        return self._networks.load(self, loader)
 
     def padded(self, network: nn.Module) -> bool:
         """Unless its texts stand alone."""
@@ -153,24 +149,7 @@ class CausalLM(LanguageModel):
         Raises:
             ContractError: If a text is longer than its rotary frequencies stay the same.
         """
-        border = self._rotary_border
-        if border is not None and lengths is not None and int(lengths.max()) > border:
-            raise ContractError(
-                f"Texts must have at most {border} tokens, behind which {type(network).__name__} changes its "
-                f"rotary frequencies for all of them, got {int(lengths.max())}; try shorter prompts or answers."
-            )
-        backbone = network.base_model
-        if backbone is network:  # some families misname theirs
-            backbone = network.model
-        if reads_alone(network):
-            states = read_alone(backbone, tokens, lengths=lengths, mask=mask, cache=cache)
-        else:
-            if lengths is not None:
-                options = {"use_cache": False, **packed.packed_keywords(lengths, tokens.device)}
-            else:
-                options = {"use_cache": cache is not None, "past_key_values": cache, "attention_mask": mask}
-            states = backbone(input_ids=tokens, position_ids=positions[0], **options).last_hidden_state
-        return output_states(network.get_output_embeddings(), states, self._logit_scale)
+        return self._networks.hidden(network, tokens, positions, lengths, mask, cache)
 
     def head(self, network: nn.Module) -> Tensor:
         """The output layer's weight `[V, D]`, with columns for what it adds (`models.output_layer`)."""
@@ -269,18 +248,6 @@ class CausalLM(LanguageModel):
                 f"`thinking` must be None for a model whose chat template has no such switch, got "
                 f"{self.thinking} with {self.pretrained!r}; try leaving it out."
             )
-
-    def _loaded(self) -> nn.Module:
-        """The model with attention over packed texts, or with its own where it can have no other."""
-        from transformers import AutoModelForCausalLM
-
-        loader, name = AutoModelForCausalLM.from_pretrained, packed.register()
-        try:
-            return self._load(loader, dtype=self.dtype, attn_implementation=name)
-        except ModelNotFound as error:
-            if error.__cause__ is None or name not in str(error.__cause__):
-                raise
-        return self._load(loader, dtype=self.dtype, attn_implementation="eager")
 
     def _load(self, loader: Any, **options: Any) -> Any:
         return load(

@@ -29,8 +29,8 @@ LENGTHS = (5, 12, 9)
 ANSWER = 3
 """The last tokens of each, which are read one by one with a cache."""
 TOLERANCES = {torch.float16: (0.03, 0.5), torch.bfloat16: (0.1, 1.0)}
-"""Nats by which log-probabilities may differ, on average and at the worst token. In half precision they differ
-by rounding, most where a router of experts stands between two; whatever is forgotten is off at every token."""
+"""Nats by which log-probabilities may differ, on average and at the worst token. In half precision they
+differ by rounding, most where a router stands between two experts; what is forgotten is off at every token."""
 PRECISE = (0.002, 0.02)
 """The same in float32, which leaves room for matrix products in TF32."""
 
@@ -113,9 +113,9 @@ def settle(model: LanguageModel, network: nn.Module) -> Way:
             return way
         said = said or found
     raise ConfigError(
-        f"`pretrained` must be a model that is scored and sampled as transformers' own eager forward pass does, "
-        f"got {type(network).__name__} in {model.pretrained!r} with {said}; texts alone: {found}. Try a newer "
-        "transformers, or a model of another family, such as Qwen3."
+        f"`pretrained` must be a model that is scored and sampled as transformers' own eager forward pass "
+        f"does it, got {type(network).__name__} in {model.pretrained!r} with {said}; texts alone: {found}. "
+        "Try a newer transformers, or a model of another family, such as Qwen3."
     )
 
 

@@ -41,8 +41,8 @@ def require_no_cap(config: Any, pretrained: str) -> None:
         if getattr(config, name, None) is not None:
             raise ConfigError(
                 f"`pretrained` must be a model whose logits are its hidden states times a matrix, got "
-                f"`{name}` {getattr(config, name)} in {pretrained!r}; try a model without a soft cap, such as "
-                "Qwen3 or Gemma 3."
+                f"`{name}` {getattr(config, name)} in {pretrained!r}; try a model without a soft cap, such "
+                "as Qwen3 or Gemma 3."
             )
 
 

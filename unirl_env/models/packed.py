@@ -33,8 +33,8 @@ HARMLESS = frozenset(
      "max_length_k", "max_length_q", "num_items_in_batch", "output_attentions", "output_hidden_states",
      "output_router_logits", "position_ids", "return_dict", "seq_idx", "use_cache")
 )  # fmt: skip
-"""Keywords on which the weights of attention do not depend: they say what else a forward call returns, or what
-masks and packings say already."""
+"""Keywords on which the weights of attention do not depend: they say what else a forward call returns, or
+what masks and packings say already."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def packed_attention(
 def _reach(module: nn.Module, window: int | None) -> tuple[int | None, int | None]:
     """How far a layer sees: its sliding window and its chunk, None where there is none.
 
-    Some architectures say it by the mask alone, which packed sequences do not have; their configuration knows.
+    Some architectures say it by the mask alone, which packed sequences have not; their configuration knows.
     """
     config, index = getattr(module, "config", None), getattr(module, "layer_idx", None)
     kinds = getattr(config, "layer_types", None)
