@@ -31,8 +31,8 @@ ANSWER = 3
 TOLERANCES = {torch.float16: (0.03, 0.5), torch.bfloat16: (0.1, 1.0)}
 """Nats by which log-probabilities may differ, on average and at the worst token. In half precision they
 differ by rounding, most where a router stands between two experts; what is forgotten is off everywhere."""
-PRECISE = (0.002, 0.02)
-"""The same in float32, which leaves room for matrix products in TF32."""
+PRECISE, TENSOR_FLOAT = (2e-4, 2e-3), (0.005, 0.05)
+"""The same in float32, and where its matrix products may be of lower precision."""
 KEPT = 256
 """The last tokens of a text, which are compared: logits of long texts are large."""
 
@@ -53,7 +53,8 @@ class Gap(NamedTuple):
 
     def within(self, dtype: torch.dtype) -> bool:
         """Whether it is rounding, for a network of this dtype."""
-        mean, largest = TOLERANCES.get(dtype, PRECISE)
+        exact = torch.get_float32_matmul_precision() == "highest"
+        mean, largest = TOLERANCES.get(dtype, PRECISE if exact else TENSOR_FLOAT)
         return self.mean <= mean and self.largest <= largest
 
     def __str__(self) -> str:
@@ -81,15 +82,16 @@ class Way(NamedTuple):
                 config._attn_implementation_internal = self.attention
 
 
-def settle(model: LanguageModel, network: nn.Module) -> Way:
+def settle(model: LanguageModel, network: nn.Module, *, packed_only: bool = False) -> Way:
     """Find a way to read a network that has just been loaded, and hold it against transformers' own.
 
-    Packed if that is right, else each text alone. It draws no random numbers and leaves the network as it is,
-    but for the way.
+    Packed if that is right, else, unless `packed_only`, each text alone. It draws no random numbers and leaves
+    the network as it is, but for the way.
 
     Args:
         model: The adapter that loaded it.
         network: Transformers' model, in evaluation mode.
+        packed_only: Whether the adapter reads packed texts only.
 
     Returns:
         The way, which the network takes.
@@ -99,8 +101,10 @@ def settle(model: LanguageModel, network: nn.Module) -> Way:
     """
     rows = probes(model, [min(length, model.max_context) for length in LENGTHS])
     own = network.config.get_text_config()._attn_implementation
-    reason = why_alone(network)
-    ways = [(True, own), (True, "eager")] if reason else [(False, own), (True, own), (True, "eager")]
+    reason = None if packed_only else why_alone(network)
+    ways = [(False, own)] if reason is None else []
+    if not packed_only:
+        ways += [(True, own), (True, "eager")]
     said = reason
     for alone, kind in ways:
         way = Way(alone, kind)
@@ -114,9 +118,10 @@ def settle(model: LanguageModel, network: nn.Module) -> Way:
                 )
             return way
         said = said or found
+    last = "" if packed_only else f"; texts alone: {found}"
     raise ConfigError(
         f"`pretrained` must be a model that is scored and sampled as transformers' own eager forward pass "
-        f"does it, got {type(network).__name__} in {model.pretrained!r} with {said}; texts alone: {found}. "
+        f"does it, got {type(network).__name__} in {model.pretrained!r} with {said}{last}. "
         "Try a newer transformers, or a model of another family, such as Qwen3."
     )
 
