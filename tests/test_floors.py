@@ -52,7 +52,7 @@ DOOR_TO_THE_ENVIRONMENT = {
 }  # fmt: skip
 
 
-OF_TRANSFORMERS = {"models.unified_network"}
+OF_TRANSFORMERS = {"models.cache", "models.unified_network"}
 """Classes that derive from those of transformers; whoever needs them imports the module inside a function."""
 
 

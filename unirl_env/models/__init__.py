@@ -2,6 +2,7 @@
 
 from unirl_env.models.base import Denoiser
 from unirl_env.models.language import Encoded, LanguageModel
+from unirl_env.models.language_check import LanguageModelReport, check_language_model
 from unirl_env.models.unified import PictureTokens, UnifiedModel
 from unirl_env.registry import Registry
 
@@ -12,8 +13,10 @@ __all__ = [
     "Denoiser",
     "Encoded",
     "LanguageModel",
+    "LanguageModelReport",
     "PictureTokens",
     "UnifiedModel",
+    "check_language_model",
 ]
 
 DENOISERS = Registry(

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unirl_env.errors import ConfigError, ContractError, PromptError
-from unirl_env.models import packed
+from unirl_env.errors import ConfigError, PromptError
+from unirl_env.models.alone import reads_alone
+from unirl_env.models.borders import longest_text
+from unirl_env.models.causal_network import CausalNetwork
 from unirl_env.models.exports import write_adapters, write_weights
 from unirl_env.models.language import Encoded, LanguageModel
 from unirl_env.models.loading import load, not_found
 from unirl_env.models.options import as_dtype
+from unirl_env.models.output_layer import output_weight
 from unirl_env.types import Prompt
 
 __all__ = ["CausalLM"]
 
 ANSWER = "(the answer so far)"
 """Stands for what the model said when a chat template is asked what comes after."""
-BENT_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-"""Settings that make logits something else than hidden states times a matrix."""
 
 
 class CausalLM(LanguageModel):
@@ -75,13 +76,8 @@ class CausalLM(LanguageModel):
                 alternative=self.ALTERNATIVE,
             )
         text = config.get_text_config()
-        bent = [name for name in BENT_HEADS if getattr(text, name, None) not in (None, 1.0)]
-        if bent:
-            raise ConfigError(
-                f"`pretrained` must be a model whose logits are its hidden states times a matrix, got "
-                f"`{bent[0]}` {getattr(text, bent[0])} in {self.pretrained!r}; try a Qwen3 model."
-            )
-        self.vocab_size, self.max_context = text.vocab_size, text.max_position_embeddings
+        self._networks = CausalNetwork(text, self.pretrained)
+        self.vocab_size, self.max_context = text.vocab_size, longest_text(text)
         self.eos_ids = self._find_ends(text)
         pad = self._tokenizer.pad_token_id
         self.pad_id = self.eos_ids[0] if pad is None else pad
@@ -123,15 +119,19 @@ class CausalLM(LanguageModel):
         return self._ids(after)
 
     def network(self) -> nn.Module:
-        """Transformers' own model, freshly loaded."""
+        """Transformers' own model, freshly loaded, and held against transformers' own forward pass.
+
+        Raises:
+            ConfigError: If it is not scored or sampled as transformers itself would.
+        """
         from transformers import AutoModelForCausalLM
 
-        network = self._load(
-            AutoModelForCausalLM.from_pretrained,
-            dtype=self.dtype,
-            attn_implementation=packed.register(),
-        )
-        return network.to(self.device).eval()
+        loader = partial(self._load, AutoModelForCausalLM.from_pretrained, dtype=self.dtype)
+        return self._networks.load(self, loader)
+
+    def padded(self, network: nn.Module) -> bool:
+        """Unless its texts stand alone."""
+        return not reads_alone(network)
 
     def hidden(
         self,
@@ -144,26 +144,16 @@ class CausalLM(LanguageModel):
         mask: Tensor | None = None,
         cache: Any = None,
     ) -> Tensor:
-        """The transformer's last hidden states `[1, L, D]` packed, `[B, t, D]` with a cache."""
-        if lengths is not None:
-            options = {"use_cache": False, **packed.packed_keywords(lengths, tokens.device)}
-        else:
-            options = {"use_cache": cache is not None, "past_key_values": cache, "attention_mask": mask}
-        return network.base_model(input_ids=tokens, position_ids=positions[0], **options).last_hidden_state
-
-    def head(self, network: nn.Module) -> Tensor:
-        """The output layer's weight `[V, D]`.
+        """The transformer's last hidden states `[1, L, D]` packed, `[B, t, D]` with a cache.
 
         Raises:
-            ContractError: If the layer adds a bias.
+            ContractError: If a text is longer than its rotary frequencies stay the same.
         """
-        layer = network.get_output_embeddings()
-        if getattr(layer, "bias", None) is not None:
-            raise ContractError(
-                f"The output layer of {type(network).__name__} must be a matrix alone, got one with a bias; "
-                "try a Qwen3 model."
-            )
-        return layer.weight
+        return self._networks.hidden(network, tokens, positions, lengths, mask, cache)
+
+    def head(self, network: nn.Module) -> Tensor:
+        """The output layer's weight `[V, D]`, with columns for what it adds (`models.output_layer`)."""
+        return output_weight(network.get_output_embeddings())
 
     def save_adapters(self, network: nn.Module, directory: str) -> None:
         """`adapter_config.json` and `adapter_model.safetensors`, for peft, transformers and vLLM."""

@@ -93,6 +93,10 @@ class Writer(LanguageModel):
         """The language model's output layer."""
         return self.inner.head(network.text)
 
+    def padded(self, network: TwoNetworks) -> bool:
+        """Whether the language model takes padding."""
+        return self.inner.padded(network.text)
+
     def save_adapters(self, network: TwoNetworks, directory: str) -> None:
         """The language model's adapters."""
         self.inner.save_adapters(network.text, directory)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -53,8 +55,30 @@ def write_adapters(
 
 
 def write_weights(network: nn.Module, directory: str) -> None:
-    """Write weights, config and generation settings by `save_pretrained`, adapters merged in."""
-    network.save_pretrained(directory, state_dict=merged_state(network))
+    """Write weights, config and generation settings by `save_pretrained`, adapters merged in.
+
+    Where embeddings and output layer share a weight and an adapter sits on one of them, they are written
+    apart: merged, they are no longer the same.
+    """
+    layers = (network.get_input_embeddings(), network.get_output_embeddings())
+    apart = any(hasattr(layer, "base_layer") for layer in layers)
+    with _untied(network) if apart else nullcontext():
+        network.save_pretrained(directory, state_dict=merged_state(network))
+
+
+@contextmanager
+def _untied(network: nn.Module) -> Iterator[None]:
+    """Within it, the configuration says that embeddings and output layer have a weight each."""
+    config = network.config
+    parts = [config] if (text := config.get_text_config()) is config else [config, text]
+    own = [part.tie_word_embeddings for part in parts]
+    try:
+        for part in parts:
+            part.tie_word_embeddings = False
+        yield
+    finally:
+        for part, before in zip(parts, own, strict=True):
+            part.tie_word_embeddings = before
 
 
 @torch.no_grad()

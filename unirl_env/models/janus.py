@@ -86,8 +86,8 @@ class Janus(UnifiedModel):
     def private(self, network: nn.Module, phase: str) -> Iterable[nn.Parameter]:
         """Text: the output layer, unless it is the embeddings. Picture: its embeddings and its head."""
         if phase == "text":
-            weight = network.get_output_embeddings().weight
-            return () if weight is network.get_input_embeddings().weight else (weight,)
+            embedded = network.get_input_embeddings().weight
+            return tuple(w for w in network.get_output_embeddings().parameters() if w is not embedded)
         base = network.base_model
         own = (base.generation_embeddings, base.generation_aligner, base.generation_head)
         return tuple(weight for module in own for weight in module.parameters())

@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from unirl_env.errors import ConfigError, ContractError, ShapeError
@@ -15,13 +14,11 @@ from unirl_env.models.janus_text import JanusText, read_states
 from unirl_env.models.language import Encoded
 from unirl_env.models.loading import not_found
 from unirl_env.models.lots import in_lots, pictures_at_once
+from unirl_env.models.output_layer import output_states, output_weight
 from unirl_env.models.unified import PictureTokens
 from unirl_env.types import Prompt, Sample
 
 __all__ = ["JanusPictures"]
-
-SPARE = 8
-"""Columns that the last layer's bias is folded into: one and zeros, so that rows stay aligned in memory."""
 
 
 class JanusPictures(PictureTokens):
@@ -106,10 +103,7 @@ class JanusPictures(PictureTokens):
         mask: Tensor | None = None,
         cache: Any = None,
     ) -> Tensor:
-        """What the generation head's last layer reads, `[1, L, D]` packed or `[B, t, D]` with a cache.
-
-        The last columns are a one, which the layer's bias is multiplied with, and zeros.
-        """
+        """What the generation head's last layer reads, `[1, L, D]` packed or `[B, t, D]` with a cache."""
         along = 0 if lengths is None else 1  # a stream is more rows, or more sequences in the one row
         if self.streams > 1:
             tokens = torch.cat([tokens, self._blanked(tokens)], along)
@@ -123,12 +117,11 @@ class JanusPictures(PictureTokens):
             # In float32: in half precision the difference of two near numbers is mostly rounding.
             said, blank = states.float().chunk(2, along)
             states = (blank + self.guidance * (said - blank)).to(states.dtype)
-        return torch.cat([states, nnf.pad(torch.ones_like(states[..., :1]), (0, SPARE - 1))], -1)
+        return output_states(head.vision_head, states)
 
     def head(self, network: nn.Module) -> Tensor:
-        """The generation head's last layer `[V, D]`, its bias as one more column."""
-        layer = network.base_model.generation_head.vision_head
-        return torch.cat([layer.weight, nnf.pad(layer.bias[:, None], (0, SPARE - 1))], 1)
+        """The generation head's last layer `[V, D]`, its bias as one more column (`models.output_layer`)."""
+        return output_weight(network.base_model.generation_head.vision_head)
 
     @torch.no_grad()
     def pictures(self, tokens: Tensor) -> list[Sample]:

@@ -13,8 +13,10 @@ from unirl_env.errors import ConfigError, PromptError
 from unirl_env.models import packed
 from unirl_env.models.causal_lm import CausalLM
 from unirl_env.models.exports import merged_state, write_adapters
+from unirl_env.models.faithful import settle
 from unirl_env.models.language import Encoded, LanguageModel
 from unirl_env.models.loading import load
+from unirl_env.models.output_layer import output_states
 from unirl_env.types import Prompt
 
 __all__ = ["JanusText", "read_states"]
@@ -73,6 +75,7 @@ class JanusText(LanguageModel):
         self._words = CausalLM(self.pretrained, dtype=dtype, device=device, revision=revision, chat=False)
         self.dtype, self.device = self._words.dtype, self._words.device
         self.vocab_size, self.max_context = self._words.vocab_size, self._words.max_context
+        self._held = False
         tokenizer = self.processor.tokenizer
         self.begin_of_text = tokenizer.bos_token_id
         self.begin_of_image = tokenizer.convert_tokens_to_ids(self.processor.image_start_token)
@@ -116,7 +119,11 @@ class JanusText(LanguageModel):
         network = self._whole(attn_implementation={"text_config": packed.register()})
         for name in UNREAD:
             delattr(network.model, name)
-        return network.to(self.device).eval()
+        network = network.to(self.device).eval()
+        if not self._held:
+            settle(self, network, packed_only=True)
+            self._held = True
+        return network
 
     def hidden(
         self,
@@ -131,10 +138,11 @@ class JanusText(LanguageModel):
     ) -> Tensor:
         """The transformer's last hidden states `[1, L, D]` packed, `[B, t, D]` with a cache."""
         embedded = network.get_input_embeddings()(tokens)
-        return read_states(network, embedded, positions, lengths=lengths, mask=mask, cache=cache)
+        states = read_states(network, embedded, positions, lengths=lengths, mask=mask, cache=cache)
+        return output_states(network.get_output_embeddings(), states)
 
     def head(self, network: nn.Module) -> Tensor:
-        """The output layer's weight `[V, D]`."""
+        """The output layer's weight `[V, D]`, with columns for what it adds (`models.output_layer`)."""
         return self._words.head(network)
 
     def save_adapters(self, network: nn.Module, directory: str) -> None:

@@ -125,7 +125,14 @@ class LanguageModel(ABC):
 
     @abstractmethod
     def head(self, network: nn.Module) -> Tensor:
-        """The weight `[V, D]` of the output layer: `logits = hidden @ head.T`."""
+        """The weight `[V, D]` of the output layer: `logits = hidden @ head.T`.
+
+        Whatever the family does between hidden states and logits stands in one of the two.
+        """
+
+    def padded(self, network: nn.Module) -> bool:
+        """Whether texts of unequal length can be generated together, padded on the left."""
+        return True
 
     @abstractmethod
     def save_adapters(self, network: nn.Module, directory: str) -> None:

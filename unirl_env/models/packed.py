@@ -4,6 +4,9 @@ Transformers look up their attention by name. The one registered here, `unirl_pa
 sequences begin by a keyword of the forward call, and then lets each see itself alone; all other layers work
 on tokens one by one and need no word of it. Without the keyword it is the ordinary `sdpa`, so that one
 network both scores packed sequences and generates with a cache.
+
+What a layer asks of its attention beyond that (sinks, soft caps, indices of a sparse attention) is refused by
+name, never dropped: sampling and scoring would agree with each other, and both be wrong.
 """
 
 from __future__ import annotations
@@ -25,6 +28,13 @@ NAME = "unirl_packed"
 KEYWORD = "packed_sequences"
 WASTE = 2
 """A sequence is padded to at most this many times its length, so that one long answer does not widen all."""
+HARMLESS = frozenset(
+    ("attn_implementation", "cache_position", "cu_seq_lens_k", "cu_seq_lens_q", "experts_implementation",
+     "max_length_k", "max_length_q", "num_items_in_batch", "output_attentions", "output_hidden_states",
+     "output_router_logits", "position_ids", "return_dict", "seq_idx", "use_cache")
+)  # fmt: skip
+"""Keywords on which the weights of attention do not depend: they say what else a forward call returns, or
+what masks and packings say already."""
 
 
 @dataclass(frozen=True)
@@ -113,10 +123,13 @@ def packed_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    is_causal: bool | None = None,
     packed_sequences: Packing | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each sequence; transformers' `sdpa` where no packing is given.
+
+    Sliding windows and chunks are those of the layer's configuration, counted from a sequence's beginning.
 
     Args:
         module: The attention layer.
@@ -127,15 +140,20 @@ def packed_attention(
         dropout: Of attention weights.
         scaling: Of scores; None is `D ** -0.5`.
         sliding_window: How many tokens back a token sees, itself included; None is all.
+        is_causal: False asks for attention to both sides, which only `sdpa` does.
         packed_sequences: Where the sequences lie.
-        **options: For `sdpa`.
+        **options: Others that transformers hands down.
 
     Returns:
         `[1, L, H, D]`, and no weights.
 
     Raises:
-        ContractError: If the architecture does not hand the keyword down to its attention.
+        ContractError: If the architecture does not hand the keyword down to its attention, or asks for
+            something that is not understood here.
     """
+    for name, asked in options.items():
+        if asked is not None and name not in HARMLESS:
+            raise _unknown(module, f"keyword `{name}`")
     if packed_sequences is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -144,24 +162,57 @@ def packed_attention(
                 f"{type(module).__name__} must hand the keywords of its forward call to its attention to "
                 "score packed sequences, and does not; try a model that transformers itself implements."
             )
-        if query.shape[2] == 1 and query.shape[1] != key.shape[1] and options.get("position_bias") is None:
+        if query.shape[2] == 1 and query.shape[1] != key.shape[1]:
             return _one_token(query, key, value, attention_mask, dropout, scaling), None
         return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal
         )
+    if is_causal is False:
+        raise _unknown(module, "`is_causal=False`")
+    window, chunk = _reach(module, sliding_window)
+    if chunk is not None and packed_sequences.longest <= chunk:
+        chunk = None
     tokens = [state[0].transpose(0, 1) for state in (query, key, value)]  # [L, H, D]
-    if not dropout and _flash_can(query):
-        return _flash(*tokens, packed_sequences, scaling, sliding_window)[None], None
+    if not dropout and chunk is None and _flash_can(query, value):
+        return _flash(*tokens, packed_sequences, scaling, window)[None], None
     first = packed_sequences.gather[0]
     if first.numel() == query.shape[2]:  # all of one length, as they lie
         shaped = (state.unflatten(0, first.shape) for state in tokens)
-        return _causal(*shaped, dropout, scaling, sliding_window)[None], None
+        return _causal(*shaped, dropout, scaling, window, chunk)[None], None
     parts = [
-        _causal(*(state[index] for state in tokens), dropout, scaling, sliding_window)
+        _causal(*(state[index] for state in tokens), dropout, scaling, window, chunk)
         for index in packed_sequences.gather
     ]
     padded = torch.cat(parts) if len(parts) > 1 else parts[0]
     return padded.index_select(0, packed_sequences.scatter)[None], None
+
+
+def _reach(module: nn.Module, window: int | None) -> tuple[int | None, int | None]:
+    """How far a layer sees: its sliding window and its chunk, None where there is none.
+
+    Some architectures say it by the mask alone, which packed sequences have not; their configuration knows.
+    """
+    config, index = getattr(module, "config", None), getattr(module, "layer_idx", None)
+    kinds = getattr(config, "layer_types", None)
+    if not kinds or index is None:
+        return window, None
+    kind = kinds[index]
+    if kind == "full_attention":
+        return window, None
+    if kind == "sliding_attention":
+        window = getattr(config, "sliding_window", None) if window is None else window
+        if window is not None:
+            return window, None
+    elif kind == "chunked_attention" and getattr(config, "attention_chunk_size", None) is not None:
+        return window, config.attention_chunk_size
+    raise _unknown(module, f"layer of kind {kind!r}")
+
+
+def _unknown(module: nn.Module, what: str) -> ContractError:
+    return ContractError(
+        f"{type(module).__name__} must ask for nothing that attention over packed sequences does not know, "
+        f"got the {what}; try one sequence at a time."
+    )
 
 
 def _one_token(
@@ -177,11 +228,17 @@ def _one_token(
     out = nnf.scaled_dot_product_attention(
         together, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
     )
-    return out.reshape(batch, 1, heads, width)
+    return out.reshape(batch, 1, heads, value.shape[-1])
 
 
 def _causal(
-    query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None, window: int | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout: float,
+    scaling: float | None,
+    window: int | None,
+    chunk: int | None,
 ) -> Tensor:
     """Attention of padded sequences `[n, m, H, D]`, flat: `[n * m, H, D]`.
 
@@ -192,6 +249,10 @@ def _causal(
     if window is not None and window < length:
         mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
         mask = mask.triu(1 - window)
+    if chunk is not None:
+        place = torch.arange(length, device=query.device)
+        together = (place[:, None] >= place) & (place[:, None] // chunk == place // chunk)
+        mask = together if mask is None else mask & together
     out = nnf.scaled_dot_product_attention(
         *(state.transpose(1, 2) for state in (query, key, value)),
         attn_mask=mask,
@@ -203,9 +264,11 @@ def _causal(
     return out.transpose(1, 2).flatten(0, 1)
 
 
-def _flash_can(query: Tensor) -> bool:
-    """Whether torch's flash attention for packed sequences is there and takes such queries."""
+def _flash_can(query: Tensor, value: Tensor) -> bool:
+    """Whether torch's flash attention for packed sequences is there and takes such queries and values."""
     if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    if query.shape[-1] != value.shape[-1]:
         return False
     fits = query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
     return fits and torch.cuda.get_device_capability(query.device) >= (8, 0) and _torch_has_varlen()

@@ -13,8 +13,10 @@ from unirl_env.errors import ConfigError, PromptError
 from unirl_env.models import packed
 from unirl_env.models.causal_lm import CausalLM
 from unirl_env.models.exports import write_adapters, write_weights
+from unirl_env.models.faithful import settle
 from unirl_env.models.language import Encoded, LanguageModel
 from unirl_env.models.loading import load
+from unirl_env.models.output_layer import output_states
 from unirl_env.models.vision import picture_features, picture_places
 from unirl_env.pixels import load_picture
 from unirl_env.types import Prompt
@@ -100,6 +102,7 @@ class QwenVL(LanguageModel):
         # The vision tower has layers of the same names; full names leave it out.
         self.lora_targets = tuple(f"language_model.layers.{i}.{name}" for i in layers for name in ADAPTED)
         self.max_images = max_images
+        self._held = False
         self._set_limits(min_pixels, max_pixels)
 
     @property
@@ -168,7 +171,11 @@ class QwenVL(LanguageModel):
             dtype=self.dtype,
             attn_implementation={"text_config": packed.register(), "vision_config": "sdpa"},
         )
-        return network.to(self.device).eval()
+        network = network.to(self.device).eval()
+        if not self._held:
+            settle(self, network, packed_only=True)
+            self._held = True
+        return network
 
     def hidden(
         self,
@@ -194,12 +201,11 @@ class QwenVL(LanguageModel):
             options |= {"use_cache": False, **packed.packed_keywords(lengths, tokens.device)}
         else:
             options |= {"use_cache": cache is not None, "past_key_values": cache, "attention_mask": mask}
-        return base.language_model(
-            inputs_embeds=embedded, position_ids=positions, **options
-        ).last_hidden_state
+        read = base.language_model(inputs_embeds=embedded, position_ids=positions, **options)
+        return output_states(network.get_output_embeddings(), read.last_hidden_state)
 
     def head(self, network: nn.Module) -> Tensor:
-        """The output layer's weight `[V, D]`."""
+        """The output layer's weight `[V, D]`, with columns for what it adds (`models.output_layer`)."""
         return self._words.head(network)
 
     def save_adapters(self, network: nn.Module, directory: str) -> None:

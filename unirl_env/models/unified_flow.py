@@ -14,6 +14,7 @@ from unirl_env.errors import ConfigError, ContractError
 from unirl_env.models.autoencoder import Autoencoder
 from unirl_env.models.causal_lm import CausalLM
 from unirl_env.models.exports import write_adapters, write_weights
+from unirl_env.models.faithful import settle
 from unirl_env.models.loading import load
 from unirl_env.models.unified import UnifiedModel
 from unirl_env.models.unified_views import UnifiedPicture, UnifiedText
@@ -97,6 +98,7 @@ class UnifiedFlow(UnifiedModel):
         )
         latent_shape = self._latent_shape(height, width)
         self.grid = (1, *(side // self.config.patch_size for side in latent_shape[1:]))
+        self._held = False
         self.text = UnifiedText(self)
         self.image = UnifiedPicture(self, latent_shape, max_prompt_tokens)
         self.context_keys = ("tokens", "length", *self.text.input_spaces)
@@ -108,7 +110,11 @@ class UnifiedFlow(UnifiedModel):
         network = self._load(
             UnifiedFlowNetwork.from_pretrained, dtype=self.words.dtype, attn_implementation=ATTENTION
         )
-        return network.to(self.words.device).eval()
+        network = network.to(self.words.device).eval()
+        if not self._held:
+            settle(self.text, network, packed_only=True)
+            self._held = True
+        return network
 
     def opening(self, ended_by: int | None) -> list[int]:
         """The begin-of-image token, unless the text itself ended with it.
@@ -130,8 +136,8 @@ class UnifiedFlow(UnifiedModel):
         Where prompts bring no pictures, only the picture knows patches at all.
         """
         if phase == "text":
-            head, embedded = network.get_output_embeddings().weight, network.get_input_embeddings().weight
-            return () if head is embedded else (head,)
+            embedded = network.get_input_embeddings().weight
+            return tuple(w for w in network.get_output_embeddings().parameters() if w is not embedded)
         picture = network.picture
         own = (picture.modulation, picture.patch_out) if self.max_images else (picture,)
         return tuple(weight for module in own for weight in module.parameters())

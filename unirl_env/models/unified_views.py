@@ -14,6 +14,7 @@ from unirl_env.errors import PromptError
 from unirl_env.models import packed
 from unirl_env.models.base import Denoiser
 from unirl_env.models.language import Encoded, LanguageModel
+from unirl_env.models.output_layer import output_states
 from unirl_env.models.prefix import Prefix
 from unirl_env.pixels import load_picture
 from unirl_env.types import Prompt, Sample
@@ -111,12 +112,11 @@ class UnifiedText(LanguageModel):
             options = {"use_cache": False, **packed.packed_keywords(lengths, tokens.device)}
         else:
             options = {"use_cache": cache is not None, "past_key_values": cache, "attention_mask": mask}
-        return network.base_model(
-            inputs_embeds=embedded, position_ids=positions[0], **options
-        ).last_hidden_state
+        read = network.base_model(inputs_embeds=embedded, position_ids=positions[0], **options)
+        return output_states(network.get_output_embeddings(), read.last_hidden_state)
 
     def head(self, network: nn.Module) -> Tensor:
-        """The output layer's weight `[V, D]`."""
+        """The output layer's weight `[V, D]`, with columns for what it adds (`models.output_layer`)."""
         return self._model.words.head(network)
 
     def save_adapters(self, network: nn.Module, directory: str) -> None:

@@ -159,11 +159,25 @@ class TrainedNetwork(nn.Module, ABC):
             raise ConfigError(
                 f"`lora_targets` must name layers of the network, got {list(targets)}: {error}"
             ) from error
+        self._check_targets(lora.targets or ())
         for name, parameter in self.network.named_parameters():
             if "lora_" in name:
                 # Small steps vanish in half precision; the adapters are small enough for float32.
                 parameter.data = parameter.data.float()
                 parameter.requires_grad_(True)
+
+    def _check_targets(self, targets: Sequence[str]) -> None:
+        """Refuse a name that no adapted layer has: peft passes over it where another one matches."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        parts = (module for part in self._adapted() for module in part.named_modules())
+        names = [name for name, module in parts if isinstance(module, BaseTunerLayer)]
+        for target in targets:
+            if not any(name == target or name.endswith(f".{target}") for name in names):
+                raise ConfigError(
+                    f"`lora_targets` must each name layers of the network, got {target!r}, which names none; "
+                    f"try some of {sorted({name.rpartition('.')[2] for name in names})}."
+                )
 
     def _adapted(self) -> Iterator[nn.Module]:
         """The networks that adapters attach to one by one."""

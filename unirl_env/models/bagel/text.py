@@ -15,6 +15,7 @@ from unirl_env.models.bagel.published import Published
 from unirl_env.models.bagel.seeing import Cached, Packed
 from unirl_env.models.exports import merged_state, write_adapters
 from unirl_env.models.language import Encoded, LanguageModel
+from unirl_env.models.output_layer import output_states, output_weight
 from unirl_env.types import Prompt
 
 __all__ = ["BagelText", "layer_names"]
@@ -136,11 +137,12 @@ class BagelText(LanguageModel):
             seeing = Packed(lengths, None if plain else positions[0], tokens.device)
         else:
             seeing = Cached(cache, positions[0], mask, plain=plain)
-        return network.hidden(tokens, positions[0], seeing, inputs, self.special["picture"])
+        states = network.hidden(tokens, positions[0], seeing, inputs, self.special["picture"])
+        return output_states(network.get_output_embeddings(), states)
 
     def head(self, network: nn.Module) -> Tensor:
-        """The output layer's weight `[V, D]`."""
-        return network.get_output_embeddings().weight
+        """The output layer's weight `[V, D]`, with columns for what it adds (`models.output_layer`)."""
+        return output_weight(network.get_output_embeddings())
 
     def save_adapters(self, network: nn.Module, directory: str) -> None:
         """`adapter_config.json` and `adapter_model.safetensors`, for peft."""

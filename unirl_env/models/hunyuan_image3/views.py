@@ -16,6 +16,7 @@ from unirl_env.models.hunyuan_image3.checkpoint import Checkpoint
 from unirl_env.models.hunyuan_image3.template import Template
 from unirl_env.models.language import Encoded, LanguageModel
 from unirl_env.models.lots import in_lots, pictures_at_once
+from unirl_env.models.output_layer import output_states, output_weight
 from unirl_env.models.packed import Packing
 from unirl_env.models.prefix import Prefix
 from unirl_env.types import Prompt, Sample
@@ -75,11 +76,12 @@ class TextView(LanguageModel):
     ) -> Tensor:
         """The last hidden states `[1, L, D]` packed, `[B, t, D]` with a cache."""
         packed = None if lengths is None else Packed(Packing.of(lengths, tokens.device))
-        return network.text(tokens, positions[0], packed or Cached(cache, mask))
+        states = network.text(tokens, positions[0], packed or Cached(cache, mask))
+        return output_states(network.lm_head, states)
 
     def head(self, network: nn.Module) -> Tensor:
-        """The output layer's weight `[V, D]`."""
-        return network.lm_head.weight
+        """The output layer's weight `[V, D]`, with columns for what it adds (`models.output_layer`)."""
+        return output_weight(network.lm_head)
 
     def save_adapters(self, network: nn.Module, directory: str) -> None:
         """`adapter_config.json` and `adapter_model.safetensors`, for peft."""

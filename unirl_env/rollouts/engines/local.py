@@ -58,17 +58,28 @@ class LocalEngine(Engine):
         """Continue every request's context; see `Engine.generate`."""
         self._check(requests)
         temperature = self.actor.temperature if temperature is None else float(temperature)
-        # Contexts of about one length together need little padding; members of a group stay together.
-        order = sorted(range(len(requests)), key=lambda i: len(requests[i].tokens))
-        size = self.rows or max(1, len(order))
-        answers: list[Answer | None] = [None] * len(order)
+        answers: list[Answer | None] = [None] * len(requests)
         with self.actor.reference() if base else nullcontext():
-            for start in range(0, len(order), size):
-                lot = order[start : start + size]
+            for lot in self._lots(requests):
                 found = self._continue([requests[i] for i in lot], temperature)
                 for i, answer in zip(lot, found, strict=True):
                     answers[i] = answer
         return answers
+
+    def _lots(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Numbers of the requests that are decoded together.
+
+        Contexts of about one length together need little padding; members of a group stay together.
+        """
+        order = sorted(range(len(requests)), key=lambda i: len(requests[i].tokens))
+        padded = self.actor.language_model.padded(self.actor.network)
+        lots: list[list[int]] = []
+        for i in order:
+            full = not lots or len(lots[-1]) == self.rows
+            if full or not (padded or len(requests[i].tokens) == len(requests[lots[-1][0]].tokens)):
+                lots.append([])
+            lots[-1].append(i)
+        return lots
 
     def _check(self, requests: Sequence[Request]) -> None:
         most = self.actor.language_model.max_context
@@ -82,7 +93,7 @@ class LocalEngine(Engine):
                 )
 
     def _continue(self, requests: Sequence[Request], temperature: float) -> list[Answer]:
-        from unirl_env.rollouts.engines.cache import roomy_cache
+        from unirl_env.models.cache import roomy_cache
 
         actor, model, network = self.actor, self.actor.language_model, self.actor.network
         head = model.head(network)
@@ -124,4 +135,6 @@ class LocalEngine(Engine):
 
 def _select(cache: Any, rows: Tensor, count: int, streams: int) -> None:
     """Keep the states of the sequences at `rows` `[b]`, which may repeat some, of `count`."""
-    cache.batch_select_indices(torch.cat([rows + count * stream for stream in range(streams)]))
+    from unirl_env.models.cache import select_rows
+
+    select_rows(cache, torch.cat([rows + count * stream for stream in range(streams)]))

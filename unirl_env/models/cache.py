@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
-__all__ = ["RoomyLayer", "roomy_cache"]
+__all__ = ["RoomyLayer", "roomy_cache", "select_rows"]
 
 LEAST_ROOM = 32
 """Tokens that fit in before a layer moves for the first time."""
@@ -53,6 +53,16 @@ def roomy_cache(config: Any) -> DynamicCache:
         if type(layer) is DynamicLayer:
             cache.layers[i] = RoomyLayer()
     return cache
+
+
+def select_rows(cache: DynamicCache, rows: Tensor) -> None:
+    """Keep the states of the rows `[b]`, which may repeat some, of attention and of recurrent layers."""
+    for layer in cache.layers:
+        if isinstance(layer, LinearAttentionCacheLayerMixin):
+            if layer.device is not None:  # it holds something
+                layer.reorder_cache(rows)
+        else:
+            layer.batch_select_indices(rows)
 
 
 def _moved(states: Tensor, room: int) -> Tensor:
