@@ -30,11 +30,11 @@ _QUOTES = {"`": "`", "'": "'", '"': '"', "\u2018": "\u2019", "\u201c": "\u201d",
 class Thinking:
     """How thoughts are told from answers.
 
-    A text is read from left to right. What stands between a mark that opens a thought and the mark that closes
-    it is no answer, and neither is what stands before the last thought; the answer is all that follows the
-    last closing mark. A closing mark without an opening one closes a thought that the prompt opened. Marks
-    are the same in capital and small letters and with blanks between their signs; one in quotes (`` `<think>`
-    ``) is spoken about and marks nothing. A second opening mark within a thought changes nothing.
+    A text is read from left to right. What stands between a mark that opens a thought and the mark that
+    closes it is no answer, and neither is what stands before the last thought; the answer is all that follows
+    the last closing mark. A closing mark without an opening one closes a thought that the prompt opened.
+    Marks are the same in capital and small letters and with blanks between their signs; one in quotes or
+    backticks is spoken about and marks nothing. A second opening mark within a thought changes nothing.
 
     A thought that is not closed is open: the length limit, or the model, ended the text in the middle of it.
     It has no answer, whatever stands in it or before it.
@@ -46,8 +46,8 @@ class Thinking:
             any mark is an open thought. None looks at the end of the prompt, which samples of environments
             bring (`Sample.before`).
         open_thought: What the answer of an open thought is: `"no_answer"`, or `"whole"`, all of the text.
-        answer: What opens and closes the answer behind the thoughts, in models that mark it; where these stand
-            there, only what is between the last of them counts. None for no such marks.
+        answer: What opens and closes the answer behind the thoughts, in models that mark it; where these
+            stand there, only what is between the last of them counts. None for no such marks.
 
     Raises:
         ConfigError: If a setting is out of range.
@@ -63,8 +63,8 @@ class Thinking:
         pairs = (self.marks,) if one else self.marks
         if not isinstance(pairs, list | tuple) or not pairs or not all(_is_pair(pair) for pair in pairs):
             raise ConfigError(
-                f"`marks` must be two different texts that open and close a thought, or a list of such pairs, "
-                f"got {self.marks!r}; try ['[THINK]', '[/THINK]']."
+                f"`marks` must be two different texts that open and close a thought, or a list of such "
+                f"pairs, got {self.marks!r}; try ['[THINK]', '[/THINK]']."
             )
         if self.opened not in (None, True, False):
             raise ConfigError(f"`opened` must be true, false or null, got {self.opened!r}.")
@@ -87,7 +87,9 @@ class Thinking:
         if isinstance(settings, cls):
             return settings
         if settings is not None and not isinstance(settings, Mapping):
-            raise ConfigError(f"`thinking` must be a mapping of settings, got {settings!r}; try {{opened: true}}.")
+            raise ConfigError(
+                f"`thinking` must be a mapping of settings, got {settings!r}; try {{opened: true}}."
+            )
         known = [field.name for field in fields(cls)]
         if unknown := sorted(set(settings or {}) - set(known)):
             raise ConfigError(f"`thinking` must have settings of {known}, got {unknown}.")
