@@ -53,6 +53,8 @@ class Sample:
         pictures: `[K, 3, H, W]` float32, all that were drawn from one text, where that is several.
         video: `[F, 3, H, W]` float32 in [0, 1].
         text: The generated text; in a conversation, the last turn.
+        before: What stands right before the text: the last words of the prompt, with the marks by which a
+            chat template opens a thought; empty where that is unknown.
         latent: The final state itself, for models without a decoder.
         tokens: `[n]` int64, all tokens after the prompt.
         truncated: Whether the length limit ended the text, and not the model.
@@ -65,6 +67,7 @@ class Sample:
     latent: Tensor | None = None
     tokens: Tensor | None = None
     truncated: bool = False
+    before: str = ""
 
 
 @dataclass(frozen=True)

@@ -86,8 +86,6 @@ class TestEncoding:
             (Prompt("?", images=(picture(0),) * 3), "at most 2 pictures, got 3"),
             (Prompt("?", messages=chat(None, "?")), "got 1 for 0 pictures"),
             (Prompt("?", images=(picture(0),), messages=({"role": "user", "content": "?"},)), "got 0 for 1"),
-            (Prompt("?<|image_pad|>", images=(picture(0),)), "got 2 for 1"),
-            (Prompt("?<|image_pad|>"), "got 1 for 0"),
             (Prompt("?", messages=({"role": "user", "content": [{"type": "video"}]},)), "video"),
             (Prompt("?", images=(picture(0, 2, 1000),)), "aspect ratio"),
         ],

@@ -47,12 +47,15 @@ def encode_prompts(
     """The encoding of each prompt; episodes that share a prompt share it.
 
     Raises:
-        PromptError: If an encoding is empty or longer than the limits.
+        PromptError: If an encoding is empty or longer than the limits, or holds a token that the network does
+            not know.
     """
     known: dict[int, Encoded] = {}
     for prompt in prompts:
         if id(prompt) not in known:
-            known[id(prompt)] = _checked(language_model.encode(prompt), prompt, max_prompt_tokens, limits)
+            encoded = language_model.encode(prompt)
+            _check_rows(encoded, prompt, language_model)
+            known[id(prompt)] = _checked(encoded, prompt, max_prompt_tokens, limits)
     return [known[id(prompt)] for prompt in prompts]
 
 
@@ -69,6 +72,18 @@ def padded_inputs(
                 row[tuple(map(slice, value.shape))] = value.to(rows)
         padded[name] = rows
     return padded
+
+
+def _check_rows(encoded: Encoded, prompt: Prompt, language_model: LanguageModel) -> None:
+    """Refuse tokens beyond the embeddings: reading one would end the run, on a GPU without a word of why."""
+    end = language_model.first_id + language_model.vocab_size
+    beyond = encoded.tokens[encoded.tokens >= end].unique().tolist()
+    if beyond:
+        raise PromptError(
+            f"A prompt must hold tokens below {end}, for which the network has embeddings, got {beyond[:5]} "
+            f"({language_model.decode(beyond[:5])!r}) for prompt {prompt.id[:60]!r}; try it without them, or "
+            "`resize_token_embeddings(len(tokenizer))` before the checkpoint is saved."
+        )
 
 
 def _checked(

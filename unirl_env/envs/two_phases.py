@@ -169,7 +169,9 @@ class TwoPhases(Activity):
             return list(pictures)
         texts = self.writing.finish(rows)
         return [
-            replace(next(pictures), text=text.text, tokens=text.tokens) if with_picture else text
+            replace(next(pictures), text=text.text, tokens=text.tokens, before=text.before)
+            if with_picture
+            else text
             for text, with_picture in zip(texts, drew, strict=True)
         ]
 

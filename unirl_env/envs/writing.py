@@ -22,6 +22,8 @@ __all__ = ["Said", "Writing"]
 
 UNLIMITED = 2**62
 """A length that no text comes to."""
+BEFORE = 16
+"""Tokens of the prompt that a sample shows, among them the mark by which a chat template opens a thought."""
 
 
 class Said(NamedTuple):
@@ -194,9 +196,15 @@ class Writing(Activity):
                 text=self.turn(row),
                 tokens=self.tokens_after_the_prompt(row),
                 truncated=bool(self._truncated[row]),
+                before=self._before(row),
             )
             for row in rows
         ]
+
+    def _before(self, row: int) -> str:
+        """The last words before the present turn of `row`."""
+        start = self._turn_start[row]
+        return self.language_model.decode(self.talk.tokens[row, max(0, start - BEFORE) : start].tolist())
 
     def tokens_after_the_prompt(self, row: int) -> Tensor:
         """All that has been said in `row`, by whomever, `[n]` int64."""

@@ -18,6 +18,8 @@ from unirl_env.models.language import Encoded, LanguageModel
 from unirl_env.models.loading import load, not_found
 from unirl_env.models.options import as_dtype
 from unirl_env.models.output_layer import output_weight
+from unirl_env.models.spelling import Spelling
+from unirl_env.models.templates import check_rows, check_template, spelling_of
 from unirl_env.types import Prompt
 
 __all__ = ["CausalLM"]
@@ -35,7 +37,8 @@ class CausalLM(LanguageModel):
         device: Where the network is loaded.
         revision: Branch, tag or commit of the hub repository.
         system: System prompt for chats that bring none.
-        chat: Whether prompts are chats; False continues their plain text.
+        chat: Whether prompts are chats, in which marks that somebody typed are text; False continues their
+            plain text, in which marks that the tokenizer knows are tokens.
         thinking: Switches the thinking of models whose template knows `enable_thinking`; None leaves it to
             the template.
         trust_remote_code: Let transformers run code that comes with the model.
@@ -80,14 +83,15 @@ class CausalLM(LanguageModel):
         self.vocab_size, self.max_context = text.vocab_size, longest_text(text)
         self.eos_ids = self._find_ends(text)
         pad = self._tokenizer.pad_token_id
-        self.pad_id = self.eos_ids[0] if pad is None else pad
-        self._check_template()
+        self.pad_id = self.eos_ids[0] if pad is None or pad >= self.vocab_size else pad
+        check_template(self._tokenizer, self.pretrained, chat=chat, thinking=thinking)
+        check_rows(self, lambda: self._render(self._turns(Prompt("?"))))
 
     def encode(self, prompt: Prompt) -> Encoded:
         """`tokens` `[L]` of the chat by the model's template, or of the plain text.
 
         Raises:
-            PromptError: If the prompt holds what this model cannot read.
+            PromptError: If the prompt holds what this model cannot read, or ends by an end token.
         """
         if not self.chat:
             if prompt.messages or prompt.images:
@@ -95,28 +99,39 @@ class CausalLM(LanguageModel):
                     f"Prompts must be plain text for a model with `chat=False`, got {prompt.id[:60]!r} with "
                     "chat turns or pictures; try `chat=True`."
                 )
-            ids = self._tokenizer(prompt.text).input_ids
+            ids = self.spelling.begun(self.spelling.quoted(prompt.text, by="script"))
         else:
-            ids = self._ids(self._render(self._turns(prompt)))
+            ids = self.spelling.ids(self._render(self.spelling.quoted_turns(self._turns(prompt))))
+        self.check_open(ids, prompt)
         return Encoded(torch.tensor(ids, dtype=torch.int64))
 
+    def check_open(self, ids: Sequence[int], prompt: Prompt) -> None:
+        """Refuse the tokens of a prompt behind which there is nothing more to say.
+
+        Raises:
+            PromptError: If they end by an end token.
+        """
+        if self.spelling.ended(ids, self.eos_ids):
+            raise PromptError(
+                f"A prompt must be open, so that the model can go on, got one that ends by "
+                f"{self.spelling.named(ids[-1:])[0]!r} for prompt {prompt.id[:60]!r}; try without it."
+            )
+
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of `tokens`, special tokens left out."""
-        return self._tokenizer.decode(
-            [int(token) for token in tokens], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        """The text of `tokens`: all marks but those that end, pad or begin a text or a turn."""
+        return self.spelling.text(tokens)
 
     def reply(self, text: str) -> list[int]:
         """The template's turn of a tool, or of the user where it knows no tools; plain text without chat."""
         if not self.chat:
-            return self._tokenizer(text, add_special_tokens=False).input_ids
+            return self.spelling.ids(self.spelling.quoted(text, by="tool"))
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
-        rendered = self._render([*turns, {"role": self._reply_role, "content": text}])
-        after = rendered.partition(ANSWER)[2]
+        said = {"role": self._reply_role, "content": self.spelling.quoted(text, by="tool")}
+        after = self._render([*turns, said]).partition(ANSWER)[2]
         # The token that ended the answer was an action; the reply begins behind it.
-        for end in self._tokenizer.convert_ids_to_tokens(list(self.eos_ids)):
+        for end in self.spelling.named(self.eos_ids):
             after = after.removeprefix(end)
-        return self._ids(after)
+        return self.spelling.ids(after)
 
     def network(self) -> nn.Module:
         """Transformers' own model, freshly loaded, and held against transformers' own forward pass.
@@ -177,6 +192,12 @@ class CausalLM(LanguageModel):
         return self._load(AutoTokenizer.from_pretrained)
 
     @cached_property
+    def spelling(self) -> Spelling:
+        """How texts are read and written; see `LanguageModel.decode` for what is left out of them."""
+        frames = (*self.eos_ids, self.pad_id)
+        return spelling_of(self._tokenizer, frames, self._config, rows=self.vocab_size, chat=self.chat)
+
+    @cached_property
     def _reply_role(self) -> str:
         """`tool` if the chat template says what a tool says, else `user`."""
         from jinja2 import TemplateError
@@ -216,9 +237,6 @@ class CausalLM(LanguageModel):
             list(turns), tokenize=False, add_generation_prompt=True, **options
         )
 
-    def _ids(self, rendered: str) -> list[int]:
-        return self._tokenizer(rendered, add_special_tokens=False).input_ids
-
     def _find_ends(self, config: Any) -> tuple[int, ...]:
         """Ids that end an answer: the generation settings' and the tokenizer's, each once."""
         from transformers import GenerationConfig
@@ -228,26 +246,14 @@ class CausalLM(LanguageModel):
         except OSError:  # not every checkpoint has one; its config then says
             said = config.eos_token_id
         ends = [*(said if isinstance(said, list | tuple) else [said]), self._tokenizer.eos_token_id]
-        found = tuple(dict.fromkeys(end for end in ends if end is not None))
+        found = tuple(dict.fromkeys(end for end in ends if end is not None and end < self.vocab_size))
         if not found:
             raise ConfigError(
-                f"`pretrained` must name a token that ends a text, got none in {self.pretrained!r}; try "
-                "setting `eos_token_id` in its generation_config.json."
+                f"`pretrained` must name a token that ends a text, got none of the {self.vocab_size} that "
+                f"the network of {self.pretrained!r} knows; try setting `eos_token_id` in its "
+                "generation_config.json."
             )
         return found
-
-    def _check_template(self) -> None:
-        template = self._tokenizer.chat_template
-        if self.chat and template is None:
-            raise ConfigError(
-                f"`chat` must be False for a tokenizer without chat template, got True with "
-                f"{self.pretrained!r}; try `chat=False`, which continues plain text."
-            )
-        if self.thinking is not None and not (self.chat and "enable_thinking" in str(template)):
-            raise ConfigError(
-                f"`thinking` must be None for a model whose chat template has no such switch, got "
-                f"{self.thinking} with {self.pretrained!r}; try leaving it out."
-            )
 
     def _load(self, loader: Any, **options: Any) -> Any:
         return load(

@@ -74,7 +74,7 @@ class Writer(LanguageModel):
         return self.inner.encode(prompt)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of `tokens`, special tokens left out."""
+        """The text of `tokens`; see `LanguageModel.decode`."""
         return self.inner.decode(tokens)
 
     def reply(self, text: str) -> list[int]:

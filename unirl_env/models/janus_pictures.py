@@ -75,7 +75,7 @@ class JanusPictures(PictureTokens):
         return Encoded(torch.cat([tokens, tokens.new_tensor([self.text.begin_of_image])]))
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The words among `tokens`, special tokens left out; pieces of a picture are none."""
+        """The words among `tokens`; pieces of a picture are none."""
         return self.text.decode([int(token) for token in tokens if token < self.first_id])
 
     def reply(self, text: str) -> list[int]:

@@ -17,6 +17,8 @@ from unirl_env.models.faithful import settle
 from unirl_env.models.language import Encoded, LanguageModel
 from unirl_env.models.loading import load
 from unirl_env.models.output_layer import output_states
+from unirl_env.models.spelling import Spelling
+from unirl_env.models.templates import turn_borders
 from unirl_env.types import Prompt
 
 __all__ = ["JanusText", "read_states"]
@@ -92,7 +94,9 @@ class JanusText(LanguageModel):
         Raises:
             PromptError: If the prompt holds what this model cannot read, or leaves no room for a picture.
         """
-        tokens = self.processor.tokenizer(self._render(self._turns(prompt))).input_ids
+        turns = self._spelling.quoted_turns(self._turns(prompt))
+        tokens = self._spelling.begun(self._render(turns))
+        self._words.check_open(tokens, prompt)
         most = self.max_context - 1 - self.num_tokens
         if len(tokens) > most:
             raise PromptError(
@@ -102,17 +106,17 @@ class JanusText(LanguageModel):
         return Encoded(torch.tensor(tokens, dtype=torch.int64))
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of `tokens`, special tokens left out."""
-        return self._words.decode(tokens)
+        """The text of `tokens`; see `LanguageModel.decode`."""
+        return self._spelling.text(tokens)
 
     def reply(self, text: str) -> list[int]:
         """The template's turn of the user, up to the beginning of the next answer."""
-        said = [("user", "?"), ("assistant", ANSWER), ("user", text)]
+        said = [("user", "?"), ("assistant", ANSWER), ("user", self._spelling.quoted(text))]
         after = self._render([_turn(role, content) for role, content in said]).partition(ANSWER)[2]
         # The token that ended the answer was an action; the reply begins behind it.
-        for end in self.processor.tokenizer.convert_ids_to_tokens(list(self.end_of_text)):
+        for end in self._spelling.named(self.end_of_text):
             after = after.removeprefix(end)
-        return self._words.reply(after)
+        return self._spelling.ids(after)
 
     def network(self) -> nn.Module:
         """Transformers' own model, freshly loaded, without what reads pictures and what paints them."""
@@ -158,6 +162,18 @@ class JanusText(LanguageModel):
         whole.load_state_dict(whole.state_dict() | merged_state(network))
         whole.save_pretrained(directory)
         self.processor.save_pretrained(directory)
+
+    @cached_property
+    def _spelling(self) -> Spelling:
+        """That of the words, with the marks of pictures, which end texts or stand for pieces."""
+        tokenizer = self.processor.tokenizer
+        names = (self.processor.image_token, self.processor.image_start_token, self.processor.image_end_token)
+        places = [tokenizer.convert_tokens_to_ids(name) for name in names]
+        bare = Spelling(tokenizer, frames=(*self._words.spelling.frames, *self.eos_ids), places=places)
+        borders = turn_borders(
+            bare, lambda turns: self._render([_turn(t["role"], t["content"]) for t in turns])
+        )
+        return Spelling(tokenizer, frames=(*bare.frames, *borders), places=places)
 
     @cached_property
     def config(self) -> Any:

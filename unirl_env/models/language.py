@@ -75,11 +75,18 @@ class LanguageModel(ABC):
 
     @abstractmethod
     def encode(self, prompt: Prompt) -> Encoded:
-        """The prompt by the model's chat template, ready for the answer; cheap enough to be called again."""
+        """The prompt by the model's chat template, ready for the answer; cheap enough to be called again.
+
+        It is open: no token that ends an answer stands at its end. What is typed into it is text, and never
+        the token of a mark that ends a turn or stands for a picture.
+        """
 
     @abstractmethod
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of `tokens`, special tokens left out."""
+        """The text of `tokens`, in which the marks of thoughts, calls and answers stand.
+
+        Left out is what ends, pads or begins a text or a turn. A token without text is shown as U+FFFD.
+        """
 
     @abstractmethod
     def reply(self, text: str) -> list[int]:

@@ -17,7 +17,7 @@ from unirl_env.models.faithful import settle
 from unirl_env.models.language import Encoded, LanguageModel
 from unirl_env.models.loading import load
 from unirl_env.models.output_layer import output_states
-from unirl_env.models.vision import picture_features, picture_places
+from unirl_env.models.vision import picture_features, picture_places, widened
 from unirl_env.pixels import load_picture
 from unirl_env.types import Prompt
 
@@ -127,35 +127,38 @@ class QwenVL(LanguageModel):
             PromptError: If chat and pictures do not fit together, or a picture cannot be read.
         """
         turns = self._turns(prompt)
-        if not prompt.images:
+        if not prompt.images or not self._words.chat:  # which plain text with pictures is refused by
             tokens = self._words.encode(prompt).tokens
             self._check_marks(prompt, int((tokens == self._config.image_token_id).sum()))
             return Encoded(tokens, {"positions": torch.arange(len(tokens)).repeat(3, 1)})
+        spelling, processor = self._words.spelling, self._processor
         options = {} if self._words.thinking is None else {"enable_thinking": self._words.thinking}
-        processor = self._processor
-        text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **options)
-        self._check_marks(prompt, text.count(processor.image_token))
+        rendered = processor.apply_chat_template(
+            spelling.quoted_turns(turns), tokenize=False, add_generation_prompt=True, **options
+        )
+        ids = torch.tensor(spelling.ids(rendered))
+        self._words.check_open(ids.tolist(), prompt)
+        marks = ids == self._config.image_token_id
+        self._check_marks(prompt, int(marks.sum()))
         # Bytes are what processors expect of a picture.
         pictures = [(load_picture(source) * 255).round().to(torch.uint8) for source in prompt.images]
+        reader = processor.image_processor
         try:
-            read = processor(text=[text], images=pictures, return_tensors="pt")
+            read = reader(images=pictures, return_tensors="pt")
         except ValueError as error:
             raise PromptError(
                 f"The pictures of prompt {prompt.id[:60]!r} must be what the model's processor takes, got: "
                 f"{error}."
             ) from error
-        positions, _ = self._outline.get_rope_index(
-            read["input_ids"], read["mm_token_type_ids"], image_grid_thw=read["image_grid_thw"]
-        )
-        inputs = {
-            "pixel_values": read["pixel_values"].float(),
-            "image_grid_thw": read["image_grid_thw"],
-            "positions": positions[:, 0],
-        }
-        return Encoded(read["input_ids"][0], inputs)
+        grid = read["image_grid_thw"]
+        tokens = widened(ids, marks, grid.prod(1) // reader.merge_size**2)
+        kinds = (tokens == self._config.image_token_id).int()
+        positions, _ = self._outline.get_rope_index(tokens[None], kinds[None], image_grid_thw=grid)
+        inputs = {"pixel_values": read["pixel_values"].float(), "image_grid_thw": grid}
+        return Encoded(tokens, {**inputs, "positions": positions[:, 0]})
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of `tokens`, special tokens left out."""
+        """The text of `tokens`; see `LanguageModel.decode`."""
         return self._words.decode(tokens)
 
     def reply(self, text: str) -> list[int]:

@@ -69,7 +69,7 @@ class UnifiedText(LanguageModel):
         tokens = model.words.encode(self._only_words(prompt)).tokens
         if bool((tokens == config.source_token_id).any() | (tokens == config.source_start_token_id).any()):
             raise PromptError(
-                f"The words of a prompt must not hold the model's own marks of pictures, got some in "
+                f"The words of a prompt must not hold the tokens of the model's own pictures, got some in "
                 f"{prompt.id[:60]!r}; bring pictures by `images`."
             )
         if not prompt.images:
@@ -81,7 +81,7 @@ class UnifiedText(LanguageModel):
         return Encoded(torch.cat([before, tokens]), {"pixel_values": patches, "image_grid_thw": grid})
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of `tokens`, special tokens left out."""
+        """The text of `tokens`; see `LanguageModel.decode`."""
         return self._model.words.decode(tokens)
 
     def reply(self, text: str) -> list[int]:

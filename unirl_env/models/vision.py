@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unirl_env.errors import ContractError
 
-__all__ = ["PictureFeatures", "distinct_pictures", "picture_features", "picture_places"]
+__all__ = ["PictureFeatures", "distinct_pictures", "picture_features", "picture_places", "widened"]
 
 
 class PictureFeatures(NamedTuple):
@@ -90,3 +90,14 @@ def picture_places(is_mark: Tensor, positions: Tensor, count: int) -> Tensor:
             f"{int(places.sum())} places."
         )
     return places
+
+
+def widened(ids: Tensor, is_mark: Tensor, counts: Tensor) -> Tensor:
+    """`ids` `[L]` in which each mark of a picture stands as often as the picture has tokens.
+
+    Args:
+        ids: `[L]` int64, with one mark for each picture.
+        is_mark: `[L]` bool, where the n marks stand.
+        counts: `[n]` int64, tokens of each picture.
+    """
+    return ids.repeat_interleave(torch.ones_like(ids).masked_scatter(is_mark, counts))

@@ -41,6 +41,7 @@ class SampleBody(_Body):
     text: str | None = Field(None, description="The generated text.")
     tokens: list[Token] | None = Field(None, description="All tokens after the prompt.")
     truncated: bool = Field(False, description="Whether the length limit ended the text.")
+    before: str = Field("", description="The end of the prompt, which may open a thought.")
 
 
 class PromptBody(_Body):
@@ -209,6 +210,7 @@ def _sample(body: SampleBody, pictures: _Pictures) -> Sample:
         text=body.text,
         tokens=None if body.tokens is None else torch.tensor(body.tokens, dtype=torch.int64),
         truncated=body.truncated,
+        before=body.before,
     )
 
 

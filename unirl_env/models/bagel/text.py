@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from unirl_env.models.bagel.seeing import Cached, Packed
 from unirl_env.models.exports import merged_state, write_adapters
 from unirl_env.models.language import Encoded, LanguageModel
 from unirl_env.models.output_layer import output_states, output_weight
+from unirl_env.models.spelling import Spelling
 from unirl_env.types import Prompt
 
 __all__ = ["BagelText", "layer_names"]
@@ -105,10 +107,8 @@ class BagelText(LanguageModel):
         return self._encoded(prompt, self._block(prompt.negative) if prompt.negative else [])
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of `tokens`, special tokens left out."""
-        return self._published.tokenizer.decode(
-            [int(token) for token in tokens], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        """The text of `tokens`; see `LanguageModel.decode`."""
+        return self._spelling.text(tokens)
 
     def reply(self, text: str) -> list[int]:
         """A block of what the world says, and the beginning of the next."""
@@ -175,8 +175,15 @@ class BagelText(LanguageModel):
         return [] if self.system is None else self._block(self.system)
 
     def _block(self, text: str) -> list[int]:
-        ids = self._published.tokenizer(text, add_special_tokens=False).input_ids
-        return [self.special["begin"], *ids, self.special["end"]]
+        spelling = self._spelling
+        return [self.special["begin"], *spelling.ids(spelling.quoted(text)), self.special["end"]]
+
+    @cached_property
+    def _spelling(self) -> Spelling:
+        """Blocks and pictures are framed by the special tokens; typed, those are text."""
+        tokenizer = self._published.tokenizer
+        names = (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id)
+        return Spelling(tokenizer, frames=(*self.special.values(), *names, self.pad_id))
 
     def _texts(self, prompt: Prompt) -> list[str]:
         """The texts of a prompt, one of each turn."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from unirl_env.errors import ConfigError, PromptError
 from unirl_env.models.hunyuan_image3.settings import Settings
+from unirl_env.models.spelling import Spelling
 from unirl_env.types import Prompt
 
 __all__ = ["TASKS", "Template"]
@@ -117,23 +118,23 @@ class Template:
     def reply(self, text: str) -> list[int]:
         """What stands between an answer and the next one when the world says `text`."""
         if not self.chat:
-            return self._ids(text)
+            return self._typed(text)
         before, after = ROLES["user"]
-        pieces = (ROLES["assistant"][1], before, text, after, self._answer + TASKS[self.task])
-        return [token for piece in pieces for token in self._ids(piece)]
+        opening = [*self._ids(ROLES["assistant"][1]), *self._ids(before)]
+        closing = [*self._ids(after), *self._ids(self._answer + TASKS[self.task])]
+        return [*opening, *self._typed(text), *closing]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of `tokens`; of special tokens only the marks of thoughts and captions."""
-        shown = [number for number in map(int, tokens) if number not in self._hidden]
-        return self.tokenizer.decode(shown, clean_up_tokenization_spaces=False)
+        return self._spelling.text(tokens)
 
     @cached_property
-    def _hidden(self) -> frozenset[int]:
-        """Special tokens that are no part of a text."""
-        return frozenset(
-            number
-            for number, token in self.tokenizer.added_tokens_decoder.items()
-            if token.special and token.content not in SHOWN
+    def _spelling(self) -> Spelling:
+        """All special tokens frame texts or pictures, but for those that are part of a text."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        return Spelling(
+            self.tokenizer,
+            frames=(number for number, token in added if token.special and token.content not in SHOWN),
         )
 
     @property
@@ -148,10 +149,10 @@ class Template:
             before, after = ROLES[turn["role"]] if self.chat else ("", "")
             if turn["role"] != role:
                 tokens += self._ids(before)
-            ids = self._ids(turn["content"])
+            ids = self._typed(turn["content"], "assistant" if turn["role"] == "assistant" else "user")
             if negative and turn["role"] != "system":
                 own = turn["role"] == "user" and prompt.negative
-                ids = self._ids(prompt.negative) if own else [self.id("<cfg>")] * len(ids)
+                ids = self._typed(prompt.negative) if own else [self.id("<cfg>")] * len(ids)
             tokens, role = tokens + ids + self._ids(after), turn["role"]
         return tokens
 
@@ -176,6 +177,10 @@ class Template:
         if self.system is not None and turns[0]["role"] != "system":
             turns.insert(0, {"role": "system", "content": self.system})
         return turns
+
+    def _typed(self, text: str, by: str = "user") -> list[int]:
+        """The tokens of what somebody said, in which no mark of another's is a token."""
+        return self._spelling.ids(self._spelling.quoted(text, by=by)) if text else []
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False) if text else []

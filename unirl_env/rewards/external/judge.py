@@ -21,7 +21,8 @@ from unirl_env.rewards.external.spending import Spending
 from unirl_env.rewards.external.turns import CallFailed, Turn, complain
 from unirl_env.rewards.external.verdict import VerdictForm
 from unirl_env.rewards.inputs import picture_of
-from unirl_env.rewards.texts.answers import answer_text, final_part
+from unirl_env.rewards.texts.answers import answer_text
+from unirl_env.rewards.texts.thoughts import Thinking
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["JudgeScorer"]
@@ -64,7 +65,9 @@ class JudgeScorer:
         scale: The lowest and the highest number it may give; `value` is 0 and 1 there.
         aspects: Names to weights, for one number each; None asks for one number.
         reason: Whether it must give a reason before its numbers.
-        thoughts: Whether it is shown what an answer says before its last `</think>`.
+        thoughts: Whether it is shown the thoughts before an answer; without them, a text that ends in the
+            middle of a thought is shown as an empty answer.
+        thinking: How thoughts are told from the answer: settings of `Thinking`, such as `{opened: true}`.
         key: Where `Prompt.metadata` holds what the field `{expected}` shows.
         token_env: The environment variable that holds the token.
         headers_env: Further headers, each with the environment variable that holds its value.
@@ -114,6 +117,7 @@ class JudgeScorer:
         aspects: Mapping[str, float] | None = None,
         reason: bool = True,
         thoughts: bool = False,
+        thinking: Mapping[str, Any] | None = None,
         key: str = "answer",
         token_env: str | None = None,
         headers_env: Mapping[str, str] | None = None,
@@ -144,6 +148,7 @@ class JudgeScorer:
         fits = extra is None or (isinstance(extra, Mapping) and not {"model", "messages"} & set(extra))
         require("extra", extra, fits, "members of a request other than `model` and `messages`")
         self.looks_at, self.thoughts, self.repeats = looks_at, thoughts, repeats
+        self.thinking = Thinking.of(thinking)
         self.form = VerdictForm(scale, aspects, reason)
         self.rubric = Rubric(rubric, key=key, answers=looks_at != "image")
         self.spending = Spending(price, budget)
@@ -202,7 +207,7 @@ class JudgeScorer:
         answer, notices, shown, digest = "", [], [], None
         if "text" in LOOKS[self.looks_at]:
             said = answer_text(sample, self.name)
-            answer = said if self.thoughts else final_part(said)
+            answer = said if self.thoughts else self.thinking.after_thoughts(said, sample.before)
         question, notice = self.rubric.filled(prompt, answer)
         if "text" in LOOKS[self.looks_at]:
             notices.append(notice)

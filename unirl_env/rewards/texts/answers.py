@@ -6,10 +6,12 @@ import re
 from typing import Any
 
 from unirl_env.errors import ConfigError, ContractError
+from unirl_env.rewards.texts.thoughts import Thinking
 from unirl_env.types import Prompt, Sample
 
 __all__ = [
     "UNPARSABLE",
+    "answer_part",
     "answer_text",
     "checked_rule",
     "expected_answers",
@@ -21,7 +23,7 @@ __all__ = [
 UNPARSABLE = ("zero", "invalid")
 """What an answer that cannot be read counts: nothing, or not at all."""
 
-THOUGHT_ENDS = "</think>"
+_USUAL = Thinking()
 # Bounded repetitions only: the texts come from models, and reading one must take linear time.
 _BOXES = re.compile(r"\\{1,3}(?:boxed|fbox)\s{0,9}\{|\\[\s\S]|[{}]")
 _NUMBER = r"(?:\d+(?:,\d{3})*(?:\.\d+)?|(?<!\.)\.\d+)"
@@ -82,9 +84,24 @@ def answer_text(sample: Sample, name: str) -> str:
     return sample.text
 
 
-def final_part(text: str) -> str:
-    """What comes after the thoughts: after the last `</think>`, or all of a text that has none."""
-    return text.rpartition(THOUGHT_ENDS)[2]
+def answer_part(sample: Sample, name: str, thinking: Thinking = _USUAL) -> str:
+    """The part of a sample's text in which a reward looks for the answer; empty where there is none.
+
+    Raises:
+        ContractError: If the sample has no text.
+    """
+    return thinking.answer_of(answer_text(sample, name), sample.before)
+
+
+def final_part(text: str, thinking: Thinking = _USUAL, before: str = "") -> str:
+    """What comes after the thoughts; nothing of a text that ends in the middle of one.
+
+    Args:
+        text: What a model said.
+        thinking: How thoughts are marked.
+        before: The end of the prompt, which may open a thought.
+    """
+    return thinking.after_thoughts(text, before)
 
 
 def last_boxed(text: str) -> str | None:

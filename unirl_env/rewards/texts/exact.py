@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
 from unirl_env.errors import ConfigError
-from unirl_env.rewards.texts.answers import answer_text, expected_answers, final_part, last_boxed
+from unirl_env.rewards.texts.answers import answer_part, answer_text, expected_answers, last_boxed
+from unirl_env.rewards.texts.thoughts import Thinking
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["ExactScorer"]
@@ -25,24 +27,31 @@ class ExactScorer:
 
     Args:
         key: Where `Prompt.metadata` holds the expected answer, or a list of those that will do.
-        strip: What does not count: `"thoughts"` (all up to the last `</think>`), `"boxed"` (all but what
+        strip: What does not count: `"thoughts"` (all but the answer behind them), `"boxed"` (all but what
             stands in the last `\boxed{...}`, if there is one), `"case"`, `"space"` (around the text, and how
             much of it between words), `"punctuation"` (around the text) and `"articles"` (a, an, the at its
             beginning).
+        thinking: How thoughts are told from the answer: settings of `Thinking`, such as `{opened: true}`.
 
     Raises:
-        ConfigError: If `strip` names something else.
+        ConfigError: If `strip` names something else, or a setting of `thinking` is out of range.
     """
 
     name = "exact"
     needs = ("text",)
     pointwise = True
 
-    def __init__(self, key: str = "answer", *, strip: Sequence[str] = ("thoughts", "case", "space")):
+    def __init__(
+        self,
+        key: str = "answer",
+        *,
+        strip: Sequence[str] = ("thoughts", "case", "space"),
+        thinking: Mapping[str, Any] | None = None,
+    ):
         unknown = sorted(set(strip) - set(STRIPS)) if not isinstance(strip, str) else [strip]
         if unknown:
             raise ConfigError(f"`strip` must be a list of {list(STRIPS)}, got {unknown}.")
-        self.key, self.strip = key, frozenset(strip)
+        self.key, self.strip, self.thinking = key, frozenset(strip), Thinking.of(thinking)
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
         """Score the text of every sample against the answer of its prompt.
@@ -50,19 +59,19 @@ class ExactScorer:
         Raises:
             ContractError: If a prompt has no answer, or a sample no text.
         """
-        value = [
-            float(
-                self._said(answer_text(sample, self.name))
-                in {self._normalised(answer) for answer in expected_answers(prompt, self.key)}
-            )
-            for sample, prompt in zip(samples, prompts, strict=True)
-        ]
+        value = []
+        for sample, prompt in zip(samples, prompts, strict=True):
+            said = self._said(sample)
+            # A text without an answer is not the answer that is only marks, nor any other.
+            known = {self._normalised(answer) for answer in expected_answers(prompt, self.key)}
+            value.append(float(bool(said.strip()) and self._normalised(said) in known))
         return Scores(torch.tensor(value))
 
-    def _said(self, text: str) -> str:
-        text = final_part(text) if "thoughts" in self.strip else text
+    def _said(self, sample: Sample) -> str:
+        text = answer_text(sample, self.name)
+        text = answer_part(sample, self.name, self.thinking) if "thoughts" in self.strip else text
         boxed = last_boxed(text) if "boxed" in self.strip else None
-        return self._normalised(text if boxed is None else boxed)
+        return text if boxed is None else boxed
 
     def _normalised(self, text: str) -> str:
         text = unicodedata.normalize("NFC", text)

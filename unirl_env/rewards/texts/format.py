@@ -28,8 +28,8 @@ class FormatScorer:
     Args:
         weights: Rule to weight; a rule that is not named, or has weight 0, is not counted and no part.
         tags: What opens a thought and what closes it.
-        opened: The prompt itself opens the thought, as some chat templates do; then the text has the closing
-            tag only.
+        opened: Whether the prompt itself opens the thought, as some chat templates do; then the text has the
+            closing tag only. None looks at the end of the prompt, which samples of environments bring.
 
     Raises:
         ConfigError: If there is no such rule, a weight is negative, or none is positive.
@@ -44,7 +44,7 @@ class FormatScorer:
         weights: Mapping[str, float] | None = None,
         *,
         tags: Sequence[str] = ("<think>", "</think>"),
-        opened: bool = False,
+        opened: bool | None = None,
     ):
         weights = dict.fromkeys(RULES, 1.0) if weights is None else dict(weights)
         if unknown := sorted(set(weights) - set(RULES)):
@@ -56,6 +56,8 @@ class FormatScorer:
             raise ConfigError(f"`weights` must hold a positive one, got {weights}.")
         if isinstance(tags, str) or len(tags) != 2 or not all(tags) or tags[0] == tags[1]:
             raise ConfigError(f"`tags` must be two different texts, got {tags!r}.")
+        if opened not in (None, True, False):
+            raise ConfigError(f"`opened` must be true, false or null, got {opened!r}.")
         self.tags, self.opened = tuple(tags), opened
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
@@ -64,17 +66,18 @@ class FormatScorer:
         Raises:
             ContractError: If a sample has no text.
         """
-        kept = [self._kept(answer_text(sample, self.name)) for sample in samples]
+        kept = [self._kept(answer_text(sample, self.name), sample.before) for sample in samples]
         parts = {rule: torch.tensor([float(row[rule]) for row in kept]) for rule in self.weights}
         total = sum(self.weights.values())
         value = sum(weight * parts[rule] for rule, weight in self.weights.items()) / total
         return Scores(value, parts)
 
-    def _kept(self, text: str) -> dict[str, bool]:
+    def _kept(self, text: str, prompt_end: str) -> dict[str, bool]:
         opens, closes = self.tags
+        opened = prompt_end.rstrip().endswith(opens) if self.opened is None else self.opened
         before, _, after = text.partition(closes)
         closed = text.count(closes) == 1
-        if self.opened:
+        if opened:
             thought = opens not in text
         else:
             thought = before.lstrip().startswith(opens) and text.count(opens) == 1

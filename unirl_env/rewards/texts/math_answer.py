@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
 from unirl_env.errors import ConfigError, MissingExtra
 from unirl_env.rewards.texts.answers import (
-    answer_text,
+    answer_part,
     checked_rule,
     expected_answers,
-    final_part,
     last_boxed,
     last_expression,
 )
 from unirl_env.rewards.texts.math_process import Comparison, MathProcess
+from unirl_env.rewards.texts.thoughts import Thinking
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["MathScorer", "as_latex"]
@@ -62,6 +63,7 @@ class MathScorer:
             sample out of its group.
         timeout: Seconds for one comparison; an answer that takes longer counts as one that cannot be read.
         max_characters: The longest answer that is read.
+        thinking: How thoughts are told from the answer: settings of `Thinking`, such as `{opened: true}`.
 
     Raises:
         MissingExtra: If math-verify is not installed.
@@ -79,6 +81,7 @@ class MathScorer:
         unparsable: str = "zero",
         timeout: float = 5.0,
         max_characters: int = 300,
+        thinking: Mapping[str, Any] | None = None,
     ):
         if find_spec("math_verify") is None:
             raise MissingExtra("math-verify", "math")
@@ -86,7 +89,7 @@ class MathScorer:
             if not number > 0:
                 raise ConfigError(f"`{name}` must be positive, got {number!r}.")
         self.key, self.unparsable = key, checked_rule(unparsable)
-        self.max_characters = max_characters
+        self.max_characters, self.thinking = max_characters, Thinking.of(thinking)
         self._process = MathProcess(timeout)
         self._warned: set[str] = set()
 
@@ -99,7 +102,7 @@ class MathScorer:
         known: dict[tuple[str, str], Comparison] = {}
         value, parsed = [], []
         for sample, prompt in zip(samples, prompts, strict=True):
-            given = self._given(answer_text(sample, self.name))
+            given = self._given(answer_part(sample, self.name, self.thinking))
             results = []
             for expected in expected_answers(prompt, self.key):
                 pair = (as_latex(expected), given)
@@ -110,8 +113,7 @@ class MathScorer:
             value.append(self._judged(results, prompt))
         return Scores(torch.tensor(value), {"parsed": torch.tensor(parsed)})
 
-    def _given(self, text: str) -> str:
-        part = final_part(text)
+    def _given(self, part: str) -> str:
         found = last_boxed(part)
         found = as_latex(last_expression(part) or "") if found is None else as_latex(found)
         return found if len(found) <= self.max_characters else ""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
-from unirl_env.rewards.texts.answers import answer_text, final_part
+from unirl_env.rewards.texts.answers import answer_part
+from unirl_env.rewards.texts.thoughts import Thinking
 from unirl_env.shapes import COLOURS, COUNTS, PLACES, RELATIONS, SHAPES, Caption, parse_caption
 from unirl_env.types import Prompt, Sample, Scores
 
@@ -43,11 +45,20 @@ class PlanScorer:
     blue" is wrong for a red circle. The caption is `metadata["caption"]` where a prompt has one, else its
     text; one outside the grammar of `unirl_env.shapes` gives an invalid score. Words count, their order does
     not; of a reasoning model, those after its thoughts. The aspects are reported as parts, 0 or 1 each.
+
+    Args:
+        thinking: How thoughts are told from the answer: settings of `Thinking`, such as `{opened: true}`.
+
+    Raises:
+        ConfigError: If a setting of `thinking` is out of range.
     """
 
     name = "plan"
     needs = ("text",)
     pointwise = True
+
+    def __init__(self, *, thinking: Mapping[str, Any] | None = None):
+        self.thinking = Thinking.of(thinking)
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
         """Score the text of every sample against the caption of its prompt.
@@ -57,7 +68,7 @@ class PlanScorer:
         """
         columns: dict[str, list[float]] = {aspect: [] for aspect in _ASPECTS}
         for sample, prompt in zip(samples, prompts, strict=True):
-            text = final_part(answer_text(sample, self.name)).lower()
+            text = answer_part(sample, self.name, self.thinking).lower()
             caption = parse_caption(str(prompt.metadata.get("caption", prompt.text)))
             wanted = None if caption is None else _wanted(caption)
             for aspect, pattern in _ASPECTS.items():

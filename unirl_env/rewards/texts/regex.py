@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from unirl_env.checks import is_number
 from unirl_env.errors import ConfigError
-from unirl_env.rewards.texts.answers import answer_text
+from unirl_env.rewards.texts.answers import answer_part, answer_text
+from unirl_env.rewards.texts.thoughts import Thinking
 from unirl_env.rewards.unjudged import Unjudged
 from unirl_env.types import Prompt, Sample, Scores
 
@@ -18,6 +19,7 @@ __all__ = ["RegexScorer"]
 
 MODES = ("search", "fullmatch")
 EXPECTED = ("match", "no_match")
+PARTS = ("whole", "answer")
 FLAGS = {"i": "IGNORECASE", "m": "MULTILINE", "s": "DOTALL", "x": "VERBOSE", "a": "ASCII"}
 
 
@@ -40,6 +42,9 @@ class RegexScorer:
         expected: `"match"` or `"no_match"`.
         timeout: Seconds for one text.
         key: Where `Prompt.metadata` holds the pattern if `pattern` is None.
+        part: What is looked at: the `"whole"` text, thoughts included, or its `"answer"`; a text without an
+            answer then counts 0, whatever is expected of it.
+        thinking: How thoughts are told from the answer: settings of `Thinking`; for `part="answer"`.
 
     Raises:
         ConfigError: If a setting is out of range or the pattern cannot be read.
@@ -58,8 +63,11 @@ class RegexScorer:
         expected: str = "match",
         timeout: float = 1.0,
         key: str = "regex",
+        part: str = "whole",
+        thinking: Mapping[str, Any] | None = None,
     ):
-        for label, value, choices in (("mode", mode, MODES), ("expected", expected, EXPECTED)):
+        named = (("mode", mode, MODES), ("expected", expected, EXPECTED), ("part", part, PARTS))
+        for label, value, choices in named:
             if value not in choices:
                 raise ConfigError(f"`{label}` must be one of {list(choices)}, got {value!r}.")
         if not isinstance(flags, str) or set(flags) - set(FLAGS):
@@ -68,6 +76,7 @@ class RegexScorer:
             raise ConfigError(f"`timeout` must be a positive number of seconds, got {timeout!r}; try 1.0.")
         self.mode, self.flags, self.expected = mode, flags, expected
         self.timeout, self.key = float(timeout), key
+        self.part, self.thinking = part, Thinking.of(thinking)
         self._unjudged = Unjudged(self.name)
         self._compiled: dict[str, Any] = {}
         self._pattern = pattern
@@ -85,9 +94,14 @@ class RegexScorer:
         Raises:
             ContractError: If a sample has no text.
         """
-        texts = [answer_text(sample, self.name) for sample in samples]
+        texts = [self._text(sample) for sample in samples]
         value = [self._judged(text, prompt) for text, prompt in zip(texts, prompts, strict=True)]
         return Scores(torch.tensor(value, dtype=torch.float32))
+
+    def _text(self, sample: Sample) -> str:
+        if self.part == "whole":
+            return answer_text(sample, self.name)
+        return answer_part(sample, self.name, self.thinking)
 
     def _judged(self, text: str, prompt: Prompt) -> float:
         pattern = self._pattern
@@ -99,6 +113,8 @@ class RegexScorer:
             compiled = self._compile(pattern)
         except _BadPattern as error:
             return self._invalid(prompt, f"`metadata[{self.key!r}]` is no regular expression: {error}")
+        if self.part == "answer" and not text.strip():
+            return 0.0
         look = compiled.fullmatch if self.mode == "fullmatch" else compiled.search
         try:
             # `concurrent` lets other threads go on meanwhile.

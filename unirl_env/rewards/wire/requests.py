@@ -131,6 +131,8 @@ def _sample_out(sample: Sample, tensors: TensorWriter, png: bool) -> dict[str, A
     found: dict[str, Any] = {"truncated": sample.truncated}
     if sample.text is not None:
         found["text"] = sample.text
+    if sample.before:
+        found["before"] = sample.before
     for name in RANKS:
         tensor = getattr(sample, name)
         if tensor is not None:
@@ -171,6 +173,8 @@ def _sample_in(item: Mapping[str, Any], tensors: TensorReader, limits: Limits) -
     fields: dict[str, Any] = {"truncated": item.get("truncated") is True}
     if item.get("text") is not None:
         fields["text"] = _text(item["text"], "text", limits)
+    if item.get("before") is not None:
+        fields["before"] = _text(item["before"], "before", limits)
     for name, rank in RANKS.items():
         if item.get(name) is not None:
             tensor = tensors.get(_mapping(item[name]))
