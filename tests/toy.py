@@ -56,6 +56,16 @@ class PointDenoiser(Denoiser):
         return network(latent, sigma, context["point"])
 
 
+class HalfPointDenoiser(PointDenoiser):
+    """The same in bfloat16."""
+
+    def network(self):
+        return super().network().bfloat16()
+
+    def velocity(self, network, latent, sigma, context):
+        return network(latent.bfloat16(), sigma.bfloat16(), context["point"].bfloat16())
+
+
 def nearness(samples, prompts):
     """Minus the squared distance to the point; the prompt's metadata may call a sample unjudgeable."""
     value = []
@@ -80,14 +90,15 @@ def make_points(num_envs=1, *, denoiser=None, scorer=nearness, **options):
     return RewardWrapper(DenoiseVectorEnv(denoiser, num_envs=num_envs, **options), scorer)
 
 
-gym.register(
-    "toy/Points-v0",
-    vector_entry_point=f"{__name__}:make_points",
-    kwargs={"denoiser": f"{__name__}:PointDenoiser", "num_steps": 6, "prompts": POINTS},
-)
+for name, family in (("Points", "PointDenoiser"), ("HalfPoints", "HalfPointDenoiser")):
+    gym.register(
+        f"toy/{name}-v0",
+        vector_entry_point=f"{__name__}:make_points",
+        kwargs={"denoiser": f"{__name__}:{family}", "num_steps": 6, "prompts": POINTS},
+    )
 
 
-def toy_config(config_class, **settings):
+def toy_config(config_class, env="Points", **settings):
     """An agent's configuration on the toy, for tests: 4 points x 8 samples, adapters of rank 8."""
     settings = {
         "num_prompts": 4,
@@ -97,4 +108,4 @@ def toy_config(config_class, **settings):
         "steps": {"kind": "all"},
         **settings,
     }
-    return config_class().environment("toy:toy/Points-v0").training(**settings)
+    return config_class().environment(f"toy:toy/{env}-v0").training(**settings)

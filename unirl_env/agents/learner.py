@@ -20,6 +20,7 @@ from torch import Tensor
 import unirl_env.functional as F
 from unirl_env.agents import selfcheck
 from unirl_env.agents.gradients import FlatGradient
+from unirl_env.agents.masters import Masters
 from unirl_env.agents.optimizer_state import load_optimizer_state, optimizer_state
 from unirl_env.agents.phases import KINDS, Step
 from unirl_env.agents.rows import Rows, busy_episodes
@@ -29,6 +30,8 @@ from unirl_env.errors import ConfigError
 
 __all__ = ["GenerativeLearner"]
 
+NETWORK = "actor.network."
+"""Where a policy keeps what it trains; the names in its state begin behind it."""
 Lots = Mapping[str, Sequence[Tensor]]
 """The micro-batches of one minibatch: by phase, the episodes `[b]` of each."""
 
@@ -45,13 +48,14 @@ class GenerativeLearner(TorchLearner):
     """
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        """AdamW over the trainable weights; their gradients live in one buffer.
+        """AdamW over the trainable weights, in float32; their gradients live in one buffer.
 
         Raises:
-            ConfigError: If the policy has nothing to train.
+            ConfigError: If the policy has nothing to train, or computes in float16.
         """
         config = config or self.config
-        parameters = self.get_parameters(self.module[module_id])
+        self._masters = Masters(dict(self.module[module_id].named_parameters()))
+        parameters = self._masters.weights
         if not parameters:
             raise ConfigError("`policy` must have weights to train, got none; try `lora_rank=16`.")
         optimizer = torch.optim.AdamW(
@@ -128,8 +132,9 @@ class GenerativeLearner(TorchLearner):
             return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
     def run_state(self) -> dict[str, Tensor]:
-        """Weights and optimizer, by name, as tensors on the CPU."""
+        """Weights and optimizer, by name, as tensors on the CPU; of half precision, the float32 masters."""
         weights = {f"policy/{name}": tensor for name, tensor in self.policy.get_state().items()}
+        weights |= {f"policy/{name.removeprefix(NETWORK)}": t for name, t in self._masters.state().items()}
         return weights | optimizer_state(self.get_optimizer(), self._names())
 
     def load_run_state(self, tensors: Mapping[str, Tensor]) -> None:
@@ -142,6 +147,7 @@ class GenerativeLearner(TorchLearner):
             name.removeprefix("policy/"): t for name, t in tensors.items() if name.startswith("policy/")
         }
         self.policy.set_state(weights)
+        self._masters.load({NETWORK + name: tensor for name, tensor in weights.items()})
         load_optimizer_state(self.get_optimizer(), self._names(), tensors)
 
     def _names(self) -> list[str]:
@@ -152,6 +158,7 @@ class GenerativeLearner(TorchLearner):
         for group in optimizer.param_groups:
             group["lr"] = lr
         with self._telling_the_others():
+            self._masters.follow()
             training_data.solve_refs()
             shard: Shard = training_data.batch
             minibatches = self._minibatches(shard, check, report)
@@ -243,6 +250,7 @@ class GenerativeLearner(TorchLearner):
         norm = float(self._gradient.clip(self.config.max_grad_norm or math.inf))
         if math.isfinite(norm):
             optimizer.step()
+            self._masters.cast()
         report.grad_norm.append(norm)
         report.skipped.append(not math.isfinite(norm))
 
@@ -258,9 +266,12 @@ class GenerativeLearner(TorchLearner):
     # RLlib's own checkpoints go through these; its defaults turn tensors into numpy, which has no bfloat16.
 
     def _get_optimizer_state(self) -> dict[str, Any]:
-        return optimizer_state(self.get_optimizer(), self._names())
+        # RLlib keeps the policy's state apart from this, as the network holds it.
+        masters = {f"master/{name}": tensor for name, tensor in self._masters.state().items()}
+        return masters | optimizer_state(self.get_optimizer(), self._names())
 
     def _set_optimizer_state(self, state: Mapping[str, Any]) -> None:
+        self._masters.load({name.removeprefix("master/"): tensor for name, tensor in state.items()})
         load_optimizer_state(self.get_optimizer(), self._names(), state)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from unirl_env.errors import CheckpointError
 
 __all__ = ["load_optimizer_state", "optimizer_state"]
+
+logger = logging.getLogger(__name__)
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -34,11 +37,24 @@ def load_optimizer_state(
 ) -> None:
     """Give the optimizer back what `optimizer_state` returned; without any, it starts afresh.
 
+    It does so, too, where moments are narrower than what they belong to: a second moment in half precision
+    never decays, and would hold every weight back for thousands of steps.
+
     Raises:
         CheckpointError: If a moment is missing or has another shape than its parameter.
     """
     parameters = optimizer.param_groups[0]["params"]
     present = any(name.startswith("optimizer/") for name in tensors)
+    narrow = [
+        name for name, parameter in zip(names, parameters, strict=True) if _narrow(name, parameter, tensors)
+    ]
+    if narrow:
+        logger.warning(
+            "AdamW starts afresh: the moments of %d weights were saved in half precision, in which they are "
+            "wrong. The weights themselves are taken over.",
+            len(narrow),
+        )
+        present = False
     state = {}
     for number, (name, parameter) in enumerate(zip(names, parameters, strict=True)):
         if not present:
@@ -54,3 +70,8 @@ def load_optimizer_state(
                 )
             state[number][moment] = value.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _narrow(name: str, parameter: Tensor, tensors: Mapping[str, Tensor]) -> bool:
+    moment = tensors.get(f"optimizer/exp_avg_sq/{name}")
+    return moment is not None and moment.dtype.itemsize < parameter.dtype.itemsize
