@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from fractions import Fraction
 
 import torch
 
 from unirl_env.errors import ConfigError
 from unirl_env.rewards.texts.answers import answer_text, expected_answers, final_part, last_boxed
+from unirl_env.rewards.texts.numerals import is_numeric, plain_numeral, plain_value
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["ExactScorer"]
@@ -21,7 +23,8 @@ _MARKS = ("Po", "Ps", "Pe", "Pi", "Pf")
 class ExactScorer:
     r"""1 where the text is the expected answer, else 0.
 
-    Both are compared in Unicode's composed form (NFC), so that an accent is the same however it was typed.
+    Both are compared in Unicode's composed form (NFC), so that an accent is the same however it was typed. An
+    answer that the metadata hold as a number, not as a text, is any plain numeral of its value: 42.0 is `42`.
 
     Args:
         key: Where `Prompt.metadata` holds the expected answer, or a list of those that will do.
@@ -51,13 +54,19 @@ class ExactScorer:
             ContractError: If a prompt has no answer, or a sample no text.
         """
         value = [
-            float(
-                self._said(answer_text(sample, self.name))
-                in {self._normalised(answer) for answer in expected_answers(prompt, self.key)}
-            )
+            float(self._right(answer_text(sample, self.name), prompt))
             for sample, prompt in zip(samples, prompts, strict=True)
         ]
         return Scores(torch.tensor(value))
+
+    def _right(self, text: str, prompt: Prompt) -> bool:
+        said, answers = self._said(text), expected_answers(prompt, self.key)
+        if said in {self._normalised(answer) for answer in answers}:
+            return True
+        found = prompt.metadata[self.key]
+        numbers = [one for one in (found if isinstance(found, list | tuple) else [found]) if is_numeric(one)]
+        value = plain_value(said) if numbers else None
+        return value is not None and value in {Fraction(plain_numeral(number)) for number in numbers}
 
     def _said(self, text: str) -> str:
         text = final_part(text) if "thoughts" in self.strip else text
