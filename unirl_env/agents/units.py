@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import unirl_env.functional as F
+from unirl_env.checks import is_number
 from unirl_env.errors import ConfigError
-from unirl_env.rewards.checks import is_number
 
 __all__ = ["check_either", "per_element", "threshold"]
 

@@ -1,17 +1,21 @@
 """Reading prompt files: every reader returns raw entries and the place of each, for error messages.
 
 `.txt` holds a prompt per line; empty lines and lines that begin with `#` are skipped. `.jsonl` holds a JSON
-object per line; empty lines are skipped, and the paths of pictures start where the file is. A directory
-holds a data set written by `Dataset.save_to_disk`.
+object per line; empty lines are skipped, and the paths of pictures start where the file is; a number that
+no float holds (more than 17 digits, 1e400) is kept as the text that stands there. A directory holds a data
+set written by `Dataset.save_to_disk`; its numbers of single precision are those of their shortest digits.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from decimal import Decimal
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from unirl_env.errors import MissingExtra, PromptError
 
@@ -83,7 +87,7 @@ def _read_jsonl(path: Path) -> Entries:
     entries, places = [], []
     for place, line in _lines(path):
         try:
-            entry = json.loads(line)
+            entry = json.loads(line, parse_float=_number)
         except (ValueError, RecursionError) as error:
             raise PromptError(f"Every line of {path.name!r} must be JSON, got {error} ({place}).") from error
         if not isinstance(entry, dict):
@@ -94,6 +98,15 @@ def _read_jsonl(path: Path) -> Entries:
         entries.append(_beside(path, entry))
         places.append(place)
     return entries, places
+
+
+def _number(written: str) -> float | str:
+    """A number of the file; as its text if a float would be another one, so that no answer changes."""
+    number = float(written)
+    try:
+        return number if Decimal(repr(number)) == Decimal(written) else written
+    except ArithmeticError:  # an exponent that no decimal has
+        return written
 
 
 def _beside(path: Path, entry: dict[str, Any]) -> dict[str, Any]:
@@ -129,4 +142,19 @@ def _read_dataset(path: Path, split: str | None) -> Entries:
         if wanted not in dataset:
             raise PromptError(f"`split` must be one of {sorted(dataset)}, got {wanted!r}; try `split=`.")
         dataset = dataset[wanted]
-    return list(dataset), [f"row {i}" for i in range(len(dataset))]
+    narrow = [name for name, feature in dataset.features.items() if _is_narrow(feature)]
+    rows = [{**row, **{name: _widened(row[name]) for name in narrow}} for row in dataset]
+    return rows, [f"row {i}" for i in range(len(rows))]
+
+
+def _is_narrow(feature: Any) -> bool:
+    """Whether a column holds floats of single precision or less, by themselves or in lists."""
+    inner = getattr(feature, "feature", feature[0] if isinstance(feature, list) and feature else None)
+    return _is_narrow(inner) if inner is not None else getattr(feature, "dtype", "") in ("float32", "float16")
+
+
+def _widened(value: Any) -> Any:
+    """0.1 in single precision is 0.10000000149011612 in double; its shortest digits are meant."""
+    if isinstance(value, list):
+        return [_widened(item) for item in value]
+    return float(str(np.float32(value))) if isinstance(value, float) else value

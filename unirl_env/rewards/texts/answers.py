@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from unirl_env.errors import ConfigError, ContractError
+from unirl_env.rewards.texts.numerals import is_numeric, plain_numeral
 from unirl_env.rewards.texts.thoughts import Thinking
 from unirl_env.types import Prompt, Sample
 
@@ -17,7 +18,6 @@ __all__ = [
     "expected_answers",
     "final_part",
     "last_boxed",
-    "last_expression",
 ]
 
 UNPARSABLE = ("zero", "invalid")
@@ -26,17 +26,6 @@ UNPARSABLE = ("zero", "invalid")
 _USUAL = Thinking()
 # Bounded repetitions only: the texts come from models, and reading one must take linear time.
 _BOXES = re.compile(r"\\{1,3}(?:boxed|fbox)\s{0,9}\{|\\[\s\S]|[{}]")
-_NUMBER = r"(?:\d+(?:,\d{3})*(?:\.\d+)?|(?<!\.)\.\d+)"
-_EXPRESSION = re.compile(
-    r"\$\$?(?P<dollars>[^$\n]{1,300})\$\$?"
-    r"|\\\((?P<inline>[^\n]{1,300}?)\\\)"
-    r"|\\\[(?P<display>[\s\S]{1,300}?)\\\]"
-    r"|(?P<fraction>[-\u2212]?\\[dt]?frac\s?\{[^{}]{1,60}\}\s?\{[^{}]{1,60}\})"
-    r"|(?P<root>[-\u2212]?\d{0,20}\\sqrt\{[^{}]{1,60}\})"
-    rf"|(?<![A-Za-z0-9_])(?<!\d\.)(?P<number>[-\u2212+]?{_NUMBER}"
-    rf"(?:\s?[-\u2212+*/^\u00d7\u00f7\u00b7]\s?[-\u2212+]?{_NUMBER}){{0,40}}(?:\s?(?:\\?%|percent\b))?)"
-)
-_WORDS = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}\s")
 
 
 def checked_rule(unparsable: str) -> str:
@@ -52,6 +41,8 @@ def checked_rule(unparsable: str) -> str:
 
 def expected_answers(prompt: Prompt, key: str) -> tuple[str, ...]:
     """What `prompt.metadata[key]` accepts: a text or a number, or a list of them of which any will do.
+
+    Numbers are given in digits, as people write them: 1e-07 is 0.0000001, and 42.0 is 42.
 
     Raises:
         ContractError: If the prompt has no answer, or one of another type.
@@ -70,7 +61,7 @@ def expected_answers(prompt: Prompt, key: str) -> tuple[str, ...]:
 def _as_text(answer: Any) -> str:
     if isinstance(answer, str):
         return answer.strip()
-    return str(answer) if isinstance(answer, int | float) and not isinstance(answer, bool) else ""
+    return plain_numeral(answer) if is_numeric(answer) else ""
 
 
 def answer_text(sample: Sample, name: str) -> str:
@@ -118,20 +109,4 @@ def last_boxed(text: str) -> str | None:
                 found, begins = text[start : token.start()], start
         elif mark.endswith("{") and "box" in mark:
             opened.append(token.end())
-    return found
-
-
-def last_expression(text: str) -> str | None:
-    """The last number, fraction, root or formula between dollars or LaTeX brackets; None without any.
-
-    A formula that is a mere name (`$x$`) is passed over, and so are dollars around words, which are prices.
-    """
-    found, position = None, 0
-    while match := _EXPRESSION.search(text, position):
-        position = match.end()
-        candidate = match.group(match.lastgroup).strip()
-        if match.lastgroup == "dollars" and _WORDS.search(candidate):
-            position = match.start() + 1
-        elif len(candidate) > 1 or candidate.isdigit():
-            found = candidate
     return found

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
 
 from unirl_env.errors import ConfigError
 from unirl_env.rewards.texts.answers import answer_part, answer_text, expected_answers, last_boxed
+from unirl_env.rewards.texts.numerals import is_numeric, plain_numeral, plain_value
 from unirl_env.rewards.texts.thoughts import Thinking
 from unirl_env.types import Prompt, Sample, Scores
 
@@ -23,7 +25,8 @@ _MARKS = ("Po", "Ps", "Pe", "Pi", "Pf")
 class ExactScorer:
     r"""1 where the text is the expected answer, else 0.
 
-    Both are compared in Unicode's composed form (NFC), so that an accent is the same however it was typed.
+    Both are compared in Unicode's composed form (NFC), so that an accent is the same however it was typed. An
+    answer that the metadata hold as a number, not as a text, is any plain numeral of its value: 42.0 is `42`.
 
     Args:
         key: Where `Prompt.metadata` holds the expected answer, or a list of those that will do.
@@ -59,13 +62,23 @@ class ExactScorer:
         Raises:
             ContractError: If a prompt has no answer, or a sample no text.
         """
-        value = []
-        for sample, prompt in zip(samples, prompts, strict=True):
-            said = self._said(sample)
-            # A text without an answer is not the answer that is only marks, nor any other.
-            known = {self._normalised(answer) for answer in expected_answers(prompt, self.key)}
-            value.append(float(bool(said.strip()) and self._normalised(said) in known))
+        value = [
+            float(self._right(self._said(sample), prompt))
+            for sample, prompt in zip(samples, prompts, strict=True)
+        ]
         return Scores(torch.tensor(value))
+
+    def _right(self, said: str, prompt: Prompt) -> bool:
+        answers, normal = expected_answers(prompt, self.key), self._normalised(said)
+        if not said.strip():
+            # A text without an answer is not the answer that is only marks, nor any other.
+            return False
+        if normal in {self._normalised(answer) for answer in answers}:
+            return True
+        found = prompt.metadata[self.key]
+        numbers = [one for one in (found if isinstance(found, list | tuple) else [found]) if is_numeric(one)]
+        value = plain_value(normal) if numbers else None
+        return value is not None and value in {Fraction(plain_numeral(number)) for number in numbers}
 
     def _said(self, sample: Sample) -> str:
         text = answer_text(sample, self.name)

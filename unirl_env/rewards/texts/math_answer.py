@@ -6,62 +6,60 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 import torch
 
 from unirl_env.errors import ConfigError, MissingExtra
+from unirl_env.rewards.texts.algebra import same_number
 from unirl_env.rewards.texts.answers import (
     answer_part,
     checked_rule,
     expected_answers,
     last_boxed,
-    last_expression,
 )
+from unirl_env.rewards.texts.arithmetic import TooLarge, exact_value
+from unirl_env.rewards.texts.expressions import last_expression
 from unirl_env.rewards.texts.math_process import Comparison, MathProcess
+from unirl_env.rewards.texts.numerals import readings
+from unirl_env.rewards.texts.spelling import plain_latex
 from unirl_env.rewards.texts.thoughts import Thinking
+from unirl_env.rewards.texts.units import Measure, measured
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["MathScorer", "as_latex"]
+__all__ = ["MathScorer"]
 
 logger = logging.getLogger(__name__)
 
-# fmt: off
-_SIGNS = str.maketrans(
-    {
-        **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # full-width forms
-        "\u2212": "-", "\u2013": "-", "\u00d7": r"\times ", "·": r"\cdot ", "÷": "/", "\u2044": "/",
-        "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "²": "^2", "³": "^3", "½": r"\frac12 ",
-        "¼": r"\frac14 ", "¾": r"\frac34 ", "°": "", "\u00a0": " ", "\u202f": " ", "$": "",
-    }
-)
-# fmt: on
-"""Signs that people and models type, as LaTeX."""
-_DECIMAL = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d{1,300})(?:\.\d{1,300})?")
-_FRACTION = re.compile(r"([-+]?)(?:\\[dt]?frac\{(\d{1,300})\}\{(\d{1,300})\}|(\d{1,300}) ?/ ?(\d{1,300}))")
-_CLEARLY = Fraction(1, 1000)
-"""Numbers further apart are unequal to math-verify as well, which rounds to six digits."""
-_THIN_SPACES = re.compile(r"(?<=\d)(?:\\[,!;: ]|\{,\}|\\thinspace)(?=\d)")
 _WORD = re.compile(r"[A-Za-z]{4,}(?: [A-Za-z]+)*")
+
+_BLANK = re.compile(r"(?<!\w) | (?!\w)")
+_LETTER_END = re.compile(r"[\d})] ?[A-Za-z](?:\^\{\d\})?$")
 
 
 class MathScorer:
     r"""1 where the answer equals the expected one as mathematics, else 0.
 
-    The answer is what stands in the last `\boxed{...}` after the thoughts; without one, the last number or
-    expression there. Equality is math-verify's: `1/2` is `0.5` is `50\%`, sets know no order, units are not
-    compared. Texts that are equal word by word are equal. Comparisons run in a process of their own with a
-    limit on time and memory, so the scorer works in threads and in Ray actors.
+    The answer is what stands in the last `\boxed{...}` after the thoughts; without one, the last complete
+    expression there (`unirl_env.rewards.texts.expressions`). Numbers are compared exactly, whatever their
+    size; a decimal with at least six decimals and six digits also stands for a value that it rounds or cuts
+    off. Units are compared where both answers have one and not converted, `50\%` is 0.5 and also 50, sets
+    know no order; what is no arithmetic is compared by math-verify. Texts that are equal word by word are equal.
 
-    The part `parsed` is 1 where an answer could be read in time. An expected answer that math-verify cannot
-    read gives an invalid score, unless the texts are equal: the answer is not at fault.
+    Algebra runs in a process of its own with a limit on processor time and memory, so the scorer works in
+    threads and in Ray actors, and a busy machine changes no score. The part `parsed` is 1 where an answer
+    could be read. An expected answer that cannot be read gives an invalid score, unless the texts are equal,
+    and so does a process that the system ends several times: the answer is not at fault.
 
     Args:
         key: Where `Prompt.metadata` holds the expected answer, or a list of those that will do.
         unparsable: What an answer counts that cannot be read: `"zero"`, or `"invalid"`, which leaves the
             sample out of its group.
-        timeout: Seconds for one comparison; an answer that takes longer counts as one that cannot be read.
+        timeout: Seconds of processor time for an answer; one that takes longer counts as one that cannot be
+            read. Hundreds of hostile answers take as many seconds at most.
         max_characters: The longest answer that is read.
         thinking: How thoughts are told from the answer: settings of `Thinking`, such as `{opened: true}`.
 
@@ -79,7 +77,7 @@ class MathScorer:
         key: str = "answer",
         *,
         unparsable: str = "zero",
-        timeout: float = 5.0,
+        timeout: float = 1.0,
         max_characters: int = 300,
         thinking: Mapping[str, Any] | None = None,
     ):
@@ -99,41 +97,88 @@ class MathScorer:
         Raises:
             ContractError: If a prompt has no answer, or a sample no text.
         """
-        known: dict[tuple[str, str], Comparison] = {}
+        known: dict[tuple[str, tuple[str, ...]], Comparison | None] = {}
         value, parsed = [], []
         for sample, prompt in zip(samples, prompts, strict=True):
             given = self._given(answer_part(sample, self.name, self.thinking))
             results = []
             for expected in expected_answers(prompt, self.key):
-                pair = (as_latex(expected), given)
+                pair = (plain_latex(expected), given)
                 if pair not in known:
                     known[pair] = self._compared(*pair)
                 results.append(known[pair])
-            parsed.append(float(any(result.given for result in results)))
+            read = any(result.given for result in results if result is not None)
+            parsed.append(float(read) if read or None not in results else torch.nan)
             value.append(self._judged(results, prompt))
         return Scores(torch.tensor(value), {"parsed": torch.tensor(parsed)})
 
-    def _given(self, part: str) -> str:
+    def _given(self, part: str) -> tuple[str, ...]:
+        """What a text's answer part may say, in plain LaTeX; several where it does not say where it ends."""
         found = last_boxed(part)
-        found = as_latex(last_expression(part) or "") if found is None else as_latex(found)
-        return found if len(found) <= self.max_characters else ""
+        if found is None:
+            found = last_expression(part) or ""
+            if found.endswith("!"):
+                # At the end of a sentence it may be a factorial, or joy.
+                ends = part.rstrip().rstrip("*").endswith("!")
+                return tuple(filter(None, map(self._plain, [found, found[:-1]][: 1 + ends])))
+        return tuple(filter(None, [self._plain(found)]))
 
-    def _compared(self, expected: str, given: str) -> Comparison:
+    def _plain(self, answer: str) -> str:
+        plain = plain_latex(answer) if len(answer) <= 2 * self.max_characters else ""
+        return plain if len(plain) <= self.max_characters else ""
+
+    def _compared(self, expected: str, given: tuple[str, ...]) -> Comparison | None:
+        """How the expected answer and what was given compare; None where that could not be found out."""
         if not given:
             return Comparison(True, False, False)
-        if expected == given:
+        if any(_without_spaces(expected) == _without_spaces(answer) for answer in given):
             return Comparison(True, True, True)
-        numbers = _as_number(expected), _as_number(given)
-        # Most answers are plain numbers, for which algebra would take a thousand times as long.
-        if None not in numbers:
-            distance = abs(numbers[0] - numbers[1])
-            if distance == 0 or distance > _CLEARLY:
-                return Comparison(True, True, distance == 0)
-        return self._process.compare(expected, given)
+        pairs = [
+            (one, other)
+            for answer in given
+            for one, other in product(_readings(expected, False), _readings(answer, True))
+        ]
+        # Numbers first: they take microseconds.
+        pairs.sort(key=lambda pair: pair[0].value is None or pair[1].value is None)
+        known, said = False, False
+        for one, other in pairs:
+            found = self._pair(one, other)
+            if found is None or found.equal:
+                return found
+            known, said = known or found.expected, said or found.given
+        return Comparison(known, said, False)
 
-    def _judged(self, results: Sequence[Comparison], prompt: Prompt) -> float:
-        if any(result.equal for result in results):
+    def _pair(self, one: _Reading, other: _Reading) -> Comparison | None:
+        if one.large or other.large:
+            return Comparison(not one.large, not other.large, False)
+        another_unit = one.unit and other.unit and one.unit != other.unit
+        product_of_number = (one.product and other.value is not None) or (
+            other.product and one.value is not None
+        )
+        if another_unit or product_of_number:
+            return Comparison(True, True, False)
+        # A percent sign on one side only: 50% is 0.5, and the 50 of a question that asks for percent.
+        scales = (1,) if one.percent == other.percent else (1, 100)
+        best: Comparison | None = None
+        for scale in scales:
+            left, right = (1, scale) if one.percent else (scale, 1)
+            best = self._scaled(one, other, left, right)
+            if best is None or best.equal:
+                break
+        return best
+
+    def _scaled(self, one: _Reading, other: _Reading, left: int, right: int) -> Comparison | None:
+        # Most answers are plain numbers, for which algebra would take a thousand times as long.
+        if one.value is not None and other.value is not None:
+            return Comparison(True, True, same_number(one.value * left, other.value * right))
+        return self._process.compare(_times(one.latex, left), _times(other.latex, right))
+
+    def _judged(self, results: Sequence[Comparison | None], prompt: Prompt) -> float:
+        known = [result for result in results if result is not None]
+        if any(result.equal for result in known):
             return 1.0
+        if len(known) < len(results):
+            return torch.nan
         if not all(result.expected for result in results):
             if prompt.id not in self._warned:
                 self._warned.add(prompt.id)
@@ -144,22 +189,51 @@ class MathScorer:
         return 0.0
 
 
-def _as_number(answer: str) -> Fraction | None:
-    """A decimal number or a fraction of whole ones; None for all else."""
-    if _DECIMAL.fullmatch(answer):
-        return Fraction(answer.replace(",", ""))
-    found = _FRACTION.fullmatch(answer)
-    if found is None:
-        return None
-    sign, *parts = found.groups()
-    top, bottom = (int(part) for part in parts if part is not None)
-    return Fraction(-top if sign == "-" else top, bottom) if bottom else None
+class _Reading(NamedTuple):
+    """One of the meanings of an answer.
+
+    Attributes:
+        latex: The value in plain LaTeX, without its unit.
+        value: What it comes to, where that is a fraction; None for what algebra has to say.
+        unit: Pairs of a unit and its power.
+        percent: Whether it is given in percent.
+        large: Whether it holds a number that is too large to be read.
+        product: Whether its last letter, which may be a unit, is read as a variable.
+    """
+
+    latex: str
+    value: Fraction | None
+    unit: tuple[tuple[str, int], ...]
+    percent: bool
+    large: bool
+    product: bool
 
 
-def as_latex(answer: str) -> str:
-    """An answer as LaTeX in one spelling: plain signs, no dollars, no thin spaces between digits."""
-    plain = " ".join(answer.replace(r"\$", "").translate(_SIGNS).split())
-    plain = _THIN_SPACES.sub("", plain).strip().strip("*").rstrip(".,;").strip()
-    plain = plain.removesuffix("percent").rstrip() + "%" if plain.endswith("percent") else plain
-    # As letters side by side a word is a product, and equal to its anagrams.
-    return rf"\text{{{plain}}}" if _WORD.fullmatch(plain) else plain
+@lru_cache(maxsize=4096)
+def _readings(plain: str, given: bool) -> tuple[_Reading, ...]:
+    """All that an answer in plain LaTeX can mean, likeliest first."""
+    measures = [measured(plain, attached=given)]
+    if measures[0].unit and _LETTER_END.search(plain):
+        # 3 m may be a length, and a product.
+        measures.append(Measure(plain))
+    found = []
+    for index, measure in enumerate(measures):
+        for latex in readings(measure.value):
+            value, large = None, False
+            try:
+                value = exact_value(latex)
+            except TooLarge:
+                large = True
+            # As letters side by side a word is a product, and equal to its anagrams.
+            latex = rf"\text{{{latex}}}" if _WORD.fullmatch(latex) else latex
+            found.append(_Reading(latex, value, measure.unit, measure.percent, large, index > 0))
+    return tuple(found)
+
+
+def _without_spaces(latex: str) -> str:
+    """Spaces count between words and numbers only: 4 1/2 is not 41/2."""
+    return _BLANK.sub("", latex)
+
+
+def _times(latex: str, factor: int) -> str:
+    return rf"{factor} \cdot ({latex})" if factor > 1 else latex
