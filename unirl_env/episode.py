@@ -72,7 +72,8 @@ class Phase:
     def select(self, index: Tensor) -> Phase:
         """The phase of the episodes at `index` `[b]`, or of those where a bool `index` `[B]` is true.
 
-        Context rows nobody uses any more are dropped. A ragged phase keeps its width, so that shapes do not depend on who was selected.
+        Context rows nobody uses any more are dropped. A ragged phase keeps its width, so that shapes do not
+        depend on who was selected.
 
         Raises:
             ShapeError: If `index` is neither.
