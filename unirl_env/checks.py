@@ -91,12 +91,13 @@ def whole(name: str, value: Any, least: int | None = None, most: int | None = No
         ConfigError: Naming it.
     """
     found = as_whole(value)
-    if found is None or (least is not None and found < least) or (most is not None and found > most):
-        bounds = "" if least is None else f" of at least {least}"
-        bounds += "" if most is None else f"{' and' if bounds else ' of'} at most {most}"
-        raise ConfigError(
-            f"`{name}` must be a whole number{bounds}, got {value!r}{'; ' if hint else ''}{hint}."
-        )
+    wanted = "" if found is not None else "a whole number"
+    if found is not None and least is not None and found < least:
+        wanted = f"at least {least}"
+    elif found is not None and most is not None and found > most:
+        wanted = f"at most {most}"
+    if wanted:
+        raise ConfigError(f"`{name}` must be {wanted}, got {value!r}{'; ' if hint else ''}{hint}.")
     return found
 
 

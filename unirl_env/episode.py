@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import ShapeError
+from unirl_env.indices import places_or_mask
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["EpisodeBatch", "Phase"]
@@ -74,10 +75,15 @@ class Phase:
         return self.action.shape[2:].numel()
 
     def select(self, index: Tensor) -> Phase:
-        """The phase of the episodes at `index` `[b]`; context rows nobody uses any more are dropped.
+        """The phase of the episodes at `index` `[b]`, or of those where a bool `index` `[B]` is true.
 
-        A ragged phase keeps its width, so that shapes do not depend on who was selected.
+        Context rows nobody uses any more are dropped. A ragged phase keeps its width, so that shapes do not
+        depend on who was selected.
+
+        Raises:
+            ShapeError: If `index` is neither.
         """
+        index = places_or_mask("index", index, len(self))
         context, row = self.context, self.context_row
         if row is not None:
             used, row = torch.unique(row[index], return_inverse=True)
@@ -115,6 +121,8 @@ class Phase:
             index: `[b]` int64.
             shared: Give each context once, and `context_row` `[b*S]`, which of them each row has.
         """
+        if index.dtype != torch.int64:  # a tensor of bytes would be taken for a mask
+            index = places_or_mask("index", index, len(self)).to(index.device)
         steps = self.log_prob.shape[1]
         inputs = {name: tensor[index].flatten(0, 1) for name, tensor in self.observation.items()}
         if self.context_row is not None:
@@ -203,8 +211,12 @@ class EpisodeBatch:
         return self.scores.value
 
     def select(self, index: Tensor) -> EpisodeBatch:
-        """The episodes at `index` `[b]`, in that order; or those where a bool `index` `[B]` is true."""
-        index = torch.nonzero(index).flatten() if index.dtype == torch.bool else index
+        """The episodes at `index` `[b]`, in that order; or those where a bool `index` `[B]` is true.
+
+        Raises:
+            ShapeError: If `index` is neither.
+        """
+        index = places_or_mask("index", index, len(self))
         keep = index.tolist()
         scores = Scores(
             value=self.scores.value[index],

@@ -14,7 +14,7 @@ from torch import Tensor
 from unirl_env.checks import as_whole
 from unirl_env.errors import ShapeError, UnirlError
 
-__all__ = ["as_array", "as_indices", "as_mask"]
+__all__ = ["as_array", "as_indices", "as_mask", "places_or_mask"]
 
 SHOWN = 8
 
@@ -95,6 +95,22 @@ def as_mask(name: str, value: Any, count: int, *, error: type[UnirlError] = Shap
     if array is None or array.dtype != bool or array.shape != (count,):
         raise error(f"`{name}` must be bool [{count}], got {_shown(value)}.")
     return array
+
+
+def places_or_mask(name: str, value: Any, count: int) -> Tensor:
+    """Places `[b]`, of any integer type, or a mask `[count]`, as the places `[b]` int64 that either means.
+
+    Args:
+        name: What an error calls it.
+        value: As for `as_indices`, but there may be none; or truth values, as for `as_mask`.
+        count: How many places there are.
+
+    Raises:
+        ShapeError: If it is neither.
+    """
+    if str(getattr(value, "dtype", "")) in ("torch.bool", "bool"):
+        return torch.from_numpy(np.flatnonzero(as_mask(name, value, count)))
+    return torch.from_numpy(as_indices(name, value, count, empty=True))
 
 
 def _wholes(value: Any) -> list[int] | None:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Number
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from unirl_env.errors import ContractError
+from unirl_env.indices import as_array, as_mask
 
 __all__ = ["Prompt", "Sample", "Scorer", "Scores"]
 
@@ -78,9 +81,14 @@ class Scores:
     statistics of its group; it never becomes a zero.
 
     Attributes:
-        value: `[B]` float32, the number that is trained on.
+        value: `[B]` float32, the number that is trained on. Given as a list, an array or a tensor of any
+            device of real numbers; truth values count as 1 and 0.
         parts: Named components, each `[B]` float32, for logs and for advantages over several rewards.
         valid: `[B]` bool; by default, where `value` is finite.
+
+    Raises:
+        ContractError: If a field has another shape, or is nothing but real numbers, or truth values in
+            `valid`: complex numbers, texts, objects and masked arrays, whose mask would be lost, are refused.
     """
 
     value: Tensor
@@ -88,17 +96,20 @@ class Scores:
     valid: Tensor | None = None
 
     def __post_init__(self) -> None:
-        value = torch.as_tensor(self.value, dtype=torch.float32).detach().cpu()
+        value = _reals("Scores.value", self.value)
         if value.ndim != 1:
             raise ContractError(
                 f"`Scores.value` must be one number per sample [B], got shape {list(value.shape)}."
             )
         valid = torch.isfinite(value)
         if self.valid is not None:
-            valid = valid & torch.as_tensor(self.valid, dtype=torch.bool).cpu()
+            given = as_mask("Scores.valid", self.valid, len(value), error=ContractError)
+            valid = valid & torch.from_numpy(given.copy())
+        if not isinstance(self.parts, Mapping) or not all(isinstance(name, str) for name in self.parts):
+            raise ContractError(f"`Scores.parts` must be a mapping from names, got {self.parts!r:.100}.")
         parts = {}
         for name, part in self.parts.items():
-            parts[name] = torch.as_tensor(part, dtype=torch.float32).detach().cpu()
+            parts[name] = _reals(f"Scores.parts[{name!r}]", part)
             if parts[name].shape != value.shape:
                 raise ContractError(
                     f"`Scores.parts[{name!r}]` must have shape {list(value.shape)} like `value`, "
@@ -136,6 +147,27 @@ class Scores:
             },
             valid=torch.cat([block.valid for block in blocks]),
         )
+
+
+def _reals(name: str, value: Any) -> Tensor:
+    """Real numbers of any kind as float32 on the CPU; the shape is the caller's affair."""
+    if isinstance(value, Number):
+        value = np.asarray(value)
+    elif isinstance(value, list | tuple):
+        plain = [each.item() if isinstance(each, Tensor) and not each.ndim else each for each in value]
+        try:
+            value = np.array(plain, dtype=None if plain else np.float32)
+        except (TypeError, ValueError):
+            value = None  # lists of several lengths, and what else is no array
+    array = as_array(value)
+    if array is None or array.dtype.kind not in "biuf":
+        got = type(value).__name__ if array is None else array.dtype
+        raise ContractError(
+            f"`{name}` must be real numbers, got {got}; try a float32 tensor, with `valid` False where a "
+            "number is missing."
+        )
+    # Not by numpy, which warns of numbers that are infinite in float32.
+    return torch.from_numpy(array.copy()).float()
 
 
 @runtime_checkable

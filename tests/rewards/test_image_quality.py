@@ -160,6 +160,21 @@ def test_values_beyond_the_range_count_as_its_ends(scorer):
 
 
 @pytest.mark.parametrize("scorer", ALL)
+@pytest.mark.parametrize(
+    ("picture", "got"),
+    [
+        (noise() * 255, "values from .* to 25"),
+        (noise() * 255 - 128, "values from -12.* to 12"),
+        ((noise() * 255).byte(), "got torch.uint8; try `image.float"),
+        (torch.full((3, 8, 8), 7, dtype=torch.int32), "got torch.int32"),
+    ],
+)
+def test_bytes_are_no_picture_and_are_not_taken_for_white(scorer, picture, got):
+    with pytest.raises(ContractError, match=rf"`Sample.image` must .* in \[0, 1\] for the reward.*{got}"):
+        judge(scorer, picture)
+
+
+@pytest.mark.parametrize("scorer", ALL)
 @pytest.mark.parametrize("sample", [Sample(text="none"), Sample(image=torch.rand(1, 8, 8))])
 def test_samples_without_a_picture_break_the_contract(scorer, sample):
     with pytest.raises(ContractError, match=r"`Sample.image` must be \[3, H, W\]"):

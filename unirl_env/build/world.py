@@ -10,6 +10,7 @@ import gymnasium as gym
 import torch
 from gymnasium.vector import AutoresetMode
 
+from unirl_env.checks import truth
 from unirl_env.envs.base import GenerativeVectorEnv
 from unirl_env.envs.denoise import DenoiseVectorEnv
 from unirl_env.envs.hybrid import HybridVectorEnv
@@ -104,7 +105,7 @@ def make_vector_env(
         env = _drawn(env, generator, choice.family, device)
     if scorer is not None:
         judge = build_scorer(scorer)
-        if overlap and not isinstance(judge, Background):
+        if truth("overlap", overlap) and not isinstance(judge, Background):
             judge = Background(judge)
         env = RewardWrapper(env, judge, on_invalid=on_invalid, together=together)
     if not flat:

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from unirl_env.checks import truth, whole
 from unirl_env.envs.activity import ActivityVectorEnv
 from unirl_env.envs.contexts import Contexts
 from unirl_env.envs.denoising import Denoising
-from unirl_env.errors import ConfigError
 from unirl_env.models.base import Denoiser
 
 __all__ = ["DenoiseVectorEnv"]
@@ -70,16 +70,17 @@ class DenoiseVectorEnv(ActivityVectorEnv):
         **shared: Any,
     ):
         super().__init__(num_envs=num_envs, **shared)
-        if num_steps < 1:
-            raise ConfigError(f"`num_steps` must be at least 1, got {num_steps}.")
         self.denoiser = denoiser
-        self.num_steps = int(num_steps)
+        self.num_steps = whole("num_steps", num_steps, 1, hint="try 10")
         self.contexts = Contexts(
-            denoiser, with_negative=with_negative, size=context_cache, device=self.device
+            denoiser,
+            with_negative=truth("with_negative", with_negative),
+            size=whole("context_cache", context_cache, 0),
+            device=self.device,
         )
         self._denoising = Denoising(
             denoiser,
-            num_envs=num_envs,
+            num_envs=self.num_envs,
             num_steps=self.num_steps,
             context=self.contexts.of,
             example=self.prompts[0],

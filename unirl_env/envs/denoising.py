@@ -16,6 +16,7 @@ from unirl_env.envs.contexts import context_spaces
 from unirl_env.envs.roster import Roster
 from unirl_env.errors import ConfigError, ContractError, ShapeError
 from unirl_env.functional.noise import INITIAL
+from unirl_env.indices import as_indices
 from unirl_env.models.base import Denoiser
 from unirl_env.types import Prompt, Sample
 
@@ -87,14 +88,13 @@ class Denoising(Activity):
         """The steps that explore, in order; by default all but the last.
 
         Raises:
-            ConfigError: If one is out of range.
+            ConfigError: If they are no whole numbers, or one is out of range.
         """
-        checked = tuple(
-            sorted({int(step) for step in (range(self.num_steps - 1) if steps is None else steps)})
-        )
-        if checked and not 0 <= checked[0] <= checked[-1] < self.num_steps:
-            raise ConfigError(f"`stochastic_steps` must lie in [0, {self.num_steps}), got {list(checked)}.")
-        return checked
+        if steps is None:
+            return tuple(range(self.num_steps - 1))
+        steps = sorted(steps) if isinstance(steps, set | frozenset) else steps
+        places = as_indices("stochastic_steps", steps, self.num_steps, empty=True, error=ConfigError)
+        return tuple(sorted(set(places.tolist())))
 
     def pictures(self) -> tuple[np.ndarray, ...]:
         """What each episode is heading for, as uint8 pictures `[H, W, 3]`.

@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
+from unirl_env.checks import truth, whole
 from unirl_env.envs.activity import ActivityVectorEnv
 from unirl_env.envs.denoising import Denoising
 from unirl_env.envs.hybrid_contexts import HybridContexts
@@ -120,22 +121,24 @@ class HybridVectorEnv(ActivityVectorEnv):
         if unified_model.discrete:
             _require_discrete(num_steps, with_negative)
             num_steps = unified_model.image.num_tokens
-        self.num_steps = NUM_STEPS if num_steps is None else int(num_steps)
-        self.max_new_tokens, self.max_prompt_tokens = int(max_new_tokens), int(max_prompt_tokens)
-        self.unified_model, self.edits = unified_model, bool(edits)
+        self.num_steps = NUM_STEPS if num_steps is None else whole("num_steps", num_steps, 0)
+        self.max_new_tokens = whole("max_new_tokens", max_new_tokens, 0)
+        self.max_prompt_tokens = whole("max_prompt_tokens", max_prompt_tokens, 1)
+        self.unified_model, self.edits = unified_model, truth("edits", edits)
+        with_negative = truth("with_negative", with_negative)
         room = self._checked_limits()
         super().__init__(num_envs=num_envs, **shared)
         if self.render_mode == "rgb_array" and not self.num_steps:
             raise ConfigError("`render_mode` must be 'ansi' or None where nothing is drawn, got 'rgb_array'.")
         self._check_prompts(self.prompts)
-        made = {"num_envs": num_envs, "device": self.device, "array_backend": self.array_backend}
+        made = {"num_envs": self.num_envs, "device": self.device, "array_backend": self.array_backend}
         waits = self.metadata["autoreset_mode"] is AutoresetMode.DISABLED
         self._writing = Writing(
             unified_model.text,
             max_new_tokens=self.max_new_tokens,
             max_prompt_tokens=self.max_prompt_tokens,
             room=room,
-            with_inputs=with_inputs,
+            with_inputs=truth("with_inputs", with_inputs),
             waits=waits,
             **made,
         )
@@ -146,7 +149,8 @@ class HybridVectorEnv(ActivityVectorEnv):
         if unified_model.discrete:
             self._drawing = Painting(unified_model.image, waits=waits, **made)
         elif self.num_steps:
-            example, kept = self.prompts[0], {"size": context_cache, "device": self.device}
+            example = self.prompts[0]
+            kept = {"size": whole("context_cache", context_cache, 0), "device": self.device}
             contexts = HybridContexts(unified_model, example, with_negative=with_negative, **kept)
             self._drawing = self._denoising = Denoising(
                 unified_model.image,
@@ -198,7 +202,7 @@ class HybridVectorEnv(ActivityVectorEnv):
         """The steps that explore; none where no latents are denoised."""
         if self._denoising is not None:
             return self._denoising.checked_steps(steps)
-        if steps:
+        if steps is not None and len(steps):
             raise ConfigError(f"`stochastic_steps` must be empty where no latents are, got {list(steps)}.")
         return ()
 
@@ -221,9 +225,6 @@ class HybridVectorEnv(ActivityVectorEnv):
     def _checked_limits(self) -> int:
         """Places that the longest opening takes, if all that is written fits into the model's context."""
         model, limits = self.unified_model, (self.max_prompt_tokens, self.max_new_tokens)
-        for name, least in (("max_prompt_tokens", 1), ("max_new_tokens", 0), ("num_steps", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
         if not self.max_new_tokens and not self.num_steps:
             raise ConfigError(
                 "`max_new_tokens` and `num_steps` must not both be 0, got two empty phases; try one of "

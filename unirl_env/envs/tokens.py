@@ -6,6 +6,7 @@ from typing import Any
 
 from gymnasium.vector import AutoresetMode
 
+from unirl_env.checks import truth, whole
 from unirl_env.envs.activity import ActivityVectorEnv
 from unirl_env.envs.conversation import WAIT
 from unirl_env.envs.tools import Tool
@@ -87,14 +88,9 @@ class TokenVectorEnv(ActivityVectorEnv):
         with_inputs: bool = True,
         **shared: Any,
     ):
-        limits = {
-            "max_new_tokens": max_new_tokens,
-            "max_prompt_tokens": max_prompt_tokens,
-            "max_turns": max_turns,
-        }
-        for name, value in limits.items():
-            if value < 1:
-                raise ConfigError(f"`{name}` must be at least 1, got {value}.")
+        self.max_new_tokens = max_new_tokens = whole("max_new_tokens", max_new_tokens, 1)
+        self.max_prompt_tokens = max_prompt_tokens = whole("max_prompt_tokens", max_prompt_tokens, 1)
+        self.max_turns = whole("max_turns", max_turns, 1)
         if max_prompt_tokens + max_new_tokens > language_model.max_context:
             raise ConfigError(
                 "`max_prompt_tokens` + `max_new_tokens` must be at most the model's context of "
@@ -105,16 +101,14 @@ class TokenVectorEnv(ActivityVectorEnv):
             raise ConfigError(f"`tool` must be callable as (text, prompt), got {type(tool).__name__}.")
         super().__init__(num_envs=num_envs, **shared)
         self.language_model, self.tool = language_model, tool
-        self.max_new_tokens, self.max_prompt_tokens = int(max_new_tokens), int(max_prompt_tokens)
-        self.max_turns = int(max_turns)
         self._writing = Writing(
             language_model,
-            num_envs=num_envs,
+            num_envs=self.num_envs,
             max_new_tokens=self.max_new_tokens,
             max_prompt_tokens=self.max_prompt_tokens,
             tool=tool,
             max_turns=self.max_turns,
-            with_inputs=with_inputs,
+            with_inputs=truth("with_inputs", with_inputs),
             waits=self.metadata["autoreset_mode"] is AutoresetMode.DISABLED,
             device=self.device,
             array_backend=self.array_backend,

@@ -12,8 +12,8 @@ from unirl_env.types import Sample
 
 __all__ = ["check_blocks", "in_blocks", "picture_of", "require_pixels"]
 
-HALF_A_LEVEL = 0.5 / 255
-"""So far beyond black and white, a pixel still rounds to them."""
+OVERSHOOT = 2.0
+"""So far beyond black and white, pixels count as them; farther away, they have another scale."""
 
 
 def picture_of(sample: Sample, name: str) -> Tensor:
@@ -28,7 +28,7 @@ def picture_of(sample: Sample, name: str) -> Tensor:
             are the scorer's affair.
     """
     image = sample.image
-    if image is None or image.ndim != 3 or image.shape[0] != 3:
+    if image is None or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
         got = None if image is None else list(image.shape)
         raise ContractError(f"`Sample.image` must be [3, H, W] for the reward `{name}`, got {got}.")
     require_pixels(image, "image", name)
@@ -36,7 +36,7 @@ def picture_of(sample: Sample, name: str) -> Tensor:
 
 
 def require_pixels(pixels: Tensor, field: str, name: str) -> None:
-    """Refuse pixels that a scorer would cut off to black and white, such as bytes from 0 to 255.
+    """Refuse pixels of another scale, such as bytes from 0 to 255, which a scorer would cut off to white.
 
     Args:
         pixels: Of any shape; NaN and infinity are let through.
@@ -51,14 +51,15 @@ def require_pixels(pixels: Tensor, field: str, name: str) -> None:
             f"`Sample.{field}` must be floating point in [0, 1] for the reward `{name}`, got {pixels.dtype}; "
             f"try `{field}.float() / 255` for bytes."
         )
-    low, high = torch.aminmax(pixels.detach())
-    if low >= -HALF_A_LEVEL and high <= 1 + HALF_A_LEVEL:
+    low, high = (float(bound) for bound in torch.aminmax(pixels.detach()))
+    if -OVERSHOOT <= low and high <= 1 + OVERSHOOT:
         return
     finite = pixels[pixels.isfinite()]
-    if finite.numel() and (finite.min() < -HALF_A_LEVEL or finite.max() > 1 + HALF_A_LEVEL):
+    low, high = (float(bound) for bound in torch.aminmax(finite)) if finite.numel() else (0.0, 1.0)
+    if low < -OVERSHOOT or high > 1 + OVERSHOOT:
         raise ContractError(
-            f"`Sample.{field}` must lie in [0, 1] for the reward `{name}`, got values from "
-            f"{float(finite.min()):g} to {float(finite.max()):g}; try to scale it to that, or to clamp it."
+            f"`Sample.{field}` must lie in [0, 1] for the reward `{name}`, got values from {low:g} to "
+            f"{high:g}; try to divide by 255 what comes from bytes."
         )
 
 

@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from torch import nn
 
 import unirl_env.functional as F
+from unirl_env.checks import is_number, is_whole, truth
 from unirl_env.envs.contexts import Contexts
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.models.base import Denoiser
@@ -92,10 +93,11 @@ class DrawWrapper(VectorWrapper):
             "rows": rows,
             "context_cache": context_cache,
         }.items():
-            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            if not is_whole(count) or count < 1:
                 raise ConfigError(f"`{name}` of a generator must be an integer from 1 on, got {count!r}.")
-        if not isinstance(guidance, int | float) or not np.isfinite(guidance):
+        if not is_number(guidance):
             raise ConfigError(f"`guidance` of a generator must be a finite number, got {guidance!r}.")
+        together = truth("together", together)
         if after is not None and not (isinstance(after, str) and after):
             raise ConfigError(f"`after` of a generator must be a text or None, got {after!r}.")
         if network is not None and not isinstance(network, nn.Module):

@@ -11,6 +11,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from torch import Tensor
 
+from unirl_env.checks import is_number, truth
 from unirl_env.errors import ConfigError, ContractError, ScorerError
 from unirl_env.rewards.background import Background
 from unirl_env.rewards.scoring import checked_scorer, place_scores, score_safely, scorer_name
@@ -61,6 +62,7 @@ class RewardWrapper(VectorWrapper):
         together: bool = False,
     ):
         super().__init__(env)
+        together = truth("together", together)
         later = {"together": together, "overlap": isinstance(scorer, Background)}
         for option in (name for name, wanted in later.items() if wanted):
             if env.metadata.get("autoreset_mode") is not AutoresetMode.DISABLED:
@@ -68,8 +70,7 @@ class RewardWrapper(VectorWrapper):
                     f"`{option}` must be False unless the environment's autoreset mode is DISABLED, got "
                     f"{env.metadata.get('autoreset_mode')}: a batch that resets by itself has no common end."
                 )
-        number = isinstance(on_invalid, (int, float)) and not isinstance(on_invalid, bool)
-        if on_invalid not in ("nan", "raise") and not (number and math.isfinite(on_invalid)):
+        if on_invalid not in ("nan", "raise") and not is_number(on_invalid):
             raise ConfigError(f"`on_invalid` must be 'nan', 'raise' or a finite number, got {on_invalid!r}.")
         self.scorer = checked_scorer(scorer)
         self.on_invalid = on_invalid

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv, VectorWrapper
 
+from unirl_env.checks import is_number
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.wrappers.episodes import EpisodeRows, as_numpy
 
@@ -44,8 +45,8 @@ class PotentialShaping(VectorWrapper):
         super().__init__(env)
         if not callable(potential):
             raise ConfigError(f"`potential` must be callable, got {type(potential).__name__}.")
-        if not 0 < gamma <= 1:
-            raise ConfigError(f"`gamma` must be in (0, 1], got {gamma}.")
+        if not is_number(gamma) or not 0 < gamma <= 1:
+            raise ConfigError(f"`gamma` must be in (0, 1], got {gamma!r}.")
         self.potential = potential
         self.gamma = float(gamma)
         self._rows = EpisodeRows(env.num_envs)

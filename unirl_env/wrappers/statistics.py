@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import VectorEnv, VectorWrapper
 
-from unirl_env.errors import ConfigError
+from unirl_env.checks import whole
 from unirl_env.wrappers.episodes import EpisodeRows, RowChange, as_numpy
 
 __all__ = ["EpisodeStatistics"]
@@ -38,8 +38,7 @@ class EpisodeStatistics(VectorWrapper):
 
     def __init__(self, env: VectorEnv, window: int = 100):
         super().__init__(env)
-        if window < 1:
-            raise ConfigError(f"`window` must be at least 1, got {window}.")
+        window = whole("window", window, 1)
         self.episodes = self.invalid = self.steps = 0
         self._recent: deque[tuple[float, int, float]] = deque(maxlen=window)
         self._rows = EpisodeRows(env.num_envs)
