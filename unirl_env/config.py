@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from unirl_env.config_check import check_run
+from unirl_env.config_check import NUM_MINIBATCHES, check_run
 from unirl_env.config_watch import AlarmSettings, LoggingSettings
 
 __all__ = [
@@ -161,10 +161,17 @@ class AgentSettings:
     """What AdamW adds to the root of the second moment, in units of a gradient after clipping. Weights whose
     gradients are smaller move less than `lr`; those of latents are small, because their loss is a mean over
     elements."""
-    max_grad_norm: float = 1.0
-    """Gradients are clipped to this norm."""
-    num_minibatches: int = 2
-    """Optimizer steps per rollout, on disjoint parts of it."""
+    grad_clip: float | None = 1.0
+    """The most that the norm of the whole gradient may be; null does not clip."""
+    num_epochs: int = 1
+    """Passes over the episodes of a rollout."""
+    num_minibatches: int = NUM_MINIBATCHES
+    """Optimizer steps per epoch, on disjoint parts of the episodes, whatever the number of learners."""
+    minibatch_size: int | None = None
+    """In place of the number: episodes that each learner takes in a step, which grows with the learners."""
+    shuffle_batch_per_epoch: Any = False
+    """Deal the episodes out anew in every epoch: by whole `group`s, by `episode`, or true, which is by groups
+    where minibatches hold whole ones. Changes with the seed, the iteration and the epoch only."""
     micro_batch_size: int | None = None
     """Episodes per forward and backward; null takes the whole minibatch. Changes memory, not results."""
     micro_batch_tokens: int | None = None
@@ -210,12 +217,21 @@ class AgentSettings:
     the KL which later steps will pay is left out."""
     kl_estimator: str = "k2"
     """How that KL pulls on tokens: `k2` as itself, `k3` as the reversed KL. On latents it is exact."""
-    anchor: str = "rollout"
-    """Old log-probs and means: as the rollout recorded them, or by `replay` under the same weights."""
+    anchor: str | None = None
+    """Old log-probs and means: as the `rollout` recorded them, or by `replay` under the same weights. Null is
+    the rollout's for the engine `local`, and replay for others, whose rounding would pass for a change of the
+    policy; for `flow_dppo` always the rollout's, because DPPO is defined by the policy that sampled."""
     self_check: bool = True
-    """Stop unless the first update finds ratio one and KL zero."""
-    self_check_tolerance: float = 1e-4
-    """Largest |ratio - 1| that the first update may show."""
+    """Stop unless the first update finds what the rollout recorded."""
+    self_check_tolerance: float | None = 1e-4
+    """Largest |ratio - 1| against the anchor that the first update may show; null for no bound, as below."""
+    self_check_gap_mean: float | None = 0.25
+    """Mean distance in nats, over tokens or denoising steps, between recorded and learner's log-probs that it
+    may show: ten times what bfloat16 costs between vLLM and transformers, and far below a wrong policy's."""
+    self_check_gap_max: float | None = 5.0
+    """The same of a single token or step: rare tokens may differ much, none by a factor of 150."""
+    self_check_kl: float | None = 0.25
+    """Largest KL in nats, over all elements of a latent, between the learner's step and the recorded one."""
 
 
 @dataclass

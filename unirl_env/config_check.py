@@ -11,11 +11,13 @@ from unirl_env.errors import ConfigError
 if TYPE_CHECKING:
     from unirl_env.config import AlarmSettings, RunConfig
 
-__all__ = ["MODES", "SIGNALS", "check_alarm", "check_run"]
+__all__ = ["MODES", "NUM_MINIBATCHES", "SIGNALS", "check_alarm", "check_epochs", "check_run"]
 
 MODES = ("diffusion", "ar", "pe", "unified_model")
 SIGNALS = ("gap", "diversity", "saturation", "zero_std_groups")
 """What an alarm watches; each has a bound of its name in `AlarmSettings`."""
+NUM_MINIBATCHES = 2
+"""The default, which gives way to `minibatch_size`."""
 
 
 def check_run(cfg: RunConfig) -> None:
@@ -30,7 +32,7 @@ def check_run(cfg: RunConfig) -> None:
     _one_of("steps.kind", cfg.steps.kind, ("all", "fraction", "random", "window"))
     _one_of("policy.dynamics", cfg.policy.dynamics, ("flow", "dance", "cps"))
     _one_of("agent.advantage_scale", agent.advantage_scale, ("group", "batch", "none", "leave_one_out"))
-    _one_of("agent.anchor", agent.anchor, ("rollout", "replay"))
+    _one_of("agent.anchor", agent.anchor, (None, "rollout", "replay"))
     _one_of("agent.aggregate", agent.aggregate, (None, "token_mean", "sequence_mean", "horizon"))
     if agent.kl_estimator == "k1":
         raise ConfigError(
@@ -50,7 +52,6 @@ def check_run(cfg: RunConfig) -> None:
         "iterations": cfg.iterations,
         # A text without a picture is a hybrid episode, too.
         "model.num_steps": 1 if cfg.model.num_steps is None or hybrid else cfg.model.num_steps,
-        "agent.num_minibatches": agent.num_minibatches,
         "rollout.num_prompts": rollout.num_prompts,
         "rollout.group_size": rollout.group_size,
     }.items():
@@ -126,22 +127,86 @@ def check_alarm(alarm: AlarmSettings, heldout: bool = True) -> None:
             )
 
 
+def check_epochs(
+    num_prompts: int,
+    group_size: int,
+    num_learners: int,
+    *,
+    num_epochs: int,
+    num_minibatches: int,
+    minibatch_size: int | None,
+    shuffle: bool | str,
+    agent: str = "",
+    rollout: str = "",
+) -> None:
+    """Refuse epochs and minibatches that do not divide an iteration's episodes as they are meant to.
+
+    Args:
+        num_prompts: P, and with the next one the episodes of an iteration.
+        group_size: G.
+        num_learners: L; 0 counts as 1.
+        num_epochs: Passes over the episodes.
+        num_minibatches: Optimizer steps of a pass.
+        minibatch_size: Episodes that each learner takes in one, or None.
+        shuffle: False, True, `"group"` or `"episode"`.
+        agent: What the names of an agent's settings begin with in the message.
+        rollout: What those of the rollout's begin with.
+
+    Raises:
+        ConfigError: Naming the setting, its value and the remedy.
+    """
+    counts = {"num_epochs": num_epochs, "num_minibatches": num_minibatches}
+    counts |= {} if minibatch_size is None else {"minibatch_size": minibatch_size}
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"`{agent}{name}` must be a whole number of at least 1, got {value!r}.")
+    if not isinstance(shuffle, bool) and shuffle not in ("group", "episode"):
+        raise ConfigError(
+            f"`{agent}shuffle_batch_per_epoch` must be False, True, 'group' or 'episode', got {shuffle!r}."
+        )
+    episodes, learners = num_prompts * group_size, max(1, num_learners)
+    name, shares = "num_minibatches", num_minibatches * learners
+    if minibatch_size is not None:
+        name, shares = "minibatch_size", minibatch_size * learners
+    if episodes % shares:
+        raise ConfigError(
+            f"`{rollout}num_prompts` x `{rollout}group_size` must be divisible by `{agent}{name}` x "
+            f"`{rollout}num_learners`, got {num_prompts} x {group_size} = {episodes} and {shares}; "
+            f"try {rollout}group_size={_next_multiple(group_size, shares)}."
+        )
+    if minibatch_size is not None and num_minibatches not in (NUM_MINIBATCHES, episodes // shares):
+        raise ConfigError(
+            f"`{agent}num_minibatches` must be {episodes // shares} or stay unset with "
+            f"`{agent}minibatch_size` = {minibatch_size}, got {num_minibatches}; try one of the two."
+        )
+    size = shares if minibatch_size is not None else episodes // num_minibatches
+    if shuffle == "group" and size % group_size:
+        whole = max(n for n in range(1, num_prompts + 1) if n * size <= episodes and num_prompts % n == 0)
+        raise ConfigError(
+            f"`{agent}shuffle_batch_per_epoch` must be 'episode' or False where minibatches cut a group, got "
+            f"'group' with minibatches of {size} episodes and groups of {group_size}; try "
+            f"{agent}num_minibatches={whole}, of whole groups."
+        )
+
+
 def _check_divisibility(cfg: RunConfig) -> None:
-    rollout, minibatches = cfg.rollout, cfg.agent.num_minibatches
-    episodes = rollout.num_prompts * rollout.group_size
+    rollout, agent = cfg.rollout, cfg.agent
     if rollout.num_env_runners and rollout.num_prompts % rollout.num_env_runners:
         raise ConfigError(
             f"`rollout.num_prompts` must be divisible by `rollout.num_env_runners` "
             f"({rollout.num_env_runners}), got {rollout.num_prompts}; each runner takes whole groups."
         )
-    shards = minibatches * max(1, rollout.num_learners)
-    if episodes % shards:
-        raise ConfigError(
-            f"`rollout.num_prompts` x `rollout.group_size` must be divisible by "
-            f"`agent.num_minibatches` x `rollout.num_learners`, got {rollout.num_prompts} x "
-            f"{rollout.group_size} = {episodes} and {shards}; "
-            f"try group_size={_next_multiple(rollout.group_size, shards)}."
-        )
+    check_epochs(
+        rollout.num_prompts,
+        rollout.group_size,
+        rollout.num_learners,
+        num_epochs=agent.num_epochs,
+        num_minibatches=agent.num_minibatches,
+        minibatch_size=agent.minibatch_size,
+        shuffle=agent.shuffle_batch_per_epoch,
+        agent="agent.",
+        rollout="rollout.",
+    )
 
 
 def _one_of(name: str, value: object, allowed: tuple[str | None, ...]) -> None:

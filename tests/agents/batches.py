@@ -30,9 +30,9 @@ def advantages_of(batch):
     return F.group_advantages(batch.rewards, batch.group, valid=batch.scores.valid)
 
 
-def shards_of(batch, *, num_minibatches=2, num_learners=1):
+def shards_of(batch, *, num_minibatches=2, num_learners=1, **options):
     advantages = {name: advantages_of(batch) for name in batch.phases}
-    return share_out(batch, advantages, num_minibatches=num_minibatches, num_learners=num_learners)
+    return share_out(batch, advantages, num_minibatches=num_minibatches, num_learners=num_learners, **options)
 
 
 def trainable(learner):

@@ -154,14 +154,21 @@ def test_a_run_resumes_bit_for_bit(build, name):
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 
-def test_a_resumed_run_is_checked_again(build):
+def test_a_resumed_run_is_checked_again_and_logs_what_it_would_have_logged(build):
     agent = build()
     train(agent, 2)
     state = agent.run_state()
+    agent.train()
     other = build()
     other.load_run_state(*state)
+    assert not other.first_update.found
     other.train()
-    assert other.iteration_metrics["self_check/ratio"] <= 1e-6
+    assert other.first_update.found["self_check/ratio"] <= 1e-6 and not other.first_update.pending
+    mine, theirs = (
+        {name: value for name, value in a.iteration_metrics.items() if "second" not in name}
+        for a in (agent, other)
+    )
+    assert theirs == mine
 
 
 def test_a_state_of_another_agent_is_refused(build):

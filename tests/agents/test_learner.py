@@ -35,7 +35,7 @@ def play_spaces():
     return env.single_observation_space, env.single_action_space
 
 
-def learn(learner, batch, *, lr=5e-3, check=False, **cut):
+def learn(learner, batch, *, lr=5e-3, check=(), **cut):
     (shard,) = shards_of(batch, **cut)
     report = learner.update(training_data=TrainingData(batch=shard), lr=lr, check=check)
     if report.error is not None:
@@ -47,7 +47,7 @@ def learn(learner, batch, *, lr=5e-3, check=False, **cut):
 @pytest.mark.parametrize("anchor", ["rollout", "replay"])
 def test_the_first_update_finds_ratio_one(name, anchor):
     learner = make_learner(name, anchor=anchor, micro_batch_size=3)
-    report = learn(learner, play(learner.policy), check=True)
+    report = learn(learner, play(learner.policy), check=("image",))
     assert report.phases["image"].check["self_check/ratio"] <= 1e-6
     assert report.phases["image"].check["noise_floor/log_prob"] <= 1e-6
     assert report.phases["image"].check["noise_floor/kl"] <= 1e-9
@@ -59,7 +59,7 @@ def test_the_first_update_finds_ratio_one(name, anchor):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_first_gradient_is_the_plain_policy_gradient(name):
-    learner = make_learner(name, max_grad_norm=None, micro_batch_size=3)
+    learner = make_learner(name, grad_clip=None, micro_batch_size=3)
     batch = play(learner.policy)
     report = learn(learner, batch, num_minibatches=1, lr=0.0)
     phase, actor = batch.phases["image"], learner.policy.actor
@@ -157,9 +157,9 @@ def test_the_self_check_stops_on_tampered_log_probs(shift):
     spoiled = replace(batch, phases={"image": replace(phase, log_prob=log_prob)})
     before = trainable(learner)
     with pytest.raises(SelfCheckError, match=r"\|ratio - 1\| = (0.001|nan)"):
-        learn(learner, spoiled, check=True)
+        learn(learner, spoiled, check=("image",))
     assert torch.equal(trainable(learner), before), "nothing was learned from it"
-    learn(make_learner("grpo"), batch, check=True)
+    learn(make_learner("grpo"), batch, check=("image",))
 
 
 def test_the_self_check_stops_on_other_weights():
@@ -168,18 +168,7 @@ def test_the_self_check_stops_on_other_weights():
     moved = {name: tensor + 0.05 for name, tensor in learner.policy.get_state().items()}
     learner.policy.set_state(moved)
     with pytest.raises(SelfCheckError, match="KL = "):
-        learn(learner, batch, check=True)
-
-
-def test_the_self_check_looks_at_something_even_if_nothing_is_learned():
-    learner = make_learner()
-    batch = play(learner.policy)
-    batch = replace(batch, scores=type(batch.scores)(torch.full((32,), 0.5)))
-    report = learn(learner, batch, check=True)
-    assert report.phases["image"].check["self_check/ratio"] <= 1e-6 and report.phases["image"].rows == [
-        16 * 5,
-        0,
-    ]
+        learn(learner, batch, check=("image",))
 
 
 def test_a_gradient_that_is_not_finite_is_left_out():
@@ -229,7 +218,7 @@ def test_a_run_state_of_another_policy_is_refused():
 def test_all_weights_can_be_trained_and_compared_with_the_untrained_ones():
     learner = make_learner(policy={"lora_rank": None}, reference_kl=0.1)
     batch = play(learner.policy)
-    report = learn(learner, batch, check=True)
+    report = learn(learner, batch, check=("image",))
     assert report.phases["image"].metrics[0]["reference_kl"] == pytest.approx(0.0, abs=1e-9)
     assert report.phases["image"].metrics[1]["reference_kl"] > 0
     assert {name.split(".")[0] for name in learner.policy.get_state()} == {"inner", "outer"}

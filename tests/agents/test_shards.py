@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from unirl_env.agents.rows import busy_episodes, latent_lots, latent_rows
+from unirl_env.agents.rows import busy_rows, latent_lots, latent_rows
 from unirl_env.agents.shards import share_out
 from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.errors import ShapeError
@@ -41,7 +41,7 @@ def test_every_episode_goes_to_one_learner_and_one_minibatch(learners):
     shards = share_out(batch, {"image": torch.arange(24.0)}, num_minibatches=2, num_learners=learners)
     assert len(shards) == max(1, learners)
     for number in range(2):
-        seen = torch.cat([s.batch.episode_seed[s.bounds[number] : s.bounds[number + 1]] for s in shards])
+        seen = torch.cat([s.batch.episode_seed[s.steps[number]] for s in shards])
         assert seen.tolist() == list(range(12 * number, 12 * number + 12))
         assert all(s.denominators[number] == {"image": 36.0} for s in shards)
     advantages = torch.cat([shard.advantages["image"] for shard in shards])
@@ -117,13 +117,15 @@ def test_micro_batches_skip_what_has_no_gradient():
     phase = batch_of(groups=2, size=4, steps=2).phases["image"]
     phase.mask[5] = False
     advantages = torch.tensor([1.0, 0, 1, 1, 0, 1, 1, 1])
-    busy = busy_episodes(phase, advantages, 1, 8, skip_idle=True)
+    rows = busy_rows(phase, advantages, skip_idle=True)
+    assert rows.tolist() == [2, 0, 2, 2, 0, 0, 2, 2]
+    busy = torch.arange(1, 8)[rows[1:] > 0]
     assert [lot.tolist() for lot in latent_lots(phase, busy, size=2, tokens=None)] == [[2, 3], [6, 7]]
-    busy = busy_episodes(phase, advantages, 0, 8, skip_idle=False)
-    lots = latent_lots(phase, busy, size=None, tokens=None)
+    rows = busy_rows(phase, advantages, skip_idle=False)
+    lots = latent_lots(phase, rows.nonzero().flatten(), size=None, tokens=None)
     assert [lot.tolist() for lot in lots] == [[0, 1, 2, 3, 4, 6, 7]]
-    busy = busy_episodes(phase, torch.zeros(8), 0, 8, skip_idle=True)
-    assert latent_lots(phase, busy, size=2, tokens=None) == []
+    rows = busy_rows(phase, torch.zeros(8), skip_idle=True)
+    assert latent_lots(phase, rows.nonzero().flatten(), size=2, tokens=None) == []
 
 
 def test_samples_stay_behind():

@@ -16,11 +16,11 @@ from ray.tune.result import TRAINING_ITERATION
 from torch import Tensor
 
 import unirl_env.functional as F
-from unirl_env.agents import selfcheck
 from unirl_env.agents.checks import warn_of_settings
 from unirl_env.agents.config import AgentConfig
 from unirl_env.agents.credit import credit
-from unirl_env.agents.reports import log_to_rllib, phase_metrics, rollout_metrics, update_metrics
+from unirl_env.agents.first_update import FirstUpdate
+from unirl_env.agents.reports import log_to_rllib, rollout_metrics, update_metrics
 from unirl_env.agents.shards import share_out
 from unirl_env.agents.update import FollowedFailure, Update
 from unirl_env.envs.prompts import PromptSource
@@ -50,6 +50,7 @@ class Agent(Algorithm):
         last_batch: Its episodes, with samples if `keep_samples`.
         iterations_done: How many iterations this run has finished, before it was resumed included.
         weights_version: Counts the updates that the runners have received.
+        first_update: The self-check: what it has still to look at, and what it found.
     """
 
     @classmethod
@@ -67,7 +68,7 @@ class Agent(Algorithm):
         self.weights_version = 0
         self.iteration_metrics: dict[str, float] = {}
         self.last_batch: EpisodeBatch | None = None
-        self._checked = not self.config.self_check
+        self.first_update = FirstUpdate(self.config)
         runner = self.env_runner_group.local_env_runner
         if runner.shares_module:
             self._on_learners(lambda learner: runner.adopt(learner.policy))
@@ -83,7 +84,7 @@ class Agent(Algorithm):
             config.group_size,
             seed=F.derive_seed(config.run_seed, "rollout", iteration),
             keep_samples=config.keep_samples,
-            **config.family.training_options(config, iteration, checked=self._checked),
+            **config.family.training_options(config, iteration, checked=not self.first_update.pending),
         )
         sampled = time.perf_counter()
         advantages, valid = credit(batch, config)
@@ -177,6 +178,7 @@ class Agent(Algorithm):
             "agent": type(self).__name__,
             "iteration": self.iterations_done,
             "weights_version": self.weights_version,
+            "checked": sorted(self.first_update.reported),
         }
         return self._on_learners(lambda learner: learner.run_state(), first_only=True)[0], meta
 
@@ -196,7 +198,7 @@ class Agent(Algorithm):
             self._on_learners(lambda learner: learner.load_run_state(ray.get(place["tensors"])))
         else:
             self._on_learners(lambda learner: learner.load_run_state(tensors))
-        self._resume_at(int(meta["iteration"]), int(meta["weights_version"]))
+        self._resume_at(int(meta["iteration"]), int(meta["weights_version"]), meta.get("checked"))
 
     # RLlib's seams.
 
@@ -212,13 +214,15 @@ class Agent(Algorithm):
     ) -> dict[str, Any]:
         """RLlib's state, and the counters that prompts and noise follow from."""
         state = super().get_state(components, not_components=not_components, **kwargs)
-        return {**state, "counters": {"iteration": self.iterations_done, "version": self.weights_version}}
+        counters = {"iteration": self.iterations_done, "version": self.weights_version}
+        return {**state, "counters": {**counters, "checked": sorted(self.first_update.reported)}}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Take over RLlib's state and the counters."""
         super().set_state(state)
         if "counters" in state:
-            self._resume_at(state["counters"]["iteration"], state["counters"]["version"])
+            counters = state["counters"]
+            self._resume_at(counters["iteration"], counters["version"], counters.get("checked"))
 
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
         """RLlib's own; afterwards every runner acts with the restored weights."""
@@ -251,8 +255,11 @@ class Agent(Algorithm):
             batch,
             advantages,
             valid,
-            num_minibatches=self.config.num_minibatches,
+            num_minibatches=self.config.minibatches,
             num_learners=self.config.num_learners,
+            num_epochs=self.config.num_epochs,
+            shuffle=self.config.shuffle,
+            seed=F.derive_seed(self.config.run_seed, "shuffle", self.iterations_done),
             aggregate=self.config.aggregate,
             horizon=self.config.horizon,
             mask_truncated=self.config.mask_truncated,
@@ -263,30 +270,29 @@ class Agent(Algorithm):
             data = TrainingData(batch_refs=[ray.put(shard.to("cpu")) for shard in shards])
         else:
             data = TrainingData(batch=shards[0])
-        updates = self.learner_group.update(training_data=data, lr=lr, check=not self._checked)
+        updates = self.learner_group.update(
+            training_data=data, lr=lr, check=sorted(self.first_update.pending)
+        )
         errors = [update.error for update in updates if update.error is not None]
         if errors:
             raise min(errors, key=lambda error: isinstance(error, FollowedFailure))
         metrics = update_metrics(updates)
-        if metrics["skipped_steps"] == self.config.num_minibatches:
+        if metrics["skipped_steps"] == len(updates[0].skipped):
             raise ContractError(
                 "Gradients must be finite, got NaN or infinity in every optimizer step of an iteration; "
                 "try a smaller `lr`, or float32."
             )
-        if not self._checked and any(part.check for update in updates for part in update.phases.values()):
-            for name in updates[0].phases:
-                found = phase_metrics([update.phases[name] for update in updates])
-                selfcheck.warn_of_noise(found, self.config.thresholds(batch.phases[name]))
-            self._checked = True
+        self.first_update.note(batch, updates)
         return updates
 
     def _publish(self) -> SyncReport:
         return self.sync.publish(self.weights_version)
 
-    def _resume_at(self, iteration: int, version: int) -> None:
+    def _resume_at(self, iteration: int, version: int, checked: Sequence[str] | None) -> None:
         super().set_state({TRAINING_ITERATION: iteration})
         self.iterations_done, self.weights_version = iteration, version
-        self._checked = not self.config.self_check
+        # A state that does not say so is that of a run which had been checked.
+        self.first_update.begin(self.config.trained if checked is None and iteration else checked or ())
         self._publish()
 
     def _on_learners(self, function: Any, *, first_only: bool = False) -> list[Any]:

@@ -8,7 +8,9 @@ from typing import Any
 
 import ray
 
+from unirl_env.agents.selfcheck import BOUNDS
 from unirl_env.checks import is_number
+from unirl_env.config_check import check_epochs
 from unirl_env.errors import ConfigError
 from unirl_env.functional.losses.terms import require_max_log_ratio
 from unirl_env.policies.token_actor import check_sampling
@@ -35,18 +37,24 @@ def check_settings(config: Any) -> None:
     Raises:
         ConfigError: Naming the setting, its value and the remedy.
     """
-    for name in ("num_prompts", "group_size", "num_minibatches"):
+    for name in ("num_prompts", "group_size"):
         _at_least(config, name, 1)
     for name in ("rollout_batch_size", "micro_batch_size", "micro_batch_tokens"):
         if getattr(config, name) is not None:
             _at_least(config, name, 1)
     for name in ("lr", "warmup_iterations", "weight_decay", "reference_kl"):
         _at_least(config, name, 0)
-    for name in ("max_grad_norm", "advantage_clip", "self_check_tolerance"):
+    bounds = [setting for setting, _ in BOUNDS.values()]
+    for name in ("grad_clip", "advantage_clip", *bounds):
         value = getattr(config, name)
-        if value is not None and not value > 0:
-            raise ConfigError(f"`{name}` must be positive or None, got {value}.")
-    _one_of(config, "anchor", ("rollout", "replay"))
+        if value is not None and not (is_number(value) and value > 0):
+            raise ConfigError(f"`{name}` must be positive or None, got {value!r}.")
+    if config.grad_clip_by != "global_norm":
+        raise ConfigError(
+            f"`grad_clip_by` must be 'global_norm', got {config.grad_clip_by!r}: clipping each weight or "
+            "value by itself turns the gradient; try 'global_norm' and `grad_clip`, which keep its direction."
+        )
+    _one_of(config, "anchor", (None, "rollout", "replay"))
     _one_of(config, "advantage_scale", ("group", "batch", "none", "leave_one_out"))
     _check_loss(config)
     _check_advantage_parts(config)
@@ -178,13 +186,15 @@ def _check_shares(config: Any) -> None:
             f"`num_prompts` must be divisible by `num_env_runners` ({runners}), got {config.num_prompts}: "
             f"each runner takes whole groups; try num_prompts={_multiple(config.num_prompts, runners)}."
         )
-    shares = config.num_minibatches * max(1, config.num_learners)
-    if config.episodes % shares:
-        raise ConfigError(
-            f"`num_prompts` x `group_size` must be divisible by `num_minibatches` x `num_learners`, got "
-            f"{config.num_prompts} x {config.group_size} = {config.episodes} and {shares}; try "
-            f"group_size={_multiple(config.group_size, shares)}."
-        )
+    check_epochs(
+        config.num_prompts,
+        config.group_size,
+        config.num_learners,
+        num_epochs=config.num_epochs,
+        num_minibatches=config.num_minibatches,
+        minibatch_size=config.minibatch_size,
+        shuffle=config.shuffle_batch_per_epoch,
+    )
 
 
 def _check_phases(config: Any) -> None:
@@ -221,9 +231,11 @@ def _at_least(config: Any, name: str, bound: float) -> None:
         raise ConfigError(f"`{name}` must be a number of at least {bound}, got {value!r}.")
 
 
-def _one_of(config: Any, name: str, allowed: tuple[str, ...]) -> None:
+def _one_of(config: Any, name: str, allowed: tuple[str | None, ...]) -> None:
     if getattr(config, name) not in allowed:
-        raise ConfigError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(config, name)!r}.")
+        raise ConfigError(
+            f"`{name}` must be one of {', '.join(map(str, allowed))}, got {getattr(config, name)!r}."
+        )
 
 
 def _multiple(value: int, divisor: int) -> int:

@@ -18,8 +18,10 @@ from unirl_env.agents.families import Family, family_of
 from unirl_env.agents.forms import env_spec, normalize
 from unirl_env.agents.learner import GenerativeLearner
 from unirl_env.agents.phases import Step
+from unirl_env.agents.rllib_words import check_rllib_words, refuse_rllib_word
 from unirl_env.agents.rows import Rows
 from unirl_env.config import PolicySettings, StepSettings
+from unirl_env.config_check import NUM_MINIBATCHES
 from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
 from unirl_env.rollouts.runner import GenerativeEnvRunner
@@ -27,6 +29,8 @@ from unirl_env.rollouts.runner import GenerativeEnvRunner
 __all__ = ["AgentConfig", "Loss"]
 
 RLLIBS_OWN = ("learner_class", "model", "optimizer")
+RLLIBS_WORDS = ("lr", "grad_clip", "grad_clip_by", "num_epochs", "minibatch_size", "shuffle_batch_per_epoch")
+"""RLlib's settings that mean the same here."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class AgentConfig(AlgorithmConfig):
 
     losses: ClassVar[Mapping[str, Loss]] = {}
     """The loss of each kind of phase: of `latents`, of `tokens`."""
+    engine_anchor: ClassVar[str] = "replay"
+    """The `anchor` where an engine other than the local one answers and nothing else is said."""
 
     def __init__(self, algo_class: type | None = None):
         super().__init__(algo_class=algo_class)
@@ -83,8 +89,9 @@ class AgentConfig(AlgorithmConfig):
         self.betas = (0.9, 0.999)
         self.weight_decay = 0.0
         self.adam_epsilon = 1e-8
-        self.max_grad_norm: float | None = 1.0
-        self.num_minibatches = 2
+        self.grad_clip = 1.0
+        self.num_epochs = 1
+        self.num_minibatches = NUM_MINIBATCHES
         self.micro_batch_size: int | None = None
         self.micro_batch_tokens: int | None = None
         self.aggregate = "token_mean"
@@ -100,9 +107,12 @@ class AgentConfig(AlgorithmConfig):
         self.max_log_ratio = 20.0
         self.reference_kl = 0.0
         self.kl_estimator = "k2"
-        self.anchor = "rollout"
+        self.anchor: str | None = None
         self.self_check = True
-        self.self_check_tolerance = 1e-4
+        self.self_check_tolerance: float | None = 1e-4
+        self.self_check_gap_mean: float | None = 0.25
+        self.self_check_gap_max: float | None = 5.0
+        self.self_check_kl: float | None = 0.25
 
     def training(self, **settings: Any) -> AgentConfig:
         """Set how an agent trains.
@@ -119,8 +129,14 @@ class AgentConfig(AlgorithmConfig):
                 - `keep_samples`: keep an iteration's finished samples in `agent.last_batch`.
                 - `steps`: `StepSettings` or a dict of them; which denoising steps are trained.
                 - `policy`: `PolicySettings` or a dict of them; how the network acts.
-                - `lr`, `warmup_iterations`, `betas`, `weight_decay`, `max_grad_norm`: AdamW.
-                - `num_minibatches`: N, optimizer steps per iteration, on disjoint parts of it.
+                - `lr`, `warmup_iterations`, `betas`, `weight_decay`: AdamW. `grad_clip`: the most that the
+                  norm of the whole gradient may be; None does not clip.
+                - `num_epochs`: passes over an iteration's episodes, each of N optimizer steps on disjoint
+                  parts: `num_minibatches`, which keeps the curve whatever the number of learners, or by
+                  `minibatch_size`, the episodes that each learner takes in one, as RLlib counts.
+                - `shuffle_batch_per_epoch`: deal the episodes out anew in every epoch, the first included:
+                  `"group"` by whole groups, `"episode"` one by one, True by groups where minibatches hold
+                  whole ones, False not at all.
                 - `micro_batch_size`, `micro_batch_tokens`: episodes and packed tokens per backward pass at
                   most; they change memory, not results.
                 - `aggregate`: how tokens of texts of unequal length are weighed: `"token_mean"` (each token
@@ -139,8 +155,12 @@ class AgentConfig(AlgorithmConfig):
                   before they are added (GDPO), and takes the place of the reward.
                 - `reference_kl`: weight of the KL to the untrained model; `kl_estimator` of tokens, `"k2"` or
                   `"k3"`.
-                - `anchor`: old log-probs as the rollout recorded them, or by `"replay"` before the update.
-                - `self_check`, `self_check_tolerance`: whether the first update must find ratio one.
+                - `anchor`: old log-probs as the `"rollout"` recorded them, or by `"replay"` before the first
+                  optimizer step; None takes the rollout's of the engine `"local"`, and of others
+                  `engine_anchor`.
+                - `self_check`: whether the first update must find what the rollout recorded, within
+                  `self_check_tolerance` (|ratio - 1| against the anchor), and in nats `self_check_gap_mean`,
+                  `self_check_gap_max` (recorded log-probs) and `self_check_kl` (on latents); None: no bound.
                 - `seed`: every random number of the run follows from it; also `.debugging(seed=...)`.
                 - the algorithm's own knobs.
 
@@ -154,6 +174,7 @@ class AgentConfig(AlgorithmConfig):
         known = set(_own_names(type(self)))
         for name, value in settings.items():
             if name not in known:
+                refuse_rllib_word(name, value)
                 close = difflib.get_close_matches(name, known, n=1)
                 remedy = f"try `{close[0]}`" if close else f"known are {', '.join(sorted(known))}"
                 raise ConfigError(
@@ -199,6 +220,7 @@ class AgentConfig(AlgorithmConfig):
             ConfigError: Naming the setting, its value and the remedy.
         """
         normalize(self)
+        check_rllib_words(self)
         known = {*vars(type(self)()), "class"}
         unknown = [name for name in vars(self) if name not in known and not name.startswith("_")]
         if unknown:
@@ -221,6 +243,26 @@ class AgentConfig(AlgorithmConfig):
         return self.num_prompts * self.group_size
 
     @property
+    def minibatches(self) -> int:
+        """N, optimizer steps of an epoch."""
+        if self.minibatch_size is None:
+            return self.num_minibatches
+        return self.episodes // (self.minibatch_size * max(1, self.num_learners))
+
+    @property
+    def shuffle(self) -> str | None:
+        """What is dealt out anew in every epoch: None, `"group"` or `"episode"`."""
+        chosen = self.shuffle_batch_per_epoch
+        if chosen is True:
+            return "episode" if self.episodes // self.minibatches % self.group_size else "group"
+        return chosen or None
+
+    @property
+    def old_log_probs(self) -> str:
+        """The `anchor` in use: `"rollout"` or `"replay"`."""
+        return self.anchor or ("rollout" if self.engine == "local" else self.engine_anchor)
+
+    @property
     def num_steps(self) -> int:
         """T, denoising steps of an episode."""
         return int(self.env_options()["num_steps"])
@@ -228,7 +270,7 @@ class AgentConfig(AlgorithmConfig):
     @property
     def needs_mean(self) -> bool:
         """Whether the rollout must record means: some loss wants them and does not replay."""
-        return self.anchor == "rollout" and any(loss.needs_mean for loss in self.losses.values())
+        return self.old_log_probs == "rollout" and any(loss.needs_mean for loss in self.losses.values())
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -279,5 +321,5 @@ class AgentConfig(AlgorithmConfig):
 
 
 def _own_names(config_class: type) -> list[str]:
-    """The settings that this library adds to RLlib's, and `lr`."""
-    return sorted({*vars(config_class()), "lr"} - ({*vars(AlgorithmConfig())} - {"lr"}))
+    """The settings that this library adds to RLlib's, and RLlib's that mean the same here."""
+    return sorted({*vars(config_class()), *RLLIBS_WORDS} - ({*vars(AlgorithmConfig())} - {*RLLIBS_WORDS}))

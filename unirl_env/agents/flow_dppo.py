@@ -69,6 +69,7 @@ class FlowDPPOConfig(AgentConfig):
     """
 
     losses = {"latents": Loss(latent_loss, needs_mean=True), "tokens": Loss(token_loss)}
+    engine_anchor = "rollout"  # DPPO bounds the divergence from the policy that sampled.
 
     def __init__(self, algo_class: type | None = None):
         super().__init__(algo_class=algo_class or FlowDPPO)

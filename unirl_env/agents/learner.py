@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from unirl_env.agents.gradients import FlatGradient
 from unirl_env.agents.masters import Masters
 from unirl_env.agents.optimizer_state import load_optimizer_state, optimizer_state
 from unirl_env.agents.phases import KINDS, Step
-from unirl_env.agents.rows import Rows, busy_episodes
+from unirl_env.agents.rows import Rows, busy_rows
 from unirl_env.agents.shards import Shard
 from unirl_env.agents.update import FollowedFailure, PhaseUpdate, Update
 from unirl_env.errors import ConfigError
@@ -33,15 +33,15 @@ __all__ = ["GenerativeLearner"]
 NETWORK = "actor.network."
 """Where a policy keeps what it trains; the names in its state begin behind it."""
 Lots = Mapping[str, Sequence[Tensor]]
-"""The micro-batches of one minibatch: by phase, the episodes `[b]` of each."""
+"""The micro-batches of one optimizer step: by phase, the episodes `[b]` of each."""
 
 
 class GenerativeLearner(TorchLearner):
     """Trains one policy on a `Shard` of finished episodes per iteration.
 
     It replaces the batch handling of RLlib's `update`: episodes stay whole, a context that episodes share
-    stays shared, and minibatches are disjoint by construction. The loss is whatever pure function the
-    configuration names for a phase.
+    stays shared, and the minibatches of an epoch are disjoint by construction. The loss is whatever pure
+    function the configuration names for a phase.
 
     All learners take the same number of optimizer steps and meet once in each, whatever their shards hold
     and even if one of them fails, so that none waits for ever.
@@ -82,13 +82,15 @@ class GenerativeLearner(TorchLearner):
         """The one module that is trained."""
         return self.module[DEFAULT_MODULE_ID]
 
-    def update(self, *, training_data: TrainingData, lr: float, check: bool = False, **kwargs: Any) -> Update:
-        """Take one optimizer step per minibatch of a `Shard`.
+    def update(
+        self, *, training_data: TrainingData, lr: float, check: Collection[str] = (), **kwargs: Any
+    ) -> Update:
+        """Take the optimizer steps of a `Shard`: one per minibatch of each epoch.
 
         Args:
             training_data: Holds the shard as its `batch`, or one reference to it.
             lr: The learning rate of this iteration.
-            check: Whether to compare scoring with sampling before the first step.
+            check: Phases of which scoring is compared with sampling before the first step.
             **kwargs: What RLlib passes to every learner; unused.
 
         Returns:
@@ -153,7 +155,7 @@ class GenerativeLearner(TorchLearner):
     def _names(self) -> list[str]:
         return [name for name, parameter in self.policy.named_parameters() if parameter.requires_grad]
 
-    def _learn(self, training_data: TrainingData, lr: float, check: bool, report: Update) -> None:
+    def _learn(self, training_data: TrainingData, lr: float, check: Collection[str], report: Update) -> None:
         optimizer = self.get_optimizer()
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -161,42 +163,55 @@ class GenerativeLearner(TorchLearner):
             self._masters.follow()
             training_data.solve_refs()
             shard: Shard = training_data.batch
-            minibatches = self._minibatches(shard, check, report)
+            steps = self._lots(shard, report)
             shard = shard.to(self.device)
-            anchored = self._replayed(shard, minibatches) if self.config.anchor == "replay" else shard
-        for number, lots in enumerate(minibatches):
+            anchored = self._replayed(shard, steps) if self.config.old_log_probs == "replay" else shard
+            self._check(shard, anchored, steps, check, report)
+        for number, lots in enumerate(steps):
             self._gradient.zero()
             with self._telling_the_others():
-                self._accumulate(shard, anchored, number, lots, check and number == 0, report)
+                self._accumulate(shard, anchored, number, lots, report)
             if self._gradient.exchange():
                 raise FollowedFailure("Another learner failed; see its error.")
             self._step(optimizer, report)
         for part in report.phases.values():
             part.metrics = [_floats(metrics) for metrics in part.metrics]
 
-    def _minibatches(self, shard: Shard, check: bool, report: Update) -> list[Lots]:
-        """The micro-batches of every minibatch; counts their rows in `report`."""
-        phases, minibatches = shard.batch.phases, []
-        for number, (start, stop) in enumerate(zip(shard.bounds, shard.bounds[1:], strict=False)):
-            # The first minibatch of a check is computed in full: there must be something to compare.
-            skip_idle = not self.config.reference_kl and not (check and number == 0)
-            lots = {}
-            for name, phase in phases.items():
-                busy = busy_episodes(phase, shard.advantages[name], start, stop, skip_idle=skip_idle)
+    def _lots(self, shard: Shard, report: Update) -> list[Lots]:
+        """The micro-batches of every optimizer step; counts their rows in `report`."""
+        config, steps = self.config, [dict[str, list[Tensor]]() for _ in shard.steps]
+        for name, phase in shard.batch.phases.items():
+            rows = busy_rows(phase, shard.advantages[name], skip_idle=not config.reference_kl)
+            part = report.phases.setdefault(name, PhaseUpdate())
+            for lots, episodes in zip(steps, shard.steps, strict=True):
+                busy = episodes[rows[episodes] > 0]
                 lots[name] = KINDS[phase.kind].lots(
-                    phase, busy, size=self.config.micro_batch_size, tokens=self.config.micro_batch_tokens
+                    phase, busy, size=config.micro_batch_size, tokens=config.micro_batch_tokens
                 )
-                part = report.phases.setdefault(name, PhaseUpdate())
-                part.rows.append(int(phase.mask.cpu()[busy].sum()))
-            minibatches.append(lots)
-        return minibatches
+                part.rows.append(int(rows[busy].sum()))
+        return steps
+
+    def _check(
+        self, shard: Shard, anchored: Shard, steps: Sequence[Lots], names: Collection[str], report: Update
+    ) -> None:
+        """Compare scoring with sampling in each phase's first minibatch that has rows, and change nothing."""
+        for name in names:
+            measured = []
+            for index in next((lots[name] for lots in steps if lots.get(name)), ()):
+                rows = self._rows(anchored, name, index, 1.0)
+                recorded = rows if anchored is shard else self._rows(shard, name, index, 1.0)
+                # With gradients, though none is taken: without them, a kernel may be another than training's.
+                measured.append(selfcheck.measure(self._score(name, rows), rows, recorded))
+            if measured:
+                report.phases[name].check = _floats(selfcheck.summary(measured))
+                selfcheck.judge(report.phases[name].check, self.config, name)
 
     def _accumulate(
-        self, shard: Shard, anchored: Shard, number: int, minibatch: Lots, check: bool, report: Update
+        self, shard: Shard, anchored: Shard, number: int, minibatch: Lots, report: Update
     ) -> None:
-        """Add up the gradients of a minibatch; into the report go metrics, the check, the first one's gap."""
+        """Add up the gradients of a minibatch; into the report go its metrics, and the first one's gap."""
         for name, lots in minibatch.items():
-            parts, measured, gaps = [], [], []
+            parts, gaps = [], []
             denominator, part = shard.denominators[number][name], report.phases[name]
             for index in lots:
                 rows = self._rows(anchored, name, index, denominator)
@@ -204,17 +219,12 @@ class GenerativeLearner(TorchLearner):
                 if number == 0:
                     recorded = rows if anchored is shard else self._rows(shard, name, index, denominator)
                     gaps.append(selfcheck.gap(new, recorded))
-                if check:
-                    measured.append(selfcheck.measure(new, rows, recorded))
                 loss, metrics = self.loss(name, rows, new)
                 loss.backward()
                 parts.append(_row_sums(metrics, denominator))
             part.metrics.append(F.merge_metrics(parts))
             if gaps:
                 part.gap = _floats(F.merge_metrics(gaps))
-            if measured:
-                part.check = _floats(selfcheck.largest(measured))
-                selfcheck.judge(part.check, self.config.self_check_tolerance, name)
 
     def _rows(self, shard: Shard, name: str, index: Tensor, denominator: float) -> Rows:
         kind = KINDS[shard.batch.phases[name].kind]
@@ -226,17 +236,23 @@ class GenerativeLearner(TorchLearner):
         )
 
     @torch.no_grad()
-    def _replayed(self, shard: Shard, minibatches: Sequence[Lots]) -> Shard:
-        """The shard with old log-probs and means taken anew, in the very lots that training uses.
+    def _replayed(self, shard: Shard, steps: Sequence[Lots]) -> Shard:
+        """The shard with old log-probs and means taken anew, in the lots in which training first uses them.
 
-        A forward pass of another batch size may differ in the last bits; of the same size it does not.
+        A forward pass of another batch size may differ in the last bits; of the same size it does not. Where
+        episodes are shuffled, lots of later epochs are others, and differ from the anchor by such bits, too.
         """
         phases = {}
         for name, phase in shard.batch.phases.items():
             log_prob = phase.log_prob.clone()
             needs_mean = self.config.losses[phase.kind].needs_mean
             mean = torch.zeros_like(phase.action, dtype=torch.float32) if needs_mean else None
-            for index in (index for lots in minibatches for index in lots[name]):
+            known = torch.zeros(len(phase), dtype=torch.bool)
+            for index in (index for lots in steps for index in lots[name]):
+                index = index[~known[index]]
+                if not len(index):
+                    continue
+                known[index] = True
                 rows = self._rows(shard, name, index, 1.0)
                 old = self._score(name, rows)
                 log_prob[rows.episode, rows.step] = old.log_prob
@@ -247,7 +263,7 @@ class GenerativeLearner(TorchLearner):
 
     def _step(self, optimizer: torch.optim.Optimizer, report: Update) -> None:
         """Clip and step, unless the gradient is not finite: one overflow must not ruin the weights."""
-        norm = float(self._gradient.clip(self.config.max_grad_norm or math.inf))
+        norm = float(self._gradient.clip(self.config.grad_clip or math.inf))
         if math.isfinite(norm):
             optimizer.step()
             self._masters.cast()

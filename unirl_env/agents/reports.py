@@ -52,12 +52,13 @@ def rollout_metrics(batch: EpisodeBatch, advantages: Tensor) -> dict[str, float]
 
 
 def update_metrics(updates: Sequence[Update]) -> dict[str, float]:
-    """One number of each kind, from all learners and minibatches.
+    """One number of each kind, from all learners, minibatches and epochs.
 
-    The loss is averaged over minibatches; maxima stay maxima; everything else is a mean over the rows that
-    were computed. Rows of advantage 0 are skipped where they have no gradient, and count nowhere but in the
-    loss's denominator. `kl` is the exact one where the loss knows it, else the mean of the log-ratio. `gap`
-    and `gap_max` tell how far scoring misses the rollout's log-probs before the first optimizer step.
+    The loss is averaged over optimizer steps; maxima stay maxima; everything else is a mean over the rows
+    that were computed, in each epoch anew. Rows of advantage 0 are skipped where they have no gradient, and
+    count nowhere but in the loss's denominator. `kl` is the exact one where the loss knows it, else the mean
+    of the log-ratio. `gap` and `gap_max` tell how far scoring misses the rollout's log-probs before the first
+    optimizer step.
 
     Where several phases are trained, what belongs to one begins with its name (`text/kl`, `image/kl`), and
     `loss` is their sum.

@@ -12,7 +12,7 @@ from unirl_env.agents.shards import Shard
 from unirl_env.episode import Phase
 from unirl_env.packing import pack_continuations, sequence_lengths
 
-__all__ = ["Rows", "busy_episodes", "latent_lots", "latent_rows", "token_lots", "token_rows"]
+__all__ = ["Rows", "busy_rows", "latent_lots", "latent_rows", "token_lots", "token_rows"]
 
 
 @dataclass(frozen=True)
@@ -93,21 +93,17 @@ def token_rows(shard: Shard, name: str, index: Tensor, denominator: float) -> Ro
     )
 
 
-def busy_episodes(phase: Phase, advantages: Tensor, start: int, stop: int, *, skip_idle: bool) -> Tensor:
-    """The episodes of `[start, stop)` that have something to say, on the CPU.
+def busy_rows(phase: Phase, advantages: Tensor, *, skip_idle: bool) -> Tensor:
+    """How many rows of each episode `[b]` have something to say, on the CPU.
 
     Args:
         phase: Whose mask `[b, S]` counts.
         advantages: `[b]`.
-        start: The minibatch's first episode.
-        stop: One past its last.
         skip_idle: Leave out episodes of advantage 0 too. Their gradient is exactly 0, as long as no other
             term of the loss touches them; they stay in the denominator.
     """
-    busy = phase.mask[start:stop].any(dim=1).cpu()
-    if skip_idle:
-        busy = busy & (advantages[start:stop].cpu() != 0)
-    return torch.nonzero(busy).flatten() + start
+    count = phase.mask.sum(dim=1).cpu()
+    return count * (advantages.cpu() != 0) if skip_idle else count
 
 
 def latent_lots(phase: Phase, busy: Tensor, *, size: int | None, tokens: int | None) -> list[Tensor]:

@@ -1,13 +1,18 @@
-"""The check of the first update: scoring what was just sampled must find ratio one and KL zero.
+"""The check of the first update: scoring what was just sampled must find what the rollout recorded.
 
 A run in which it does not would train on wrong numbers without anything looking broken, so it stops here. The
 same measurement is the noise floor of this model on this machine, below which no threshold means anything.
+
+Two things are compared. The ratio is taken against the old log-probs of the loss; where those are replayed,
+it asks whether the learner agrees with itself. The gap is taken against what the rollout recorded, whatever
+the loss uses: it asks whether the learner's policy is the one that sampled.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,16 +22,27 @@ from unirl_env.agents.rows import Rows
 from unirl_env.errors import SelfCheckError
 from unirl_env.functional import SDEStep, TokenStep
 
-__all__ = ["gap", "judge", "largest", "measure", "warn_of_noise"]
+__all__ = ["BOUNDS", "gap", "judge", "measure", "summary", "warn_of_noise"]
 
 logger = logging.getLogger(__name__)
 
-RATIO, LOG_PROB, KL = "self_check/ratio", "noise_floor/log_prob", "noise_floor/kl"
+RATIO, GAP_MEAN, GAP_MAX, KL = (f"self_check/{name}" for name in ("ratio", "gap_mean", "gap_max", "kl"))
+LOG_PROB_FLOOR, KL_FLOOR = "noise_floor/log_prob", "noise_floor/kl"
+ROWS = "rows"
+BOUNDS = {
+    RATIO: ("self_check_tolerance", "|ratio - 1|"),
+    GAP_MEAN: ("self_check_gap_mean", "mean gap"),
+    GAP_MAX: ("self_check_gap_max", "largest gap"),
+    KL: ("self_check_kl", "KL"),
+}
+"""What is bounded: the setting that does, and what it is called."""
+ROUNDING = 8 * torch.finfo(torch.float32).eps
+"""What float32 may lose of a log-prob of latents, relative to it: no gap can be seen below."""
 
 
 @torch.no_grad()
 def measure(new: SDEStep | TokenStep, rows: Rows, recorded: Rows) -> dict[str, Tensor]:
-    """How far scoring misses sampling, before any weight has changed; the largest of the unmasked rows.
+    """How far scoring misses sampling before any weight has changed, over a micro-batch's unmasked rows.
 
     Args:
         new: The rows as the learner scores them.
@@ -34,17 +50,29 @@ def measure(new: SDEStep | TokenStep, rows: Rows, recorded: Rows) -> dict[str, T
         recorded: The rows as the rollout recorded them.
 
     Returns:
-        `self_check/ratio`, |ratio - 1| against the anchor; `noise_floor/log_prob`, the difference from the
-        recorded log-prob; `noise_floor/kl`, mean-reduced, if means were recorded.
+        The largest of each row: `self_check/ratio`, |ratio - 1| against the anchor; `self_check/gap_max`, the
+        difference from the recorded log-prob in nats of the whole action (a token, or all elements of a
+        latent); `noise_floor/log_prob`, the same as losses see it, of latents per element; and, if means were
+        recorded, `self_check/kl` in nats and `noise_floor/kl` per element. Sums over rows:
+        `self_check/gap_mean` and their number, `rows`.
     """
+    elements = rows.action[0].numel() if rows.kind == "latents" else 1
+    miss = (new.log_prob - recorded.old_log_prob).abs()
+    nats = miss
+    if rows.kind == "latents":
+        # Log-probs of latents are means over elements; times their number, rounding would look like a gap.
+        nats = elements * (miss - ROUNDING * recorded.old_log_prob.abs().clamp_min(1.0)).clamp_min(0.0)
     largest = {
         RATIO: (new.log_prob - rows.old_log_prob).expm1().abs(),
-        LOG_PROB: (new.log_prob - recorded.old_log_prob).abs(),
+        GAP_MAX: nats,
+        LOG_PROB_FLOOR: miss,
     }
     if recorded.old_mean is not None:
-        largest[KL] = F.gaussian_kl(new.mean, recorded.old_mean, new.std)
-    # A NaN must fail the check: amax carries it on.
-    return {name: value[rows.mask].amax() for name, value in largest.items()}
+        kl = F.gaussian_kl(new.mean, recorded.old_mean, new.std)
+        largest |= {KL: kl * elements, KL_FLOOR: kl}
+    # A NaN must fail the check: amax and sum carry it on.
+    found = {name: value[rows.mask].amax() for name, value in largest.items()}
+    return found | {GAP_MEAN: nats[rows.mask].sum(), ROWS: rows.mask.sum()}
 
 
 @torch.no_grad()
@@ -54,28 +82,35 @@ def gap(new: SDEStep | TokenStep, recorded: Rows) -> dict[str, Tensor]:
     return {"max": distance.amax(), "sum": distance.sum(), "rows": recorded.mask.sum()}
 
 
-def largest(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The measurement of several micro-batches together."""
-    return {name: torch.stack([part[name] for part in parts]).amax() for name in parts[0]}
+def summary(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The measurement of several micro-batches together: largest values, and the mean gap."""
+    stacked = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+    mean = stacked.pop(GAP_MEAN).sum() / stacked.pop(ROWS).sum()
+    return {name: values.amax() for name, values in stacked.items()} | {GAP_MEAN: mean}
 
 
-def judge(found: Mapping[str, float], tolerance: float, phase: str) -> None:
-    """Refuse to go on unless the measurements of `phase` are within `tolerance`.
+def judge(found: Mapping[str, float], config: Any, phase: str) -> None:
+    """Refuse to go on unless the measurements of `phase` are within the bounds that `config` sets.
 
     Raises:
         SelfCheckError: With the numbers and the likely causes.
     """
-    ratio, kl = found.get(RATIO, 0.0), found.get(KL, 0.0)
-    if ratio <= tolerance and kl <= tolerance:
+    limits = {name: getattr(config, setting) for name, (setting, _) in BOUNDS.items()}
+    beyond = [name for name, most in limits.items() if most is not None and not found.get(name, 0.0) <= most]
+    if not beyond:
         return
+    numbers = [
+        f"{words} = {found[name]:.3g}" + (f" (`{setting}` is {limits[name]:g})" if name in beyond else "")
+        for name, (setting, words) in BOUNDS.items()
+        if name in found
+    ]
     raise SelfCheckError(
-        f"The first update of `{phase}` must find ratio 1 and KL 0 within {tolerance:g}, got |ratio - 1| = "
-        f"{ratio:.3g}, "
-        f"KL = {kl:.3g} and |difference of log-probs| = {found.get(LOG_PROB, float('nan')):.3g}. Likely "
-        "causes: the rollout acted with other weights or another guidance than the learner; something "
+        f"The first update of `{phase}` must find ratio 1, and gap and KL 0 between the learner and what the "
+        f"rollout recorded, within its bounds, got {', '.join(numbers)}; gaps and KL in nats. Likely causes: "
+        "the rollout acted with other weights, another guidance or temperature than the learner; something "
         "changed latents, sigmas or log-probs on the way; low precision. Try `policy.storage_dtype` equal to "
-        "`model.dtype`, `anchor='replay'`, float32, or (if this much error is acceptable) a larger "
-        "`self_check_tolerance`."
+        "`model.dtype`, float32, `anchor='replay'` for a ratio that an engine's rounding disturbs, or (if "
+        f"this much error is acceptable) a larger {', '.join(f'`{BOUNDS[name][0]}`' for name in beyond)}."
     )
 
 

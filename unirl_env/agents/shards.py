@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import unirl_env.functional as F
+from unirl_env.agents.epochs import optimizer_steps, spread
 from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.errors import ShapeError
 
@@ -20,16 +21,17 @@ class Shard:
     """One learner's share of an iteration.
 
     Attributes:
-        batch: Its episodes, those of the first minibatch first.
+        batch: The episodes that it ever takes, each once.
         advantages: Per phase `[b]` float32, one per episode.
-        bounds: Where each of the N minibatches begins and, last, where the final one ends.
+        steps: For each optimizer step, which of the episodes it takes, ascending.
         weights: Per phase `[b]` float32, what each transition of an episode counts.
-        denominators: Per minibatch and phase, what weighted sums are divided by; counts all learners' shares.
+        denominators: Per optimizer step and phase, what weighted sums are divided by; counts all learners'
+            shares.
     """
 
     batch: EpisodeBatch
     advantages: Mapping[str, Tensor]
-    bounds: tuple[int, ...]
+    steps: tuple[Tensor, ...]
     weights: Mapping[str, Tensor]
     denominators: tuple[Mapping[str, float], ...]
 
@@ -50,22 +52,29 @@ def share_out(
     *,
     num_minibatches: int,
     num_learners: int,
+    num_epochs: int = 1,
+    shuffle: str | None = None,
+    seed: int = 0,
     aggregate: str = "token_mean",
     horizon: int | None = None,
     mask_truncated: bool = False,
     idle_episodes: str = "count",
 ) -> list[Shard]:
-    """Cut the episodes into contiguous minibatches, and each of them evenly between the learners.
+    """Cut the episodes into minibatches in every epoch, and each minibatch evenly between the learners.
 
-    The transitions of an episode whose score is invalid are masked out. A context that several episodes
-    share travels to a learner once. Phases without advantages are not trained and stay behind.
+    The transitions of an episode whose score is invalid are masked out. An episode travels to a learner once,
+    whatever the number of epochs, and so does a context that several episodes share. Phases without
+    advantages are not trained and stay behind.
 
     Args:
         batch: B episodes.
         advantages: Of each trained phase, `[B]`.
         valid: Of each trained phase, `[B]` bool, where its advantages mean something; None where scores do.
-        num_minibatches: N, optimizer steps.
+        num_minibatches: N, optimizer steps of an epoch.
         num_learners: L; 0 counts as 1.
+        num_epochs: E, passes over the episodes; see `optimizer_steps` for this and the next two.
+        shuffle: None, `"group"` or `"episode"`.
+        seed: The key of the shuffle.
         aggregate: How transitions of episodes of unequal length are weighed; see `F.token_weights`.
         horizon: For `aggregate="horizon"`.
         mask_truncated: Leave out episodes that the length limit ended, too.
@@ -73,7 +82,7 @@ def share_out(
             of the phase as if they had not been drawn.
 
     Raises:
-        ShapeError: If B is not divisible by N x L.
+        ShapeError: If B is not divisible by N x L, or a minibatch cannot hold whole groups and should.
     """
     learners = max(1, num_learners)
     if len(batch) % (num_minibatches * learners):
@@ -93,30 +102,32 @@ def share_out(
         phases = {name: _without(phase, advantages[name].cpu() == 0) for name, phase in phases.items()}
     advantages = {name: advantages[name] for name in phases}
     batch = replace(batch, phases=phases, samples=None)
-    minibatches = torch.arange(len(batch)).view(num_minibatches, learners, -1)
+    steps = optimizer_steps(
+        batch.group, num_minibatches=num_minibatches, num_epochs=num_epochs, shuffle=shuffle, seed=seed
+    )
     weights = {name: torch.ones(len(batch)) for name in phases}
-    denominators: list[dict[str, float]] = [{} for _ in minibatches]
+    denominators: list[dict[str, float]] = [{} for _ in steps]
     for name, phase in phases.items():
         lengths = phase.mask.cpu().sum(1)
-        for number, episodes in enumerate(minibatches):
-            index = episodes.flatten()
+        for number, index in enumerate(steps):
             weights[name][index], denominators[number][name] = F.token_weights(
                 lengths[index], aggregate if phase.ragged else "token_mean", horizon
             )
-    size = minibatches.shape[-1]
-    bounds = tuple(range(0, num_minibatches * size + 1, size))
     if learners == 1:
-        return [Shard(batch, advantages, bounds, weights, tuple(denominators))]
-    return [
-        Shard(
-            batch.select(index),
-            {name: each[index] for name, each in advantages.items()},
-            bounds,
-            {name: weight[index] for name, weight in weights.items()},
-            tuple(denominators),
+        return [Shard(batch, advantages, tuple(steps), weights, tuple(denominators))]
+    shards = []
+    for share in spread(steps, learners):
+        index = torch.cat(share).unique()
+        shards.append(
+            Shard(
+                batch.select(index),
+                {name: each[index] for name, each in advantages.items()},
+                tuple(torch.searchsorted(index, part) for part in share),
+                {name: weight[index] for name, weight in weights.items()},
+                tuple(denominators),
+            )
         )
-        for index in minibatches.transpose(0, 1).reshape(learners, -1)
-    ]
+    return shards
 
 
 def _without(phase: Phase, gone: Tensor) -> Phase:

@@ -18,9 +18,9 @@ class PhaseUpdate:
     """What a learner reports of one phase.
 
     Attributes:
-        metrics: Per minibatch: `loss`, as it was minimized; sums over this learner's rows; maxima for names
-            with the word "max".
-        rows: Per minibatch, how many unmasked rows this learner computed.
+        metrics: Per optimizer step: `loss`, as it was minimized; sums over this learner's rows; maxima for
+            names with the word "max".
+        rows: Per optimizer step, how many unmasked rows this learner computed.
         gap: How far scoring misses what the rollout recorded, before any weight has changed: `max`, and
             `sum` over `rows` of |difference of log-probs|.
         check: What the self-check measured, if it ran.
@@ -38,8 +38,8 @@ class Update:
 
     Attributes:
         phases: By the phase's name, what it reports of it.
-        grad_norm: Per minibatch, of all learners' gradient before clipping.
-        skipped: Per minibatch, whether the step was left out because the gradient was not finite.
+        grad_norm: Per optimizer step, of all learners' gradient before clipping.
+        skipped: Per optimizer step, whether the step was left out because the gradient was not finite.
         error: What stopped this learner.
     """
 

@@ -31,8 +31,11 @@ OPTIMIZER = (
     "betas",
     "weight_decay",
     "adam_epsilon",
-    "max_grad_norm",
+    "grad_clip",
+    "num_epochs",
     "num_minibatches",
+    "minibatch_size",
+    "shuffle_batch_per_epoch",
     "micro_batch_size",
     "micro_batch_tokens",
     "horizon",
@@ -50,6 +53,9 @@ OPTIMIZER = (
     "anchor",
     "self_check",
     "self_check_tolerance",
+    "self_check_gap_mean",
+    "self_check_gap_max",
+    "self_check_kl",
 )
 """Fields of `AgentSettings` that every agent's `training()` takes under the same name."""
 

@@ -1,0 +1,81 @@
+"""RLlib's words for training that mean nothing here, and ours that say what is meant.
+
+RLlib gives every algorithm all of its settings, so that each of these would be accepted and do nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+from unirl_env.errors import ConfigError
+
+__all__ = ["check_rllib_words", "refuse_rllib_word"]
+
+BATCH = "an iteration is whole groups of episodes; try `num_prompts` and `group_size`"
+EPOCHS = "try `num_epochs`"
+CRITIC = "there is no critic: advantages compare the episodes of a group; see `advantage_scale`"
+PENALTY = "try `reference_kl`, the weight of the KL to the untrained model, or the algorithm's trust region"
+CONNECTORS = "the learner takes whole episodes as they are; try a wrapper of the environment"
+WORDS = {
+    "gamma": "an episode is paid once, for what it has made, and nothing is discounted",
+    "train_batch_size": BATCH,
+    "train_batch_size_per_learner": BATCH,
+    "rollout_fragment_length": BATCH,
+    "num_envs_per_env_runner": "try `rollout_batch_size`, the episodes that a runner steps together",
+    "num_sgd_iter": EPOCHS,
+    "sgd_minibatch_size": "try `minibatch_size`, in episodes",
+    "model": "the network is the environment's own model; try `policy`",
+    "optimizer": "try `lr`, `betas` and `weight_decay`",
+    "use_critic": CRITIC,
+    "use_gae": CRITIC,
+    "lambda_": CRITIC,
+    "lambda": CRITIC,
+    "vf_loss_coeff": CRITIC,
+    "vf_clip_param": CRITIC,
+    "vf_share_layers": CRITIC,
+    "use_kl_loss": PENALTY,
+    "kl_coeff": PENALTY,
+    "kl_target": PENALTY,
+    "entropy_coeff": "no loss here has an entropy bonus; try `reference_kl`",
+    "clip_param": "try the algorithm's own range: `clip_low` on latents, `token_clip_low` on tokens",
+    "clip_rewards": "advantages are scaled by their group; try `advantage_clip`",
+    "learner_config_dict": "the learner reads the settings of `training()`",
+    "learner_connector": CONNECTORS,
+    "add_default_connectors_to_learner_pipeline": CONNECTORS,
+    "torch_lr_scheduler_classes": "try `warmup_iterations`",
+    "torch_grad_scaler_class": "try `model.dtype=bfloat16`, which needs no scaling",
+    "log_gradients": "the log has their norm as `grad_norm`",
+}
+"""By RLlib's name, why it means nothing, and what does."""
+PLACES = {name: f"_{name}" for name in WORDS if name.startswith(("torch_", "learner_connector"))} | {
+    "train_batch_size_per_learner": "_train_batch_size_per_learner"
+}
+"""Where RLlib keeps what it does not keep under the word itself."""
+
+
+def refuse_rllib_word(name: str, value: Any) -> None:
+    """Refuse a word of RLlib's that somebody has written.
+
+    Raises:
+        ConfigError: If it is one of those that mean nothing here, with the right one.
+    """
+    if name in WORDS:
+        raise ConfigError(
+            f"`{name}` must stay unset: it is a setting of RLlib that means nothing to this agent, got "
+            f"{value!r}; {WORDS[name]}."
+        )
+
+
+def check_rllib_words(config: AlgorithmConfig) -> None:
+    """Refuse such words that came another way; RLlib's own defaults pass.
+
+    Raises:
+        ConfigError: Naming the first of them.
+    """
+    own, defaults = vars(config), vars(AlgorithmConfig())
+    for name in WORDS:
+        place = PLACES.get(name, name)
+        if place in own and (place not in defaults or own[place] != defaults[place]):
+            refuse_rllib_word(name, own[place])
