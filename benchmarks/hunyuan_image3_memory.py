@@ -105,7 +105,7 @@ def per_device(counts: Counts, devices: int, *, lora: bool, parallel: int) -> fl
     if lora:
         state = 2 * counts.trained / devices + 16 * counts.adapters
     else:
-        state = 16 * counts.trained / devices  # bfloat16 weight and gradient, float32 copy and two moments
+        state = 16 * counts.trained / devices  # float32: weight, gradient, two moments; casts are gathered
     experts = counts.layer_experts / parallel if parallel < devices else 0
     whole = counts.layer - counts.layer_experts + (counts.layer_experts if parallel == 1 else experts)
     gathered = 2 * 2 * whole  # this layer and the next

@@ -167,8 +167,8 @@ def test_weights_move_as_far_as_those_of_float32():
     for env in ("Points", "HalfPoints"):
         learner = make_learner(env, clip_low=0.9, clip_high=10.0)
         start = cast_of(learner)
-        for _ in range(50):
-            learn(learner, rows, lr=1e-5, num_minibatches=4)
+        for _ in range(200):
+            learn(learner, rows, lr=1e-5, num_minibatches=1)
         moved.append(cast_of(learner) - start)
     assert 0.9 <= moved[1].norm() / moved[0].norm() <= 1.1
     assert torch.cosine_similarity(*moved, dim=0) > 0.95
@@ -206,6 +206,39 @@ def test_the_policy_gives_out_the_cast_and_a_checkpoint_the_masters():
     assert {t.dtype for t in learner.run_state().values()} == {torch.float32}
     assert all(torch.equal(kept[name].bfloat16(), given[name]) for name in kept)
     assert any(not torch.equal(kept[name], given[name].float()) for name in kept)
+
+
+def test_a_trained_weight_takes_18_bytes():
+    """Its cast 2, master 4, gradient 4, moments 8; three numbers of a tensor's own come on top."""
+    learner = make_learner()
+    learn(learner, play(learner.policy))
+    optimizer = learner.get_optimizer()
+    masters = optimizer.param_groups[0]["params"]
+    held = [*learner.policy.parameters(), *masters, *(master.grad for master in masters)]
+    held += [moment for state in optimizer.state.values() for moment in state.values()]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}
+    count = sum(weight.numel() for weight in learner.policy.parameters())
+    assert 18 * count <= sum(storages.values()) <= 18 * count + 8 * len(masters)
+    assert all(weight.grad is None for weight in learner.policy.parameters())
+
+
+def test_an_export_is_the_cast(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    space = make_points(1, prompts=POINTS).single_observation_space  # which no policy looks at
+    config = GRPOConfig().environment("unirl/TinyQwen3-Math-v0", env_config={"dtype": "bfloat16"})
+    config.training(num_prompts=2, group_size=2, policy={"lora_rank": None}).validate()
+    learner = config.build_learner(spaces={DEFAULT_MODULE_ID: (space, space)})
+    with torch.no_grad():
+        for master in learner.get_optimizer().param_groups[0]["params"]:
+            master.mul_(1.01)
+    learner._masters.cast()
+    for name, content in learner.export("weights").items():
+        (tmp_path / name).write_bytes(content)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").state_dict()
+    given, kept = learner.policy.get_state(), weights_in(learner.run_state())
+    assert_same({name: loaded[name] for name in given}, given)
+    assert_same({name: t.bfloat16() for name, t in kept.items()}, given)
 
 
 @pytest.mark.parametrize("way", ["run", "rllib", "rllib, the policy last"])
