@@ -49,7 +49,7 @@ def write_adapters(
     config.save_pretrained(directory)
     weights = {
         PEFT_PREFIX + name: tensor.detach().cpu().contiguous()
-        for name, tensor in get_peft_model_state_dict(network).items()
+        for name, tensor in get_peft_model_state_dict(network, save_embedding_layers=False).items()
     }
     save_file(weights, Path(directory) / "adapter_model.safetensors", metadata={"format": "pt"})
 

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from unirl_env.errors import ConfigError
 from unirl_env.models.alone import mark_alone, reads_alone, why_alone
 from unirl_env.models.language import LanguageModel
 
-__all__ = ["Gap", "Way", "compare", "probes", "settle"]
+__all__ = ["Gap", "Way", "compare", "hold", "probes", "settle"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,9 @@ PRECISE, TENSOR_FLOAT = (2e-4, 2e-3), (0.005, 0.05)
 """The same in float32, and where its matrix products may be of lower precision."""
 KEPT = 256
 """The last tokens of a text, which are compared: logits of long texts are large."""
+
+
+_HELD: WeakSet[LanguageModel] = WeakSet()
 
 
 class Gap(NamedTuple):
@@ -85,8 +89,8 @@ class Way(NamedTuple):
 def settle(model: LanguageModel, network: nn.Module, *, packed_only: bool = False) -> Way:
     """Find a way to read a network that has just been loaded, and hold it against transformers' own.
 
-    Packed if that is right, else, unless `packed_only`, each text alone. It draws no random numbers and leaves
-    the network as it is, but for the way.
+    Packed if that is right, else, unless `packed_only`, each text alone. It draws no random numbers, and
+    leaves the network as it is but for the way.
 
     Args:
         model: The adapter that loaded it.
@@ -124,6 +128,18 @@ def settle(model: LanguageModel, network: nn.Module, *, packed_only: bool = Fals
         f"does it, got {type(network).__name__} in {model.pretrained!r} with {said}{last}. "
         "Try a newer transformers, or a model of another family, such as Qwen3."
     )
+
+
+def hold(model: LanguageModel, network: nn.Module) -> nn.Module:
+    """`network` itself, the first one of an adapter that reads packed texts only held against transformers'.
+
+    Raises:
+        ConfigError: See `settle`.
+    """
+    if model not in _HELD:
+        settle(model, network, packed_only=True)
+        _HELD.add(model)
+    return network
 
 
 def compare(model: LanguageModel, network: nn.Module, rows: Sequence[Tensor]) -> dict[str, Gap]:

@@ -13,7 +13,7 @@ from unirl_env.errors import ConfigError, PromptError
 from unirl_env.models import packed
 from unirl_env.models.causal_lm import CausalLM
 from unirl_env.models.exports import merged_state, write_adapters
-from unirl_env.models.faithful import settle
+from unirl_env.models.faithful import hold
 from unirl_env.models.language import Encoded, LanguageModel
 from unirl_env.models.loading import load
 from unirl_env.models.output_layer import output_states
@@ -77,7 +77,6 @@ class JanusText(LanguageModel):
         self._words = CausalLM(self.pretrained, dtype=dtype, device=device, revision=revision, chat=False)
         self.dtype, self.device = self._words.dtype, self._words.device
         self.vocab_size, self.max_context = self._words.vocab_size, self._words.max_context
-        self._held = False
         tokenizer = self.processor.tokenizer
         self.begin_of_text = tokenizer.bos_token_id
         self.begin_of_image = tokenizer.convert_tokens_to_ids(self.processor.image_start_token)
@@ -123,11 +122,7 @@ class JanusText(LanguageModel):
         network = self._whole(attn_implementation={"text_config": packed.register()})
         for name in UNREAD:
             delattr(network.model, name)
-        network = network.to(self.device).eval()
-        if not self._held:
-            settle(self, network, packed_only=True)
-            self._held = True
-        return network
+        return hold(self, network.to(self.device).eval())
 
     def hidden(
         self,

@@ -53,10 +53,10 @@ def check_language_model(
 ) -> LanguageModelReport:
     """Compare packed scoring and cached generation with transformers' own eager forward pass.
 
-    Every policy does so on short texts when it loads. Here the texts also cross each sliding window, chunk and
-    step of position-dependent attention that the configuration declares; their last 256 tokens are compared.
-    That takes as much time as reading them, and the memory of eager attention, which grows with the square of
-    their length.
+    Every policy does so on short texts when it loads. Here the texts also cross each sliding window, chunk
+    and step of position-dependent attention that the configuration declares; their last 256 tokens are
+    compared. That takes as much time as reading them, and the memory of eager attention, which grows with
+    the square of their length.
 
     Args:
         pretrained: A hub id or a directory; or the adapter of a language model.

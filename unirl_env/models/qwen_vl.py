@@ -13,7 +13,7 @@ from unirl_env.errors import ConfigError, PromptError
 from unirl_env.models import packed
 from unirl_env.models.causal_lm import CausalLM
 from unirl_env.models.exports import write_adapters, write_weights
-from unirl_env.models.faithful import settle
+from unirl_env.models.faithful import hold
 from unirl_env.models.language import Encoded, LanguageModel
 from unirl_env.models.loading import load
 from unirl_env.models.output_layer import output_states
@@ -102,7 +102,6 @@ class QwenVL(LanguageModel):
         # The vision tower has layers of the same names; full names leave it out.
         self.lora_targets = tuple(f"language_model.layers.{i}.{name}" for i in layers for name in ADAPTED)
         self.max_images = max_images
-        self._held = False
         self._set_limits(min_pixels, max_pixels)
 
     @property
@@ -174,11 +173,7 @@ class QwenVL(LanguageModel):
             dtype=self.dtype,
             attn_implementation={"text_config": packed.register(), "vision_config": "sdpa"},
         )
-        network = network.to(self.device).eval()
-        if not self._held:
-            settle(self, network, packed_only=True)
-            self._held = True
-        return network
+        return hold(self, network.to(self.device).eval())
 
     def hidden(
         self,

@@ -14,7 +14,7 @@ from unirl_env.errors import ConfigError, ContractError
 from unirl_env.models.autoencoder import Autoencoder
 from unirl_env.models.causal_lm import CausalLM
 from unirl_env.models.exports import write_adapters, write_weights
-from unirl_env.models.faithful import settle
+from unirl_env.models.faithful import hold
 from unirl_env.models.loading import load
 from unirl_env.models.unified import UnifiedModel
 from unirl_env.models.unified_views import UnifiedPicture, UnifiedText
@@ -98,7 +98,6 @@ class UnifiedFlow(UnifiedModel):
         )
         latent_shape = self._latent_shape(height, width)
         self.grid = (1, *(side // self.config.patch_size for side in latent_shape[1:]))
-        self._held = False
         self.text = UnifiedText(self)
         self.image = UnifiedPicture(self, latent_shape, max_prompt_tokens)
         self.context_keys = ("tokens", "length", *self.text.input_spaces)
@@ -110,11 +109,7 @@ class UnifiedFlow(UnifiedModel):
         network = self._load(
             UnifiedFlowNetwork.from_pretrained, dtype=self.words.dtype, attn_implementation=ATTENTION
         )
-        network = network.to(self.words.device).eval()
-        if not self._held:
-            settle(self.text, network, packed_only=True)
-            self._held = True
-        return network
+        return hold(self.text, network.to(self.words.device).eval())
 
     def opening(self, ended_by: int | None) -> list[int]:
         """The begin-of-image token, unless the text itself ended with it.
