@@ -76,10 +76,12 @@ def test_no_reward_pays_for_a_thought(text):
     lettered = Prompt("a red circle at the top left", metadata={"answer": "B"})
     sample = Sample(text=text, truncated=True)
     for scorer, one in [
-        (MathScorer(), prompt), (ChoiceScorer(), lettered), (ExactScorer(), Prompt("p", metadata={"answer": text})),
+        (MathScorer(), prompt), (ChoiceScorer(), lettered),
+        (ExactScorer(), Prompt("p", metadata={"answer": text})),
         (ExactScorer(strip=["thoughts", "punctuation"]), Prompt("p", metadata={"answer": "?"})),
         (PlanScorer(), prompt), (RegexScorer("12", part="answer"), prompt),
-        (RegexScorer("xyz", part="answer", expected="no_match"), prompt), (FormatScorer({"answer": 1}), prompt),
+        (RegexScorer("xyz", part="answer", expected="no_match"), prompt),
+        (FormatScorer({"answer": 1}), prompt),
     ]:  # fmt: skip
         scores = scorer([sample], [one])
         assert scores.value.tolist() == [0.0] and scores.valid.tolist() == [True], scorer.name
@@ -93,17 +95,15 @@ def test_no_reward_pays_for_a_thought(text):
 def test_a_setting_pays_for_open_thoughts_as_a_whole():
     whole = {"open_thought": "whole"}
     sample = Sample(text="<think>Perhaps it is 12")
-    assert MathScorer(thinking=whole)([sample], [Prompt("p", metadata={"answer": "12"})]).value.tolist() == [
-        1.0
-    ]
+    numbered = Prompt("p", metadata={"answer": "12"})
+    assert MathScorer(thinking=whole)([sample], [numbered]).value.tolist() == [1.0]
     lettered = Prompt("p", metadata={"answer": "B"})
     assert ChoiceScorer(thinking=whole)([Sample(text="<think>So B")], [lettered]).value.tolist() == [1.0]
     text = "<think>red circle top left"
     drawn = Prompt("a red circle at the top left")
     assert PlanScorer(thinking=whole)([Sample(text=text)], [drawn]).value.tolist() == [1.0]
-    assert (
-        ExactScorer(thinking=whole)([Sample(text=text)], [Prompt("p", metadata={"answer": text})]).value == 1
-    )
+    itself = Prompt("p", metadata={"answer": text})
+    assert ExactScorer(thinking=whole)([Sample(text=text)], [itself]).value.tolist() == [1.0]
 
 
 def test_samples_bring_the_end_of_their_prompt():
@@ -119,7 +119,8 @@ def test_samples_bring_the_end_of_their_prompt():
     "settings, word",
     [
         ({"marks": "<think>"}, "`marks`"), ({"marks": ["<a>"]}, "`marks`"), ({"marks": []}, "`marks`"),
-        ({"marks": ["a", "a"]}, "`marks`"), ({"marks": ["a", " "]}, "`marks`"), ({"opened": "yes"}, "`opened`"),
+        ({"marks": ["a", "a"]}, "`marks`"), ({"marks": ["a", " "]}, "`marks`"),
+        ({"opened": "yes"}, "`opened`"),
         ({"open_thought": "zero"}, "`open_thought`"), ({"answer": "<answer>"}, "`answer`"),
         ({"tags": ["a", "b"]}, "tags"), ("whole", "`thinking`"),
     ],
