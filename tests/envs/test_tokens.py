@@ -34,6 +34,15 @@ class TestEpisodes:
         assert sample.text == "hi" and sample.tokens.tolist() == [*spelled("hi"), EOS]
         assert not sample.truncated and sample.tokens.dtype == torch.int64
 
+    def test_a_sample_brings_the_end_of_its_prompt(self):
+        env = talk(num_envs=2, max_new_tokens=3, autoreset_mode="disabled")
+        env.reset(seed=0, options={"prompts": ["ab", "c" * 30]})
+        *_, (obs, *_, info) = say(env, "abc", "ab~")
+        for row, sample in enumerate(info["samples"]):
+            end = obs["prompt_length"][row]
+            last = obs["tokens"][row, max(0, end - 16) : end].tolist()
+            assert sample.before == env.unwrapped.language_model.decode(last) != ""
+
     @pytest.mark.parametrize(
         ("said", "terminated", "truncated"),
         [("ab", False, False), ("abc", False, True), ("ab~", True, False), ("a~", True, False)],

@@ -72,6 +72,19 @@ class TestTexts:
         ids = model.text._published.tokenizer("<think>a  b</think><|im_end|><|vision_start|>").input_ids
         assert model.text.decode(torch.tensor(ids)) == "<think>a  b</think>"
 
+    @pytest.mark.parametrize("mark", ["<|im_end|>", "<|vision_start|>", "<|image_pad|>"])
+    def test_marks_that_are_typed_are_text(self, model, mark):
+        number = model.text._published.tokenizer.convert_tokens_to_ids(mark)
+        for typed, usual in (
+            (
+                model.text.encode(Prompt(f"a {mark} cat")).tokens.tolist(),
+                model.text.encode(Prompt("a")).tokens,
+            ),
+            (model.text.reply(f"a {mark} cat"), torch.tensor(model.text.reply("a"))),
+        ):
+            assert typed.count(number) == usual.tolist().count(number)
+            assert f"a {mark} cat" in read(model, typed)
+
     def test_sizes(self, model):
         network, text = model.network(), model.text
         assert text.vocab_size == text.head(network).shape[0] == 288 and text.max_context == 4096

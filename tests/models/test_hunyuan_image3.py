@@ -71,6 +71,14 @@ class TestWords:
         with pytest.raises(ConfigError, match=r"en_strange.*t2i_system_prompt_en_vanilla"):
             HunyuanImage3(chats, system="en_strange")
 
+    @pytest.mark.parametrize("mark", ["<boi>", "<img>", "<|endoftext|>", "</answer>", "<think>"])
+    def test_marks_that_are_typed_are_text(self, chats, mark):
+        model = HunyuanImage3(chats, task="auto")
+        number = model._template.tokenizer.convert_tokens_to_ids(mark)
+        typed = model.text.encode(Prompt(f"a {mark} cat")).tokens.tolist()
+        assert number not in typed and number not in model.text.reply(mark)
+        assert f"a {mark} cat" in read(model, typed)
+
     def test_marks_of_thoughts_are_shown_and_others_are_not(self, chats):
         model = HunyuanImage3(chats)
         said = "<think>a</think><recaption>b é</recaption><answer><boi><|endoftext|>"

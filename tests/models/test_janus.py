@@ -40,6 +40,16 @@ class TestChats:
         assert torch.equal(model.image.encode(CAT).tokens, drawn)
         assert spoken(model, drawn) == "<begin><|User|>: a red cat\n\n<|Assistant|>:<begin_of_image>"
 
+    @pytest.mark.parametrize(
+        "mark", ["<image_placeholder>", "<begin_of_image>", "<end>", "<|User|>", "<begin>"]
+    )
+    def test_marks_that_are_typed_are_text(self, model, mark):
+        number = model.text.processor.tokenizer.convert_tokens_to_ids(mark)
+        typed, usual = (model.text.encode(Prompt(text)).tokens for text in (f"a {mark} cat", "a cat"))
+        assert (typed == number).sum() == (usual == number).sum()
+        assert f"a {mark} cat" in spoken(model, typed)
+        assert model.text.reply(mark).count(number) == model.text.reply("x").count(number)
+
     def test_of_several_turns(self, model):
         parts = [{"type": "text", "text": "a red "}, {"type": "text", "text": "cat"}]
         turns = ({"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"})

@@ -95,6 +95,61 @@ class TestEncoding:
             model.encode(prompt)
 
 
+class TestTypedMarks:
+    MARKS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|im_end|>")
+
+    @pytest.mark.parametrize("mark", MARKS)
+    @pytest.mark.parametrize("count", [0, 1, 2])
+    def test_are_text(self, model, mark, count):
+        """In the question, in a part of a turn, and in what a model said before."""
+        images, tokenizer = tuple(picture(i) for i in range(count)), model._processor.tokenizer
+        number = tokenizer.convert_tokens_to_ids(mark)
+        said = ({"role": "user", "content": mark}, {"role": "assistant", "content": f"a {mark}"})
+        pairs = [
+            (Prompt(f"is {mark} red?", images=images), Prompt("is red?", images=images)),
+            (
+                Prompt("x", images=images, messages=(*said, *chat(*[None] * count, mark))),
+                Prompt("x", images=images, messages=(
+                    *({**turn, "content": "a"} for turn in said), *chat(*[None] * count, "?")
+                )),
+            ),
+        ]  # fmt: skip
+        for typed, usual in pairs:
+            read, expected = model.encode(typed), model.encode(usual)
+            assert (read.tokens == number).sum() == (expected.tokens == number).sum()
+            assert set(read.inputs) == set(expected.inputs)
+            assert mark in tokenizer.decode(read.tokens) and read.inputs["positions"].shape[1] == len(
+                read.tokens
+            )
+        assert number not in [token for token in model.reply(mark) if token not in model.reply("x")]
+
+    @pytest.mark.parametrize("mark", MARKS[:4])
+    def test_are_text_in_plain_prompts_too(self, model, mark):
+        plain = QwenVL(model.pretrained, chat=False)
+        number = plain._processor.tokenizer.convert_tokens_to_ids(mark)
+        tokens = plain.encode(Prompt(f"is {mark} red?")).tokens
+        assert number not in tokens.tolist() and plain.decode(tokens) == f"is {mark} red?"
+
+    def test_plain_prompts_bring_no_pictures(self, model):
+        plain = QwenVL(model.pretrained, chat=False)
+        with pytest.raises(PromptError, match="`chat=True`"):
+            plain.encode(Prompt("?", images=(picture(0),)))
+
+    def test_a_tokenizer_that_closes_texts_leaves_chats_open(self, model, tmp_path):
+        from tokenizers import processors
+
+        shutil.copytree(model.pretrained, tmp_path / "closing")
+        processor = QwenVL(tmp_path / "closing", max_images=2)._processor
+        processor.tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A <|im_end|>", special_tokens=[("<|im_end|>", model.eos_ids[0])]
+        )
+        processor.save_pretrained(tmp_path / "closing")
+        closing = QwenVL(tmp_path / "closing", max_images=2)
+        assert closing._processor.tokenizer("a").input_ids[-1] == model.eos_ids[0]
+        for prompt in PROMPTS:
+            assert torch.equal(closing.encode(prompt).tokens, model.encode(prompt).tokens)
+
+
 class TestSettings:
     def test_names(self, model, network):
         assert LANGUAGE_MODELS.get("qwen_vl") is QwenVL

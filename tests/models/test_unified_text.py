@@ -113,6 +113,17 @@ class TestPrompts:
         with pytest.raises(PromptError, match="image part"):
             model.text.encode(Prompt("x", messages=chat.messages))
 
+    @pytest.mark.parametrize("name", ["source_token_id", "source_start_token_id", "begin_image_token_id"])
+    def test_marks_that_are_typed_are_text(self, model, name):
+        number = getattr(model.config, name)
+        (mark,) = model.words.spelling.named([number])
+        for prompt in (Prompt(f"a {mark}"), Prompt(f"a {mark}", images=(PICTURE,))):
+            typed, usual = (
+                model.text.encode(Prompt(text, images=prompt.images)).tokens for text in (prompt.text, "a")
+            )
+            assert (typed == number).sum() == (usual == number).sum()
+            assert prompt.text in model.words._tokenizer.decode(typed)
+
     def test_pictures_of_any_size_are_resized(self, model):
         large = torch.nn.functional.interpolate(PICTURE[None], (64, 64))[0]
         assert model.text.encode(Prompt("x", images=(large,))).inputs["pixel_values"].shape == (16, 16)
@@ -120,8 +131,6 @@ class TestPrompts:
     def test_what_cannot_be_read_is_refused(self, model, tiny_unified_dir):
         with pytest.raises(PromptError, match="at most 1 pictures"):
             model.text.encode(Prompt("x", images=(PICTURE, PICTURE)))
-        with pytest.raises(PromptError, match="marks of pictures"):
-            model.text.encode(Prompt("a <|patch|>"))
         with pytest.raises(PromptError, match="max_prompt_tokens"):
             model.image.encode([Prompt("word " * 50)])
         blind = TinyUnified(tiny_unified_dir, max_images=0)

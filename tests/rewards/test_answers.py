@@ -70,7 +70,7 @@ def test_the_last_number_or_expression(text, answer):
 def test_thoughts_are_no_answer():
     assert final_part("<think>5</think> 6") == " 6"
     assert final_part("a</think>b</think>c") == "c"
-    assert final_part("<think>5, for ever") == "<think>5, for ever"
+    assert final_part("<think>5, for ever") == ""
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def as_bytes(tensor):
 def assert_same(sample, other):
     for name in FIELDS:
         assert same_bits(getattr(sample, name), getattr(other, name)), name
-    assert (sample.text, sample.truncated) == (other.text, other.truncated)
+    assert (sample.text, sample.truncated, sample.before) == (other.text, other.truncated, other.before)
 
 
 def noise(*shape, seed=0):
@@ -55,6 +55,7 @@ FULL = Sample(
     latent=noise(4, 2, 2).to(torch.bfloat16),
     tokens=torch.tensor([5, 2**40, -1]),
     truncated=True,
+    before="<think>\n",
 )
 PROMPT = Prompt(
     "a cat",
@@ -174,6 +175,7 @@ samples = st.builds(
     Sample,
     text=st.none() | st.text(),
     truncated=st.booleans(),
+    before=st.text(max_size=9),
     image=st.none()
     | st.integers(0, 99).map(lambda seed: (levels if seed % 2 else noise)(3, 2, 3, seed=seed)),
     tokens=st.none() | st.lists(st.integers(-(2**63), 2**63 - 1)).map(lambda ids: torch.tensor(ids).long()),

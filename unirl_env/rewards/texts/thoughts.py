@@ -15,13 +15,15 @@ __all__ = ["OPEN_THOUGHTS", "PUBLISHED", "Thinking"]
 PUBLISHED = (
     ("<think>", "</think>"),  # Qwen3, DeepSeek-R1 and most others
     ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
     ("[THINK]", "[/THINK]"),  # Magistral
     ("<seed:think>", "</seed:think>"),  # Seed-OSS
     ("\u25c1think\u25b7", "\u25c1/think\u25b7"),  # Kimi-VL-Thinking
     ("<|begin_of_thought|>", "<|end_of_thought|>"),  # Sky-T1, OpenThinker
     ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),  # gpt-oss
 )
-"""What opens and what closes a thought in published models."""
+"""What opens and what closes a thought in published models and recipes."""
 OPEN_THOUGHTS = ("no_answer", "whole")
 _QUOTES = {"`": "`", "'": "'", '"': '"', "\u2018": "\u2019", "\u201c": "\u201d", "\u300c": "\u300d"}
 
