@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from numbers import Real
 from typing import Any
 
 import ray
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
-from unirl_env.checks import is_number
+from unirl_env.checks import check_fields, is_number, like_default, require, whole
 from unirl_env.errors import ConfigError
 from unirl_env.policies.token_actor import check_sampling
 from unirl_env.rollouts.engines import ENGINES
@@ -26,17 +28,18 @@ def check_settings(config: Any) -> None:
     Raises:
         ConfigError: Naming the setting, its value and the remedy.
     """
+    _check_kinds(config)
     for name in ("num_prompts", "group_size", "num_minibatches"):
         _at_least(config, name, 1)
     for name in ("rollout_batch_size", "micro_batch_size", "micro_batch_tokens"):
         if getattr(config, name) is not None:
-            _at_least(config, name, 1)
+            whole(name, getattr(config, name), 1)
     for name in ("lr", "warmup_iterations", "weight_decay", "reference_kl"):
         _at_least(config, name, 0)
     for name in ("max_grad_norm", "advantage_clip", "self_check_tolerance"):
         value = getattr(config, name)
-        if value is not None and not value > 0:
-            raise ConfigError(f"`{name}` must be positive or None, got {value}.")
+        if value is not None and not (_is_real(value) and value > 0):
+            raise ConfigError(f"`{name}` must be positive or None, got {value!r}.")
     _one_of(config, "anchor", ("rollout", "replay"))
     _one_of(config, "advantage_scale", ("group", "batch", "none", "leave_one_out"))
     _check_advantage_parts(config)
@@ -48,6 +51,27 @@ def check_settings(config: Any) -> None:
             f"`evaluation_interval` must stay unset, got {config.evaluation_interval}; try "
             "`agent.rollout_eval(prompts, seed=...)`, which compares the same samples every time."
         )
+
+
+def _check_kinds(config: Any) -> None:
+    """Refuse settings of another kind than their defaults: a text for a truth value, a fraction for a count.
+
+    Raises:
+        ConfigError: Naming the setting, its value and what is wanted.
+    """
+    rllibs = vars(AlgorithmConfig()).keys() - {"lr"}
+    for name, default in vars(type(config)()).items():
+        if name not in rllibs:
+            like_default(name, getattr(config, name), default)
+    require("betas", config.betas, _are_moments(config.betas), "two numbers in [0, 1)")
+    check_fields(config.steps, "steps.")
+    check_fields(config.policy, "policy.")
+
+
+def _are_moments(betas: Any) -> bool:
+    """Whether these are the two moments of AdamW."""
+    listed = isinstance(betas, list | tuple) and len(betas) == 2
+    return listed and all(is_number(beta) and 0 <= beta < 1 for beta in betas)
 
 
 def _check_advantage_parts(config: Any) -> None:
@@ -165,7 +189,7 @@ def _check_phases(config: Any) -> None:
                 f"{sorted(config.losses)}; try another agent."
             )
     for phase, weight in config.phase_weights.items():
-        if not weight > 0:
+        if not is_number(weight) or not weight > 0:
             raise ConfigError(
                 f"`phase_weights` must be positive, got {weight} for {phase!r}; try `train_phases` to leave "
                 "a phase out."
@@ -174,8 +198,12 @@ def _check_phases(config: Any) -> None:
 
 def _at_least(config: Any, name: str, bound: float) -> None:
     value = getattr(config, name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < bound:
+    if not _is_real(value) or not value >= bound:
         raise ConfigError(f"`{name}` must be a number of at least {bound}, got {value!r}.")
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _one_of(config: Any, name: str, allowed: tuple[str, ...]) -> None:
