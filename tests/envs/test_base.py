@@ -231,9 +231,8 @@ class TestOptions:
         assert np.array_equal(env.fork(range(4))[0]["latent"], obs["latent"])
 
     def test_integers_of_numpy_and_torch_are_taken(self):
-        env = world(
-            num_envs=np.int64(4), group_size=np.uint8(2), num_steps=torch.tensor(3), same_noise=np.True_
-        )
+        sizes = {"num_envs": np.int64(4), "group_size": np.uint8(2), "num_steps": torch.tensor(3)}
+        env = world(**sizes, same_noise=np.True_)
         options = {"sample_offset": np.array([0, 3], np.uint8), "stochastic_steps": {1, 0}}
         obs, info = env.reset(seed=np.uint32(5), options=options)
         assert obs["latent"].shape[0] == 4 and env.stochastic_steps == (0, 1) and type(env.num_envs) is int
