@@ -28,7 +28,6 @@ def check_settings(config: Any) -> None:
     Raises:
         ConfigError: Naming the setting, its value and the remedy.
     """
-    _check_kinds(config)
     for name in ("num_prompts", "group_size", "num_minibatches"):
         _at_least(config, name, 1)
     for name in ("rollout_batch_size", "micro_batch_size", "micro_batch_tokens"):
@@ -40,6 +39,7 @@ def check_settings(config: Any) -> None:
         value = getattr(config, name)
         if value is not None and not (_is_real(value) and value > 0):
             raise ConfigError(f"`{name}` must be positive or None, got {value!r}.")
+    _check_kinds(config)
     _one_of(config, "anchor", ("rollout", "replay"))
     _one_of(config, "advantage_scale", ("group", "batch", "none", "leave_one_out"))
     _check_advantage_parts(config)
