@@ -154,7 +154,7 @@ def check_fields(settings: Any, prefix: str = "") -> None:
 def like_default(name: str, value: Any, default: Any) -> None:
     """Refuse a setting whose value is of another kind than its default.
 
-    A default of None says nothing; a float's value may be None, which switches it off.
+    A default of None says nothing. In place of a float there may be None or infinity, which switch it off.
 
     Raises:
         ConfigError: Naming it.
@@ -163,7 +163,7 @@ def like_default(name: str, value: Any, default: Any) -> None:
         truth(name, value)
     elif is_whole(default):
         whole(name, value)
-    elif isinstance(default, float) and value is not None:
+    elif isinstance(default, float) and value not in (None, math.inf):
         number(name, value)
     elif isinstance(default, str):
         require(name, value, isinstance(value, str), "a text")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from unirl_env.checks import check_fields
 from unirl_env.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def check_run(cfg: RunConfig) -> None:
     Raises:
         ConfigError: Naming the field, its value and the remedy.
     """
+    check_fields(cfg)
     rollout, agent = cfg.rollout, cfg.agent
     _one_of("mode", cfg.mode, MODES)
     _one_of("reward.on_error", cfg.reward.on_error, ("invalid", "raise"))

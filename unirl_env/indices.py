@@ -45,7 +45,6 @@ def as_indices(
     *,
     count: int | None = None,
     empty: bool = False,
-    distinct: bool = False,
     error: type[UnirlError] = ShapeError,
 ) -> np.ndarray:
     """Places in `[0, bound)` as `[n]` int64.
@@ -56,7 +55,6 @@ def as_indices(
         bound: How many places there are.
         count: How many are wanted; any number if it is None.
         empty: Whether there may be none.
-        distinct: Refuse a place that occurs twice.
         error: The class of the error.
 
     Raises:
@@ -66,13 +64,13 @@ def as_indices(
     places = _wholes(value)
     how_many = f"{count} whole numbers" if count is not None else "whole numbers"
     wrong = places is None or not (places or empty) or (count is not None and len(places) != count)
-    if wrong or min(places, default=0) < 0 or max(places, default=0) >= bound:
+    if not wrong and places and not 0 <= min(places) <= max(places) < bound:
+        raise error(f"`{name}` must lie in [0, {bound}), got {places[:SHOWN]}.")
+    if wrong:
         raise error(
             f"`{name}` must be {how_many} in [0, {bound}), got {_shown(value)}; try a list of integers, or "
             "`numpy.flatnonzero(mask)` of a mask."
         )
-    if distinct and len(set(places)) < len(places):
-        raise error(f"`{name}` must name each place once, got {_shown(value)}.")
     return np.array(places, dtype=np.int64)
 
 

@@ -2,6 +2,7 @@
 
 import pickle
 
+import numpy as np
 import pytest
 from toy import toy_config
 
@@ -40,6 +41,57 @@ def test_impossible_settings_are_refused(settings, message):
     config.env_runners(num_env_runners=2).learners(num_learners=2)
     with pytest.raises(ConfigError, match=message):
         config.validate()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"same_noise": "no"},
+        {"same_noise": 1},
+        {"self_check": "true"},
+        {"mask_truncated": None},
+        {"keep_samples": 0},
+        {"num_prompts": 4.0},
+        {"group_size": 2.5},
+        {"num_minibatches": True},
+        {"warmup_iterations": 1.5},
+        {"micro_batch_size": 2.0},
+        {"rollout_batch_size": "8"},
+        {"lr": float("nan")},
+        {"lr": True},
+        {"weight_decay": "0.1"},
+        {"max_grad_norm": float("nan")},
+        {"max_grad_norm": "1"},
+        {"advantage_clip": True},
+        {"betas": (0.9,)},
+        {"betas": (0.9, 1.0)},
+        {"betas": ("0.9", 0.99)},
+        {"reference_kl": float("nan")},
+        {"clip_low": "0.1"},
+        {"clip_low": float("nan")},
+        {"phase_weights": {"image": "1"}},
+        {"phase_rewards": ["image"]},
+        {"seed": 0.5},
+        {"policy": {"eta": "0.7"}},
+        {"policy": {"guidance": float("nan")}},
+        {"policy": {"lora_rank": 4.0}},
+        {"policy": {"gradient_checkpointing": "no"}},
+        {"steps": {"kind": "random", "count": 1.5}},
+        {"steps": {"kind": "window", "window": True}},
+    ],
+    ids=repr,
+)
+def test_settings_of_another_kind_are_refused(settings):
+    """A text for a truth value, a truth value for a number, a fraction for a count, NaN for a number."""
+    name, value = next(iter(settings.items()))
+    inner = list(value)[-1] if name in ("policy", "steps") else name
+    with pytest.raises(ConfigError, match=rf"`(\w+[._])?{inner}` must be"):
+        validated(**settings)
+
+
+def test_whole_numbers_stand_for_floats_and_numpys_for_both():
+    config = validated(lr=1, num_prompts=np.int64(4), max_grad_norm=None, policy={"eta": np.float32(1)})
+    assert config.lr == 1 and config.num_prompts == 4
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """What every mode shares, on the denoising environment of the plain model."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
-from worlds import PROMPTS, world
+from worlds import PROMPTS, PlainDenoiser, world
 
 import unirl_env.functional as F
 from unirl_env.envs import PromptSource
@@ -181,7 +183,62 @@ class TestOptions:
         assert after.model_state["latent"] is before.model_state["latent"]
         assert env.group_size == 1 and not env.step(obs["latent"])[2].any()
 
-    @pytest.mark.parametrize("seed", [[1, 2, 3, 4], 0.5, "seven"])
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("num_envs", 4.0),
+            ("num_envs", True),
+            ("num_envs", "4"),
+            ("group_size", 2.0),
+            ("group_size", True),
+            ("same_noise", "no"),
+            ("same_noise", 0),
+            ("num_steps", 7.5),
+            ("num_steps", 8.0),
+            ("num_steps", "8"),
+            ("num_steps", True),
+            ("with_negative", "false"),
+            ("context_cache", 2.5),
+            ("max_characters", 10.5),
+            ("stochastic_steps", [0.0]),
+            ("stochastic_steps", [True, False]),
+            ("stochastic_steps", "01"),
+            ("stochastic_steps", np.array([True, False, False])),
+        ],
+    )
+    def test_arguments_of_another_kind_are_refused(self, name, value):
+        with pytest.raises(ConfigError, match=f"`{name}` must"):
+            world(**{name: value})
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("group_size", 2.0),
+            ("same_noise", "no"),
+            ("sample_offset", [0.5, 1, 2, 3]),
+            ("sample_offset", [True] * 4),
+            ("stochastic_steps", torch.tensor([1.0])),
+            ("reset_mask", np.ones(4, np.uint8)),
+            ("reset_mask", torch.ones(4)),
+            ("reset_mask", np.ma.masked_array([True] * 4, mask=[0, 0, 0, 1])),
+        ],
+    )
+    def test_options_of_another_kind_are_refused_and_change_nothing(self, name, value):
+        env = world(num_envs=4)
+        obs, _ = env.reset(seed=0)
+        with pytest.raises(ConfigError, match=f"`{name}` must"):
+            env.reset(seed=1, options={name: value})
+        assert np.array_equal(env.fork(range(4))[0]["latent"], obs["latent"])
+
+    def test_integers_of_numpy_and_torch_are_taken(self):
+        sizes = {"num_envs": np.int64(4), "group_size": np.uint8(2), "num_steps": torch.tensor(3)}
+        env = world(**sizes, same_noise=np.True_)
+        options = {"sample_offset": np.array([0, 3], np.uint8), "stochastic_steps": {1, 0}}
+        obs, info = env.reset(seed=np.uint32(5), options=options)
+        assert obs["latent"].shape[0] == 4 and env.stochastic_steps == (0, 1) and type(env.num_envs) is int
+        assert seeds(info)[2:] == [F.episode_seed(5, ids(info)[2], 3 + i) for i in range(2)]
+
+    @pytest.mark.parametrize("seed", [[1, 2, 3, 4], 0.5, "seven", True, 3.0])
     def test_a_seed_is_one_integer(self, seed):
         with pytest.raises(ConfigError, match="one integer"):
             world().reset(seed=seed)
@@ -299,7 +356,7 @@ class TestAutoreset:
         "mask, word",
         [
             ([True, False, False, False], "whole groups"),
-            ([False] * 4, "got none"),
+            ([False] * 4, "with 0"),
             ([1, 1, 0, 0], "bool"),
             ([True, True], "bool"),
         ],
@@ -371,8 +428,45 @@ class TestSnapshots:
         assert np.array_equal(twin.restore(snapshot)[0]["latent"], obs["latent"])
         with pytest.raises(ContractError, match="must hold 3 episodes, got 2"):
             world(num_envs=3).restore(snapshot)
-        with pytest.raises(ContractError, match="num_steps 3, not 5"):
+        with pytest.raises(ContractError, match="must hold 5 steps"):
             world(num_envs=2, num_steps=5).restore(snapshot)
+
+    def test_it_tells_a_foreign_environment_what_is_other(self):
+        class Other(PlainDenoiser):
+            pass
+
+        class Shifted(PlainDenoiser):
+            def sigmas(self, num_steps):
+                return F.flow_sigmas(num_steps, shift=5.0)
+
+        here = world(num_envs=2)
+        before = here.reset(seed=0)[0]["latent"]
+        foreign = {
+            "Other": world(Other(), num_envs=2),
+            "noise schedule": world(Shifted(), num_envs=2),
+            "observation `latent` float32": world(PlainDenoiser((3, 4, 8)), num_envs=2),
+            "observation `negative_pooled` none": world(num_envs=2, with_negative=True),
+        }
+        for named, other in foreign.items():
+            other.reset(seed=0)
+            with pytest.raises(ContractError, match=f"`snapshot` must hold .*{named}"):
+                here.restore(other.snapshot())
+            with pytest.raises(ContractError, match="restore it in an environment like its own"):
+                other.restore(here.snapshot())
+        assert np.array_equal(here.fork([0, 1])[0]["latent"], before)
+        for nothing in (None, {}, here, here.snapshot().model_state):
+            with pytest.raises(ContractError, match=r"must be what `env.snapshot\(\)` returned"):
+                here.restore(nothing)
+
+    def test_it_says_in_plain_values_what_made_it(self):
+        env = world(num_envs=2)
+        env.reset(seed=0)
+        snapshot = env.snapshot()
+        made_by = pickle.loads(pickle.dumps(snapshot.made_by))
+        assert made_by == snapshot.made_by and made_by["steps"] == 3
+        assert made_by["class"].endswith("DenoiseVectorEnv") and made_by["denoiser"].endswith("PlainDenoiser")
+        again = world(num_envs=2, array_backend="torch", autoreset_mode="disabled", prompts=["another"])
+        again.restore(pickle.loads(pickle.dumps(snapshot)))
 
     def test_fork_branches_in_the_middle_of_an_episode(self):
         env = world(num_envs=4, array_backend="torch")
@@ -409,6 +503,48 @@ class TestSnapshots:
         for group, prompt in zip(info["group"].tolist(), ids(info), strict=True):
             by_group.setdefault(group, set()).add(prompt)
         assert len(by_group) == 2 and all(len(prompts) == 1 for prompts in by_group.values())
+
+    @pytest.mark.parametrize("backend", ["numpy", "torch"])
+    def test_heirs_may_be_named_by_every_integer_type(self, backend):
+        def forked(indices):
+            env = world(num_envs=4, array_backend=backend)
+            obs, _ = env.reset(seed=0)
+            env.step(obs["latent"] * 2)
+            obs, info = env.fork(indices)
+            return np.asarray(obs["latent"]), seeds(info)
+
+        places = [1, 1, 0, 3]
+        expected = forked(places)
+        integers = ("uint8", "int8", "uint16", "int32", "uint64", "int64")
+        kinds = [np.array(places, name) for name in integers]
+        kinds += [torch.tensor(places, dtype=getattr(torch, name)) for name in integers]
+        for indices in (*kinds, tuple(places), [np.uint8(place) for place in places]):
+            latent, keys = forked(indices)
+            assert np.array_equal(latent, expected[0]) and keys == expected[1]
+
+    @pytest.mark.parametrize(
+        "indices",
+        [
+            [True, False, True, False],
+            np.array([True, False, True, False]),
+            torch.tensor([True, False, True, False]),
+            torch.zeros(4),
+            np.ma.masked_array([0, 1, 2, 3], mask=[0, 0, 0, 1]),
+            np.zeros((4, 1), np.uint8),
+            {0, 1, 2, 3},
+            "0123",
+            2,
+            [],
+        ],
+        ids=repr,
+    )
+    def test_a_refused_fork_changes_nothing(self, indices):
+        env = world(num_envs=4)
+        obs, info = env.reset(seed=0)
+        with pytest.raises(ShapeError, match=r"`indices` must be 4 whole numbers in \[0, 4\)"):
+            env.fork(indices)
+        after, told = env.fork(range(4))
+        assert np.array_equal(after["latent"], obs["latent"]) and seeds(told) == seeds(info)
 
     @pytest.mark.parametrize("indices", [[0, 1], [0, 0, 0, 4], [-1, 0, 0, 0], [0.5] * 4])
     def test_fork_needs_one_episode_for_each(self, indices):

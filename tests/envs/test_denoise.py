@@ -90,7 +90,7 @@ class TestEpisodes:
 
 
 def test_a_step_of_64_latents_of_512_pixels_costs_less_than_four_milliseconds():
-    """Processor time over whole episodes, decoding aside; the best of five. All of it is reading them once."""
+    """Processor time over whole episodes, decoding aside; the best of five. It is one reading of them."""
     env = world(PlainDenoiser((16, 64, 64)), num_envs=64, num_steps=10, array_backend="torch")
     actions = [torch.randn(64, 16, 64, 64) for _ in range(2)]
     spent = []

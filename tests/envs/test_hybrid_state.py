@@ -5,7 +5,18 @@ import json
 import numpy as np
 import pytest
 import torch
-from hybrid_worlds import Discrete, OneBackbone, TwoBackbones, hybrid, letters, play, samples_of, step
+from hybrid_worlds import (
+    Discrete,
+    OneBackbone,
+    Sighted,
+    TwoBackbones,
+    hybrid,
+    letters,
+    looking,
+    play,
+    samples_of,
+    step,
+)
 from talk import plain, say, talk
 from worlds import world
 
@@ -137,6 +148,18 @@ class TestSnapshots:
             assert alike(copied(env.restore(env.snapshot())[0]), before)
             with pytest.raises(ContractError, match="`snapshot` must hold"):
                 other.restore(env.snapshot())
+
+
+def test_an_episode_of_pictures_goes_on_in_no_environment_of_edits():
+    """Its prompts bring none that could be edited, and later ones of the other would."""
+    envs = [hybrid(Sighted(), num_envs=2, prompts=looking(), edits=edits) for edits in (False, True)]
+    for env in envs:
+        env.reset(seed=0)
+    for env, other, here in ((*envs, False), (*envs[::-1], True)):
+        with pytest.raises(
+            ContractError, match=rf"must hold edits {here} \(got edits {not here}\)"
+        ):
+            env.restore(other.snapshot())
 
 
 @MODELS

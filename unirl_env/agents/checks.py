@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+from numbers import Real
 from typing import Any
 
 import ray
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from unirl_env.agents.selfcheck import BOUNDS
-from unirl_env.checks import is_number
+from unirl_env.checks import check_fields, is_number, like_default, require, whole
 from unirl_env.config_check import check_epochs
 from unirl_env.errors import ConfigError
 from unirl_env.functional.losses.terms import require_max_log_ratio
@@ -41,14 +43,15 @@ def check_settings(config: Any) -> None:
         _at_least(config, name, 1)
     for name in ("rollout_batch_size", "micro_batch_size", "micro_batch_tokens"):
         if getattr(config, name) is not None:
-            _at_least(config, name, 1)
+            whole(name, getattr(config, name), 1)
     for name in ("lr", "warmup_iterations", "weight_decay", "reference_kl"):
         _at_least(config, name, 0)
     bounds = [setting for setting, _ in BOUNDS.values()]
     for name in ("grad_clip", "advantage_clip", *bounds):
         value = getattr(config, name)
-        if value is not None and not (is_number(value) and value > 0):
+        if value is not None and not (_is_real(value) and value > 0):
             raise ConfigError(f"`{name}` must be positive or None, got {value!r}.")
+    _check_kinds(config)
     if config.grad_clip_by != "global_norm":
         raise ConfigError(
             f"`grad_clip_by` must be 'global_norm', got {config.grad_clip_by!r}: clipping each weight or "
@@ -80,6 +83,27 @@ def _check_loss(config: Any) -> None:
         if not is_number(getattr(config, name)) or getattr(config, name) <= 0:
             raise ConfigError(f"`{name}` must be a positive number, got {getattr(config, name)!r}.")
     require_max_log_ratio(config.max_log_ratio)
+
+
+def _check_kinds(config: Any) -> None:
+    """Refuse settings of another kind than their defaults: a text for a truth value, a fraction for a count.
+
+    Raises:
+        ConfigError: Naming the setting, its value and what is wanted.
+    """
+    rllibs = vars(AlgorithmConfig()).keys() - {"lr"}
+    for name, default in vars(type(config)()).items():
+        if name not in rllibs:
+            like_default(name, getattr(config, name), default)
+    require("betas", config.betas, _are_moments(config.betas), "two numbers in [0, 1)")
+    check_fields(config.steps, "steps.")
+    check_fields(config.policy, "policy.")
+
+
+def _are_moments(betas: Any) -> bool:
+    """Whether these are the two moments of AdamW."""
+    listed = isinstance(betas, list | tuple) and len(betas) == 2
+    return listed and all(is_number(beta) and 0 <= beta < 1 for beta in betas)
 
 
 def _check_advantage_parts(config: Any) -> None:
@@ -218,7 +242,7 @@ def _check_phases(config: Any) -> None:
                 f"{sorted(config.losses)}; try another agent."
             )
     for phase, weight in config.phase_weights.items():
-        if not weight > 0:
+        if not is_number(weight) or not weight > 0:
             raise ConfigError(
                 f"`phase_weights` must be positive, got {weight} for {phase!r}; try `train_phases` to leave "
                 "a phase out."
@@ -227,8 +251,12 @@ def _check_phases(config: Any) -> None:
 
 def _at_least(config: Any, name: str, bound: float) -> None:
     value = getattr(config, name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < bound:
+    if not _is_real(value) or not value >= bound:
         raise ConfigError(f"`{name}` must be a number of at least {bound}, got {value!r}.")
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _one_of(config: Any, name: str, allowed: tuple[str | None, ...]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 import torch
 
+from unirl_env.checks import whole
 from unirl_env.config import PolicySettings, StepSettings
 from unirl_env.errors import ConfigError
 
@@ -30,7 +31,7 @@ def normalize(config: Any) -> None:
         config.env = f"{PACKAGE}:{config.env}"
     if config.seed is not None:
         # RLlib would seed every process's global generators and force slow deterministic kernels.
-        config.run_seed, config.seed = int(config.seed), None
+        config.run_seed, config.seed = whole("seed", config.seed), None
     config.steps = _settings(StepSettings, "steps", config.steps)
     config.policy = _settings(PolicySettings, "policy", config.policy)
     _place(config)

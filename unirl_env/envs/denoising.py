@@ -223,7 +223,7 @@ class Denoising(Activity):
         """The model, and its noise schedule."""
         return {
             **self.denoiser.identity(),
-            "num_steps": self.num_steps,
+            "steps": self.num_steps,
             "noise schedule": tuple(self.sigmas.tolist()),
         }
 

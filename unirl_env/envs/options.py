@@ -153,7 +153,7 @@ def masked_rows(mask: Any, num_envs: int, group_size: int) -> np.ndarray:
         return np.arange(num_envs)
     mask = as_mask("reset_mask", mask, num_envs, error=ConfigError)
     if not mask.any():
-        raise ConfigError("`reset_mask` must name an episode to start, got none.")
+        raise ConfigError(f"`reset_mask` must be bool [{num_envs}] with an episode to start, got one with 0.")
     groups = mask.reshape(-1, group_size)
     if (groups.any(axis=1) != groups.all(axis=1)).any():
         raise ConfigError("`reset_mask` must cover whole groups: their episodes share a prompt.")

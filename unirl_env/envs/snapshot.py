@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from unirl_env.checks import is_whole
 from unirl_env.envs.course import Course
 from unirl_env.envs.roster import Roster
 from unirl_env.errors import ContractError
@@ -55,17 +56,17 @@ def require_like(snapshot: Snapshot, env: Any) -> None:
         )
     made_by = facts_of(env)
     differing = [
-        f"{name} {_shown(snapshot.made_by, name)}, not {_shown(made_by, name)}"
+        f"{_shown(made_by, name)} (got {_shown(snapshot.made_by, name)})"
         for name in dict.fromkeys([*made_by, *snapshot.made_by])
         if snapshot.made_by.get(name) != made_by.get(name)
     ]
     if differing:
         raise ContractError(
-            f"`snapshot` must come from an environment like this one, got one with {'; '.join(differing[:4])}"
-            ": restore it in an environment like its own."
+            f"`snapshot` must hold {', '.join(differing[:4])}; restore it in an environment like its own."
         )
 
 
 def _shown(facts: Mapping[str, Any], name: str) -> str:
-    shown = str(facts.get(name, "none"))
-    return shown if len(shown) <= 90 else f"{shown[:90]}..."
+    value = facts.get(name)
+    shown = f"{value} {name}" if is_whole(value) else f"{name} {'none' if value is None else value}"
+    return shown if len(shown) <= 110 else f"{shown[:110]}..."

@@ -227,9 +227,9 @@ class Writing(Activity):
         """The model, and the limits."""
         return {
             **self.language_model.identity(),
-            "max_prompt_tokens": self.max_prompt_tokens,
-            "max_new_tokens": self.max_new_tokens,
-            "max_turns": self.max_turns,
+            "tokens of a prompt at most": self.max_prompt_tokens,
+            "tokens after it at most": self.max_new_tokens,
+            "turns at most": self.max_turns,
         }
 
     def select(self, state: Mapping[str, Any], rows: np.ndarray) -> None:

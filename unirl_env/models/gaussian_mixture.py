@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import unirl_env.functional as F
+from unirl_env.checks import number
 from unirl_env.functional.mixtures import GaussianMixture, mixture_velocity
 from unirl_env.models.base import Denoiser
 from unirl_env.types import Prompt, Sample
@@ -81,7 +82,7 @@ class GaussianMixtureDenoiser(Denoiser):
         offload: bool = False,
     ):
         self.mixture = GaussianMixture.of(means, stds, weights)
-        self.shift = float(shift)
+        self.shift = number("shift", shift)
         self.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         self.device = torch.device(device)
         self.latent_shape = (self.mixture.means.shape[1],)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import unirl_env.functional as F
-from unirl_env.errors import ConfigError, ShapeError
+from unirl_env.checks import number, whole
+from unirl_env.errors import ShapeError
 from unirl_env.functional.noise import INITIAL
 from unirl_env.models.base import NEGATIVE, Denoiser
 from unirl_env.models.lots import in_lots
@@ -54,10 +55,9 @@ def draw_latents(
         ConfigError: If a setting is out of range.
         ShapeError: If there is not one seed per prompt.
     """
-    if num_steps < 1:
-        raise ConfigError(f"`num_steps` must be at least 1, got {num_steps}.")
-    if rows is not None and rows < 1:
-        raise ConfigError(f"`rows` must be at least 1, got {rows}; try 16.")
+    num_steps, guidance = whole("num_steps", num_steps, 1), number("guidance", guidance)
+    if rows is not None:
+        rows = whole("rows", rows, 1, hint="try 16")
     if len(prompts) != len(episode_seeds):
         raise ShapeError(f"`episode_seeds` must hold {len(prompts)} seeds, got {len(episode_seeds)}.")
     sigmas = denoiser.sigmas(num_steps).float()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unirl_env.checks import truth, whole
 from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.models.base import Denoiser
 from unirl_env.models.flow_schedule import FlowSchedule, require_scheduler
@@ -75,18 +76,19 @@ class SD3Denoiser(Denoiser):
     ):
         if schedule not in SCHEDULES:
             raise ConfigError(f"`schedule` must be one of {SCHEDULES}, got {schedule!r}.")
-        if rows_per_forward is not None and rows_per_forward < 1:
-            raise ConfigError(f"`rows_per_forward` must be at least 1, got {rows_per_forward}; try 16.")
+        if rows_per_forward is not None:
+            rows_per_forward = whole("rows_per_forward", rows_per_forward, 1, hint="try 16")
         self.rows_per_forward = rows_per_forward
         self.pretrained, self.revision, self.schedule = str(pretrained), revision, schedule
         self.dtype = as_dtype("dtype", dtype)
-        self.device, self.offload = torch.device(device), offload
-        self.max_sequence_length = max_sequence_length
+        self.device, self.offload = torch.device(device), truth("offload", offload)
+        self.max_sequence_length = whole("max_sequence_length", max_sequence_length, 1)
         config, vae = self._load_config("transformer"), self._load_config("vae")
         self.patch = config["patch_size"]
         self.scale = 2 ** (len(vae["block_out_channels"]) - 1)
-        height = height or config["sample_size"] * self.scale
-        width = width or config["sample_size"] * self.scale
+        trained = config["sample_size"] * self.scale
+        height = trained if height is None else whole("height", height)
+        width = trained if width is None else whole("width", width)
         for name, size in (("height", height), ("width", width)):
             unit = self.scale * self.patch
             if size % unit or not 0 < size <= config["pos_embed_max_size"] * unit:

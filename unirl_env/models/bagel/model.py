@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from unirl_env.checks import whole
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.models.bagel.autoencoder import Autoencoder
 from unirl_env.models.bagel.image import PICTURES, BagelImage
@@ -74,18 +75,18 @@ class Bagel(UnifiedModel):
         rows_per_forward: int | None = 1,
     ):
         for name, size in (("height", height), ("width", width)):
+            size = whole(name, size)
             if size % PIXELS or not 0 < size <= LATENT_SIDE * PIXELS:
                 near = min(max(round(size / PIXELS), 1), LATENT_SIDE) * PIXELS
                 raise ConfigError(
                     f"`{name}` must be a positive multiple of {PIXELS} up to {LATENT_SIDE * PIXELS}, got "
                     f"{size}; try {near}."
                 )
-        if rows_per_forward is not None and rows_per_forward < 1:
-            raise ConfigError(f"`rows_per_forward` must be at least 1, got {rows_per_forward}; try 1.")
-        if max_images < 0:
-            raise ConfigError(f"`max_images` must be at least 0, got {max_images}; try 1.")
-        if max_prompt_tokens is not None and max_prompt_tokens < 1:
-            raise ConfigError(f"`max_prompt_tokens` must be at least 1, got {max_prompt_tokens}; try 512.")
+        if rows_per_forward is not None:
+            whole("rows_per_forward", rows_per_forward, 1, hint="try 1")
+        whole("max_images", max_images, 0, hint="try 1")
+        if max_prompt_tokens is not None:
+            whole("max_prompt_tokens", max_prompt_tokens, 1, hint="try 512")
         dtype, device = as_dtype("dtype", dtype), torch.device(device)
         published = Published(pretrained, revision)
         autoencoder = Autoencoder(published, dtype=dtype, device=device)

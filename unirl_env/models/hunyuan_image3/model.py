@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from unirl_env.checks import whole
 from unirl_env.errors import ConfigError
 from unirl_env.models.hunyuan_image3.checkpoint import Checkpoint
 from unirl_env.models.hunyuan_image3.network import PICTURE_PARTS
@@ -76,8 +77,8 @@ class HunyuanImage3(UnifiedModel):
         if task is not None and task not in TASKS:
             raise ConfigError(f"`task` must be one of {tuple(TASKS)}, got {task!r}.")
         for name, value in (("max_prompt_tokens", max_prompt_tokens), ("rows_per_forward", rows_per_forward)):
-            if value is not None and value < 1:
-                raise ConfigError(f"`{name}` must be at least 1, got {value}.")
+            if value is not None:
+                whole(name, value, 1)
         self.pretrained = str(pretrained)
         checkpoint = Checkpoint(
             self.pretrained, revision=revision, dtype=as_dtype("dtype", dtype), device=torch.device(device)

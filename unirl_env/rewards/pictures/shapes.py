@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from unirl_env.errors import ScorerError
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.shapes import (
     BACKGROUND,
@@ -48,6 +49,9 @@ def _read_pictures(samples: Sequence[Sample]) -> np.ndarray:
     """`[B, 3, 32, 32]` float32; NaN where a picture is not finite."""
     pictures = np.empty((len(samples), 3, _SIDE, _SIDE), dtype=np.float32)
     for i, sample in enumerate(samples):
+        if sample.image is None or sample.image.ndim != 3 or sample.image.shape[0] != 3:
+            got = "none" if sample.image is None else list(sample.image.shape)
+            raise ScorerError(f"`Sample.image` must be [3, H, W] for the shapes rewards, got {got}.")
         pictures[i] = read_picture(picture_of(sample, "shapes"))
     return pictures
 
