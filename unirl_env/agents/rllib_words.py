@@ -22,8 +22,6 @@ WORDS = {
     "gamma": "an episode is paid once, for what it has made, and nothing is discounted",
     "train_batch_size": BATCH,
     "train_batch_size_per_learner": BATCH,
-    "rollout_fragment_length": BATCH,
-    "num_envs_per_env_runner": "try `rollout_batch_size`, the episodes that a runner steps together",
     "num_sgd_iter": EPOCHS,
     "sgd_minibatch_size": "try `minibatch_size`, in episodes",
     "model": "the network is the environment's own model; try `policy`",
