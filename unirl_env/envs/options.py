@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
 
 from unirl_env.errors import ConfigError, ShapeError
@@ -18,7 +19,9 @@ __all__ = [
     "checked_offset",
     "checked_options",
     "masked_rows",
+    "require_as_many",
     "require_same_size",
+    "restarting_rows",
 ]
 
 ONCE = ("prompts", "sample_offset", "reset_mask")
@@ -76,6 +79,19 @@ def checked_group_size(group_size: int, num_envs: int) -> int:
             f"group_size={group_size}; try num_envs={size * max(1, num_envs // size)}."
         )
     return int(group_size)
+
+
+def require_as_many(given: int, groups: int, num_envs: int, group_size: int) -> None:
+    """Refuse another number of prompts than there are groups.
+
+    Raises:
+        ConfigError: If `given` is not `groups`.
+    """
+    if given != groups:
+        raise ConfigError(
+            f"`prompts` must hold one prompt per group, {groups}, got {given}; `num_envs` is {num_envs} and "
+            f"`group_size` {group_size}."
+        )
 
 
 def require_same_size(group_size: int, present: int) -> None:
@@ -138,3 +154,17 @@ def masked_rows(mask: Any, num_envs: int, group_size: int) -> np.ndarray:
     if (groups.any(axis=1) != groups.all(axis=1)).any():
         raise ConfigError("`reset_mask` must cover whole groups: their episodes share a prompt.")
     return np.flatnonzero(mask)
+
+
+def restarting_rows(mode: AutoresetMode, done: np.ndarray, group_size: int) -> np.ndarray | None:
+    """The episodes `[B]` bool that the next step starts anew, whole groups of those that are `done`; or None.
+
+    Raises:
+        ResetNeeded: If all are done and nothing starts by itself.
+    """
+    if mode is AutoresetMode.NEXT_STEP:
+        whole = done.reshape(-1, group_size).all(axis=1)
+        return np.repeat(whole, group_size) if whole.any() else None
+    if done.all():
+        raise ResetNeeded("`step` was called on a finished batch in mode DISABLED; call `env.reset(...)`.")
+    return None
