@@ -6,6 +6,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from unirl_env.envs.info import of_samples
 from unirl_env.types import Prompt, Sample
 
 SHAPE = (2, 4, 4)
@@ -14,7 +15,7 @@ SHAPE = (2, 4, 4)
 class FakeDenoiseEnv(VectorEnv):
     """Episode i takes `steps[i]` actions (next latents `[2, 4, 4]`); its sample is the sigmoid of its latent.
 
-    Observation, info, autoreset and array types are those of the real environments.
+    Observation, info (as objects), autoreset and array types are those of the real environments.
     """
 
     def __init__(self, steps=(3, 3), backend="numpy", autoreset="disabled", reward=0.0, render_mode=None):
@@ -42,12 +43,13 @@ class FakeDenoiseEnv(VectorEnv):
         self.k = np.zeros(self.num_envs, int)
         self.done = np.zeros(self.num_envs, bool)
         self.episode = np.zeros(self.num_envs, int)
+        self.info_objects, self.finished, self.playing = True, {}, ()
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.seed = 0 if seed is None else seed
         mask = (options or {}).get("reset_mask")
-        self.options = options
+        self.options, self.finished = options, {}
         self._begin(np.ones(self.num_envs, bool) if mask is None else np.asarray(mask))
         return self._observation(), self._info()
 
@@ -61,14 +63,11 @@ class FakeDenoiseEnv(VectorEnv):
         self.k[live] += 1
         finished = live & (self.k >= self.steps)
         self.done = self.done | finished
-        info = self._info()
-        if finished.any():
-            pictures = torch.sigmoid(torch.from_numpy(self.latent))
-            info["samples"] = [
-                Sample(image=pictures[i, :1].expand(3, 4, 4)) if finished[i] else None
-                for i in range(self.num_envs)
-            ]
-            info["_samples"] = finished
+        pictures = torch.sigmoid(torch.from_numpy(self.latent.copy()))
+        self.finished = {
+            i: Sample(image=pictures[i, :1].expand(3, 4, 4)) for i in np.flatnonzero(finished).tolist()
+        }
+        info = self._info() | of_samples(self, self.finished)
         rewards = np.where(live, self.reward, 0.0).astype(np.float32)
         terminated, truncated = self.done.copy(), np.zeros(self.num_envs, bool)
         return self._observation(), *map(self._array, (rewards, terminated, truncated)), info
@@ -97,6 +96,7 @@ class FakeDenoiseEnv(VectorEnv):
     def _info(self):
         prompts = np.empty(self.num_envs, object)
         prompts[:] = [Prompt(f"prompt {i // 2}", id=f"p{i // 2}") for i in range(self.num_envs)]
+        self.playing = tuple(prompts)
         seeds = self.seed * 1000 + self.episode * 10 + np.arange(self.num_envs)
         return {
             "group": self._array(np.arange(self.num_envs) // 2),

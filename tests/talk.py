@@ -78,7 +78,8 @@ def length_score(samples, prompts):
 
 def talk(model=None, *, num_envs=4, scored=False, **options):
     """A token environment of the spelling model."""
-    options = {"prompts": QUESTIONS, "max_new_tokens": 12, "max_prompt_tokens": 20, **options}
+    limits = {"max_new_tokens": 12, "max_prompt_tokens": 20, "info_objects": True}
+    options = {"prompts": QUESTIONS, **limits, **options}
     env = TokenVectorEnv(model or SpellingModel(), num_envs=num_envs, **options)
     return RewardWrapper(env, length_score) if scored else env
 

@@ -67,7 +67,7 @@ def brightness(samples, prompts):
 
 def world(denoiser=None, *, num_envs=4, scored=False, **options):
     """A denoising environment of the plain model."""
-    options = {"prompts": PROMPTS, "num_steps": 3, **options}
+    options = {"prompts": PROMPTS, "num_steps": 3, "info_objects": True, **options}
     env = DenoiseVectorEnv(denoiser or PlainDenoiser(), num_envs=num_envs, **options)
     return RewardWrapper(env, brightness) if scored else env
 

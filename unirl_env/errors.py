@@ -21,6 +21,7 @@ __all__ = [
     "ShapeError",
     "StaleWeights",
     "UnirlError",
+    "UnknownArgument",
     "WireError",
 ]
 
@@ -35,6 +36,10 @@ class ShapeError(UnirlError, ValueError):
 
 class ConfigError(UnirlError, ValueError):
     """A setting is unknown, out of range, or impossible together with another one."""
+
+
+class UnknownArgument(ConfigError, TypeError):
+    """An argument that is not known, told as Python tells it: other libraries wait for just these words."""
 
 
 class ContractError(UnirlError, RuntimeError):

@@ -21,6 +21,7 @@ HERE = __name__
 def painting(**options):
     """Arguments of an environment that draws what it spells."""
     limits = {"max_new_tokens": 3, "max_prompt_tokens": 20, "autoreset_mode": "disabled"}
+    limits |= {"info_objects": True}
     return {"language_model": SpellingModel(), "prompts": ["1+1"], **limits, **options}
 
 
@@ -63,7 +64,8 @@ def test_a_generator_goes_by_name_with_options_of_its_own(tiny_dir):
 
 
 def test_a_single_view_has_pictures_too():
-    env = make_env(generator={"denoiser": PlainDenoiser(), "num_steps": 1}, scorer=level, **painting())
+    options = painting(info_objects=False)
+    env = make_env(generator={"denoiser": PlainDenoiser(), "num_steps": 1}, scorer=level, **options)
     assert isinstance(env.unwrapped, SingleEnv)
     env.reset(seed=0)
     *_, info = [env.step(token) for token in (4, 5, 6)][-1]

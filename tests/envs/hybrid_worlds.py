@@ -123,7 +123,8 @@ def seen(samples, prompts):
 def hybrid(model=None, *, num_envs=4, scored=False, **options):
     """A hybrid environment of a small model."""
     model = model or TwoBackbones()
-    options = {"prompts": QUESTIONS, "max_new_tokens": 6, "max_prompt_tokens": 20, **options}
+    limits = {"max_new_tokens": 6, "max_prompt_tokens": 20, "info_objects": True}
+    options = {"prompts": QUESTIONS, **limits, **options}
     if not model.discrete:
         options = {"num_steps": 3, **options}
     env = HybridVectorEnv(model, num_envs=num_envs, **options)

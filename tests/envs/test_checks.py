@@ -1,5 +1,6 @@
 """The judge must acquit every registered world and convict every broken one, by the right law."""
 
+import threading
 from dataclasses import replace
 
 import gymnasium as gym
@@ -132,8 +133,7 @@ class NoSamples(DenoiseVectorEnv):
 
     def step(self, actions):
         *result, info = super().step(actions)
-        info.pop("samples", None)
-        return *result, info
+        return *result, {name: value for name, value in info.items() if name not in ("sample", "_sample")}
 
 
 class Endless(DenoiseVectorEnv):
@@ -186,6 +186,34 @@ class Lender(DenoiseVectorEnv):
 
     def _observe(self):
         return {**super()._observe(), "latent": self._activity.latent.numpy()}
+
+
+class Objects(DenoiseVectorEnv):
+    """Shows a plain `info` the prompts themselves."""
+
+    def _info(self):
+        return {**super()._info(), "prompt": self._roster.prompt_array}
+
+
+class Unmasked(DenoiseVectorEnv):
+    def _info(self):
+        return {**super()._info(), "luck": np.ones(self.num_envs)}
+
+
+class NotApplicable(DenoiseVectorEnv):
+    """Says NaN of what does not apply."""
+
+    def _info(self):
+        said = np.full(self.num_envs, np.nan)
+        return {**super()._info(), "luck": said, "_luck": np.zeros(self.num_envs, bool)}
+
+
+class Locked(DenoiseVectorEnv):
+    """Holds what cannot be sent."""
+
+    def __init__(self, *args, lock=None, **options):
+        super().__init__(*args, **options)
+        self._arguments[1]["tool"] = threading.Lock()
 
 
 class MixedGroups(DenoiseVectorEnv):
@@ -310,6 +338,10 @@ MUTANTS = [
     (MixedGroups, {}, "episodes of a group must share one prompt"),
     (SharedSeeds, {}, "`info\\['episode_seed'\\]` must differ between episodes"),
     (Reticent, {}, "`info` must have 'prompt'"),
+    (Objects, {}, "`info\\['prompt'\\]` must hold texts, got \\['Prompt'\\]"),
+    (Unmasked, {}, "must have its mask `_luck`"),
+    (NotApplicable, {}, "must leave out by its mask what does not apply, got NaN"),
+    (Locked, {}, "must be pickled at any moment, got ContractError: `tool` must be something"),
     (Double, {}, "must have the dtype of its space, float32, got float64"),
     (OutOfBounds, {}, "`obs\\['sigma'\\]` must lie in its space"),
     (NotANumber, {}, "`obs\\['latent'\\]` must be finite"),

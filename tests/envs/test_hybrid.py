@@ -141,6 +141,7 @@ class TestEmptyPhases:
             "num_steps": 3,
             "prompts": QUESTIONS,
             "array_backend": backend,
+            "info_objects": True,
         }
         two, one = model(), model()
         both = RewardWrapper(hybrid(two, max_new_tokens=0, max_prompt_tokens=24, **options), seen)
@@ -166,7 +167,7 @@ class TestEmptyPhases:
 
     @BACKENDS
     def test_without_pictures_it_is_the_token_environment(self, backend):
-        options = {"num_envs": 4, "prompts": QUESTIONS, "array_backend": backend}
+        options = {"num_envs": 4, "prompts": QUESTIONS, "array_backend": backend, "info_objects": True}
         options |= {"max_new_tokens": 6, "max_prompt_tokens": 20}
         both = RewardWrapper(hybrid(num_steps=0, **options), seen)
         bare = RewardWrapper(TokenVectorEnv(TwoBackbones().text, **options), seen)

@@ -186,10 +186,8 @@ def test_a_broken_world_is_convicted(mutant, options, law):
 def make_single(kind="two", render_mode=None, **options):
     """Entry point of the single environment."""
     model = {"two": TwoBackbones, "one": OneBackbone, "tokens": Discrete}[kind]()
-    env = hybrid(
-        model, num_envs=1, scored=True, autoreset_mode="disabled", render_mode=render_mode, **options
-    )
-    return SingleEnv(env)
+    options = {"autoreset_mode": "disabled", "info_objects": False, "render_mode": render_mode, **options}
+    return SingleEnv(hybrid(model, num_envs=1, scored=True, **options))
 
 
 gym.register("toy/Hybrid-v0", entry_point=f"{__name__}:make_single")

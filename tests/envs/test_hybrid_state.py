@@ -156,9 +156,7 @@ def test_an_episode_of_pictures_goes_on_in_no_environment_of_edits():
     for env in envs:
         env.reset(seed=0)
     for env, other, here in ((*envs, False), (*envs[::-1], True)):
-        with pytest.raises(
-            ContractError, match=rf"must hold edits {here} \(got edits {not here}\)"
-        ):
+        with pytest.raises(ContractError, match=rf"must hold edits {here} \(got edits {not here}\)"):
             env.restore(other.snapshot())
 
 

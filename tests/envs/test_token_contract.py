@@ -28,8 +28,8 @@ def reply_once(text, prompt):
 def make_single(model="spelling", render_mode=None, **options):
     """Entry point of the single environment."""
     model = SeeingModel() if model == "seeing" else SpellingModel()
-    env = talk(model, num_envs=1, scored=True, autoreset_mode="disabled", render_mode=render_mode, **options)
-    return SingleEnv(env)
+    options = {"autoreset_mode": "disabled", "info_objects": False, "render_mode": render_mode, **options}
+    return SingleEnv(talk(model, num_envs=1, scored=True, **options))
 
 
 gym.register("toy/Spelling-v0", entry_point=f"{__name__}:make_single")
@@ -54,13 +54,15 @@ class TestOthers:
         env = make_single(render_mode="ansi")
         obs, info = env.reset(seed=0, options={"prompt": Prompt("1+1", id="sum")})
         assert env.observation_space.contains(obs) and obs["length"].shape == (1,)
-        assert info["prompt"].id == "sum"
+        assert info["prompt"] == "1+1" and info["prompt_id"] == "sum"
         for token in (*spelled("hi"), EOS):
             obs, reward, terminated, truncated, info = env.step(wrap(token))
             assert env.observation_space.contains(obs) and type(terminated) is bool
         assert terminated and not truncated and reward == info["scores"]["value"] == 3.0
         assert info["sample"]["text"] == "hi" and info["sample"]["truncated"] is False
-        assert info["sample"]["tokens"].tolist() == [*spelled("hi"), EOS]
+        said = info["sample"]["tokens"].tolist()
+        assert said[: info["sample"]["length"]] == [*spelled("hi"), EOS]
+        assert len(said) == env.observation_space["tokens"].shape[0] and set(said[3:]) == {-1}
         assert env.render() == "1+1hi"
 
     def test_off_the_shelf_vectorisation(self):

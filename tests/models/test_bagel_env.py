@@ -32,6 +32,7 @@ def make(tmp_path_factory):
         return gym.make_vec(
             f"unirl/Bagel-{task}-v0",
             num_envs=num_envs,
+            info_objects=True,
             vectorization_mode="vector_entry_point",
             pretrained=directory,
             num_steps=num_steps or 3,
@@ -93,6 +94,7 @@ def test_without_a_thought_it_is_the_denoising_environment(make, task):
     both = make(task, 3, max_new_tokens=0, array_backend="torch").unwrapped
     model = both.unified_model
     shared = {"num_envs": 3, "num_steps": 3, "array_backend": "torch", "prompts": both.prompts}
+    shared |= {"info_objects": True}
     alone = DenoiseVectorEnv(model.image, **shared)
     network, states = model.network(), []
     for env in (both, alone):

@@ -27,7 +27,8 @@ def options(tmp_path_factory):
 
 
 def make(env_id, chosen, num_envs=4, **more):
-    settings = {"array_backend": "torch", "autoreset_mode": "disabled", **chosen, **more}
+    settings = {"array_backend": "torch", "autoreset_mode": "disabled", "info_objects": True}
+    settings |= {**chosen, **more}
     return gym.make_vec(
         f"unirl_env:{env_id}", num_envs=num_envs, vectorization_mode="vector_entry_point", **settings
     )

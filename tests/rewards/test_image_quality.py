@@ -202,6 +202,7 @@ def test_it_is_the_reward_of_an_environment(name):
     env = gym.make_vec(
         "unirl_env:unirl/TinySD3-T2I-v0",
         num_envs=2,
+        info_objects=True,
         num_steps=2,
         scorer={"name": name},
         array_backend="torch",

@@ -128,6 +128,7 @@ def play(server, on_invalid="nan", **options):
     env = gym.make_vec(
         "unirl/TinyQwen3-Math-v0",
         num_envs=4,
+        info_objects=True,
         vectorization_mode="vector_entry_point",
         group_size=2,
         max_new_tokens=3,

@@ -164,6 +164,7 @@ def test_it_is_the_reward_of_an_environment():
     env = gym.make_vec(
         "unirl_env:unirl/TinySD3-T2I-v0",
         num_envs=2,
+        info_objects=True,
         num_steps=2,
         scorer={"name": "ocr"},
         array_backend="torch",

@@ -191,6 +191,7 @@ def test_it_pays_a_real_environment(folder):
     env = gym.make_vec(
         "unirl/TinySD3-T2I-v0",
         num_envs=2,
+        info_objects=True,
         vectorization_mode="vector_entry_point",
         num_steps=2,
         scorer={**words, "device": "auto"},

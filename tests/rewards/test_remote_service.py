@@ -247,6 +247,7 @@ def test_an_environment_paid_by_the_service_is_the_one_paid_here(url):
         env = gym.make_vec(
             "unirl/TinySD3-T2I-v0",
             num_envs=4,
+            info_objects=True,
             vectorization_mode="vector_entry_point",
             num_steps=2,
             array_backend="torch",

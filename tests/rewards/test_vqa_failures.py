@@ -138,6 +138,7 @@ def test_it_is_the_reward_of_an_environment(tiny_dir):
     env = gym.make_vec(
         "unirl_env:unirl/TinySD3-T2I-v0",
         num_envs=4,
+        info_objects=True,
         vectorization_mode="vector_entry_point",
         pretrained=str(tiny_dir),
         num_steps=2,

@@ -56,6 +56,7 @@ def test_the_wrappers_stack(backend, autoreset, tmp_path):
         array_backend=backend,
         autoreset_mode=autoreset,
         render_mode="rgb_array",
+        info_objects=True,
     )
     env: VectorWrapper = PotentialShaping(RewardWrapper(bare, brightness), lambda obs: -obs["sigma"])
     env = EpisodeStatistics(RecordMedia(env, tmp_path, format="strip"))

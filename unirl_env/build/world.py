@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -16,7 +17,7 @@ from unirl_env.envs.denoise import DenoiseVectorEnv
 from unirl_env.envs.hybrid import HybridVectorEnv
 from unirl_env.envs.single import SingleEnv
 from unirl_env.envs.tokens import TokenVectorEnv
-from unirl_env.errors import ConfigError
+from unirl_env.errors import ConfigError, UnknownArgument
 from unirl_env.models import (
     DENOISERS,
     LANGUAGE_MODELS,
@@ -30,7 +31,7 @@ from unirl_env.registry import Registry
 from unirl_env.rewards.background import Background
 from unirl_env.rewards.spec import build_scorer
 from unirl_env.wrappers.draw import DrawWrapper
-from unirl_env.wrappers.flatten import ArrayInfo, FlattenForPPO, flatten_for_ppo
+from unirl_env.wrappers.flatten import FlattenForPPO, flatten_for_ppo
 from unirl_env.wrappers.reward import RewardWrapper
 
 __all__ = ["make_env", "make_model", "make_vector_env", "pick_device"]
@@ -78,26 +79,24 @@ def make_vector_env(
         together: Judge all episodes of a batch at its end, in one call of the scorer; see `RewardWrapper`.
         overlap: Judge in the background: a step does not wait for its scores; see `RewardWrapper`.
         device: For the model's frozen half and the episodes; `"auto"` is the GPU where there is one.
-        flat: For unmodified agents: see and act in one flat `Box` (`FlattenForPPO`), with an `info` of arrays
-            (`ArrayInfo`); a sequence names the entries that are seen. An argument, because `gym.make_vec`
-            cannot wrap natively batched environments.
+        flat: For unmodified agents: see and act in one flat `Box` (`FlattenForPPO`); a sequence names the
+            entries that are seen. An argument, because `gym.make_vec` cannot wrap natively batched
+            environments.
         **arguments: `denoiser`, `language_model` or `unified_model` (a name, a dotted path or an adapter),
             the model's options, and those of `DenoiseVectorEnv`, `TokenVectorEnv` or `HybridVectorEnv`.
 
     Raises:
-        ConfigError: If an argument is unknown or does not fit.
+        UnknownArgument: If an argument is unknown; a ConfigError and a TypeError.
+        ConfigError: If an argument does not fit.
     """
     device = pick_device(device)
     choice = model_choice({**arguments, "device": device})
     _, kind = KINDS[choice.family]
     model = choice.name if isinstance(choice.name, MODELS) else make_model(choice)
     known = _arguments(kind)
-    unknown = set(choice.rest) - known
-    if unknown:
-        raise ConfigError(
-            f"The environment has no arguments {sorted(unknown)}; it has "
-            f"{sorted(known | set(MODEL_OPTIONS) | {*FAMILIES, *OWN_ARGUMENTS})}."
-        )
+    if unknown := set(choice.rest) - known:
+        every = known | set(MODEL_OPTIONS) | {*FAMILIES, *OWN_ARGUMENTS}
+        raise UnknownArgument(_unknown("The environment", unknown, every))
     if "tool" in choice.rest:
         choice.rest["tool"] = _tool(choice.rest["tool"])
     env = kind(model, num_envs=num_envs, device=device, **choice.rest)
@@ -110,7 +109,7 @@ def make_vector_env(
         env = RewardWrapper(env, judge, on_invalid=on_invalid, together=together)
     if not flat:
         return env
-    return ArrayInfo(FlattenForPPO(env) if flat is True else FlattenForPPO(env, flat))
+    return FlattenForPPO(env) if flat is True else FlattenForPPO(env, flat)
 
 
 def make_env(*, flat: bool | Sequence[str] = False, **arguments: Any) -> gym.Env:
@@ -153,7 +152,17 @@ def make_model(choice: ModelChoice) -> Denoiser | LanguageModel | UnifiedModel:
         # An adapter that passes its options on finds only inside that one is unknown.
         if "argument" not in str(error):
             raise
-        raise ConfigError(f"The options of model {choice.name!r} do not fit: {error}.") from error
+        kind = UnknownArgument if "unexpected keyword argument" in str(error) else ConfigError
+        raise kind(f"The options of model {choice.name!r} do not fit: {error}.") from error
+
+
+def _unknown(who: str, unknown: Iterable[str], known: Iterable[str]) -> str:
+    """What is said of arguments that `who` does not have, with the nearest that it has."""
+    told = []
+    for name in sorted(unknown):
+        near = difflib.get_close_matches(name, known, n=1)
+        told.append(f"got an unexpected keyword argument {name!r}" + (f", try {near[0]!r}" if near else ""))
+    return f"{who} {'; '.join(told)}: it has no arguments {sorted(unknown)}; it has {sorted(known)}."
 
 
 def _arguments(kind: type[GenerativeVectorEnv]) -> set[str]:
@@ -178,9 +187,7 @@ def _drawn(
     signature = inspect.signature(DrawWrapper.__init__).parameters
     known = set(signature) - {"self", "env", "generator"}
     if unknown := set(choice.rest) - known:
-        raise ConfigError(
-            f"`generator` has no arguments {sorted(unknown)}; it has {sorted(known | set(MODEL_OPTIONS))}."
-        )
+        raise UnknownArgument(_unknown("`generator`", unknown, known | set(MODEL_OPTIONS)))
     model = choice.name if isinstance(choice.name, Denoiser) else make_model(choice)
     together = env.metadata["autoreset_mode"] is AutoresetMode.DISABLED
     settings = {name: value for name, value in choice.rest.items() if value is not None}

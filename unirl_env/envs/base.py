@@ -13,10 +13,11 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.error import ResetNeeded
-from gymnasium.vector import AutoresetMode
 
 from unirl_env.checks import truth, whole
+from unirl_env.envs.by_snapshot import BySnapshot
 from unirl_env.envs.course import Course
+from unirl_env.envs.info import identity, of_samples
 from unirl_env.envs.options import (
     asked_prompts,
     checked_autoreset,
@@ -27,22 +28,25 @@ from unirl_env.envs.options import (
     checked_seed,
     masked_rows,
     require_same_size,
+    restarting_rows,
 )
 from unirl_env.envs.prompts import MAX_CHARACTERS, PromptSource
 from unirl_env.envs.roster import Roster
 from unirl_env.envs.snapshot import Snapshot, facts_of, require_like
 from unirl_env.indices import as_indices
-from unirl_env.types import Sample
+from unirl_env.types import Prompt, Sample
 
 __all__ = ["GenerativeVectorEnv"]
 
 
-class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
+class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv, ABC):
     """`num_envs` episodes of one generative model, stepped together as tensors.
 
     The episodes are P groups of `group_size`: the episodes of a group answer the same prompt. Every
     random number is keyed by (seed, prompt id, sample id, step), so that an episode comes out the same
     whatever it is batched with.
+
+    It can be pickled and copied at any moment, and the copy goes on as the original does; see `BySnapshot`.
 
     With the numpy backend, observations and actions belong to the caller. With the torch backend they are
     the environment's own tensors, as copies would cost more than a step: do not write into them.
@@ -60,6 +64,11 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
             flags stay, its reward is 0. Agents that take a repeated flag for another end need groups of 1.
         render_mode: One of `metadata["render_modes"]`, or None.
         max_characters: The longest prompt that is accepted, from the source or from `reset`.
+        info_objects: Give `info` as the library's own objects (`Prompt`, `Sample`, `Scores`) rather than as
+            plain data.
+
+    Attributes:
+        finished: The samples of the episodes that the last step has finished, by their rows.
 
     Raises:
         ConfigError: If an argument is out of range, or `group_size` does not divide `num_envs`.
@@ -80,12 +89,15 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
         autoreset_mode: str = "next_step",
         render_mode: str | None = None,
         max_characters: int = MAX_CHARACTERS,
+        info_objects: bool = False,
     ):
-        self.metadata = {**type(self).metadata, "autoreset_mode": checked_autoreset(autoreset_mode)}
+        self.autoreset_mode = checked_autoreset(autoreset_mode)
+        self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         self.array_backend = checked_choice("array_backend", array_backend, ("numpy", "torch"))
         self.render_mode = checked_choice("render_mode", render_mode, (None, *self.metadata["render_modes"]))
         self.num_envs = num_envs = whole("num_envs", num_envs)
         self.max_characters = whole("max_characters", max_characters, 1)
+        self.info_objects = truth("info_objects", info_objects)
         self.prompts = PromptSource.of(prompts, max_characters=max_characters)
         self.device = torch.device(device)
         self._defaults: dict[str, Any] = {
@@ -93,6 +105,7 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
             "same_noise": truth("same_noise", same_noise),
         }
         """Options of `reset` that autoresets keep, as the constructor has them."""
+        self.finished: dict[int, Sample] = {}
         self._course: Course | None = None
         self._roster: Roster | None = None
         self._done = np.ones(num_envs, dtype=bool)
@@ -140,7 +153,8 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
                 autoresets too, except that these go on with the source's prompts.
 
         Returns:
-            The observation, and `info` with `group` `[B]`, `prompt` `[B]` and `episode_seed` `[B]`.
+            The observation, and `info` with `group` `[B]`, `prompt` `[B]` (the texts), `prompt_id` `[B]` and
+            `episode_seed` `[B]`, each with the mask of Gymnasium's vector infos.
 
         Raises:
             ConfigError: If an option is unknown or does not fit `num_envs`.
@@ -160,6 +174,7 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
             seed = int(self.np_random.integers(2**62))
         course = self._course.next() if seed is None else Course(seed)
         self._start(rows, course.holding(held), options)
+        self.finished = {}
         return self._observe(), self._info()
 
     def step(self, actions: Any) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
@@ -167,7 +182,8 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
 
         Returns:
             Observation, reward `[B]` (0 here: wrappers judge finished samples), terminated `[B]`,
-            truncated `[B]`, and `info`, which holds `samples` when an episode has just finished.
+            truncated `[B]`, and `info`, which holds `sample` when an episode has just finished: a mapping of
+            what there is of `image`, `text`, `tokens` and so on, each `[B, ...]` with its mask.
 
         Raises:
             ResetNeeded: Before the first reset, and in mode DISABLED once all episodes are finished.
@@ -175,39 +191,22 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
         """
         if self._roster is None:
             raise ResetNeeded("`step` was called before `reset`; call `env.reset(seed=...)` first.")
-        restarting = None
-        if self.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP:
-            whole = self._done.reshape(-1, self.group_size).all(axis=1)
-            restarting = np.repeat(whole, self.group_size) if whole.any() else None
-        elif self._done.all():
-            raise ResetNeeded(
-                "`step` was called on a finished batch in mode DISABLED; call `env.reset(...)`."
-            )
-        active, samples = ~self._done, None
+        restarting = restarting_rows(self.metadata["autoreset_mode"], self._done, self.group_size)
+        active, self.finished = ~self._done, {}
         if active.any():
             terminated, truncated = self._advance(actions, active)
             finished = active & (terminated | truncated)
             if finished.any():
                 self._done = self._done | finished
-                samples = self._samples(finished)
+                rows = np.flatnonzero(finished)
+                self.finished = dict(zip(rows.tolist(), self._finish(rows), strict=True))
         else:
             terminated, truncated = np.zeros((2, self.num_envs), dtype=bool)
         if restarting is not None:
             self._start(np.flatnonzero(restarting), self._course.next(), {})
             terminated, truncated = terminated & ~restarting, truncated & ~restarting
-        info = self._info()
-        if samples is not None:
-            info["samples"], info["_samples"] = samples, finished
         results = (np.zeros(self.num_envs, dtype=np.float32), terminated, truncated)
-        return self._observe(), *map(self._array, results), info
-
-    def _samples(self, finished: np.ndarray) -> list[Sample | None]:
-        """The samples of the episodes that have just finished, each in its row."""
-        samples: list[Sample | None] = [None] * self.num_envs
-        rows = np.flatnonzero(finished)
-        for row, sample in zip(rows, self._finish(rows), strict=True):
-            samples[row] = sample
-        return samples
+        return self._observe(), *map(self._array, results), self._info()
 
     # State in and out.
 
@@ -215,6 +214,11 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
     def started(self) -> bool:
         """Whether `reset` has been called."""
         return self._roster is not None
+
+    @property
+    def playing(self) -> tuple[Prompt, ...]:
+        """The B prompts of the present episodes."""
+        return self._roster.prompts if self._roster is not None else ()
 
     @property
     def group_size(self) -> int:
@@ -285,14 +289,11 @@ class GenerativeVectorEnv(gym.vector.VectorEnv, ABC):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         self._select_model_state(snapshot.model_state, rows)
         self._roster, self._course, self._done = roster, snapshot.course, snapshot.done[rows]
+        self.finished = {}
         return self._observe(), self._info()
 
     def _info(self) -> dict[str, Any]:
-        return {
-            "group": self._roster.group.copy(),
-            "prompt": self._roster.prompt_array.copy(),
-            "episode_seed": self._roster.episode_seed.copy(),
-        }
+        return identity(self._roster, objects=self.info_objects) | of_samples(self, self.finished)
 
     def _array(self, values: np.ndarray) -> Any:
         return torch.from_numpy(values).to(self.device) if self.array_backend == "torch" else values

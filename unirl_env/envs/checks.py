@@ -13,13 +13,13 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from unirl_env.envs.default_acts import Act, default_act
 from unirl_env.envs.hybrid_laws import check_hybrid
+from unirl_env.envs.info import told
+from unirl_env.envs.info_laws import check_copies, check_info
 from unirl_env.envs.laws import all_alike, as_array, digest, due_samples, law, same, seeds, some_rows
 from unirl_env.envs.token_laws import check_tokens
 from unirl_env.errors import ConfigError, ContractError
 
 __all__ = ["check_vector_env"]
-
-INFO = ("group", "prompt", "episode_seed")
 
 
 def check_vector_env(
@@ -42,7 +42,7 @@ def check_vector_env(
     _check_order_guard(env)
     obs, info = env.reset(seed=seed)
     _check_observation(env, obs)
-    _check_info(env, info)
+    check_info(env, info)
     _check_seeding(env, obs, info, seed)
     _check_keyed_noise(env, seed)
     _check_options(env, info, seed)
@@ -56,6 +56,7 @@ def check_vector_env(
     _check_ownership(env, act, seed)
     check_tokens(env, act, seed, max_steps)
     check_hybrid(env, act, seed, max_steps)
+    check_copies(env, act, seed)
     env.reset(seed=seed)
 
 
@@ -106,18 +107,6 @@ def _check_observation(env: VectorEnv, obs: dict[str, Any]) -> None:
         law(inside, f"`obs[{name!r}]` must lie in its space {space}.")
 
 
-def _check_info(env: VectorEnv, info: dict[str, Any]) -> None:
-    for name in INFO:
-        law(name in info, f"`info` must have {name!r}, got {sorted(info)}.")
-        law(len(info[name]) == env.num_envs, f"`info[{name!r}]` must have one entry per episode.")
-    by_group: dict[int, set[str]] = {}
-    for group, prompt in zip(info["group"], info["prompt"], strict=True):
-        by_group.setdefault(int(group), set()).add(prompt.id)
-    law(all(len(ids) == 1 for ids in by_group.values()), "The episodes of a group must share one prompt.")
-    seeds = {int(seed) for seed in info["episode_seed"]}
-    law(len(seeds) == env.num_envs, "`info['episode_seed']` must differ between episodes.")
-
-
 def _check_seeding(env: VectorEnv, obs: dict[str, Any], info: dict[str, Any], seed: int) -> None:
     law(
         digest(obs, info) == digest(*env.reset(seed=seed)),
@@ -137,8 +126,8 @@ def _check_seeding(env: VectorEnv, obs: dict[str, Any], info: dict[str, Any], se
 
 def _check_keyed_noise(env: VectorEnv, seed: int) -> None:
     """An episode must begin alike wherever it stands in the batch."""
-    _, info = env.reset(seed=seed, options={"group_size": 1})
-    prompts, offsets = list(info["prompt"]), list(range(env.num_envs))
+    env.reset(seed=seed, options={"group_size": 1})
+    prompts, offsets = list(told(env, "playing")), list(range(env.num_envs))
     options = {"group_size": 1, "prompts": prompts, "sample_offset": offsets}
     straight, info = env.reset(seed=seed, options=options)
     turned, turned_info = env.reset(
@@ -159,7 +148,7 @@ def _check_options(env: VectorEnv, info: dict[str, Any], seed: int) -> None:
             continue
         raise ContractError(f"`reset` must refuse the options {options} with ConfigError.")
     alike, one_group = env.reset(seed=seed, options={"group_size": env.num_envs, "same_noise": True})
-    _check_info(env, one_group)
+    check_info(env, one_group)
     law(len(set(as_array(one_group["group"]).tolist())) == 1, "`group_size` must be honoured by `reset`.")
     law(all_alike(alike), "With `same_noise` the episodes of a group must begin alike.")
     law(
@@ -196,9 +185,8 @@ def _check_end(env: VectorEnv, act: Act, seed: int, max_steps: int) -> None:
         not ended[restarting].any() and not (as_array(rewards)[restarting] != 0).any(),
         "In mode NEXT_STEP the step after the end must only reset: no reward, no end.",
     )
-    samples = info.get("samples") or [None] * env.num_envs
     law(
-        all(samples[row] is None for row in np.flatnonzero(restarting)),
+        not set(told(env, "finished")) & set(np.flatnonzero(restarting).tolist()),
         "The step that resets must not bring samples.",
     )
     law(
@@ -206,7 +194,7 @@ def _check_end(env: VectorEnv, act: Act, seed: int, max_steps: int) -> None:
         "In mode NEXT_STEP the step after the end must start new episodes.",
     )
     _check_observation(env, obs)
-    _check_info(env, info)
+    check_info(env, info)
 
 
 def _check_ownership(env: VectorEnv, act: Act, seed: int) -> None:
@@ -278,11 +266,12 @@ def _play(
         law(over.dtype == cut.dtype == bool, "`terminated` and `truncated` must be bool.")
         law(not (over & cut).any(), "An episode must not terminate and truncate at once.")
         new = (over | cut) & ~done
-        samples = info.get("samples") or [None] * env.num_envs
+        due = due_samples(env, over | cut, new)
         law(
-            all(samples[row] is not None for row in due_samples(env, over | cut, new)),
-            "`info['samples']` must hold the sample of every episode that has just finished.",
+            all(told(env, "finished").get(row) is not None for row in due),
+            "`finished` must hold the sample of every episode that has just finished.",
         )
+        check_info(env, info, due)
         trace.append(digest({**obs, **outcome, "rewards": rewards if rewarded else 0}))
         done |= new
         if done.all():

@@ -30,8 +30,8 @@ class Contexts:
     """
 
     def __init__(self, denoiser: Denoiser, *, with_negative: bool, size: int, device: torch.device):
-        self.with_negative, self.size = with_negative, size
-        self._readings = Readings(lambda ask: denoiser.encode([ask[0]], negative=ask[1]), device=device)
+        self.denoiser, self.with_negative, self.size = denoiser, with_negative, size
+        self._readings = Readings(self._encoded, device=device)
 
     def __len__(self) -> int:
         return len(self._readings)
@@ -49,6 +49,10 @@ class Contexts:
             context = {NEGATIVE + name: tensor for name, tensor in found.items()}
         self._readings.forget(max(self.size, 2 * len(prompts)))
         return context
+
+    def _encoded(self, ask: tuple[Prompt, bool]) -> dict[str, Tensor]:
+        prompt, negative = ask
+        return self.denoiser.encode([prompt], negative=negative)
 
     def _gather(self, prompts: Sequence[Prompt], texts: list[str], *, negative: bool) -> dict[str, Tensor]:
         keys = [(prompt_key(*pair), negative) for pair in zip(prompts, texts, strict=True)]

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from unirl_env.envs.conversation import WAIT
+from unirl_env.envs.info import told
 from unirl_env.envs.laws import all_alike, as_array, digest, due_samples, law, same, seeds
 from unirl_env.errors import UnirlError
 
@@ -83,10 +84,10 @@ def _check_episodes(env: VectorEnv, act: Act, seed: int, max_steps: int) -> None
             obs = _again(env)
         actions = act(obs)
         said = {name: as_array(part).copy() for name, part in actions.items()}
-        obs, _, terminated, truncated, info = env.step(actions)
+        obs, _, terminated, truncated, _ = env.step(actions)
         before, now = now, _copied(obs)
         over, cut = as_array(terminated), as_array(truncated)
-        samples = info.get("samples") or [None] * env.num_envs
+        samples = told(env, "finished")
         for row in np.flatnonzero(~done):
             was, has, did = (_row(values, row) for values in (before, now, said))
             law(has["phase"] >= was["phase"], "`phase` must never go back within an episode.")
@@ -175,8 +176,8 @@ def _check_standing_still(env: VectorEnv, actions: Any, now: dict[str, Any], don
 
 def _check_place(env: VectorEnv, act: Act, seed: int, max_steps: int) -> None:
     """What an episode sees must not depend on its place in the batch, in both phases."""
-    _, info = env.reset(seed=seed, options={"group_size": 1})
-    prompts, offsets = list(info["prompt"]), list(range(env.num_envs))
+    env.reset(seed=seed, options={"group_size": 1})
+    prompts, offsets = list(told(env, "playing")), list(range(env.num_envs))
     options = {"group_size": 1, "prompts": prompts, "sample_offset": offsets}
     turned = {"group_size": 1, "prompts": prompts[::-1], "sample_offset": offsets[::-1]}
     obs, _ = env.reset(seed=seed, options=options)

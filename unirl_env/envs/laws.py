@@ -56,6 +56,12 @@ def as_array(value: Any) -> np.ndarray:
     return np.asarray(value)
 
 
+def _ids(info: dict[str, Any]) -> np.ndarray:
+    """The ids of the prompts, from plain data or from objects, as an array of text."""
+    ids = info["prompt_id"] if "prompt_id" in info else [prompt.id for prompt in info["prompt"]]
+    return np.array([str(each) for each in ids])
+
+
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two observations are equal in every bit."""
     return digest(one) == digest(other)
@@ -63,7 +69,7 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def digest(values: dict[str, Any], info: dict[str, Any] | None = None) -> int:
     """A number of the bits of `values`, and of who plays."""
-    told = [] if info is None else [info["episode_seed"], info["group"], [p.id for p in info["prompt"]]]
+    told = [] if info is None else [info["episode_seed"], info["group"], _ids(info)]
     number = 0
     for value in [*(values[name] for name in sorted(values)), *told]:
         array = np.ascontiguousarray(as_array(value))

@@ -31,6 +31,10 @@ class Readings:
     def __len__(self) -> int:
         return len(self._kept)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A key may hold the id of an object, which is another one elsewhere.
+        return {**self.__dict__, "_kept": OrderedDict()}
+
     def of(self, keys: Sequence[Hashable], things: Sequence[Any]) -> dict[str, Tensor]:
         """The readings of B things, each tensor `[B, ...]` and a copy of its own.
 

@@ -80,6 +80,14 @@ class Roster:
         prompts[:] = self.prompts
         return prompts
 
+    @cached_property
+    def prompt_texts(self) -> tuple[np.ndarray, np.ndarray]:
+        """The prompts' texts and ids as arrays of objects `[B]`; likewise."""
+        texts, ids = np.empty((2, len(self.prompts)), dtype=object)
+        texts[:] = [prompt.text for prompt in self.prompts]
+        ids[:] = [prompt.id for prompt in self.prompts]
+        return texts, ids
+
     def take(self, rows: np.ndarray) -> Roster:
         """The roster in which episode i is this roster's episode `rows[i]`."""
         return replace(

@@ -9,8 +9,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from unirl_env.copies import carried_spec
+from unirl_env.envs.by_snapshot import draws_of, set_draws
+from unirl_env.envs.info import of_row, told
 from unirl_env.errors import ConfigError
-from unirl_env.types import Sample
 
 __all__ = ["SingleEnv"]
 
@@ -19,9 +21,11 @@ class SingleEnv(gym.Env):
     """A numpy view of a generative vector environment of one episode.
 
     Observations, actions and rewards are those of the vector environment without their batch axis; numbers
-    such as `sigma` come as arrays of one. `info` has `prompt` (a `Prompt`), `group`, `episode_seed`, and at
-    the end `sample` (a mapping of arrays, or of text, tokens and whether it was truncated) and `scores` (a
-    mapping of floats: `value`, and each part).
+    such as `sigma` come as arrays of one. `info` is plain data: `prompt` (its text), `prompt_id`, `group`,
+    `episode_seed`, and at the end `sample` (a mapping of arrays; of texts `text`, whether it was `truncated`,
+    and `tokens`, whose first `length` were said and the others are -1) and `scores` (`valid`, and where they
+    are there `value` and the mapping `parts`). With `info_objects`, it is a `Prompt`, a `Sample` and `Scores`
+    of one.
 
     Args:
         vector_env: A vector environment of one episode, numpy backend, autoreset DISABLED.
@@ -54,13 +58,13 @@ class SingleEnv(gym.Env):
                 raise ConfigError("`options` must have either `prompt` or `prompts`, got both; try `prompt`.")
             options["prompts"] = [options.pop("prompt")]
         obs, info = self.vector_env.reset(seed=seed, options=options)
-        return _first(obs), _single_info(info)
+        return _first(obs), self._single(info)
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Take one step."""
         batched = _map(action, lambda part: np.asarray(part)[None])
         obs, reward, terminated, truncated, info = self.vector_env.step(batched)
-        return _first(obs), float(reward[0]), bool(terminated[0]), bool(truncated[0]), _single_info(info)
+        return _first(obs), float(reward[0]), bool(terminated[0]), bool(truncated[0]), self._single(info)
 
     def render(self) -> np.ndarray | str | None:
         """The picture that the episode is heading for, or the text so far."""
@@ -70,6 +74,25 @@ class SingleEnv(gym.Env):
     def close(self) -> None:
         """Close the vector environment."""
         self.vector_env.close()
+
+    def _single(self, info: dict[str, Any]) -> dict[str, Any]:
+        return _objects(info) if told(self.vector_env, "info_objects", False) else of_row(info, 0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The spaces are the vector environment's, and may be larger than all the rest.
+        return {
+            "vector_env": self.vector_env,
+            "random": (self._np_random, self._np_random_seed),
+            "draws": (draws_of(self.observation_space), draws_of(self.action_space)),
+            "spec": carried_spec(self.spec),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["vector_env"])
+        self._np_random, self._np_random_seed = state["random"]
+        for space, draws in zip((self.observation_space, self.action_space), state["draws"], strict=True):
+            set_draws(space, draws)
+        self.spec = state["spec"]
 
 
 def _map(action: Any, change: Callable[[Any], Any]) -> Any:
@@ -95,24 +118,12 @@ def _without_scalars(space: spaces.Dict) -> spaces.Dict:
     )
 
 
-def _single_info(info: dict[str, Any]) -> dict[str, Any]:
+def _objects(info: dict[str, Any]) -> dict[str, Any]:
     single = {
         "group": int(info["group"][0]),
         "prompt": info["prompt"][0],
         "episode_seed": int(info["episode_seed"][0]),
     }
     if "samples" in info:
-        single["sample"] = _plain(info["samples"][0])
-    if "scores" in info:
-        scores = info["scores"]
-        single["scores"] = {"value": float(scores.value[0])} | {
-            k: float(v[0]) for k, v in scores.parts.items()
-        }
-    return single
-
-
-def _plain(sample: Sample) -> dict[str, Any]:
-    """A sample without tensors, which compare element by element and upset Gymnasium's checkers."""
-    fields = {name: getattr(sample, name) for name in ("image", "video", "latent", "tokens")}
-    plain: dict[str, Any] = {k: v.cpu().numpy() for k, v in fields.items() if v is not None}
-    return plain if sample.text is None else {**plain, "text": sample.text, "truncated": sample.truncated}
+        single["sample"] = info["samples"][0]
+    return {**single, "scores": info["scores"]} if "scores" in info else single

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from unirl_env.envs.conversation import WAIT
+from unirl_env.envs.info import told
 from unirl_env.envs.laws import as_array, due_samples, law, same
 from unirl_env.errors import UnirlError
 
@@ -48,10 +49,10 @@ def check_tokens(
     for _ in range(max_steps):
         actions = act(obs)
         said = as_array(actions).copy()
-        obs, _, terminated, truncated, info = env.step(actions)
+        obs, _, terminated, truncated, _ = env.step(actions)
         before, now = now, _copied(obs)
         over, cut = as_array(terminated), as_array(truncated)
-        samples = info.get("samples") or [None] * env.num_envs
+        samples = told(env, "finished")
         for row in np.flatnonzero(~done):
             _check_row(_row(before, row), _row(now, row), int(said[row]))
         for row in due_samples(env, over | cut, (over | cut) & ~done):

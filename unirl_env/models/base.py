@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from unirl_env.copies import FromArguments
 from unirl_env.errors import ContractError
 from unirl_env.types import Prompt, Sample
 
@@ -34,8 +35,10 @@ def identity_of(model: Any, role: str = "model") -> dict[str, Any]:
     return {role: kind, **{name: str(value) for name, value in places.items() if value is not None}}
 
 
-class Denoiser(ABC):
+class Denoiser(FromArguments, ABC):
     """One family of diffusion or flow models, as `x_sigma = (1 - sigma) x_0 + sigma * noise`.
+
+    It is pickled as its constructor's arguments, without what it has loaded.
 
     Attributes:
         latent_shape: Shape of one latent, without the batch: `(C, H, W)`, `(L, D)` or `(C, F, H, W)`.

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unirl_env.copies import FromArguments
 from unirl_env.models.base import identity_of
 from unirl_env.types import Prompt
 
@@ -35,8 +36,10 @@ class Encoded:
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class LanguageModel(ABC):
+class LanguageModel(FromArguments, ABC):
     """One family of autoregressive models.
+
+    It is pickled as its constructor's arguments, without what it has loaded.
 
     Attributes:
         pretrained: The hub id or directory.

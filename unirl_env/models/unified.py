@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from unirl_env.copies import FromArguments
 from unirl_env.models.base import Denoiser, identity_of
 from unirl_env.models.language import LanguageModel
 from unirl_env.types import Prompt, Sample
@@ -34,8 +35,10 @@ class PictureTokens(LanguageModel):
         """Finished pictures `[B, num_tokens]` int64 (ids from `first_id`) as B samples with an `image`."""
 
 
-class UnifiedModel(ABC):
+class UnifiedModel(FromArguments, ABC):
     """One family of models that write text and then draw.
+
+    It is pickled as its constructor's arguments, without what it has loaded.
 
     Attributes:
         pretrained: The hub id or directory; None where there is none.

@@ -74,7 +74,9 @@ class Rollout:
         key = (num_envs, num_steps)
         if key not in self._envs:
             steps = {} if num_steps is None else {"num_steps": num_steps}
-            self._envs[key] = self.make_env(num_envs, **steps)
+            env = self._envs[key] = self.make_env(num_envs, **steps)
+            # Nobody reads plain data here: samples are taken as they are.
+            env.unwrapped.info_objects = True
         return self._envs[key]
 
 

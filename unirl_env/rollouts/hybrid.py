@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 import torch
 
+from unirl_env.envs.info import told
 from unirl_env.envs.prompts import as_prompts
 from unirl_env.episode import EpisodeBatch
 from unirl_env.policies.hybrid_actor import HybridActor
@@ -120,7 +121,7 @@ class HybridRollout(Rollout):
     ) -> dict[str, Any]:
         """One batch of episodes from reset to their ends, as fields of an `EpisodeBatch`."""
         obs, info = env.reset(seed=seed, options=options)
-        prompts, seeds = tuple(info["prompt"]), torch.as_tensor(info["episode_seed"])
+        prompts, seeds = told(env, "playing"), torch.as_tensor(info["episode_seed"])
         world, played = env.unwrapped, Played.begun(obs, len(prompts))
         phases = {}
         if world.max_new_tokens:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 import unirl_env.functional as F
+from unirl_env.envs.info import told
 from unirl_env.envs.readings import prompt_key
 from unirl_env.episode import EpisodeBatch, Phase
-from unirl_env.errors import ContractError
 from unirl_env.functional import SDEStep
 from unirl_env.policies.actor import ANNOUNCED, FlowActor
 from unirl_env.rollouts.base import MakeEnv, Rollout, distinct, of_lot
 from unirl_env.rollouts.requests import EpisodeRequest
+from unirl_env.rollouts.verdicts import Verdicts
 from unirl_env.types import Prompt
 
 __all__ = ["LocalRollout"]
@@ -98,7 +99,7 @@ class LocalRollout(Rollout):
         obs, info = env.reset(seed=seed, options=options)
         world = env.unwrapped
         explored = set(world.stochastic_steps)
-        prompts, seeds = tuple(info["prompt"]), info["episode_seed"]
+        prompts, seeds = told(env, "playing"), info["episode_seed"]
         first, row = distinct([(prompt_key(prompt, prompt.text), prompt.negative) for prompt in prompts])
         context = {name: tensor[first] for name, tensor in obs.items() if name not in ANNOUNCED}
         shape, device = obs["latent"].shape[1:], obs["latent"].device
@@ -111,11 +112,9 @@ class LocalRollout(Rollout):
             step = self.actor.act(obs, noise, reading=reading)
             if k in explored:
                 steps.append(({name: obs[name] for name in ("latent", "sigma", "sigma_next")}, step))
-            obs, _, _, _, info = env.step(step.latent)
-        if "scores" not in info:
-            raise ContractError(
-                "`info` must hold `scores` at the last step; wrap the environment in `RewardWrapper`."
-            )
+            obs, *_ = env.step(step.latent)
+        verdicts = Verdicts(len(prompts))
+        verdicts.take(env)
         phases = {}
         if steps:
             phases["image"] = Phase(
@@ -129,8 +128,8 @@ class LocalRollout(Rollout):
             )
         return {
             "phases": phases,
-            "scores": info["scores"],
+            "scores": verdicts.scores(),
             "prompts": prompts,
             "episode_seed": torch.from_numpy(seeds),
-            "samples": tuple(info["samples"]) if keep_samples else None,
+            "samples": verdicts.samples() if keep_samples else None,
         }

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
+from gymnasium.vector import VectorEnv
 
+from unirl_env.envs.info import told
 from unirl_env.errors import ContractError
 from unirl_env.rewards.background import PendingScores
 from unirl_env.types import Sample, Scores
@@ -15,7 +14,7 @@ __all__ = ["Verdicts"]
 
 
 class Verdicts:
-    """What `info` says about each of `count` episodes, over the steps of one play."""
+    """What an environment says about each of `count` episodes, over the steps of one play."""
 
     def __init__(self, count: int):
         self._value = torch.full((count,), torch.nan)
@@ -25,14 +24,14 @@ class Verdicts:
         self._samples: list[Sample | None] = [None] * count
         self._later: list[tuple[PendingScores, torch.Tensor]] = []
 
-    def take(self, info: Mapping[str, Any]) -> None:
-        """Note the episodes that a step has finished: `scores` where `_scores`, and `samples`."""
-        for i, sample in enumerate(info.get("samples", ())):
-            if sample is not None:
-                self._samples[i] = sample
-        if "scores" not in info:
+    def take(self, env: VectorEnv) -> None:
+        """Note the episodes that the last step of `env` has finished: their samples and their scores."""
+        for i, sample in told(env, "finished").items():
+            self._samples[i] = sample
+        scores = told(env, "scores", None)
+        if scores is None:
             return
-        scores, now = info["scores"], torch.as_tensor(info["_scores"]).cpu()
+        now = torch.from_numpy(told(env, "judged"))
         self._judged |= now
         if isinstance(scores, PendingScores):
             self._later.append((scores, now))
@@ -47,7 +46,7 @@ class Verdicts:
         """
         if not self._judged.all():
             raise ContractError(
-                "`info` must hold `scores` for every episode by its end, got none for "
+                "The environment must have scored every episode by its end, got no scores for "
                 f"{int((~self._judged).sum())} of {len(self._judged)}; wrap the environment in "
                 "`RewardWrapper`."
             )

@@ -44,8 +44,8 @@ class Played:
 
     def step(self, env: gym.vector.VectorEnv, action: Any) -> None:
         """Step the environment, and note what came of it."""
-        self.obs, _, ended, cut, info = env.step(action)
-        self.verdicts.take(info)
+        self.obs, _, ended, cut, _ = env.step(action)
+        self.verdicts.take(env)
         ended, cut = torch.as_tensor(ended).cpu(), torch.as_tensor(cut).cpu()
         self.truncated = self.truncated | (cut & ~self.done)
         self.done = self.done | ended | cut

@@ -1,14 +1,13 @@
 """Wrappers around generative vector environments; each leaves the contract of `envs.base` intact."""
 
 from unirl_env.wrappers.draw import DrawWrapper
-from unirl_env.wrappers.flatten import ArrayInfo, FlattenForPPO, flatten_for_ppo
+from unirl_env.wrappers.flatten import FlattenForPPO, flatten_for_ppo
 from unirl_env.wrappers.record import RecordMedia
 from unirl_env.wrappers.reward import RewardWrapper
 from unirl_env.wrappers.shaping import PotentialShaping
 from unirl_env.wrappers.statistics import EpisodeStatistics
 
 __all__ = [
-    "ArrayInfo",
     "DrawWrapper",
     "EpisodeStatistics",
     "FlattenForPPO",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,25 +14,30 @@ from torch import nn
 
 import unirl_env.functional as F
 from unirl_env.checks import is_number, is_whole, truth
+from unirl_env.copies import Shared
 from unirl_env.envs.contexts import Contexts
+from unirl_env.envs.info import of_samples, told
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.models.base import Denoiser
 from unirl_env.models.generate import draw_latents
 from unirl_env.types import Prompt, Sample
+from unirl_env.wrappers.base import Wrapper
 from unirl_env.wrappers.episodes import as_numpy
 
 __all__ = ["DrawWrapper", "drawing_of"]
 
 logger = logging.getLogger(__name__)
 
+SAID = ("sample", "_sample", "samples", "_samples")
+"""What an `info` calls the samples, as plain data and as objects."""
 
-class DrawWrapper(VectorWrapper):
+
+class DrawWrapper(Wrapper):
     """Draw the texts of finished episodes, so that rewards see pictures: prompt enhancement.
 
-    Goes around an environment of texts, inside the `RewardWrapper`. The finished samples of `info["samples"]`
-    get their `image`, and `pictures` `[K, 3, H, W]` where several are drawn; text, tokens and `truncated`
-    stay. The prompt that rewards see stays the user's: the picture is judged by what was asked for, not by
-    what was made of it.
+    Goes around an environment of texts, inside the `RewardWrapper`. The finished samples get their `image`,
+    and `pictures` `[K, 3, H, W]` where several are drawn; text, tokens and `truncated` stay. The prompt that
+    rewards see stays the user's: the picture is judged by what was asked for, not by what was made of it.
 
     A text that is empty, longer than `max_characters`, or in which `after` does not occur (because it was cut
     off before) has no picture: `image` is None; the scorer `pictured` says what that pays. What a shorter
@@ -58,6 +62,7 @@ class DrawWrapper(VectorWrapper):
         context_cache: How many encoded texts to keep.
 
     Attributes:
+        finished: The samples of the last step with their pictures, by their rows.
         drawn: How many pictures have been drawn so far.
         undrawn: How many texts had no picture.
 
@@ -118,14 +123,21 @@ class DrawWrapper(VectorWrapper):
             size=context_cache,
             device=getattr(generator, "device", torch.device("cpu")),
         )
-        self._network = network
+        self._own = network is None
+        self._network = None if network is None else network.eval().requires_grad_(False)
+        self.finished: dict[int, Sample] = {}
         self._waiting: dict[int, Sample] = {}
 
-    @cached_property
+    @property
     def network(self) -> nn.Module:
         """The generator's network."""
-        network = self.generator.network() if self._network is None else self._network
-        return network.eval().requires_grad_(False)
+        if self._network is None:
+            self._network = self.generator.network().eval().requires_grad_(False)
+        return self._network
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What the generator loads by itself does not travel; what a user gave does.
+        return {**self.__dict__, "_network": Shared(self._network) if self._own else self._network}
 
     @property
     def drawing(self) -> dict[str, Any]:
@@ -148,6 +160,7 @@ class DrawWrapper(VectorWrapper):
     ) -> tuple[Any, dict[str, Any]]:
         """Reset the environment."""
         obs, info = self.env.reset(seed=seed, options=options)
+        self.finished = {}
         mask = (options or {}).get("reset_mask")
         self._waiting = {} if mask is None else {i: s for i, s in self._waiting.items() if not mask[i]}
         return obs, info
@@ -159,20 +172,20 @@ class DrawWrapper(VectorWrapper):
             ContractError: If a sample has no text, or the generator gives no pictures.
         """
         obs, rewards, terminated, truncated, info = self.env.step(actions)
-        finished = _finished(info)
+        finished: dict[int, Sample] = told(self.env, "finished")
+        self.finished = {}
         if self.together:
             finished = self._waiting = {**self._waiting, **finished}
             if not bool((terminated | truncated).all()):
-                hidden = ("samples", "_samples")
-                info = {name: value for name, value in info.items() if name not in hidden}
-                return obs, rewards, terminated, truncated, info
-            self._waiting = {}
+                finished = {}
+            else:
+                self._waiting = {}
         if finished:
-            drawn = self._draw(finished, info["prompt"], as_numpy(info["episode_seed"]))
-            mask = np.zeros(self.num_envs, dtype=bool)
-            mask[list(drawn)] = True
-            info = {**info, "samples": [drawn.get(row) for row in range(self.num_envs)], "_samples": mask}
-        return obs, rewards, terminated, truncated, info
+            prompts, seeds = told(self.env, "playing"), as_numpy(info["episode_seed"])
+            self.finished = self._draw(finished, prompts, seeds)
+        # What was said of the texts, with their pictures or not at all.
+        info = {name: value for name, value in info.items() if name not in SAID}
+        return obs, rewards, terminated, truncated, info | of_samples(self, self.finished)
 
     def _draw(
         self, samples: Mapping[int, Sample], prompts: Sequence[Prompt], seeds: np.ndarray
@@ -231,9 +244,3 @@ def drawing_of(env: VectorEnv) -> dict[str, Any] | None:
             return env.drawing
         env = env.env
     return None
-
-
-def _finished(info: Mapping[str, Any]) -> dict[int, Sample]:
-    """The samples of the episodes that have just ended, by their rows."""
-    samples: Sequence[Sample | None] = info.get("samples", ())
-    return {row: sample for row, sample in enumerate(samples) if sample is not None}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,18 +10,19 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.spaces import Box
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from unirl_env.envs.by_snapshot import SPACES, draws_of, set_draws
 from unirl_env.errors import ConfigError
-from unirl_env.types import Scores
+from unirl_env.wrappers.base import Wrapper
 
-__all__ = ["ArrayInfo", "FlattenForPPO", "flatten_for_ppo"]
+__all__ = ["FlattenForPPO", "flatten_for_ppo"]
 
 KEYS = ("latent", "sigma")
 
 
-class FlattenForPPO(VectorWrapper):
+class FlattenForPPO(Wrapper):
     """One flat `Box` to see and one to act in, so that unmodified PPO of RLlib or SB3 can train.
 
     The observation is `[B, D]`: the chosen entries, in alphabetical order, flattened and joined. The action
@@ -38,15 +39,24 @@ class FlattenForPPO(VectorWrapper):
     def __init__(self, env: VectorEnv, keys: Sequence[str] = KEYS):
         super().__init__(env)
         self.keys = _checked_keys(env.single_observation_space, keys)
-        boxes = [env.single_observation_space[key] for key in self.keys]
-        self.single_observation_space = Box(
-            low=np.concatenate([box.low.ravel() for box in boxes]).astype(np.float32),
-            high=np.concatenate([box.high.ravel() for box in boxes]).astype(np.float32),
-            dtype=np.float32,
-        )
+        boxes = {key: env.single_observation_space[key] for key in self.keys}
+        self.single_observation_space = _joined_space(boxes)
         self.single_action_space = _flat_action(env.single_action_space)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The spaces are those of the environment, flattened, and may be larger than all the rest.
+        return {
+            "env": self.env,
+            "keys": self.keys,
+            "draws": {name: draws_of(getattr(self, name)) for name in SPACES},
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["env"], state["keys"])
+        for name, draws in state["draws"].items():
+            set_draws(getattr(self, name), draws)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -67,53 +77,29 @@ class FlattenForPPO(VectorWrapper):
         return np.concatenate(columns, axis=1, dtype=np.float32)
 
 
-class ArrayInfo(VectorWrapper):
-    """`info` as arrays and dicts of arrays only, in Gymnasium's own vector form.
-
-    RLlib's env runner takes `info` apart into one dict per episode (Gymnasium's `DictInfoToList`) and refuses
-    lists and objects. `samples` becomes an array of objects, and `scores` a dict with `value`, `valid` and
-    the parts.
-    """
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """Reset the environment."""
-        obs, info = self.env.reset(seed=seed, options=options)
-        return obs, _arrays(info)
-
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Step the environment."""
-        *results, info = self.env.step(actions)
-        return *results, _arrays(info)
-
-
 def flatten_for_ppo(env: gym.Env, keys: Sequence[str] = KEYS) -> gym.Env:
-    """`FlattenForPPO` for a single environment, put together from Gymnasium's own wrappers.
+    """`FlattenForPPO` for a single environment, made of wrappers of Gymnasium that can be pickled.
 
     Raises:
         ConfigError: If an entry is missing or is not a `Box`.
     """
     keys = _checked_keys(env.observation_space, keys)
     space = env.action_space
-    env = gym.wrappers.FilterObservation(env, filter_keys=keys)
-    env = gym.wrappers.FlattenObservation(env)
+    boxes = {key: env.observation_space[key] for key in keys}
+    env = gym.wrappers.TransformObservation(env, partial(_joined, keys=keys), _joined_space(boxes))
     return gym.wrappers.TransformAction(env, partial(np.reshape, shape=space.shape), _flat_action(space))
 
 
-def _arrays(info: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in info.items():
-        if isinstance(value, Scores):
-            value = {"value": value.value, "valid": value.valid, **value.parts}
-        if isinstance(value, dict):
-            found[name] = _arrays(value)
-        elif isinstance(value, (list, tuple)):
-            found[name] = np.empty(len(value), dtype=object)
-            found[name][:] = value
-        else:
-            found[name] = value.cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-    return found
+def _joined(obs: Mapping[str, np.ndarray], keys: Sequence[str]) -> np.ndarray:
+    return np.concatenate([obs[key].ravel() for key in keys], dtype=np.float32)
+
+
+def _joined_space(boxes: Mapping[str, Box]) -> Box:
+    return Box(
+        low=np.concatenate([box.low.ravel() for box in boxes.values()]).astype(np.float32),
+        high=np.concatenate([box.high.ravel() for box in boxes.values()]).astype(np.float32),
+        dtype=np.float32,
+    )
 
 
 def _checked_keys(space: gym.Space, keys: Sequence[str]) -> list[str]:

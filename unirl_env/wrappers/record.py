@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv
 
+from unirl_env.copies import Carried
+from unirl_env.envs.info import told
 from unirl_env.errors import ConfigError, ContractError, MissingExtra
-from unirl_env.types import Sample
+from unirl_env.types import Sample, Scores
+from unirl_env.wrappers.base import Wrapper
 from unirl_env.wrappers.episodes import EpisodeRows, as_numpy
 from unirl_env.wrappers.media import WRITERS, to_frame, write_png
 
@@ -24,7 +27,7 @@ __all__ = ["RecordMedia"]
 logger = logging.getLogger(__name__)
 
 
-class RecordMedia(VectorWrapper):
+class RecordMedia(Wrapper):
     """Write the sample of finished episodes as pictures or clips, each with a JSON file of what it is.
 
     Round n of a row is its n-th episode, from 0. The files of round 12 of row 3 are `sample-000012-003.png`
@@ -81,7 +84,7 @@ class RecordMedia(VectorWrapper):
         self.folder = _writable(folder)
         self.name_prefix = name_prefix
         self.written = 0
-        self._wanted = every if callable(every) else lambda round: round % every == 0
+        self.every = every
         self._limit = env.num_envs if episodes == "all" else min(episodes, env.num_envs)
         self._suffix, self._write = WRITERS[format]
         self._watch = format != "png"
@@ -91,6 +94,9 @@ class RecordMedia(VectorWrapper):
         self._recorded = np.zeros(env.num_envs, dtype=bool)
         if any(self.folder.glob(f"{name_prefix}-*{self._suffix}")):
             logger.warning("%s holds recordings already; those of equal names are replaced.", self.folder)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "every": Carried("every", self.every)}
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -111,20 +117,23 @@ class RecordMedia(VectorWrapper):
         change = self._rows.step(info, terminated, truncated)
         self._begin(change.began)
         self._look(obs, self._recorded & (change.began | change.stepped) & ~change.ended)
-        for row in np.flatnonzero(change.ended & self._recorded):
-            sample = info["samples"][row] if "samples" in info else None
-            if sample is None:
+        finished: Mapping[int, Sample] = told(self.env, "finished")
+        for row in np.flatnonzero(change.ended & self._recorded).tolist():
+            if finished.get(row) is None:
                 raise ContractError(
-                    f"`info['samples'][{row}]` must hold the sample of an ended episode, got None."
+                    f"`finished` must hold the sample of an ended episode, got none of row {row}."
                 )
-            self._save(row, sample, float(rewards[row]), info)
+            self._save(row, finished[row], float(rewards[row]), info)
         return obs, rewards, terminated, truncated, info
 
     def _begin(self, began: np.ndarray) -> None:
         self._round[began] += 1
         for row in np.flatnonzero(began):
             self._frames[row] = []
-            self._recorded[row] = row < self._limit and bool(self._wanted(int(self._round[row])))
+            self._recorded[row] = row < self._limit and self._wanted(int(self._round[row]))
+
+    def _wanted(self, round: int) -> bool:
+        return bool(self.every(round)) if callable(self.every) else round % self.every == 0
 
     def _look(self, obs: Any, rows: np.ndarray) -> None:
         """Rendering decodes latents, so it is done for rounds that are recorded only."""
@@ -150,7 +159,7 @@ class RecordMedia(VectorWrapper):
             "round": int(self._round[row]),
             "row": int(row),
         }
-        page |= {"reward": _number(reward), "text": sample.text, **_facts(row, info)}
+        page |= {"reward": _number(reward), "text": sample.text, **self._facts(row, info)}
         if sample.text is not None:
             page["truncated"] = bool(sample.truncated)
         if sample.pictures is not None:
@@ -163,20 +172,18 @@ class RecordMedia(VectorWrapper):
         self._frames[row] = []
         self.written += 1
 
-
-def _facts(row: int, info: dict[str, Any]) -> dict[str, Any]:
-    """What `info` says about one episode, as JSON values."""
-    facts: dict[str, Any] = {"episode_seed": int(as_numpy(info["episode_seed"])[row])}
-    if "group" in info:
-        facts["group"] = int(as_numpy(info["group"])[row])
-    if "prompt" in info:
-        prompt = info["prompt"][row]
+    def _facts(self, row: int, info: Mapping[str, Any]) -> dict[str, Any]:
+        """What is said about one episode, as JSON values."""
+        facts: dict[str, Any] = {"episode_seed": int(as_numpy(info["episode_seed"])[row])}
+        if "group" in info:
+            facts["group"] = int(as_numpy(info["group"])[row])
+        prompt = told(self.env, "playing")[row]
         facts |= {"prompt": prompt.text, "prompt_id": prompt.id, "negative": prompt.negative}
-    if "scores" in info:
-        scores = info["scores"]
-        facts |= {"score": _number(float(scores.value[row])), "valid": bool(scores.valid[row])}
-        facts["parts"] = {name: _number(float(part[row])) for name, part in scores.parts.items()}
-    return facts
+        scores = told(self.env, "scores", None)
+        if isinstance(scores, Scores) and told(self.env, "judged")[row]:
+            facts |= {"score": _number(float(scores.value[row])), "valid": bool(scores.valid[row])}
+            facts["parts"] = {name: _number(float(part[row])) for name, part in scores.parts.items()}
+        return facts
 
 
 def _number(value: float) -> float | None:

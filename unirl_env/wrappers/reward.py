@@ -8,36 +8,38 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from unirl_env.checks import is_number, truth
-from unirl_env.errors import ConfigError, ContractError, ScorerError
-from unirl_env.rewards.background import Background
+from unirl_env.copies import Carried
+from unirl_env.envs.info import of_scores, told
+from unirl_env.errors import ConfigError, ScorerError
+from unirl_env.rewards.background import Background, PendingScores
 from unirl_env.rewards.scoring import checked_scorer, place_scores, score_safely, scorer_name
 from unirl_env.types import Prompt, Sample, Scorer, Scores
-from unirl_env.wrappers.episodes import as_numpy
+from unirl_env.wrappers.base import Wrapper
 
 __all__ = ["RewardWrapper"]
 
 
-class RewardWrapper(VectorWrapper):
+class RewardWrapper(Wrapper):
     """Score the samples of finished episodes and add the scores to their rewards.
 
-    Where `info["samples"]` appears, its finished samples are scored against `info["prompt"]`. The judgement
-    goes to `info["scores"]`, a `Scores` of length B, with the mask `info["_scores"]` `[B]` of the episodes
-    that were judged; other episodes are NaN and invalid there, and keep their reward.
+    The judgement goes to `scores`, a `Scores` of length B, with the mask `judged` `[B]`: other episodes are
+    NaN and invalid there, and keep their reward. `info["scores"]` has it as plain data: `valid`, and where
+    they are there `value` and `parts`; with `info_objects` it is `scores` itself, `info["_scores"]` `judged`.
 
-    With a scorer in the `Background`, the step does not wait: `info["scores"]` is a `PendingScores`, and the
-    reward at an episode's end is NaN, as it is not known yet. A rollout asks for the scores when it has
-    played everything.
+    With a scorer in the `Background`, the step does not wait: `scores` is a `PendingScores`, of which a plain
+    `info` says nothing, and the reward at an episode's end is NaN, as it is not known yet. A rollout asks for
+    the scores when it has played everything.
 
     Args:
         env: A generative vector environment.
         scorer: What judges the samples; see `unirl_env.rewards`.
         on_invalid: The reward of a finished episode whose score is invalid: `"nan"` (it is left out of its
-            group by the advantages), a number (for learners that cannot take NaN; `info["scores"].valid`
-            still tells), or `"raise"`.
+            group by the advantages), a number (for learners that cannot take NaN; `scores.valid` still
+            tells), or `"raise"`.
         together: Judge all episodes of a batch in one call of the scorer, at the step at which the last one
             ends, and pay all of them then; for scorers that want batches, in autoreset mode DISABLED. By
             default each episode is paid at its own end, which wrappers outside this one expect that look at
@@ -45,6 +47,8 @@ class RewardWrapper(VectorWrapper):
             reset, and not known to a snapshot.
 
     Attributes:
+        scores: The judgement of the last step; None where it judged nothing.
+        judged: `[B]` bool, the episodes that it is about.
         scored: How many samples have been judged so far.
         unscored: How many of them came out invalid.
 
@@ -77,7 +81,13 @@ class RewardWrapper(VectorWrapper):
         self.together = together
         self.scored = 0
         self.unscored = 0
+        self.scores: Scores | PendingScores | None = None
+        self.judged = np.zeros(env.num_envs, dtype=bool)
         self._unpaid: dict[int, Sample] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What the last step said was said; a judgement on its way cannot travel.
+        return {**self.__dict__, "scorer": Carried("scorer", self.scorer), "scores": None}
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -86,44 +96,40 @@ class RewardWrapper(VectorWrapper):
         obs, info = self.env.reset(seed=seed, options=options)
         mask = (options or {}).get("reset_mask")
         self._unpaid = {} if mask is None else {i: s for i, s in self._unpaid.items() if not mask[i]}
+        self._said(None, np.zeros(self.num_envs, dtype=bool))
         return obs, info
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step the environment; `[B]` rewards come in the environment's own array type.
 
         Raises:
-            ContractError: If samples come without prompts, or the scorer breaks its contract.
+            ContractError: If the scorer breaks its contract.
             ScorerError: If a score is invalid and `on_invalid` is `"raise"`.
         """
         obs, rewards, terminated, truncated, info = self.env.step(actions)
-        if "samples" in info:
-            samples = self._finished(info)
-            if self.together:
-                samples = self._unpaid = {**self._unpaid, **samples}
-                if not bool((terminated | truncated).all()):
-                    return obs, rewards, terminated, truncated, info
-                self._unpaid = {}
+        self._said(None, np.zeros(self.num_envs, dtype=bool))
+        samples: dict[int, Sample] = told(self.env, "finished")
+        if samples and self.together:
+            samples = self._unpaid = {**self._unpaid, **samples}
+            if not bool((terminated | truncated).all()):
+                return obs, rewards, terminated, truncated, info
+            self._unpaid = {}
+        if samples:
             finished = torch.zeros(self.num_envs, dtype=torch.bool)
             finished[sorted(samples)] = True
+            prompts = told(self.env, "playing")
             if isinstance(self.scorer, Background):
-                scores: Any = self.scorer.begin(self._score, samples, tuple(info["prompt"]), finished)
+                scores: Any = self.scorer.begin(self._score, samples, prompts, finished)
                 rewards = _added(rewards, Scores.failed(self.num_envs), finished, "nan")
             else:
-                scores = self._score(samples, info["prompt"], finished)
+                scores = self._score(samples, prompts, finished)
                 rewards = _added(rewards, scores, finished, self.on_invalid)
-            info = {**info, "scores": scores, "_scores": finished.numpy()}
+            self._said(scores, finished.numpy())
+            info = {**info, **of_scores(self.env, scores, self.judged)}
         return obs, rewards, terminated, truncated, info
 
-    def _finished(self, info: dict[str, Any]) -> dict[int, Sample]:
-        """The samples of the episodes that have just ended, by their rows."""
-        samples = info["samples"]
-        if len(samples) != self.num_envs or len(info.get("prompt", ())) != self.num_envs:
-            raise ContractError(
-                f"`info['samples']` and `info['prompt']` must have {self.num_envs} entries each, "
-                f"got {len(samples)} and {len(info.get('prompt', ()))}."
-            )
-        rows = np.flatnonzero(as_numpy(info["_samples"])) if "_samples" in info else range(self.num_envs)
-        return {int(row): samples[row] for row in rows if samples[row] is not None}
+    def _said(self, scores: Scores | PendingScores | None, judged: np.ndarray) -> None:
+        self.scores, self.judged = scores, judged
 
     def _score(self, samples: Mapping[int, Sample], prompts: Sequence[Prompt], finished: Tensor) -> Scores:
         rows = sorted(samples)

@@ -11,16 +11,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv
 
 from unirl_env.checks import is_number
+from unirl_env.copies import Carried
 from unirl_env.errors import ConfigError, ContractError
+from unirl_env.wrappers.base import Wrapper
 from unirl_env.wrappers.episodes import EpisodeRows, as_numpy
 
 __all__ = ["PotentialShaping"]
 
 
-class PotentialShaping(VectorWrapper):
+class PotentialShaping(Wrapper):
     """Add `gamma * phi(s') - phi(s)` to the reward of every step, with `phi = 0` where an episode has ended.
 
     Over an episode the terms telescope: its discounted return changes by exactly `-phi(s_0)`, whatever was
@@ -51,6 +53,9 @@ class PotentialShaping(VectorWrapper):
         self.gamma = float(gamma)
         self._rows = EpisodeRows(env.num_envs)
         self._phi = np.zeros(env.num_envs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "potential": Carried("potential", self.potential)}
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -7,19 +7,23 @@ from collections import deque
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv
 
 from unirl_env.checks import whole
+from unirl_env.envs.info import told
+from unirl_env.types import Scores
+from unirl_env.wrappers.base import Wrapper
 from unirl_env.wrappers.episodes import EpisodeRows, RowChange, as_numpy
 
 __all__ = ["EpisodeStatistics"]
 
 
-class EpisodeStatistics(VectorWrapper):
+class EpisodeStatistics(Wrapper):
     """Add `info["episode"]` where episodes end, and keep statistics of the last ones.
 
     As Gymnasium's `RecordEpisodeStatistics`, `info["episode"]` holds `r` (return), `l` (steps) and `t`
-    (seconds), each `[B]`, with the mask `info["_episode"]`. Unlike it, this one takes tensors, knows episodes
+    (seconds), each `[B]`, with the mask `info["_episode"]`; a return that is NaN is left out by the mask
+    `_r`. Unlike it, this one takes tensors, knows episodes
     that wait for the rest of their batch, and leaves invalid scores out of the mean instead of letting one
     NaN spoil it. Put it outside the `RewardWrapper`.
 
@@ -64,8 +68,20 @@ class EpisodeStatistics(VectorWrapper):
         self._length += change.stepped
         self.steps += int(change.stepped.sum())
         if change.ended.any():
-            info = {**info, **self._end(change, info)}
+            info = {**info, **self._end(change)}
         return obs, rewards, terminated, truncated, info
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The clock of another process begins elsewhere: what travels is how long ago.
+        now = time.perf_counter()
+        first = None if self._first_reset is None else now - self._first_reset
+        return {**self.__dict__, "_start": now - self._start, "_first_reset": first}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        now = time.perf_counter()
+        self._start = now - self._start
+        self._first_reset = None if self._first_reset is None else now - self._first_reset
 
     def summary(self) -> dict[str, float]:
         """Statistics for a log.
@@ -94,19 +110,24 @@ class EpisodeStatistics(VectorWrapper):
             self._first_reset = now
         self._return[began], self._length[began], self._start[began] = 0.0, 0, now
 
-    def _end(self, change: RowChange, info: dict[str, Any]) -> dict[str, Any]:
+    def _end(self, change: RowChange) -> dict[str, Any]:
         ended, seconds = change.ended, time.perf_counter() - self._start
         invalid = ended & ~np.isfinite(self._return)
-        if "scores" in info:
-            invalid |= ended & ~as_numpy(info["scores"].valid)
+        scores = told(self.env, "scores", None)
+        if isinstance(scores, Scores):
+            invalid |= ended & told(self.env, "judged") & ~as_numpy(scores.valid)
         self.episodes += int(ended.sum())
         self.invalid += int(invalid.sum())
         for row in np.flatnonzero(ended):
             value = np.nan if invalid[row] else self._return[row]
             self._recent.append((float(value), int(self._length[row]), float(seconds[row])))
+        known = ended & ~np.isnan(self._return)
         episode = {
-            "r": np.where(ended, self._return, 0.0),
+            "r": np.where(known, self._return, 0.0),
+            "_r": known,
             "l": np.where(ended, self._length, 0),
+            "_l": ended.copy(),
             "t": np.where(ended, seconds, 0.0),
+            "_t": ended.copy(),
         }
         return {"episode": episode, "_episode": ended.copy()}

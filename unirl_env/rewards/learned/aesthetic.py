@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from unirl_env.copies import FromArguments
 from unirl_env.errors import ModelNotFound
 from unirl_env.rewards.inputs import in_blocks, picture_of
 from unirl_env.rewards.learned.open_clip_model import OpenCLIPModel
@@ -23,7 +24,7 @@ PLACES = (0, 2, 4, 6, 7)
 """Of the linear layers in the published sequence, which has dropouts at 1, 3 and 5 and no other functions."""
 
 
-class AestheticScore:
+class AestheticScore(FromArguments):
     """A rating of the picture alone, about 1 to 10: five linear layers on CLIP's unit vector.
 
     The head is the one trained on SAC, Logos and AVA, over CLIP ViT-L/14 of OpenAI; most pictures rate 4 to

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from unirl_env.copies import FromArguments
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.learned.open_clip_model import OpenCLIPModel
 from unirl_env.types import Prompt, Sample, Scores
@@ -14,7 +15,7 @@ from unirl_env.types import Prompt, Sample, Scores
 __all__ = ["CLIPScore"]
 
 
-class CLIPScore:
+class CLIPScore(FromArguments):
     """`scale * cos(image embedding, text embedding)`.
 
     Pictures are resized and normalised as the model's own configuration says (on tensors, with antialiasing),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from unirl_env.copies import FromArguments
 from unirl_env.errors import ConfigError
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.learned.open_clip_model import OpenCLIPModel, letterboxed
@@ -19,7 +20,7 @@ REPOSITORY = "xswu/HPSv2"
 FILES = {"v2": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
 
 
-class HPSv2Score:
+class HPSv2Score(FromArguments):
     """`scale * cos(image embedding, text embedding)`, of a CLIP ViT-H/14 trained on people's rankings.
 
     The numbers are those of the package `hpsv2`: its checkpoint in the same architecture, the same tokens

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unirl_env.checks import is_number
+from unirl_env.copies import FromArguments
 from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.pixels import to_pil
 from unirl_env.rewards.inputs import check_blocks, in_blocks, picture_of
@@ -31,7 +32,7 @@ PIXEL_MEAN, PIXEL_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.2613
 FILES = ("ImageReward.safetensors", "ImageReward.pt")
 
 
-class ImageRewardScore:
+class ImageRewardScore(FromArguments):
     """`scale * (network(picture, text) - mean) / std`, by and large from -2 to 2.
 
     A BERT reads the prompt while it looks, by cross attention, at what a vision transformer makes of the

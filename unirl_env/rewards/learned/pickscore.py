@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from unirl_env.copies import FromArguments
 from unirl_env.pixels import in_8_bits
 from unirl_env.rewards.inputs import check_blocks, in_blocks, picture_of
 from unirl_env.rewards.learned.weights import device_of, dtype_of, not_found
@@ -19,7 +20,7 @@ __all__ = ["PickScore"]
 CONTEXT = 77
 
 
-class PickScore:
+class PickScore(FromArguments):
     """`scale * exp(logit_scale) * cos(image embedding, text embedding)`, of a CLIP trained on people's picks.
 
     With the published weights `exp(logit_scale)` is 100, and pictures score about 20, give or take 2; the

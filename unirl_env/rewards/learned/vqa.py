@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from unirl_env.copies import FromArguments
 from unirl_env.errors import ConfigError
 from unirl_env.rewards.inputs import check_blocks, picture_of
 from unirl_env.rewards.learned.questions import Question, questions_of, token_sequences
@@ -25,7 +26,7 @@ PICTURES = 64
 AGGREGATIONS = ("geometric", "arithmetic", "minimum")
 
 
-class VQAScore:
+class VQAScore(FromArguments):
     """The mean probability in [0, 1] of the expected answers to a prompt's questions.
 
     The questions stand in `Prompt.metadata["questions"]`, as `{"question": ..., "answer": ...}` or

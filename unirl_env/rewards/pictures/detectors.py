@@ -17,6 +17,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from unirl_env.checks import is_number
+from unirl_env.copies import FromArguments
 from unirl_env.errors import ConfigError
 from unirl_env.pixels import in_8_bits
 from unirl_env.registry import Registry
@@ -73,7 +74,7 @@ class ShapesDetector:
         return found
 
 
-class TransformersDetector:
+class TransformersDetector(FromArguments):
     """A detection or instance-segmentation model of transformers (DETR, RT-DETR, YOLOS, Mask2Former, ...).
 
     GenEval's is a Mask2Former on COCO; its masks let colours be told without the background.
