@@ -6,6 +6,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from unirl_env.agents.gradients import FlatGradient
+from unirl_env.agents.masters import Masters
 
 
 def parameters():
@@ -63,6 +64,13 @@ def two_learners(rank, path, results):
         (params[0] * (rank + 1.0)).sum().backward()
         told = gradient.exchange(failed=rank == failing)
         results[rank, failing] = (told, params[0].grad.tolist())
+    half = nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
+    masters = Masters({"half": half})
+    gradient = FlatGradient(masters.weights, distributed=True)
+    gradient.zero()
+    (half * [256.0, 1.0][rank]).sum().backward()
+    gradient.exchange()
+    results[rank, "half"] = masters.weights[0].grad.tolist()
     dist.destroy_process_group()
 
 
@@ -73,3 +81,4 @@ def test_learners_sum_and_hear_of_a_failure(tmp_path):
         for rank in range(2):
             assert results[rank, None] == (False, [3.0, 3.0])
             assert results[rank, 1] == (True, [1.0, 1.0])
+            assert results[rank, "half"] == [257.0, 257.0], "summed in float32: bfloat16 has no 257"
