@@ -1,7 +1,7 @@
 """Hundreds of answers, right and wrong, as models write them: what each of them earns.
 
-`math_answers.jsonl` holds a text, the expected answer and the reward per line: magnitudes, decimal commas and
-thousands, mixed numbers, powers of ten, e and i, signs, currencies and units, structure, and texts without a box.
+`math_answers.jsonl` holds a text, the expected answer and the reward per line: sizes, decimal commas and
+thousands, mixed numbers, powers of ten, e and i, signs, currencies, units, structure, texts without a box.
 """
 
 import json
