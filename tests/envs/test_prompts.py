@@ -243,3 +243,38 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(type(path), "read_text", refuse)
     with pytest.raises(PromptError, match=r"must be readable, got Permission denied"):
         PromptSource.of(path)
+
+
+def test_numbers_of_a_file_are_those_that_stand_there(tmp_path):
+    path = tmp_path / "numbers.jsonl"
+    written = [
+        "0.5",
+        "1e-7",
+        "42.0",
+        "1e22",
+        "123456789012345678901234567890",
+        "0.1000000000000000000001",
+        "1e400",
+    ]
+    path.write_text("".join(f'{{"prompt": "{i}", "answer": {text}}}\n' for i, text in enumerate(written)))
+    answers = [prompt.metadata["answer"] for prompt in PromptSource.of(path)]
+    assert answers[:5] == [0.5, 1e-7, 42.0, 1e22, 123456789012345678901234567890]
+    assert [type(answer) for answer in answers[:5]] == [float, float, float, float, int]
+    # No float is this number, so that it stays a text.
+    assert answers[5:] == written[5:]
+
+
+def test_numbers_of_single_precision_in_a_data_set_keep_their_digits(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {
+            "prompt": datasets.Value("string"),
+            "answer": datasets.Value("float32"),
+            "others": datasets.Sequence(datasets.Value("float32")),
+            "double": datasets.Value("float64"),
+        }
+    )
+    rows = {"prompt": ["p"], "answer": [0.1], "others": [[0.1, 0.7]], "double": [0.1 + 0.2]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "set"))
+    metadata = PromptSource.of(tmp_path / "set")[0].metadata
+    assert metadata == {"answer": 0.1, "others": [0.1, 0.7], "double": 0.1 + 0.2}

@@ -54,6 +54,34 @@ def test_there_are_no_parts_and_the_key_is_free():
     assert scores.parts == {} and scores.value.tolist() == [1.0]
 
 
+@pytest.mark.parametrize(
+    ("text", "answer", "found"),
+    [
+        ("0.0000001", 1e-7, 1.0),
+        ("1e-07", 1e-7, 1.0),
+        ("20000000000000000", 2e16, 1.0),
+        ("42", 42.0, 1.0),
+        ("42.0", 42, 1.0),
+        ("0.10", 0.1, 1.0),
+        ("8", [7.0, 8.0], 1.0),
+        ("0.30000000000000004", 0.1 + 0.2, 1.0),
+        ("42", "42.0", 0.0),
+        ("0.0000002", 1e-7, 0.0),
+        ("41.999999999", 42.0, 0.0),
+        ("-42", 42.0, 0.0),
+        ("forty-two", 42.0, 0.0),
+    ],
+)
+def test_an_answer_that_is_a_number_has_a_value(text, answer, found):
+    assert value(text, answer) == found
+
+
+@pytest.mark.parametrize("answer", [True, None, float("nan"), float("inf"), [], [1.0, None]])
+def test_what_is_no_answer_is_refused(answer):
+    with pytest.raises(ContractError, match="must be the expected answer"):
+        value("1", answer)
+
+
 def test_mistakes_are_named():
     for strip in ("case", ["cases"]):
         with pytest.raises(ConfigError, match="`strip` must be a list of"):

@@ -1,7 +1,9 @@
 """Mathematical equality of answers, and what hostile ones cost."""
 
-import json
+import contextlib
+import os
 import pickle
+import signal
 import threading
 import time
 
@@ -10,7 +12,6 @@ import torch
 
 from unirl_env.errors import ConfigError, ContractError, MissingExtra
 from unirl_env.rewards import MathScorer
-from unirl_env.rewards.texts.math_answer import as_latex
 from unirl_env.rewards.texts.math_process import Comparison, MathProcess
 from unirl_env.types import Prompt, Sample
 
@@ -155,16 +156,82 @@ def test_hostile_answers_cost_bounded_time_and_no_process_of_ours():
     assert scores.valid.all()
 
 
-def test_the_child_outlives_what_it_can_interrupt_and_is_replaced_where_it_died():
-    process = MathProcess(timeout=1.0)
+def test_512_towers_of_powers_cost_seconds(scorer):
+    towers = [f"{base}^{{9^{{9^{{9}}}}}}" for base in range(2, 258)]
+    towers += [rf"x + \sqrt{{{tower}}}" for tower in towers]
+    scored(scorer, [said("x")], "5")
+    began = time.monotonic()
+    scores = scored(scorer, map(said, towers), "5")
+    assert time.monotonic() - began < 100
+    assert scores.value.tolist() == [0.0] * 512
+    assert scores.parts["parsed"].sum() == 0
+
+
+def child_of(process):
+    return process._end.peek()[2][0]
+
+
+def workers(child):
+    with open(f"/proc/{child.pid}/task/{child.pid}/children") as file:
+        return [int(number) for number in file.read().split()]
+
+
+ENDLESS = r"\gcd(10^{10^9}, 5)"
+
+
+def test_an_answer_that_spends_its_time_is_unreadable_and_the_next_worker_is_there():
+    process = MathProcess(timeout=0.2)
     assert process.compare("5", "10/2") == Comparison(True, True, True)
-    child = process._end.peek()[2][0]
-    assert process.compare("5", "9^{9^{9^{9}}}") == Comparison(True, False, False)
+    child, worker = child_of(process), workers(child_of(process))
+    assert process.compare("5", ENDLESS) == Comparison(True, False, False)
+    assert process.compare(ENDLESS, "5").expected is False
     assert process.compare("5", "10/2") == Comparison(True, True, True)
-    child.kill()
-    assert process.compare("5", "10/2") == Comparison(True, False, False)
-    assert process.compare("5", "10/2") == Comparison(True, True, True)
-    assert child.poll() is not None
+    assert child_of(process) is child
+    assert child.poll() is None
+    assert workers(child) != worker
+
+
+def test_the_clock_ends_no_answer():
+    process = MathProcess(timeout=0.5)
+    process.compare("5", "10/2")
+    worker = workers(child_of(process))[0]
+    os.kill(worker, signal.SIGSTOP)
+    awake = threading.Timer(2.0, os.kill, (worker, signal.SIGCONT))
+    awake.start()
+    assert process.compare("5", r"\sqrt{25}") == Comparison(True, True, True)
+    awake.join()
+
+
+def test_a_killed_process_costs_no_answer_its_point():
+    process = MathProcess()
+    process.compare("5", "10/2")
+    os.kill(workers(child_of(process))[0], signal.SIGKILL)
+    assert process.compare("5", r"\sqrt{25}") == Comparison(True, True, True)
+    os.killpg(child_of(process).pid, signal.SIGKILL)
+    assert process.compare("5", r"\sqrt{25}") == Comparison(True, True, True)
+
+
+def test_an_answer_whose_process_is_killed_over_and_over_is_invalid():
+    scorer = MathScorer(timeout=60.0)
+    scored(scorer, [said("x")], "5")
+    child, over = child_of(scorer._process), threading.Event()
+
+    def kill():
+        while not over.wait(0.05):
+            with contextlib.suppress(OSError):
+                for worker in workers(child):
+                    os.kill(worker, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        scores = scored(scorer, [said(ENDLESS), said("5")], "5")
+    finally:
+        over.set()
+        killer.join()
+    assert scores.valid.tolist() == [False, True]
+    assert scores.parts["parsed"].isnan().tolist() == [True, False]
+    assert scored(scorer, [said(r"\sqrt{25}")], "5").value.tolist() == [1.0]
 
 
 def test_an_interrupted_wait_leaves_no_answer_behind_and_no_child(monkeypatch):
@@ -216,13 +283,6 @@ def test_settings_are_checked(monkeypatch):
     monkeypatch.setattr("unirl_env.rewards.texts.math_answer.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"`math-verify` must be installed.*unirl-env\[math\]"):
         MathScorer()
-
-
-def test_one_spelling():
-    assert as_latex(" 1\\,000\u00a0people. ") == "1000 people"
-    assert as_latex("Blue sky") == r"\text{Blue sky}"
-    assert as_latex("abc") == "abc"
-    assert json.dumps(as_latex("½ \u00d7 3²")) == json.dumps(r"\frac12 \times 3^2")
 
 
 @pytest.mark.ray

@@ -12,7 +12,6 @@ import json
 import math
 import mmap
 import os
-import resource
 import signal
 import sys
 from fractions import Fraction
@@ -70,6 +69,8 @@ def _places(value: Fraction) -> int | None:
 
 def main(descriptor: int, timeout: float, memory: int) -> None:
     """Fork workers that answer until the parent is gone."""
+    import resource
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
@@ -94,7 +95,7 @@ def main(descriptor: int, timeout: float, memory: int) -> None:
             # Only the answer's own budget ends a worker by this signal; whatever else did is no answer.
             spent = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF
             answer = [stage[0] != _EXPECTED, False, False] if spent else None
-            connection.send_bytes(json.dumps(answer).encode())
+            connection.send_bytes(json.dumps([None, answer]).encode())
 
 
 def _work(connection: Connection, stage: mmap.mmap, timeout: float) -> None:
@@ -105,9 +106,10 @@ def _work(connection: Connection, stage: mmap.mmap, timeout: float) -> None:
     while True:
         connection.poll(None)
         stage[0] = _EXPECTED
-        answer = _answer(*json.loads(connection.recv_bytes()), stage, timeout)
+        number, expected, given = json.loads(connection.recv_bytes())
+        answer = _answer(expected, given, stage, timeout)
         stage[0] = _IDLE
-        connection.send_bytes(json.dumps(answer).encode())
+        connection.send_bytes(json.dumps([number, answer]).encode())
 
 
 class _TimeUp(BaseException):

@@ -21,14 +21,18 @@ _NUMERAL = (
     r"|\d{1,300}(?:(?:[.,]|\{,\})\d{1,300}){0,40}|(?<![\d.])\.\d{1,300})(?:[eE][-+]?\d{1,9}(?![\w.]))?"
 )
 _PIECE = re.compile(
-    r"(?P<display>\$\$(?P<display_dollars>[^$]{1,300})\$\$|\\\[(?P<display_brackets>[\s\S]{1,300}?)\\\])"
+    # Most of a text is prose.
+    r"(?P<prose>(?:(?!(?:and|or|per|percent|pct|sqrt|sin|cos|tan|log|ln|exp|lcm|gcd)(?![A-Za-z]))"
+    r"(?<![A-Za-z\\])[A-Za-z]{2,40}(?![\w'-])[ \t,:]{0,9}){1,60})"
+    r"|(?P<display>\$\$(?P<display_dollars>[^$]{1,300})\$\$|\\\[(?P<display_brackets>[\s\S]{1,300}?)\\\])"
     r"|(?P<inline>\$(?P<dollars>[^$\n]{1,300})\$|\\\((?P<brackets>[^\n]{1,300}?)\\\))"
-    r"|(?P<label>(?m:^)[ \t]{0,9}\(?(?:[a-h]|[ivx]{1,4}|\d{1,2}(?=\)))\) {1,9}(?=\S))"
+    r"|(?P<label>(?m:^)[ \t]{0,9}\(?(?:[a-h]|[ivx]{1,4}|\d{1,2}(?=\)))\) {1,9}(?=\S)|(?<!\w)\([A-H]\)(?= ))"
     r"|(?P<bars>\|[^|\s]{1,40}\|)"
     r"|(?P<function>(?:sqrt|sin|cos|tan|log|ln|exp|lcm|gcd)(?:_?\d{1,3}|_\{\w{1,3}\})?(?=[ ({]|(?<=t)\d))"
     r"|(?P<tag></?[A-Za-z][\w-]{0,30}>)"
     r"|(?P<name>(?:[A-Za-z]{2,40}[-_]?|(?<![A-Za-z\\])[A-Za-z])\d[\w.]{0,60}"
-    r"|\d{1,30}(?:\.\d{1,30}){2,}(?![\d,])"
+    r"|(?![1-9]\d{0,2}(?:\.\d{3}){2,9}(?![\d.]))\d{1,30}(?:\.\d{1,30}){2,}(?![\d,])"
+    r"|\((?:mod|modulo) \d{1,30}\)"
     r"|\d{1,9}(?![ckm]?m[23](?!\w)|[eE]\d|[a-z]\d? ?[=+])[A-Za-z]{1,9}\d[A-Za-z\d]{0,60}"
     r"|0[xX][\dA-Fa-f]{1,60}"
     r"|\d{4}-\d\d-\d\d|\d{1,4}/\d{1,2}/\d{2,4}|[\w.]{1,60}@[\w.]{1,60})"
@@ -55,11 +59,11 @@ _ANCHOR = re.compile(
     r"\d|\\(?:pi|sqrt|infty|frac|emptyset|varnothing|mathbb|binom|begin|emptyset)(?![a-z])|[A-Za-z].*[-+*/^=<>]"
 )
 _LISTS = re.compile(
-    r"(?:^|[=:\n]|\b(?:are|is|be|equals?|either|both|values?|solutions?|roots?|answers?))\s*$"
+    r"(?:^|[=:\n]|\b(?:are|is|be|equals?|either|both|between|values?|solutions?|roots?|answers?))\s*$"
 )
 _ALWAYS = frozenset("number clock inline display function bars equals compare percent degree".split())
 _SUBSCRIPT = re.compile(r"_ ?(?:\{[^{}]{0,60}\}|\w)")
-_CHUNK = 3000
+_CHUNK = 1
 _LONGEST = 200
 """Pieces of an expression."""
 
@@ -79,15 +83,33 @@ def last_expression(text: str) -> str | None:
     or commas join are a list. Signs are returned as LaTeX.
     """
     text = plain_signs(text)
-    end = len(text)
+    end, size = len(text), _CHUNK
     while end > 0:
         # Answers stand at the end: what comes long before is read only if nothing is found.
-        start = text.rfind("\n", 0, max(0, end - _CHUNK)) + 1 if end > _CHUNK else 0
+        start = _start(text, max(0, end - size))
+        while start and _cuts_formula(text[start:end]):
+            size = max(200, 4 * size)
+            start = _start(text, max(0, end - size))
         found = _last_of(text[start:end])
         if found is not None:
             return found or None
-        end = start
+        end, size = start, max(200, 4 * size)
     return None
+
+
+def _start(text: str, end: int) -> int:
+    """Where the line or the sentence before `end` begins."""
+    return max(text.rfind("\n", 0, end), text.rfind(". ", 0, end)) + 1
+
+
+def _cuts_formula(part: str) -> bool:
+    """Whether a part of a text may begin within a formula."""
+    return (
+        part.count(r"\]") > part.count(r"\[")
+        or part.count(r"\)") > part.count(r"\(")
+        or part.count("$") % 2 == 1
+        or part.count("}") > part.count("{")
+    )
 
 
 def _last_of(text: str) -> str | None:
@@ -232,7 +254,9 @@ def _dangles(piece: _Piece) -> bool:
 
 def _joined(part: list[_Piece]) -> str:
     words, end = [], part[0].start
-    for piece in part:
+    for index, piece in enumerate(part):
+        if piece.kind == "money" and index > 1 and piece is not part[-1]:
+            continue
         words.append(" " if piece.start > end else "")
         inner = piece.text
         for opens, closes in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
@@ -266,12 +290,20 @@ def _last_side(run: list[_Piece]) -> list[_Piece]:
             and any(p.kind not in ("space", "equals", "comma") for p in run[index + 1 :])
         ):
             cut = index + 1
-    names = [r.text for r in run if r.kind == "letter"]
-    alternatives = [i for i, p in enumerate(run) if p.kind == "link" or (p.kind == "wrapped" and _links(p))]
-    if cut and alternatives and alternatives[-1] < cut and len(set(names)) == 1:
-        # x = 3 or x = 5 is one answer with two values.
-        return run
-    return run[cut:]
+    return run if cut and _is_alternatives(run) else run[cut:]
+
+
+def _is_alternatives(run: list[_Piece]) -> bool:
+    """Whether a run says `x = 3 or x = 5`, which is one answer with two values."""
+    items: list[list[_Piece]] = [[]]
+    for piece in run:
+        if piece.kind in ("link", "comma") or (piece.kind == "wrapped" and _links(piece)):
+            items.append([])
+        else:
+            items[-1].append(piece)
+    items = [item for item in items if item]
+    named = [len(item) > 2 and item[0].kind == "letter" and item[1].kind == "equals" for item in items]
+    return len(items) > 1 and all(named) and len({item[0].text for item in items}) == 1
 
 
 def _links(piece: _Piece) -> bool:
@@ -309,7 +341,9 @@ def _last_item(part: list[_Piece], introduced: bool) -> list[_Piece]:
             piece.kind == "close" or piece.text == r"\}"
         )
         if depth == 0 and (piece.kind == "link" or (piece.kind == "wrapped" and _links(piece))):
-            linked = True
+            prices = "and" in piece.text and any(p.kind == "money" for p in part[index + 1 : index + 2])
+            linked = linked or introduced or not prices
+            cut = cut if linked else index + 1
         later = any(p.kind not in ("comma", "sign") for p in part[index + 1 :])
         if depth == 0 and piece.kind == "comma" and later and not introduced and not linked:
             following = any(p.kind == "link" for p in part[index + 1 :])

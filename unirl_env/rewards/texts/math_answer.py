@@ -47,7 +47,8 @@ class MathScorer:
     expression there (`unirl_env.rewards.texts.expressions`). Numbers are compared exactly, whatever their
     size; a decimal with at least six decimals and six digits also stands for a value that it rounds or cuts
     off. Units are compared where both answers have one and not converted, `50\%` is 0.5 and also 50, sets
-    know no order; what is no arithmetic is compared by math-verify. Texts that are equal word by word are equal.
+    know no order; what is no arithmetic is compared by math-verify. Texts that are equal word by word are
+    equal.
 
     Algebra runs in a process of its own with a limit on processor time and memory, so the scorer works in
     threads and in Ray actors, and a busy machine changes no score. The part `parsed` is 1 where an answer
@@ -151,7 +152,7 @@ class MathScorer:
     def _pair(self, one: _Reading, other: _Reading) -> Comparison | None:
         if one.large or other.large:
             return Comparison(not one.large, not other.large, False)
-        another_unit = one.unit and other.unit and one.unit != other.unit
+        another_unit = one.measure and other.measure and one.measure != other.measure
         product_of_number = (one.product and other.value is not None) or (
             other.product and one.value is not None
         )
@@ -207,6 +208,11 @@ class _Reading(NamedTuple):
     percent: bool
     large: bool
     product: bool
+
+    @property
+    def measure(self) -> tuple[tuple[str, int], ...]:
+        """The unit, of which percent is one here: 50% is not 50 cm."""
+        return self.unit or ((("%", 1),) if self.percent else ())
 
 
 @lru_cache(maxsize=4096)

@@ -53,6 +53,7 @@ class MathProcess:
     def __init__(self, timeout: float = 1.0, memory: int = 2 << 30):
         self.timeout, self.memory = timeout, memory
         self._lock = threading.Lock()
+        self._count = 0
         self._end: weakref.finalize | None = None
         self._connection: Connection | None = None
 
@@ -77,17 +78,21 @@ class MathProcess:
         if self._connection is None:
             self._start()
         try:
-            self._connection.send_bytes(json.dumps([expected, given]).encode())
-            answer = self._received(60.0 + PATIENCE * self.timeout)
-        except (BrokenPipeError, ConnectionError):
-            answer = None
+            self._count += 1
+            self._connection.send_bytes(json.dumps([self._count, expected, given]).encode())
+            while reply := self._received(60.0 + PATIENCE * self.timeout):
+                number, answer = reply
+                # Without a number, it is about a worker that ended, and the next one is there already.
+                if number in (self._count, None):
+                    return answer
+        except ConnectionError:
+            pass
         except BaseException:
             # An answer that nobody waited for must not be taken for the next one's.
             self._stop()
             raise
-        if answer is None:
-            self._stop()
-        return answer
+        self._stop()
+        return None
 
     def _start(self) -> None:
         here, there = Pipe()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 __all__ = ["plain_latex", "plain_signs"]
 
@@ -11,10 +12,11 @@ __all__ = ["plain_latex", "plain_signs"]
 _SIGNS = {
     "\u2212": "-", "\u2013": "-", "\u2012": "-", "\u2010": "-", "\u2011": "-", "\ufe63": "-",
     "\u00d7": r"\cdot ", "\u2715": r"\cdot ", "\u2a2f": r"\cdot ", "\u00b7": r"\cdot ", "\u22c5": r"\cdot ",
-    "\u2219": r"\cdot ", "\u2022": r"\cdot ", "\u2217": r"\cdot ", "\u00f7": "/", "\u2044": "/",
+    "\u2219": r"\cdot ", "\u2217": r"\cdot ", "\u00f7": "/", "\u2044": "/",
     "\u2215": "/", "\u03c0": r"\pi ", "\u221e": r"\infty ", "\u2264": r"\le ", "\u2265": r"\ge ",
     "\u2a7d": r"\le ",
-    "\u2a7e": r"\ge ", "\u2260": r"\ne ", "\u2248": r"\approx ", "\u2243": r"\approx ", "\u00b1": r"\pm ",
+    "\u2a7e": r"\ge ", "\u2260": r"\ne ", "\u2248": r"\approx ", "\u2261": r"\equiv ",
+    "\u2243": r"\approx ", "\u00b1": r"\pm ",
     "\u2208": r"\in ", "\u222a": r"\cup ", "\u2229": r"\cap ", "\u2205": r"\emptyset ", "\u2192": r"\to ",
     "\u21d2": r"\to ", "\u27f9": r"\to ", "\u2124": r"\mathbb{Z}", "\u211d": r"\mathbb{R}",
     "\u211a": r"\mathbb{Q}", "\u2115": r"\mathbb{N}", "\u03b8": r"\theta ", "\u03b1": r"\alpha ",
@@ -31,7 +33,7 @@ _LOOKS = ("<wide>", "<narrow>", "<font>", "<square>", "<noBreak>")
 _ROOTS = {"\u221a": r"\sqrt", "\u221b": r"\sqrt[3]", "\u221c": r"\sqrt[4]"}
 _ROOT = re.compile(
     r"([\u221a-\u221c]) {0,2}(?:\(([^()\n]{1,200})\)|\{([^{}\n]{1,200})\}"
-    r"|(\d{1,300}(?:[.,]\d{1,300})?|\\[A-Za-z]{2,9}|[A-Za-z]))"
+    r"|(\\frac\{\d{1,9}\}\{\d{1,9}\}|\d{1,300}(?:[.,]\d{1,300})?|\\[A-Za-z]{2,9}|[A-Za-z]))"
 )
 
 
@@ -97,6 +99,7 @@ _SQRT = re.compile(
 _OPERATORS = [
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\(?:times|ast|cdotp|bullet)(?![A-Za-z])|\*\*(?=[-\d(])|\*"), r"\\cdot "),
+    (re.compile(r"(?<![A-Za-z\\{])(?=(?:sin|cos|tan|log|ln|exp|lcm|gcd)[ _(^{\d\\])"), r"\\"),
     (re.compile(r"\\div(?![A-Za-z])"), "/"),
     (re.compile(r"\\(?:leq|leqslant)(?![A-Za-z])|<="), r"\\le "),
     (re.compile(r"\\(?:geq|geqslant)(?![A-Za-z])|>="), r"\\ge "),
@@ -120,8 +123,14 @@ _REPEATING = re.compile(
 _RATIO_OF_UNITS = re.compile(r"\\frac ?\{ ?\\text\{([^{}]{1,40})\} ?\} ?\{ ?\\text\{([^{}]{1,40})\} ?\}")
 
 
+_PLAIN = re.compile(r"-?\d+(?:\.\d+)?|-?\\frac\{\d+\}\{\d+\}|-?\d+/\d+")
+
+
+@lru_cache(maxsize=8192)
 def plain_latex(answer: str) -> str:
     """An answer in one spelling of LaTeX, which later steps read: see the module for what goes."""
+    if _PLAIN.fullmatch(answer):
+        return answer
     text = plain_signs(answer).strip()
     text = text.removeprefix("**").removesuffix("**").strip("`")
     text = _NOISE.sub("", text)

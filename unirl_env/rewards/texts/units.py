@@ -16,7 +16,7 @@ _NAMES = {
     "m": "m metre metres meter meters", "cm": "cm cms centimetre centimetres centimeter centimeters",
     "mm": "mm millimetre millimetres millimeter millimeters",
     "km": "km kms kilometre kilometres kilometer kilometers",
-    "nm": "nm nanometres nanometers", "in": "inch inches", "ft": "ft foot feet", "yd": "yd yard yards",
+    "nm": "nm nanometres nanometers", "in": "in inch inches", "ft": "ft foot feet", "yd": "yd yard yards",
     "mi": "mi mile miles", "g": "g gm gms gram grams gramme grammes",
     "kg": "kg kgs kilogram kilograms kilogramme kilogrammes", "mg": "mg milligram milligrams",
     "t": "tonne tonnes ton tons", "lb": "lb lbs pound pounds", "oz": "oz ounce ounces",
@@ -54,16 +54,16 @@ _VALUE_WORDS = frozenset(
     "half halves third thirds quarter quarters fourth fourths fifth fifths sixth sixths seventh sevenths"
     " eighth eighths ninth ninths tenth tenths hundredths thousandths squared cubed factorial dozens score"
     " plus minus over than to by and or not no from through until if power root pi divided negative positive"
-    " percent percentage point pct permille mod modulo with without between but except versus vs equals is are"
-    " into log sin cos tan sqrt frac".split()
+    " percent percentage point pct permille mod modulo with without between but except versus vs equals is"
+    " are into log sin cos tan sqrt frac".split()
 )
 _LETTERS = frozenset("m g s h L l N J W V A K C".split())
 """Units of one letter, which in algebra are variables."""
 _BARE = frozenset("m g s h L N J W V".split())
 """Those that may stand right behind a number (`5m`)."""
 
-_names = sorted((re.escape(name) for name in _KNOWN if name not in _LETTERS), key=len, reverse=True)
-_WORD = rf"(?<![A-Za-z])(?:{'|'.join(_names)})(?![A-Za-z])"
+_names = sorted((re.escape(name) for name in _KNOWN if name not in {*_LETTERS, "in"}), key=len, reverse=True)
+_WORD = rf"(?<![A-Za-z])(?:(?:{'|'.join(_names)})(?![A-Za-z])|in(?=\s*(?:$|[.,;)^}}])))"
 _LETTER = r"(?<![A-Za-z\\])[mgshLlNJWVAKC](?![A-Za-z_'])"
 _POWER = r"(?: ?\^ ?\{? ?-?\d ?\}?|[23](?![\d.,]))?"
 _KIND = r"(?:(?:square|sq\.?|cubic|cu\.?) )?"
@@ -84,8 +84,13 @@ _NOUN_END = re.compile(
 _ORDINAL_END = re.compile(r"(?<=\d)(?:\^ ?\{? ?)?(?:\\text\{ ?)?(?:st|nd|rd|th)(?: ?\})*$")
 _CJK_END = re.compile(r"(?<=[\d}]) ?[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3]{1,4}$")
 _SCALE_END = re.compile(rf"(?: |\\text\{{ ?)(?P<scale>{'|'.join(_SCALES)}) ?\}}?$")
+_FRACTIONS = (
+    "halves|(?:third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth)s?|squared|cubed"
+    "|factorial|and (?:a|one) (?:half|third|quarter)"
+)
 _AFTER = re.compile(
-    rf"(?:(?:st|nd|rd|th)(?![A-Za-z])|(?: ?(?:{'|'.join(_SCALES)})(?![A-Za-z]))?(?: ?(?:{_UNIT.pattern}))?)"
+    rf"(?:(?:st|nd|rd|th)(?![A-Za-z])| (?:{_FRACTIONS})(?![A-Za-z])"
+    rf"|(?: ?(?:{'|'.join(_SCALES)})(?![A-Za-z]))?(?: ?(?:{_UNIT.pattern}))?)"
 )
 _COMPLETE = re.compile(r"[\d.)\]}!]$|\\(?:pi|infty)$|[A-Za-z]$")
 _SYMBOLS = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
