@@ -122,7 +122,11 @@ def checked_tokens(
         ShapeError: If the actions are not B integers.
         ContractError: If an action is no token.
     """
-    token = actions.detach().cpu().numpy() if isinstance(actions, Tensor) else np.asarray(actions)
+    token = actions.detach().cpu().numpy() if isinstance(actions, Tensor) else np.asanyarray(actions)
+    if isinstance(token, np.ma.MaskedArray):
+        raise ShapeError(
+            "`actions` must be token ids, got a masked array; try its `filled` with what is meant."
+        )
     if token.shape != active.shape or token.dtype.kind not in "iu":
         raise ShapeError(
             f"`actions` must be token ids, integers [{len(active)}], got {token.dtype} {list(token.shape)}."

@@ -202,7 +202,7 @@ class HybridVectorEnv(ActivityVectorEnv):
         """The steps that explore; none where no latents are denoised."""
         if self._denoising is not None:
             return self._denoising.checked_steps(steps)
-        if steps is not None and len(steps):
+        if steps is not None and len(tuple(steps)):
             raise ConfigError(f"`stochastic_steps` must be empty where no latents are, got {list(steps)}.")
         return ()
 

@@ -62,7 +62,7 @@ class SingleEnv(gym.Env):
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Take one step."""
-        batched = _map(action, lambda part: np.asarray(part)[None])
+        batched = _map(action, lambda part: np.asanyarray(part)[None])
         obs, reward, terminated, truncated, info = self.vector_env.step(batched)
         return _first(obs), float(reward[0]), bool(terminated[0]), bool(truncated[0]), self._single(info)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unirl_env.errors import ConfigError
 from unirl_env.models.loading import load
 from unirl_env.models.lots import in_lots, pictures_at_once
 from unirl_env.types import Sample
@@ -28,6 +29,7 @@ class Autoencoder:
 
     Raises:
         ModelNotFound: If it cannot be loaded.
+        ConfigError: If it scales each channel of its latents by itself.
     """
 
     def __init__(
@@ -45,6 +47,12 @@ class Autoencoder:
         from diffusers import AutoencoderKL
 
         config = self._load(AutoencoderKL.load_config)
+        for name in ("latents_mean", "latents_std"):
+            if config.get(name) is not None:
+                raise ConfigError(
+                    f"`{name}` of an autoencoder must be null: latents are scaled by one number, "
+                    f"`scaling_factor`, got {config[name]!r:.80}; try another autoencoder."
+                )
         self.scale = 2 ** (len(config["block_out_channels"]) - 1)
         self.channels: int = config["latent_channels"]
         self._factor, self._shift = config["scaling_factor"], config.get("shift_factor") or 0.0

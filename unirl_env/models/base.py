@@ -24,13 +24,13 @@ NEGATIVE = "negative_"
 
 
 def identity_of(model: Any, role: str = "model") -> dict[str, Any]:
-    """What tells a model from another one, as plain values: its class, and where its weights come from.
+    """What tells a model from another one, as plain values: its class, and which weights it has.
 
     Args:
         model: An adapter of any kind.
         role: What its entries are called.
     """
-    places = {f"{role}.{name}": getattr(model, name, None) for name in ("pretrained", "revision")}
+    places = {f"{role}.{name}": getattr(model, name, None) for name in ("pretrained", "revision", "dtype")}
     kind = f"{type(model).__module__}.{type(model).__qualname__}"
     return {role: kind, **{name: str(value) for name, value in places.items() if value is not None}}
 

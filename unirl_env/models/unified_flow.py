@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from unirl_env.checks import whole
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.models.autoencoder import Autoencoder
 from unirl_env.models.causal_lm import CausalLM
@@ -78,7 +79,7 @@ class UnifiedFlow(UnifiedModel):
             )
         if missing := [name for name in MARKS if getattr(self.config, name) is None]:
             raise ConfigError(f"The model's configuration must name `{missing[0]}`, got none.")
-        if max_images not in (0, 1):
+        if whole("max_images", max_images) not in (0, 1):
             raise ConfigError(f"`max_images` must be 0 or 1 for {self.KIND}, got {max_images}.")
         self.max_images = max_images
         self.words = CausalLM(self.pretrained, dtype=dtype, device=device, revision=revision, system=system)
@@ -169,7 +170,7 @@ class UnifiedFlow(UnifiedModel):
             )
         unit, sides = scale * config.patch_size, []
         for name, size in (("height", height), ("width", width)):
-            size = config.latent_size * scale if size is None else size
+            size = config.latent_size * scale if size is None else whole(name, size)
             if size % unit or not 0 < size <= config.max_grid * unit:
                 raise ConfigError(
                     f"`{name}` must be a positive multiple of {unit} up to {config.max_grid * unit}, got "

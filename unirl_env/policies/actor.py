@@ -10,6 +10,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 import unirl_env.functional as F
+from unirl_env.checks import number
 from unirl_env.errors import ContractError
 from unirl_env.functional import SDEStep
 from unirl_env.models.base import NEGATIVE, Denoiser
@@ -57,7 +58,8 @@ class FlowActor(TrainedNetwork):
         gradient_checkpointing: bool = False,
     ):
         # An impossible kernel is refused here, before a model is loaded.
-        F.transition(torch.zeros(1, 1), torch.zeros(1, 1), 0.5, 0.25, dynamics=dynamics, eta=float(eta))
+        eta, guidance = number("eta", eta), number("guidance", guidance)
+        F.transition(torch.zeros(1, 1), torch.zeros(1, 1), 0.5, 0.25, dynamics=dynamics, eta=eta)
         storage_dtype = as_dtype("storage_dtype", storage_dtype)
         super().__init__(
             denoiser,
@@ -65,7 +67,7 @@ class FlowActor(TrainedNetwork):
             keep_reference=keep_reference,
             gradient_checkpointing=gradient_checkpointing,
         )
-        self.guidance, self.dynamics, self.eta = float(guidance), dynamics, float(eta)
+        self.guidance, self.dynamics, self.eta = guidance, dynamics, eta
         self.storage_dtype = storage_dtype
 
     @property

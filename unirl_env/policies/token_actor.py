@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import unirl_env.functional as F
+from unirl_env.checks import number, whole
 from unirl_env.errors import ConfigError
 from unirl_env.functional import TokenStep
 from unirl_env.models.language import LanguageModel
@@ -51,6 +52,8 @@ class TokenActor(TrainedNetwork):
         gradient_checkpointing: bool = False,
         chunk_bytes: int = 256 << 20,
     ):
+        temperature, top_p = number("temperature", temperature), number("top_p", top_p)
+        top_k = whole("top_k", top_k)
         check_sampling(temperature, top_p, top_k)
         super().__init__(
             language_model,
@@ -58,7 +61,7 @@ class TokenActor(TrainedNetwork):
             keep_reference=keep_reference,
             gradient_checkpointing=gradient_checkpointing,
         )
-        self.temperature, self.top_p, self.top_k = float(temperature), float(top_p), int(top_k)
+        self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
         self.chunk_bytes = chunk_bytes
 
     @property
