@@ -29,7 +29,7 @@ def main(env_id="unirl/TinySD3-T2I-v0", num_steps=8, folder=None, seed=0):
     print("observation")
     for name, tensor in obs.items():
         print(f"  {name:24}{list(tensor.shape)}")
-    print("prompts     ", [prompt.text for prompt in info["prompt"]])
+    print("prompts     ", info["prompt"].tolist())
     print("groups      ", info["group"].tolist())
 
     denoiser = env.unwrapped.denoiser
@@ -62,13 +62,13 @@ def main(env_id="unirl/TinySD3-T2I-v0", num_steps=8, folder=None, seed=0):
 
     print("terminated  ", terminated.tolist())
     print("rewards     ", [round(r, 3) for r in reward.tolist()])
-    sample = info["samples"][0]
-    print("a sample    ", {k: list(v.shape) for k, v in vars(sample).items() if isinstance(v, torch.Tensor)})
-    if folder is not None and sample.image is not None:
+    sample = info["sample"]  # plain data, with a mask `_image` of the episodes that have an `image`
+    print("the samples ", {k: list(v.shape) for k, v in sample.items() if isinstance(v, torch.Tensor)})
+    if folder is not None and "image" in sample:
         from torchvision.utils import save_image
 
         Path(folder).mkdir(parents=True, exist_ok=True)
-        save_image([s.image for s in info["samples"]], Path(folder) / "samples.png")
+        save_image(sample["image"], Path(folder) / "samples.png")
 
     # Back to the middle, and all four go on from where the first one stood: the root of a tree search.
     env.unwrapped.restore(halfway)

@@ -71,9 +71,9 @@ def main(num_envs=4, num_steps=6):
                 velocity = denoiser.velocity(network, obs["latent"], obs["sigma"], obs)
             step = (obs["sigma_next"] - obs["sigma"])[:, None, None, None]
             obs, reward, _, _, info = env.step(obs["latent"] + step * velocity)
-        found[title] = info["scores"]
-        print(f"{title:28}", [f"{p.text}: {r:.3f}" for p, r in zip(info["prompt"], reward, strict=True)])
-        for name, part in info["scores"].parts.items():
+        found[title] = env.scores
+        print(f"{title:28}", [f"{p}: {r:.3f}" for p, r in zip(info["prompt"], reward, strict=True)])
+        for name, part in env.scores.parts.items():
             print(f"{'':28} {name}: {[round(x, 3) for x in part.tolist()]}")
         env.close()
     return found

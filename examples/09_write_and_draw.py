@@ -51,10 +51,10 @@ def main(env_id="unirl_env:unirl/TinyUnified-T2I-v0", num_envs=4, num_steps=8, s
             obs, reward, ended, cut, info = env.step({"latent": drawn.latent})
             done = done | ended | cut
 
-    samples = info["samples"]
-    for prompt, sample, value in zip(info["prompt"], samples, reward.tolist(), strict=True):
-        print(f"{prompt.text} -> {sample.text}: {value:.2f}")
-    pictures = torch.cat([sample.image for sample in samples], dim=2)
+    sample = info["sample"]
+    for prompt, text, value in zip(info["prompt"], sample["text"], reward.tolist(), strict=True):
+        print(f"{prompt} -> {text}: {value:.2f}")
+    pictures = torch.cat(list(sample["image"]), dim=2)
     Path(folder).mkdir(parents=True, exist_ok=True)
     pixels = (pictures * 255).round().byte().permute(1, 2, 0).numpy()
     Image.fromarray(pixels).resize((128 * num_envs, 128), Image.Resampling.NEAREST).save(

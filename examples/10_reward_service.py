@@ -48,9 +48,9 @@ def play(scorer, num_envs, num_steps):
     env.action_space.seed(0)
     env.reset(seed=0)
     for _ in range(num_steps):
-        *_, info = env.step(env.action_space.sample())
+        env.step(env.action_space.sample())
     env.close()
-    return info["scores"]
+    return env.scores
 
 
 def main(num_envs=8, num_steps=4):
