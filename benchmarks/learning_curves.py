@@ -6,6 +6,14 @@ Each run is the ordinary command, one after another, in a folder of its own:
     python benchmarks/learning_curves.py --config ar/tiny_qwen3 --folder runs/curves_qwen3 \
         --picture docs/images/curves_qwen3.png --table benchmarks/results/curves_qwen3.json
 
+The agents where trust regions matter, many epochs over each rollout, beside the plain policy gradient:
+
+    python benchmarks/learning_curves.py --agents pg,flow_dppo,grpo,drpo --folder runs/curves_epochs \
+        --picture docs/images/curves_epochs.png --table benchmarks/results/curves_epochs.json \
+        --extra agent.num_epochs=8 agent.shuffle_batch_per_epoch=group
+
+`pg` is GRPO whose clip range is so wide that it never acts: the policy gradient with importance weights.
+
 A band is the 95 % t-interval of the mean over seeds. Runs that are there already are read, not repeated;
 one that was stopped goes on.
 """
@@ -25,7 +33,16 @@ from scipy import stats
 from unirl_env.settings import read_yaml
 
 NAMES = {"flow_dppo": "FlowDPPO", "grpo": "GRPO", "drpo": "DRPO"}
-COLOURS = {"flow_dppo": "#2563eb", "grpo": "#d97706", "drpo": "#059669"}
+COLOURS = {"flow_dppo": "#2563eb", "grpo": "#d97706", "drpo": "#059669", "pg": "#6b7280"}
+TITLES = {**NAMES, "pg": "policy gradient"}
+CHOICES = {
+    "pg": [
+        "agent=grpo",
+        *(f"agent.options.{kind}clip_low=0.999999" for kind in ("", "token_")),
+        *(f"agent.options.{kind}clip_high=1e9" for kind in ("", "token_")),
+    ]
+}
+"""The settings of what is no agent of its own; all others are `agent=<name>`."""
 SMOOTH = 5
 
 
@@ -48,7 +65,7 @@ def main() -> None:
     args.table.parent.mkdir(parents=True, exist_ok=True)
     args.table.write_text(json.dumps({"seeds": seeds, "agents": table}, indent=1) + "\n")
     for agent, row in table.items():
-        print(NAMES[agent], json.dumps(row))
+        print(TITLES[agent], json.dumps(row))
 
 
 def run(config: str, home: Path, agent: str, seed: int, extra: Sequence[str] = ()) -> Path:
@@ -57,7 +74,8 @@ def run(config: str, home: Path, agent: str, seed: int, extra: Sequence[str] = (
     folder = home / name
     if not finished(folder):
         command = [sys.executable, "-m", "unirl_env.train", f"--config-name={config}", "resume=auto"]
-        settings = [f"agent={agent}", f"seed={seed}", f"name={name}", f"logging.folder={home}"]
+        settings = [*CHOICES.get(agent, [f"agent={agent}"]), f"seed={seed}", f"name={name}"]
+        settings.append(f"logging.folder={home}")
         subprocess.run([*command, *settings, *extra], check=True)
     return folder
 
@@ -132,7 +150,7 @@ def draw(runs: dict[str, list[Path]], picture: Path) -> None:
         curves = [[row["reward"] for row in rows(folder / "metrics.jsonl")] for folder in folders]
         mean, width = band(smoothed(np.array(curves)))
         x = np.arange(1, len(mean) + 1)
-        axes[0].plot(x, mean, color=COLOURS[agent], label=NAMES[agent], lw=2)
+        axes[0].plot(x, mean, color=COLOURS[agent], label=TITLES[agent], lw=2)
         axes[0].fill_between(x, mean - width, mean + width, color=COLOURS[agent], alpha=0.15, lw=0)
     axes[0].set(xlabel="iteration", ylabel="training reward", title="Reward while training")
     axes[0].legend(frameon=False, loc="lower right")
@@ -140,12 +158,15 @@ def draw(runs: dict[str, list[Path]], picture: Path) -> None:
     sets = list(dict.fromkeys(row["set"] for row in rows(next(iter(runs.values()))[0] / "evaluation.jsonl")))
     first = rows(next(iter(runs.values()))[0] / "evaluation.jsonl")[0]["rewards"]
     bars = [(prompts, reward) for prompts in sets for reward in ("reward", "heldout") if reward in first]
+    width_of = 0.78 / len(runs)
     for place, (agent, folders) in enumerate(runs.items()):
         for slot, (prompts, reward) in enumerate(bars):
             pairs = np.array([measured(folder, prompts, reward) for folder in folders])
             gain, width = band(pairs[:, 1] - pairs[:, 0])
-            x = slot + (place - 1) * 0.26
-            axes[1].bar(x, gain, 0.24, color=COLOURS[agent], yerr=width, error_kw={"lw": 1, "capsize": 2})
+            x = slot + (place - (len(runs) - 1) / 2) * width_of
+            axes[1].bar(
+                x, gain, 0.92 * width_of, color=COLOURS[agent], yerr=width, error_kw={"lw": 1, "capsize": 2}
+            )
     labels = [
         f"{prompts}\nprompts,\n{'train' if reward == 'reward' else 'held-out'}\nreward"
         for prompts, reward in bars

@@ -34,11 +34,12 @@ __all__ = ["Parts", "build_parts", "launch", "stop"]
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of, besides its settings."""
+    """What a run is made of, besides its settings; `notes` are said at its start."""
 
     agent: Any
     heldout: Any = None
     sources: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,8 @@ def build_parts(cfg: RunConfig, prompts: Prompts | None = None) -> Parts:
     if prompts is not None:
         build.check_prompts(cfg, chain(prompts.train, prompts.heldout or ()))
     known = {} if source is None else {"model": provenance.model_fingerprint(source, cfg.model.revision)}
-    return Parts(build.build_agent(cfg), heldout, known)
+    agent = build.build_agent(cfg)
+    return Parts(agent, heldout, known, build.chosen(cfg, agent.config))
 
 
 def stop(agent: Any) -> None:
@@ -178,6 +180,8 @@ def _run(
         )
     with waiting(console, "Loading the model"):
         parts = build(cfg)
+    for note in parts.notes:
+        console.print(note, highlight=False, soft_wrap=True)
     sources = {"seed": cfg.seed, **prompts.fingerprints(), **(parts.sources or {})}
     provenance.record(folder.provenance, sources, provenance.session(command, place.start))
     folder.config.write_text(to_yaml(replace(cfg, resume=None)))

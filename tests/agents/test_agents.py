@@ -10,7 +10,7 @@ from toy import POINTS, toy_config
 from unirl_env.agents import GRPO, Agent, DRPOConfig, FlowDPPO, FlowDPPOConfig, GRPOConfig
 from unirl_env.agents.checks import warn_of_waiting
 from unirl_env.envs.prompts import PromptSource
-from unirl_env.errors import CheckpointError, SelfCheckError
+from unirl_env.errors import CheckpointError, ContractError, SelfCheckError
 from unirl_env.types import Prompt
 
 pytestmark = pytest.mark.ray
@@ -135,15 +135,18 @@ def test_a_rollout_in_chunks_is_the_same_rollout(build):
     assert train(build(), 2) == pytest.approx(train(build(rollout_batch_size=5), 2), abs=1e-5)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_run_resumes_bit_for_bit(build, name):
-    agent = build(name, seed=2, warmup_iterations=3)
+EPOCHS = {"num_epochs": 2, "shuffle_batch_per_epoch": "episode"}
+
+
+@pytest.mark.parametrize(("name", "epochs"), [*((name, {}) for name in CONFIGS), ("grpo", EPOCHS)])
+def test_a_run_resumes_bit_for_bit(build, name, epochs):
+    agent = build(name, seed=2, warmup_iterations=3, **epochs)
     train(agent, 2)
     tensors, meta = agent.run_state()
     meta = json.loads(json.dumps(meta))
     assert all(isinstance(tensor, torch.Tensor) for tensor in tensors.values())
     expected = train(agent, 3)
-    other = build(name, seed=2, warmup_iterations=3)
+    other = build(name, seed=2, warmup_iterations=3, **epochs)
     train(other, 1)
     other.load_run_state(tensors, meta)
     assert train(other, 3) == expected
@@ -169,6 +172,37 @@ def test_a_resumed_run_is_checked_again_and_logs_what_it_would_have_logged(build
         for a in (agent, other)
     )
     assert theirs == mine
+
+
+def test_a_phase_stays_unchecked_until_there_is_something_to_compare(build):
+    agent = build("grpo")
+    runner = agent.env_runner_group.local_env_runner
+    collect, broken = runner.collect, True
+
+    def alike(*args, **kwargs):
+        batch = collect(*args, **kwargs)
+        if broken:
+            batch.scores.value.fill_(0.5)
+        return batch
+
+    runner.collect = alike
+    agent.train()
+    assert agent.first_update.pending == {"image"} and "self_check/ratio" not in agent.iteration_metrics
+    assert agent.run_state()[1]["checked"] == []
+    broken = False
+    agent.train()
+    assert not agent.first_update.pending and agent.iteration_metrics["self_check/ratio"] <= 1e-6
+    assert agent.run_state()[1]["checked"] == ["image"]
+
+
+def test_every_optimizer_step_of_every_epoch_counts(build):
+    agent = build("grpo", num_epochs=3, num_minibatches=4, shuffle_batch_per_epoch="group")
+    agent.train()
+    assert agent.iteration_metrics["trained_rows"] == 3 * 32 * 5
+    learner = agent.learner_group._learner
+    learner._gradient.clip = lambda norm: torch.tensor(math.nan)
+    with pytest.raises(ContractError, match="every optimizer step"):
+        agent.train()
 
 
 def test_a_state_of_another_agent_is_refused(build):

@@ -5,7 +5,9 @@ from test_texts import AGENTS, config_of, trained
 from toy import toy_config
 
 from unirl_env.agents import DRPOConfig, FlowDPPOConfig, GRPOConfig
-from unirl_env.errors import SelfCheckError
+from unirl_env.build.agent import agent_config, chosen
+from unirl_env.errors import ConfigError, SelfCheckError
+from unirl_env.train import settings
 
 ENGINE = "rounded_engine:RoundedEngine"
 
@@ -41,3 +43,35 @@ def test_against_its_own_log_probs_it_is_off_and_the_check_says_so(cluster):
     loose = {"self_check_tolerance": None, "num_minibatches": 1}
     (row,), _ = trained(config_of("flow_dppo", engine=ENGINE, **loose), 1)
     assert row["ratio_max_deviation"] > 0.01, "DPPO compares with the policy that sampled"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["rollout=vllm"], "replayed by the learner"),
+        (["rollout=vllm", "agent=flow_dppo"], "the engine's, as recorded"),
+        (["rollout=vllm", "agent.anchor=replay"], None),
+        ([], None),
+    ],
+)
+def test_a_run_says_what_was_chosen(options, words):
+    cfg = settings("ar/tiny_qwen3", options)
+    notes = chosen(cfg, agent_config(cfg))
+    assert (words is None and not notes) or words in notes[0]
+
+
+def test_recipes_with_an_engine_check_ratio_one_by_the_default():
+    for recipe in ("ar/qwen3_math", "ar/qwen_vl_vqa", "pe/prompt_enhancer"):
+        config = agent_config(settings(recipe))
+        assert config.old_log_probs == "replay" and config.self_check_tolerance == 1e-4
+
+
+def test_yaml_says_epochs_as_python_does():
+    options = ["agent.num_epochs=8", "agent.shuffle_batch_per_epoch=group", "agent.grad_clip=null"]
+    config = agent_config(settings("diffusion/tiny_sd3", options))
+    config.validate()
+    assert (config.num_epochs, config.shuffle, config.grad_clip, config.minibatches) == (8, "group", None, 2)
+    config = agent_config(settings("diffusion/tiny_sd3", ["agent.shuffle_batch_per_epoch=true"]))
+    assert config.shuffle == "group"
+    with pytest.raises(ConfigError, match=r"`agent\.shuffle_batch_per_epoch`.*cut a group.*agent\.num_min"):
+        settings("diffusion/tiny_sd3", [*options, "agent.minibatch_size=8"]).check()

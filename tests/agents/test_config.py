@@ -114,6 +114,84 @@ def test_an_unknown_setting_is_named_with_the_nearest_known_one():
         config.validate()
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_epochs": 0}, "`num_epochs` must be a whole number"),
+        ({"num_epochs": True}, "`num_epochs` must be a whole number"),
+        ({"num_minibatches": 2.0}, "`num_minibatches` must be a whole number"),
+        ({"minibatch_size": 5}, "divisible by `minibatch_size` x `num_learners`.*32 and 5"),
+        ({"minibatch_size": 8, "num_minibatches": 8}, "`num_minibatches` must be 4 or stay unset"),
+        ({"shuffle_batch_per_epoch": 1}, "`shuffle_batch_per_epoch` must be False, True, 'group'"),
+        ({"shuffle_batch_per_epoch": "groups"}, "`shuffle_batch_per_epoch`"),
+        ({"shuffle_batch_per_epoch": "group", "num_minibatches": 8}, "cut a group.*try num_minibatches=4"),
+        ({"shuffle_batch_per_epoch": "group", "minibatch_size": 4}, "cut a group.*'episode'|'episode'.*cut"),
+        ({"grad_clip": -1.0}, "`grad_clip` must be positive or None"),
+        ({"grad_clip_by": "value"}, "`grad_clip_by` must be 'global_norm'"),
+        ({"grad_clip_by": "norm"}, "`grad_clip_by` must be 'global_norm'"),
+        ({"self_check_gap_mean": 0.0}, "`self_check_gap_mean` must be positive or None"),
+        ({"self_check_kl": float("nan")}, "`self_check_kl`"),
+    ],
+)
+def test_epochs_that_do_not_divide_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        validated(**settings)
+    # Tune's dictionaries go past `training`.
+    with pytest.raises(ConfigError, match=message):
+        toy_config(GRPOConfig).update_from_dict(settings).validate()
+
+
+def test_minibatches_are_counted_or_sized_and_the_size_is_each_learners():
+    assert validated().minibatches == 2 and validated(num_minibatches=4).minibatches == 4
+    assert validated(minibatch_size=4).minibatches == 8
+    config = toy_config(GRPOConfig, minibatch_size=4).learners(num_learners=2)
+    config.validate()
+    assert config.minibatches == 4, "a step takes 4 episodes of each of two learners"
+    assert validated(minibatch_size=8, num_minibatches=4).minibatches == 4
+
+
+def test_what_a_shuffle_moves():
+    assert validated().shuffle is None, "as in RLlib, nothing unless asked for"
+    assert validated(shuffle_batch_per_epoch=True).shuffle == "group"
+    assert validated(shuffle_batch_per_epoch=True, num_minibatches=8).shuffle == "episode"
+    assert validated(shuffle_batch_per_epoch="episode").shuffle == "episode"
+    assert validated(shuffle_batch_per_epoch="group").shuffle == "group"
+
+
+def test_rllibs_defaults_pass_and_survive_the_way_through_a_dictionary():
+    config = validated(num_epochs=3, minibatch_size=8, shuffle_batch_per_epoch="episode", grad_clip=None)
+    again = GRPOConfig.from_dict(config.to_dict())
+    again.validate()
+    assert (again.num_epochs, again.minibatches, again.shuffle, again.grad_clip) == (3, 4, "episode", None)
+
+
+@pytest.mark.parametrize(
+    ("word", "value", "remedy"),
+    [
+        ("gamma", 0.9, "nothing is discounted"),
+        ("train_batch_size", 256, "`num_prompts` and `group_size`"),
+        ("train_batch_size_per_learner", 256, "`num_prompts` and `group_size`"),
+        ("num_sgd_iter", 8, "`num_epochs`"),
+        ("sgd_minibatch_size", 8, "`minibatch_size`"),
+        ("use_critic", False, "no critic"),
+        ("lambda_", 0.95, "`advantage_scale`"),
+        ("vf_loss_coeff", 0.5, "no critic"),
+        ("kl_coeff", 0.2, "`reference_kl`"),
+        ("entropy_coeff", 0.01, "entropy"),
+        ("clip_param", 0.2, "`clip_low`"),
+        ("learner_config_dict", {"a": 1}, "`training"),
+        ("model", {"fcnet_hiddens": [8]}, "`policy`"),
+        ("optimizer", {"type": "sgd"}, "`betas`"),
+    ],
+)
+def test_rllibs_words_that_mean_nothing_here_are_refused_with_ours(word, value, remedy):
+    message = f"`{word}` must stay unset.*{remedy}"
+    with pytest.raises(ConfigError, match=message):
+        toy_config(GRPOConfig, **{word: value}).validate()
+    with pytest.raises(ConfigError, match=message):
+        toy_config(GRPOConfig).update_from_dict({word: value}).validate()
+
+
 def test_rllibs_evaluation_is_refused_with_ours_named():
     config = toy_config(GRPOConfig).evaluation(evaluation_interval=1)
     with pytest.raises(ConfigError, match="rollout_eval"):

@@ -61,6 +61,28 @@ def test_old_log_probs_may_be_replayed(cluster):
     assert rows[0]["self_check/ratio"] == 0.0 and 0 < rows[0]["gap_max"] <= 1e-5
 
 
+def test_a_run_with_groups_that_teach_nothing_resumes_bit_for_bit(cluster):
+    """The first update after a resume is checked, and trains what it would have trained unchecked."""
+    config, agents = config_of(num_prompts=6, group_size=4, num_epochs=2), []
+    try:
+        agents = [config.build_algo(), config.copy(copy_frozen=False).build_algo()]
+        whole, cut = agents
+        whole.train()
+        cut.load_run_state(*whole.run_state())
+        for _ in range(2):
+            whole.train()
+            cut.train()
+            assert whole.iteration_metrics["advantage_zero"] > 0
+            assert whole.iteration_metrics.keys() == cut.iteration_metrics.keys()
+        assert not cut.first_update.pending
+        (mine, _), (theirs, _) = whole.run_state(), cut.run_state()
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    finally:
+        for agent in agents:
+            agent.stop()
+
+
 def test_truncated_texts_may_be_left_out(cluster):
     """Three tokens do not hold two digits and an end: what is cut off must then not train."""
     cut = {"max_new_tokens": 2}

@@ -7,6 +7,7 @@ __all__ = [
     "build_agent",
     "build_scorer",
     "check_prompts",
+    "chosen",
     "make_env",
     "make_vector_env",
     "model_source",
@@ -15,7 +16,7 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    if name in ("build_agent", "check_prompts", "model_source"):
+    if name in ("build_agent", "check_prompts", "chosen", "model_source"):
         from unirl_env.build import agent
 
         return getattr(agent, name)

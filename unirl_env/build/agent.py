@@ -22,7 +22,7 @@ from unirl_env.models.options import model_choice
 from unirl_env.rewards import for_mode
 from unirl_env.types import Prompt
 
-__all__ = ["AGENTS", "agent_config", "build_agent", "check_prompts", "model_source"]
+__all__ = ["AGENTS", "agent_config", "build_agent", "check_prompts", "chosen", "model_source"]
 
 AGENTS = {"drpo": DRPOConfig, "flow_dppo": FlowDPPOConfig, "grpo": GRPOConfig, "gspo": GSPOConfig}
 OPTIMIZER = (
@@ -107,6 +107,19 @@ def agent_config(cfg: RunConfig) -> AgentConfig:
             **({"aggregate": cfg.agent.aggregate} if cfg.agent.aggregate else {}),
             **cfg.agent.options,
         )
+    )
+
+
+def chosen(cfg: RunConfig, config: AgentConfig) -> tuple[str, ...]:
+    """What the settings left open and was chosen, in sentences."""
+    if cfg.agent.anchor is not None or cfg.rollout.engine == "local":
+        return ()
+    whose = {"rollout": "the engine's, as recorded", "replay": "replayed by the learner"}[
+        config.old_log_probs
+    ]
+    return (
+        f"Old log-probabilities are {whose} (`agent.anchor` is null, `agent.name` {cfg.agent.name} and "
+        f"`rollout.engine` {cfg.rollout.engine}).",
     )
 
 
