@@ -36,7 +36,7 @@ class TestEpisodes:
 
     def test_a_sample_brings_the_end_of_its_prompt(self):
         env = talk(num_envs=2, max_new_tokens=3, autoreset_mode="disabled")
-        env.reset(seed=0, options={"prompts": ["ab", "c" * 30]})
+        env.reset(seed=0, options={"prompts": ["ab", "c" * 15]})
         *_, (obs, *_, info) = say(env, "abc", "ab~")
         for row, sample in enumerate(info["samples"]):
             end = obs["prompt_length"][row]

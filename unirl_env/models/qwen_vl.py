@@ -141,16 +141,15 @@ class QwenVL(LanguageModel):
         self._check_marks(prompt, int(marks.sum()))
         # Bytes are what processors expect of a picture.
         pictures = [(load_picture(source) * 255).round().to(torch.uint8) for source in prompt.images]
-        reader = processor.image_processor
         try:
-            read = reader(images=pictures, return_tensors="pt")
+            read = processor.image_processor(images=pictures, return_tensors="pt")
         except ValueError as error:
             raise PromptError(
                 f"The pictures of prompt {prompt.id[:60]!r} must be what the model's processor takes, got: "
                 f"{error}."
             ) from error
         grid = read["image_grid_thw"]
-        tokens = widened(ids, marks, grid.prod(1) // reader.merge_size**2)
+        tokens = widened(ids, marks, grid.prod(1) // processor.image_processor.merge_size**2)
         kinds = (tokens == self._config.image_token_id).int()
         positions, _ = self._outline.get_rope_index(tokens[None], kinds[None], image_grid_thw=grid)
         inputs = {"pixel_values": read["pixel_values"].float(), "image_grid_thw": grid}
