@@ -20,14 +20,19 @@ ROWS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def scorer():
+    return MathScorer(timeout=20.0)
+
+
 @pytest.mark.parametrize("reward", [1, 0])
 @pytest.mark.parametrize("boxed", [True, False])
-def test_what_answers_earn(boxed, reward):
+def test_what_answers_earn(scorer, boxed, reward):
     rows = [row for row in ROWS if row["reward"] == reward and row["text"].startswith(r"\boxed{") == boxed]
     assert len(rows) > 100
     prompts = [
         Prompt("What is it?", id=str(i), metadata={"answer": row["answer"]}) for i, row in enumerate(rows)
     ]
-    scores = MathScorer(timeout=20.0)([Sample(text=row["text"]) for row in rows], prompts)
+    scores = scorer([Sample(text=row["text"]) for row in rows], prompts)
     wrong = [row for row, value in zip(rows, scores.value.tolist(), strict=True) if value != reward]
     assert wrong == []

@@ -8,48 +8,13 @@ and never its 6. What is part of a name (`H2O`, `v2.0.1`, `COVID-19`) is no numb
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
+from unirl_env.rewards.texts.pieces import Piece, pieces_of
 from unirl_env.rewards.texts.spelling import plain_signs
 from unirl_env.rewards.texts.units import trailing_unit
 
 __all__ = ["last_expression"]
 
-# Bounded repetitions only: the texts come from models, and reading one must take linear time.
-_NUMERAL = (
-    r"(?:\d{1,3}(?:[ '\u2019]\d{3}){1,20}(?![\d/])(?:[.,]\d{1,300})?"
-    r"|\d{1,300}(?:(?:[.,]|\{,\})\d{1,300}){0,40}|(?<![\d.])\.\d{1,300})(?:[eE][-+]?\d{1,9}(?![\w.]))?"
-)
-_PIECE = re.compile(
-    # Most of a text is prose.
-    r"(?P<prose>(?:(?!(?:and|or|per|percent|pct|sqrt|sin|cos|tan|log|ln|exp|lcm|gcd)(?![A-Za-z]))"
-    r"(?<![A-Za-z\\])[A-Za-z]{2,40}(?![\w'-])[ \t,:]{0,9}){1,60})"
-    r"|(?P<display>\$\$(?P<display_dollars>[^$]{1,300})\$\$|\\\[(?P<display_brackets>[\s\S]{1,300}?)\\\])"
-    r"|(?P<inline>\$(?P<dollars>[^$\n]{1,300})\$|\\\((?P<brackets>[^\n]{1,300}?)\\\))"
-    r"|(?P<label>(?m:^)[ \t]{0,9}\(?(?:[a-h]|[ivx]{1,4}|\d{1,2}(?=\)))\) {1,9}(?=\S)|(?<!\w)\([A-H]\)(?= ))"
-    r"|(?P<bars>\|[^|\s]{1,40}\|)"
-    r"|(?P<function>(?:sqrt|sin|cos|tan|log|ln|exp|lcm|gcd)(?:_?\d{1,3}|_\{\w{1,3}\})?(?=[ ({]|(?<=t)\d))"
-    r"|(?P<tag></?[A-Za-z][\w-]{0,30}>)"
-    r"|(?P<name>(?:[A-Za-z]{2,40}[-_]?|(?<![A-Za-z\\])[A-Za-z])\d[\w.]{0,60}"
-    r"|(?![1-9]\d{0,2}(?:\.\d{3}){2,9}(?![\d.]))\d{1,30}(?:\.\d{1,30}){2,}(?![\d,])"
-    r"|\((?:mod|modulo) \d{1,30}\)"
-    r"|\d{1,9}(?![ckm]?m[23](?!\w)|[eE]\d|[a-z]\d? ?[=+])[A-Za-z]{1,9}\d[A-Za-z\d]{0,60}"
-    r"|0[xX][\dA-Fa-f]{1,60}"
-    r"|\d{4}-\d\d-\d\d|\d{1,4}/\d{1,2}/\d{2,4}|[\w.]{1,60}@[\w.]{1,60})"
-    rf"|(?P<clock>\d{{1,9}}(?: ?: ?\d{{1,9}}){{1,3}})"
-    rf"|(?P<number>{_NUMERAL})"
-    r"|(?P<wrapped>\\(?:text|mathrm|operatorname|mbox|textrm|mathbf|textbf) ?\{(?P<words>[^{}]{0,100})\})"
-    r"|(?P<link>(?:, ?)?(?:and|or)(?![A-Za-z]))"
-    r"|(?P<percent>\\?%|per ?cent(?![A-Za-z])|pct(?![A-Za-z]))"
-    r"|(?P<command>\\[A-Za-z]{1,30}|\\[{}%$|])"
-    r"|(?P<letter>(?<![A-Za-z\\])[A-Za-z](?![A-Za-z']))"
-    r"|(?P<word>[^\W\d_](?:[^\W\d_]|['\u2019-](?=[A-Za-z])){0,60})"
-    r"|(?P<open>[(\[{])|(?P<close>[)\]}])"
-    r"|(?P<equals>=>|->|:=|==?)|(?P<compare><=|>=|!=|[<>])"
-    r"|(?P<sign>\*\*(?=[\d(-])|[-+*/^_|!])|(?P<money>US\$|[$\u20ac\u00a3\u00a5\u20b9\u20a9\u20bd])"
-    r"|(?P<degree>\u00b0)|(?P<comma>[,;])|(?P<space>[ \t]{1,300}|\\[,;: !])|(?P<other>[\s\S])"
-)
-_PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}(?=[\s,.]|$)")
 _RELATIONS = frozenset(r"\le \leq \ge \geq \lt \gt \ne \neq \in \subset \subseteq".split())
 _EQUALITIES = frozenset(r"\approx \to \rightarrow \Rightarrow \implies \iff \simeq \sim \equiv".split())
 _LAYOUT = frozenset(
@@ -63,16 +28,8 @@ _LISTS = re.compile(
 )
 _ALWAYS = frozenset("number clock inline display function bars equals compare percent degree".split())
 _SUBSCRIPT = re.compile(r"_ ?(?:\{[^{}]{0,60}\}|\w)")
-_CHUNK = 1
 _LONGEST = 200
 """Pieces of an expression."""
-
-
-class _Piece(NamedTuple):
-    kind: str
-    text: str
-    start: int
-    end: int
 
 
 def last_expression(text: str) -> str | None:
@@ -83,7 +40,7 @@ def last_expression(text: str) -> str | None:
     or commas join are a list. Signs are returned as LaTeX.
     """
     text = plain_signs(text)
-    end, size = len(text), _CHUNK
+    end, size = len(text), 1
     while end > 0:
         # Answers stand at the end: what comes long before is read only if nothing is found.
         start = _start(text, max(0, end - size))
@@ -120,37 +77,11 @@ def _last_of(text: str) -> str | None:
     return None
 
 
-def _pieces(text: str) -> list[_Piece]:
-    pieces, position = [], 0
-    while position < len(text):
-        found = _PIECE.match(text, position)
-        kind = found.lastgroup if found.lastgroup not in _INNER else _INNER[found.lastgroup]
-        if kind in ("inline", "display") and text[position] == "$" and not _is_formula(found):
-            pieces.append(_Piece("money", "$", position, position + 1))
-            position += 1
-            continue
-        pieces.append(_Piece(kind, found.group(), position, found.end()))
-        position = found.end()
-    return pieces
-
-
-_INNER = {
-    "display_dollars": "display", "display_brackets": "display", "dollars": "inline", "brackets": "inline",
-    "words": "wrapped",
-}  # fmt: skip
-
-
-def _is_formula(found: re.Match[str]) -> bool:
-    inner = (found["dollars"] or found["display_dollars"] or "").strip()
-    plain = re.sub(r"\\(?:text|mathrm|operatorname|mbox)[a-z]* ?\{[^{}]*\}|\\[A-Za-z]+", "", inner)
-    return bool(inner) and not _PROSE.search(plain) and inner[-1] not in ",;" and inner not in ("and", "or")
-
-
-def _runs(text: str) -> list[list[_Piece]]:
+def _runs(text: str) -> list[list[Piece]]:
     """Maximal sequences of pieces that can belong to one expression."""
-    runs: list[list[_Piece]] = []
-    run: list[_Piece] = []
-    pieces = _pieces(text)
+    runs: list[list[Piece]] = []
+    run: list[Piece] = []
+    pieces = pieces_of(text)
     skip_to = 0
     for index, piece in enumerate(pieces):
         if piece.start < skip_to:
@@ -171,7 +102,7 @@ def _runs(text: str) -> list[list[_Piece]]:
     return [*runs, run] if run else runs
 
 
-def _continues(piece: _Piece, run: list[_Piece], text: str) -> bool:
+def _continues(piece: Piece, run: list[Piece], text: str) -> bool:
     """Whether a number belongs to the one before: 1 1/2, 5 ft 3 in, log_2 8; otherwise they are two."""
     before = run[-1].text
     if not before[-1].isdigit():
@@ -180,7 +111,7 @@ def _continues(piece: _Piece, run: list[_Piece], text: str) -> bool:
     return mixed or (len(run) > 1 and run[-2].text == "_")
 
 
-def _belongs(piece: _Piece, run: list[_Piece], pieces: list[_Piece], index: int, text: str) -> bool:
+def _belongs(piece: Piece, run: list[Piece], pieces: list[Piece], index: int, text: str) -> bool:
     kind = piece.kind
     before = text[piece.start - 1 : piece.start]
     after = text[piece.end : piece.end + 1]
@@ -209,7 +140,7 @@ def _belongs(piece: _Piece, run: list[_Piece], pieces: list[_Piece], index: int,
     return kind in ("close", "money")
 
 
-def _is_variable(piece: _Piece, run: list[_Piece], pieces: list[_Piece], index: int, text: str) -> bool:
+def _is_variable(piece: Piece, run: list[Piece], pieces: list[Piece], index: int, text: str) -> bool:
     """Whether a single letter is algebra rather than a word, an initial or the name of a thing."""
     touching = bool(run) and (run[-1].end == piece.start or run[-1].kind == "command")
     following = next((p for p in pieces[index + 1 : index + 3] if p.kind != "space"), None)
@@ -227,7 +158,7 @@ def _is_variable(piece: _Piece, run: list[_Piece], pieces: list[_Piece], index: 
     return operates or (bool(run) and run[-1].kind == "number" and piece.text.islower())
 
 
-def _answer(run: list[_Piece], text: str) -> str | None:
+def _answer(run: list[Piece], text: str) -> str | None:
     """The expression that a run ends in; None if there is none, and nothing if it is too long to be read."""
     whole, run = run, run[-_LONGEST:]
     part = _balanced(_last_side(run))
@@ -248,11 +179,11 @@ def _answer(run: list[_Piece], text: str) -> str | None:
     return found if _ANCHOR.search(_SUBSCRIPT.sub("", found)) else None
 
 
-def _dangles(piece: _Piece) -> bool:
+def _dangles(piece: Piece) -> bool:
     return (piece.kind == "sign" and piece.text != "!") or (piece.kind == "money" and piece.text != "$")
 
 
-def _joined(part: list[_Piece]) -> str:
+def _joined(part: list[Piece]) -> str:
     words, end = [], part[0].start
     for index, piece in enumerate(part):
         if piece.kind == "money" and index > 1 and piece is not part[-1]:
@@ -276,7 +207,7 @@ def _as_command(found: re.Match[str]) -> str:
     return rf"\{found[1]}_{{{found[2].strip('{}')}}}" if found[2] else rf"\{found[1]}"
 
 
-def _last_side(run: list[_Piece]) -> list[_Piece]:
+def _last_side(run: list[Piece]) -> list[Piece]:
     """What follows the last sign of equality; all of an inequality."""
     depth, cut = 0, 0
     for index, piece in enumerate(run):
@@ -293,9 +224,9 @@ def _last_side(run: list[_Piece]) -> list[_Piece]:
     return run if cut and _is_alternatives(run) else run[cut:]
 
 
-def _is_alternatives(run: list[_Piece]) -> bool:
+def _is_alternatives(run: list[Piece]) -> bool:
     """Whether a run says `x = 3 or x = 5`, which is one answer with two values."""
-    items: list[list[_Piece]] = [[]]
+    items: list[list[Piece]] = [[]]
     for piece in run:
         if piece.kind in ("link", "comma") or (piece.kind == "wrapped" and _links(piece)):
             items.append([])
@@ -306,11 +237,11 @@ def _is_alternatives(run: list[_Piece]) -> bool:
     return len(items) > 1 and all(named) and len({item[0].text for item in items}) == 1
 
 
-def _links(piece: _Piece) -> bool:
+def _links(piece: Piece) -> bool:
     return piece.text[piece.text.index("{") + 1 : -1].strip() in ("and", "or")
 
 
-def _balanced(part: list[_Piece]) -> list[_Piece]:
+def _balanced(part: list[Piece]) -> list[Piece]:
     """The last piece of mathematics between brackets that have no partner; all of it where each has one."""
     opened: list[int] = []
     alone: list[int] = []
@@ -333,7 +264,7 @@ def _balanced(part: list[_Piece]) -> list[_Piece]:
 _CONTENT = frozenset("number clock inline display bars command letter".split())
 
 
-def _last_item(part: list[_Piece], introduced: bool) -> list[_Piece]:
+def _last_item(part: list[Piece], introduced: bool) -> list[Piece]:
     """All of a list, or what follows the last comma of what is none."""
     depth, cut, linked = 0, 0, False
     for index, piece in enumerate(part):
