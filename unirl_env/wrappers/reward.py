@@ -82,7 +82,8 @@ class RewardWrapper(Wrapper):
         self.scored = 0
         self.unscored = 0
         self.scores: Scores | PendingScores | None = None
-        self.judged = np.zeros(env.num_envs, dtype=bool)
+        self._nobody = np.zeros(env.num_envs, dtype=bool)
+        self.judged = self._nobody
         self._unpaid: dict[int, Sample] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -96,7 +97,7 @@ class RewardWrapper(Wrapper):
         obs, info = self.env.reset(seed=seed, options=options)
         mask = (options or {}).get("reset_mask")
         self._unpaid = {} if mask is None else {i: s for i, s in self._unpaid.items() if not mask[i]}
-        self._said(None, np.zeros(self.num_envs, dtype=bool))
+        self._said(None, self._nobody)
         return obs, info
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -107,7 +108,7 @@ class RewardWrapper(Wrapper):
             ScorerError: If a score is invalid and `on_invalid` is `"raise"`.
         """
         obs, rewards, terminated, truncated, info = self.env.step(actions)
-        self._said(None, np.zeros(self.num_envs, dtype=bool))
+        self._said(None, self._nobody)
         samples: dict[int, Sample] = told(self.env, "finished")
         if samples and self.together:
             samples = self._unpaid = {**self._unpaid, **samples}
