@@ -125,7 +125,7 @@ class AgentConfig(EpochSettings, AlgorithmConfig):
                 - `keep_samples`: keep an iteration's finished samples in `agent.last_batch`.
                 - `steps`: `StepSettings` or a dict of them; which denoising steps are trained.
                 - `policy`: `PolicySettings` or a dict of them; how the network acts.
-                - `lr`, `warmup_iterations`, `betas`, `weight_decay`: AdamW. `grad_clip` bounds its whole norm.
+                - `lr`, `warmup_iterations`, `betas`, `weight_decay`: AdamW, `grad_clip` its norm.
                 - `num_epochs`: passes over an iteration's episodes, each of N optimizer steps on disjoint
                   parts: `num_minibatches`, which keeps the curve whatever the number of learners, or by
                   `minibatch_size`, the episodes that each learner takes in one, as RLlib counts.
@@ -146,7 +146,7 @@ class AgentConfig(EpochSettings, AlgorithmConfig):
                   before they are added (GDPO), and takes the place of the reward.
                 - `reference_kl`: weight of the KL to the untrained model; `kl_estimator` of tokens, `"k1"` to
                   `"k3"`.
-                - `anchor`: old log-probs of the `"rollout"`, or by `"replay"` before the first step; None takes
+                - `anchor`: old log-probs of the `"rollout"`, or by `"replay"` before the update; None takes
                   the rollout's of the engine `"local"`, and of others `engine_anchor`.
                 - `self_check`: whether the first update must find what the rollout recorded, within
                   `self_check_tolerance` (|ratio - 1| against the anchor), and in nats `self_check_gap_mean`,
