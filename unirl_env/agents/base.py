@@ -255,11 +255,8 @@ class Agent(Algorithm):
             batch,
             advantages,
             valid,
-            num_minibatches=self.config.minibatches,
             num_learners=self.config.num_learners,
-            num_epochs=self.config.num_epochs,
-            shuffle=self.config.shuffle,
-            seed=F.derive_seed(self.config.run_seed, "shuffle", self.iterations_done),
+            **self.config.epochs(self.iterations_done),
             aggregate=self.config.aggregate,
             horizon=self.config.horizon,
             mask_truncated=self.config.mask_truncated,
@@ -276,8 +273,7 @@ class Agent(Algorithm):
         errors = [update.error for update in updates if update.error is not None]
         if errors:
             raise min(errors, key=lambda error: isinstance(error, FollowedFailure))
-        metrics = update_metrics(updates)
-        if metrics["skipped_steps"] == len(updates[0].skipped):
+        if all(updates[0].skipped):
             raise ContractError(
                 "Gradients must be finite, got NaN or infinity in every optimizer step of an iteration; "
                 "try a smaller `lr`, or float32."
@@ -291,7 +287,6 @@ class Agent(Algorithm):
     def _resume_at(self, iteration: int, version: int, checked: Sequence[str] | None) -> None:
         super().set_state({TRAINING_ITERATION: iteration})
         self.iterations_done, self.weights_version = iteration, version
-        # A state that does not say so is that of a run which had been checked.
         self.first_update.begin(self.config.trained if checked is None and iteration else checked or ())
         self._publish()
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.agents.checks import check_settings
+from unirl_env.agents.epochs import EpochSettings
 from unirl_env.agents.families import Family, family_of
 from unirl_env.agents.forms import env_spec, normalize
 from unirl_env.agents.learner import GenerativeLearner
@@ -47,7 +48,7 @@ class Loss:
     needs_mean: bool = False
 
 
-class AgentConfig(AlgorithmConfig):
+class AgentConfig(EpochSettings, AlgorithmConfig):
     """Settings that all agents share; an algorithm adds its losses and their knobs.
 
     Example:
@@ -63,8 +64,7 @@ class AgentConfig(AlgorithmConfig):
 
     losses: ClassVar[Mapping[str, Loss]] = {}
     """The loss of each kind of phase: of `latents`, of `tokens`."""
-    engine_anchor: ClassVar[str] = "replay"
-    """The `anchor` where an engine other than the local one answers and nothing else is said."""
+    engine_anchor: ClassVar[str] = "replay"  # The `anchor` of engines other than the local one.
 
     def __init__(self, algo_class: type | None = None):
         super().__init__(algo_class=algo_class)
@@ -129,8 +129,7 @@ class AgentConfig(AlgorithmConfig):
                 - `keep_samples`: keep an iteration's finished samples in `agent.last_batch`.
                 - `steps`: `StepSettings` or a dict of them; which denoising steps are trained.
                 - `policy`: `PolicySettings` or a dict of them; how the network acts.
-                - `lr`, `warmup_iterations`, `betas`, `weight_decay`: AdamW. `grad_clip`: the most that the
-                  norm of the whole gradient may be; None does not clip.
+                - `lr`, `warmup_iterations`, `betas`, `weight_decay`: AdamW, `grad_clip` its norm.
                 - `num_epochs`: passes over an iteration's episodes, each of N optimizer steps on disjoint
                   parts: `num_minibatches`, which keeps the curve whatever the number of learners, or by
                   `minibatch_size`, the episodes that each learner takes in one, as RLlib counts.
@@ -155,9 +154,8 @@ class AgentConfig(AlgorithmConfig):
                   before they are added (GDPO), and takes the place of the reward.
                 - `reference_kl`: weight of the KL to the untrained model; `kl_estimator` of tokens, `"k2"` or
                   `"k3"`.
-                - `anchor`: old log-probs as the `"rollout"` recorded them, or by `"replay"` before the first
-                  optimizer step; None takes the rollout's of the engine `"local"`, and of others
-                  `engine_anchor`.
+                - `anchor`: old log-probs of the `"rollout"`, or by `"replay"` before the update; None takes
+                  the rollout's of the engine `"local"`, and of others `engine_anchor`.
                 - `self_check`: whether the first update must find what the rollout recorded, within
                   `self_check_tolerance` (|ratio - 1| against the anchor), and in nats `self_check_gap_mean`,
                   `self_check_gap_max` (recorded log-probs) and `self_check_kl` (on latents); None: no bound.
@@ -241,21 +239,6 @@ class AgentConfig(AlgorithmConfig):
     def episodes(self) -> int:
         """B, episodes per iteration."""
         return self.num_prompts * self.group_size
-
-    @property
-    def minibatches(self) -> int:
-        """N, optimizer steps of an epoch."""
-        if self.minibatch_size is None:
-            return self.num_minibatches
-        return self.episodes // (self.minibatch_size * max(1, self.num_learners))
-
-    @property
-    def shuffle(self) -> str | None:
-        """What is dealt out anew in every epoch: None, `"group"` or `"episode"`."""
-        chosen = self.shuffle_batch_per_epoch
-        if chosen is True:
-            return "episode" if self.episodes // self.minibatches % self.group_size else "group"
-        return chosen or None
 
     @property
     def old_log_probs(self) -> str:

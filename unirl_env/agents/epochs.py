@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +12,35 @@ from torch import Tensor
 import unirl_env.functional as F
 from unirl_env.errors import ShapeError
 
-__all__ = ["SHUFFLES", "optimizer_steps", "spread"]
+__all__ = ["EpochSettings", "optimizer_steps", "spread"]
 
-SHUFFLES = (None, "group", "episode")
-"""What a shuffle moves: nothing, whole groups, or single episodes."""
+
+class EpochSettings:
+    """What the settings of an `AgentConfig` say about its epochs."""
+
+    @property
+    def minibatches(self) -> int:
+        """N, optimizer steps of an epoch."""
+        if self.minibatch_size is None:
+            return self.num_minibatches
+        return self.episodes // (self.minibatch_size * max(1, self.num_learners))
+
+    @property
+    def shuffle(self) -> str | None:
+        """What is dealt out anew in every epoch: None, `"group"` or `"episode"`."""
+        chosen = self.shuffle_batch_per_epoch
+        if chosen is True:
+            return "episode" if self.episodes // self.minibatches % self.group_size else "group"
+        return chosen or None
+
+    def epochs(self, iteration: int) -> dict[str, Any]:
+        """The arguments of `optimizer_steps` for an iteration, besides its groups."""
+        return {
+            "num_minibatches": self.minibatches,
+            "num_epochs": self.num_epochs,
+            "shuffle": self.shuffle,
+            "seed": F.derive_seed(self.run_seed, "shuffle", iteration),
+        }
 
 
 def optimizer_steps(
