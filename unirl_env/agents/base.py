@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,8 +31,6 @@ from unirl_env.rollouts.sync import SyncReport, WeightSync
 from unirl_env.types import Prompt
 
 __all__ = ["Agent", "AgentConfig"]
-
-logger = logging.getLogger(__name__)
 
 STATE_FORMAT = 1
 

@@ -19,7 +19,7 @@ from unirl_env.agents.families import Family, family_of
 from unirl_env.agents.forms import env_spec, normalize
 from unirl_env.agents.learner import GenerativeLearner
 from unirl_env.agents.phases import Step
-from unirl_env.agents.rllib_words import check_rllib_words, refuse_rllib_word
+from unirl_env.agents.rllib_words import RLLIBS_OWN, check_rllib_words, own_names, refuse_rllib_word
 from unirl_env.agents.rows import Rows
 from unirl_env.config import PolicySettings, StepSettings
 from unirl_env.config_check import NUM_MINIBATCHES
@@ -28,10 +28,6 @@ from unirl_env.errors import ConfigError
 from unirl_env.rollouts.runner import GenerativeEnvRunner
 
 __all__ = ["AgentConfig", "Loss"]
-
-RLLIBS_OWN = ("learner_class", "model", "optimizer")
-RLLIBS_WORDS = ("lr", "grad_clip", "grad_clip_by", "num_epochs", "minibatch_size", "shuffle_batch_per_epoch")
-"""RLlib's settings that mean the same here."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +165,7 @@ class AgentConfig(EpochSettings, AlgorithmConfig):
             settings["run_seed"] = settings.pop("seed")
         # RLlib sends its own groups through here when it takes a configuration from a dictionary, as Tune's.
         super().training(**{name: settings.pop(name) for name in RLLIBS_OWN if name in settings})
-        known = set(_own_names(type(self)))
+        known = set(own_names(type(self)))
         for name, value in settings.items():
             if name not in known:
                 refuse_rllib_word(name, value)
@@ -301,8 +297,3 @@ class AgentConfig(EpochSettings, AlgorithmConfig):
     def policy_options(self) -> dict[str, Any]:
         """The policy's `model_config`; its model is the environment's."""
         return self.family.policy_options(self)
-
-
-def _own_names(config_class: type) -> list[str]:
-    """The settings that this library adds to RLlib's, and RLlib's that mean the same here."""
-    return sorted({*vars(config_class()), *RLLIBS_WORDS} - ({*vars(AlgorithmConfig())} - {*RLLIBS_WORDS}))

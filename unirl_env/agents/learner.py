@@ -25,7 +25,7 @@ from unirl_env.agents.optimizer_state import load_optimizer_state, optimizer_sta
 from unirl_env.agents.phases import KINDS, Step
 from unirl_env.agents.rows import Rows, busy_rows
 from unirl_env.agents.shards import Shard
-from unirl_env.agents.update import FollowedFailure, PhaseUpdate, Update
+from unirl_env.agents.update import FollowedFailure, PhaseUpdate, Update, floats, row_sums
 from unirl_env.errors import ConfigError
 
 __all__ = ["GenerativeLearner"]
@@ -175,7 +175,7 @@ class GenerativeLearner(TorchLearner):
                 raise FollowedFailure("Another learner failed; see its error.")
             self._step(optimizer, report)
         for part in report.phases.values():
-            part.metrics = [_floats(metrics) for metrics in part.metrics]
+            part.metrics = [floats(metrics) for metrics in part.metrics]
 
     def _lots(self, shard: Shard, report: Update) -> list[Lots]:
         """The micro-batches of every optimizer step; counts their rows in `report`."""
@@ -203,7 +203,7 @@ class GenerativeLearner(TorchLearner):
                 # With gradients, though none is taken: without them, a kernel may be another than training's.
                 measured.append(selfcheck.measure(self._score(name, rows), rows, recorded))
             if measured:
-                report.phases[name].check = _floats(selfcheck.summary(measured))
+                report.phases[name].check = floats(selfcheck.summary(measured))
                 selfcheck.judge(report.phases[name].check, self.config, name)
 
     def _accumulate(
@@ -221,10 +221,10 @@ class GenerativeLearner(TorchLearner):
                     gaps.append(selfcheck.gap(new, recorded))
                 loss, metrics = self.loss(name, rows, new)
                 loss.backward()
-                parts.append(_row_sums(metrics, denominator))
+                parts.append(row_sums(metrics, denominator))
             part.metrics.append(F.merge_metrics(parts))
             if gaps:
-                part.gap = _floats(F.merge_metrics(gaps))
+                part.gap = floats(F.merge_metrics(gaps))
 
     def _rows(self, shard: Shard, name: str, index: Tensor, denominator: float) -> Rows:
         kind = KINDS[shard.batch.phases[name].kind]
@@ -289,20 +289,3 @@ class GenerativeLearner(TorchLearner):
     def _set_optimizer_state(self, state: Mapping[str, Any]) -> None:
         self._masters.load({name.removeprefix("master/"): tensor for name, tensor in state.items()})
         load_optimizer_state(self.get_optimizer(), self._names(), state)
-
-
-def _row_sums(metrics: Mapping[str, Tensor], denominator: float) -> dict[str, Tensor]:
-    """Sums over rows instead of shares of the minibatch; the loss and maxima as they are."""
-    return {
-        name: value if name == "loss" or "max" in name.split("_") else value * denominator
-        for name, value in metrics.items()
-    }
-
-
-def _floats(metrics: Mapping[str, Tensor]) -> dict[str, float]:
-    """All at once: each number fetched from an accelerator on its own would wait for it."""
-    if not metrics:
-        return {}
-    return dict(
-        zip(metrics, torch.stack([v.detach().float() for v in metrics.values()]).tolist(), strict=True)
-    )

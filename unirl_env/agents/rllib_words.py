@@ -1,6 +1,6 @@
-"""RLlib's words for training that mean nothing here, and ours that say what is meant.
+"""RLlib's words for training: those that mean the same here, and those that mean nothing.
 
-RLlib gives every algorithm all of its settings, so that each of these would be accepted and do nothing.
+RLlib gives every algorithm all of its settings, so that each of the latter would be accepted and do nothing.
 """
 
 from __future__ import annotations
@@ -11,8 +11,12 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from unirl_env.errors import ConfigError
 
-__all__ = ["check_rllib_words", "refuse_rllib_word"]
+__all__ = ["RLLIBS_OWN", "check_rllib_words", "own_names", "refuse_rllib_word"]
 
+RLLIBS_OWN = ("learner_class", "model", "optimizer")
+"""What RLlib itself sends through `training` when it reads a dictionary."""
+SHARED = ("lr", "grad_clip", "grad_clip_by", "num_epochs", "minibatch_size", "shuffle_batch_per_epoch")
+"""RLlib's settings that mean the same here."""
 BATCH = "an iteration is whole groups of episodes; try `num_prompts` and `group_size`"
 EPOCHS = "try `num_epochs`"
 CRITIC = "there is no critic: advantages compare the episodes of a group; see `advantage_scale`"
@@ -77,3 +81,8 @@ def check_rllib_words(config: AlgorithmConfig) -> None:
         place = PLACES.get(name, name)
         if place in own and (place not in defaults or own[place] != defaults[place]):
             refuse_rllib_word(name, own[place])
+
+
+def own_names(config_class: type[AlgorithmConfig]) -> list[str]:
+    """The settings that this library adds to RLlib's, and RLlib's that mean the same here."""
+    return sorted({*vars(config_class()), *SHARED} - (vars(AlgorithmConfig()).keys() - {*SHARED}))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
 
 from unirl_env.errors import ContractError
 
-__all__ = ["FollowedFailure", "PhaseUpdate", "Update"]
+__all__ = ["FollowedFailure", "PhaseUpdate", "Update", "floats", "row_sums"]
 
 
 class FollowedFailure(ContractError):
@@ -47,3 +51,20 @@ class Update:
     grad_norm: list[float] = field(default_factory=list)
     skipped: list[bool] = field(default_factory=list)
     error: Exception | None = None
+
+
+def row_sums(metrics: Mapping[str, Tensor], denominator: float) -> dict[str, Tensor]:
+    """Sums over rows instead of shares of the minibatch; the loss and maxima as they are."""
+    return {
+        name: value if name == "loss" or "max" in name.split("_") else value * denominator
+        for name, value in metrics.items()
+    }
+
+
+def floats(metrics: Mapping[str, Tensor]) -> dict[str, float]:
+    """All at once: each number fetched from an accelerator on its own would wait for it."""
+    if not metrics:
+        return {}
+    return dict(
+        zip(metrics, torch.stack([v.detach().float() for v in metrics.values()]).tolist(), strict=True)
+    )
