@@ -75,7 +75,7 @@ def test_a_range_and_none_at_all():
         1,
         None,
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_nothing_else_is(value):
     with pytest.raises(ShapeError, match=r"`rows` must be 3 whole numbers in \[0, 4\), got"):
@@ -113,7 +113,7 @@ def test_masks(value):
         True,
         "tf",
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_is_no_mask(value):
     with pytest.raises(ShapeError, match=r"`mask` must be bool \[2\]"):

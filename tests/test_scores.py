@@ -69,7 +69,7 @@ def test_what_is_not_finite_in_float32_is_invalid(huge):
         torch.ones(2, device="meta"),
         None,
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_are_no_real_numbers(value):
     with pytest.raises(ContractError, match=r"`Scores.value` must be real numbers, got"):
@@ -102,7 +102,7 @@ def test_another_shape(value):
         np.ma.masked_array([True, True], mask=[False, True]),
         ["yes", "no"],
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_valid_is_one_truth_value_per_sample(valid):
     with pytest.raises(ContractError, match=r"`Scores.valid` must be bool \[2\]"):

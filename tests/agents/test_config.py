@@ -79,7 +79,7 @@ def test_impossible_settings_are_refused(settings, message):
         {"steps": {"kind": "random", "count": 1.5}},
         {"steps": {"kind": "window", "window": True}},
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_settings_of_another_kind_are_refused(settings):
     """A text for a truth value, a truth value for a number, a fraction for a count, NaN for a number."""

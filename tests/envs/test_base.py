@@ -536,7 +536,7 @@ class TestSnapshots:
             2,
             [],
         ],
-        ids=repr,
+        ids=lambda value: type(value).__name__,
     )
     def test_a_refused_fork_changes_nothing(self, indices):
         env = world(num_envs=4)
