@@ -38,6 +38,7 @@ TITLES = {**NAMES, "pg": "policy gradient"}
 CHOICES = {
     "pg": [
         "agent=grpo",
+        "agent.options.clip_low_nats=null",
         *(f"agent.options.{kind}clip_low=0.999999" for kind in ("", "token_")),
         *(f"agent.options.{kind}clip_high=1e9" for kind in ("", "token_")),
     ]

@@ -109,7 +109,8 @@ class TestTheModel:
         model = TinyQwenVL()
         assert isinstance(model, LanguageModel) and model.position_axes == 3
         encoded = model.encode(Prompt("how many circles?", images=(torch.zeros(3, 32, 32),)))
-        assert model.decode(encoded.tokens) == "user\nhow many circles?\nassistant\n"
+        places = "<|vision_start|>" + "<|image_pad|>" * 4 + "<|vision_end|>"
+        assert model.decode(encoded.tokens) == f"user\n{places}how many circles?\nassistant\n"
         assert encoded.inputs["image_grid_thw"].tolist() == [[1, 4, 4]]
         assert model.input_spaces["pixel_values"][0] == tuple(encoded.inputs["pixel_values"].shape)
 

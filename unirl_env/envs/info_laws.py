@@ -57,7 +57,8 @@ def check_copies(env: VectorEnv, act: Callable[[dict[str, Any]], Any], seed: int
         ContractError: With the law that was broken.
     """
     obs, _ = env.reset(seed=seed)
-    obs, _, terminated, truncated, _ = env.step(act(obs))
+    actions = act(obs)
+    obs, _, terminated, truncated, _ = env.step(actions)
     over = as_array(terminated) | as_array(truncated)
     # Tensors may be live buffers, which the original changes.
     obs = {name: as_array(value).copy() for name, value in obs.items()}
@@ -69,10 +70,10 @@ def check_copies(env: VectorEnv, act: Callable[[dict[str, Any]], Any], seed: int
             twins[way] = make()
         except Exception as error:
             law(False, f"An environment must be {way} at any moment, got {type(error).__name__}: {error}.")
-    expected = _trace(env, obs, over, act)
+    expected = _trace(env, obs, over, act, actions)
     for way, twin in twins.items():
         law(
-            _trace(twin, obs, over, act) == expected,
+            _trace(twin, obs, over, act, actions) == expected,
             f"An environment that was {way} must go on, bit for bit, as the original does.",
         )
         twin.close()
@@ -85,9 +86,13 @@ def _sent(env: VectorEnv) -> bytes:
 
 
 def _trace(
-    env: VectorEnv, obs: dict[str, Any], over: np.ndarray, act: Callable[[dict[str, Any]], Any]
+    env: VectorEnv,
+    obs: dict[str, Any],
+    over: np.ndarray,
+    act: Callable[[dict[str, Any]], Any],
+    actions: Any,
 ) -> list[int]:
-    """What the next steps bring, as a number each."""
+    """What the next steps bring, as a number each; `actions` begin episodes anew, where they mean nothing."""
     trace: list[int] = []
     disabled = env.metadata["autoreset_mode"] is AutoresetMode.DISABLED
     for _ in range(STEPS):
@@ -95,7 +100,8 @@ def _trace(
             obs, info = env.reset()
             rewards = terminated = truncated = np.zeros(env.num_envs)
         else:
-            obs, rewards, terminated, truncated, info = env.step(act(_as(env, obs)))
+            actions = actions if over.all() else act(_as(env, obs))
+            obs, rewards, terminated, truncated, info = env.step(actions)
         over = as_array(terminated).astype(bool) | as_array(truncated).astype(bool)
         trace.append(digest({**obs, "rewards": rewards, "terminated": terminated}, info))
     return trace

@@ -45,7 +45,7 @@ class _Chats:
         if request not in self._known:
             self._known[request] = self.model.encode(Prompt(request)).tokens.tolist()
         if rewrite not in self._known:
-            self._known[rewrite] = [*self.model._ids(rewrite), self.model.eos_ids[0]]
+            self._known[rewrite] = [*self.model.spelling.ids(rewrite), self.model.eos_ids[0]]
         return [(self._known[request], False), (self._known[rewrite], True)]
 
 

@@ -44,7 +44,7 @@ class _Chats:
         self.thoughtless = CausalLM(str(directory), thinking=False)
 
     def _said(self, text: str) -> list[int]:
-        return [*self.model._ids(text), self.model.eos_ids[0]]
+        return [*self.model.spelling.ids(text), self.model.eos_ids[0]]
 
     def direct(self, pair: Pair, *, asked: Any = direct_prompt, thinking: bool = True) -> Chat:
         """A sum, answered at once."""
