@@ -106,9 +106,7 @@ class TestSnapshots:
     def test_a_snapshot_of_another_kind_is_refused(self):
         env = talk(num_envs=2)
         env.reset(seed=0)
-        with pytest.raises(
-            ContractError, match=r"observation `tokens` int64 \[30\] .*got .*\[32\]"
-        ):
+        with pytest.raises(ContractError, match=r"observation `tokens` int64 \[30\] .*got .*\[32\]"):
             talk(num_envs=2, max_new_tokens=10).restore(env.snapshot())
 
     def test_it_outlives_autoresets(self):
