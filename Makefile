@@ -7,7 +7,7 @@ ARGS ?=
 CONFIG ?= diffusion/tiny_sd3
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-vllm lint format bench clean
+.PHONY: help train test test-long test-vllm lint format bench clean
 
 help:  ## List the commands.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -15,8 +15,11 @@ help:  ## List the commands.
 train: $(VENV)/.train  ## Train the embedded Stable Diffusion 3 and write its report (CONFIG=..., ARGS='key=value').
 	$(BIN)/python -m unirl_env.train --config-name=$(CONFIG) $(ARGS)
 
-test: $(VENV)/.test  ## Run the tests in two processes (ARGS='-k name').
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+test: $(VENV)/.test  ## Run the tests in two processes (ARGS='-k name'), all but the long ones.
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow' $(ARGS)
+
+test-long: $(VENV)/.test  ## Run the long tests: whole runs, several processes, every algorithm in every mode.
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(ARGS)
 
 test-vllm: $(VENV_VLLM)/.test  ## Run the tests of the vLLM engines on a real vLLM for CPUs.
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive \
