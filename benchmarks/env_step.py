@@ -1,9 +1,10 @@
 """What `env.step` itself costs: 64 latents of Stable Diffusion 3 at 512 x 512, torch backend, no network.
 
 Steps a batch of whole episodes with prepared actions, on a model whose encoder and decoder do nothing, with
-and without `RewardWrapper`; the last step of every episode checks, decodes and scores. One JSON line: the
-milliseconds of a step (mean over whole episodes), of a step in the middle, of the last one and of `reset`,
-each the median over episodes, and of one step's keyed noise, which the policy draws.
+and without `RewardWrapper`, as the runner plays (`info_objects=True`), and with `plain` infos, which copy
+every sample. Every step looks whether its latents are finite, and the last one of an episode decodes and
+scores. One JSON line: the milliseconds of a step (mean over whole episodes), of a step in the middle, of the
+last one and of `reset`, each the median over episodes, and of one step's keyed noise, which the policy draws.
 
     python benchmarks/env_step.py [--episodes 64] [--steps 10] [--repeats 10] [--device cpu]
 """
@@ -90,8 +91,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
 
-    bare = DenoiseVectorEnv(
-        Weightless(),
+    shared = dict(
         num_envs=args.episodes,
         num_steps=args.steps,
         prompts=[f"prompt {i}" for i in range(8)],
@@ -100,9 +100,12 @@ def main() -> None:
         autoreset_mode="disabled",
         device=args.device,
     )
+    bare = DenoiseVectorEnv(Weightless(), info_objects=True, **shared)
+    plain = DenoiseVectorEnv(Weightless(), **shared)
     actions = [torch.randn(args.episodes, *Weightless.latent_shape, device=args.device) for _ in range(2)]
     numbers = {}
-    for name, env in (("env", bare), ("env+reward", RewardWrapper(bare, no_score))):
+    played = {"env": bare, "env+reward": RewardWrapper(bare, no_score), "plain": plain}
+    for name, env in played.items():
         for part, milliseconds in measure(env, actions, args.repeats).items():
             numbers[f"{name}/{part}_ms"] = milliseconds
     seeds = bare.reset(seed=0)[1]["episode_seed"]

@@ -4,7 +4,8 @@ An engine generates whole texts; the runner still replays them token by token, s
 have one code path. The texts are prepared, the tokenizer and the scorer do nothing. Two batches: texts that
 all reach the limit, and texts whose lengths are spread evenly up to it, each of which is judged at its own
 end. One JSON line: seconds of a replay (the least and the median over repeats), milliseconds of a step, and
-of `reset`, with and without `RewardWrapper`.
+of `reset`, with and without `RewardWrapper`, as the runner plays (`info_objects=True`), and with `plain`
+infos, which hold all tokens of the texts that end at a step as one array.
 
     python benchmarks/replay_tokens.py [--episodes 256] [--tokens 1024] [--repeats 10] [--device cpu]
 """
@@ -87,8 +88,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
 
-    bare = TokenVectorEnv(
-        Wordless(),
+    shared = dict(
         num_envs=args.episodes,
         max_new_tokens=args.tokens,
         max_prompt_tokens=PROMPT,
@@ -98,8 +98,16 @@ def main() -> None:
         autoreset_mode="disabled",
         device=args.device,
     )
+    bare = TokenVectorEnv(Wordless(), info_objects=True, **shared)
+    plain = TokenVectorEnv(Wordless(), **shared)
+    played = {
+        "env": bare,
+        "env+reward": RewardWrapper(bare, no_score),
+        "plain": plain,
+        "plain+reward": RewardWrapper(plain, no_score),
+    }
     numbers: dict[str, float] = {}
-    for name, env in (("env", bare), ("env+reward", RewardWrapper(bare, no_score))):
+    for name, env in played.items():
         for kind in ("even", "uneven"):
             actions = texts(args.episodes, args.tokens, even=kind == "even")
             times = [replay(env, actions, seed) for seed in range(args.repeats)]

@@ -103,8 +103,7 @@ class Scores:
             )
         valid = torch.isfinite(value)
         if self.valid is not None:
-            given = as_mask("Scores.valid", self.valid, len(value), error=ContractError)
-            valid = valid & torch.from_numpy(given.copy())
+            valid = valid & _truths("Scores.valid", self.valid, len(value))
         if not isinstance(self.parts, Mapping) or not all(isinstance(name, str) for name in self.parts):
             raise ContractError(f"`Scores.parts` must be a mapping from names, got {self.parts!r:.100}.")
         parts = {}
@@ -149,8 +148,27 @@ class Scores:
         )
 
 
+def _is_usual(value: Any, dtype: torch.dtype) -> bool:
+    """Whether nothing needs to be read or refused; asked first, because an episode may end at every step."""
+    return (
+        type(value) is Tensor
+        and value.dtype is dtype
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+    )
+
+
+def _truths(name: str, value: Any, count: int) -> Tensor:
+    """Truth values of any kind as bool `[count]` on the CPU, not to be written to."""
+    if _is_usual(value, torch.bool) and value.shape == (count,):
+        return value.detach()
+    return torch.from_numpy(as_mask(name, value, count, error=ContractError).copy())
+
+
 def _reals(name: str, value: Any) -> Tensor:
     """Real numbers of any kind as float32 on the CPU; the shape is the caller's affair."""
+    if _is_usual(value, torch.float32):
+        return value.detach().resolve_neg().clone()
     if isinstance(value, Number):
         value = np.asarray(value)
     elif isinstance(value, list | tuple):

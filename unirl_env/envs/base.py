@@ -193,10 +193,10 @@ class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv, ABC):
             raise ResetNeeded("`step` was called before `reset`; call `env.reset(seed=...)` first.")
         restarting = restarting_rows(self.metadata["autoreset_mode"], self._done, self.group_size)
         active, self.finished = ~self._done, {}
-        if active.any():
+        if np.count_nonzero(active):
             terminated, truncated = self._advance(actions, active)
             finished = active & (terminated | truncated)
-            if finished.any():
+            if np.count_nonzero(finished):
                 self._done = self._done | finished
                 rows = np.flatnonzero(finished)
                 self.finished = dict(zip(rows.tolist(), self._finish(rows), strict=True))

@@ -24,6 +24,7 @@ __all__ = ["folded", "identity", "of_row", "of_samples", "of_scores", "teach_gym
 
 NO_TOKEN = -1
 """What follows the last token of a sample."""
+SAMPLE_FIELDS = tuple(field.name for field in fields(Sample))
 _MISSING = object()
 
 
@@ -56,7 +57,7 @@ def identity(roster: Roster, *, objects: bool) -> dict[str, Any]:
             "prompt": roster.prompt_array.copy(),
             "episode_seed": roster.episode_seed.copy(),
         }
-    everyone = np.ones(len(roster), dtype=bool)
+    everyone = roster.everyone.copy()
     texts, ids = roster.prompt_texts
     return {
         "group": roster.group.copy(),
@@ -82,10 +83,12 @@ def of_samples(env: gym.vector.VectorEnv, finished: Mapping[int, Sample]) -> dic
     mask = np.zeros(env.num_envs, dtype=bool)
     mask[list(finished)] = True
     if told(env, "info_objects", False):
-        return {"samples": [finished.get(row) for row in range(env.num_envs)], "_samples": mask}
-    width = _width(env.single_observation_space)
-    rows = {row: _plain_sample(sample, width) for row, sample in finished.items()}
-    return {"sample": _in_backend(env, folded(rows, env.num_envs)), "_sample": mask}
+        samples: list[Sample | None] = [None] * env.num_envs
+        for row, sample in finished.items():
+            samples[row] = sample
+        return {"samples": samples, "_samples": mask}
+    plain = _plain_samples(finished, env.num_envs, _width(env.single_observation_space))
+    return {"sample": _in_backend(env, plain), "_sample": mask}
 
 
 def of_scores(env: gym.vector.VectorEnv, scores: Any, judged: np.ndarray) -> dict[str, Any]:
@@ -168,22 +171,58 @@ def _column(values: Mapping[int, Any], count: int) -> Any:
     return column
 
 
-def _plain_sample(sample: Sample, width: int | None) -> dict[str, Any]:
-    plain: dict[str, Any] = {}
-    for field in fields(sample):
-        value = getattr(sample, field.name)
-        if isinstance(value, Tensor):
-            value = value.detach().cpu()
-            value = (value.float() if value.dtype == torch.bfloat16 else value).numpy().copy()
-        if value is not None and (field.name != "truncated" or sample.text is not None):
-            plain[field.name] = value
-    if "tokens" in plain:
-        # Of one length, because a batch's array has one: texts that end at one step may differ in theirs.
-        tokens = plain["tokens"]
-        plain["length"] = len(tokens)
-        room = max(0, (width or 0) - len(tokens))
-        plain["tokens"] = np.pad(tokens, (0, room), constant_values=NO_TOKEN)
-    return plain
+def _plain_samples(finished: Mapping[int, Sample], count: int, width: int | None) -> dict[str, Any]:
+    """What `folded` would make of the samples' fields, a field at a time: an end may come at every step."""
+    batch: dict[str, Any] = {}
+    for name in SAMPLE_FIELDS:
+        values = {row: getattr(sample, name) for row, sample in finished.items()}
+        if name == "truncated":
+            values = {row: value for row, value in values.items() if finished[row].text is not None}
+        values = {row: value for row, value in values.items() if value is not None}
+        if not values:
+            continue
+        mask = np.zeros(count, dtype=bool)
+        mask[list(values)] = True
+        if name == "tokens":
+            batch["tokens"], batch["length"] = _padded(values, count, width or 0)
+            batch["_tokens"], batch["_length"] = mask, mask.copy()
+        else:
+            batch[name], batch[f"_{name}"] = _field(values, count), mask
+    return batch
+
+
+def _field(values: Mapping[int, Any], count: int) -> Any:
+    """A field of the samples by their rows as a column `[count, ...]`."""
+    first = next(iter(values.values()))
+    if not isinstance(first, Tensor):
+        return _column(values, count)
+    if len({value.shape for value in values.values()}) > 1:
+        return _column({row: _array(value).copy() for row, value in values.items()}, count)
+    together = _array(torch.stack(list(values.values())))
+    if list(values) == list(range(count)):
+        return together
+    column = np.zeros((count, *together.shape[1:]), dtype=together.dtype)
+    column[list(values)] = together
+    return column
+
+
+def _padded(tokens: Mapping[int, Tensor], count: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens `[count, width]`, and how many there are `[count]`.
+
+    Of one length, because a batch's array has one: texts that end at one step may differ in theirs.
+    """
+    width = max(width, *map(len, tokens.values()))
+    padded, length = np.zeros((count, width), dtype=np.int64), np.zeros(count, dtype=np.int64)
+    for row, said in tokens.items():
+        length[row] = len(said)
+        padded[row, : len(said)], padded[row, len(said) :] = _array(said), NO_TOKEN
+    return padded, length
+
+
+def _array(value: Tensor) -> np.ndarray:
+    """An array of a tensor; numpy knows no half precision."""
+    value = value.detach().cpu()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
 
 
 def _plain_score(scores: Scores, row: int) -> dict[str, Any]:

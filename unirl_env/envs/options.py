@@ -171,6 +171,6 @@ def restarting_rows(mode: AutoresetMode, done: np.ndarray, group_size: int) -> n
     if mode is AutoresetMode.NEXT_STEP:
         whole = done.reshape(-1, group_size).all(axis=1)
         return np.repeat(whole, group_size) if whole.any() else None
-    if done.all():
+    if np.count_nonzero(done) == len(done):
         raise ResetNeeded("`step` was called on a finished batch in mode DISABLED; call `env.reset(...)`.")
     return None

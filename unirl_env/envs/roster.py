@@ -88,6 +88,11 @@ class Roster:
         ids[:] = [prompt.id for prompt in self.prompts]
         return texts, ids
 
+    @cached_property
+    def everyone(self) -> np.ndarray:
+        """True `[B]`; likewise."""
+        return np.ones(len(self.prompts), dtype=bool)
+
     def take(self, rows: np.ndarray) -> Roster:
         """The roster in which episode i is this roster's episode `rows[i]`."""
         return replace(
