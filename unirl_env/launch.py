@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from unirl_env import checkpoint as checkpoints
 from unirl_env import provenance
@@ -19,13 +19,15 @@ from unirl_env.checkpoint import Checkpoint
 from unirl_env.comparison import Evaluator
 from unirl_env.config import RunConfig
 from unirl_env.errors import ConfigError
+from unirl_env.failure import explained
+from unirl_env.files import replace_text
 from unirl_env.interrupt import EXIT_CODE, Interrupt
-from unirl_env.logbook import Logbook
+from unirl_env.logbook import Logbook, read_rows
 from unirl_env.loop import ENDED_BY_ALARM, Loop
 from unirl_env.preflight import Prompts, preflight
 from unirl_env.progress import RunProgress, waiting
 from unirl_env.rewards import for_mode
-from unirl_env.run_folder import RunFolder, free_name, locate
+from unirl_env.run_folder import RunFolder, free_name, locate, of_name
 from unirl_env.settings import differences, read_yaml, to_yaml
 from unirl_env.summary import print_summary, resume_command
 
@@ -83,12 +85,14 @@ def launch(
     lock = place.folder.lock()
     try:
         return _run(cfg, place, prompts, console, command, build or partial(build_parts, prompts=prompts))
-    except BaseException:
-        traces = ("metrics.jsonl", "evaluation.jsonl", "checkpoints")
-        if place.fresh and not any((place.folder.path / name).exists() for name in traces):
-            # Nothing has happened yet: a mistyped model name must not leave an empty run behind.
-            shutil.rmtree(place.folder.path, ignore_errors=True)
-        raise
+    except BaseException as error:
+        if place.fresh:
+            # If nothing has happened yet: a mistyped model name must not leave an empty run behind.
+            place.folder.withdraw()
+        cause = explained(error, place.folder.path)
+        if cause is error:
+            raise
+        raise cause from error
     finally:
         lock.close()
 
@@ -112,7 +116,7 @@ def find_place(cfg: RunConfig, console: Console) -> Place:
         return Place(RunFolder(root / name), None, fresh=True)
     chosen = None
     if cfg.resume == "auto":
-        folder = RunFolder(root / cfg.name)
+        folder = of_name(root, cfg.name)
         if not folder.config.is_file():
             console.print(f"{folder.path} holds no run yet; beginning one.", highlight=False)
             return Place(folder, None, fresh=True)
@@ -124,7 +128,14 @@ def find_place(cfg: RunConfig, console: Console) -> Place:
         return Place(folder, checkpoints.describe(chosen), fresh=False)
     found, warnings = checkpoints.newest(folder.checkpoints)
     for warning in warnings:
-        console.print(f"[yellow]Passed over:[/] {warning}", highlight=False)
+        console.print(f"[yellow]Passed over:[/] {escape(warning)}", highlight=False)
+    if found is None and (done := read_rows(folder.path / "metrics.jsonl")):
+        console.print(
+            f"[yellow]No sound checkpoint[/] in {escape(str(folder.checkpoints))}: the run begins again at "
+            f"iteration 0. The {len(done)} iterations on record stay in metrics.aside.jsonl.",
+            highlight=False,
+            soft_wrap=True,
+        )
     return Place(folder, found, fresh=False)
 
 
@@ -184,12 +195,15 @@ def _run(
         console.print(note, highlight=False, soft_wrap=True)
     sources = {"seed": cfg.seed, **prompts.fingerprints(), **(parts.sources or {})}
     provenance.record(folder.provenance, sources, provenance.session(command, place.start))
-    folder.config.write_text(to_yaml(replace(cfg, resume=None)))
+    replace_text(folder.config, to_yaml(replace(cfg, resume=None)))
     if place.checkpoint is not None:
         tensors, meta = checkpoints.read(place.checkpoint.path)
         parts.agent.load_run_state(tensors, meta)
         console.print(f"Continuing {folder.path} after iteration {place.start}.", highlight=False)
-    _set_aside(folder.checkpoints, place.start)
+    # Those from after the one that the run goes on from would be mistaken for its own.
+    for later in checkpoints.listing(folder.checkpoints):
+        if later.iteration > place.start:
+            checkpoints.set_aside(later.path)
     logging = cfg.logging
     evaluator = Evaluator(
         agent=parts.agent,
@@ -240,12 +254,3 @@ def _refuse_other_settings(folder: RunFolder, cfg: RunConfig) -> None:
             f"A continued run must keep the settings of {folder.config}, got " + "; ".join(changed) + ". Try "
             "these settings as they were, or a fresh run under another `name=`."
         )
-
-
-def _set_aside(folder: Path, start: int) -> None:
-    """Checkpoints from after the one that the run goes on from would be mistaken for its own."""
-    for checkpoint in folder.glob("[0-9]*"):
-        if int(checkpoint.name) > start:
-            aside = folder / f"aside-{checkpoint.name}"
-            shutil.rmtree(aside, ignore_errors=True)
-            checkpoint.rename(aside)
