@@ -4,8 +4,8 @@ A checkpoint is a folder `checkpoints/<iteration>/`. It is written beside its pl
 then renamed, so that a killed run never leaves half of one. Its manifest holds a SHA-256 of each file;
 reading checks them. Nothing is pickled: opening a checkpoint runs no code.
 
-Only names of this module's own (`NNNNNN`, `.draft-NNNNNN-N`, `.gone-NNNNNN`, `aside-NNNNNN`) are touched, and
-only with its own files in them; a copy `000004-good` beside the checkpoints is a person's. A link to a checkpoint
+Only names of this module's own (`NNNNNN`, `.draft-NNNNNN-N`, `.gone-NNNNNN`, `aside-NNNNNN`) are touched,
+with its own files in them; a copy `000004-good` beside the checkpoints is a person's. A link to a checkpoint
 on another disk counts as that checkpoint; it is unlinked when its turn comes to go.
 """
 
@@ -215,7 +215,7 @@ def set_aside(path: Path) -> Path:
 
 
 def _own(folder: Path) -> list[Path]:
-    """What may be a checkpoint by its name and its files, or a link to one, by the number of its iteration."""
+    """What may be a checkpoint by its name and its files, or a link to one, by its number."""
     return [
         path
         for _, path in numbered(folder)

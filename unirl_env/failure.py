@@ -66,8 +66,9 @@ def explained(error: BaseException, folder: Path) -> BaseException:
         return disk_error(error, _place(error, folder))
     if _lost_process(error):
         return LearnerLost(
-            f"Learners must live as long as the run, got: {type(error).__name__}: {_first_line(error)}; its log "
-            f"in the session's folder of Ray tells why (often memory: try a smaller `agent.micro_batch_size`)."
+            f"Processes must live as long as the run, got: {type(error).__name__}: {_first_line(error)}; its "
+            f"log in Ray's folder of the session tells why (often memory: try a smaller "
+            f"`agent.micro_batch_size`)."
         )
     return error
 

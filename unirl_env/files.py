@@ -1,7 +1,7 @@
 """Files of a run: written whole or not at all; and which names in its folder are the library's own.
 
-Whatever has another name belongs to a person: it is never deleted, renamed, or read as something of ours. Links
-are followed where something is read, and taken away, not what they point to, where something is removed.
+Whatever has another name belongs to a person: it is never deleted, renamed, or read as something of ours.
+Links are followed where something is read; where something is removed, they go, and what they point to stays.
 """
 
 from __future__ import annotations

@@ -15,10 +15,11 @@ from rich.markup import escape
 
 from unirl_env import checkpoint as checkpoints
 from unirl_env import provenance
+from unirl_env.agents.processes import processes
 from unirl_env.checkpoint import Checkpoint
 from unirl_env.comparison import Evaluator
 from unirl_env.config import RunConfig
-from unirl_env.errors import ConfigError
+from unirl_env.errors import ConfigError, NoAnswer
 from unirl_env.failure import explained
 from unirl_env.files import replace_text
 from unirl_env.interrupt import EXIT_CODE, Interrupt
@@ -26,10 +27,12 @@ from unirl_env.logbook import Logbook, read_rows
 from unirl_env.loop import ENDED_BY_ALARM, Loop
 from unirl_env.preflight import Prompts, preflight
 from unirl_env.progress import RunProgress, waiting
+from unirl_env.rescue import close, rescue
 from unirl_env.rewards import for_mode
 from unirl_env.run_folder import RunFolder, free_name, locate, of_name
 from unirl_env.settings import differences, read_yaml, to_yaml
 from unirl_env.summary import print_summary, resume_command
+from unirl_env.watchdog import Watchdog
 
 __all__ = ["Parts", "build_parts", "launch", "stop"]
 
@@ -214,18 +217,35 @@ def _run(
     )
     logbook = Logbook(folder.path, cfg, place.start)
     progress = RunProgress(console, cfg.name, cfg.iterations, place.start, logging.progress)
+    failed: BaseException | None = None
     try:
-        with Interrupt(progress.say) as interrupt, progress:
-            loop = Loop(parts.agent, cfg, folder, evaluator, logbook, progress, interrupt, place.start)
-            finished = loop.run()
-            progress.doing("writing the report")
-            _leave_behind(parts.agent, cfg, folder)
+        with Interrupt(progress.say) as interrupt, Watchdog(interrupt, cfg.rollout.timeout_s) as watchdog:
+            with watchdog.over("the start"):
+                watchdog.processes = processes(parts.agent)
+            loop = Loop(
+                parts.agent, cfg, folder, evaluator, logbook, progress, interrupt, place.start, watchdog.over
+            )
+            try:
+                with progress:
+                    loop.run()
+                    progress.doing("writing the report")
+                    _leave_behind(parts.agent, cfg, folder)
+            except BaseException as error:
+                # Whoever breaks off what hangs can do so by a `KeyboardInterrupt` only.
+                failed = error if interrupt.expired is None else NoAnswer(f"{interrupt.expired}.")
+                watchdog.end_still()
+                rescue(loop, console, failed)
+                if failed is error:
+                    raise
+                raise failed from error
+    except KeyboardInterrupt:
+        return EXIT_CODE
     finally:
-        logbook.close()
-        stop(parts.agent)
+        close(logbook.close, partial(stop, parts.agent), failed=failed)
     if interrupt.requested:
         console.print(
-            f"Stopped after iteration {finished} of {cfg.iterations}; everything is saved. Continue with\n"
+            f"Stopped after iteration {loop.finished} of {cfg.iterations}; everything is saved. "
+            f"Continue with\n"
             f"  [bold]{resume_command(folder)}[/]",
             highlight=False,
             soft_wrap=True,

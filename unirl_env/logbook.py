@@ -1,7 +1,7 @@
 """What a run writes down while it goes: one JSON object per line, TensorBoard events, Weights & Biases.
 
-Every line is on the disk before the next iteration starts. A continued run takes out the lines that follow its
-checkpoint, so that the curve is that of a run that was never interrupted; they stay in `<name>.aside.jsonl`.
+Every line is on the disk before the next iteration starts. A continued run takes out the lines that follow
+its checkpoint, so that the curve is that of a run that was never interrupted; `<name>.aside.jsonl` has them.
 TensorBoard's events of these iterations stay in their files, and are not shown.
 """
 
