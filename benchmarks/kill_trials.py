@@ -30,7 +30,7 @@ from collections import defaultdict
 from pathlib import Path
 
 RECIPES = {
-    "diffusion": ("diffusion/gaussian_mixture", ["rollout.num_prompts=2", "rollout.group_size=8"]),
+    "diffusion": ("diffusion/gaussian_mixture", ["rollout.num_prompts=1", "rollout.group_size=16"]),
     "ar": ("ar/tiny_qwen3", ["rollout.num_prompts=4", "rollout.group_size=4", "model.max_new_tokens=4"]),
     "pe": (
         "pe/tiny_prompt_enhancer",
@@ -128,7 +128,6 @@ def begin(
 
 def seen(folder: Path) -> dict:
     """Everything that must not depend on kills."""
-    import torch
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     from unirl_env import checkpoint as checkpoints
