@@ -21,6 +21,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -243,21 +244,30 @@ def judged(folder: Path, expected: dict, codes: list[int]) -> dict:
     return {"wrong": wrong}
 
 
-CLUSTER = """
-import sys, ray
-context = ray.init(include_dashboard=False, num_cpus=8, log_to_driver=False, logging_level="ERROR")
-print(context.address_info["gcs_address"], flush=True)
-sys.stdin.read()
-"""
-
-
 def start_ray():
-    """A cluster that every trial joins, and its address; it ends when its standard input does."""
+    """A cluster that every trial joins, and its address; it ends with the process that is returned.
+
+    All ports are given: where they are to be chosen, a busy machine is too slow for Ray's patience.
+    """
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(5)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        main, *others = [each.getsockname()[1] for each in sockets]
+    names = ("metrics-export", "dashboard-agent-grpc", "dashboard-agent-listen", "runtime-env-agent")
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=8"]
+    command += ["--include-dashboard=false", "--disable-usage-stats", f"--port={main}"]
+    command += [f"--{name}-port={port}" for name, port in zip(names, others, strict=True)]
+    # Processes that nobody asked for yet would take their time from the others.
     environment = {**os.environ, "RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-    )
-    return process, process.stdout.readline().decode().strip()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    for line in process.stdout:
+        if "Ray runtime started" in line:
+            break
+    else:
+        sys.exit("Ray did not start; try again when the machine is less busy.")
+    threading.Thread(target=process.stdout.read, daemon=True).start()
+    return process, f"127.0.0.1:{main}"
 
 
 def write(path: Path, seed: int, rows: list[dict]):
@@ -341,7 +351,7 @@ def main():
             if options.out is not None:
                 write(options.out, options.seed, rows)
     finally:
-        cluster.stdin.close()
+        cluster.terminate()
         cluster.wait(60)
     bad = [row["number"] for row in rows if row["wrong"] or not row.get("named", True)]
     print(f"{len(rows)} trials, {len(rows) - len(bad)} to the last bit" + (f"; not so: {bad}" if bad else ""))
