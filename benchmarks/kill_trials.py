@@ -21,7 +21,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -244,30 +243,32 @@ def judged(folder: Path, expected: dict, codes: list[int]) -> dict:
     return {"wrong": wrong}
 
 
-def start_ray():
-    """A cluster that every trial joins, and its address; it ends with the process that is returned.
+CLUSTER = """
+import sys, ray
+for left in reversed(range(5)):
+    try:
+        context = ray.init(include_dashboard=False, num_cpus=8, log_to_driver=False, logging_level="ERROR")
+        break
+    except Exception:  # On a busy machine, its patience of half a minute is soon over.
+        ray.shutdown()
+        if not left:
+            raise
+print(context.address_info["gcs_address"], flush=True)
+sys.stdin.read()
+"""
 
-    All ports are given: where they are to be chosen, a busy machine is too slow for Ray's patience.
-    """
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(5)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        main, *others = [each.getsockname()[1] for each in sockets]
-    names = ("metrics-export", "dashboard-agent-grpc", "dashboard-agent-listen", "runtime-env-agent")
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=8"]
-    command += ["--include-dashboard=false", "--disable-usage-stats", f"--port={main}"]
-    command += [f"--{name}-port={port}" for name, port in zip(names, others, strict=True)]
+
+def start_ray():
+    """A cluster that every trial joins, and its address; it ends when its standard input does."""
     # Processes that nobody asked for yet would take their time from the others.
     environment = {**os.environ, "RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    for line in process.stdout:
-        if "Ray runtime started" in line:
-            break
-    else:
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    )
+    address = process.stdout.readline().decode().strip()
+    if not address:
         sys.exit("Ray did not start; try again when the machine is less busy.")
-    threading.Thread(target=process.stdout.read, daemon=True).start()
-    return process, f"127.0.0.1:{main}"
+    return process, address
 
 
 def write(path: Path, seed: int, rows: list[dict]):
@@ -351,7 +352,7 @@ def main():
             if options.out is not None:
                 write(options.out, options.seed, rows)
     finally:
-        cluster.terminate()
+        cluster.stdin.close()
         cluster.wait(60)
     bad = [row["number"] for row in rows if row["wrong"] or not row.get("named", True)]
     print(f"{len(rows)} trials, {len(rows) - len(bad)} to the last bit" + (f"; not so: {bad}" if bad else ""))
