@@ -297,7 +297,11 @@ def parse():
 
 def main():
     options = parse()
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    os.environ |= {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_AUTH_MODE": "disabled",  # A token would be known to the process that begins the cluster only.
+    }
     modes, processes = options.modes.split(","), [int(n) for n in options.processes.split(",")]
     cluster, address = start_ray()
     root, os.environ["RAY_ADDRESS"] = cluster.pid, address
