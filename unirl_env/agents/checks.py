@@ -40,7 +40,7 @@ def check_settings(config: Any) -> None:
         ConfigError: Naming the setting, its value and the remedy.
     """
     for name in ("num_prompts", "group_size"):
-        _at_least(config, name, 1)
+        whole(name, getattr(config, name), 1)
     for name in ("rollout_batch_size", "micro_batch_size", "micro_batch_tokens"):
         if getattr(config, name) is not None:
             whole(name, getattr(config, name), 1)
