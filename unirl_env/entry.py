@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from rich.console import Console
 
@@ -33,6 +36,41 @@ CHATTY = (
 """Loggers whose warnings are notices to everybody and not news about this run."""
 
 
+class Lasting:
+    """A stream that outlives its reader: what nobody can read any more is dropped.
+
+    A closed terminal (SIGHUP) or the end of a pipe (`| head`) must not cost a run that is about to be saved.
+    """
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, or drop from now on."""
+        with self._reader():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or drop from now on."""
+        with self._reader():
+            self._stream.flush()
+
+    @contextmanager
+    def _reader(self) -> Iterator[None]:
+        try:
+            yield
+        except BlockingIOError:
+            return
+        except OSError:
+            # Other libraries and the interpreter's own end write there, too.
+            with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+
+
 def guarded(action: Callable[[Console], int]) -> int:
     """Do `action` and tell its end as an exit code.
 
@@ -43,9 +81,9 @@ def guarded(action: Callable[[Console], int]) -> int:
         os.environ.setdefault(name, value)
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
-    errors = Console(stderr=True)
+    errors = Console(file=Lasting(sys.stderr), stderr=True)
     try:
-        return action(Console())
+        return action(Console(file=Lasting(sys.stdout)))
     except UnirlError as error:
         errors.print(f"[bold red]{type(error).__name__}:[/] ", end="")
         errors.print(str(error), highlight=False, markup=False, soft_wrap=True)
@@ -53,6 +91,16 @@ def guarded(action: Callable[[Console], int]) -> int:
     except KeyboardInterrupt:
         errors.print("Stopped; nothing was under way that had to be saved.")
         return EXIT_CODE
+    except SystemExit as error:
+        errors.print("[bold red]SystemExit:[/] ", end="")
+        errors.print(
+            f"A reward, an environment or a model must return or raise, got an attempt to end the process "
+            f"({error.code!r}); try raising an Exception there.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+        return MISTAKE
     except Exception:
         traceback.print_exc()
         return 1

@@ -23,7 +23,7 @@ from unirl_env.comparison import Evaluator
 from unirl_env.config import RunConfig
 from unirl_env.entry import guarded
 from unirl_env.envs.prompts import PromptSource
-from unirl_env.errors import CheckpointError
+from unirl_env.errors import CheckpointError, ConfigError
 from unirl_env.launch import Parts, build_parts, stop
 from unirl_env.logbook import as_json
 from unirl_env.preflight import check_all, read_prompts
@@ -95,6 +95,8 @@ def compare(
     )
     cfg.model.device = device or "auto"
     chosen = find(folder, options.checkpoint)
+    out = options.out or folder.path / "comparisons" / f"{chosen.iteration:06d}"
+    _check_places(out, options.export)
     check_all(cfg)
     sets = _sets(cfg, options)
     tensors, meta = checkpoints.read(chosen.path)
@@ -109,7 +111,6 @@ def compare(
         heldout=parts.heldout,
         seed=options.seed,
     )
-    out = options.out or folder.path / "comparisons" / f"{chosen.iteration:06d}"
     try:
         rows, folders = _measure(evaluator, chosen, out, console)
         if options.export is not None and cfg.policy.lora_rank is not None:
@@ -153,6 +154,21 @@ def find(folder: RunFolder, wanted: str) -> Checkpoint:
             f"training on with `resume={folder.path}`."
         )
     return found
+
+
+def _check_places(out: Path, export: Path | None) -> None:
+    """Refuse to write over somebody's files."""
+    if export is not None and export.exists() and (not export.is_dir() or any(export.iterdir())):
+        raise ConfigError(
+            f"`--export` must name a folder that is empty or not there yet, got {export}, which holds files; "
+            f"try another one."
+        )
+    page, rows = out / "index.html", out / "comparison.json"
+    if (out.exists() and not out.is_dir()) or (page.exists() and not rows.exists()):
+        raise ConfigError(
+            f"`--out` must name a folder of its own, got {out}, which holds another page or is a file; try "
+            f"another one."
+        )
 
 
 def _sets(cfg: RunConfig, options: Options) -> dict[str, Any]:

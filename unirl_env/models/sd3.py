@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from unirl_env.checks import truth, whole
 from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.models.base import Denoiser
+from unirl_env.models.exports import in_order, settle_header
 from unirl_env.models.flow_schedule import FlowSchedule, require_scheduler
 from unirl_env.models.loading import cause_of
 from unirl_env.models.lots import in_lots, pictures_at_once
@@ -174,8 +176,9 @@ class SD3Denoiser(Denoiser):
         StableDiffusion3Pipeline.save_lora_weights(
             directory,
             transformer_lora_layers=get_peft_model_state_dict(network),
-            transformer_lora_adapter_metadata=network.peft_config["default"].to_dict(),
+            transformer_lora_adapter_metadata=in_order(network.peft_config["default"].to_dict()),
         )
+        settle_header(Path(directory) / "pytorch_lora_weights.safetensors")
 
     def save_weights(self, network: nn.Module, directory: str) -> None:
         """Write the transformer as `SD3Transformer2DModel.from_pretrained` reads it."""
