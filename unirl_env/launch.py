@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from unirl_env import checkpoint as checkpoints
 from unirl_env import provenance
@@ -108,13 +109,16 @@ def find_place(cfg: RunConfig, console: Console) -> Place:
                 f"{root / cfg.name} holds a run already; this one is called {name}. "
                 f"(`resume=auto` would continue the other one.)",
                 highlight=False,
+                markup=False,
+                soft_wrap=True,
             )
         return Place(RunFolder(root / name), None, fresh=True)
     chosen = None
     if cfg.resume == "auto":
         folder = RunFolder(root / cfg.name)
         if not folder.config.is_file():
-            console.print(f"{folder.path} holds no run yet; beginning one.", highlight=False)
+            said = f"{folder.path} holds no run yet; beginning one."
+            console.print(said, highlight=False, markup=False, soft_wrap=True)
             return Place(folder, None, fresh=True)
     else:
         folder, chosen = locate(cfg.resume)
@@ -124,7 +128,7 @@ def find_place(cfg: RunConfig, console: Console) -> Place:
         return Place(folder, checkpoints.describe(chosen), fresh=False)
     found, warnings = checkpoints.newest(folder.checkpoints)
     for warning in warnings:
-        console.print(f"[yellow]Passed over:[/] {warning}", highlight=False)
+        console.print(f"[yellow]Passed over:[/] {escape(warning)}", highlight=False, soft_wrap=True)
     return Place(folder, found, fresh=False)
 
 
@@ -181,14 +185,15 @@ def _run(
     with waiting(console, "Loading the model"):
         parts = build(cfg)
     for note in parts.notes:
-        console.print(note, highlight=False, soft_wrap=True)
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     sources = {"seed": cfg.seed, **prompts.fingerprints(), **(parts.sources or {})}
     provenance.record(folder.provenance, sources, provenance.session(command, place.start))
-    folder.config.write_text(to_yaml(replace(cfg, resume=None)))
+    folder.config.write_text(to_yaml(replace(cfg, resume=None)), encoding="utf-8")
     if place.checkpoint is not None:
         tensors, meta = checkpoints.read(place.checkpoint.path)
         parts.agent.load_run_state(tensors, meta)
-        console.print(f"Continuing {folder.path} after iteration {place.start}.", highlight=False)
+        said = f"Continuing {folder.path} after iteration {place.start}."
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
     _set_aside(folder.checkpoints, place.start)
     logging = cfg.logging
     evaluator = Evaluator(
@@ -212,7 +217,7 @@ def _run(
     if interrupt.requested:
         console.print(
             f"Stopped after iteration {finished} of {cfg.iterations}; everything is saved. Continue with\n"
-            f"  [bold]{resume_command(folder)}[/]",
+            f"  [bold]{escape(resume_command(folder))}[/]",
             highlight=False,
             soft_wrap=True,
         )

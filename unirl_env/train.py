@@ -26,6 +26,7 @@ from unirl_env.settings import as_config, literally, read_yaml, to_yaml
 __all__ = ["CONFIGS", "GROUPS", "main", "recipes", "settings"]
 
 DEFAULT_RECIPE = "diffusion/tiny_sd3"
+PROGRAM = ("python", "-m", "unirl_env.train")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,14 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             from unirl_env.sweep import sweep
 
             given = arguments.config_name, arguments.config_dir
-            return sweep(arguments.overrides, *given, console, ["python", "-m", "unirl_env.train", *argv])
+            return sweep(arguments.overrides, *given, console, PROGRAM)
         cfg = settings(arguments.config_name, arguments.overrides, arguments.config_dir)
         if arguments.show:
             console.print(to_yaml(cfg), highlight=False, markup=False, end="", soft_wrap=True)
             return 0
         from unirl_env.launch import launch
 
-        return launch(cfg, console, ["python", "-m", "unirl_env.train", *argv])
+        return launch(cfg, console, [*PROGRAM, *argv])
 
     return guarded(action)
 
