@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from unirl_env import checkpoint as checkpoints
@@ -131,7 +132,7 @@ def compare(
     page = write_comparison(out, cfg.name, facts, rows, folders, cfg.mode)
     for before, after in zip(rows[::2], rows[1::2], strict=True):
         console.print(_table(before, after))
-    console.print(f"Samples and intervals: {page}", highlight=False, soft_wrap=True)
+    console.print(f"Samples and intervals: {page}", highlight=False, markup=False, soft_wrap=True)
     return rows
 
 
@@ -197,7 +198,7 @@ def _measure(
 
 def _table(before: dict[str, Any], after: dict[str, Any]) -> Table:
     title = f"Iteration {after['iteration']} on {SETS.get(before['set'], before['set'])}"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     parts = {**before["rewards"], **after["rewards"]}
     counts = ["failed", *(["absent"] if any(part.get("absent") for part in parts.values()) else [])]
     for name in ("reward", "base", "policy", "std", "difference, 95 % interval", *counts):
@@ -206,7 +207,7 @@ def _table(before: dict[str, Any], after: dict[str, Any]) -> Table:
     for key in parts:
         was, now = (side["rewards"].get(key, nothing) for side in (before, after))
         table.add_row(
-            key,
+            escape(key),
             number(was["mean"]),
             f"[bold]{number(now['mean'])}[/]",
             number(now["std"]),

@@ -115,13 +115,16 @@ def find_place(cfg: RunConfig, console: Console) -> Place:
                 f"{root / cfg.name} holds a run already; this one is called {name}. "
                 f"(`resume=auto` would continue the other one.)",
                 highlight=False,
+                markup=False,
+                soft_wrap=True,
             )
         return Place(RunFolder(root / name), None, fresh=True)
     chosen = None
     if cfg.resume == "auto":
         folder = of_name(root, cfg.name)
         if not folder.config.is_file():
-            console.print(f"{folder.path} holds no run yet; beginning one.", highlight=False)
+            said = f"{folder.path} holds no run yet; beginning one."
+            console.print(said, highlight=False, markup=False, soft_wrap=True)
             return Place(folder, None, fresh=True)
     else:
         folder, chosen = locate(cfg.resume)
@@ -131,7 +134,7 @@ def find_place(cfg: RunConfig, console: Console) -> Place:
         return Place(folder, checkpoints.describe(chosen), fresh=False)
     found, warnings = checkpoints.newest(folder.checkpoints)
     for warning in warnings:
-        console.print(f"[yellow]Passed over:[/] {escape(warning)}", highlight=False)
+        console.print(f"[yellow]Passed over:[/] {escape(warning)}", highlight=False, soft_wrap=True)
     if found is None and (done := read_rows(folder.path / "metrics.jsonl")):
         console.print(
             f"[yellow]No sound checkpoint[/] in {escape(str(folder.checkpoints))}: the run begins again at "
@@ -195,14 +198,15 @@ def _run(
     with waiting(console, "Loading the model"):
         parts = build(cfg)
     for note in parts.notes:
-        console.print(note, highlight=False, soft_wrap=True)
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     sources = {"seed": cfg.seed, **prompts.fingerprints(), **(parts.sources or {})}
     provenance.record(folder.provenance, sources, provenance.session(command, place.start))
     replace_text(folder.config, to_yaml(replace(cfg, resume=None)))
     if place.checkpoint is not None:
         tensors, meta = checkpoints.read(place.checkpoint.path)
         parts.agent.load_run_state(tensors, meta)
-        console.print(f"Continuing {folder.path} after iteration {place.start}.", highlight=False)
+        said = f"Continuing {folder.path} after iteration {place.start}."
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
     # Those from after the one that the run goes on from would be mistaken for its own.
     for later in checkpoints.listing(folder.checkpoints):
         if later.iteration > place.start:
@@ -246,7 +250,7 @@ def _run(
         console.print(
             f"Stopped after iteration {loop.finished} of {cfg.iterations}; everything is saved. "
             f"Continue with\n"
-            f"  [bold]{resume_command(folder)}[/]",
+            f"  [bold]{escape(resume_command(folder))}[/]",
             highlight=False,
             soft_wrap=True,
         )
