@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = [
     "CheckpointError",
+    "ClusterError",
     "ConfigError",
     "ContractError",
     "DiskError",
@@ -44,6 +45,10 @@ class ConfigError(UnirlError, ValueError):
 
 class UnknownArgument(ConfigError, TypeError):
     """An argument that is not known, told as Python tells it: other libraries wait for just these words."""
+
+
+class ClusterError(UnirlError, RuntimeError):
+    """Ray does not start, or has no room for the processes that are asked for."""
 
 
 class ContractError(UnirlError, RuntimeError):

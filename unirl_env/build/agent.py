@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
@@ -61,14 +59,14 @@ OPTIMIZER = (
 
 
 def build_agent(cfg: RunConfig) -> Agent:
-    """Build the agent, its runners and its learners, and start Ray unless it runs.
+    """Build the agent, its runners and its learners; it starts Ray unless that runs.
 
     Raises:
         ConfigError: If the settings cannot work.
+        ClusterError: If Ray does not start, or has no room for them.
     """
     config = agent_config(cfg)
     config.validate()
-    _start_ray(config.num_env_runners + config.num_learners)
     return config.build_algo()
 
 
@@ -169,16 +167,3 @@ def world_options(cfg: RunConfig) -> dict[str, Any]:
         "on_invalid": "raise" if cfg.reward.on_error == "raise" else "nan",
     }
     return {name: value for name, value in chosen.items() if value is not None} | model.options
-
-
-def _start_ray(processes: int) -> None:
-    import ray
-
-    if ray.is_initialized():
-        return
-    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-    try:
-        # Ray counts a core for each process and waits for ever if there are fewer; they may share cores.
-        ray.init(num_cpus=max(os.cpu_count() or 1, processes + 1), **quiet)
-    except ValueError:
-        ray.init(**quiet)  # A cluster that runs already has counted its own.
