@@ -48,10 +48,10 @@ class _Question:
 class JudgeScorer:
     """What a language model thinks of an answer, in [0, 1].
 
-    Each sample is one question; the same question is asked once. A reply must be exactly one JSON object as
-    `VerdictForm` describes it; a judge that says anything else is told what is wrong and asked again, and
-    after `repeats` of that, the sample is invalid. So are samples whose requests fail in the end, with one
-    warning that counts them; the scores of the others stand.
+    Each sample is one question; the same question is asked once. A reply must be one JSON object as
+    `VerdictForm` describes it, by itself or in a fence; a judge that says anything else is told what is wrong
+    and asked again, and after `repeats` of that, the sample is invalid. So are samples whose requests fail in
+    the end, with one warning that counts them; the scores of the others stand.
 
     Its parts are `raw`, the judge's number on its own scale (the weighted mean, of several), and each aspect
     in [0, 1].
