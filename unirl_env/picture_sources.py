@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from unirl_env.errors import PromptError
-from unirl_env.files import read_regular, require_regular
+from unirl_env.regular_files import read_regular, require_regular
 
 __all__ = ["MAX_BYTES", "bytes_of", "is_uri", "name_of", "path_of", "state_of"]
 

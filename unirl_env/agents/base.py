@@ -86,7 +86,8 @@ class Agent(Algorithm):
         sampled = time.perf_counter()
         advantages, valid = credit(batch, config)
         lr = config.learning_rate(iteration)
-        updates = self._update(batch, advantages, valid, lr)
+        # Without any score there is no gradient, and an optimizer's momentum and decay are no news.
+        updates = self._update(batch, advantages, valid, lr) if batch.scores.valid.any() else []
         learned = time.perf_counter()
         self.iterations_done += 1
         self.weights_version += 1

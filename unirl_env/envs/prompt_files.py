@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from unirl_env.errors import MissingExtra, PromptError
-from unirl_env.files import require_regular
+from unirl_env.regular_files import require_regular
 
 __all__ = ["read_entries"]
 

@@ -13,6 +13,7 @@ import torch
 from unirl_env.checks import require, require_number
 from unirl_env.errors import WireError
 from unirl_env.pixels import png_uri
+from unirl_env.rewards.asks import Ask
 from unirl_env.rewards.external.answer_cache import AnswerCache, answer_key, picture_key
 from unirl_env.rewards.external.calls import Calls
 from unirl_env.rewards.external.rate_limit import RateLimit
@@ -102,6 +103,13 @@ class JudgeScorer:
     pointwise = True
 
     @staticmethod
+    def asks_with(
+        *_: str, rubric: Any = None, looks_at: str = "text", key: str = "answer", **options: Any
+    ) -> Ask | tuple[()]:
+        """What a prompt must have: what the rubric shows of it."""
+        return () if rubric is None else Rubric(rubric, key=key, answers=looks_at != "image").filled
+
+    @staticmethod
     def needs_with(looks_at: str = "text", **options: Any) -> tuple[str, ...]:
         """The fields of a sample that are shown."""
         return LOOKS.get(looks_at, ())
@@ -151,6 +159,7 @@ class JudgeScorer:
         self.thinking = Thinking.of(thinking)
         self.form = VerdictForm(scale, aspects, reason)
         self.rubric = Rubric(rubric, key=key, answers=looks_at != "image")
+        self.asks = self.rubric.filled
         self.spending = Spending(price, budget)
         self.cache = AnswerCache(cache)
         self._parameters = _parameters(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unirl_env import files, picture_sources
+from unirl_env import picture_sources, regular_files
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import ConfigError, PromptError
 from unirl_env.pixels import check_picture, load_picture, picture_digest, png_bytes
@@ -94,14 +94,14 @@ def test_a_picture_behind_links_and_in_shared_memory_is_read(tmp_path):
 def test_a_file_that_changes_meanwhile_is_not_read_either(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     path.write_bytes(b"x" * 100)
-    with pytest.raises(files.TooLarge, match="100 bytes"):
-        files.read_regular(path, 99)
-    assert files.read_regular(path, 100) == b"x" * 100
+    with pytest.raises(regular_files.TooLarge, match="100 bytes"):
+        regular_files.read_regular(path, 99)
+    assert regular_files.read_regular(path, 100) == b"x" * 100
     os.remove(path)
     os.mkfifo(path)
-    monkeypatch.setattr(files, "require_regular", lambda path: None)
-    with pytest.raises(files.NotRegular, match="a named pipe"):
-        files.read_regular(path, 100)
+    monkeypatch.setattr(regular_files, "require_regular", lambda path: None)
+    with pytest.raises(regular_files.NotRegular, match="a named pipe"):
+        regular_files.read_regular(path, 100)
 
 
 def test_pictures_in_words_have_the_same_bound(monkeypatch):
