@@ -3,6 +3,10 @@
 A checkpoint is a folder `checkpoints/<iteration>/`. It is written beside its place, flushed to the disk and
 then renamed, so that a killed run never leaves half of one. Its manifest holds a SHA-256 of each file;
 reading checks them. Nothing is pickled: opening a checkpoint runs no code.
+
+Only names of this module's own (`NNNNNN`, `.draft-NNNNNN-N`, `.gone-NNNNNN`, `aside-NNNNNN`) are touched,
+with its own files in them; a copy `000004-good` beside the checkpoints is a person's. A link to a checkpoint
+on another disk counts as that checkpoint; it is unlinked when its turn comes to go.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,11 +27,29 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unirl_env.errors import CheckpointError
+from unirl_env.failure import disk_error
+from unirl_env.files import free_place, is_dangling, iteration_of, numbered, remove_files, replace_text
 
-__all__ = ["Checkpoint", "best", "listing", "newest", "prune", "read", "set_score", "write"]
+__all__ = [
+    "Checkpoint",
+    "best",
+    "check",
+    "describe",
+    "listing",
+    "newest",
+    "prune",
+    "read",
+    "set_aside",
+    "set_score",
+    "write",
+]
 
 FORMAT = 1
 TENSORS, META, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+FILES = re.compile("|".join(map(re.escape, (TENSORS, META, MANIFEST, f".{MANIFEST}"))))
+"""What the files of a checkpoint are called."""
+LEFT_OVER = re.compile(r"\.(draft-[0-9]{6,}-[0-9]+|gone-[0-9]{6,}(-[0-9]+)?)")
+"""Checkpoints that were not finished, and that were not taken away to the end."""
 
 
 @dataclass(frozen=True)
@@ -55,31 +78,47 @@ def write(
 
     Raises:
         CheckpointError: If `meta` is not JSON.
+        DiskError: If it cannot be written, for instance because the disk is full; the older checkpoints stay,
+            and nothing is left of the new one.
     """
     place = folder / f"{iteration:06d}"
-    if place.exists():
+    if os.path.lexists(place):
         try:
             check(place)
             return describe(place)
         except CheckpointError:
-            shutil.rmtree(place)
+            set_aside(place)
     draft = folder / f".draft-{iteration:06d}-{os.getpid()}"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        _fill(draft, iteration, tensors, meta, score)
+        draft.rename(place)
+        _flush(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise disk_error(error, folder) from error
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return describe(place)
+
+
+def _fill(
+    draft: Path, iteration: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], score: float | None
+) -> None:
+    """Write the files of a checkpoint, and return when they are on the disk."""
     save_file(_apart(tensors), draft / TENSORS)
     try:
-        (draft / META).write_text(json.dumps(meta, indent=1))
+        text = json.dumps(meta, indent=1)
     except (TypeError, ValueError) as error:
-        shutil.rmtree(draft)
         raise CheckpointError(f"A checkpoint's `meta` must be JSON, got: {error}.") from error
+    (draft / META).write_text(text)
     files = {name: _facts(draft / name) for name in (TENSORS, META)}
     manifest = {"format": FORMAT, "iteration": iteration, "score": _finite(score), "files": files}
     (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
     for path in (*sorted(draft.iterdir()), draft):
         _flush(path)
-    draft.rename(place)
-    _flush(folder)
-    return describe(place)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -104,7 +143,11 @@ def check(path: Path) -> None:
     for name, facts in _manifest(path)["files"].items():
         if not (path / name).is_file():
             raise CheckpointError(_damaged(path, path / name, "no such file"))
-        if _facts(path / name) != facts:
+        try:
+            found = _facts(path / name)
+        except OSError as error:
+            raise CheckpointError(_damaged(path, path / name, error.strerror or str(error))) from error
+        if found != facts:
             raise CheckpointError(_damaged(path, path / name, "other contents than its manifest says"))
 
 
@@ -115,23 +158,24 @@ def describe(path: Path) -> Checkpoint:
 
 
 def listing(folder: Path) -> list[Checkpoint]:
-    """The checkpoints in `folder` whose manifests can be read, oldest first."""
+    """The checkpoints in `folder` whose manifests can be read and agree with their names, oldest first."""
     found = []
-    for path in sorted(folder.glob("[0-9]*")):
+    for path in _own(folder):
         try:
-            found.append(describe(path))
+            found.append(_as_named(path))
         except CheckpointError:
             continue
-    return sorted(found, key=lambda checkpoint: checkpoint.iteration)
+    return found
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest sound checkpoint, and a message for each newer one that had to be passed over."""
     warnings: list[str] = []
-    for path in sorted(folder.glob("[0-9]*"), reverse=True):
+    for path in reversed(_own(folder)):
         try:
+            found = _as_named(path)
             check(path)
-            return describe(path), warnings
+            return found, warnings
         except CheckpointError as error:
             warnings.append(str(error))
     return None, warnings
@@ -146,25 +190,56 @@ def best(folder: Path) -> Checkpoint | None:
 def set_score(checkpoint: Checkpoint, score: float) -> Checkpoint:
     """Note what an evaluation found; the manifest is replaced in one step."""
     manifest = {**_manifest(checkpoint.path), "score": _finite(score)}
-    draft = checkpoint.path / f".{MANIFEST}"
-    draft.write_text(json.dumps(manifest, indent=1))
-    _flush(draft)
-    draft.replace(checkpoint.path / MANIFEST)
+    replace_text(checkpoint.path / MANIFEST, json.dumps(manifest, indent=1))
     _flush(checkpoint.path)
     return describe(checkpoint.path)
 
 
 def prune(folder: Path, keep_last: int) -> None:
     """Keep the last `keep_last` checkpoints (at least one) and the best one; drop abandoned drafts."""
+    _clear(folder)
     found, champion = listing(folder), best(folder)
     for checkpoint in found[: -max(1, keep_last)]:
-        if champion is None or checkpoint.path != champion.path:
-            # Renamed first: a removal that is cut short must not look like a damaged checkpoint.
-            doomed = folder / f".gone-{checkpoint.path.name}"
-            checkpoint.path.rename(doomed)
-            shutil.rmtree(doomed)
-    for rest in (*folder.glob(".draft-*"), *folder.glob(".gone-*")):
-        shutil.rmtree(rest, ignore_errors=True)
+        if champion is not None and checkpoint.path == champion.path:
+            continue
+        # Renamed first: a removal that is cut short must not look like a damaged checkpoint.
+        checkpoint.path.rename(free_place(folder / f".gone-{checkpoint.path.name}"))
+    _clear(folder)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a checkpoint to `aside-<iteration>`, where nothing takes it for one; the new path."""
+    place = free_place(path.with_name(f"aside-{path.name}"))
+    path.rename(place)
+    return place
+
+
+def _own(folder: Path) -> list[Path]:
+    """What may be a checkpoint by its name and its files, or a link to one, by its number."""
+    return [
+        path
+        for _, path in numbered(folder)
+        if is_dangling(path) or any((path / name).exists() for name in (TENSORS, META, MANIFEST))
+    ]
+
+
+def _as_named(path: Path) -> Checkpoint:
+    found = describe(path)
+    if found.iteration != iteration_of(path.name):
+        raise CheckpointError(
+            f"{path} must be of the iteration that its name says, got a checkpoint of iteration "
+            f"{found.iteration}, perhaps a copy; try `resume={path}` to go on from it all the same."
+        )
+    return found
+
+
+def _clear(folder: Path) -> None:
+    """Take away what is left over; what a person put into it goes back to where it lay."""
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
+        if LEFT_OVER.fullmatch(path.name):
+            remove_files(path, FILES.pattern)
+            if path.is_dir() and path.name.startswith(".gone-"):
+                path.rename(free_place(folder / path.name.removeprefix(".gone-")))
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -180,6 +255,8 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST
+    if is_dangling(path):
+        raise CheckpointError(_damaged(path, path, f"a link to {path.readlink()}, which is not there"))
     try:
         manifest = json.loads(file.read_text())
         missing = {"format", "iteration", "score", "files"} - manifest.keys()
@@ -194,6 +271,10 @@ def _manifest(path: Path) -> dict[str, Any]:
             f"{file} must be of format {FORMAT}, got {manifest['format']}; try the version of unirl_env that "
             f"wrote it."
         )
+    if type(manifest["iteration"]) is not int:
+        raise CheckpointError(_damaged(path, file, f"{manifest['iteration']!r} for an iteration"))
+    if not isinstance(manifest["files"], dict) or not manifest["files"].keys() >= {TENSORS, META}:
+        raise CheckpointError(_damaged(path, file, f"no entry for {TENSORS} or {META}"))
     return manifest
 
 
@@ -205,6 +286,7 @@ def _damaged(path: Path, file: Path, cause: str) -> str:
 
 
 def _facts(path: Path) -> dict[str, Any]:
+    # The size of what is read, also of a file that is a link.
     with path.open("rb") as stream:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 

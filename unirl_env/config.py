@@ -261,6 +261,9 @@ class RolloutSettings:
     """GPUs that each rollout process reserves."""
     num_gpus_per_learner: float = 0
     """GPUs that each learner process reserves."""
+    timeout_s: float | None = 3600.0
+    """Seconds that an iteration, an evaluation or a save may take; then it counts as hung, and the run ends
+    with what is finished saved. Null waits for ever. A stopped process (SIGSTOP) is found after a minute."""
 
 
 @dataclass

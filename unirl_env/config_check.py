@@ -59,6 +59,11 @@ def check_run(cfg: RunConfig) -> None:
     }.items():
         if value < 1:
             raise ConfigError(f"`{name}` must be at least 1, got {value}.")
+    if rollout.timeout_s is not None and not rollout.timeout_s > 0:
+        raise ConfigError(
+            f"`rollout.timeout_s` must be positive, or null to wait for ever, got {rollout.timeout_s}; "
+            f"try 3600."
+        )
     if rollout.group_size == 1:
         raise ConfigError(
             "`rollout.group_size` must be at least 2, got 1: an episode alone in its group has "

@@ -53,6 +53,16 @@ def guarded(action: Callable[[Console], int]) -> int:
     except KeyboardInterrupt:
         errors.print("Stopped; nothing was under way that had to be saved.")
         return EXIT_CODE
+    except SystemExit as error:
+        errors.print("[bold red]SystemExit:[/] ", end="")
+        errors.print(
+            f"A reward, an environment or a model must return or raise, got an attempt to end the process "
+            f"({error.code!r}); try raising an Exception there.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+        return MISTAKE
     except Exception:
         traceback.print_exc()
         return 1

@@ -9,10 +9,14 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "ContractError",
+    "DiskError",
     "EngineError",
     "EngineLost",
+    "LearnerLost",
     "MissingExtra",
     "ModelNotFound",
+    "NoAnswer",
+    "OutOfMemory",
     "PromptError",
     "RunnerLost",
     "ScorerError",
@@ -60,6 +64,22 @@ class PromptError(UnirlError, ValueError):
 
 class ModelNotFound(UnirlError, OSError):
     """A pretrained model cannot be loaded; never replaced silently by another one."""
+
+
+class DiskError(UnirlError, OSError):
+    """A file of a run cannot be written: the disk is full, gone or read-only."""
+
+
+class OutOfMemory(UnirlError, MemoryError):
+    """The machine or its accelerator has not enough memory for what was asked."""
+
+
+class NoAnswer(UnirlError, TimeoutError):
+    """A part of a run, in this process or another one, did not come back in time: it hangs or was stopped."""
+
+
+class LearnerLost(UnirlError, RuntimeError):
+    """A learner process died in the middle of an update, and the weights of this iteration with it."""
 
 
 class RunnerLost(UnirlError, RuntimeError):

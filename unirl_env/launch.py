@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -12,22 +11,28 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from unirl_env import checkpoint as checkpoints
 from unirl_env import provenance
+from unirl_env.agents.processes import processes
 from unirl_env.checkpoint import Checkpoint
 from unirl_env.comparison import Evaluator
 from unirl_env.config import RunConfig
-from unirl_env.errors import ConfigError
+from unirl_env.errors import ConfigError, NoAnswer
+from unirl_env.failure import explained
+from unirl_env.files import replace_text
 from unirl_env.interrupt import EXIT_CODE, Interrupt
-from unirl_env.logbook import Logbook
+from unirl_env.logbook import Logbook, read_rows
 from unirl_env.loop import ENDED_BY_ALARM, Loop
 from unirl_env.preflight import Prompts, preflight
 from unirl_env.progress import RunProgress, waiting
+from unirl_env.rescue import close, rescue
 from unirl_env.rewards import for_mode
-from unirl_env.run_folder import RunFolder, free_name, locate
+from unirl_env.run_folder import RunFolder, free_name, locate, of_name
 from unirl_env.settings import differences, read_yaml, to_yaml
 from unirl_env.summary import print_summary, resume_command
+from unirl_env.watchdog import Watchdog
 
 __all__ = ["Parts", "build_parts", "launch", "stop"]
 
@@ -83,12 +88,14 @@ def launch(
     lock = place.folder.lock()
     try:
         return _run(cfg, place, prompts, console, command, build or partial(build_parts, prompts=prompts))
-    except BaseException:
-        traces = ("metrics.jsonl", "evaluation.jsonl", "checkpoints")
-        if place.fresh and not any((place.folder.path / name).exists() for name in traces):
-            # Nothing has happened yet: a mistyped model name must not leave an empty run behind.
-            shutil.rmtree(place.folder.path, ignore_errors=True)
-        raise
+    except BaseException as error:
+        if place.fresh:
+            # If nothing has happened yet: a mistyped model name must not leave an empty run behind.
+            place.folder.withdraw()
+        cause = explained(error, place.folder.path)
+        if cause is error:
+            raise
+        raise cause from error
     finally:
         lock.close()
 
@@ -112,7 +119,7 @@ def find_place(cfg: RunConfig, console: Console) -> Place:
         return Place(RunFolder(root / name), None, fresh=True)
     chosen = None
     if cfg.resume == "auto":
-        folder = RunFolder(root / cfg.name)
+        folder = of_name(root, cfg.name)
         if not folder.config.is_file():
             console.print(f"{folder.path} holds no run yet; beginning one.", highlight=False)
             return Place(folder, None, fresh=True)
@@ -124,7 +131,14 @@ def find_place(cfg: RunConfig, console: Console) -> Place:
         return Place(folder, checkpoints.describe(chosen), fresh=False)
     found, warnings = checkpoints.newest(folder.checkpoints)
     for warning in warnings:
-        console.print(f"[yellow]Passed over:[/] {warning}", highlight=False)
+        console.print(f"[yellow]Passed over:[/] {escape(warning)}", highlight=False)
+    if found is None and (done := read_rows(folder.path / "metrics.jsonl")):
+        console.print(
+            f"[yellow]No sound checkpoint[/] in {escape(str(folder.checkpoints))}: the run begins again at "
+            f"iteration 0. The {len(done)} iterations on record stay in metrics.aside.jsonl.",
+            highlight=False,
+            soft_wrap=True,
+        )
     return Place(folder, found, fresh=False)
 
 
@@ -184,12 +198,15 @@ def _run(
         console.print(note, highlight=False, soft_wrap=True)
     sources = {"seed": cfg.seed, **prompts.fingerprints(), **(parts.sources or {})}
     provenance.record(folder.provenance, sources, provenance.session(command, place.start))
-    folder.config.write_text(to_yaml(replace(cfg, resume=None)))
+    replace_text(folder.config, to_yaml(replace(cfg, resume=None)))
     if place.checkpoint is not None:
         tensors, meta = checkpoints.read(place.checkpoint.path)
         parts.agent.load_run_state(tensors, meta)
         console.print(f"Continuing {folder.path} after iteration {place.start}.", highlight=False)
-    _set_aside(folder.checkpoints, place.start)
+    # Those from after the one that the run goes on from would be mistaken for its own.
+    for later in checkpoints.listing(folder.checkpoints):
+        if later.iteration > place.start:
+            checkpoints.set_aside(later.path)
     logging = cfg.logging
     evaluator = Evaluator(
         agent=parts.agent,
@@ -200,18 +217,35 @@ def _run(
     )
     logbook = Logbook(folder.path, cfg, place.start)
     progress = RunProgress(console, cfg.name, cfg.iterations, place.start, logging.progress)
+    failed: BaseException | None = None
     try:
-        with Interrupt(progress.say) as interrupt, progress:
-            loop = Loop(parts.agent, cfg, folder, evaluator, logbook, progress, interrupt, place.start)
-            finished = loop.run()
-            progress.doing("writing the report")
-            _leave_behind(parts.agent, cfg, folder)
+        with Interrupt(progress.say) as interrupt, Watchdog(interrupt, cfg.rollout.timeout_s) as watchdog:
+            with watchdog.over("the start"):
+                watchdog.processes = processes(parts.agent)
+            loop = Loop(
+                parts.agent, cfg, folder, evaluator, logbook, progress, interrupt, place.start, watchdog.over
+            )
+            try:
+                with progress:
+                    loop.run()
+                    progress.doing("writing the report")
+                    _leave_behind(parts.agent, cfg, folder)
+            except BaseException as error:
+                # Whoever breaks off what hangs can do so by a `KeyboardInterrupt` only.
+                failed = error if interrupt.expired is None else NoAnswer(f"{interrupt.expired}.")
+                watchdog.end_still()
+                rescue(loop, console, failed)
+                if failed is error:
+                    raise
+                raise failed from error
+    except KeyboardInterrupt:
+        return EXIT_CODE
     finally:
-        logbook.close()
-        stop(parts.agent)
+        close(logbook.close, partial(stop, parts.agent), failed=failed)
     if interrupt.requested:
         console.print(
-            f"Stopped after iteration {finished} of {cfg.iterations}; everything is saved. Continue with\n"
+            f"Stopped after iteration {loop.finished} of {cfg.iterations}; everything is saved. "
+            f"Continue with\n"
             f"  [bold]{resume_command(folder)}[/]",
             highlight=False,
             soft_wrap=True,
@@ -240,12 +274,3 @@ def _refuse_other_settings(folder: RunFolder, cfg: RunConfig) -> None:
             f"A continued run must keep the settings of {folder.config}, got " + "; ".join(changed) + ". Try "
             "these settings as they were, or a fresh run under another `name=`."
         )
-
-
-def _set_aside(folder: Path, start: int) -> None:
-    """Checkpoints from after the one that the run goes on from would be mistaken for its own."""
-    for checkpoint in folder.glob("[0-9]*"):
-        if int(checkpoint.name) > start:
-            aside = folder / f"aside-{checkpoint.name}"
-            shutil.rmtree(aside, ignore_errors=True)
-            checkpoint.rename(aside)

@@ -1,7 +1,8 @@
 """What a run writes down while it goes: one JSON object per line, TensorBoard events, Weights & Biases.
 
-Every line is on the disk before the next iteration starts. A continued run cuts the lines that follow its
-checkpoint, so that the curve is that of a run that was never interrupted.
+Every line is on the disk before the next iteration starts. A continued run takes out the lines that follow
+its checkpoint, so that the curve is that of a run that was never interrupted; `<name>.aside.jsonl` has them.
+TensorBoard's events of these iterations stay in their files, and are not shown.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from unirl_env.config import RunConfig
 from unirl_env.errors import MissingExtra
+from unirl_env.files import replace_text
 from unirl_env.metric_names import PHASES, shared_names
 from unirl_env.settings import flat
 
@@ -28,7 +30,7 @@ class Logbook:
     Args:
         folder: The run's folder.
         cfg: Its settings.
-        start: Iterations that were finished before; later lines are cut.
+        start: Iterations that were finished before; later lines are set aside.
 
     Raises:
         MissingExtra: If Weights & Biases is asked for and not installed.
@@ -37,15 +39,17 @@ class Logbook:
     def __init__(self, folder: Path, cfg: RunConfig, start: int = 0):
         self.metrics, self.evaluations = folder / "metrics.jsonl", folder / "evaluation.jsonl"
         self.alarms = folder / "alarms.jsonl"
-        cut(self.metrics, start)
-        cut(self.evaluations, start)
+        for path in (self.metrics, self.evaluations, self.alarms):
+            cut(path, start)
         self._tensorboard = self._wandb = None
         self._laid_out = False
         if cfg.logging.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            # purge_step hides the events of the iterations that are about to be repeated.
-            self._tensorboard = SummaryWriter(str(folder / "tb"), purge_step=start + 1 if start else None)
+            # Hides the events from `start` on: iterations that are about to be repeated, and the last numbers
+            # on record, which may have been written down without their events. Those follow anew.
+            self._tensorboard = SummaryWriter(str(folder / "tb"), purge_step=start)
+            self._repeat(start)
         if cfg.logging.wandb:
             self._wandb = start_wandb(folder, cfg)
 
@@ -53,18 +57,17 @@ class Logbook:
         """Write down one iteration."""
         append(self.metrics, row)
         self._lay_out(row)
-        self._publish({name: value for name, value in row.items() if name != "iteration"}, row["iteration"])
+        self._publish(_shown(row), row["iteration"])
 
     def log_evaluation(self, row: Mapping[str, Any]) -> None:
         """Write down one evaluation of one prompt set."""
         append(self.evaluations, row)
-        means = {f"evaluation/{row['set']}/{name}": part["mean"] for name, part in row["rewards"].items()}
-        self._publish(means, row["iteration"])
+        self._publish(_means(row), row["iteration"])
 
     def log_alarm(self, row: Mapping[str, Any]) -> None:
         """Write down that an alarm rang."""
         append(self.alarms, row)
-        self._publish({f"alarm/{row['signal']}": row["value"]}, row["iteration"])
+        self._publish(_rung(row), row["iteration"])
 
     def replace_alarms(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write down which alarms rang before; no file where none did."""
@@ -94,14 +97,24 @@ class Logbook:
             self._tensorboard.add_custom_scalars({"phases": charts})
             self._laid_out = True
 
+    def _repeat(self, iteration: int) -> None:
+        """Give TensorBoard what is on record of `iteration`."""
+        for path, numbers in ((self.metrics, _shown), (self.evaluations, _means), (self.alarms, _rung)):
+            for row in read_rows(path):
+                if row["iteration"] == iteration:
+                    self._to_tensorboard(_finite(numbers(row)), iteration)
+
     def _publish(self, values: Mapping[str, Any], step: int) -> None:
-        numbers = {k: v for k, v in values.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+        numbers = _finite(values)
+        self._to_tensorboard(numbers, step)
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=step)
+
+    def _to_tensorboard(self, numbers: Mapping[str, float], step: int) -> None:
         if self._tensorboard is not None:
             for name, value in numbers.items():
                 self._tensorboard.add_scalar(name, value, step)
             self._tensorboard.flush()
-        if self._wandb is not None:
-            self._wandb.log(numbers, step=step)
 
 
 def start_wandb(folder: Path, cfg: RunConfig) -> Any:
@@ -112,7 +125,7 @@ def start_wandb(folder: Path, cfg: RunConfig) -> Any:
         raise MissingExtra("wandb", "wandb") from error
     note = folder / "wandb_id"
     if not note.exists():
-        note.write_text(secrets.token_hex(8))
+        replace_text(note, secrets.token_hex(8))
     return wandb.init(
         project=cfg.logging.wandb,
         name=cfg.name,
@@ -133,31 +146,54 @@ def append(path: Path, row: Mapping[str, Any]) -> None:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The lines of `path`; one that a killed run left unfinished is skipped."""
+    return _parsed(path.read_text().splitlines() if path.exists() else ())
+
+
+def _parsed(lines: Iterable[str]) -> list[dict[str, Any]]:
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in lines:
         try:
             rows.append(json.loads(line))
         except ValueError:
             continue
-    return [row for row in rows if isinstance(row, dict) and "iteration" in row]
+    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("iteration"), int)]
 
 
 def cut(path: Path, start: int) -> None:
-    """Keep the lines up to iteration `start`."""
+    """Keep the lines up to iteration `start`; the others are added to `<name>.aside.jsonl`."""
     if not path.exists():
         return
-    write_rows(path, [row for row in read_rows(path) if row["iteration"] <= start])
+    kept, others = [], []
+    for line in path.read_text().splitlines():
+        rows = _parsed([line])
+        (kept if rows and rows[0]["iteration"] <= start else others).append(line)
+    if others:
+        with path.with_name(f"{path.stem}.aside.jsonl").open("a") as stream:
+            stream.writelines(f"{line}\n" for line in others)
+            stream.flush()
+            os.fsync(stream.fileno())
+        replace_text(path, "".join(f"{line}\n" for line in kept))
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Make `rows` the lines of a file, which is replaced in one step."""
-    draft = path.with_name(f".{path.name}")
-    with draft.open("w") as stream:
-        for row in rows:
-            stream.write(json.dumps(as_json(row)) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    draft.replace(path)
+    replace_text(path, "".join(json.dumps(as_json(row)) + "\n" for row in rows))
+
+
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "iteration"}
+
+
+def _means(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"evaluation/{row['set']}/{name}": part["mean"] for name, part in row["rewards"].items()}
+
+
+def _rung(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"alarm/{row['signal']}": row["value"]}
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, float]:
+    return {k: v for k, v in values.items() if isinstance(v, (int, float)) and math.isfinite(v)}
 
 
 def as_json(value: Any) -> Any:

@@ -6,7 +6,8 @@ It knows no algorithm and no mode; everything that learns is behind `agent.train
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,8 @@ class Loop:
         progress: What a person sees.
         interrupt: Whether somebody wants to stop.
         start: Iterations that were finished before.
+        over: A context around each piece of work, which is given in words.
+        finished: Iterations that are finished and on record.
         alarm: What has been seen of the reward so far, also before `start`; made from the record.
     """
 
@@ -53,8 +56,10 @@ class Loop:
     progress: RunProgress
     interrupt: Interrupt
     start: int = 0
+    over: Callable[[str], AbstractContextManager[Any]] = nullcontext
 
     def __post_init__(self) -> None:
+        self.finished, self._training = self.start, False
         self._saved = self.start if self.start else None
         self.alarm = HackingAlarm.replay(self.cfg.alarm, self.logbook.rows())
         # Under other settings of the alarm, the same rows may ring at other times.
@@ -74,16 +79,30 @@ class Loop:
             self._save(iteration)
         return iteration
 
+    def rescue(self) -> bool:
+        """After an error, save what is finished; whether there is a checkpoint of it now.
+
+        An error in a rollout leaves the weights as the last finished iteration left them. One in the middle
+        of an update does not: then the last checkpoint is what there is.
+        """
+        holds = getattr(self.agent, "holds", None)
+        sound = not self._training or (holds is not None and holds(self.finished))
+        if self.finished > 0 and sound:
+            self._save(self.finished)
+        return self._saved == self.finished
+
     @property
     def _ends(self) -> bool:
         return self.interrupt.requested or self.alarm.ended_by is not None
 
     def _iterate(self, iteration: int) -> None:
-        began = time.perf_counter()
-        self.agent.train()
-        row = {"iteration": iteration, **self.agent.iteration_metrics, **self._heldout(iteration)}
+        began, self._training = time.perf_counter(), True
+        with self.over(f"iteration {iteration}"):
+            self.agent.train()
+            row = {"iteration": iteration, **self.agent.iteration_metrics, **self._heldout(iteration)}
         row["seconds"] = time.perf_counter() - began
         self.logbook.log(row)
+        self.finished, self._training = iteration, False
         self.progress.advance(row)
         # What is on record is what a continued run will see: of a number that is none, nothing.
         for finding in self.alarm.observe(as_json(row)):
@@ -109,7 +128,8 @@ class Loop:
     def _save(self, iteration: int) -> None:
         if self._saved == iteration:
             return
-        tensors, meta = self.agent.run_state()
+        with self.over(f"saving iteration {iteration}"):
+            tensors, meta = self.agent.run_state()
         score = None if self.cfg.logging.eval_every else self._recent_reward()
         checkpoints.write(self.folder.checkpoints, iteration, tensors, meta, score)
         checkpoints.prune(self.folder.checkpoints, self.cfg.logging.keep_last)
@@ -134,7 +154,8 @@ class Loop:
             if self.interrupt.requested or self._known(iteration, name):
                 continue
             self.progress.doing(f"evaluating {'the base' if base else 'the policy'} on {name} prompts")
-            row, samples = self.evaluator.measure(name, iteration, base, self._known(0, name))
+            with self.over(f"the evaluation on {name} prompts after iteration {iteration}"):
+                row, samples = self.evaluator.measure(name, iteration, base, self._known(0, name))
             folder = self.folder.pictures / f"{iteration:06d}" / name
             save_samples(folder, samples, self.evaluator.samples, self.evaluator.sets[name])
             thin_out(self.folder.pictures, name, keep=(0, iteration))

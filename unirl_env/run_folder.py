@@ -4,9 +4,12 @@ runs/<name>/
 config.yaml         every setting, resolved
 provenance.json     versions, model and prompt fingerprints, command lines
 metrics.jsonl       one object per iteration          evaluation.jsonl   one per evaluation and set
+*.aside.jsonl       lines of iterations that were done again from an older checkpoint
 tb/                 TensorBoard events                checkpoints/<iteration>/
 adapters/           the trained LoRA                  pictures/<iteration>/<set>/  samples, texts as well
 report.html
+
+Everything else that lies there is a person's.
 """
 
 from __future__ import annotations
@@ -19,8 +22,15 @@ from typing import IO
 
 from unirl_env.checkpoint import MANIFEST
 from unirl_env.errors import CheckpointError, ConfigError
+from unirl_env.files import is_dangling, remove_files
 
-__all__ = ["RunFolder", "free_name", "locate"]
+__all__ = ["RunFolder", "free_name", "locate", "of_name"]
+
+BEGUN = ("metrics.jsonl", "evaluation.jsonl", "checkpoints", "pictures")
+"""What a run has when something has happened in it."""
+START = r"\.lock|\.?config\.yaml|\.?provenance\.json"
+EVENTS = r"events\.out\.tfevents\..*"
+"""What a start leaves in which nothing has happened yet, in the folder and in `tb/`."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,11 @@ class RunFolder:
                 f"run; try `resume=auto` to continue it, or another `name=`."
             )
 
+    def withdraw(self) -> None:
+        """Take away what a start has left in which nothing happened; with it the folder, if it is empty."""
+        if not any(os.path.lexists(self.path / name) for name in BEGUN):
+            remove_files(self.path.resolve(), START, inner=[("tb", EVENTS)])
+
     def lock(self) -> IO[str]:
         """Keep other processes from writing here until the returned file is closed.
 
@@ -104,13 +119,31 @@ def free_name(folder: Path, name: str) -> str:
     return candidate
 
 
+def of_name(folder: Path, name: str) -> RunFolder:
+    """The run of this name; a link such as `latest` to another run beside it means that one."""
+    path = folder / name
+    for _ in range(40):  # Links to links, but not in a circle.
+        target = Path(os.path.normpath(path.parent / path.readlink())) if path.is_symlink() else path
+        if target == path or target.parent != path.parent:
+            break
+        path = target
+    return RunFolder(path)
+
+
 def _occupied(folder: Path) -> bool:
+    if is_dangling(folder):
+        return True
     # A lock alone is what a start leaves that was killed while the model loaded.
-    return folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
+    return folder.exists() and (
+        not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir())
+    )
 
 
 def locate(resume: str) -> tuple[RunFolder, Path | None]:
     """The run that a path belongs to, and the checkpoint if the path names one.
+
+    Links are followed: `latest` may lie beside the runs, in a run's folder or among its checkpoints, and a
+    checkpoint or a run's folder may lie on another disk.
 
     Raises:
         CheckpointError: If nothing there can be continued.
@@ -118,12 +151,15 @@ def locate(resume: str) -> tuple[RunFolder, Path | None]:
     path = Path(resume).expanduser()
     path = Path(os.path.abspath(path)) if not path.is_absolute() else path
     if (path / "config.yaml").is_file():
-        return RunFolder(path), None
-    if (path / MANIFEST).is_file() or path.parent.name == "checkpoints":
-        run = RunFolder(path.parent.parent)
-        if run.config.is_file() and path.is_dir():
-            return run, path
+        return of_name(path.parent, path.name), None
+    if path.is_dir() and ((path / MANIFEST).is_file() or path.parent.name == "checkpoints"):
+        # Where the link lies, and where it leads to.
+        for place in (path, path.resolve()):
+            for run in (place.parent.parent, place.parent):
+                if (run / "config.yaml").is_file():
+                    return of_name(run.parent, run.name), path
     raise CheckpointError(
-        f"`resume` must be `auto`, a run's folder, or one of its checkpoints, got {resume}, which is none; "
-        f"try `runs/<name>` or `runs/<name>/checkpoints/<iteration>`."
+        f"`resume` must be `auto`, a run's folder, or one of its checkpoints, got {resume}, which is "
+        f"{'a link to nowhere' if is_dangling(path) else 'none'}; try `runs/<name>` or "
+        f"`runs/<name>/checkpoints/<iteration>`."
     )

@@ -4,12 +4,14 @@
 texts.json              every answer in words   prompts.json          what was asked, with texts only
 prompts/<prompt>-<n>.png                        the pictures that belong to a question
 further/<prompt>-<sample>-<k>.png               where several were drawn from one text, those after the first
+
+Files of other names are a person's: they are neither read nor removed.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from unirl_env.files import is_dangling, numbered, remove_files
 from unirl_env.pixels import load_picture
 from unirl_env.types import Prompt, Sample
 
@@ -35,6 +38,9 @@ __all__ = [
 
 LATENTS, TEXTS, QUESTIONS, ASKED = "latents.safetensors", "texts.json", "prompts.json", "prompts"
 FURTHER = "further"
+PICTURE, FURTHER_PICTURE = r"([0-9]{3,9})-([0-9]{1,9})\.png", r"([0-9]{3,9})-([0-9]{1,9})-([0-9]{1,9})\.png"
+FILES = "|".join([PICTURE, *(rf"\.?{re.escape(name)}" for name in (LATENTS, TEXTS, QUESTIONS))])
+"""What the files are called."""
 MOST_FURTHER = 7
 """Pictures of one text that are kept besides the first."""
 LARGEST = 1024
@@ -44,7 +50,7 @@ LARGEST = 1024
 def save_samples(
     folder: Path, samples: Sequence[Sample], per_prompt: int, prompts: Sequence[Prompt] = ()
 ) -> None:
-    """Write the samples; what lay in `folder` is replaced.
+    """Write the samples; those that lay in `folder` are replaced.
 
     Args:
         folder: Where they go.
@@ -52,8 +58,7 @@ def save_samples(
         per_prompt: Samples of each prompt.
         prompts: The P prompts. With them, the questions of texts and all their pictures are written, too.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    _clear(folder)
     latents, texts = [], []
     for i, sample in enumerate(samples):
         prompt, number = divmod(i, per_prompt)
@@ -81,20 +86,15 @@ def save_samples(
 
 def picture_paths(folder: Path) -> dict[tuple[int, int], Path]:
     """The pictures in `folder` by (prompt, sample)."""
-    found = {}
-    for path in sorted(folder.glob("*-*.png")):
-        prompt, _, number = path.stem.partition("-")
-        found[int(prompt), int(number)] = path
-    return found
+    return {(prompt, number): path for (prompt, number), path in _named(folder, PICTURE)}
 
 
 def further_pictures(folder: Path) -> dict[tuple[int, int], list[Path]]:
     """By (prompt, sample), the pictures that were drawn from one text besides the first, in their order."""
-    found: dict[tuple[int, int], list[tuple[int, Path]]] = {}
-    for path in (folder / FURTHER).glob("*-*-*.png"):
-        prompt, number, k = map(int, path.stem.split("-"))
-        found.setdefault((prompt, number), []).append((k, path))
-    return {key: [path for _, path in sorted(rows)] for key, rows in found.items()}
+    found: dict[tuple[int, int], list[Path]] = {}
+    for (prompt, number, _), path in _named(folder / FURTHER, FURTHER_PICTURE):
+        found.setdefault((prompt, number), []).append(path)
+    return found
 
 
 def question_pictures(folder: Path, prompt: int) -> list[Path]:
@@ -121,18 +121,37 @@ def load_latents(folder: Path) -> Tensor | None:
 
 def thin_out(pictures: Path, name: str, keep: Sequence[int]) -> None:
     """Of the evaluations that are not in `keep`, leave the first sample of each prompt: enough for a film."""
-    for folder in pictures.glob(f"[0-9]*/{name}"):
-        if int(folder.parent.name) not in keep:
+    for iteration, place in numbered(pictures):
+        folder = place / name
+        if iteration not in keep and folder.is_dir():
             for (_, number), path in picture_paths(folder).items():
                 if number > 0:
                     path.unlink()
             texts = load_texts(folder)
             if any(number for _, number in texts):
                 _write(folder / TEXTS, [row for (_, number), row in texts.items() if number == 0])
-            shutil.rmtree(folder / FURTHER, ignore_errors=True)
+            remove_files(folder / FURTHER, FURTHER_PICTURE)
             # The evaluations that stay have the same questions.
-            shutil.rmtree(folder / ASKED, ignore_errors=True)
+            remove_files(folder / ASKED, PICTURE)
             (folder / QUESTIONS).unlink(missing_ok=True)
+
+
+def _clear(folder: Path) -> None:
+    """Make the folder, without the samples of an earlier time."""
+    if folder.is_dir():
+        remove_files(folder.resolve(), FILES, inner=[(FURTHER, FURTHER_PICTURE), (ASKED, PICTURE)])
+    elif is_dangling(folder):
+        folder.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _named(folder: Path, pattern: str) -> list[tuple[tuple[int, ...], Path]]:
+    """The files of `folder` whose whole names match, by the numbers in them."""
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if (match := re.fullmatch(pattern, path.name)) and path.is_file():
+            found.append((tuple(map(int, match.groups())), path))
+    return sorted(found)
 
 
 def _save_picture(image: Tensor, path: Path, largest: int | None = None) -> None:

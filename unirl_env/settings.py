@@ -37,6 +37,7 @@ MAY_CHANGE = (
     "rollout.num_learners",
     "rollout.num_gpus_per_env_runner",
     "rollout.num_gpus_per_learner",
+    "rollout.timeout_s",
 )
 """Settings that a continued run may change, as it may all of `alarm`: they leave the mathematics alone."""
 

@@ -25,7 +25,7 @@ from unirl_env.agents.update import FollowedFailure, Update
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import CheckpointError, ContractError
-from unirl_env.rollouts.calls import share_requests
+from unirl_env.rollouts.calls import learner_results, learners_live, share_requests
 from unirl_env.rollouts.requests import rollout_requests
 from unirl_env.rollouts.sync import SyncReport, WeightSync
 from unirl_env.types import Prompt
@@ -62,6 +62,7 @@ class Agent(Algorithm):
         self.source = PromptSource.of(self.config.prompt_source())
         self.sync = WeightSync(self.learner_group, self.env_runner_group)
         self.iterations_done = 0
+        self._updating = False
         self.weights_version = 0
         self.iteration_metrics: dict[str, float] = {}
         self.last_batch: EpisodeBatch | None = None
@@ -86,10 +87,11 @@ class Agent(Algorithm):
         sampled = time.perf_counter()
         advantages, valid = credit(batch, config)
         lr = config.learning_rate(iteration)
+        self._updating = True
         # Without any score there is no gradient, and an optimizer's momentum and decay are no news.
         updates = self._update(batch, advantages, valid, lr) if batch.scores.valid.any() else []
         learned = time.perf_counter()
-        self.iterations_done += 1
+        self.iterations_done, self._updating = iteration + 1, False
         self.weights_version += 1
         sync = self._publish()
 
@@ -168,6 +170,10 @@ class Agent(Algorithm):
             path = Path(directory) / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
+
+    def holds(self, iteration: int) -> bool:
+        """Whether the weights are those after `iteration` iterations: not in the middle of an update."""
+        return self.iterations_done == iteration and not self._updating
 
     def run_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that a run needs to go on bit for bit: tensors by name, and JSON."""
@@ -265,9 +271,10 @@ class Agent(Algorithm):
             data = TrainingData(batch_refs=[ray.put(shard.to("cpu")) for shard in shards])
         else:
             data = TrainingData(batch=shards[0])
-        updates = self.learner_group.update(
-            training_data=data, lr=lr, check=sorted(self.first_update.pending)
-        )
+        with learners_live("an update"):
+            updates = self.learner_group.update(
+                training_data=data, lr=lr, check=sorted(self.first_update.pending)
+            )
         errors = [update.error for update in updates if update.error is not None]
         if errors:
             raise min(errors, key=lambda error: isinstance(error, FollowedFailure))
@@ -291,9 +298,4 @@ class Agent(Algorithm):
     def _on_learners(self, function: Any, *, first_only: bool = False) -> list[Any]:
         """Call `function(learner)` on all learners, or on the first; errors are raised here."""
         ids = [0] if first_only and self.learner_group.is_remote else None
-        results = []
-        for result in self.learner_group.foreach_learner(function, remote_actor_ids=ids):
-            if not result.ok:
-                raise result.get()
-            results.append(result.get())
-        return results
+        return learner_results(self.learner_group.foreach_learner(function, remote_actor_ids=ids))

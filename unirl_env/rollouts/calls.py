@@ -1,15 +1,16 @@
-"""Calls to the remote runners that lose nothing: neither an error's cause nor the news of a death."""
+"""Calls to remote runners and learners that lose neither an error's cause nor the news of a death."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 
-from unirl_env.errors import RunnerLost
+from unirl_env.errors import LearnerLost, RunnerLost
 
-__all__ = ["call_runners", "share_requests"]
+__all__ = ["call_runners", "learner_results", "learners_live", "share_requests"]
 
 PATIENCE = 3
 """Rounds in a row that may pass without any answer before the runners count as gone for good."""
@@ -55,6 +56,40 @@ def call_runners(
             raise outcome
         results[number] = outcome
     return results
+
+
+@contextmanager
+def learners_live(what: str) -> Iterator[None]:
+    """A context in which the death of a learner is told as one.
+
+    Args:
+        what: What learners are asked for.
+
+    Raises:
+        LearnerLost: If one died.
+    """
+    try:
+        yield
+    except RayActorError as error:
+        raise LearnerLost(
+            f"A learner died during {what}: {type(error).__name__}: {error}. Its log tells why (often "
+            "memory; try a smaller `micro_batch_size`). Start again from the last checkpoint."
+        ) from error
+
+
+def learner_results(results: Iterable[Any]) -> list[Any]:
+    """What learners returned, as RLlib's `foreach_learner` gives it; the first error is raised.
+
+    Raises:
+        LearnerLost: If a learner died.
+    """
+    found = []
+    with learners_live("a call"):
+        for result in results:
+            if not result.ok:
+                raise result.get()
+            found.append(result.get())
+    return found
 
 
 def share_requests(

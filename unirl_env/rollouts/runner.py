@@ -111,6 +111,15 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
         except Exception as error:
             error.add_note("".join(traceback.format_exception(error)))
             return number, error
+        except SystemExit as error:
+            # It would end the process, and the driver would hear of a death without a cause.
+            trace = traceback.format_exception(error)
+            wrong = ContractError(
+                f"A reward, an environment or a model must return or raise, got an attempt to end the "
+                f"process (SystemExit({error.code!r})); try raising an Exception there."
+            )
+            wrong.add_note("".join(trace))
+            return number, wrong
 
     # RLlib's interface.
 

@@ -12,7 +12,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from torch import Tensor
 
 from unirl_env.errors import StaleWeights
-from unirl_env.rollouts.calls import call_runners
+from unirl_env.rollouts.calls import call_runners, learner_results
 
 __all__ = ["SyncReport", "WeightSync", "require_version"]
 
@@ -75,8 +75,7 @@ class WeightSync:
 
     def _first_learner(self, function: Any) -> Any:
         ids = [0] if self.learner_group.is_remote else None
-        (result,) = self.learner_group.foreach_learner(function, remote_actor_ids=ids)
-        return result.get() if result.ok else _raise(result.get())
+        return learner_results(self.learner_group.foreach_learner(function, remote_actor_ids=ids))[0]
 
 
 def require_version(have: int, wanted: int, who: str) -> None:
@@ -103,7 +102,3 @@ def _put_weights(learner: Any) -> dict[str, Any]:
 
 def _size(weights: dict[str, Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
-
-
-def _raise(error: Exception) -> Any:
-    raise error
