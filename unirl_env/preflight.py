@@ -12,7 +12,7 @@ import unirl_env.functional as F
 from unirl_env.config import RunConfig
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import ConfigError, MissingExtra
-from unirl_env.rewards import for_mode
+from unirl_env.rewards import for_mode, require_judgeable
 from unirl_env.types import Prompt
 
 __all__ = ["Prompts", "check_all", "preflight", "read_prompts"]
@@ -58,7 +58,9 @@ def preflight(cfg: RunConfig) -> Prompts:
         MissingExtra: If an optional package is asked for and not installed.
     """
     check_all(cfg)
-    return read_prompts(cfg)
+    prompts = read_prompts(cfg)
+    _check_judgeable(cfg, prompts)
+    return prompts
 
 
 def check_all(cfg: RunConfig) -> None:
@@ -116,6 +118,7 @@ def _check_numbers(cfg: RunConfig) -> None:
         "agent.reference_kl": (cfg.agent.reference_kl, 0),
         "rollout.num_env_runners": (cfg.rollout.num_env_runners, 0),
         "rollout.num_learners": (cfg.rollout.num_learners, 0),
+        "reward.max_failed_iterations": (cfg.reward.max_failed_iterations, 1),
     }
     optional = {
         "policy.lora_rank": cfg.policy.lora_rank,
@@ -178,6 +181,14 @@ def _check_rewards(cfg: RunConfig) -> None:
         except ConfigError as error:
             said = "" if f"`{name}`" in str(error) else f"`{name}`: "
             raise ConfigError(f"{said}{error}") from error
+
+
+def _check_judgeable(cfg: RunConfig, prompts: Prompts) -> None:
+    """Every reward scores every prompt: that of training the held-out ones, and the other way round."""
+    for reward, spec in (("reward.train", cfg.reward.train), ("reward.heldout", cfg.reward.heldout)):
+        for source, found in (("prompts.train", prompts.train), ("prompts.heldout", prompts.heldout)):
+            if spec is not None and found is not None:
+                require_judgeable(spec, found, reward=reward, source=source)
 
 
 def read_prompts(cfg: RunConfig) -> Prompts:

@@ -90,7 +90,8 @@ class Agent(Algorithm):
         advantages, valid = credit(batch, config)
         lr = config.learning_rate(iteration)
         self._updating = True
-        updates = self._update(batch, advantages, valid, lr)
+        # Without any score there is no gradient, and an optimizer's momentum and decay are no news.
+        updates = self._update(batch, advantages, valid, lr) if batch.scores.valid.any() else []
         learned = time.perf_counter()
         self.iterations_done, self._updating = iteration + 1, False
         self.weights_version += 1

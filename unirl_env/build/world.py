@@ -60,7 +60,7 @@ def make_vector_env(
     *,
     generator: Mapping[str, Any] | None = None,
     scorer: Any = None,
-    on_invalid: str | float = "nan",
+    on_invalid: str | float | None = None,
     together: bool = False,
     overlap: bool = False,
     device: str = "cpu",
@@ -75,7 +75,8 @@ def make_vector_env(
             options of that model and those of `DrawWrapper`; `together` is True by default in autoreset mode
             DISABLED. None leaves texts as they are.
         scorer: Anything that `build_scorer` understands; None leaves the episodes unscored.
-        on_invalid: What an invalid score pays: `"nan"`, `"raise"`, or a number.
+        on_invalid: What an invalid score pays: `"raise"` (also None: an agent is not handed NaN unasked),
+            `"nan"`, or a number; this library's own agents take None for `"nan"`. See `RewardWrapper`.
         together: Judge all episodes of a batch at its end, in one call of the scorer; see `RewardWrapper`.
         overlap: Judge in the background: a step does not wait for its scores; see `RewardWrapper`.
         device: For the model's frozen half and the episodes; `"auto"` is the GPU where there is one.
@@ -88,6 +89,7 @@ def make_vector_env(
     Raises:
         UnknownArgument: If an argument is unknown; a ConfigError and a TypeError.
         ConfigError: If an argument does not fit.
+        PromptError: If a prompt cannot be used, or lacks what the scorer asks for.
     """
     device = pick_device(device)
     choice = model_choice({**arguments, "device": device})

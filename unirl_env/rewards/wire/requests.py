@@ -29,6 +29,7 @@ __all__ = [
     "ScoreRequest",
     "decode_request",
     "encode_request",
+    "require_plain",
 ]
 
 PROTOCOL = 1
@@ -160,6 +161,18 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     return value
+
+
+def require_plain(prompt: Prompt) -> None:
+    """Refuse metadata and turns that are no JSON.
+
+    Raises:
+        WireError: Naming them.
+    """
+    try:
+        json.dumps([_plain(prompt.metadata), *map(_plain, prompt.messages)], allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise error if isinstance(error, WireError) else _no_json(error) from error
 
 
 def _no_json(got: Any) -> WireError:
