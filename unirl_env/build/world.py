@@ -26,6 +26,7 @@ from unirl_env.models import (
     LanguageModel,
     UnifiedModel,
 )
+from unirl_env.models.loading import require_source
 from unirl_env.models.options import FAMILIES, MODEL_OPTIONS, ModelChoice, model_choice
 from unirl_env.registry import Registry
 from unirl_env.rewards.background import Background
@@ -89,14 +90,11 @@ def make_vector_env(
         UnknownArgument: If an argument is unknown; a ConfigError and a TypeError.
         ConfigError: If an argument does not fit.
     """
-    device = pick_device(device)
+    device = require_device(pick_device(device))
     choice = model_choice({**arguments, "device": device})
     _, kind = KINDS[choice.family]
     model = choice.name if isinstance(choice.name, MODELS) else make_model(choice)
-    known = _arguments(kind)
-    if unknown := set(choice.rest) - known:
-        every = known | set(MODEL_OPTIONS) | {*FAMILIES, *OWN_ARGUMENTS}
-        raise UnknownArgument(_unknown("The environment", unknown, every))
+    _refuse_unknown(choice)
     if "tool" in choice.rest:
         choice.rest["tool"] = _tool(choice.rest["tool"])
     env = kind(model, num_envs=num_envs, device=device, **choice.rest)
@@ -137,23 +135,77 @@ def pick_device(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def require_device(device: str) -> str:
+    """`device`, if torch knows it and this machine has it.
+
+    Raises:
+        ConfigError: If not.
+    """
+    try:
+        known = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(
+            f"`device` must be a device of torch, got {device!r}; try 'auto', 'cpu' or 'cuda'."
+        ) from error
+    count = torch.cuda.device_count()
+    if known.type == "cuda" and (known.index or 0) >= count:
+        raise ConfigError(
+            f"`device` must be one of this machine, got {device!r} where torch finds {count} GPUs; "
+            "try 'auto'."
+        )
+    return device
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments that `make_vector_env` would refuse, as far as can be said without loading anything.
+
+    Raises:
+        ConfigError: Naming the argument; an `UnknownArgument` if it is unknown.
+        ModelNotFound: If the model's directory is missing, or holds no weights that can be read.
+    """
+    own = {name: arguments[name] for name in OWN_ARGUMENTS if name in arguments}
+    choice = model_choice({name: value for name, value in arguments.items() if name not in own})
+    require_device(pick_device(choice.options.get("device", "cpu")))
+    if not isinstance(choice.name, MODELS):
+        _target(choice)
+    _refuse_unknown(choice)
+    if source := choice.options.get("pretrained"):
+        require_source(source)
+
+
 def make_model(choice: ModelChoice) -> Denoiser | LanguageModel | UnifiedModel:
     """The adapter of a model family; its two halves load on first use.
 
     Raises:
         ConfigError: If the family is unknown or the options do not fit it.
     """
-    registry, _ = KINDS[choice.family]
-    target = registry.get(choice.name)
     try:
-        inspect.signature(target).bind(**choice.options)
-        return target(**choice.options)
+        return _target(choice)(**choice.options)
     except TypeError as error:
         # An adapter that passes its options on finds only inside that one is unknown.
         if "argument" not in str(error):
             raise
         kind = UnknownArgument if "unexpected keyword argument" in str(error) else ConfigError
         raise kind(f"The options of model {choice.name!r} do not fit: {error}.") from error
+
+
+def _target(choice: ModelChoice) -> Any:
+    """The class of an adapter, if its arguments fit."""
+    registry, _ = KINDS[choice.family]
+    target = registry.get(choice.name)
+    try:
+        inspect.signature(target).bind(**choice.options)
+    except TypeError as error:
+        kind = UnknownArgument if "unexpected keyword argument" in str(error) else ConfigError
+        raise kind(f"The options of model {choice.name!r} do not fit: {error}.") from error
+    return target
+
+
+def _refuse_unknown(choice: ModelChoice) -> None:
+    known = _arguments(KINDS[choice.family][1])
+    if unknown := set(choice.rest) - known:
+        every = known | set(MODEL_OPTIONS) | {*FAMILIES, *OWN_ARGUMENTS}
+        raise UnknownArgument(_unknown("The environment", unknown, every))
 
 
 def _unknown(who: str, unknown: Iterable[str], known: Iterable[str]) -> str:
