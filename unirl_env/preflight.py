@@ -14,9 +14,10 @@ from unirl_env import build
 from unirl_env.config import RunConfig
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import ConfigError, MissingExtra
-from unirl_env.named_parts import check_engine, check_reward, first_words
+from unirl_env.named_parts import check_engine, first_words
 from unirl_env.place import check_place
 from unirl_env.rewards import for_mode
+from unirl_env.rewards.spec_check import check_reward
 from unirl_env.types import Prompt
 
 __all__ = ["Prompts", "check_all", "preflight", "read_prompts"]

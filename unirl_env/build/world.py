@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import gymnasium as gym
 import torch
 from gymnasium.vector import AutoresetMode
 
-from unirl_env.checks import truth
+from unirl_env.checks import is_number, truth
 from unirl_env.envs.base import GenerativeVectorEnv
 from unirl_env.envs.denoise import DenoiseVectorEnv
 from unirl_env.envs.hybrid import HybridVectorEnv
@@ -31,6 +32,7 @@ from unirl_env.models.options import FAMILIES, MODEL_OPTIONS, ModelChoice, model
 from unirl_env.registry import Registry
 from unirl_env.rewards.background import Background
 from unirl_env.rewards.spec import build_scorer
+from unirl_env.rewards.spec_check import check_reward
 from unirl_env.wrappers.draw import DrawWrapper
 from unirl_env.wrappers.flatten import FlattenForPPO, flatten_for_ppo
 from unirl_env.wrappers.reward import RewardWrapper
@@ -93,8 +95,13 @@ def make_vector_env(
     device = require_device(pick_device(device))
     choice = model_choice({**arguments, "device": device})
     _, kind = KINDS[choice.family]
-    model = choice.name if isinstance(choice.name, MODELS) else make_model(choice)
     _refuse_unknown(choice)
+    if scorer is not None:
+        check_reward(scorer)
+    if on_invalid not in ("nan", "raise") and not is_number(on_invalid):
+        raise ConfigError(f"`on_invalid` must be 'nan', 'raise' or a finite number, got {on_invalid!r}.")
+    _check_flat(flat)
+    model = choice.name if isinstance(choice.name, MODELS) else make_model(choice)
     if "tool" in choice.rest:
         choice.rest["tool"] = _tool(choice.rest["tool"])
     env = kind(model, num_envs=num_envs, device=device, **choice.rest)
@@ -169,8 +176,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     if not isinstance(choice.name, MODELS):
         _target(choice)
     _refuse_unknown(choice)
-    if source := choice.options.get("pretrained"):
-        require_source(source)
+    _require_texts(choice)
 
 
 def make_model(choice: ModelChoice) -> Denoiser | LanguageModel | UnifiedModel:
@@ -179,8 +185,10 @@ def make_model(choice: ModelChoice) -> Denoiser | LanguageModel | UnifiedModel:
     Raises:
         ConfigError: If the family is unknown or the options do not fit it.
     """
+    target = _target(choice)
+    _require_texts(choice)
     try:
-        return _target(choice)(**choice.options)
+        return target(**choice.options)
     except TypeError as error:
         # An adapter that passes its options on finds only inside that one is unknown.
         if "argument" not in str(error):
@@ -199,6 +207,24 @@ def _target(choice: ModelChoice) -> Any:
         kind = UnknownArgument if "unexpected keyword argument" in str(error) else ConfigError
         raise kind(f"The options of model {choice.name!r} do not fit: {error}.") from error
     return target
+
+
+def _require_texts(choice: ModelChoice) -> None:
+    """Refuse a source that is none, and a revision or a system prompt that is no text."""
+    for name in ("pretrained", "revision", "system"):
+        value = choice.options.get(name)
+        if value is not None and not isinstance(value, str | os.PathLike):
+            raise ConfigError(f"`{name}` must be a text or None, got {value!r}; try {str(value)!r}.")
+    if (source := choice.options.get("pretrained")) is not None:
+        require_source(os.fspath(source))
+
+
+def _check_flat(flat: Any) -> None:
+    named = isinstance(flat, Sequence) and not isinstance(flat, str) and all(isinstance(n, str) for n in flat)
+    if not isinstance(flat, bool) and not named:
+        raise ConfigError(
+            f"`flat` must be True, False or a list of entries of the observation, got {flat!r}; try True."
+        )
 
 
 def _refuse_unknown(choice: ModelChoice) -> None:
