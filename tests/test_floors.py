@@ -14,6 +14,7 @@ FLOORS = {
     "ids": 0, "shapes": 0, "pixels": 0, "picture_sources": 0, "regular_files": 0, "checks": 0, "indices": 0,
     "copies": 0, "": 0,
     "functional": 1, "episode": 1, "packing": 1,
+    "literal": 1.5,
     "envs": 2, "wrappers": 2, "rewards": 2, "models": 2,
     "policies": 2.5,
     "rollouts": 3, "service": 3,
@@ -42,7 +43,7 @@ WITHOUT_RAY = {
     "rollouts.tokens",
     "rollouts.writing",
 }
-HYDRA = {"train", "settings", "service.settings"}
+HYDRA = {"literal", "overrides", "recipes", "settings", "train", "service.settings"}
 DOOR_TO_THE_ENVIRONMENT = {
     "entry", "train", "evaluate", "launch",
     # vLLM takes some settings from the environment alone: defaults are set before it is imported,

@@ -107,7 +107,7 @@ def find_place(cfg: RunConfig, console: Console) -> Place:
         ConfigError: If the settings are not those of the run that is to be continued.
         CheckpointError: If there is nothing to continue, or the named checkpoint is damaged.
     """
-    root = Path(cfg.logging.folder)
+    root = Path(cfg.logging.folder).expanduser()
     if cfg.resume is None:
         name = free_name(root, cfg.name)
         if name != cfg.name:
@@ -153,6 +153,7 @@ def build_parts(cfg: RunConfig, prompts: Prompts | None = None) -> Parts:
     if heldout is not None:
         heldout = build.build_scorer(for_mode(heldout, cfg.mode, "reward.heldout"))
     source = build.model_source(cfg)
+    build.check_targets(cfg, source)
     if source is not None:
         _hide_loading_bars()
     if prompts is not None:
