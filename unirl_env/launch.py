@@ -28,6 +28,7 @@ from unirl_env.rewards import for_mode
 from unirl_env.run_folder import RunFolder, free_name, locate
 from unirl_env.settings import differences, read_yaml, to_yaml
 from unirl_env.summary import print_summary, resume_command
+from unirl_env.trust import signed
 
 __all__ = ["Parts", "build_parts", "launch", "stop"]
 
@@ -135,12 +136,10 @@ def build_parts(cfg: RunConfig, prompts: Prompts | None = None) -> Parts:
     heldout = cfg.reward.heldout
     if heldout is not None:
         heldout = build.build_scorer(for_mode(heldout, cfg.mode, "reward.heldout"))
-    source = build.model_source(cfg)
-    if source is not None:
-        _hide_loading_bars()
+    # Before anything large is loaded: a branch that has moved ends a continued run.
+    known = {name: provenance.model_fingerprint(*each) for name, each in build.model_sources(cfg).items()}
     if prompts is not None:
         build.check_prompts(cfg, chain(prompts.train, prompts.heldout or ()))
-    known = {} if source is None else {"model": provenance.model_fingerprint(source, cfg.model.revision)}
     agent = build.build_agent(cfg)
     return Parts(agent, heldout, known, build.chosen(cfg, agent.config))
 
@@ -153,15 +152,6 @@ def stop(agent: Any) -> None:
         with suppress(OSError):  # It holds something, and stays.
             Path(logdir).rmdir()
             Path(logdir).parent.rmdir()
-
-
-def _hide_loading_bars() -> None:
-    """Several bars for one model write over each other and over ours; those of downloads stay."""
-    import diffusers
-    import transformers
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
 
 
 def _run(
@@ -184,7 +174,7 @@ def _run(
         console.print(note, highlight=False, soft_wrap=True)
     sources = {"seed": cfg.seed, **prompts.fingerprints(), **(parts.sources or {})}
     provenance.record(folder.provenance, sources, provenance.session(command, place.start))
-    folder.config.write_text(to_yaml(replace(cfg, resume=None)))
+    folder.config.write_text(signed(to_yaml(replace(cfg, resume=None)), cfg))
     if place.checkpoint is not None:
         tensors, meta = checkpoints.read(place.checkpoint.path)
         parts.agent.load_run_state(tensors, meta)

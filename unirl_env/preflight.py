@@ -13,6 +13,7 @@ from unirl_env.config import RunConfig
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import ConfigError, MissingExtra
 from unirl_env.rewards import for_mode
+from unirl_env.rewards.secrets import resolved
 from unirl_env.types import Prompt
 
 __all__ = ["Prompts", "check_all", "preflight", "read_prompts"]
@@ -170,11 +171,13 @@ def _check_devices(cfg: RunConfig) -> None:
 
 
 def _check_rewards(cfg: RunConfig) -> None:
+    resolved(cfg.rollout.engine_options, "rollout.engine_options")
     for name, spec in (("reward.train", cfg.reward.train), ("reward.heldout", cfg.reward.heldout)):
         if spec is None and name == "reward.heldout":
             continue
         try:
             for_mode(spec, cfg.mode, name)
+            resolved(spec, name)
         except ConfigError as error:
             said = "" if f"`{name}`" in str(error) else f"`{name}`: "
             raise ConfigError(f"{said}{error}") from error

@@ -45,7 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.list:
             console.print("\n".join(recipes()), highlight=False)
             return 0
-        cfg = settings(arguments.config_name, arguments.overrides, arguments.config_dir)
+        cfg = settings(
+            arguments.config_name,
+            arguments.overrides,
+            arguments.config_dir,
+            trust=arguments.trust or arguments.show,  # what is only printed imports nothing
+        )
         if arguments.show:
             console.print(to_yaml(cfg), highlight=False, markup=False, end="")
             return 0
@@ -57,7 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def settings(
-    recipe: str = DEFAULT_RECIPE, overrides: Sequence[str] = (), directory: str | None = None
+    recipe: str = DEFAULT_RECIPE,
+    overrides: Sequence[str] = (),
+    directory: str | None = None,
+    *,
+    trust: bool = False,
 ) -> RunConfig:
     """The settings of a recipe with overrides, or those of the run that `resume=<path>` names.
 
@@ -66,14 +75,17 @@ def settings(
             `config.yaml` of a run that is to be done again.
         overrides: `key=value` each; a group (`agent=grpo`) or a single setting (`agent.lr=1e-4`).
         directory: A folder with further recipes and group files.
+        trust: Whether a run that somebody else began may name code and secrets. A recipe always may, because
+            whoever starts a run chooses it.
 
     Raises:
-        ConfigError: If a name is unknown or a value has the wrong type.
+        ConfigError: If a name is unknown or a value has the wrong type, or if a run to be continued names
+            code and was not begun by this account.
         CheckpointError: If `resume` names no run.
     """
     resume = _value(overrides, "resume")
     if resume not in (None, "auto", "null", ""):
-        return _continued(resume, overrides)
+        return _continued(resume, overrides, trust)
     root, further = CONFIGS, Path(directory).resolve() if directory else None
     if further and (further / f"{recipe}.yaml").is_file():
         root, further = further, CONFIGS
@@ -101,11 +113,13 @@ def recipes() -> list[str]:
     return sorted(path.with_suffix("").as_posix() for path in files if path.parts[0] not in SHARED)
 
 
-def _continued(resume: str, overrides: Sequence[str]) -> RunConfig:
+def _continued(resume: str, overrides: Sequence[str], trust: bool) -> RunConfig:
     """A run that is named by its folder brings its own settings."""
     from unirl_env.run_folder import locate
+    from unirl_env.trust import require_trust
 
     folder, _ = locate(resume)
+    require_trust(folder.config, read_yaml(folder.config), trust)
     cfg = _with_overrides(folder.config, overrides)
     cfg.resume, cfg.name, cfg.logging.folder = resume, folder.path.name, str(folder.path.parent)
     return cfg
@@ -163,6 +177,9 @@ def _parser() -> argparse.ArgumentParser:
         "--config-name", "-cn", default=DEFAULT_RECIPE, help="a recipe's name, or the path of a YAML file"
     )
     parser.add_argument("--config-dir", "-cd", help="a folder with recipes of your own")
+    parser.add_argument(
+        "--trust", action="store_true", help="continue a run of somebody else's, whose settings name code"
+    )
     parser.add_argument("--show", action="store_true", help="print the settings and stop")
     parser.add_argument("--list", action="store_true", help="print the recipes and stop")
     parser.add_argument(

@@ -10,13 +10,13 @@ __all__ = [
     "chosen",
     "make_env",
     "make_vector_env",
-    "model_source",
+    "model_sources",
     "pick_device",
 ]
 
 
 def __getattr__(name: str):
-    if name in ("build_agent", "check_prompts", "chosen", "model_source"):
+    if name in ("build_agent", "check_prompts", "chosen", "model_sources"):
         from unirl_env.build import agent
 
         return getattr(agent, name)

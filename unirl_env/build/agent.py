@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -18,9 +18,10 @@ from unirl_env.errors import ConfigError
 from unirl_env.models import UnifiedModel
 from unirl_env.models.options import model_choice
 from unirl_env.rewards import for_mode
+from unirl_env.rewards.secrets import resolved
 from unirl_env.types import Prompt
 
-__all__ = ["AGENTS", "agent_config", "build_agent", "check_prompts", "chosen", "model_source"]
+__all__ = ["AGENTS", "agent_config", "build_agent", "check_prompts", "chosen", "model_sources"]
 
 AGENTS = {"drpo": DRPOConfig, "flow_dppo": FlowDPPOConfig, "grpo": GRPOConfig, "gspo": GSPOConfig}
 OPTIMIZER = (
@@ -139,10 +140,27 @@ def check_prompts(cfg: RunConfig, prompts: Iterable[Prompt]) -> None:
         encode_prompts(model, [prompt], most, limits)
 
 
-def model_source(cfg: RunConfig) -> str | None:
-    """The hub id or directory that a run's model comes from; None for a model in closed form."""
-    choice = model_choice({**gym.spec(cfg.model.env).kwargs, **world_options(cfg)})
-    return getattr(make_model(choice), "pretrained", None)
+def model_sources(cfg: RunConfig) -> dict[str, tuple[str, str | None]]:
+    """Every model that a run loads weights of, as `(hub id or directory, revision)`.
+
+    Returns:
+        The environment's own as `model`, and what it consists of or draws with by the names of the settings;
+        models in closed form have none.
+    """
+    arguments = {**gym.spec(cfg.model.env).kwargs, **world_options(cfg)}
+    choice = model_choice(arguments)
+    described = {"model": choice}
+    for name in ("writer", "painter"):
+        if isinstance(part := choice.options.get(name), Mapping):
+            described[f"model.{name}"] = model_choice(part)
+    if isinstance(generator := arguments.get("generator"), Mapping):
+        described["model.generator"] = model_choice(generator)
+    found = {}
+    for name, each in described.items():
+        pretrained = getattr(make_model(each), "pretrained", None)
+        if pretrained is not None:
+            found[name] = (str(pretrained), each.options.get("revision"))
+    return found
 
 
 def world_options(cfg: RunConfig) -> dict[str, Any]:
@@ -166,4 +184,6 @@ def world_options(cfg: RunConfig) -> dict[str, Any]:
         "overlap": cfg.reward.overlap or None,
         "on_invalid": "raise" if cfg.reward.on_error == "raise" else "nan",
     }
-    return {name: value for name, value in chosen.items() if value is not None} | model.options
+    return {name: value for name, value in chosen.items() if value is not None} | resolved(
+        model.options, "model.options"
+    )
