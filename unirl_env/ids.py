@@ -245,7 +245,7 @@ def _register_with_rllib(table: ModuleType) -> None:
 
 
 class _WithRLlib(MetaPathFinder):
-    """Registers the ids with RLlib right after its own import, whichever comes first; imports nothing itself."""
+    """Registers the ids with RLlib right after its import, whichever comes first; imports nothing itself."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name != RLLIBS_TABLE:

@@ -32,6 +32,7 @@ from unirl_env.rewards import for_mode
 from unirl_env.run_folder import RunFolder, free_name, locate, of_name
 from unirl_env.settings import differences, read_yaml, to_yaml
 from unirl_env.summary import print_summary, resume_command
+from unirl_env.trust import signed
 from unirl_env.watchdog import Watchdog
 
 __all__ = ["Parts", "build_parts", "launch", "stop"]
@@ -152,13 +153,12 @@ def build_parts(cfg: RunConfig, prompts: Prompts | None = None) -> Parts:
     heldout = cfg.reward.heldout
     if heldout is not None:
         heldout = build.build_scorer(for_mode(heldout, cfg.mode, "reward.heldout"))
-    source = build.model_source(cfg)
-    build.check_targets(cfg, source)
-    if source is not None:
-        _hide_loading_bars()
+    # Before anything large is loaded: a branch that has moved ends a continued run.
+    sources = build.model_sources(cfg)
+    known = {name: provenance.model_fingerprint(*each) for name, each in sources.items()}
+    build.check_targets(cfg, sources["model"][0] if "model" in sources else None)
     if prompts is not None:
         build.check_prompts(cfg, chain(prompts.train, prompts.heldout or ()))
-    known = {} if source is None else {"model": provenance.model_fingerprint(source, cfg.model.revision)}
     agent = build.build_agent(cfg)
     return Parts(agent, heldout, known, build.chosen(cfg, agent.config))
 
@@ -171,15 +171,6 @@ def stop(agent: Any) -> None:
         with suppress(OSError):  # It holds something, and stays.
             Path(logdir).rmdir()
             Path(logdir).parent.rmdir()
-
-
-def _hide_loading_bars() -> None:
-    """Several bars for one model write over each other and over ours; those of downloads stay."""
-    import diffusers
-    import transformers
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
 
 
 def _run(
@@ -202,7 +193,7 @@ def _run(
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     sources = {"seed": cfg.seed, **prompts.fingerprints(), **(parts.sources or {})}
     provenance.record(folder.provenance, sources, provenance.session(command, place.start))
-    replace_text(folder.config, to_yaml(replace(cfg, resume=None)))
+    replace_text(folder.config, signed(to_yaml(replace(cfg, resume=None)), cfg))
     if place.checkpoint is not None:
         tensors, meta = checkpoints.read(place.checkpoint.path)
         parts.agent.load_run_state(tensors, meta)

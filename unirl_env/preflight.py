@@ -17,6 +17,7 @@ from unirl_env.errors import ConfigError, MissingExtra
 from unirl_env.named_parts import check_engine, first_words
 from unirl_env.place import check_place
 from unirl_env.rewards import for_mode, require_judgeable
+from unirl_env.rewards.secrets import resolved
 from unirl_env.rewards.spec_check import check_reward
 from unirl_env.types import Prompt
 
@@ -207,12 +208,14 @@ def _check_devices(cfg: RunConfig) -> None:
 
 
 def _check_rewards(cfg: RunConfig) -> None:
+    resolved(cfg.rollout.engine_options, "rollout.engine_options")
     for name, spec in (("reward.train", cfg.reward.train), ("reward.heldout", cfg.reward.heldout)):
         if spec is None and name == "reward.heldout":
             continue
         try:
             check_reward(spec)
             for_mode(spec, cfg.mode, name)
+            resolved(spec, name)
         except ConfigError as error:
             said = "" if f"`{name}`" in str(error) else f"`{name}`: "
             raise ConfigError(f"{said}{error}") from error

@@ -14,16 +14,19 @@ from omegaconf.errors import OmegaConfBaseException
 from unirl_env.config import RunConfig
 from unirl_env.errors import ConfigError
 from unirl_env.literal import first_line, from_yaml, shielded, unshielded
+from unirl_env.masks import masked, same_secrets
 from unirl_env.setting_names import TEXTS, TYPES, below, unknown_name
 
 __all__ = [
     "as_config",
     "differences",
+    "flat",
     "from_mapping",
     "literally",
     "read_text",
     "read_yaml",
     "require_texts",
+    "shown",
     "to_yaml",
 ]
 
@@ -40,6 +43,7 @@ MAY_CHANGE = (
     "logging.progress",
     "model.device",
     "model.offload",
+    "model.revision",
     "agent.micro_batch_size",
     "agent.micro_batch_tokens",
     "reward.overlap",
@@ -57,6 +61,7 @@ def as_config(node: Any) -> RunConfig:
     """The typed settings that an OmegaConf node with shielded texts holds."""
     cfg = OmegaConf.to_object(node)
     _restore(cfg)
+    shown(cfg)  # From now on, no message repeats its secrets.
     return cfg
 
 
@@ -138,8 +143,18 @@ def read_yaml(path: Path) -> RunConfig:
 
 
 def to_yaml(cfg: RunConfig) -> str:
-    """Every setting; what looks like an interpolation is a text."""
-    return unshielded(OmegaConf.to_yaml(OmegaConf.create(shielded(_plain(dataclasses.asdict(cfg))))))
+    """Every setting; what looks like an interpolation is a text, what is secret the variable that holds it."""
+    return unshielded(OmegaConf.to_yaml(OmegaConf.create(shielded(shown(cfg)))))
+
+
+def shown(cfg: RunConfig) -> dict[str, Any]:
+    """The settings as nested mappings that others may see."""
+    values = _plain(dataclasses.asdict(cfg))
+    # Prompts are texts about anything.
+    return {
+        name: value if name in ("name", "prompts") else masked(value, (name,))
+        for name, value in values.items()
+    }
 
 
 def differences(saved: RunConfig, wanted: RunConfig) -> list[str]:
@@ -147,6 +162,11 @@ def differences(saved: RunConfig, wanted: RunConfig) -> list[str]:
     one, other = flat(saved), flat(wanted)
     for rows in (one, other):
         rows |= {name: _without_places(value) for name, value in rows.items() if name.startswith("reward.")}
+        rows |= {
+            name: same_secrets(value, tuple(name.split(".")))
+            for name, value in rows.items()
+            if not name.startswith("prompts.")
+        }
     return [
         f"{name}: {one.get(name)!r} -> {other.get(name)!r}"
         for name in sorted(one.keys() | other.keys())
@@ -166,8 +186,15 @@ def _without_places(spec: Any) -> Any:
     return spec
 
 
-def flat(cfg: RunConfig) -> dict[str, Any]:
-    """Every setting under its dotted name; what is inside a free-form setting stays one value."""
+def flat(cfg: RunConfig, *, public: bool = False) -> dict[str, Any]:
+    """Every setting under its dotted name; what is inside a free-form setting stays one value.
+
+    Args:
+        cfg: The settings.
+        public: Whether others see them, so that secrets are masked.
+    """
+    if public:
+        cfg = from_mapping(shown(cfg))
     rows: dict[str, Any] = {}
     for field in dataclasses.fields(cfg):
         value = getattr(cfg, field.name)

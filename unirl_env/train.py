@@ -46,7 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             given = arguments.config_name, arguments.config_dir
             return sweep(arguments.overrides, *given, console, PROGRAM)
-        cfg = settings(arguments.config_name, arguments.overrides, arguments.config_dir)
+        cfg = settings(
+            arguments.config_name,
+            arguments.overrides,
+            arguments.config_dir,
+            trust=arguments.trust or arguments.show,  # what is only printed imports nothing
+        )
         if arguments.show:
             console.print(to_yaml(cfg), highlight=False, markup=False, end="", soft_wrap=True)
             return 0
@@ -58,7 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def settings(
-    recipe: str = DEFAULT_RECIPE, overrides: Sequence[str] = (), directory: str | None = None
+    recipe: str = DEFAULT_RECIPE,
+    overrides: Sequence[str] = (),
+    directory: str | None = None,
+    *,
+    trust: bool = False,
 ) -> RunConfig:
     """The settings of a recipe with overrides, or those of the run that `resume=<path>` names.
 
@@ -68,15 +77,18 @@ def settings(
         overrides: `key=value` each; a group (`agent=grpo`) or a single setting (`agent.lr=1e-4`). Of several
             for one setting, the last counts.
         directory: A folder with further recipes and group files.
+        trust: Whether a run that somebody else began may name code and secrets. A recipe always may, because
+            whoever starts a run chooses it.
 
     Raises:
-        ConfigError: If a name is unknown or a value has the wrong type.
+        ConfigError: If a name is unknown or a value has the wrong type, or if a run to be continued names
+            code and was not begun by this account.
         CheckpointError: If `resume` names no run.
     """
     items = [split(item) for item in overrides]
     resume = last_value(overrides, "resume")
     if resume not in (None, "auto"):
-        return _continued(resume, items)
+        return _continued(resume, items, trust)
     folder = Path(directory).expanduser().resolve() if directory else None
     if folder is not None and not folder.is_dir():
         raise ConfigError(f"`--config-dir` must be a folder with recipes, got {directory}: there is none.")
@@ -97,11 +109,13 @@ def settings(
     return as_config(node)
 
 
-def _continued(resume: str, items: Sequence[Override]) -> RunConfig:
+def _continued(resume: str, items: Sequence[Override], trust: bool) -> RunConfig:
     """A run that is named by its folder brings its own settings."""
     from unirl_env.run_folder import locate
+    from unirl_env.trust import require_trust
 
     folder, _ = locate(resume)
+    require_trust(folder.config, read_yaml(folder.config), trust)
     cfg = _with_overrides(folder.config, items)
     cfg.resume, cfg.name, cfg.logging.folder = resume, folder.path.name, str(folder.path.parent)
     return cfg
@@ -157,6 +171,9 @@ def _parser() -> argparse.ArgumentParser:
         "--config-name", "-cn", default=DEFAULT_RECIPE, help="a recipe's name, or the path of a YAML file"
     )
     parser.add_argument("--config-dir", "-cd", help="a folder with recipes of your own")
+    parser.add_argument(
+        "--trust", action="store_true", help="continue a run of somebody else's, whose settings name code"
+    )
     parser.add_argument("--show", action="store_true", help="print the settings and stop")
     parser.add_argument(
         "--cfg", "-c", dest="show", action=_Show, metavar="job", help="the same, as Hydra calls it"

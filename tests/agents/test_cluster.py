@@ -72,9 +72,7 @@ def test_a_ray_that_does_not_start_is_started_again_and_then_an_error(not_starte
 
 
 def test_processes_that_a_cluster_cannot_hold_are_refused_at_once(cluster):
-    with pytest.raises(
-        ClusterError, match=r"`num_env_runners` = 8 and `num_learners` = 4 must fit .* 12 CPU"
-    ):
+    with pytest.raises(ClusterError, match=r"_runners` = 8 and `num_learners` = 4 must fit .* 12 CPU"):
         config(8, 4).build_algo()
     with pytest.raises(ClusterError, match=r"0 GPU in all where 1 CPU, 1 GPU are wanted"):
         make_room(config(1, num_gpus_per_env_runner=1))

@@ -91,8 +91,8 @@ LATENT = {"latent": (2, 4, 4), "sigma": (), "sigma_next": (), "step": (), "stoch
     [
         (LATENT, ["latent", "sigma"]),
         (
-            {**LATENT, "pooled": (8,), "prompt_embeds": (8, 16)},
-            ["latent", "pooled", "prompt_embeds", "sigma"],
+            {**LATENT, "pooled": (8,), "prompt": (8, 16)},
+            ["latent", "pooled", "prompt", "sigma"],
         ),
         ({"tokens": (9,), "length": (), "prompt_length": (), "is_action": (9,)}, ["length", "tokens"]),
         ({"tokens": (9000,), "length": (), "pixel_values": (4, 5)}, ["length", "pixel_values", "tokens"]),
@@ -114,9 +114,7 @@ def test_what_is_too_large_is_left_out_with_a_word_unless_it_is_named(caplog):
 
 def test_a_policy_that_would_see_no_prompt_is_refused():
     boxes = {**LATENT, "prompt_embeds": (77, 4096)}
-    with pytest.raises(
-        ConfigError, match=r"must show the agent the prompt.*try `flat=\['latent', 'prompt_emb"
-    ):
+    with pytest.raises(ConfigError, match=r"must show the agent the prompt.*try `flat=\['latent', 'pro"):
         FlattenForPPO(Observed(**boxes))
     assert FlattenForPPO(Observed(**boxes), ["latent", "sigma"]).keys == ["latent", "sigma"]
 
@@ -135,7 +133,7 @@ def test_tokens_stay_actions_of_their_own():
     after, *_ = vector.step(np.array([5, 6]))
     length = int(row[0, 0])
     assert after[:, 0].tolist() == (row[:, 0] + 1).tolist() and after[0, 1 + length] == 5
-    single = gym.make("unirl/TinyQwen3-Math-v0", flat=True, prompts=[info["prompt"][0]])
+    single = gym.make(name, flat=True, prompts=[info["prompt"][0]])
     assert single.observation_space == vector.single_observation_space
     assert np.array_equal(single.reset(seed=0)[0], row[0])
 

@@ -20,10 +20,10 @@ __all__ = ["make_room", "start_ray", "wanted_bundles"]
 logger = logging.getLogger(__name__)
 
 STARTS = 3
-"""How often Ray is started: on a busy machine its own limit of half a minute is soon over, and once or twice more helps."""
+"""How often Ray is tried: on a busy machine its own limit of half a minute is soon over, and later ones help."""
 FULL_SECONDS = 60.0
-"""How long a full cluster is waited for where `cluster_wait` says nothing: what ends gives its room back within
-seconds, what trains will not within minutes."""
+"""How long a full cluster is waited for where `cluster_wait` says nothing: what ends gives its room back
+within seconds, what trains does not within minutes."""
 TOLD_AFTER = 2.0
 """Seconds of waiting after which a person is told why nothing happens."""
 QUIET = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
@@ -136,14 +136,14 @@ def _reserve(bundles: list[Bundle], config: Any) -> None:
     if lacks := _lacking(wanted, ray.cluster_resources()):
         raise ClusterError(_too_small(config, wanted, ray.cluster_resources(), lacks))
     raise ClusterError(
-        f"Ray must have room for {_processes(config)} within {wait:g} s, got {_told(wanted, free)} free on one "
-        f"node or several where {_told(wanted)} are wanted; try to end what holds the others (`ray status`), "
+        f"Ray must have room for {_processes(config)} within {wait:g} s, got {_told(wanted, free)} free "
+        f"where {_told(wanted)} are wanted; try to end what holds the others (`ray status`), "
         f"fewer processes, or a longer `cluster_wait`."
     )
 
 
 def _check_trial(specs: Iterable[Mapping[str, float]], runners: list[Bundle], learners: list[Bundle]) -> None:
-    """A trial of Tune has its own room: the first bundle for itself, then one for each runner, then learners."""
+    """A trial of Tune has its own room: a bundle for itself, then one for each runner, then learners."""
     free = [dict(spec) for spec in specs]
     placed = all(_take(free[i : i + 1], bundle) for i, bundle in enumerate(runners, start=1))
     if placed and all(_take(free, bundle) for bundle in learners):

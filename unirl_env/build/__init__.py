@@ -1,6 +1,6 @@
 """Assembly: the only place where parts meet. Worlds need no Ray; agents import it when they are built."""
 
-from unirl_env.build.options import check_prompts, check_targets, check_world, model_source
+from unirl_env.build.options import check_prompts, check_targets, check_world, model_sources
 from unirl_env.build.world import make_env, make_vector_env, pick_device
 from unirl_env.rewards.spec import build_scorer
 
@@ -14,7 +14,7 @@ __all__ = [
     "chosen",
     "make_env",
     "make_vector_env",
-    "model_source",
+    "model_sources",
     "pick_device",
 ]
 

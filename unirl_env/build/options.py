@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from unirl_env.errors import ConfigError
 from unirl_env.models import UnifiedModel
 from unirl_env.models.options import ModelChoice, model_choice
 from unirl_env.rewards import for_mode
+from unirl_env.rewards.secrets import resolved
 from unirl_env.types import Prompt
 
-__all__ = ["check_prompts", "check_targets", "check_world", "model_source", "world_options"]
+__all__ = ["check_prompts", "check_targets", "check_world", "model_sources", "world_options"]
 
 OURS = "unirl_env.build:make_vector_env"
 
@@ -82,9 +83,27 @@ def check_targets(cfg: RunConfig, source: str | Path | None) -> None:
             )
 
 
-def model_source(cfg: RunConfig) -> str | None:
-    """The hub id or directory that a run's model comes from; None for a model in closed form."""
-    return getattr(make_model(_choice(cfg)), "pretrained", None)
+def model_sources(cfg: RunConfig) -> dict[str, tuple[str, str | None]]:
+    """Every model that a run loads weights of, as `(hub id or directory, revision)`.
+
+    Returns:
+        The environment's own as `model`, and what it consists of or draws with by the names of the settings;
+        models in closed form have none.
+    """
+    arguments = {**gym.spec(cfg.model.env).kwargs, **world_options(cfg)}
+    choice = model_choice(arguments)
+    described = {"model": choice}
+    for name in ("writer", "painter"):
+        if isinstance(part := choice.options.get(name), Mapping):
+            described[f"model.{name}"] = model_choice(part)
+    if isinstance(generator := arguments.get("generator"), Mapping):
+        described["model.generator"] = model_choice(generator)
+    found = {}
+    for name, each in described.items():
+        pretrained = getattr(make_model(each), "pretrained", None)
+        if pretrained is not None:
+            found[name] = (str(pretrained), each.options.get("revision"))
+    return found
 
 
 def world_options(cfg: RunConfig) -> dict[str, Any]:
@@ -108,7 +127,9 @@ def world_options(cfg: RunConfig) -> dict[str, Any]:
         "overlap": cfg.reward.overlap or None,
         "on_invalid": "raise" if cfg.reward.on_error == "raise" else "nan",
     }
-    return {name: value for name, value in chosen.items() if value is not None} | model.options
+    return {name: value for name, value in chosen.items() if value is not None} | resolved(
+        model.options, "model.options"
+    )
 
 
 def _choice(cfg: RunConfig) -> ModelChoice:

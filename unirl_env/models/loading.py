@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from unirl_env.errors import ModelNotFound
+from unirl_env.masks import hide
+from unirl_env.quiet import quiet_loading
 
-__all__ = ["cause_of", "load", "not_found", "require_source"]
+__all__ = ["cause_of", "load", "not_found", "public", "require_source"]
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -76,9 +79,10 @@ def load(loader: Callable[..., Any], pretrained: str, *, kind: str, alternative:
     from safetensors import SafetensorError
 
     try:
-        return loader(pretrained, **options)
+        with quiet_loading():
+            return loader(pretrained, **options)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise not_found(pretrained, cause_of(error), kind=kind, alternative=alternative) from error
+        raise not_found(pretrained, cause_of(error), kind=kind, alternative=alternative) from public(error)
 
 
 def not_found(pretrained: str, cause: str, *, kind: str, alternative: str) -> ModelNotFound:
@@ -97,3 +101,9 @@ def cause_of(error: BaseException) -> str:
         root = root.__cause__ or root.__context__
     said = [str(part).strip().splitlines() or [type(part).__name__] for part in (error, root)]
     return ": ".join(dict.fromkeys(lines[0].rstrip(". ") for lines in said))
+
+
+def public(error: BaseException) -> BaseException | None:
+    """`error` as the cause of one of ours; None if a traceback would show a secret with it."""
+    chain = "".join(traceback.format_exception(error))
+    return error if hide(chain) == chain else None

@@ -35,8 +35,8 @@ logger = logging.getLogger(__name__)
 class FlattenForPPO(Wrapper):
     """One flat `Box` to see and one to act in, so that unmodified PPO of RLlib or SB3 can train.
 
-    The observation is `[B, D]` float32: entries of the environment's own, in alphabetical order, flattened and
-    joined. Without `keys`, they are what a policy needs to know:
+    The observation is `[B, D]` float32: entries of the environment's own, in alphabetical order, flattened
+    and joined. Without `keys`, they are what a policy needs to know:
 
     - of a denoising environment, `latent`, `sigma`, and the encoded prompt (`prompt_embeds`,
       `pooled_prompt_embeds`, ... as the model has them; a model without prompts has none);
@@ -150,8 +150,8 @@ def _seen(boxes: Mapping[str, Box]) -> list[str]:
     prompts = set(needed) - {"latent", "sigma"}
     if prompts and prompts <= set(large):
         raise ConfigError(
-            f"`flat` must show the agent the prompt, got entries of more than {LARGEST} numbers only: {told}; "
-            f"try `flat={needed}` to have it see them, or `flat={sorted(set(needed) - prompts)}` for an agent "
+            f"`flat` must show the agent the prompt, got entries of more than {LARGEST} numbers: {told}; try "
+            f"`flat={needed}` to have it see them, or `flat={sorted(set(needed) - prompts)}` for an agent "
             "that knows no prompt."
         )
     if large:
