@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 from door_fakes import FakeAgent, darkness, small_config
@@ -32,7 +33,7 @@ class Unscored(FakeAgent):
             return super().train()
         self.iteration += 1
         scores = Scores([math.nan] * 4, faults=("an older one", CAUSE))
-        self.last_batch = EpisodeBatch(phases={}, scores=scores, group=None, prompts=(), episode_seed=None)
+        self.last_batch = SimpleNamespace(scores=scores, samples=None)
         self.iteration_metrics = {"reward": math.nan, "reward_std": math.nan, "reward/failed": 4.0}
         return {}
 

@@ -3,10 +3,11 @@
 import json
 import re
 
+import gymnasium as gym
 import pytest
 import torch
+from worlds import world
 
-from unirl_env.build import make_vector_env
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import ConfigError, ContractError, PromptError
 from unirl_env.preflight import preflight
@@ -15,6 +16,7 @@ from unirl_env.rewards.asks import asks_of
 from unirl_env.rewards.background import Background
 from unirl_env.train import recipes, settings
 from unirl_env.types import Prompt, Sample, Scores
+from unirl_env.wrappers.reward import RewardWrapper
 
 RUBRIC = "Grade {answer} by {metadata.level.name}; it should be {expected}."
 JUDGE = {"name": "judge", "url": "http://127.0.0.1:9/v1", "model": "m", "rubric": RUBRIC}
@@ -165,6 +167,7 @@ def test_a_run_is_refused_before_anything_is_loaded(tmp_path, field, said):
         preflight(settings("ar/tiny_qwen3", words))
 
 
+@pytest.mark.slow
 def test_prompts_of_all_recipes_have_what_their_rewards_ask_for():
     for recipe in recipes():
         cfg = settings(recipe)
@@ -175,20 +178,19 @@ def test_prompts_of_all_recipes_have_what_their_rewards_ask_for():
 
 
 def test_an_environment_asks_when_it_is_made():
-    options = {"language_model": "tiny_qwen3", "max_new_tokens": 4, "max_prompt_tokens": 32}
-    prompts = [{"prompt": "1+1?", "answer": "2"}, "1+2?"]
-    with pytest.raises(PromptError, match=r"entry 1: the prompt '1\+2\?'.*`exact`"):
-        make_vector_env(2, scorer="exact", prompts=prompts, **options)
-    with pytest.raises(PromptError, match="`exact`"):  # scoring it would raise, whatever is invalid
-        make_vector_env(2, scorer="exact", on_invalid="nan", prompts=prompts, **options)
-    with pytest.raises(PromptError, match="`regex`"):
-        make_vector_env(2, scorer="regex", prompts=prompts, **options)
+    prompts = ["a red circle left of a blue square", {"prompt": "a cat", "regex": "a+"}]
+    with pytest.raises(PromptError, match=r"entry 0: the prompt 'a red .*`exact`"):
+        gym.make_vec("unirl/GaussianMixture-v0", num_envs=2, scorer="exact", prompts=prompts)
+    with pytest.raises(PromptError, match=r"entry 1: the prompt 'a cat': `shapes`"):
+        gym.make("unirl/GaussianMixture-v0", scorer="shapes", prompts=prompts)
 
 
 def test_who_takes_invalid_scores_is_only_warned_of_them(caplog):
-    options = {"language_model": "tiny_qwen3", "max_new_tokens": 4, "max_prompt_tokens": 32}
-    make_vector_env(2, scorer="regex", on_invalid=0.0, prompts=["1+2?"], **options)
+    prompts = PromptSource.of([{"prompt": "1+1?", "answer": 2}, "1+2?"])
+    RewardWrapper(world(prompts=prompts), build_scorer("regex"), on_invalid=0.0)
     assert "Scores will be invalid" in caplog.text and "`metadata['regex']` is missing" in caplog.text
+    with pytest.raises(PromptError, match="`exact`"):  # scoring it would raise, whatever is invalid
+        RewardWrapper(world(prompts=prompts), build_scorer("exact"), on_invalid=0.0)
 
 
 def test_what_is_said_beforehand_is_what_scoring_finds():
