@@ -75,7 +75,7 @@ class Agent(Algorithm):
         self._publish()
 
     def training_step(self) -> None:
-        """One iteration: its numbers are in `iteration_metrics` afterwards."""
+        """One iteration, with its numbers in `iteration_metrics`; without any score there is no update."""
         config, iteration = self.config, self.iterations_done
         self.last_batch = None  # its latents would lie beside those of the new one
         began = time.perf_counter()
@@ -90,7 +90,6 @@ class Agent(Algorithm):
         advantages, valid = credit(batch, config)
         lr = config.learning_rate(iteration)
         self._updating = True
-        # Without any score there is no gradient, and an optimizer's momentum and decay are no news.
         updates = self._update(batch, advantages, valid, lr) if batch.scores.valid.any() else []
         learned = time.perf_counter()
         self.iterations_done, self._updating = iteration + 1, False

@@ -22,6 +22,7 @@ from unirl_env.rewards.wire import Limits
 
 __all__ = ["ServiceSettings", "check_door", "check_settings", "read_settings"]
 
+COUNTS = ("max_batch", "max_waiting", "max_bytes", "max_connections", "decoders")
 REWARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 TOKEN = re.compile(r"[!-~]{16,}")
 
@@ -53,8 +54,15 @@ class ServiceSettings:
     """Finished requests that are remembered, so that an attempt that is repeated is not scored twice."""
     remember_seconds: float = 600.0
     """How long: as long as a client may go on trying."""
+    head_seconds: float = 10.0
+    """How long the head of a request may take to arrive, from the opening of a connection or the end of the
+    last answer on it; a connection that says nothing is not waited for."""
     read_seconds: float = 60.0
-    """How long a request may take to arrive; a connection that trickles is not waited for."""
+    """How long the body of a request may take to arrive, and how long an answer may wait to be taken; a
+    connection that trickles is not waited for."""
+    max_connections: int = 512
+    """Connections at once; a runner asks over `concurrency` of them. Whoever comes then takes the place of
+    the one that has been silent longest."""
     stuck_seconds: float = 1800.0
     """How long one call of a scorer may last before `/health` says `stuck` (503), so that whoever looks after
     the service starts it anew."""
@@ -124,11 +132,11 @@ def check_settings(settings: ServiceSettings) -> None:
             f"`max_waiting` must be at least `limits.samples`, or the largest request never finds room, got "
             f"{settings.max_waiting} and {settings.limits.samples}."
         )
-    largest = max(settings.limits.body, settings.limits.unpacked)
+    largest = settings.limits.body + settings.limits.unpacked
     if settings.max_bytes < largest:
         raise ConfigError(
-            "`max_bytes` must be at least `limits.body` and `limits.unpacked`, or the largest request never "
-            f"finds room, got {settings.max_bytes} and {largest}."
+            "`max_bytes` must be at least `limits.body` and `limits.unpacked` together, or the largest "
+            f"request never finds room, got {settings.max_bytes} and {largest}."
         )
 
 
@@ -153,7 +161,7 @@ def check_door(settings: ServiceSettings, token: str | None) -> None:
 
 def _check_numbers(settings: ServiceSettings) -> None:
     numbers = {
-        **{name: getattr(settings, name) for name in ("max_batch", "max_waiting", "max_bytes", "decoders")},
+        **{name: getattr(settings, name) for name in COUNTS},
         **{f"limits.{one.name}": getattr(settings.limits, one.name) for one in dataclasses.fields(Limits)},
     }
     for name, number in numbers.items():
@@ -163,7 +171,7 @@ def _check_numbers(settings: ServiceSettings) -> None:
         number = getattr(settings, name)
         if not (math.isfinite(number) and number >= 0):
             raise ConfigError(f"`{name}` must be a finite number of at least 0, got {number}.")
-    for name in ("read_seconds", "stuck_seconds"):
+    for name in ("head_seconds", "read_seconds", "stuck_seconds"):
         if not getattr(settings, name) > 0:
             raise ConfigError(f"`{name}` must be above 0, got {getattr(settings, name)}.")
 
