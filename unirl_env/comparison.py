@@ -21,7 +21,7 @@ import unirl_env.functional as F
 from unirl_env.episode import EpisodeBatch
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
-__all__ = ["Evaluator", "Interval", "difference", "interval", "summarize"]
+__all__ = ["Evaluator", "Interval", "difference", "interval", "nothing_valid", "summarize", "told"]
 
 Values = Mapping[str, Sequence[float | None]]
 RESAMPLES = 2000
@@ -103,10 +103,14 @@ class Evaluator:
             keep_samples=True,
         )
         samples = batch.samples or ()
-        values = _values(MAIN, batch.scores)
+        values, faults = _values(MAIN, batch.scores), {MAIN: batch.scores.faults}
         if self.heldout is not None and samples:
-            values |= _values(HELDOUT, score(self.heldout, samples, batch.prompts))
+            watched = score(self.heldout, samples, batch.prompts)
+            values |= _values(HELDOUT, watched)
+            faults[HELDOUT] = watched.faults
         row = summarize(values, self.samples)
+        if any(faults.values()):
+            row["faults"] = {name: list(said) for name, said in faults.items() if said}
         if reference is not None:
             row["difference"] = _differences(values, reference["values"], self.samples)
         return {
@@ -132,6 +136,18 @@ def summarize(values: Values, samples: int) -> dict[str, Any]:
     for name, part in values.items():
         rewards[name] = replace(interval(part, samples), **_missing(name, values)).row()
     return {"rewards": rewards, "values": {name: list(part) for name, part in values.items()}}
+
+
+def nothing_valid(reward: Mapping[str, Any]) -> bool:
+    """Whether an interval, as `Interval.row` has it, is one of failures alone."""
+    return reward["mean"] is None and reward["failed"] > 0
+
+
+def told(faults: Sequence[str]) -> str:
+    """What scorers said of their failures, as the end of a sentence."""
+    if not faults:
+        return "the scorer did not say why; try its own log, or a few samples by hand"
+    return f"the last causes: {' | '.join(faults)}; try mending the scorer, or starting its service again"
 
 
 def _differences(values: Values, base: Values, samples: int) -> dict[str, Any]:

@@ -82,6 +82,9 @@ class RewardSettings:
     """A second scorer, measured in evaluation and never trained on."""
     on_error: str = "invalid"
     """`invalid` counts a scorer's failure and goes on, `raise` stops the run."""
+    max_failed_iterations: int = 3
+    """Iterations in a row without any valid score, after which the run is saved and stops: nothing is learnt
+    in them. A service that is started anew is back sooner; a scorer that never works never is."""
     overlap: bool = False
     """Score one lot of episodes while the next is played (`rollout.batch_size` says how many make a lot);
     the results are the same."""

@@ -14,6 +14,8 @@ from rich.console import Console
 
 from unirl_env.errors import UnirlError
 from unirl_env.interrupt import EXIT_CODE
+from unirl_env.masks import hide
+from unirl_env.rewards.secrets import remember_environment
 
 __all__ = ["MISTAKE", "guarded"]
 
@@ -29,9 +31,7 @@ ENVIRONMENT = {
 
 CHATTY = (
     "ray.rllib.algorithms.algorithm_config",
-    # They tell of every text that is longer than an encoder reads.
-    "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3",
-    "transformers.tokenization_utils_base",
+    "transformers.tokenization_utils_base",  # tells of every text that is longer than an encoder reads
 )
 """Loggers whose warnings are notices to everybody and not news about this run."""
 
@@ -81,12 +81,14 @@ def guarded(action: Callable[[Console], int]) -> int:
         os.environ.setdefault(name, value)
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
+    remember_environment()
+    _hide_in_logs()
     errors = Console(file=Lasting(sys.stderr), stderr=True)
     try:
         return action(Console(file=Lasting(sys.stdout)))
     except UnirlError as error:
         errors.print(f"[bold red]{type(error).__name__}:[/] ", end="")
-        errors.print(str(error), highlight=False, markup=False, soft_wrap=True)
+        errors.print(hide(str(error)), highlight=False, markup=False, soft_wrap=True)
         return MISTAKE
     except KeyboardInterrupt:
         errors.print("Stopped; nothing was under way that had to be saved.")
@@ -102,5 +104,24 @@ def guarded(action: Callable[[Console], int]) -> int:
         )
         return MISTAKE
     except Exception:
-        traceback.print_exc()
+        sys.stderr.write(hide(traceback.format_exc()))
         return 1
+
+
+def _hide_in_logs() -> None:
+    """Let no record of any library carry a secret: some log the addresses that they call."""
+    made = logging.getLogRecordFactory()
+    if getattr(made, "hides", False):
+        return
+
+    def record(*arguments: Any, **named: Any) -> logging.LogRecord:
+        entry = made(*arguments, **named)
+        with suppress(Exception):  # A record that cannot be formatted is told by its handler.
+            said = entry.getMessage()
+            hidden = hide(said)
+            if hidden != said:
+                entry.msg, entry.args = hidden, ()
+        return entry
+
+    record.hides = True
+    logging.setLogRecordFactory(record)

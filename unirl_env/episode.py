@@ -222,6 +222,7 @@ class EpisodeBatch:
             value=self.scores.value[index],
             parts={name: part[index] for name, part in self.scores.parts.items()},
             valid=self.scores.valid[index],
+            faults=self.scores.faults,
         )
         return replace(
             self,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from unirl_env import checkpoint as checkpoints
@@ -33,6 +34,7 @@ from unirl_env.run_folder import RunFolder, locate
 from unirl_env.samples_folder import save_samples
 from unirl_env.settings import read_yaml
 from unirl_env.summary import SETS, gain, number
+from unirl_env.trust import require_trust
 
 __all__ = ["compare", "main"]
 
@@ -65,10 +67,10 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison; the exit code is 0, 2 for a mistake that is explained, 130 after Ctrl-C."""
     arguments = vars(_parser().parse_args(argv))
-    run, device = arguments.pop("run"), arguments.pop("device")
+    run, device, trust = (arguments.pop(name) for name in ("run", "device", "trust"))
 
     def action(console: Console) -> int:
-        compare(run, Options(**arguments), console, device=device)
+        compare(run, Options(**arguments), console, device=device, trust=trust)
         return 0
 
     return guarded(action)
@@ -80,15 +82,19 @@ def compare(
     console: Console,
     build: Callable[[RunConfig], Parts] = build_parts,
     device: str | None = None,
+    trust: bool = False,
 ) -> list[dict[str, Any]]:
     """Measure the base and the policy; the rows of `comparison.json`.
 
     Raises:
+        ConfigError: If the run's settings name code or secrets, were not signed by this account, and are not
+            to be trusted.
         CheckpointError: If the run has no such checkpoint, or it is damaged.
         PromptError: If the prompts cannot be used.
     """
     folder, _ = locate(run)
     cfg = read_yaml(folder.config)
+    require_trust(folder.config, cfg, trust)
     # One process is enough to draw, and the machine need not be the one that trained.
     cfg.rollout = dataclasses.replace(
         cfg.rollout, num_env_runners=0, num_learners=0, num_gpus_per_env_runner=0, num_gpus_per_learner=0
@@ -131,7 +137,7 @@ def compare(
     page = write_comparison(out, cfg.name, facts, rows, folders, cfg.mode)
     for before, after in zip(rows[::2], rows[1::2], strict=True):
         console.print(_table(before, after))
-    console.print(f"Samples and intervals: {page}", highlight=False, soft_wrap=True)
+    console.print(f"Samples and intervals: {page}", highlight=False, markup=False, soft_wrap=True)
     return rows
 
 
@@ -197,7 +203,7 @@ def _measure(
 
 def _table(before: dict[str, Any], after: dict[str, Any]) -> Table:
     title = f"Iteration {after['iteration']} on {SETS.get(before['set'], before['set'])}"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     parts = {**before["rewards"], **after["rewards"]}
     counts = ["failed", *(["absent"] if any(part.get("absent") for part in parts.values()) else [])]
     for name in ("reward", "base", "policy", "std", "difference, 95 % interval", *counts):
@@ -206,7 +212,7 @@ def _table(before: dict[str, Any], after: dict[str, Any]) -> Table:
     for key in parts:
         was, now = (side["rewards"].get(key, nothing) for side in (before, after))
         table.add_row(
-            key,
+            escape(key),
             number(was["mean"]),
             f"[bold]{number(now['mean'])}[/]",
             number(now["std"]),
@@ -231,6 +237,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--num-steps", type=_positive, help="denoising steps")
     parser.add_argument("--seed", type=int, default=0, help="key of the initial noise")
     parser.add_argument("--device", help="cpu, cuda, ...; by default what there is")
+    parser.add_argument(
+        "--trust", action="store_true", help="import what the settings of somebody else's run name"
+    )
     parser.add_argument("--out", type=Path, help="where the results go")
     parser.add_argument("--export", type=Path, help="write the checkpoint's adapters (or all weights) here")
     return parser

@@ -13,9 +13,10 @@ from typing import Any
 
 from unirl_env import checkpoint as checkpoints
 from unirl_env.agents.alarm import HackingAlarm
-from unirl_env.agents.score_metrics import heldout_metrics, is_due
-from unirl_env.comparison import MAIN, Evaluator
+from unirl_env.agents.score_metrics import heldout_metrics, is_due, nothing_scored
+from unirl_env.comparison import HELDOUT, MAIN, Evaluator, nothing_valid, told
 from unirl_env.config import RunConfig
+from unirl_env.errors import ScorerError
 from unirl_env.interrupt import Interrupt
 from unirl_env.logbook import Logbook, as_json
 from unirl_env.progress import RunProgress
@@ -61,6 +62,7 @@ class Loop:
     def __post_init__(self) -> None:
         self.finished, self._training = self.start, False
         self._saved = self.start if self.start else None
+        self._failed = 0  # iterations in a row in which nothing was scored
         self.alarm = HackingAlarm.replay(self.cfg.alarm, self.logbook.rows())
         # Under other settings of the alarm, the same rows may ring at other times.
         self.logbook.replace_alarms([finding.row() for finding in self.alarm.findings])
@@ -108,6 +110,15 @@ class Loop:
         for finding in self.alarm.observe(as_json(row)):
             self.logbook.log_alarm(finding.row())
             self.progress.warn(finding.signal, finding.sentence)
+        self._failed = self._failed + 1 if nothing_scored(row) else 0
+        if self._failed >= self.cfg.reward.max_failed_iterations:
+            # Nothing was learnt in them, so they are not done: a continued run scores the same prompts.
+            self.finished, batch = iteration - self._failed, self.agent.last_batch
+            raise ScorerError(
+                f"`reward.train` must give valid scores, got none in {self._failed} iterations in a row "
+                f"(`reward.max_failed_iterations`) of {row['reward/failed']:g} samples each; "
+                f"{told(() if batch is None else batch.scores.faults)}."
+            )
 
     def _heldout(self, iteration: int) -> Mapping[str, float]:
         """The held-out reward of the samples that were just trained on, where it is due."""
@@ -123,6 +134,8 @@ class Loop:
 
     def _saves(self, iteration: int) -> bool:
         every = self.cfg.logging.checkpoint_every
+        if self._failed and iteration < self.cfg.iterations:
+            return False
         return self._evaluates(iteration) or bool(every and iteration % every == 0)
 
     def _save(self, iteration: int) -> None:
@@ -130,6 +143,8 @@ class Loop:
             return
         with self.over(f"saving iteration {iteration}"):
             tensors, meta = self.agent.run_state()
+        if undone := meta.get("iteration", iteration) - iteration:
+            meta = {**meta, "iteration": iteration, "weights_version": meta["weights_version"] - undone}
         score = None if self.cfg.logging.eval_every else self._recent_reward()
         checkpoints.write(self.folder.checkpoints, iteration, tensors, meta, score)
         checkpoints.prune(self.folder.checkpoints, self.cfg.logging.keep_last)
@@ -159,8 +174,28 @@ class Loop:
             folder = self.folder.pictures / f"{iteration:06d}" / name
             save_samples(folder, samples, self.evaluator.samples, self.evaluator.sets[name])
             thin_out(self.folder.pictures, name, keep=(0, iteration))
+            if base:
+                self._require_base(name, row)
             # Last of all, so that a row on record means that its samples are there, too.
             self.logbook.log_evaluation(row)
+
+    def _require_base(self, name: str, row: Mapping[str, Any]) -> None:
+        """Stop where nothing of the base was scored: everything is compared with it.
+
+        The row is then on no record, so that a continued run measures the base again.
+        """
+        rewards, faults = row["rewards"], row.get("faults", {})
+        if nothing_valid(rewards[MAIN]):
+            raise ScorerError(
+                f"`reward.train` must give valid scores, got none for the {rewards[MAIN]['failed']} samples "
+                f"of the untrained model on {name} prompts; {told(faults.get(MAIN, ()))}."
+            )
+        if HELDOUT in rewards and nothing_valid(rewards[HELDOUT]):
+            self.progress.warn(
+                "reward.heldout",
+                f"it gave no valid score of the untrained model on {name} prompts; "
+                f"{told(faults.get(HELDOUT, ()))}. Training goes on without it.",
+            )
 
     def _known(self, iteration: int, name: str) -> Mapping[str, Any] | None:
         for row in self.logbook.evaluation_rows():

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import io
-import os
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -17,11 +17,20 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import PromptError
+from unirl_env.picture_sources import bytes_of, is_uri, name_of, path_of, state_of
 
-__all__ = ["as_source", "in_8_bits", "load_picture", "picture_digest", "png_bytes", "png_uri", "to_pil"]
+__all__ = [
+    "as_source",
+    "check_picture",
+    "in_8_bits",
+    "load_picture",
+    "picture_digest",
+    "png_bytes",
+    "png_uri",
+    "to_pil",
+]
 
 MAX_PIXELS = 64_000_000
-REMOTE = ("http://", "https://", "ftp://", "s3://", "gs://", "hf://")
 WHITE = (255, 255, 255, 255)
 WIDENED = {"L;2": 85, "L;4": 17}
 """What Pillow multiplies greys of few bits by, but not the one that a PNG calls transparent."""
@@ -42,27 +51,33 @@ def load_picture(source: Any) -> Tensor:
         source: A path, a `data:` URI in base64, a PIL picture, or a tensor `[3, H, W]` in [0, 1].
 
     Raises:
-        PromptError: If it is none of these, cannot be read, or has no pixels or more than 64 million.
+        PromptError: If it is none of these, is no regular file, has more than 400 million bytes (told before
+            it is read), or no pixels or more than 64 million (told before they are decoded).
     """
     if isinstance(source, Tensor):
         return _checked_tensor(source)
     if _is_pil(source):
         return _decoded(source, "a PIL picture")
-    from PIL import Image
+    name = name_of(source)
+    with _opened(bytes_of(source), name) as picture:
+        return _decoded(picture, name)
 
-    name = _name(source)
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of what is refused below.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(_bytes(source))) as picture:
-                return _decoded(picture, name)
-    except Image.DecompressionBombError as error:
-        raise _too_large(name, str(error)) from error
-    except PromptError:
-        raise
-    except BROKEN as error:
-        raise PromptError(f"A picture must be of a format that Pillow reads, got {name}; try PNG.") from error
+
+def check_picture(source: Any) -> None:
+    """Look whether a picture can be one, as far as its head tells: nothing is decoded.
+
+    Raises:
+        PromptError: As `load_picture`.
+    """
+    if isinstance(source, Tensor):
+        _checked_tensor(source)
+    elif is_uri(source):
+        with _opened(bytes_of(source), name_of(source)) as picture:
+            _check_size(picture, name_of(source))
+    elif not _is_pil(source):
+        path = path_of(source)
+        if fault := _examined(path, *state_of(path))[1]:
+            raise PromptError(fault)
 
 
 def picture_digest(source: Any) -> str:
@@ -77,14 +92,10 @@ def picture_digest(source: Any) -> str:
         return hashlib.sha256(head.encode() + array.view(torch.uint8).numpy().tobytes()).hexdigest()
     if _is_pil(source):
         return picture_digest(load_picture(source))
-    if isinstance(source, str) and source.startswith("data:"):
-        return hashlib.sha256(_bytes(source)).hexdigest()
-    path = _path(source)
-    try:
-        state = os.stat(path)
-    except (OSError, ValueError) as error:
-        raise _unreadable(source, error) from error
-    return _file_digest(path, state.st_size, state.st_mtime_ns)
+    if is_uri(source):
+        return hashlib.sha256(bytes_of(source)).hexdigest()
+    path = path_of(source)
+    return _examined(path, *state_of(path))[0]
 
 
 def as_source(source: Any) -> Any:
@@ -98,9 +109,9 @@ def as_source(source: Any) -> Any:
     if isinstance(source, Tensor):
         _checked_tensor(source)
         return source
-    if isinstance(source, str) and source.startswith("data:"):
+    if is_uri(source):
         return source
-    return _path(source)
+    return path_of(source)
 
 
 def in_8_bits(pixels: Tensor) -> Tensor:
@@ -128,55 +139,43 @@ def png_uri(picture: Tensor) -> str:
 
 
 @lru_cache(maxsize=65536)
-def _file_digest(path: str, size: int, changed: int) -> str:
-    """By size and time, so that a file is read again when it has changed."""
-    return hashlib.sha256(_bytes(path)).hexdigest()
+def _examined(path: str, size: int, changed: int) -> tuple[str, str]:
+    """A file's digest, and why it is no picture, if so; read again when its size or time has changed."""
+    data, fault = bytes_of(path), ""
+    try:
+        with _opened(data, name_of(path)) as picture:
+            _check_size(picture, name_of(path))
+    except PromptError as error:
+        fault = str(error)
+    return hashlib.sha256(data).hexdigest(), fault
+
+
+@contextmanager
+def _opened(data: bytes, name: str) -> Iterator[Any]:
+    """A picture as Pillow opens it, of which the head has been read; its failures are ours."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():  # Pillow warns of what is refused here.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as picture:
+                yield picture
+    except Image.DecompressionBombError as error:
+        raise _too_large(name, str(error)) from error
+    except PromptError:
+        raise
+    except BROKEN as error:
+        raise PromptError(f"A picture must be of a format that Pillow reads, got {name}; try PNG.") from error
 
 
 def _is_pil(source: Any) -> bool:
     return hasattr(source, "getexif") and hasattr(source, "convert")
 
 
-def _path(source: Any) -> str:
-    if not isinstance(source, (str, os.PathLike)) or not str(source):
-        raise PromptError(
-            "A picture must be a path, a data URI or a tensor [3, H, W] in [0, 1], got "
-            f"{type(source).__name__}; try the path of a file, or of an array [H, W, 3] of bytes "
-            "`torch.from_numpy(array).permute(2, 0, 1) / 255`."
-        )
-    if str(source).lower().startswith(REMOTE):
-        raise PromptError(
-            f"A picture must be on this machine, got {_name(source)}; try to download it and give its path, "
-            "so that a run does not change when a server does."
-        )
-    return os.fspath(source)
-
-
-def _bytes(source: Any) -> bytes:
-    if isinstance(source, str) and source.startswith("data:"):
-        head, comma, body = source.partition(",")
-        try:
-            if not comma or not head.endswith(";base64"):
-                raise ValueError("it does not begin with data:image/...;base64,")
-            return base64.b64decode(body, validate=True)
-        except (ValueError, binascii.Error) as error:
-            raise _unreadable(source, error) from error
-    path = _path(source)
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except (OSError, ValueError) as error:
-        raise _unreadable(source, error) from error
-
-
 def _decoded(picture: Any, name: str) -> Tensor:
     from PIL import Image, ImageOps
 
-    width, height = picture.size
-    if width * height > MAX_PIXELS:
-        raise _too_large(name, f"{width} x {height}")
-    if not width * height:
-        raise PromptError(f"A picture must have pixels, got {width} x {height} for {name}.")
+    _check_size(picture, name)
     try:
         if picture.mode.startswith(("I", "F")):
             return _deep_grey(picture, name)
@@ -197,6 +196,19 @@ def _decoded(picture: Any, name: str) -> Tensor:
             "copy, or PNG."
         ) from error
     return torch.from_numpy(pixels).permute(2, 0, 1).float().div_(255).contiguous()
+
+
+def _check_size(picture: Any, name: str) -> None:
+    """Hold what the head of a picture says of its size against the bounds, before anything is decoded."""
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise _too_large(name, f"{width} x {height}")
+    if not width * height:
+        raise PromptError(f"A picture must have pixels, got {width} x {height} for {name}.")
+    if picture.format == "EPS":
+        raise PromptError(
+            f"A picture must be of pixels, got an EPS for {name}, for which a program would be run; try PNG."
+        )
 
 
 def _deep_grey(picture: Any, name: str) -> Tensor:
@@ -284,15 +296,3 @@ def _too_large(name: str, size: str) -> PromptError:
     return PromptError(
         f"A picture must have at most {MAX_PIXELS} pixels, got {size} for {name}; try a smaller copy."
     )
-
-
-def _unreadable(source: Any, error: Exception) -> PromptError:
-    said = getattr(error, "strerror", None) or error
-    return PromptError(
-        f"A picture must be a file that can be read, or a data URI in base64, got {said} for {_name(source)}."
-    )
-
-
-def _name(source: Any) -> str:
-    shown = str(source)
-    return repr(shown if len(shown) <= 80 else f"{shown[:60]}...")

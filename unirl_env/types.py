@@ -20,6 +20,10 @@ from unirl_env.indices import as_array, as_mask
 __all__ = ["Prompt", "Sample", "Scorer", "Scores"]
 
 
+FAULTS = 5
+"""So many different ones are kept of a batch, the last."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One request to a generative model.
@@ -85,6 +89,7 @@ class Scores:
             device of real numbers; truth values count as 1 and 0.
         parts: Named components, each `[B]` float32, for logs and for advantages over several rewards.
         valid: `[B]` bool; by default, where `value` is finite.
+        faults: What was said of the failures, for people; `rewards.scoring.score_safely` gathers it.
 
     Raises:
         ContractError: If a field has another shape, or is nothing but real numbers, or truth values in
@@ -94,6 +99,7 @@ class Scores:
     value: Tensor
     parts: Mapping[str, Tensor] = field(default_factory=dict)
     valid: Tensor | None = None
+    faults: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         value = _reals("Scores.value", self.value)
@@ -145,6 +151,7 @@ class Scores:
                 for name in names
             },
             valid=torch.cat([block.valid for block in blocks]),
+            faults=tuple(dict.fromkeys(fault for block in blocks for fault in block.faults))[-FAULTS:],
         )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -124,3 +125,52 @@ def test_the_judge_is_told_of_the_last_thought_only():
     for said in ('{"score": 2}</think>', '{"score": 1}\n{"score": 2}', "```json\n```", "{" * 200_000):
         with pytest.raises(WireError):
             form.read(said)
+
+
+BLOCKS = [
+    "```json\n{}\n```",
+    "~~~\n{}\n~~~",
+    "  ```JSON\r\n  {}\r\n  ```\r\n",
+    "```json {}```",
+    "`````markdown\n~~~json\n{}\n~~~\n`````",
+    "My verdict:\n\n```jsonc\n{}\n```\nAsk me anything.",
+    "1. First\n   ```{{.json}}\n   {}\n   ```",
+    "> ```json\n> {}\n> ```",
+    "```json\n{}",
+    "`{}`",
+    '```json\n{{"note": "a draft"}}\n```\nor rather\n```json\n{}\n```',
+    '```json\n{{"score": 9}}\n```\nNo, a sterner look:\n```json\n{}\n```',
+    '<think>```json\n{{"score": 9}}\n```\n</think>```json\n{}\n```',
+    '```\n{}\n```\nThe answer itself ends with {{"score": 9}}.',
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("said", ['{"score": 2}', '{\r\n  "score": 2\r\n}', '{\n> "score": 2}'])
+def test_a_fence_of_any_form_is_read(block, said):
+    quoted = block.startswith(">")
+    said = said if quoted else said.replace("\n> ", "\n")
+    said = said.replace("\r\n", "\r\n> ") if quoted else said
+    assert VerdictForm(reason=False).read(block.format(said)) == {"score": 2.0}
+
+
+def test_a_fence_inside_a_reason_is_a_part_of_it():
+    said = json.dumps({"reason": "it writes ```json {} ``` twice", "score": 2})
+    assert VerdictForm().read(said) == VerdictForm().read(f"```\n{said}\n```") == {"score": 2.0}
+
+
+def test_of_a_fence_without_a_verdict_the_judge_is_told_why():
+    with pytest.raises(WireError, match=r"number from 0 to 10, got 11"):
+        VerdictForm(reason=False).read('Well:\n```json\n{"score": 11}\n```')
+    with pytest.raises(WireError, match="every key once"):
+        VerdictForm(reason=False).read('```json\n{"score": 1, "score": 2}\n```')
+
+
+@pytest.mark.parametrize(
+    "said", ['```{"a":' * 9000, '```{"a":[1,' * 9000, "```" + "{" * 99_000, "`" * 99_000]
+)
+def test_no_reply_takes_long_to_read(said):
+    began = time.process_time()
+    with pytest.raises(WireError):
+        VerdictForm().read(said)
+    assert time.process_time() - began < 2

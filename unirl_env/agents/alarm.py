@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from unirl_env.agents.score_metrics import nothing_scored
 from unirl_env.checks import is_number
 from unirl_env.config import AlarmSettings
 from unirl_env.config_check import SIGNALS, check_alarm
@@ -32,6 +33,7 @@ NAMES = (
     "zero_std_groups",
 )
 """The numbers of a row that an alarm looks at."""
+OF_REWARDS = ("saturation", "zero_std_groups")
 SAME = 1e-6
 """Rewards that differ by less, in units of their size or of 1, are the same."""
 DOUBT = 8.0
@@ -135,6 +137,9 @@ class HackingAlarm:
             What rings now.
         """
         known = {name: row[name] for name in NAMES if is_number(row.get(name))}
+        if nothing_scored(row):
+            # Rewards that are not there are neither all the same nor the highest.
+            known = {name: value for name, value in known.items() if name not in OF_REWARDS}
         self.rows.append(known)
         self._highest = max(self._highest, known.get("reward_max", -math.inf))
         self._lowest = min(self._lowest, known.get("reward_min", math.inf))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.agents.checks import warn_of_settings
+from unirl_env.agents.cluster import make_room
 from unirl_env.agents.config import AgentConfig
 from unirl_env.agents.credit import credit
 from unirl_env.agents.first_update import FirstUpdate
@@ -58,6 +59,7 @@ class Agent(Algorithm):
     def setup(self, config: AgentConfig) -> None:
         """Build runners and learners, and let them share one module where they share a process."""
         warn_of_settings(self.config)
+        make_room(self.config)
         super().setup(config)
         self.source = PromptSource.of(self.config.prompt_source())
         self.sync = WeightSync(self.learner_group, self.env_runner_group)
@@ -73,7 +75,7 @@ class Agent(Algorithm):
         self._publish()
 
     def training_step(self) -> None:
-        """One iteration: its numbers are in `iteration_metrics` afterwards."""
+        """One iteration, with its numbers in `iteration_metrics`; without any score there is no update."""
         config, iteration = self.config, self.iterations_done
         self.last_batch = None  # its latents would lie beside those of the new one
         began = time.perf_counter()
@@ -88,7 +90,7 @@ class Agent(Algorithm):
         advantages, valid = credit(batch, config)
         lr = config.learning_rate(iteration)
         self._updating = True
-        updates = self._update(batch, advantages, valid, lr)
+        updates = self._update(batch, advantages, valid, lr) if batch.scores.valid.any() else []
         learned = time.perf_counter()
         self.iterations_done, self._updating = iteration + 1, False
         self.weights_version += 1

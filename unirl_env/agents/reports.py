@@ -23,16 +23,19 @@ def rollout_metrics(batch: EpisodeBatch, advantages: Tensor) -> dict[str, float]
 
     Returns:
         Those of `score_metrics` under `reward`; `reward_max` and `reward_min`; `saturation` (the share of
-        valid episodes that earn `reward_max`); `zero_std_groups` (the share of groups that teach nothing),
+        valid episodes that earn `reward_max`); `zero_std_groups` (the share of groups that teach nothing, of
+        those with two valid scores),
         `advantage_max`, `advantage_zero` (the share of such episodes); of texts `tokens` (the mean length),
         `tokens_max`, and `truncated` (the share that the length limit ended). Where samples are kept, also
         `diversity`, and of texts that become pictures `no_picture` (the share that never came to one).
     """
     rewards = batch.rewards[batch.scores.valid]
     busy = batch.group[advantages != 0].unique()
+    # Of a group without two scores nobody knows whether it would teach anything.
+    judged = int((batch.group[batch.scores.valid].unique(return_counts=True)[1] > 1).sum())
     found = score_metrics("reward", batch.scores) | _extremes(rewards)
     found |= {
-        "zero_std_groups": 1.0 - len(busy) / len(batch.group.unique()),
+        "zero_std_groups": 1.0 - len(busy) / judged if judged else float("nan"),
         "advantage_max": float(advantages.abs().max()),
         "advantage_zero": float((advantages == 0).float().mean()),
     }
@@ -63,6 +66,8 @@ def update_metrics(updates: Sequence[Update]) -> dict[str, float]:
     Where several phases are trained, what belongs to one begins with its name (`text/kl`, `image/kl`), and
     `loss` is their sum.
     """
+    if not updates:  # nothing was scored
+        return dict.fromkeys(("loss", "kl", "grad_norm", "skipped_steps", "trained_rows"), 0.0)
     names = list(dict.fromkeys(name for update in updates for name in update.phases))
     found: dict[str, float] = {}
     for name in names:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from unirl_env.checks import is_number
 from unirl_env.episode import EpisodeBatch
 from unirl_env.rewards.scoring import score_safely
 from unirl_env.types import Scorer, Scores
 
-__all__ = ["HELDOUT", "heldout_metrics", "is_due", "score_metrics"]
+__all__ = ["HELDOUT", "heldout_metrics", "is_due", "nothing_scored", "score_metrics"]
 
 HELDOUT = "heldout"
 
@@ -55,6 +58,12 @@ def heldout_metrics(scorer: Scorer, batch: EpisodeBatch) -> dict[str, float]:
     began = time.perf_counter()
     found = score_metrics(HELDOUT, score_safely(scorer, batch.samples, batch.prompts))
     return found | {"seconds/heldout": time.perf_counter() - began}
+
+
+def nothing_scored(row: Mapping[str, Any]) -> bool:
+    """Whether an iteration of these numbers had episodes, and no valid score of any."""
+    failed = row.get("reward/failed")
+    return not is_number(row.get("reward")) and is_number(failed) and failed > 0
 
 
 def is_due(iteration: int, every: int) -> bool:

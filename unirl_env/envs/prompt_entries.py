@@ -12,7 +12,7 @@ import numpy as np
 
 from unirl_env.envs.chats import check_chat, last_question, read_images, read_messages
 from unirl_env.errors import PromptError
-from unirl_env.pixels import picture_digest
+from unirl_env.pixels import check_picture, picture_digest
 from unirl_env.types import Prompt
 
 __all__ = ["MAX_CHARACTERS", "as_prompts", "canonical", "identical"]
@@ -111,10 +111,12 @@ def _checked(prompt: Prompt, where: str, max_characters: int) -> Prompt:
         raise PromptError(f"`text` must not be empty, got {prompt.text!r} ({where}).")
     check_chat(prompt, where, max_characters)
     try:
+        for image in prompt.images:
+            check_picture(image)
         canonical(prompt)
     except (TypeError, ValueError, RecursionError) as error:
         if isinstance(error, PromptError):
-            raise PromptError(f"{error} ({where})") from error
+            raise PromptError(f"{error} ({where}, the prompt {prompt.text[:60]!r})") from error
         raise PromptError(
             f"`metadata` must have texts as keys and no cycles, got {error} ({where})."
         ) from error

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from unirl_env.errors import MissingExtra, PromptError
+from unirl_env.regular_files import require_regular
 
 __all__ = ["read_entries"]
 
@@ -65,6 +66,7 @@ def _locate(source: str | os.PathLike) -> Path:
 def _lines(path: Path) -> list[tuple[str, str]]:
     """`(place, line)` of the lines that are not empty; a byte order mark is accepted."""
     try:
+        require_regular(path)
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise PromptError(

@@ -35,6 +35,10 @@ class PromptSource:
         max_characters: The longest text that is accepted.
         places: Where each entry stands (`"line 3"`), for error messages.
 
+    Attributes:
+        prompts: The prompts, each once.
+        places: By id, where each of them stands first.
+
     Raises:
         PromptError: If there is no entry, or an entry is empty, too long, malformed, or reuses an id.
     """
@@ -50,9 +54,10 @@ class PromptSource:
     ):
         self.name = name
         kept: dict[str, Prompt] = {}
-        for prompt in as_prompts(
-            entries, name=name, column=column, max_characters=max_characters, places=places
-        ):
+        self.places: dict[str, str] = {}
+        read = as_prompts(entries, name=name, column=column, max_characters=max_characters, places=places)
+        for i, prompt in enumerate(read):
+            self.places.setdefault(prompt.id, places[i] if places is not None else f"entry {i}")
             if not identical(kept.setdefault(prompt.id, prompt), prompt):
                 raise PromptError(
                     f"`id` must belong to one prompt only, got {prompt.id[:60]!r} twice with different "

@@ -48,6 +48,7 @@ _HOMES = {
     "for_mode": "spec",
     "needs_of": "spec",
     "place_scores": "scoring",
+    "require_judgeable": "asks",
     "score_safely": "scoring",
     "scorer_name": "scoring",
 }

@@ -17,10 +17,15 @@ class PendingScores:
 
     Args:
         ask: Waits for the judgement and returns it.
+        done: Whether it is there; by default it is not known.
     """
 
-    def __init__(self, ask: Callable[[], Scores]):
-        self._ask = ask
+    def __init__(self, ask: Callable[[], Scores], done: Callable[[], bool] = lambda: False):
+        self._ask, self._done = ask, done
+
+    def done(self) -> bool:
+        """Whether the scores are known to be there, or to have failed."""
+        return self._done()
 
     def result(self) -> Scores:
         """The scores; waits for them, and raises what the scorer raised."""
@@ -38,6 +43,8 @@ class Background:
         scorer: What judges.
     """
 
+    wraps = ("scorer",)
+
     def __init__(self, scorer: Scorer):
         self.scorer = checked_scorer(scorer)
         self.name = scorer_name(scorer)
@@ -53,7 +60,7 @@ class Background:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"reward-{self.name}")
         future: Future[Scores] = self._thread.submit(judge, *arguments)
-        return PendingScores(future.result)
+        return PendingScores(future.result, future.done)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_thread": None}

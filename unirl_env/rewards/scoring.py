@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from unirl_env.errors import ConfigError, ContractError, ScorerError, ServiceLost, UnirlError
+from unirl_env.rewards.heard import hearing, note
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
 __all__ = ["checked_scorer", "is_pointwise", "place_scores", "score_safely", "scorer_name"]
@@ -65,7 +67,8 @@ def score_safely(
         on_error: `"invalid"` counts failures as above; `"raise"` stops at the first.
 
     Returns:
-        B scores; none of them if there are no samples, and then the scorer is not called.
+        B scores; none of them if there are no samples, and then the scorer is not called. Where some are
+        invalid, `faults` has what was said of it.
 
     Raises:
         ContractError: If the scorer returns anything but `Scores` of length B, or B prompts are not given.
@@ -77,6 +80,14 @@ def score_safely(
         )
     if not len(samples):
         return Scores.failed(0)
+    with hearing() as heard:
+        scores = _scored(scorer, samples, prompts, on_error)
+    if not heard or bool(scores.valid.all()):
+        return scores
+    return replace(scores, faults=tuple(heard))
+
+
+def _scored(scorer: Scorer, samples: Sequence[Sample], prompts: Sequence[Prompt], on_error: str) -> Scores:
     try:
         return _called(scorer, samples, prompts)
     except Exception as error:
@@ -90,6 +101,7 @@ def score_safely(
         if is_pointwise(scorer) and len(samples) > 1 and not isinstance(error, ServiceLost):
             rows = zip(samples, prompts, strict=True)
             return Scores.cat(score_safely(scorer, [sample], [prompt]) for sample, prompt in rows)
+        note(f"{scorer_name(scorer)}: {type(error).__name__}: {error}")
         logger.warning(
             "Scorer `%s` failed on %d samples, which count as invalid: %s: %s",
             scorer_name(scorer),
@@ -129,4 +141,5 @@ def place_scores(scores: Scores, mask: Tensor) -> Scores:
         value=spread(scores.value),
         parts={name: spread(part) for name, part in scores.parts.items()},
         valid=valid,
+        faults=scores.faults,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from unirl_env.rewards.heard import note
 from unirl_env.types import Prompt
 
 __all__ = ["Unjudged"]
@@ -27,6 +28,7 @@ class Unjudged:
 
     def __call__(self, prompt: Prompt, why: str) -> None:
         """Say that samples of `prompt` are invalid, and why."""
+        note(f"{self.scorer}: it cannot judge the prompt {prompt.id[:80]!r}: {why}")
         known = (prompt.id[:80], why[:80])
         if known in self._said:
             return

@@ -14,6 +14,7 @@ from unirl_env.errors import ConfigError
 from unirl_env.rewards.background import settled
 from unirl_env.rollouts.requests import EpisodeRequest, list_episodes
 from unirl_env.types import Prompt
+from unirl_env.wrappers.reward import leave_invalid
 
 __all__ = ["MakeEnv", "Rollout", "distinct", "of_lot"]
 
@@ -75,6 +76,7 @@ class Rollout:
         if key not in self._envs:
             steps = {} if num_steps is None else {"num_steps": num_steps}
             env = self._envs[key] = self.make_env(num_envs, **steps)
+            leave_invalid(env)  # scores are read here, not rewards, and a failed one is data
             # Nobody reads plain data here: samples are taken as they are.
             env.unwrapped.info_objects = True
         return self._envs[key]

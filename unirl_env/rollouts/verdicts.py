@@ -8,7 +8,7 @@ from gymnasium.vector import VectorEnv
 from unirl_env.envs.info import told
 from unirl_env.errors import ContractError
 from unirl_env.rewards.background import PendingScores
-from unirl_env.types import Sample, Scores
+from unirl_env.types import FAULTS, Sample, Scores
 
 __all__ = ["Verdicts"]
 
@@ -21,6 +21,7 @@ class Verdicts:
         self._valid = torch.zeros(count, dtype=torch.bool)
         self._judged = torch.zeros(count, dtype=torch.bool)
         self._parts: dict[str, torch.Tensor] = {}
+        self._faults: dict[str, None] = {}
         self._samples: list[Sample | None] = [None] * count
         self._later: list[tuple[PendingScores, torch.Tensor]] = []
 
@@ -60,9 +61,10 @@ class Verdicts:
         for pending, now in self._later:
             self._note(pending.result(), now)
         self._later = []
-        return Scores(self._value, self._parts, self._valid)
+        return Scores(self._value, self._parts, self._valid, tuple(self._faults)[-FAULTS:])
 
     def _note(self, scores: Scores, now: torch.Tensor) -> None:
+        self._faults |= dict.fromkeys(scores.faults)
         self._value[now], self._valid[now] = scores.value[now], scores.valid[now]
         for name, part in scores.parts.items():
             own = self._parts.setdefault(name, torch.full_like(self._value, torch.nan))

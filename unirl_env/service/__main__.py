@@ -71,14 +71,16 @@ def _serve(arguments: argparse.Namespace, console: Console) -> int:
 
     def ready() -> None:
         console.print(_table(described))
-        console.print(f"Ready at {address}", highlight=False)
+        console.print(f"Ready at {address}", highlight=False, markup=False, soft_wrap=True)
         for one in described:
             if set(one["needs"]) <= set(SAMPLES):
                 words = _curl(address, one, f"${settings.token_env}" if token else "")
                 console.print(words, highlight=False, markup=False, soft_wrap=True)
                 break
 
-    server = Server(app, settings.drain_seconds, lambda text: console.print(text, highlight=False), ready)
+    server = Server(
+        app, settings.drain_seconds, lambda text: console.print(text, highlight=False, markup=False), ready
+    )
     return serve(server, opened)
 
 

@@ -172,7 +172,7 @@ async def _scored(
     limits = settings.limits
     most = limits.body if kind == TENSORS else min(limits.body, limits.words)
     body = await read_body(request, most, settings.read_seconds, hold)
-    read = await loop.run_in_executor(pool, read_request, body, kind, limits)
+    read = await loop.run_in_executor(pool, read_request, body, kind, limits, hold)
     del body
     hold.resize(read.size)
     asked = read.request

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import threading
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from unirl_env.errors import WireError
 from unirl_env.rewards.wire import TENSORS, Limits, ScoreRequest, decode_request
-from unirl_env.rewards.wire.requests import RANKS
+from unirl_env.rewards.wire.requests import RANKS, words_of
 from unirl_env.service.replies import RETRY_SECONDS, Refused
 from unirl_env.service.schema import LONGEST_ID, read_json
 from unirl_env.types import Sample
@@ -19,6 +20,8 @@ from unirl_env.types import Sample
 __all__ = ["JSON", "Hold", "Read", "Room", "content_type", "read_body", "read_request"]
 
 JSON = "application/json"
+VALUE_BYTES = 128
+"""What one value of a JSON text takes at most besides its letters."""
 
 
 class Room:
@@ -78,7 +81,7 @@ class Read:
     Attributes:
         request: What is asked.
         digest: Of its bytes and their content type.
-        size: Bytes of its tensors.
+        size: Bytes of its tensors and, at most, of its words.
     """
 
     request: ScoreRequest
@@ -121,7 +124,8 @@ async def read_body(request: Request, most: int, seconds: float, hold: Hold) -> 
     said = request.headers.get("content-length", "")
     if said.isascii() and said.isdigit() and (len(said) > 18 or int(said) > most):
         raise _too_large(most)
-    chunks, size = [], 0
+    # One buffer: a list of pieces of a byte each takes many times as much as they hold.
+    whole, size = io.BytesIO(), 0
     try:
         async with asyncio.timeout(seconds):
             async for chunk in request.stream():
@@ -129,31 +133,62 @@ async def read_body(request: Request, most: int, seconds: float, hold: Hold) -> 
                 if size > most:
                     raise _too_large(most)
                 hold.resize(size)
-                chunks.append(chunk)  # joined once: megabytes that grow are copied over and over
+                whole.write(chunk)
     except TimeoutError:
         raise Refused(
             408, "too_slow", f"A request must arrive within {seconds:g} seconds; try fewer samples at once."
         ) from None
     except ClientDisconnect:
         raise Refused(400, "malformed", "A request must be sent whole; the connection ended.") from None
-    return b"".join(chunks)
+    return whole.getvalue()
 
 
-def read_request(body: bytes, kind: str, limits: Limits) -> Read:
+def read_request(body: bytes, kind: str, limits: Limits, hold: Hold | None = None) -> Read:
     """What `body` asks; takes time, and belongs in a thread.
 
+    Args:
+        body: The bytes that came.
+        kind: `TENSORS` or `JSON`.
+        limits: What they may hold.
+        hold: Where the bytes of what they become are taken, each time before something is unpacked.
+
     Raises:
-        Refused: If it is malformed or too large.
+        Refused: If it is malformed or too large, or there is no room for it.
     """
+    words = 0
+
+    def claim(count: int) -> None:
+        if hold is not None:
+            hold.resize(len(body) + words + count)
+
     try:
-        request = decode_request(body, limits) if kind == TENSORS else read_json(body, limits)
+        words = _weight(body if kind == JSON else words_of(body, limits), limits)
+        claim(0)
+        decode = decode_request if kind == TENSORS else read_json
+        request = decode(body, limits, claim)
         if len(request.id) > LONGEST_ID:
             raise WireError(f"`id` must have at most {LONGEST_ID} characters, got {len(request.id)}.")
     except WireError as error:
         raise Refused(400, "malformed", str(error)) from error
     digest = hashlib.sha256(kind.encode() + b"\0")
     digest.update(body)
-    return Read(request, digest.digest(), _size(request))
+    tokens = sum(0 if one.tokens is None else len(one.tokens) for one in request.samples)
+    return Read(request, digest.digest(), _size(request) + max(0, words - tokens * VALUE_BYTES))
+
+
+def _weight(text: bytes | memoryview, limits: Limits) -> int:
+    """The most bytes that JSON takes once it is read.
+
+    Raises:
+        WireError: If it holds more values than it may.
+    """
+    plain = bytes(text[: limits.words])  # a longer one is refused by whoever reads it
+    values = sum(map(plain.count, (b",", b":", b"[", b"{")))
+    if values > limits.values:
+        raise WireError(
+            f"The JSON of a request must have at most {limits.values} values, got {values}; try tensors."
+        )
+    return len(plain) * (1 if plain.isascii() else 4) + values * VALUE_BYTES
 
 
 def _size(request: ScoreRequest) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import torch
@@ -131,8 +132,13 @@ class ErrorReply(BaseModel):
     error: ErrorBody
 
 
-def read_json(body: bytes, limits: Limits) -> ScoreRequest:
+def read_json(body: bytes, limits: Limits, claim: Callable[[int], None] = lambda count: None) -> ScoreRequest:
     """A request in JSON.
+
+    Args:
+        body: The bytes.
+        limits: What they may hold.
+        claim: Told before pictures are unpacked how many bytes all of them will then have; may raise.
 
     Raises:
         Refused: If it does not fit the schema.
@@ -148,7 +154,7 @@ def read_json(body: bytes, limits: Limits) -> ScoreRequest:
         raise WireError(f"A request must be JSON, got {error}.") from error
     if len(found.items) > limits.samples:
         raise WireError(f"`items` must be 1 to {limits.samples}, got {len(found.items)}.")
-    pictures = _Pictures(limits)
+    pictures = _Pictures(limits, claim)
     for item in found.items:
         texts = (item.sample.text or "", item.prompt.text, item.prompt.id, item.prompt.negative)
         if max(map(len, texts)) > limits.characters:
@@ -177,9 +183,10 @@ def _place(path: tuple[Any, ...]) -> str:
 class _Pictures:
     """The pictures of one request, which share its limits."""
 
-    def __init__(self, limits: Limits):
+    def __init__(self, limits: Limits, claim: Callable[[int], None]):
         self._files: dict[str, torch.Tensor] = {}
-        self._reader = TensorReader(self._files, limits)
+        self._most = limits.pictures
+        self._reader = TensorReader(self._files, limits, claim)
 
     def one(self, text: str) -> torch.Tensor:
         try:
@@ -189,6 +196,8 @@ class _Pictures:
         if not data:
             raise WireError("A picture must be a PNG in base64, got an empty text.")
         name = str(len(self._files))
+        if len(self._files) >= self._most:
+            raise WireError(f"A request must have at most {self._most} pictures, got more; try fewer.")
         self._files[name] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         return self._reader.get({"tensor": name, "form": "png"})
 

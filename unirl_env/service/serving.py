@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from unirl_env.errors import ConfigError
+from unirl_env.service.guard import Guard, guarded, room_for
 
 __all__ = ["STOPPED_AT_ONCE", "Server", "bound_socket", "serve"]
 
@@ -36,9 +37,17 @@ class Server(uvicorn.Server):
         announce: Callable[[str], None] = print,
         ready: Callable[[], None] = lambda: None,
     ):
+        settings = app.state.service.settings
+        self.guard = Guard(
+            head_seconds=settings.head_seconds,
+            body_seconds=settings.read_seconds + ANSWERING_SECONDS,  # the app itself says 408 before
+            most=room_for(settings.max_connections),
+        )
         super().__init__(
             uvicorn.Config(
                 app,
+                http=guarded(self.guard),
+                ws="none",  # an upgraded connection would leave the guard behind
                 log_config=None,
                 access_log=False,  # the metrics count requests
                 server_header=False,
@@ -69,7 +78,8 @@ class Server(uvicorn.Server):
             self.forced = self.force_exit = self.should_exit = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Several times a second: whether it is time to end."""
+        """Several times a second: who is late, and whether it is time to end."""
+        self.guard.sweep()
         if self._end is not None and not self.should_exit:
             late = time.monotonic() >= self._end
             if late and self.service.in_flight:

@@ -15,12 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from unirl_env.errors import ConfigError
+from unirl_env.literal import first_line, from_yaml, shielded, unshielded
 from unirl_env.rewards.remote.addresses import is_loopback
 from unirl_env.rewards.spec import needs_of
 from unirl_env.rewards.wire import Limits
 
 __all__ = ["ServiceSettings", "check_door", "check_settings", "read_settings"]
 
+COUNTS = ("max_batch", "max_waiting", "max_bytes", "max_connections", "decoders")
 REWARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 TOKEN = re.compile(r"[!-~]{16,}")
 
@@ -52,8 +54,15 @@ class ServiceSettings:
     """Finished requests that are remembered, so that an attempt that is repeated is not scored twice."""
     remember_seconds: float = 600.0
     """How long: as long as a client may go on trying."""
+    head_seconds: float = 10.0
+    """How long the head of a request may take to arrive, from the opening of a connection or the end of the
+    last answer on it; a connection that says nothing is not waited for."""
     read_seconds: float = 60.0
-    """How long a request may take to arrive; a connection that trickles is not waited for."""
+    """How long the body of a request may take to arrive, and how long an answer may wait to be taken; a
+    connection that trickles is not waited for."""
+    max_connections: int = 512
+    """Connections at once; a runner asks over `concurrency` of them. Whoever comes then takes the place of
+    the one that has been silent longest."""
     stuck_seconds: float = 1800.0
     """How long one call of a scorer may last before `/health` says `stuck` (503), so that whoever looks after
     the service starts it anew."""
@@ -92,9 +101,9 @@ def read_settings(
             raise ConfigError(f"A setting must be `name=value`, got {item!r}; try `port=9000`.")
         cfg = _overridden(cfg, key, value)
     try:
-        settings = OmegaConf.to_object(cfg)
+        settings = _literal(OmegaConf.to_object(cfg))
     except OmegaConfBaseException as error:
-        raise ConfigError(f"The settings must be complete, got: {_first_line(error)}") from error
+        raise ConfigError(f"The settings must be complete, got: {first_line(error)}") from error
     check_settings(settings)
     return settings
 
@@ -123,11 +132,11 @@ def check_settings(settings: ServiceSettings) -> None:
             f"`max_waiting` must be at least `limits.samples`, or the largest request never finds room, got "
             f"{settings.max_waiting} and {settings.limits.samples}."
         )
-    largest = max(settings.limits.body, settings.limits.unpacked)
+    largest = settings.limits.body + settings.limits.unpacked
     if settings.max_bytes < largest:
         raise ConfigError(
-            "`max_bytes` must be at least `limits.body` and `limits.unpacked`, or the largest request never "
-            f"finds room, got {settings.max_bytes} and {largest}."
+            "`max_bytes` must be at least `limits.body` and `limits.unpacked` together, or the largest "
+            f"request never finds room, got {settings.max_bytes} and {largest}."
         )
 
 
@@ -152,7 +161,7 @@ def check_door(settings: ServiceSettings, token: str | None) -> None:
 
 def _check_numbers(settings: ServiceSettings) -> None:
     numbers = {
-        **{name: getattr(settings, name) for name in ("max_batch", "max_waiting", "max_bytes", "decoders")},
+        **{name: getattr(settings, name) for name in COUNTS},
         **{f"limits.{one.name}": getattr(settings.limits, one.name) for one in dataclasses.fields(Limits)},
     }
     for name, number in numbers.items():
@@ -162,21 +171,19 @@ def _check_numbers(settings: ServiceSettings) -> None:
         number = getattr(settings, name)
         if not (math.isfinite(number) and number >= 0):
             raise ConfigError(f"`{name}` must be a finite number of at least 0, got {number}.")
-    for name in ("read_seconds", "stuck_seconds"):
+    for name in ("head_seconds", "read_seconds", "stuck_seconds"):
         if not getattr(settings, name) > 0:
             raise ConfigError(f"`{name}` must be above 0, got {getattr(settings, name)}.")
 
 
 def _loaded(path: str | Path) -> DictConfig:
     try:
-        values = OmegaConf.load(Path(path).expanduser())
+        text = Path(path).expanduser().read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"`--config` must be a YAML file, got {path}: {error.strerror}.") from error
-    except Exception as error:  # whatever the YAML reader raises
-        raise ConfigError(f"{path} must be YAML, got: {_first_line(error)}") from error
-    if not isinstance(values, DictConfig):
-        raise ConfigError(f"{path} must hold a mapping such as `rewards: {{jpeg: jpeg}}`, got a list.")
-    return values
+    except ValueError as error:
+        raise ConfigError(f"{path} must be YAML in UTF-8, got: {first_line(error)}") from error
+    return from_yaml(shielded(text), str(path))
 
 
 def _merged(cfg: DictConfig, values: DictConfig, source: str) -> DictConfig:
@@ -198,9 +205,9 @@ def _overridden(cfg: DictConfig, key: str, value: str) -> DictConfig:
 
 def _value(item: str, text: str) -> Any:
     try:
-        return OmegaConf.create(f"v: {text}").v
-    except Exception as error:  # whatever the YAML reader raises
-        raise ConfigError(f"{item!r} must have a value in YAML, got: {_first_line(error)}") from error
+        return from_yaml(f"v: {shielded(text)}", item).v
+    except ConfigError as error:
+        raise ConfigError(f"{item!r} must have a value in YAML, got: {first_line(error)}") from error
 
 
 def _explained(error: OmegaConfBaseException, source: str) -> str:
@@ -212,8 +219,12 @@ def _explained(error: OmegaConfBaseException, source: str) -> str:
         remedy = f"did you mean `{near[0]}`?" if near else f"try one of {names}."
         return f"`{key}` of {source} must be a setting of a service, got an unknown name; {remedy}"
     what = f"`{key}` of {source}" if key else f"What stands in {source}"
-    return f"{what} must have the right type, got: {_first_line(error)}"
+    return f"{what} must have the right type, got: {first_line(error)}"
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _literal(settings: Any) -> Any:
+    """The settings with the texts that were written."""
+    for one in dataclasses.fields(settings):
+        if one.name != "limits":
+            setattr(settings, one.name, unshielded(getattr(settings, one.name)))
+    return settings

@@ -14,13 +14,15 @@ from torch import Tensor
 from unirl_env.checks import is_number, truth
 from unirl_env.copies import Carried
 from unirl_env.envs.info import of_scores, told
+from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import ConfigError, ScorerError
+from unirl_env.rewards.asks import require_judgeable
 from unirl_env.rewards.background import Background, PendingScores
 from unirl_env.rewards.scoring import checked_scorer, place_scores, score_safely, scorer_name
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 from unirl_env.wrappers.base import Wrapper
 
-__all__ = ["RewardWrapper"]
+__all__ = ["RewardWrapper", "leave_invalid"]
 
 
 class RewardWrapper(Wrapper):
@@ -32,14 +34,16 @@ class RewardWrapper(Wrapper):
 
     With a scorer in the `Background`, the step does not wait: `scores` is a `PendingScores`, of which a plain
     `info` says nothing, and the reward at an episode's end is NaN, as it is not known yet. A rollout asks for
-    the scores when it has played everything.
+    the scores when it has played everything. What goes wrong meanwhile is raised by `result()`, and for those
+    who do not ask by the first step or reset after it is known.
 
     Args:
         env: A generative vector environment.
         scorer: What judges the samples; see `unirl_env.rewards`.
-        on_invalid: The reward of a finished episode whose score is invalid: `"nan"` (it is left out of its
-            group by the advantages), a number (for learners that cannot take NaN; `scores.valid` still
-            tells), or `"raise"`.
+        on_invalid: The reward of a finished episode whose score is invalid: `"raise"`, an error with the
+            cause, which is what None means, because few learners can take NaN; `"nan"`, for those that leave
+            it out of its group; or a number, where `scores.valid` still tells. This library's own rollouts
+            read `scores`, and take None for `"nan"`: there a failed score is data.
         together: Judge all episodes of a batch in one call of the scorer, at the step at which the last one
             ends, and pay all of them then; for scorers that want batches, in autoreset mode DISABLED. By
             default each episode is paid at its own end, which wrappers outside this one expect that look at
@@ -55,13 +59,14 @@ class RewardWrapper(Wrapper):
     Raises:
         ConfigError: If `scorer` cannot be called, `on_invalid` is none of the above, or `together` or a
             scorer in the background meets an environment that resets by itself.
+        PromptError: If a prompt of the environment lacks what the scorer asks for; see `rewards.asks`.
     """
 
     def __init__(
         self,
         env: VectorEnv,
         scorer: Scorer,
-        on_invalid: Literal["nan", "raise"] | float = "nan",
+        on_invalid: Literal["raise", "nan"] | float | None = None,
         *,
         together: bool = False,
     ):
@@ -74,10 +79,14 @@ class RewardWrapper(Wrapper):
                     f"`{option}` must be False unless the environment's autoreset mode is DISABLED, got "
                     f"{env.metadata.get('autoreset_mode')}: a batch that resets by itself has no common end."
                 )
-        if on_invalid not in ("nan", "raise") and not is_number(on_invalid):
+        if on_invalid not in (None, "nan", "raise") and not is_number(on_invalid):
             raise ConfigError(f"`on_invalid` must be 'nan', 'raise' or a finite number, got {on_invalid!r}.")
         self.scorer = checked_scorer(scorer)
-        self.on_invalid = on_invalid
+        self.on_invalid: str | float = "raise" if on_invalid is None else on_invalid
+        self._unasked = on_invalid is None
+        prompts = getattr(env.unwrapped, "prompts", None)
+        if isinstance(prompts, PromptSource):
+            require_judgeable(self.scorer, prompts, strict=self.on_invalid == "raise")
         self.together = together
         self.scored = 0
         self.unscored = 0
@@ -85,15 +94,25 @@ class RewardWrapper(Wrapper):
         self._nobody = np.zeros(env.num_envs, dtype=bool)
         self.judged = self._nobody
         self._unpaid: dict[int, Sample] = {}
+        self._begun: list[PendingScores] = []
 
     def __getstate__(self) -> dict[str, Any]:
         # What the last step said was said; a judgement on its way cannot travel.
-        return {**self.__dict__, "scorer": Carried("scorer", self.scorer), "scores": None}
+        return {**self.__dict__, "scorer": Carried("scorer", self.scorer), "scores": None, "_begun": []}
+
+    def invalid_is_data(self) -> None:
+        """Leave invalid scores NaN, unless this wrapper was told what they pay."""
+        self.on_invalid = "nan" if self._unasked else self.on_invalid
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Reset the environment."""
+        """Reset the environment.
+
+        Raises:
+            ScorerError: If a judgement in the background has failed, as `step`.
+        """
+        self._hear()
         obs, info = self.env.reset(seed=seed, options=options)
         mask = (options or {}).get("reset_mask")
         self._unpaid = {} if mask is None else {i: s for i, s in self._unpaid.items() if not mask[i]}
@@ -107,6 +126,7 @@ class RewardWrapper(Wrapper):
             ContractError: If the scorer breaks its contract.
             ScorerError: If a score is invalid and `on_invalid` is `"raise"`.
         """
+        self._hear()
         obs, rewards, terminated, truncated, info = self.env.step(actions)
         self._said(None, self._nobody)
         samples: dict[int, Sample] = told(self.env, "finished")
@@ -121,6 +141,7 @@ class RewardWrapper(Wrapper):
             prompts = told(self.env, "playing")
             if isinstance(self.scorer, Background):
                 scores: Any = self.scorer.begin(self._score, samples, prompts, finished)
+                self._begun.append(scores)
                 rewards = _added(rewards, Scores.failed(self.num_envs), finished, "nan")
             else:
                 scores = self._score(samples, prompts, finished)
@@ -128,6 +149,14 @@ class RewardWrapper(Wrapper):
             self._said(scores, finished.numpy())
             info = {**info, **of_scores(self.env, scores, self.judged)}
         return obs, rewards, terminated, truncated, info
+
+    def _hear(self) -> None:
+        """Raise what went wrong in the background, once it is known."""
+        known = [pending for pending in self._begun if pending.done()]
+        if known:
+            self._begun = [pending for pending in self._begun if pending not in known]
+            for pending in known:
+                pending.result()
 
     def _said(self, scores: Scores | PendingScores | None, judged: np.ndarray) -> None:
         self.scores, self.judged = scores, judged
@@ -142,13 +171,26 @@ class RewardWrapper(Wrapper):
         )
         invalid = int((~scores.valid).sum())
         if invalid and self.on_invalid == "raise":
+            causes = "".join(f" ({cause})" for cause in scores.faults[-1:])
             raise ScorerError(
                 f"Scorer `{scorer_name(self.scorer)}` must give finite scores, got {invalid} invalid ones "
-                f"among {len(scores)}; try on_invalid='nan' to leave them out of their groups."
+                f"among {len(scores)}{causes}; try on_invalid='nan' to leave them out of their groups, or a "
+                "number that they pay."
             )
         self.scored += len(scores)
         self.unscored += invalid
         return place_scores(scores, finished)
+
+
+def leave_invalid(env: VectorEnv) -> None:
+    """Let the rewards inside `env` leave invalid scores NaN, where nobody said what they pay.
+
+    For whoever reads `scores` and not rewards, as this library's own rollouts do.
+    """
+    while env is not None:
+        if isinstance(env, RewardWrapper):
+            env.invalid_is_data()
+        env = getattr(env, "env", None)
 
 
 def _added(rewards: Any, scores: Scores, finished: Tensor, on_invalid: str | float) -> Any:

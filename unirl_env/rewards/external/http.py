@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from unirl_env.checks import require, require_number
 from unirl_env.errors import ConfigError, ContractError, WireError
 from unirl_env.pixels import png_uri
+from unirl_env.rewards.asks import Ask
 from unirl_env.rewards.external.calls import Calls
 from unirl_env.rewards.external.rate_limit import RateLimit
 from unirl_env.rewards.external.turns import CallFailed, Turn, complain
@@ -72,6 +74,12 @@ class HTTPScorer:
     name = "http"
 
     @staticmethod
+    def asks_with(fields: Any = ("prompt", "text"), **options: Any) -> Ask:
+        """What a prompt must have: what is sent of it, as JSON."""
+        sent = [field for field in _checked_fields(fields).values() if field not in OF_SAMPLE]
+        return partial(_require_sendable, fields=tuple(sent))
+
+    @staticmethod
     def needs_with(fields: Any = ("prompt", "text"), **options: Any) -> tuple[str, ...]:
         """The fields of a sample that are sent."""
         sent = fields.values() if isinstance(fields, Mapping) else fields
@@ -105,6 +113,7 @@ class HTTPScorer:
         self.body, self.batch_size = body, 1 if body == "each" else batch_size
         self.pointwise = pointwise or body == "each"
         self._fields = _checked_fields(fields)
+        self.asks = self.asks_with(fields)
         self._items, self._constants = items, dict(constants or {})
         taken = {items} if body == "batch" else set(self._fields)
         require("constants", constants, not taken & set(self._constants), f"names other than {sorted(taken)}")
@@ -198,30 +207,42 @@ class HTTPScorer:
             if field == "image" and not bool(picture_of(sample, self.name).isfinite().all()):
                 return None
             row[name] = self._sent(field, sample, prompt)
-        try:
-            json.dumps(row, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ContractError(
-                f"`Prompt.metadata` must be JSON to be sent, got {error}; try texts, numbers and lists."
-            ) from error
-        return row
+        return _as_json(row)
 
     def _sent(self, field: str, sample: Sample, prompt: Prompt) -> Any:
         if field == "text":
             return answer_text(sample, self.name)
         if field == "image":
             return png_uri(picture_of(sample, self.name))
-        if field == "metadata":
-            return dict(prompt.metadata)
-        if field.startswith("metadata."):
-            key = field.partition(".")[2]
-            if key not in prompt.metadata:
-                raise ContractError(
-                    f"`Prompt.{field}` must be there to be sent, got {sorted(prompt.metadata)} for the "
-                    f"prompt {prompt.id[:80]!r}."
-                )
-            return prompt.metadata[key]
-        return {"prompt": prompt.text, "id": prompt.id, "negative": prompt.negative}[field]
+        return _of_prompt(field, prompt)
+
+
+def _of_prompt(field: str, prompt: Prompt) -> Any:
+    if field == "metadata":
+        return dict(prompt.metadata)
+    if field.startswith("metadata."):
+        key = field.partition(".")[2]
+        if key not in prompt.metadata:
+            raise ContractError(
+                f"`Prompt.{field}` must be there to be sent, got {sorted(prompt.metadata)} for the prompt "
+                f"{prompt.id[:80]!r}."
+            )
+        return prompt.metadata[key]
+    return {"prompt": prompt.text, "id": prompt.id, "negative": prompt.negative}[field]
+
+
+def _as_json(row: dict[str, Any]) -> Row:
+    try:
+        json.dumps(row, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ContractError(
+            f"`Prompt.metadata` must be JSON to be sent, got {error}; try texts, numbers and lists."
+        ) from error
+    return row
+
+
+def _require_sendable(prompt: Prompt, fields: Sequence[str]) -> None:
+    _as_json({field: _of_prompt(field, prompt) for field in fields})
 
 
 def _checked_fields(fields: Any) -> dict[str, str]:

@@ -13,6 +13,7 @@ import torch
 from unirl_env.checks import require, require_number
 from unirl_env.errors import WireError
 from unirl_env.pixels import png_uri
+from unirl_env.rewards.asks import Ask
 from unirl_env.rewards.external.answer_cache import AnswerCache, answer_key, picture_key
 from unirl_env.rewards.external.calls import Calls
 from unirl_env.rewards.external.rate_limit import RateLimit
@@ -48,10 +49,10 @@ class _Question:
 class JudgeScorer:
     """What a language model thinks of an answer, in [0, 1].
 
-    Each sample is one question; the same question is asked once. A reply must be exactly one JSON object as
-    `VerdictForm` describes it; a judge that says anything else is told what is wrong and asked again, and
-    after `repeats` of that, the sample is invalid. So are samples whose requests fail in the end, with one
-    warning that counts them; the scores of the others stand.
+    Each sample is one question; the same question is asked once. A reply must be one JSON object as
+    `VerdictForm` describes it, by itself or in a fence; a judge that says anything else is told what is wrong
+    and asked again, and after `repeats` of that, the sample is invalid. So are samples whose requests fail in
+    the end, with one warning that counts them; the scores of the others stand.
 
     Its parts are `raw`, the judge's number on its own scale (the weighted mean, of several), and each aspect
     in [0, 1].
@@ -100,6 +101,13 @@ class JudgeScorer:
 
     name = "judge"
     pointwise = True
+
+    @staticmethod
+    def asks_with(
+        *_: str, rubric: Any = None, looks_at: str = "text", key: str = "answer", **options: Any
+    ) -> Ask | tuple[()]:
+        """What a prompt must have: what the rubric shows of it."""
+        return () if rubric is None else Rubric(rubric, key=key, answers=looks_at != "image").filled
 
     @staticmethod
     def needs_with(looks_at: str = "text", **options: Any) -> tuple[str, ...]:
@@ -151,6 +159,7 @@ class JudgeScorer:
         self.thinking = Thinking.of(thinking)
         self.form = VerdictForm(scale, aspects, reason)
         self.rubric = Rubric(rubric, key=key, answers=looks_at != "image")
+        self.asks = self.rubric.filled
         self.spending = Spending(price, budget)
         self.cache = AnswerCache(cache)
         self._parameters = _parameters(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from unirl_env.errors import ConfigError, ContractError
+from unirl_env.regular_files import require_regular
 from unirl_env.rewards.texts.answers import expected_answers
 from unirl_env.types import Prompt
 
@@ -109,7 +110,9 @@ def _read(source: str | os.PathLike) -> str:
     )
     if is_file:
         try:
-            source = Path(source).expanduser().read_text(encoding="utf-8")
+            path = Path(source).expanduser()
+            require_regular(path)
+            source = path.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise ConfigError(f"`rubric` must be a file that can be read, got {error}.") from error
     if not isinstance(source, str) or not source.strip():

@@ -8,6 +8,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from unirl_env.rewards.heard import note
+
 __all__ = ["CallFailed", "Turn", "complain"]
 
 logger = logging.getLogger(__name__)
@@ -58,6 +60,7 @@ def complain(name: str, failures: Sequence[CallFailed], count: int) -> None:
     """One warning of what `name` could not score among `count` samples: `failures`, one per sample."""
     if failures:
         kinds = Counter(failure.kind for failure in failures)
+        note(f"{name}: {failures[0]}")
         logger.warning(
             "Scorer `%s` failed on %d of %d samples, which count as invalid (%s); one of them: %s",
             name,

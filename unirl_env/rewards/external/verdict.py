@@ -13,8 +13,14 @@ from unirl_env.rewards.texts.answers import final_part
 
 __all__ = ["VerdictForm"]
 
-_FENCE = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL)
+_FENCE = re.compile(r"`{3,}|~{3,}")
+_SPAN = re.compile(r"(`{1,2})(?!`)(.*[^`])\1", re.DOTALL)
+"""A whole reply that is marked as code within a line."""
+_QUOTED = re.compile(r"^[ \t]{0,9}>[ \t]?", re.MULTILINE)
+"""How Markdown marks the lines of a quotation, which may hold a fence."""
 MOST_LETTERS = 100_000
+MOST_BRACES = 500
+"""So many begin no object before a reply is given up."""
 RESERVED = ("reason", "raw", "score")
 
 
@@ -80,25 +86,37 @@ class VerdictForm:
         }
 
     def read(self, said: Any) -> dict[str, float]:
-        """The number of each aspect in what a judge said: exactly one JSON object, and all of it as asked.
+        """The number of each aspect in what a judge said: one JSON object, and all of it as asked.
 
-        Thoughts before it, up to `</think>`, and a fence of Markdown around it do not count.
+        Thoughts before it, up to `</think>`, do not count. The object is the whole reply, or stands in a
+        fence of Markdown: of any marks and language, closed or not, and with words around it. Of several in
+        fences, the last one counts that has the form: a judge may weigh before it says. Words around an
+        object without a fence are no verdict, because an answer that is quoted may hold one.
 
         Raises:
             WireError: Naming what is wrong, in words for the judge.
         """
         if not isinstance(said, str):
             raise WireError(f"The reply must be a text, got {type(said).__name__}.")
-        text = final_part(said).strip()
+        text = final_part(said).strip("\ufeff \t\r\n")
         if len(text) > MOST_LETTERS:
             raise WireError(f"The reply must have at most {MOST_LETTERS} letters, got {len(text)}.")
-        fence = _FENCE.fullmatch(text)
-        try:
-            found = json.loads(fence[1] if fence else text, object_pairs_hook=_without_twins)
-        except WireError:
-            raise
-        except (ValueError, RecursionError) as error:
-            raise WireError(f"The reply must be one JSON object and nothing else, got {error}.") from error
+        if span := _SPAN.fullmatch(text):
+            text = span[2]
+        inside = _fenced(text)
+        if inside is None:
+            return self._numbers(_object(text))
+        faults = []
+        for found in reversed(_objects(inside)):
+            try:
+                return self._numbers(found)
+            except WireError as error:
+                faults.append(error)
+        if faults:
+            raise faults[0]
+        return self._numbers(_object(inside))
+
+    def _numbers(self, found: Any) -> dict[str, float]:
         if not isinstance(found, dict) or set(found) != set(self.keys):
             got = sorted(found) if isinstance(found, dict) else type(found).__name__
             raise WireError(f"The reply must be an object with the keys {list(self.keys)}, got {got!s:.200}.")
@@ -129,6 +147,49 @@ class VerdictForm:
 
     def _fits(self, number: Any) -> bool:
         return is_number(number) and self.low <= number <= self.high
+
+
+def _fenced(text: str) -> str | None:
+    """What stands between the first fence and the last, or behind a single one; None without any.
+
+    A fence inside a JSON text is a part of that text.
+    """
+    if text.startswith("{"):
+        return None
+    text = _QUOTED.sub("", text)
+    marks = list(_FENCE.finditer(text))
+    if not marks:
+        return None
+    return text[marks[0].end() : marks[-1].start() if len(marks) > 1 else None]
+
+
+def _object(text: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_without_twins)
+    except WireError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise WireError(f"The reply must be one JSON object and nothing else, got {error}.") from error
+
+
+def _objects(text: str) -> list[dict[str, Any]]:
+    """All JSON objects of a text, in their order; those inside another one are a part of it.
+
+    Raises:
+        WireError: If one of them has a key twice.
+    """
+    decoder, found, failed = json.JSONDecoder(object_pairs_hook=_without_twins), [], 0
+    start = text.find("{")
+    while start >= 0 and failed < MOST_BRACES:
+        try:
+            one, end = decoder.raw_decode(text, start)
+            found.append(one)
+        except WireError:
+            raise
+        except (ValueError, RecursionError):
+            end, failed = start + 1, failed + 1
+        start = text.find("{", end)
+    return found
 
 
 def _without_twins(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from unirl_env.copies import FromArguments
 from unirl_env.errors import ConfigError
+from unirl_env.rewards.asks import Ask
 from unirl_env.rewards.inputs import check_blocks, picture_of
 from unirl_env.rewards.learned.questions import Question, questions_of, token_sequences
 from unirl_env.rewards.learned.vqa_reading import Reader, rows_for
@@ -74,6 +77,11 @@ class VQAScore(FromArguments):
     needs = ("image",)
     pointwise = True
 
+    @staticmethod
+    def asks_with(field: str = "questions", from_prompt: bool = False, **options: Any) -> Ask:
+        """What a prompt must have: questions, unless one is made of its text."""
+        return partial(_require_questions, field=field, from_prompt=from_prompt)
+
     def __init__(
         self,
         model: str = "Qwen/Qwen2.5-VL-3B-Instruct",
@@ -100,6 +108,7 @@ class VQAScore(FromArguments):
                 "'Does this figure show \"{prompt}\"? Please answer yes or no.'."
             )
         check_blocks(batch_size, rows_per_forward)
+        self.asks = self.asks_with(field, from_prompt)
         self.field, self.from_prompt, self.template, self.suffix = field, from_prompt, template, suffix
         self.aggregation, self.relative = aggregation, relative
         self.batch_size, self.rows_per_forward = batch_size, rows_per_forward
@@ -187,6 +196,11 @@ class VQAScore(FromArguments):
             log_right.append(yes - torch.logaddexp(yes, no) if wrong and self.relative else yes)
             known.append(torch.logaddexp(yes, no).exp() if wrong else torch.tensor(torch.nan))
         return torch.stack(log_right), torch.stack(known)
+
+
+def _require_questions(prompt: Prompt, field: str, from_prompt: bool) -> None:
+    if not questions_of(prompt, field) and not (from_prompt and prompt.text.strip()):
+        raise ValueError(f"it has no questions as `metadata[{field!r}]`; try `from_prompt: true`")
 
 
 def _log_sum(sequences: Sequence[tuple[int, ...]], steps: dict) -> Tensor:

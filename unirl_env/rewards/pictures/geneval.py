@@ -13,6 +13,7 @@ from torch import Tensor
 from unirl_env.checks import is_number, is_whole
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.registry import Registry, instance
+from unirl_env.rewards.asks import Ask
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.pictures.detections import (
     ASPECTS,
@@ -76,6 +77,11 @@ class GenEvalScorer:
     name = "geneval"
     needs = ("image",)
 
+    @staticmethod
+    def asks_with(**options: Any) -> Ask:
+        """What a prompt must have: a wish; whether the detector knows it, is told once that is there."""
+        return _wish
+
     def __init__(
         self,
         detector: Any = "shapes",
@@ -99,6 +105,16 @@ class GenEvalScorer:
         self._name_colours = _made(COLOUR_NAMERS, colours)
         self.pointwise = is_pointwise(self._detect, self._name_colours)
         self._unjudged = Unjudged(self.name)
+
+    def asks(self, prompt: Prompt) -> Wish:
+        """The wish of a prompt.
+
+        Raises:
+            ValueError: If it has none, or one that the detector can never find.
+        """
+        wish = _wish(prompt)
+        self._check_known(wish)
+        return wish
 
     @torch.no_grad()
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
@@ -143,18 +159,10 @@ class GenEvalScorer:
 
     def _wish(self, prompt: Prompt) -> Wish | None:
         try:
-            wish = wish_from_metadata(prompt.metadata)
-            caption = (
-                parse_caption(str(prompt.metadata.get("caption", prompt.text))) if wish is None else None
-            )
-            if wish is None and caption is None:
-                raise ValueError("`metadata` has neither `include` nor `exclude`")
-            wish = wish_from_caption(caption) if wish is None else wish
-            self._check_known(wish)
+            return self.asks(prompt)
         except ValueError as error:
             self._unjudged(prompt, str(error))
             return None
-        return wish
 
     def _check_known(self, wish: Wish) -> None:
         """Refuse what could never be found: a zero for it would be a lie."""
@@ -165,6 +173,16 @@ class GenEvalScorer:
                 raise ValueError(f"the detector knows no class {clause.label!r}")
             if clause.colour and colours is not None and clause.colour not in colours:
                 raise ValueError(f"no colour is called {clause.colour!r}, of {sorted(colours)}")
+
+
+def _wish(prompt: Prompt) -> Wish:
+    wish = wish_from_metadata(prompt.metadata)
+    if wish is not None:
+        return wish
+    caption = parse_caption(str(prompt.metadata.get("caption", prompt.text)))
+    if caption is None:
+        raise ValueError("`metadata` has neither `include` nor `exclude`")
+    return wish_from_caption(caption)
 
 
 def _made(registry: Registry, spec: Any) -> Any:

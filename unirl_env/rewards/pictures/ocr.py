@@ -6,12 +6,15 @@ import math
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 
 from unirl_env.checks import is_number, is_whole
 from unirl_env.errors import ConfigError
 from unirl_env.pixels import in_8_bits
+from unirl_env.rewards.asks import Ask
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.pictures.ocr_engines import ENGINES
 from unirl_env.rewards.unjudged import Unjudged
@@ -57,6 +60,11 @@ class OCRScorer:
     needs = ("image",)
     pointwise = True
 
+    @staticmethod
+    def asks_with(key: str = "ocr_text", **options: Any) -> Ask:
+        """What a prompt must have: a text to be read."""
+        return partial(_expected, key=key)
+
     def __init__(
         self,
         engine: str = "rapidocr",
@@ -75,6 +83,7 @@ class OCRScorer:
         if not is_whole(threads) or threads < 1:
             raise ConfigError(f"`threads` must be a whole number from 1 on, got {threads!r}.")
         self.match, self.contained, self.key = match, bool(contained), key
+        self.asks = self.asks_with(key)
         self._read = ENGINES[engine](float(confidence), threads)
         self._unjudged = Unjudged(self.name)
 
@@ -91,9 +100,10 @@ class OCRScorer:
 
     def _judged(self, picture: torch.Tensor, prompt: Prompt) -> tuple[float, float, float]:
         """The score, the distance and the number of characters read; NaN where nothing can be said."""
-        expected = _plain(self._expected(prompt))
-        if not expected:
-            self._unjudged(prompt, f"it has neither a text `metadata[{self.key!r}]` nor one in double quotes")
+        try:
+            expected = _expected(prompt, self.key)
+        except ValueError as error:
+            self._unjudged(prompt, str(error))
             return math.nan, math.nan, math.nan
         if not bool(picture.isfinite().all()):
             return math.nan, math.nan, math.nan
@@ -103,12 +113,20 @@ class OCRScorer:
         value = 1 - min(distance, len(expected)) / len(expected) if self.match == "fuzzy" else distance == 0
         return float(value), float(distance), float(len(found))
 
-    def _expected(self, prompt: Prompt) -> str:
-        given = prompt.metadata.get(self.key)
-        if given is not None:
-            return given if isinstance(given, str) else ""
-        quoted = _QUOTED.search(prompt.text)
-        return "" if quoted is None else quoted[quoted.lastindex]
+
+def _expected(prompt: Prompt, key: str) -> str:
+    """The text that a picture must show, in its plain form.
+
+    Raises:
+        ValueError: If the prompt has none.
+    """
+    given, quoted = prompt.metadata.get(key), _QUOTED.search(prompt.text)
+    if given is None and quoted is not None:
+        given = quoted[quoted.lastindex]
+    expected = _plain(given) if isinstance(given, str) else ""
+    if not expected:
+        raise ValueError(f"it has neither a text `metadata[{key!r}]` nor one in double quotes")
+    return expected
 
 
 def edit_distance(first: str, second: str) -> int:

@@ -18,6 +18,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from unirl_env.errors import ScorerError
+from unirl_env.rewards.captions import caption_of, require_caption
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.shapes import (
     BACKGROUND,
@@ -27,7 +28,6 @@ from unirl_env.shapes import (
     SHAPES,
     Caption,
     Scenes,
-    parse_caption,
     render,
 )
 from unirl_env.types import Prompt, Sample, Scores
@@ -38,11 +38,6 @@ _SIDE = 32  # pictures of any size are read at this one, where the thresholds be
 _ASPECTS = ("colour", "shape", "count", "position")
 _NAMES = tuple(COLOURS)
 _EXTENT = np.array([0.79, 0.99, 0.53])  # covered fraction of the bounding box: circle, square, triangle
-
-
-def _wanted(prompt: Prompt) -> Caption | None:
-    """What a picture must show: a request in free words brings the caption that it means."""
-    return parse_caption(str(prompt.metadata.get("caption", prompt.text)))
 
 
 def _read_pictures(samples: Sequence[Sample]) -> np.ndarray:
@@ -210,13 +205,14 @@ class ShapesScorer:
     name = "shapes"
     needs = ("image",)
     pointwise = True
+    asks = staticmethod(require_caption)
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
         """Score `samples[i].image` (`[3, H, W]` in [0, 1], any size) against the caption."""
         pictures = _read_pictures(samples)
         columns = {key: np.full(len(pictures), np.nan) for key in ("partial", "strict", *_ASPECTS)}
         for i, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True)):
-            caption = _wanted(prompt)
+            caption = caption_of(prompt)
             if caption is None or not np.isfinite(picture).all():
                 continue
             aspects, columns["strict"][i] = _judge(picture, caption)
@@ -274,13 +270,14 @@ class TemplateScorer:
     name = "shapes_template"
     needs = ("image",)
     pointwise = True
+    asks = staticmethod(require_caption)
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
         """Score `samples[i].image` (`[3, H, W]` in [0, 1], any size) against the caption."""
         pictures = _read_pictures(samples)
         value = np.full(len(pictures), np.nan, dtype=np.float32)
         for i, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True)):
-            caption = _wanted(prompt)
+            caption = caption_of(prompt)
             if caption is None or not np.isfinite(picture).all():
                 continue
             seen = (picture - np.median(picture, axis=(1, 2), keepdims=True)).ravel()

@@ -13,13 +13,14 @@ from typing import Any
 
 from unirl_env.checks import require, require_number
 from unirl_env.errors import ConfigError, ContractError, ServiceLost, WireError
+from unirl_env.rewards.heard import note
 from unirl_env.rewards.remote.addresses import checked_urls
 from unirl_env.rewards.remote.outcomes import Again, TooLarge
 from unirl_env.rewards.remote.served import Served, agreed, asked
 from unirl_env.rewards.remote.service_client import ServiceClient
 from unirl_env.rewards.wire import ScoreRequest, encode_request
 from unirl_env.rewards.wire.replies import scores_from_json
-from unirl_env.rewards.wire.requests import RANKS
+from unirl_env.rewards.wire.requests import RANKS, require_plain
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["RemoteScorer"]
@@ -136,6 +137,11 @@ class RemoteScorer:
         several = isinstance(looks_at, Sequence) and not isinstance(looks_at, str)
         return tuple(looks_at) if several else (looks_at,)
 
+    @staticmethod
+    def asks(prompt: Prompt) -> None:
+        """Refuse what no service can be sent; what the service itself asks for, it says when it is asked."""
+        require_plain(prompt)
+
     def close(self) -> None:
         """Close the connections; the next call opens new ones."""
         self._client.close()
@@ -233,6 +239,7 @@ class RemoteScorer:
                 f"The reward service must answer, got no scores of `{self.name}` for {total} samples: "
                 f"{causes[-1]}; try the service's log."
             )
+        note(f"{self.name}: {causes[-1]}")
         logger.warning(
             "The reward service gave no scores of `%s` for %d of %d samples, which count as invalid: %s",
             self.name,

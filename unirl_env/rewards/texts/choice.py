@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from unirl_env.errors import ConfigError, ContractError
+from unirl_env.rewards.asks import Ask
 from unirl_env.rewards.texts.answers import (
     answer_part,
     checked_rule,
@@ -18,7 +20,7 @@ from unirl_env.rewards.texts.answers import (
 from unirl_env.rewards.texts.thoughts import Thinking
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["ChoiceScorer", "chosen_letter"]
+__all__ = ["ChoiceScorer", "chosen_letter", "expected_letters"]
 
 _SIGNS = str.maketrans(
     {
@@ -106,6 +108,11 @@ class ChoiceScorer:
     needs = ("text",)
     pointwise = True
 
+    @staticmethod
+    def asks_with(key: str = "answer", letters: str = "ABCDEFGHIJ", **options: Any) -> Ask:
+        """What a prompt must have: a letter that is a choice."""
+        return partial(expected_letters, key=key, letters=letters)
+
     def __init__(
         self,
         key: str = "answer",
@@ -118,6 +125,7 @@ class ChoiceScorer:
             raise ConfigError(f"`letters` must be capital letters A to Z, got {letters!r}.")
         self.key, self.letters, self.unparsable = key, letters, checked_rule(unparsable)
         self.thinking = Thinking.of(thinking)
+        self.asks = self.asks_with(key, letters)
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
         """Score the text of every sample against the letter of its prompt.
@@ -127,21 +135,30 @@ class ChoiceScorer:
         """
         value, parsed = [], []
         for sample, prompt in zip(samples, prompts, strict=True):
-            expected = {self._expected(answer, prompt) for answer in expected_answers(prompt, self.key)}
+            expected = expected_letters(prompt, self.key, self.letters)
             given = chosen_letter(answer_part(sample, self.name, self.thinking), self.letters)
             parsed.append(float(given is not None))
             nothing = torch.nan if self.unparsable == "invalid" else 0.0
             value.append(nothing if given is None else float(given in expected))
         return Scores(torch.tensor(value), {"parsed": torch.tensor(parsed)})
 
-    def _expected(self, answer: str, prompt: Prompt) -> str:
-        letter = chosen_letter(answer, self.letters)
+
+def expected_letters(prompt: Prompt, key: str, letters: str) -> set[str]:
+    """The letters that a prompt accepts.
+
+    Raises:
+        ContractError: If it has none, or something else.
+    """
+    found = set()
+    for answer in expected_answers(prompt, key):
+        letter = chosen_letter(answer, letters)
         if letter is None:
             raise ContractError(
-                f"`Prompt.metadata[{self.key!r}]` must be one of the letters {self.letters}, got {answer!r} "
-                f"for the prompt {prompt.id[:80]!r}; try the reward `exact` for answers in words."
+                f"`Prompt.metadata[{key!r}]` must be one of the letters {letters}, got {answer!r} for the "
+                f"prompt {prompt.id[:80]!r}; try the reward `exact` for answers in words."
             )
-        return letter
+        found.add(letter)
+    return found
 
 
 def chosen_letter(answer: str, letters: str = "ABCDEFGHIJ") -> str | None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import torch
 
 from unirl_env.errors import ConfigError
+from unirl_env.rewards.asks import Ask
 from unirl_env.rewards.texts.answers import answer_part, answer_text, expected_answers, last_boxed
 from unirl_env.rewards.texts.numerals import is_numeric, plain_numeral, plain_value
 from unirl_env.rewards.texts.thoughts import Thinking
@@ -44,6 +46,11 @@ class ExactScorer:
     needs = ("text",)
     pointwise = True
 
+    @staticmethod
+    def asks_with(key: str = "answer", **options: Any) -> Ask:
+        """What a prompt must have: an answer."""
+        return partial(expected_answers, key=key)
+
     def __init__(
         self,
         key: str = "answer",
@@ -54,6 +61,7 @@ class ExactScorer:
         unknown = sorted(set(strip) - set(STRIPS)) if not isinstance(strip, str) else [strip]
         if unknown:
             raise ConfigError(f"`strip` must be a list of {list(STRIPS)}, got {unknown}.")
+        self.asks = self.asks_with(key)
         self.key, self.strip, self.thinking = key, frozenset(strip), Thinking.of(thinking)
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:

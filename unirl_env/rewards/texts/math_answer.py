@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from itertools import product
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from unirl_env.errors import ConfigError, MissingExtra
+from unirl_env.rewards.asks import Ask
 from unirl_env.rewards.texts.algebra import same_number
 from unirl_env.rewards.texts.answers import (
     answer_part,
@@ -73,6 +74,11 @@ class MathScorer:
     needs = ("text",)
     pointwise = True
 
+    @staticmethod
+    def asks_with(key: str = "answer", **options: Any) -> Ask:
+        """What a prompt must have: an answer."""
+        return partial(expected_answers, key=key)
+
     def __init__(
         self,
         key: str = "answer",
@@ -87,6 +93,7 @@ class MathScorer:
         for name, number in (("timeout", timeout), ("max_characters", max_characters)):
             if not number > 0:
                 raise ConfigError(f"`{name}` must be positive, got {number!r}.")
+        self.asks = self.asks_with(key)
         self.key, self.unparsable = key, checked_rule(unparsable)
         self.max_characters, self.thinking = max_characters, Thinking.of(thinking)
         self._process = MathProcess(timeout)

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from unirl_env.rewards.captions import caption_of, require_caption
 from unirl_env.rewards.texts.answers import answer_part
 from unirl_env.rewards.texts.thoughts import Thinking
-from unirl_env.shapes import COLOURS, COUNTS, PLACES, RELATIONS, SHAPES, Caption, parse_caption
+from unirl_env.shapes import COLOURS, COUNTS, PLACES, RELATIONS, SHAPES, Caption
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["PlanScorer"]
@@ -56,6 +57,7 @@ class PlanScorer:
     name = "plan"
     needs = ("text",)
     pointwise = True
+    asks = staticmethod(require_caption)
 
     def __init__(self, *, thinking: Mapping[str, Any] | None = None):
         self.thinking = Thinking.of(thinking)
@@ -69,7 +71,7 @@ class PlanScorer:
         columns: dict[str, list[float]] = {aspect: [] for aspect in _ASPECTS}
         for sample, prompt in zip(samples, prompts, strict=True):
             text = answer_part(sample, self.name, self.thinking).lower()
-            caption = parse_caption(str(prompt.metadata.get("caption", prompt.text)))
+            caption = caption_of(prompt)
             wanted = None if caption is None else _wanted(caption)
             for aspect, pattern in _ASPECTS.items():
                 right = math.nan if wanted is None else float(set(pattern.findall(text)) == wanted[aspect])

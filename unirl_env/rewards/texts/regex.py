@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from unirl_env.checks import is_number
 from unirl_env.errors import ConfigError
+from unirl_env.rewards.asks import Ask
 from unirl_env.rewards.texts.answers import answer_part, answer_text
 from unirl_env.rewards.texts.thoughts import Thinking
 from unirl_env.rewards.unjudged import Unjudged
@@ -54,6 +56,13 @@ class RegexScorer:
     needs = ("text",)
     pointwise = True
 
+    @staticmethod
+    def asks_with(
+        pattern: str | None = None, *, flags: str = "", key: str = "regex", **options: Any
+    ) -> Ask | tuple[()]:
+        """What a prompt must have: a pattern, unless there is one for all."""
+        return () if pattern is not None else partial(_pattern_of, key=key, flags=flags)
+
     def __init__(
         self,
         pattern: str | None = None,
@@ -80,6 +89,7 @@ class RegexScorer:
         self._unjudged = Unjudged(self.name)
         self._compiled: dict[str, Any] = {}
         self._pattern = pattern
+        self.asks = self.asks_with(pattern, flags=flags, key=key)
         if pattern is not None:
             try:
                 self._compile(pattern)
@@ -104,15 +114,13 @@ class RegexScorer:
         return answer_part(sample, self.name, self.thinking)
 
     def _judged(self, text: str, prompt: Prompt) -> float:
-        pattern = self._pattern
-        if pattern is None:
-            pattern = prompt.metadata.get(self.key)
-            if pattern is None:
-                return self._invalid(prompt, f"`metadata[{self.key!r}]` is missing")
         try:
-            compiled = self._compile(pattern)
+            if self._pattern is not None:
+                compiled = self._compile(self._pattern)
+            else:
+                compiled = self._compile(prompt.metadata.get(self.key), self.key)
         except _BadPattern as error:
-            return self._invalid(prompt, f"`metadata[{self.key!r}]` is no regular expression: {error}")
+            return self._invalid(prompt, str(error))
         if self.part == "answer" and not text.strip():
             return 0.0
         look = compiled.fullmatch if self.mode == "fullmatch" else compiled.search
@@ -126,21 +134,12 @@ class RegexScorer:
             )
         return float(found == (self.expected == "match"))
 
-    def _compile(self, pattern: Any) -> Any:
-        import regex
-
-        if not isinstance(pattern, str):
-            raise _BadPattern(f"it is no text, but {type(pattern).__name__}")
-        if pattern not in self._compiled:
+    def _compile(self, pattern: Any, key: str = "") -> Any:
+        if not isinstance(pattern, str) or pattern not in self._compiled:
+            compiled = _compiled(pattern, self.flags, key)
             if len(self._compiled) >= 4096:
                 self._compiled.clear()
-            letters = 0
-            for letter in self.flags:
-                letters |= getattr(regex, FLAGS[letter])
-            try:
-                self._compiled[pattern] = regex.compile(pattern, letters)
-            except (regex.error, TypeError, ValueError, OverflowError, RecursionError) as error:
-                raise _BadPattern(f"{error}") from error
+            self._compiled[pattern] = compiled
         return self._compiled[pattern]
 
     def _invalid(self, prompt: Prompt, why: str) -> float:
@@ -148,5 +147,27 @@ class RegexScorer:
         return math.nan
 
 
-class _BadPattern(Exception):
+class _BadPattern(ValueError):
     """A pattern that cannot be read."""
+
+
+def _pattern_of(prompt: Prompt, key: str, flags: str) -> Any:
+    return _compiled(prompt.metadata.get(key), flags, key)
+
+
+def _compiled(pattern: Any, flags: str, key: str = "") -> Any:
+    """A pattern, that of all prompts or of one in `metadata[key]`."""
+    import regex
+
+    what = f"`metadata[{key!r}]` is" if key else "it is"
+    if pattern is None:
+        raise _BadPattern(f"{what} missing")
+    if not isinstance(pattern, str):
+        raise _BadPattern(f"{what} no regular expression: it is no text, but {type(pattern).__name__}")
+    letters = 0
+    for letter in flags:
+        letters |= getattr(regex, FLAGS[letter])
+    try:
+        return regex.compile(pattern, letters)
+    except (regex.error, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise _BadPattern(f"{what} no regular expression: {error}" if key else str(error)) from error

@@ -9,7 +9,7 @@ paths are refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,8 @@ __all__ = [
     "ScoreRequest",
     "decode_request",
     "encode_request",
+    "require_plain",
+    "words_of",
 ]
 
 PROTOCOL = 1
@@ -88,8 +90,38 @@ def encode_request(request: ScoreRequest, *, png: bool = False) -> bytes:
         raise WireError(f"A tensor must be of a dtype that safetensors knows, got {error!r}.") from error
 
 
-def decode_request(body: bytes, limits: Limits = USUAL) -> ScoreRequest:
+def words_of(body: bytes, limits: Limits = USUAL) -> memoryview:
+    """The JSON of a request in tensors, found by the head of its file; nothing is unpacked.
+
+    Raises:
+        WireError: If there is none, or the file holds more tensors than it may.
+    """
+    size = int.from_bytes(body[:8], "little")
+    # The head is read by a parser that keeps everything, of which a tensor of no bytes is the cheapest.
+    if size > min(len(body) - 8, limits.words):
+        raise WireError("A request must be a safetensors file with the tensor `request`, got a longer head.")
+    head = body[8 : 8 + size]
+    count = head.count(b"data_offsets")
+    if count > limits.pictures + 1:
+        raise WireError(f"A request must have at most {limits.pictures} tensors, got {count}; try fewer.")
+    try:
+        start, end = json.loads(head)["request"]["data_offsets"]
+        return memoryview(body)[8 + size + start : 8 + size + end]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise WireError(
+            f"A request must be a safetensors file with the tensor `request`, got {type(error).__name__}."
+        ) from error
+
+
+def decode_request(
+    body: bytes, limits: Limits = USUAL, claim: Callable[[int], None] = lambda count: None
+) -> ScoreRequest:
     """What `encode_request` wrote.
+
+    Args:
+        body: The bytes.
+        limits: What they may hold.
+        claim: Told before pictures are unpacked how many bytes all of them will then have; may raise.
 
     Raises:
         WireError: Naming what is malformed or too large.
@@ -99,6 +131,7 @@ def decode_request(body: bytes, limits: Limits = USUAL) -> ScoreRequest:
 
     if len(body) > limits.body:
         raise WireError(f"A request must have at most {limits.body} bytes, got {len(body)}.")
+    words_of(body, limits)
     try:
         tensors = load(body)
         head = read_words(tensors.pop("request").numpy().tobytes(), limits.words)
@@ -115,7 +148,7 @@ def decode_request(body: bytes, limits: Limits = USUAL) -> ScoreRequest:
         raise WireError("`items` must be a list of mappings with `sample` and `prompt`.")
     if not 1 <= len(items) <= limits.samples:
         raise WireError(f"`items` must be 1 to {limits.samples}, got {len(items)}.")
-    reader = TensorReader(tensors, limits)
+    reader = TensorReader(tensors, limits, claim)
     return ScoreRequest(
         id=_text(head.get("id"), "id", limits),
         reward=_text(head.get("reward"), "reward", limits),
@@ -162,6 +195,18 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def require_plain(prompt: Prompt) -> None:
+    """Refuse metadata and turns that are no JSON.
+
+    Raises:
+        WireError: Naming them.
+    """
+    try:
+        json.dumps([_plain(prompt.metadata), *map(_plain, prompt.messages)], allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise error if isinstance(error, WireError) else _no_json(error) from error
+
+
 def _no_json(got: Any) -> WireError:
     return WireError(
         f"`Prompt.metadata` and `Prompt.messages` must be JSON to be scored remotely, got {got}; try texts, "
@@ -177,7 +222,7 @@ def _sample_in(item: Mapping[str, Any], tensors: TensorReader, limits: Limits) -
         fields["before"] = _text(item["before"], "before", limits)
     for name, rank in RANKS.items():
         if item.get(name) is not None:
-            tensor = tensors.get(_mapping(item[name]))
+            tensor = tensors.get(_mapping(item[name]), looked_at=True)
             if name in PICTURES:
                 _check_picture(tensor, name, rank, limits)
             elif name == "tokens" and (tensor.ndim != 1 or tensor.dtype != torch.int64):

@@ -6,7 +6,8 @@ A form is `plain` (as it is), `levels` (a picture of whole 255ths as bytes) or `
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,8 @@ class Limits:
         characters: Characters of one text.
         unpacked: Bytes of all its pictures together, once they are float32.
         words: Bytes of its JSON, which takes many times as much room once it is read.
+        values: Commas, colons and brackets of its JSON, counted before it is read.
+        pictures: Pictures and other tensors of a request.
     """
 
     body: int = 256 * 2**20
@@ -38,6 +41,8 @@ class Limits:
     characters: int = 1_000_000
     unpacked: int = 4 * 2**30
     words: int = 32 * 2**20
+    values: int = 4_000_000
+    pictures: int = 16_384
 
 
 class TensorWriter:
@@ -85,19 +90,31 @@ class TensorReader:
     Args:
         tensors: The tensors of the file, by name.
         limits: What they may hold.
+        claim: Told before something is unpacked how many bytes all of it will then have; may raise.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], limits: Limits):
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        limits: Limits,
+        claim: Callable[[int], None] = lambda count: None,
+    ):
         self._tensors = tensors
+        self._claim = claim
+        self._looked_at = 0
         self._limits = limits
         self._unpacked: dict[tuple[str, str], Tensor] = {}
         self._bytes = 0
 
-    def get(self, word: Mapping[str, Any]) -> Tensor:
+    def get(self, word: Mapping[str, Any], *, looked_at: bool = False) -> Tensor:
         """The tensor that `word` names, as it was sent.
 
+        Args:
+            word: Its name and form.
+            looked_at: Count it each time, because a scorer will look at it each time.
+
         Raises:
-            WireError: If there is none, it is damaged, or too much is unpacked.
+            WireError: If there is none, it is damaged, or too much is unpacked or looked at.
         """
         name, form = word.get("tensor"), word.get("form")
         if not isinstance(name, str) or name not in self._tensors:
@@ -107,7 +124,14 @@ class TensorReader:
         if (name, form) not in self._unpacked:
             tensor = self._tensors[name]
             self._unpacked[name, form] = tensor if form == "plain" else self._picture(tensor, form)
-        return self._unpacked[name, form]
+        tensor = self._unpacked[name, form]
+        self._looked_at += tensor.nbytes if looked_at else 0
+        if self._looked_at > max(self._limits.unpacked, self._limits.body):
+            raise WireError(
+                f"The samples of a request must hold at most {self._limits.unpacked} bytes, each for itself; "
+                "try fewer of them."
+            )
+        return tensor
 
     def _picture(self, tensor: Tensor, form: str) -> Tensor:
         if tensor.dtype != torch.uint8:
@@ -115,9 +139,9 @@ class TensorReader:
         if form == "levels":
             self._spend(4 * tensor.numel())
             return _of_levels(tensor)
-        picture = read_png(tensor.numpy().tobytes(), self._limits.pixels)
-        self._spend(4 * picture.numel())
-        return picture
+        return read_png(
+            tensor.numpy().tobytes(), self._limits.pixels, lambda pixels: self._spend(4 * 3 * pixels)
+        )
 
     def _spend(self, count: int) -> None:
         self._bytes += count
@@ -126,24 +150,37 @@ class TensorReader:
                 f"The pictures of a request must have at most {self._limits.unpacked} bytes as float32; try "
                 "fewer of them."
             )
+        self._claim(self._bytes)
 
 
-def read_png(data: bytes, most_pixels: int) -> Tensor:
+def read_png(data: bytes, most_pixels: int, spend: Callable[[int], None] = lambda pixels: None) -> Tensor:
     """A PNG as `[3, H, W]` float32 in [0, 1]; no other format is tried.
+
+    Args:
+        data: The file.
+        most_pixels: How many it may have, told by its head before anything is decoded.
+        spend: Told then how many it has; may raise.
 
     Raises:
         WireError: If it is none, is damaged, or has too many pixels.
     """
     from PIL import Image
 
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
-            width, height = picture.size
-            if width * height > most_pixels:
-                raise WireError(f"A picture must have at most {most_pixels} pixels, got {width} x {height}.")
+    with _sound():
+        picture = Image.open(io.BytesIO(data), formats=("PNG",))
+    with picture:
+        width, height = picture.size
+        if width * height > most_pixels:
+            raise WireError(f"A picture must have at most {most_pixels} pixels, got {width} x {height}.")
+        spend(width * height)
+        with _sound():
             return load_picture(picture)
-    except WireError:
-        raise
+
+
+@contextmanager
+def _sound() -> Iterator[None]:
+    try:
+        yield
     except PromptError as error:
         raise WireError(f"A picture must be a sound PNG, got: {error}") from error
     except Exception as error:  # Pillow raises whatever its plugins raise on damaged files.

@@ -1,0 +1,58 @@
+"""What the commands of the door have in common on their command lines."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from typing import NoReturn
+
+from unirl_env.errors import ConfigError
+from unirl_env.version import __version__
+
+__all__ = ["Parser", "add_version", "positive"]
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are ours: one message that says what to do, and exit code 2."""
+
+    def __init__(self, **options: object):
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line.
+
+        Raises:
+            ConfigError: With argparse's words, and the nearest option.
+        """
+        raise ConfigError(f"{self._said(message)}; try `{self.prog} --help`.")
+
+    def _said(self, message: str) -> str:
+        known = [name for action in self._actions for name in action.option_strings]
+        strange = message.partition("unrecognized arguments: ")[2].split()
+        if not strange:
+            return f"The command line must be one that {self.prog} knows, got: {message}"
+        name = strange[0].partition("=")[0]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean `{near[0]}`?" if near else ""
+        if not near and name.startswith("-") and any(one.dest == "overrides" for one in self._actions):
+            plain = name.lstrip("-").replace("-", "_")
+            hint = f": settings are written without dashes, as `{plain}=...`"
+        return f"`{name}` must be an option, and is none{hint}"
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """`--version`, which prints the library's."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    parser.add_argument("--version", action="version", version=f"unirl-env {__version__} (Python {python})")
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, for `type=`."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}")
+    return value
