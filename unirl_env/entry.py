@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
+from unirl_env.command_line import show_any_text
 from unirl_env.errors import UnirlError
 from unirl_env.interrupt import EXIT_CODE
 
@@ -43,6 +44,7 @@ def guarded(action: Callable[[Console], int]) -> int:
         os.environ.setdefault(name, value)
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
+    show_any_text()
     errors = Console(stderr=True)
     try:
         return action(Console())
