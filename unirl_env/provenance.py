@@ -114,7 +114,7 @@ def record(path: Path, sources: Mapping[str, Any], entry: Mapping[str, Any]) -> 
     known: dict[str, Any] = {"sources": dict(sources), "sessions": []}
     if path.exists():
         try:
-            known = json.loads(path.read_text())
+            known = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             pass  # Half a file from a killed start: there is nothing to compare with.
     for name, value in sources.items():
@@ -128,7 +128,7 @@ def record(path: Path, sources: Mapping[str, Any], entry: Mapping[str, Any]) -> 
         )
     known["sessions"].append(dict(entry))
     draft = path.with_name(f".{path.name}")
-    draft.write_text(json.dumps(known, indent=1))
+    draft.write_text(json.dumps(known, indent=1), encoding="utf-8")
     draft.replace(path)
     return known
 

@@ -131,6 +131,7 @@ def make_env(*, flat: bool | Sequence[str] = False, **arguments: Any) -> gym.Env
                 f"`{name}` must be {value!r} for a single environment, got {arguments[name]!r}; "
                 "try gym.make_vec."
             )
+    _check_flat(flat)
     env = SingleEnv(make_vector_env(**arguments))
     if not flat:
         return env
@@ -178,7 +179,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     if not isinstance(choice.name, MODELS):
         _target(choice)
     _refuse_unknown(choice)
-    _require_texts(choice)
+    _require_kinds(choice)
 
 
 def make_model(choice: ModelChoice) -> Denoiser | LanguageModel | UnifiedModel:
@@ -188,7 +189,7 @@ def make_model(choice: ModelChoice) -> Denoiser | LanguageModel | UnifiedModel:
         ConfigError: If the family is unknown or the options do not fit it.
     """
     target = _target(choice)
-    _require_texts(choice)
+    _require_kinds(choice)
     try:
         return target(**choice.options)
     except TypeError as error:
@@ -211,12 +212,15 @@ def _target(choice: ModelChoice) -> Any:
     return target
 
 
-def _require_texts(choice: ModelChoice) -> None:
-    """Refuse a source that is none, and a revision or a system prompt that is no text."""
+def _require_kinds(choice: ModelChoice) -> None:
+    """Refuse a source that is none, texts that are no texts, and truth values that are texts."""
     for name in ("pretrained", "revision", "system"):
         value = choice.options.get(name)
         if value is not None and not isinstance(value, str | os.PathLike):
             raise ConfigError(f"`{name}` must be a text or None, got {value!r}; try {str(value)!r}.")
+    for name in ("chat", "thinking", "trust_remote_code", "offload"):
+        if choice.options.get(name) is not None:
+            truth(name, choice.options[name])
     if (source := choice.options.get("pretrained")) is not None:
         require_source(os.fspath(source))
 
