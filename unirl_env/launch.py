@@ -26,7 +26,7 @@ from unirl_env.preflight import Prompts, preflight
 from unirl_env.progress import RunProgress, waiting
 from unirl_env.rewards import for_mode
 from unirl_env.run_folder import RunFolder, free_name, locate
-from unirl_env.settings import differences, read_yaml, to_yaml
+from unirl_env.settings import differences, read_yaml, shown, to_yaml
 from unirl_env.summary import print_summary, resume_command
 from unirl_env.trust import signed
 
@@ -76,6 +76,7 @@ def launch(
     Raises:
         UnirlError: If the settings, the machine or the folder do not allow the run.
     """
+    shown(cfg)  # From now on, no message and no file repeats its secrets.
     prompts = preflight(cfg)
     place = find_place(cfg, console)
     cfg = replace(cfg, name=place.folder.path.name)

@@ -20,7 +20,7 @@ __all__ = ["make_room", "start_ray", "wanted_bundles"]
 logger = logging.getLogger(__name__)
 
 STARTS = 3
-"""How often Ray is tried: on a busy machine its own limit of half a minute is soon over, and later ones help."""
+"""How often it is tried: on a busy machine its own limit of half a minute is soon over."""
 FULL_SECONDS = 60.0
 """How long a full cluster is waited for where `cluster_wait` says nothing: what ends gives its room back
 within seconds, what trains does not within minutes."""
