@@ -18,7 +18,7 @@ def nothing_known(monkeypatch):
 @pytest.mark.parametrize(
     "name",
     """token api_key apiKey API-KEY OPENAI_API_KEY hf_token password client_secret Authorization
-    AWS_SECRET_ACCESS_KEY private_key x-api-key proxy_auth DB_PASSWORD""".split(),
+    AWS_SECRET_ACCESS_KEY private_key x-api-key proxy_auth DB_PASSWORD MYSQL_PWD""".split(),
 )
 def test_names_of_secrets(name):
     assert is_secret_name(name)
@@ -27,7 +27,7 @@ def test_names_of_secrets(name):
 @pytest.mark.parametrize(
     "name",
     """key keys max_tokens tokens_per_minute pad_token eos_token token_env tokenizer keyboard SSH_AUTH_SOCK
-    monkey author secretary token_mean num_steps -""".split(),
+    PWD OLDPWD monkey author secretary token_mean num_steps -""".split(),
 )
 def test_names_of_other_things(name):
     assert not is_secret_name(name)

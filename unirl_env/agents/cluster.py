@@ -45,7 +45,7 @@ def make_room(config: Any) -> None:
         ClusterError: If Ray does not start, has too few processors or GPUs, or has none free in time.
     """
     if config.cluster_wait is not None:
-        require_number("cluster_wait", config.cluster_wait, 0, unit="seconds")
+        require_number("cluster_wait", config.cluster_wait, 0)
     runners, learners = wanted_bundles(config)
     start_ray(math.ceil(sum(bundle.get("CPU", 0) for bundle in (*runners, *learners))))
     group = ray.util.get_current_placement_group()
