@@ -83,9 +83,9 @@ def make_vector_env(
         together: Judge all episodes of a batch at its end, in one call of the scorer; see `RewardWrapper`.
         overlap: Judge in the background: a step does not wait for its scores; see `RewardWrapper`.
         device: For the model's frozen half and the episodes; `"auto"` is the GPU where there is one.
-        flat: For unmodified agents: see and act in one flat `Box` (`FlattenForPPO`); a sequence names the
-            entries that are seen. An argument, because `gym.make_vec` cannot wrap natively batched
-            environments.
+        flat: For unmodified agents: see one flat `Box`, the prompt included, and act in one, or by tokens
+            (`FlattenForPPO`); a sequence names the entries that are seen. An argument, because
+            `gym.make_vec` cannot wrap natively batched environments.
         **arguments: `denoiser`, `language_model` or `unified_model` (a name, a dotted path or an adapter),
             the model's options, and those of `DenoiseVectorEnv`, `TokenVectorEnv` or `HybridVectorEnv`.
 
