@@ -31,6 +31,7 @@ from unirl_env.logbook import as_json
 from unirl_env.preflight import check_all, read_prompts
 from unirl_env.progress import waiting
 from unirl_env.report import write_comparison
+from unirl_env.rewards import require_judgeable
 from unirl_env.run_folder import RunFolder, locate
 from unirl_env.samples_folder import save_samples
 from unirl_env.settings import read_yaml
@@ -191,6 +192,9 @@ def _sets(cfg: RunConfig, options: Options) -> dict[str, Any]:
     if options.prompts is None:
         return read_prompts(cfg).evaluation_sets(options.limit or cfg.logging.eval_prompts)
     source = PromptSource.of(options.prompts, max_characters=cfg.prompts.max_characters)
+    for reward, spec in (("reward.train", cfg.reward.train), ("reward.heldout", cfg.reward.heldout)):
+        if spec is not None:
+            require_judgeable(spec, source, reward=reward, source="--prompts")
     return {"given": source.take(0, min(options.limit or len(source), len(source)), seed=None)}
 
 

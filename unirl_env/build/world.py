@@ -35,7 +35,7 @@ from unirl_env.rewards.spec import build_scorer
 from unirl_env.rewards.spec_check import check_reward
 from unirl_env.wrappers.draw import DrawWrapper
 from unirl_env.wrappers.flatten import FlattenForPPO, flatten_for_ppo
-from unirl_env.wrappers.reward import RewardWrapper
+from unirl_env.wrappers.reward import UNASKED, RewardWrapper
 
 __all__ = ["make_env", "make_model", "make_vector_env", "pick_device"]
 
@@ -63,7 +63,7 @@ def make_vector_env(
     *,
     generator: Mapping[str, Any] | None = None,
     scorer: Any = None,
-    on_invalid: str | float | None = None,
+    on_invalid: str | float = UNASKED,
     together: bool = False,
     overlap: bool = False,
     device: str = "cpu",
@@ -78,8 +78,9 @@ def make_vector_env(
             options of that model and those of `DrawWrapper`; `together` is True by default in autoreset mode
             DISABLED. None leaves texts as they are.
         scorer: Anything that `build_scorer` understands; None leaves the episodes unscored.
-        on_invalid: What an invalid score pays: `"raise"` (also None: an agent is not handed NaN unasked),
-            `"nan"`, or a number; this library's own agents take None for `"nan"`. See `RewardWrapper`.
+        on_invalid: What an invalid score pays: `"raise"`, because no agent is handed NaN unasked, `"nan"`,
+            or a number; this library's own agents, which read scores, take the default for `"nan"`. See
+            `RewardWrapper`.
         together: Judge all episodes of a batch at its end, in one call of the scorer; see `RewardWrapper`.
         overlap: Judge in the background: a step does not wait for its scores; see `RewardWrapper`.
         device: For the model's frozen half and the episodes; `"auto"` is the GPU where there is one.
