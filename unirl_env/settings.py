@@ -143,7 +143,7 @@ def read_yaml(path: Path) -> RunConfig:
 
 
 def to_yaml(cfg: RunConfig) -> str:
-    """Every setting; what looks like an interpolation is a text, what is secret the variable that holds it."""
+    """Every setting; what looks like an interpolation is a text, what is secret its variable."""
     return unshielded(OmegaConf.to_yaml(OmegaConf.create(shielded(shown(cfg)))))
 
 

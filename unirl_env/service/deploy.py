@@ -192,9 +192,7 @@ def _interrupt(*_: Any) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog=PROGRAM, description="Serve rewards by Ray Serve; see docs/service.md."
-    )
+    parser = Parser(prog=PROGRAM, description="Serve rewards by Ray Serve; see docs/service.md.")
     parser.add_argument("--config", help="a YAML file of the service's settings")
     parser.add_argument(
         "--reward",
