@@ -22,6 +22,7 @@ from rich.console import Console
 from unirl_env.config import RunConfig
 from unirl_env.entry import guarded
 from unirl_env.errors import ConfigError
+from unirl_env.masks import remember_command
 from unirl_env.overrides import WHOLE, for_hydra, respelled
 from unirl_env.settings import as_config, first_line, flat, read_yaml, to_yaml
 
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     The exit code is 0, 2 for a mistake that is explained, 3 where an alarm ended the run, 130 after Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    remember_command(argv)
     arguments = _parser().parse_args(argv)
 
     def action(console: Console) -> int:
