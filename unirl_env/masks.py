@@ -21,6 +21,7 @@ __all__ = [
     "is_secret_name",
     "masked",
     "remember",
+    "remember_command",
     "same_secrets",
     "variable_of",
 ]
@@ -77,7 +78,9 @@ _VALUES = re.compile(
 )
 """How the keys of well-known services and the contents of headers look, whatever setting they stand in."""
 _USER = re.compile(r"(?<=://)([^/?#@\s]+)(?=@)")
-_QUERY = re.compile(r"(?<=[?&;])([^=&#;\s]+)=([^&#;\s]+)")
+_QUERY = re.compile(r"""(?<=[?&;])([^=&#;\s'"]+)=([^&#;\s'"]+)""")
+_PAIRS = re.compile(r"""([A-Za-z_][\w.-]*)['"]?\s*[=:]\s*['"]?([^,}\]\s'"]+)""")
+_NOTHING = {"null", "none", "true", "false"}
 _known: set[str] = set()
 Path = tuple[str, ...]
 Mark = Callable[[Path, str], str]
@@ -86,6 +89,15 @@ Mark = Callable[[Path, str], str]
 def remember(*values: str | None) -> None:
     """Take the values for secrets from now on, in this process."""
     _known.update(value for value in values if value and len(value) >= SHORTEST)
+
+
+def remember_command(words: Iterable[str]) -> None:
+    """Take what a command line gives settings with names of secrets for secrets, before it is understood."""
+    for word in words:
+        for name, value in _PAIRS.findall(word):
+            if is_secret_name(name.rpartition(".")[2]) and value.lower() not in _NOTHING:
+                remember(REFERENCE.sub("", value))
+        masked(word)
 
 
 def hide(text: str) -> str:

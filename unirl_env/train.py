@@ -18,6 +18,7 @@ from unirl_env.command_line import Parser
 from unirl_env.config import RunConfig
 from unirl_env.entry import guarded
 from unirl_env.errors import ConfigError
+from unirl_env.masks import remember_command
 from unirl_env.overrides import Override, apply, last_value, split
 from unirl_env.recipes import CONFIGS, composed, is_recipe, options, recipes
 from unirl_env.setting_names import GROUPS
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     The exit code is 0, 2 for a mistake that is explained, 3 where an alarm ended the run, 130 after Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    remember_command(argv)
 
     def action(console: Console) -> int:
         arguments = _parser().parse_intermixed_args(argv)

@@ -101,6 +101,20 @@ def test_the_door_shows_none(capsys, tmp_path):
     assert "env:UNIRL_REWARD_TRAIN_TOKEN" in shown and SECRETS[1] not in shown
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        "reward.train.constants.api_key=q1w2e3r4t5]",
+        "reward.train={name: http, url: 'http://h?key=q1w2e3r4t5', token: q1w2e3r4t5",
+        "rewards.trainn.password='q1w2e3r4t5'",
+    ],
+)
+def test_mistakes_in_a_command_are_told_without_its_secrets(capsys, word):
+    assert main([word]) == 2
+    seen = capsys.readouterr()
+    assert "q1w2e3" not in seen.out + seen.err and "ConfigError" in seen.err
+
+
 def test_neither_errors_nor_records_of_other_libraries_show_one(capsys, caplog, monkeypatch):
     monkeypatch.setenv("SOME_API_KEY", "a1b2c3d4e5f6")
     factory = logging.getLogRecordFactory()
