@@ -63,8 +63,7 @@ class Agent(Algorithm):
         super().setup(config)
         self.source = PromptSource.of(self.config.prompt_source())
         self.sync = WeightSync(self.learner_group, self.env_runner_group)
-        self.iterations_done = 0
-        self._updating = False
+        self.iterations_done, self._updating = 0, False
         self.weights_version = 0
         self.iteration_metrics: dict[str, float] = {}
         self.last_batch: EpisodeBatch | None = None
@@ -273,9 +272,8 @@ class Agent(Algorithm):
         else:
             data = TrainingData(batch=shards[0])
         with learners_live("an update"):
-            updates = self.learner_group.update(
-                training_data=data, lr=lr, check=sorted(self.first_update.pending)
-            )
+            pending = sorted(self.first_update.pending)
+            updates = self.learner_group.update(training_data=data, lr=lr, check=pending)
         errors = [update.error for update in updates if update.error is not None]
         if errors:
             raise min(errors, key=lambda error: isinstance(error, FollowedFailure))
