@@ -1,4 +1,4 @@
-"""The models of random weights that the GPU benchmarks build: they follow the adapters that they stand for."""
+"""The models of random weights that the GPU benchmarks build follow the adapters that they stand for."""
 
 import sys
 from pathlib import Path

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from unirl_env.command_line import show_any_text
 from unirl_env.errors import UnirlError
 from unirl_env.interrupt import EXIT_CODE
 from unirl_env.masks import hide
@@ -81,6 +82,7 @@ def guarded(action: Callable[[Console], int]) -> int:
         os.environ.setdefault(name, value)
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
+    show_any_text()
     remember_environment()
     _hide_in_logs()
     errors = Console(file=Lasting(sys.stderr), stderr=True)

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from unirl_env import checkpoint as checkpoints
 from unirl_env.checkpoint import Checkpoint
+from unirl_env.command_line import Parser, positive
 from unirl_env.comparison import Evaluator
 from unirl_env.config import RunConfig
 from unirl_env.entry import guarded
@@ -30,6 +31,7 @@ from unirl_env.logbook import as_json
 from unirl_env.preflight import check_all, read_prompts
 from unirl_env.progress import waiting
 from unirl_env.report import write_comparison
+from unirl_env.rewards import require_judgeable
 from unirl_env.run_folder import RunFolder, locate
 from unirl_env.samples_folder import save_samples
 from unirl_env.settings import read_yaml
@@ -66,10 +68,10 @@ class Options:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison; the exit code is 0, 2 for a mistake that is explained, 130 after Ctrl-C."""
-    arguments = vars(_parser().parse_args(argv))
-    run, device, trust = (arguments.pop(name) for name in ("run", "device", "trust"))
 
     def action(console: Console) -> int:
+        arguments = vars(_parser().parse_args(argv))
+        run, device, trust = (arguments.pop(name) for name in ("run", "device", "trust"))
         compare(run, Options(**arguments), console, device=device, trust=trust)
         return 0
 
@@ -92,7 +94,7 @@ def compare(
         CheckpointError: If the run has no such checkpoint, or it is damaged.
         PromptError: If the prompts cannot be used.
     """
-    folder, _ = locate(run)
+    folder = _folder(run)
     cfg = read_yaml(folder.config)
     require_trust(folder.config, cfg, trust)
     # One process is enough to draw, and the machine need not be the one that trained.
@@ -126,7 +128,7 @@ def compare(
     finally:
         stop(parts.agent)
     draft = out / ".comparison.json"
-    draft.write_text(json.dumps(as_json(rows), indent=1))
+    draft.write_text(json.dumps(as_json(rows), indent=1), encoding="utf-8")
     draft.replace(out / "comparison.json")
     facts = [
         f"iteration {chosen.iteration} beside its base",
@@ -139,6 +141,15 @@ def compare(
         console.print(_table(before, after))
     console.print(f"Samples and intervals: {page}", highlight=False, markup=False, soft_wrap=True)
     return rows
+
+
+def _folder(run: str) -> RunFolder:
+    try:
+        return locate(run)[0]
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"`--run` must be the folder of a run, got {run}, which is none; try `--run runs/<name>`."
+        ) from error
 
 
 def find(folder: RunFolder, wanted: str) -> Checkpoint:
@@ -181,6 +192,9 @@ def _sets(cfg: RunConfig, options: Options) -> dict[str, Any]:
     if options.prompts is None:
         return read_prompts(cfg).evaluation_sets(options.limit or cfg.logging.eval_prompts)
     source = PromptSource.of(options.prompts, max_characters=cfg.prompts.max_characters)
+    for reward, spec in (("reward.train", cfg.reward.train), ("reward.heldout", cfg.reward.heldout)):
+        if spec is not None:
+            require_judgeable(spec, source, reward=reward, source="--prompts")
     return {"given": source.take(0, min(options.limit or len(source), len(source)), seed=None)}
 
 
@@ -225,16 +239,16 @@ def _table(before: dict[str, Any], after: dict[str, Any]) -> Table:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m unirl_env.evaluate",
         description="Compare a trained policy with its base on fixed prompts and seeds.",
     )
     parser.add_argument("--run", required=True, help="the run's folder")
     parser.add_argument("--checkpoint", default="best", help="best, last, an iteration or a folder")
     parser.add_argument("--prompts", help="a .txt or .jsonl file, a data set or a shipped set")
-    parser.add_argument("--limit", type=_positive, help="prompts per set")
-    parser.add_argument("--samples", type=_positive, help="samples per prompt")
-    parser.add_argument("--num-steps", type=_positive, help="denoising steps")
+    parser.add_argument("--limit", type=positive, help="prompts per set")
+    parser.add_argument("--samples", type=positive, help="samples per prompt")
+    parser.add_argument("--num-steps", type=positive, help="denoising steps")
     parser.add_argument("--seed", type=int, default=0, help="key of the initial noise")
     parser.add_argument("--device", help="cpu, cuda, ...; by default what there is")
     parser.add_argument(
@@ -243,13 +257,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="where the results go")
     parser.add_argument("--export", type=Path, help="write the checkpoint's adapters (or all weights) here")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 if __name__ == "__main__":

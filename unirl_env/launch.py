@@ -30,7 +30,7 @@ from unirl_env.progress import RunProgress, waiting
 from unirl_env.rescue import close, rescue
 from unirl_env.rewards import for_mode
 from unirl_env.run_folder import RunFolder, free_name, locate, of_name
-from unirl_env.settings import differences, read_yaml, to_yaml
+from unirl_env.settings import differences, read_yaml, shown, to_yaml
 from unirl_env.summary import print_summary, resume_command
 from unirl_env.trust import signed
 from unirl_env.watchdog import Watchdog
@@ -81,6 +81,7 @@ def launch(
     Raises:
         UnirlError: If the settings, the machine or the folder do not allow the run.
     """
+    shown(cfg)  # From now on, no message and no file repeats its secrets.
     prompts = preflight(cfg)
     place = find_place(cfg, console)
     cfg = replace(cfg, name=place.folder.path.name)

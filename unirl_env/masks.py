@@ -32,7 +32,7 @@ SHORTEST = 4
 
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _LAST = {
-    *("secret", "secrets", "password", "passwd", "passphrase", "pwd", "authorization", "auth", "apikey"),
+    *("secret", "secrets", "password", "passwd", "passphrase", "authorization", "auth", "apikey"),
     *("credential", "credentials", "bearer", "cookie", "cookies"),
 }
 _KEYS = {
@@ -103,8 +103,8 @@ def is_secret_name(name: str, inside: Iterable[str] = ()) -> bool:
     if not words or words[-1] == "env" or (outer and outer[-1].endswith("_env")):
         return False  # The name of a variable is none.
     before = words[-2] if len(words) > 1 else ""
-    if words[-1] in _LAST or (words[-1] == "key" and before in _KEYS):
-        return True
+    if words[-1] in _LAST or (words[-1] == "key" and before in _KEYS) or (words[-1] == "pwd" and before):
+        return True  # A bare PWD is where a shell is.
     if words[-1] == "token":
         return before not in _NO_TOKENS
     return bool(_SENT & set(outer)) and bool(_SENT_WORDS & set(words))

@@ -65,13 +65,20 @@ def model_fingerprint(pretrained: str | Path, revision: str | None = None) -> st
 
 def _commit(pretrained: str, revision: str | None) -> str | None:
     """The commit that a branch or a tag means now; None if that cannot be found out."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
 
-    for name in INDEXES:
+    if revision is not None and COMMIT.fullmatch(revision):
+        return revision
+    # What is in the cache first: without a way to the hub, each name that is not costs a time-out.
+    held = [name for name in INDEXES if isinstance(try_to_load_from_cache(pretrained, name), str)]
+    for name in held or INDEXES:
         try:
             found = Path(hf_hub_download(pretrained, name, revision=revision))
-        except Exception:  # Not there, or not to be had: whoever loads the model says why.
+        except EntryNotFoundError:
             continue
+        except Exception:  # Not to be had: whoever loads the model says why.
+            return None
         if COMMIT.fullmatch(found.parent.name):
             return found.parent.name
     return None
@@ -114,7 +121,7 @@ def record(path: Path, sources: Mapping[str, Any], entry: Mapping[str, Any]) -> 
     known: dict[str, Any] = {"sources": dict(sources), "sessions": []}
     if path.exists():
         try:
-            known = json.loads(path.read_text())
+            known = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             pass  # Half a file from a killed start: there is nothing to compare with.
     for name, value in sources.items():
@@ -128,7 +135,7 @@ def record(path: Path, sources: Mapping[str, Any], entry: Mapping[str, Any]) -> 
         )
     known["sessions"].append(dict(entry))
     draft = path.with_name(f".{path.name}")
-    draft.write_text(json.dumps(known, indent=1))
+    draft.write_text(json.dumps(known, indent=1), encoding="utf-8")
     draft.replace(path)
     return known
 

@@ -143,18 +143,14 @@ def read_yaml(path: Path) -> RunConfig:
 
 
 def to_yaml(cfg: RunConfig) -> str:
-    """Every setting; what looks like an interpolation is a text, what is secret the variable that holds it."""
+    """Every setting; what looks like an interpolation is a text, what is secret its variable."""
     return unshielded(OmegaConf.to_yaml(OmegaConf.create(shielded(shown(cfg)))))
 
 
 def shown(cfg: RunConfig) -> dict[str, Any]:
     """The settings as nested mappings that others may see."""
     values = _plain(dataclasses.asdict(cfg))
-    # Prompts are texts about anything.
-    return {
-        name: value if name in ("name", "prompts") else masked(value, (name,))
-        for name, value in values.items()
-    }
+    return {name: masked(value, (name,)) if _searched(name) else value for name, value in values.items()}
 
 
 def differences(saved: RunConfig, wanted: RunConfig) -> list[str]:
@@ -165,7 +161,7 @@ def differences(saved: RunConfig, wanted: RunConfig) -> list[str]:
         rows |= {
             name: same_secrets(value, tuple(name.split(".")))
             for name, value in rows.items()
-            if not name.startswith("prompts.")
+            if _searched(name)
         }
     return [
         f"{name}: {one.get(name)!r} -> {other.get(name)!r}"
@@ -193,8 +189,6 @@ def flat(cfg: RunConfig, *, public: bool = False) -> dict[str, Any]:
         cfg: The settings.
         public: Whether others see them, so that secrets are masked.
     """
-    if public:
-        cfg = from_mapping(shown(cfg))
     rows: dict[str, Any] = {}
     for field in dataclasses.fields(cfg):
         value = getattr(cfg, field.name)
@@ -203,7 +197,16 @@ def flat(cfg: RunConfig, *, public: bool = False) -> dict[str, Any]:
                 rows[f"{field.name}.{inner.name}"] = _plain(getattr(value, inner.name))
         else:
             rows[field.name] = _plain(value)
+    if public:
+        rows |= {
+            name: masked(value, tuple(name.split("."))) for name, value in rows.items() if _searched(name)
+        }
     return rows
+
+
+def _searched(name: str) -> bool:
+    """Whether a setting is searched for secrets; prompts are texts about anything."""
+    return name != "name" and name.partition(".")[0] != "prompts"
 
 
 def _plain(value: Any) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from unirl_env.arguments import Parser, add_version
+from unirl_env.command_line import Parser
 from unirl_env.config import RunConfig
 from unirl_env.entry import guarded
 from unirl_env.errors import ConfigError
@@ -182,7 +182,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--multirun", "-m", action="store_true", help="a run for each of the values between commas"
     )
-    add_version(parser)
     parser.add_argument(
         "overrides",
         nargs="*",

@@ -9,7 +9,6 @@ in a shared home or copied there, takes the folder for its own.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import hmac
 import importlib.util
@@ -96,10 +95,8 @@ def foreign(cfg: RunConfig) -> Iterator[tuple[str, Any, str]]:
     if colon and (module != __name__.partition(".")[0] or name not in IDS):
         yield "model.env", cfg.model.env, "which is imported"
     for section in SECTIONS:
-        values = {
-            name: value for name, value in dataclasses.asdict(getattr(cfg, section)).items() if name != "env"
-        }
-        yield from _foreign(values, section)
+        values = vars(getattr(cfg, section))
+        yield from _foreign({name: value for name, value in values.items() if name != "env"}, section)
 
 
 def _foreign(value: Any, place: str) -> Iterator[tuple[str, Any, str]]:

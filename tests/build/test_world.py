@@ -10,7 +10,7 @@ from unirl_env.build import make_env, make_vector_env, pick_device
 from unirl_env.build.agent import world_options
 from unirl_env.config import RunConfig
 from unirl_env.envs import DenoiseVectorEnv, SingleEnv
-from unirl_env.errors import ConfigError, PromptError, ScorerError
+from unirl_env.errors import ConfigError, PromptError
 from unirl_env.wrappers import FlattenForPPO, RewardWrapper
 
 
@@ -39,8 +39,8 @@ def test_without_a_scorer_nothing_is_paid():
 def test_scorers_go_by_name_and_invalid_scores_as_told():
     env = make_vector_env(2, scorer="shapes", on_invalid=-1.0, **plain())
     assert finish(env).tolist() == [-1, -1], "no shapes are asked for, so nothing can be scored"
-    with pytest.raises(ScorerError):
-        finish(make_vector_env(2, scorer="shapes", on_invalid="raise", **plain()))
+    with pytest.raises(PromptError, match="must be a caption of the shapes world"):
+        make_vector_env(2, scorer="shapes", **plain())
     with pytest.raises(ConfigError, match="`reward` must be one of"):
         make_vector_env(2, scorer="beauty", **plain())
 

@@ -237,7 +237,7 @@ def test_it_is_the_reward_of_an_environment_whose_prompts_are_a_file_of_genevals
     env = gym.make_vec(
         "unirl_env:unirl/TinySD3-T2I-v0", num_envs=2, num_steps=2, array_backend="torch", group_size=1,
         info_objects=True, prompts=str(tmp_path / "geneval.jsonl"),
-        scorer={"name": "geneval", "value": "soft"},
+        scorer={"name": "geneval", "value": "soft"}, on_invalid="nan",
     )  # fmt: skip
     _, info = env.reset(seed=0)
     for _ in range(2):

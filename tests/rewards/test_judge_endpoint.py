@@ -134,6 +134,7 @@ def play(server, on_invalid="nan", **options):
         max_new_tokens=3,
         autoreset_mode="disabled",
         scorer={**spec, **options},
+        on_invalid=on_invalid,
     )
     try:
         env.reset(seed=3)

@@ -167,6 +167,7 @@ def test_it_is_the_reward_of_an_environment():
         info_objects=True,
         num_steps=2,
         scorer={"name": "ocr"},
+        on_invalid="nan",
         array_backend="torch",
     )
     env.reset(seed=0, options={"prompts": ['a red circle with the word "Hello"', "a red circle"]})

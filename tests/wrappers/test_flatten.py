@@ -120,13 +120,8 @@ def test_a_policy_that_would_see_no_prompt_is_refused():
 
 
 def test_tokens_stay_actions_of_their_own():
-    vector = gym.make_vec(
-        "unirl/TinyQwen3-Math-v0",
-        2,
-        vectorization_mode="vector_entry_point",
-        flat=True,
-        prompts=["1+1=", "2+3="],
-    )
+    name, options = "unirl/TinyQwen3-Math-v0", {"flat": True, "prompts": ["1+1=", "2+3="]}
+    vector = gym.make_vec(name, 2, vectorization_mode="vector_entry_point", **options)
     row, info = vector.reset(seed=0)
     assert vector.single_action_space == gym.spaces.Discrete(268) and row.shape == (2, 41)
     assert vector.observation_space.contains(row) and not np.array_equal(row[0], row[1])

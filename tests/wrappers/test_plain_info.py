@@ -45,14 +45,14 @@ def test_info_can_be_taken_apart_by_episode():
 
 
 def test_an_invalid_score_has_no_value():
-    _, info = finished(RewardWrapper(world(info_objects=False), every_other))
+    _, info = finished(RewardWrapper(world(info_objects=False), every_other, "nan"))
     scores = info["scores"]
     assert scores["valid"].tolist() == scores["_value"].tolist() == [True, False, True, False]
     assert scores["_valid"].all() and not np.isnan(scores["value"]).any() and "parts" not in scores
 
 
 def test_the_statistics_leave_out_a_return_that_is_not_known():
-    _, info = finished(EpisodeStatistics(RewardWrapper(world(info_objects=False), every_other)))
+    _, info = finished(EpisodeStatistics(RewardWrapper(world(info_objects=False), every_other, "nan")))
     assert info["episode"]["_r"].tolist() == [True, False, True, False]
     assert not np.isnan(info["episode"]["r"]).any() and info["episode"]["_l"].all()
 

@@ -27,7 +27,7 @@ def names(folder):
 
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
 def test_final_pictures_and_their_pages(tmp_path, backend):
-    env = RecordMedia(RewardWrapper(FakeDenoiseEnv(backend=backend), half_fails), tmp_path / "a" / "b")
+    env = RecordMedia(RewardWrapper(FakeDenoiseEnv(backend=backend), half_fails, "nan"), tmp_path / "a" / "b")
     results = walk(env)
     folder = tmp_path / "a" / "b"
     assert names(folder) == [

@@ -1,6 +1,7 @@
 """The reward wrapper: rewards, scores and the counted failures."""
 
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -8,8 +9,11 @@ import torch
 from fakes import FakeDenoiseEnv, walk
 
 from unirl_env.errors import ConfigError, ContractError, ScorerError
+from unirl_env.rewards import WeightedSum
+from unirl_env.rewards.background import Background
 from unirl_env.types import Scores
-from unirl_env.wrappers.reward import RewardWrapper
+from unirl_env.wrappers.reward import RewardWrapper, leave_invalid
+from unirl_env.wrappers.statistics import EpisodeStatistics
 
 
 def brightness(samples, prompts):
@@ -88,18 +92,56 @@ def test_a_scorer_that_raises_makes_the_batch_invalid():
     def broken(samples, prompts):
         raise RuntimeError("out of memory")
 
-    env = RewardWrapper(FakeDenoiseEnv(), broken)
+    env = RewardWrapper(FakeDenoiseEnv(), broken, on_invalid="nan")
     assert np.isnan(walk(env)[-1][1]).all()
     assert env.unscored == 2
     with pytest.raises(ScorerError, match=r"`broken` must score 2 samples, got RuntimeError: out of memory"):
-        walk(RewardWrapper(FakeDenoiseEnv(), broken, on_invalid="raise"))
+        walk(RewardWrapper(FakeDenoiseEnv(), broken))
 
 
 def test_raise_stops_on_an_invalid_score():
     with pytest.raises(
         ScorerError, match=r"`second_fails` must give finite scores, got 1 invalid ones among 2"
     ):
-        walk(RewardWrapper(FakeDenoiseEnv(), second_fails, on_invalid="raise"))
+        walk(RewardWrapper(FakeDenoiseEnv(), second_fails))
+
+
+def test_whoever_reads_scores_has_invalid_ones_as_data_unless_told_otherwise():
+    for told, expected in (({}, "nan"), ({"on_invalid": "raise"}, "raise"), ({"on_invalid": 2.0}, 2.0)):
+        env = RewardWrapper(FakeDenoiseEnv(), second_fails, **told)
+        assert env.on_invalid == told.get("on_invalid", "raise")
+        leave_invalid(EpisodeStatistics(env))
+        assert env.on_invalid == expected
+
+
+def test_a_composed_reward_says_what_went_wrong_inside():
+    def ill(samples, prompts):
+        raise RuntimeError("the judge is ill")
+
+    both = WeightedSum({"bright": (brightness, 1.0), "judge": (ill, 1.0)})
+    with pytest.raises(ScorerError, match=r"2 invalid ones among 2 \(ill: RuntimeError: the judge is ill\)"):
+        walk(RewardWrapper(FakeDenoiseEnv(), both))
+
+
+def test_a_failure_in_the_background_is_raised_once_it_is_known():
+    ill, known = threading.Event(), threading.Event()
+
+    def late(samples, prompts):
+        known.wait(20)
+        try:
+            raise RuntimeError("the judge is ill")
+        finally:
+            ill.set()
+
+    env = RewardWrapper(FakeDenoiseEnv(), Background(late))
+    walk(env)
+    known.set()
+    ill.wait(20)
+    with pytest.raises(ScorerError, match="the judge is ill"):
+        env.scores.result()
+    with pytest.raises(ScorerError, match="the judge is ill"):
+        env.reset()
+    env.reset()  # once is enough
 
 
 def test_a_broken_contract_raises_whatever_the_setting():

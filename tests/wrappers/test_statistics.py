@@ -31,7 +31,7 @@ def test_ended_episodes_are_in_the_info(backend):
 
 
 def test_the_summary_is_over_valid_episodes():
-    env = EpisodeStatistics(RewardWrapper(FakeDenoiseEnv(steps=(2, 2, 2)), second_fails))
+    env = EpisodeStatistics(RewardWrapper(FakeDenoiseEnv(steps=(2, 2, 2)), second_fails, "nan"))
     walk(env)
     summary = env.summary()
     assert summary["return_mean"] == 2.0 and summary["return_std"] == 1.0

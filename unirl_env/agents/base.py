@@ -271,11 +271,10 @@ class Agent(Algorithm):
             data = TrainingData(batch_refs=[ray.put(shard.to("cpu")) for shard in shards])
         else:
             data = TrainingData(batch=shards[0])
+        check = sorted(self.first_update.pending)
         with learners_live("an update"):
-            pending = sorted(self.first_update.pending)
-            updates = self.learner_group.update(training_data=data, lr=lr, check=pending)
-        errors = [update.error for update in updates if update.error is not None]
-        if errors:
+            updates = self.learner_group.update(training_data=data, lr=lr, check=check)
+        if errors := [update.error for update in updates if update.error is not None]:
             raise min(errors, key=lambda error: isinstance(error, FollowedFailure))
         if all(updates[0].skipped):
             raise ContractError(

@@ -20,7 +20,7 @@ __all__ = ["make_room", "start_ray", "wanted_bundles"]
 logger = logging.getLogger(__name__)
 
 STARTS = 3
-"""How often Ray is tried: on a busy machine its own limit of half a minute is soon over, and later ones help."""
+"""How often it is tried: on a busy machine its own limit of half a minute is soon over."""
 FULL_SECONDS = 60.0
 """How long a full cluster is waited for where `cluster_wait` says nothing: what ends gives its room back
 within seconds, what trains does not within minutes."""
@@ -45,7 +45,7 @@ def make_room(config: Any) -> None:
         ClusterError: If Ray does not start, has too few processors or GPUs, or has none free in time.
     """
     if config.cluster_wait is not None:
-        require_number("cluster_wait", config.cluster_wait, 0, unit="seconds")
+        require_number("cluster_wait", config.cluster_wait, 0)
     runners, learners = wanted_bundles(config)
     start_ray(math.ceil(sum(bundle.get("CPU", 0) for bundle in (*runners, *learners))))
     group = ray.util.get_current_placement_group()

@@ -145,4 +145,3 @@ def chosen(cfg: RunConfig, config: AgentConfig) -> tuple[str, ...]:
         f"Old log-probabilities are {whose} (`agent.anchor` is null, `agent.name` {cfg.agent.name} and "
         f"`rollout.engine` {cfg.rollout.engine}).",
     )
-

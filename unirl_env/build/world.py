@@ -35,7 +35,7 @@ from unirl_env.rewards.spec import build_scorer
 from unirl_env.rewards.spec_check import check_reward
 from unirl_env.wrappers.draw import DrawWrapper
 from unirl_env.wrappers.flatten import FlattenForPPO, flatten_for_ppo
-from unirl_env.wrappers.reward import RewardWrapper
+from unirl_env.wrappers.reward import UNASKED, RewardWrapper
 
 __all__ = ["make_env", "make_model", "make_vector_env", "pick_device"]
 
@@ -63,7 +63,7 @@ def make_vector_env(
     *,
     generator: Mapping[str, Any] | None = None,
     scorer: Any = None,
-    on_invalid: str | float | None = None,
+    on_invalid: str | float = UNASKED,
     together: bool = False,
     overlap: bool = False,
     device: str = "cpu",
@@ -78,14 +78,15 @@ def make_vector_env(
             options of that model and those of `DrawWrapper`; `together` is True by default in autoreset mode
             DISABLED. None leaves texts as they are.
         scorer: Anything that `build_scorer` understands; None leaves the episodes unscored.
-        on_invalid: What an invalid score pays: `"raise"` (also None: an agent is not handed NaN unasked),
-            `"nan"`, or a number; this library's own agents take None for `"nan"`. See `RewardWrapper`.
+        on_invalid: What an invalid score pays: `"raise"`, because no agent is handed NaN unasked, `"nan"`,
+            or a number; this library's own agents, which read scores, take the default for `"nan"`. See
+            `RewardWrapper`.
         together: Judge all episodes of a batch at its end, in one call of the scorer; see `RewardWrapper`.
         overlap: Judge in the background: a step does not wait for its scores; see `RewardWrapper`.
         device: For the model's frozen half and the episodes; `"auto"` is the GPU where there is one.
-        flat: For unmodified agents: see and act in one flat `Box` (`FlattenForPPO`); a sequence names the
-            entries that are seen. An argument, because `gym.make_vec` cannot wrap natively batched
-            environments.
+        flat: For unmodified agents: see one flat `Box`, the prompt included, and act in one, or by tokens
+            (`FlattenForPPO`); a sequence names the entries that are seen. An argument, because
+            `gym.make_vec` cannot wrap natively batched environments.
         **arguments: `denoiser`, `language_model` or `unified_model` (a name, a dotted path or an adapter),
             the model's options, and those of `DenoiseVectorEnv`, `TokenVectorEnv` or `HybridVectorEnv`.
 
@@ -131,6 +132,7 @@ def make_env(*, flat: bool | Sequence[str] = False, **arguments: Any) -> gym.Env
                 f"`{name}` must be {value!r} for a single environment, got {arguments[name]!r}; "
                 "try gym.make_vec."
             )
+    _check_flat(flat)
     env = SingleEnv(make_vector_env(**arguments))
     if not flat:
         return env
@@ -178,7 +180,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     if not isinstance(choice.name, MODELS):
         _target(choice)
     _refuse_unknown(choice)
-    _require_texts(choice)
+    _require_kinds(choice)
 
 
 def make_model(choice: ModelChoice) -> Denoiser | LanguageModel | UnifiedModel:
@@ -188,7 +190,7 @@ def make_model(choice: ModelChoice) -> Denoiser | LanguageModel | UnifiedModel:
         ConfigError: If the family is unknown or the options do not fit it.
     """
     target = _target(choice)
-    _require_texts(choice)
+    _require_kinds(choice)
     try:
         return target(**choice.options)
     except TypeError as error:
@@ -211,12 +213,15 @@ def _target(choice: ModelChoice) -> Any:
     return target
 
 
-def _require_texts(choice: ModelChoice) -> None:
-    """Refuse a source that is none, and a revision or a system prompt that is no text."""
+def _require_kinds(choice: ModelChoice) -> None:
+    """Refuse a source that is none, texts that are no texts, and truth values that are texts."""
     for name in ("pretrained", "revision", "system"):
         value = choice.options.get(name)
         if value is not None and not isinstance(value, str | os.PathLike):
             raise ConfigError(f"`{name}` must be a text or None, got {value!r}; try {str(value)!r}.")
+    for name in ("chat", "thinking", "trust_remote_code", "offload"):
+        if choice.options.get(name) is not None:
+            truth(name, choice.options[name])
     if (source := choice.options.get("pretrained")) is not None:
         require_source(os.fspath(source))
 

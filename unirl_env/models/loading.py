@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from unirl_env.errors import ModelNotFound
+from unirl_env.errors import ModelNotFound, UnirlError
 from unirl_env.masks import hide
 from unirl_env.quiet import quiet_loading
 
@@ -17,6 +17,8 @@ __all__ = ["cause_of", "load", "not_found", "public", "require_source"]
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 """Weights that run code of whoever made them while they are read."""
+DEPTHS = ("", "*/", "*/*/")
+"""Where a directory holds weights: itself, or the folders of a pipeline's parts."""
 
 
 def require_source(pretrained: str) -> None:
@@ -26,6 +28,11 @@ def require_source(pretrained: str) -> None:
         ModelNotFound: Naming it, and what to do.
     """
     path = Path(pretrained)
+    if not pretrained.strip() or "\0" in pretrained:
+        raise ModelNotFound(
+            f"`pretrained` must be a directory or a hub id, got {pretrained!r}; try "
+            "'Qwen/Qwen3-0.6B', or None."
+        )
     if path.is_dir():
         _require_weights(path)
     elif path.is_file():
@@ -51,9 +58,10 @@ def _require_weights(path: Path) -> None:
         raise ModelNotFound(
             f"`pretrained` must be a directory with a model, got {str(path)!r}, which is empty."
         )
-    if any(path.rglob("*.safetensors")):
+    if any(any(path.glob(f"{depth}*.safetensors")) for depth in DEPTHS):
         return
-    pickled = [file.name for pattern in PICKLED for file in sorted(path.rglob(pattern))]
+    found = (file for depth in DEPTHS for pattern in PICKLED for file in path.glob(f"{depth}{pattern}"))
+    pickled = sorted(file.name for file in found)
     if pickled:
         raise ModelNotFound(
             f"`pretrained` must have its weights in safetensors, got {str(path)!r} with {pickled[0]}: a "
@@ -76,12 +84,12 @@ def load(loader: Callable[..., Any], pretrained: str, *, kind: str, alternative:
     Raises:
         ModelNotFound: Names the id, the cause and the alternative.
     """
-    from safetensors import SafetensorError
-
     try:
         with quiet_loading():
             return loader(pretrained, **options)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (UnirlError, MemoryError):
+        raise
+    except Exception as error:  # a damaged directory can make a library fail in any way
         raise not_found(pretrained, cause_of(error), kind=kind, alternative=alternative) from public(error)
 
 

@@ -268,12 +268,10 @@ class SD3Denoiser(Denoiser):
         return config
 
     def _load(self, loader: Any, **options: Any) -> Any:
-        from safetensors import SafetensorError
-
         try:
             with quiet_loading():
                 return loader(self.pretrained, revision=self.revision, **options)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except Exception as error:  # a damaged directory can make a library fail in any way
             raise self._not_found(cause_of(error)) from public(error)
 
     def _not_found(self, cause: str) -> ModelNotFound:

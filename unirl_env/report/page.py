@@ -226,11 +226,14 @@ def _commands(folder: RunFolder, cfg: RunConfig, known: Mapping[str, Any]) -> st
 
 
 def _provenance(folder: RunFolder) -> dict[str, Any]:
-    return json.loads(folder.provenance.read_text()) if folder.provenance.exists() else {}
+    return json.loads(folder.provenance.read_text(encoding="utf-8")) if folder.provenance.exists() else {}
 
 
 def _write(path: Path, title: str, body: str) -> Path:
-    style, script = (HERE / "page.css").read_text(), (HERE / "page.js").read_text()
+    style, script = (
+        (HERE / "page.css").read_text(encoding="utf-8"),
+        (HERE / "page.js").read_text(encoding="utf-8"),
+    )
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

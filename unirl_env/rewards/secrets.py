@@ -65,7 +65,7 @@ def resolved(settings: Any, name: str = "") -> Any:
 def remember_environment() -> None:
     """Take what stands in variables with names of secrets for secrets, wherever else it turns up."""
     for name, value in os.environ.items():
-        if is_secret_name(name) and len(value) >= 8:
+        if is_secret_name(name) and len(value) >= 8 and not os.path.exists(value):
             remember(value)
 
 

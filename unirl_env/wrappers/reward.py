@@ -22,7 +22,15 @@ from unirl_env.rewards.scoring import checked_scorer, place_scores, score_safely
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 from unirl_env.wrappers.base import Wrapper
 
-__all__ = ["RewardWrapper", "leave_invalid"]
+__all__ = ["UNASKED", "RewardWrapper", "leave_invalid"]
+
+
+class Unasked(str):
+    """A text that nobody chose."""
+
+
+UNASKED = Unasked("raise")
+"""What an invalid score pays where nobody said it: an error, except to whoever reads `scores`."""
 
 
 class RewardWrapper(Wrapper):
@@ -41,9 +49,9 @@ class RewardWrapper(Wrapper):
         env: A generative vector environment.
         scorer: What judges the samples; see `unirl_env.rewards`.
         on_invalid: The reward of a finished episode whose score is invalid: `"raise"`, an error with the
-            cause, which is what None means, because few learners can take NaN; `"nan"`, for those that leave
-            it out of its group; or a number, where `scores.valid` still tells. This library's own rollouts
-            read `scores`, and take None for `"nan"`: there a failed score is data.
+            cause, because few learners can take NaN; `"nan"`, for those that leave it out of its group; or a
+            number, where `scores.valid` still tells. This library's own rollouts read `scores`, where a
+            failed one is data: they take what was left at the default for `"nan"`.
         together: Judge all episodes of a batch in one call of the scorer, at the step at which the last one
             ends, and pay all of them then; for scorers that want batches, in autoreset mode DISABLED. By
             default each episode is paid at its own end, which wrappers outside this one expect that look at
@@ -66,7 +74,7 @@ class RewardWrapper(Wrapper):
         self,
         env: VectorEnv,
         scorer: Scorer,
-        on_invalid: Literal["raise", "nan"] | float | None = None,
+        on_invalid: Literal["raise", "nan"] | float = UNASKED,
         *,
         together: bool = False,
     ):
@@ -79,11 +87,10 @@ class RewardWrapper(Wrapper):
                     f"`{option}` must be False unless the environment's autoreset mode is DISABLED, got "
                     f"{env.metadata.get('autoreset_mode')}: a batch that resets by itself has no common end."
                 )
-        if on_invalid not in (None, "nan", "raise") and not is_number(on_invalid):
+        if on_invalid not in ("nan", "raise") and not is_number(on_invalid):
             raise ConfigError(f"`on_invalid` must be 'nan', 'raise' or a finite number, got {on_invalid!r}.")
         self.scorer = checked_scorer(scorer)
-        self.on_invalid: str | float = "raise" if on_invalid is None else on_invalid
-        self._unasked = on_invalid is None
+        self.on_invalid: str | float = on_invalid
         prompts = getattr(env.unwrapped, "prompts", None)
         if isinstance(prompts, PromptSource):
             require_judgeable(self.scorer, prompts, strict=self.on_invalid == "raise")
@@ -102,7 +109,7 @@ class RewardWrapper(Wrapper):
 
     def invalid_is_data(self) -> None:
         """Leave invalid scores NaN, unless this wrapper was told what they pay."""
-        self.on_invalid = "nan" if self._unasked else self.on_invalid
+        self.on_invalid = "nan" if isinstance(self.on_invalid, Unasked) else self.on_invalid
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -161,7 +161,7 @@ def _published(model: str, revision: str | None) -> tuple[Mapping[str, Tensor], 
         else:
             sizes = folder / "med_config.json"
             weights = next((folder / name for name in FILES if (folder / name).is_file()), folder / FILES[-1])
-        text = json.loads(Path(sizes).read_text())
+        text = json.loads(Path(sizes).read_text(encoding="utf-8"))
         if not isinstance(text, dict):
             raise ValueError("med_config.json holds no sizes")
     except (OSError, ValueError) as error:

@@ -159,15 +159,15 @@ def _compiled(pattern: Any, flags: str, key: str = "") -> Any:
     """A pattern, that of all prompts or of one in `metadata[key]`."""
     import regex
 
-    what = f"`metadata[{key!r}]` is" if key else "it is"
-    if pattern is None:
-        raise _BadPattern(f"{what} missing")
+    what = f"`metadata[{key!r}]` is no regular expression: " if key else ""
+    if pattern is None and key:
+        raise _BadPattern(f"`metadata[{key!r}]` is missing")
     if not isinstance(pattern, str):
-        raise _BadPattern(f"{what} no regular expression: it is no text, but {type(pattern).__name__}")
+        raise _BadPattern(f"{what}it is no text, but {type(pattern).__name__}")
     letters = 0
     for letter in flags:
         letters |= getattr(regex, FLAGS[letter])
     try:
         return regex.compile(pattern, letters)
     except (regex.error, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise _BadPattern(f"{what} no regular expression: {error}" if key else str(error)) from error
+        raise _BadPattern(f"{what}{error}") from error

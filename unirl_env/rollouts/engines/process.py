@@ -93,7 +93,7 @@ class ServerProcess:
     def last_lines(self) -> str:
         """The end of what the command wrote."""
         try:
-            lines = self.log.read_text(errors="replace").splitlines()
+            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return "  (no log)"
         return "\n".join(f"  {line}" for line in lines[-LAST_LINES:])

@@ -1,16 +1,19 @@
-"""What the commands of the door have in common on their command lines."""
+"""What all commands have in common: their parser, their version, and streams that show any text."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import sys
 from typing import NoReturn
 
 from unirl_env.errors import ConfigError
 from unirl_env.version import __version__
 
-__all__ = ["Parser", "add_version", "positive"]
+__all__ = ["Parser", "positive", "show_any_text"]
+
+VERSION = f"unirl-env {__version__} (Python {'.'.join(map(str, sys.version_info[:3]))})"
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,6 +21,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: object):
         super().__init__(allow_abbrev=False, **options)
+        self.add_argument("--version", action="version", version=VERSION)
 
     def error(self, message: str) -> NoReturn:
         """Refuse the command line.
@@ -41,10 +45,11 @@ class Parser(argparse.ArgumentParser):
         return f"`{name}` must be an option, and is none{hint}"
 
 
-def add_version(parser: argparse.ArgumentParser) -> None:
-    """`--version`, which prints the library's."""
-    python = ".".join(map(str, sys.version_info[:3]))
-    parser.add_argument("--version", action="version", version=f"unirl-env {__version__} (Python {python})")
+def show_any_text() -> None:
+    """Let no letter that a terminal of an old locale has not end a run: it is shown as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and "utf" not in stream.encoding.lower():
+            stream.reconfigure(errors="backslashreplace")
 
 
 def positive(text: str) -> int:
