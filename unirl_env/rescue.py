@@ -26,6 +26,14 @@ def rescue(loop: Loop, console: Console, error: BaseException) -> None:
         cause = explained(second, folder.path)
         said = escape(hide(f"{type(cause).__name__}: {cause}"))
         console.print(f"[yellow]Not saved:[/] {said}", highlight=False, soft_wrap=True)
+    if not folder.begun:
+        console.print(
+            f"[bold red]Stopped[/] ({type(error).__name__}) before anything was finished; when the cause is "
+            f"mended, the same command begins again.",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return
     if loop.finished == total:
         where = f"All {total} iterations are finished"
     else:
