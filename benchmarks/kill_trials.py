@@ -34,7 +34,7 @@ RECIPES = {
     "ar": ("ar/tiny_qwen3", ["rollout.num_prompts=4", "rollout.group_size=4", "model.max_new_tokens=4"]),
     "pe": (
         "pe/tiny_prompt_enhancer",
-        ["rollout.num_prompts=2", "rollout.group_size=4", "model.max_new_tokens=6", "model.num_steps=2"],
+        ["rollout.num_prompts=2", "rollout.group_size=4", "model.max_new_tokens=6"],
     ),
     "unified": (
         "unified_model/tiny_unified",

@@ -230,8 +230,10 @@ def _run(
             except BaseException as error:
                 # Whoever breaks off what hangs can do so by a `KeyboardInterrupt` only.
                 failed = error if interrupt.expired is None else NoAnswer(f"{interrupt.expired}.")
-                watchdog.end_still()
+                watchdog.end(still=True)
                 rescue(loop, console, failed)
+                if interrupt.expired is not None:
+                    watchdog.end()  # One of them hangs, and would not hear that it shall stop.
                 if failed is error:
                     raise
                 raise failed from error

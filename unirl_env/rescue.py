@@ -11,6 +11,7 @@ from rich.markup import escape
 from unirl_env import checkpoint as checkpoints
 from unirl_env.failure import explained
 from unirl_env.loop import Loop
+from unirl_env.masks import hide
 from unirl_env.summary import resume_command
 
 __all__ = ["close", "rescue"]
@@ -23,7 +24,16 @@ def rescue(loop: Loop, console: Console, error: BaseException) -> None:
         loop.rescue()
     except BaseException as second:
         cause = explained(second, folder.path)
-        console.print(f"[yellow]Not saved:[/] {escape(f'{type(cause).__name__}: {cause}')}", highlight=False)
+        said = escape(hide(f"{type(cause).__name__}: {cause}"))
+        console.print(f"[yellow]Not saved:[/] {said}", highlight=False, soft_wrap=True)
+    if not folder.begun:
+        console.print(
+            f"[bold red]Stopped[/] ({type(error).__name__}) before anything was finished; when the cause is "
+            f"mended, the same command begins again.",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return
     if loop.finished == total:
         where = f"All {total} iterations are finished"
     else:

@@ -87,9 +87,14 @@ class RunFolder:
                 f"run; try `resume=auto` to continue it, or another `name=`."
             )
 
+    @property
+    def begun(self) -> bool:
+        """Whether something has happened in the run."""
+        return any(os.path.lexists(self.path / name) for name in BEGUN)
+
     def withdraw(self) -> None:
         """Take away what a start has left in which nothing happened; with it the folder, if it is empty."""
-        if not any(os.path.lexists(self.path / name) for name in BEGUN):
+        if not self.begun:
             remove_files(self.path.resolve(), START, inner=[("tb", EVENTS)])
 
     def lock(self) -> IO[str]:

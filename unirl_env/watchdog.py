@@ -64,10 +64,10 @@ class Watchdog:
         finally:
             self._what = ""
 
-    def end_still(self) -> None:
-        """End the processes that stand still: whoever waits for one would wait for ever."""
+    def end(self, still: bool = False) -> None:
+        """End the processes, or only those that stand still: whoever waits for one would wait for ever."""
         for pid in self.processes.values():
-            if _is_stopped(pid):
+            if not still or _is_stopped(pid):
                 with suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
 

@@ -123,6 +123,17 @@ def test_before_the_first_iteration_there_is_nothing_to_save(tmp_path):
     assert "there is no checkpoint yet" in seen
 
 
+def test_a_run_that_stopped_before_anything_was_finished_begins_again(tmp_path, monkeypatch):
+    def broken(self, *args, **kwargs):
+        raise ScorerError("the judge is ill")
+
+    monkeypatch.setattr(FakeAgent, "rollout_eval", broken)
+    found, seen = start(small_config(tmp_path))
+    monkeypatch.undo()
+    assert isinstance(found, ScorerError) and list(tmp_path.iterdir()) == []
+    assert "the same command begins again" in seen and "resume=" not in seen
+
+
 def test_what_follows_from_an_error_does_not_hide_it(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")

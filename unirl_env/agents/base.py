@@ -63,8 +63,7 @@ class Agent(Algorithm):
         super().setup(config)
         self.source = PromptSource.of(self.config.prompt_source())
         self.sync = WeightSync(self.learner_group, self.env_runner_group)
-        self.iterations_done = 0
-        self._updating = False
+        self.iterations_done, self._updating = 0, False
         self.weights_version = 0
         self.iteration_metrics: dict[str, float] = {}
         self.last_batch: EpisodeBatch | None = None
