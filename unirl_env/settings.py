@@ -27,6 +27,7 @@ MAY_CHANGE = (
     "logging.tensorboard",
     "logging.wandb",
     "logging.progress",
+    "reward.max_failed_iterations",
     "model.device",
     "model.offload",
     "agent.micro_batch_size",
