@@ -33,8 +33,10 @@ format: $(VENV)/.test  ## Mend style.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.test  ## Measure speed as ratios to the bare model.
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+SPEED := rollout iteration env_step sync local_rollout token_memory replay_tokens hybrid_prefix
+
+bench: $(VENV)/.test  ## Measure speed as ratios to the bare model, some minutes.
+	for name in $(SPEED); do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:  ## Remove the virtual environment and caches; runs stay.
 	rm -rf $(VENV) $(VENV_VLLM) .pytest_cache .ruff_cache

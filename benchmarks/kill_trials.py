@@ -30,7 +30,7 @@ from collections import defaultdict
 from pathlib import Path
 
 RECIPES = {
-    "diffusion": ("diffusion/gaussian_mixture", ["rollout.num_prompts=2", "rollout.group_size=8"]),
+    "diffusion": ("diffusion/gaussian_mixture", ["rollout.num_prompts=1", "rollout.group_size=16"]),
     "ar": ("ar/tiny_qwen3", ["rollout.num_prompts=4", "rollout.group_size=4", "model.max_new_tokens=4"]),
     "pe": (
         "pe/tiny_prompt_enhancer",
@@ -128,7 +128,6 @@ def begin(
 
 def seen(folder: Path) -> dict:
     """Everything that must not depend on kills."""
-    import torch
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     from unirl_env import checkpoint as checkpoints
@@ -246,7 +245,14 @@ def judged(folder: Path, expected: dict, codes: list[int]) -> dict:
 
 CLUSTER = """
 import sys, ray
-context = ray.init(include_dashboard=False, num_cpus=8, log_to_driver=False, logging_level="ERROR")
+for left in reversed(range(5)):
+    try:
+        context = ray.init(include_dashboard=False, num_cpus=8, log_to_driver=False, logging_level="ERROR")
+        break
+    except Exception:  # On a busy machine, its patience of half a minute is soon over.
+        ray.shutdown()
+        if not left:
+            raise
 print(context.address_info["gcs_address"], flush=True)
 sys.stdin.read()
 """
@@ -254,11 +260,15 @@ sys.stdin.read()
 
 def start_ray():
     """A cluster that every trial joins, and its address; it ends when its standard input does."""
+    # Processes that nobody asked for yet would take their time from the others.
     environment = {**os.environ, "RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"}
     process = subprocess.Popen(
         [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
     )
-    return process, process.stdout.readline().decode().strip()
+    address = process.stdout.readline().decode().strip()
+    if not address:
+        sys.exit("Ray did not start; try again when the machine is less busy.")
+    return process, address
 
 
 def write(path: Path, seed: int, rows: list[dict]):
@@ -287,7 +297,11 @@ def parse():
 
 def main():
     options = parse()
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    os.environ |= {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_AUTH_MODE": "disabled",  # A token would be known to the process that begins the cluster only.
+    }
     modes, processes = options.modes.split(","), [int(n) for n in options.processes.split(",")]
     cluster, address = start_ray()
     root, os.environ["RAY_ADDRESS"] = cluster.pid, address

@@ -154,7 +154,7 @@ def draw(runs: dict[str, list[Path]], picture: Path) -> None:
         axes[0].plot(x, mean, color=COLOURS[agent], label=TITLES[agent], lw=2)
         axes[0].fill_between(x, mean - width, mean + width, color=COLOURS[agent], alpha=0.15, lw=0)
     axes[0].set(xlabel="iteration", ylabel="training reward", title="Reward while training")
-    axes[0].legend(frameon=False, loc="lower right")
+    axes[0].legend(frameon=False, loc="best")
     axes[0].grid(alpha=0.2)
     sets = list(dict.fromkeys(row["set"] for row in rows(next(iter(runs.values()))[0] / "evaluation.jsonl")))
     first = rows(next(iter(runs.values()))[0] / "evaluation.jsonl")[0]["rewards"]

@@ -12,8 +12,9 @@ PACKAGE = "unirl_env"
 FLOORS = {
     "errors": 0, "types": 0, "registry": 0, "config": 0, "config_check": 0, "config_watch": 0, "version": 0,
     "ids": 0, "shapes": 0, "pixels": 0, "picture_sources": 0, "regular_files": 0, "checks": 0, "indices": 0,
-    "copies": 0, "": 0,
+    "copies": 0, "masks": 0, "quiet": 0, "command_line": 0, "": 0,
     "functional": 1, "episode": 1, "packing": 1,
+    "literal": 1.5,
     "envs": 2, "wrappers": 2, "rewards": 2, "models": 2,
     "policies": 2.5,
     "rollouts": 3, "service": 3,
@@ -42,9 +43,9 @@ WITHOUT_RAY = {
     "rollouts.tokens",
     "rollouts.writing",
 }
-HYDRA = {"train", "settings", "service.settings"}
+HYDRA = {"literal", "overrides", "recipes", "settings", "train", "service.settings"}
 DOOR_TO_THE_ENVIRONMENT = {
-    "entry", "train", "evaluate", "launch",
+    "entry", "train", "evaluate", "launch", "trust",
     # vLLM takes some settings from the environment alone: defaults are set before it is imported,
     # and a server gets them together with everything its libraries find there.
     "rollouts.engines.vllm", "rollouts.engines.process",

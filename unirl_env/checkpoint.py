@@ -30,19 +30,7 @@ from unirl_env.errors import CheckpointError
 from unirl_env.failure import disk_error
 from unirl_env.files import free_place, is_dangling, iteration_of, numbered, remove_files, replace_text
 
-__all__ = [
-    "Checkpoint",
-    "best",
-    "check",
-    "describe",
-    "listing",
-    "newest",
-    "prune",
-    "read",
-    "set_aside",
-    "set_score",
-    "write",
-]
+__all__ = ["Checkpoint", "best", "listing", "newest", "prune", "read", "set_aside", "set_score", "write"]
 
 FORMAT = 1
 TENSORS, META, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"

@@ -27,6 +27,7 @@ __all__ = [
     "require_number",
     "truth",
     "whole",
+    "words_for",
 ]
 
 
@@ -148,7 +149,7 @@ def check_fields(settings: Any, prefix: str = "") -> None:
             require(name, value, isinstance(value, hints[field.name]), f"a {hints[field.name].__name__}")
             check_fields(value, f"{name}.")
         else:
-            require(name, value, _fits(value, hints[field.name]), _words(hints[field.name]))
+            require(name, value, _fits(value, hints[field.name]), words_for(hints[field.name]))
 
 
 def like_default(name: str, value: Any, default: Any) -> None:
@@ -193,12 +194,15 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
-def _words(hint: Any) -> str:
+def words_for(hint: Any) -> str:
+    """What a value of a type is called in an error."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        return " or ".join(map(_words, inner))
+        return " or ".join(map(words_for, inner))
     if origin in (list, tuple):
-        return f"a list of {len(inner)} numbers" if origin is tuple else f"a list of {_words(inner[0])[2:]}s"
+        return (
+            f"a list of {len(inner)} numbers" if origin is tuple else f"a list of {words_for(inner[0])[2:]}s"
+        )
     if origin is dict:
         return "a mapping"
     words = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a text"}

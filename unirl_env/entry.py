@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from rich.console import Console
 
+from unirl_env.command_line import show_any_text
 from unirl_env.errors import UnirlError
 from unirl_env.interrupt import EXIT_CODE
+from unirl_env.masks import hide
+from unirl_env.rewards.secrets import remember_environment
 
 __all__ = ["MISTAKE", "guarded"]
 
@@ -26,11 +32,44 @@ ENVIRONMENT = {
 
 CHATTY = (
     "ray.rllib.algorithms.algorithm_config",
-    # They tell of every text that is longer than an encoder reads.
-    "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3",
-    "transformers.tokenization_utils_base",
+    "transformers.tokenization_utils_base",  # tells of every text that is longer than an encoder reads
 )
 """Loggers whose warnings are notices to everybody and not news about this run."""
+
+
+class Lasting:
+    """A stream that outlives its reader: what nobody can read any more is dropped.
+
+    A closed terminal (SIGHUP) or the end of a pipe (`| head`) must not cost a run that is about to be saved.
+    """
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, or drop from now on."""
+        with self._reader():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or drop from now on."""
+        with self._reader():
+            self._stream.flush()
+
+    @contextmanager
+    def _reader(self) -> Iterator[None]:
+        try:
+            yield
+        except BlockingIOError:
+            return
+        except OSError:
+            # Other libraries and the interpreter's own end write there, too.
+            with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
 
 
 def guarded(action: Callable[[Console], int]) -> int:
@@ -43,12 +82,15 @@ def guarded(action: Callable[[Console], int]) -> int:
         os.environ.setdefault(name, value)
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
-    errors = Console(stderr=True)
+    show_any_text()
+    remember_environment()
+    _hide_in_logs()
+    errors = Console(file=Lasting(sys.stderr), stderr=True)
     try:
-        return action(Console())
+        return action(Console(file=Lasting(sys.stdout)))
     except UnirlError as error:
         errors.print(f"[bold red]{type(error).__name__}:[/] ", end="")
-        errors.print(str(error), highlight=False, markup=False, soft_wrap=True)
+        errors.print(hide(str(error)), highlight=False, markup=False, soft_wrap=True)
         return MISTAKE
     except KeyboardInterrupt:
         errors.print("Stopped; nothing was under way that had to be saved.")
@@ -64,5 +106,24 @@ def guarded(action: Callable[[Console], int]) -> int:
         )
         return MISTAKE
     except Exception:
-        traceback.print_exc()
+        sys.stderr.write(hide(traceback.format_exc()))
         return 1
+
+
+def _hide_in_logs() -> None:
+    """Let no record of any library carry a secret: some log the addresses that they call."""
+    made = logging.getLogRecordFactory()
+    if getattr(made, "hides", False):
+        return
+
+    def record(*arguments: Any, **named: Any) -> logging.LogRecord:
+        entry = made(*arguments, **named)
+        with suppress(Exception):  # A record that cannot be formatted is told by its handler.
+            said = entry.getMessage()
+            hidden = hide(said)
+            if hidden != said:
+                entry.msg, entry.args = hidden, ()
+        return entry
+
+    record.hides = True
+    logging.setLogRecordFactory(record)

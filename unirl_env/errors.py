@@ -5,8 +5,13 @@ Every message follows one form: "`X` must be ..., got ...; try ...".
 
 from __future__ import annotations
 
+import sys
+
+from unirl_env.masks import hide, remember
+
 __all__ = [
     "CheckpointError",
+    "ClusterError",
     "ConfigError",
     "ContractError",
     "DiskError",
@@ -31,7 +36,10 @@ __all__ = [
 
 
 class UnirlError(Exception):
-    """The base of every error that this library raises on purpose."""
+    """The base of every error that this library raises on purpose; its message repeats no secret we know."""
+
+    def __init__(self, *arguments: object):
+        super().__init__(*(hide(part) if isinstance(part, str) else part for part in arguments))
 
 
 class ShapeError(UnirlError, ValueError):
@@ -44,6 +52,10 @@ class ConfigError(UnirlError, ValueError):
 
 class UnknownArgument(ConfigError, TypeError):
     """An argument that is not known, told as Python tells it: other libraries wait for just these words."""
+
+
+class ClusterError(UnirlError, RuntimeError):
+    """Ray does not start, or has no room for the processes that are asked for."""
 
 
 class ContractError(UnirlError, RuntimeError):
@@ -64,6 +76,12 @@ class PromptError(UnirlError, ValueError):
 
 class ModelNotFound(UnirlError, OSError):
     """A pretrained model cannot be loaded; never replaced silently by another one."""
+
+    def __init__(self, *arguments: object):
+        if "huggingface_hub" in sys.modules:
+            # A mirror of the hub may repeat the token that it refuses.
+            remember(sys.modules["huggingface_hub"].get_token())
+        super().__init__(*arguments)
 
 
 class DiskError(UnirlError, OSError):
@@ -114,6 +132,10 @@ class MissingExtra(UnirlError, ImportError):
     """An optional dependency is not installed."""
 
     def __init__(self, package: str, extra: str):
+        self.package, self.extra = package, extra
         super().__init__(
             f"`{package}` must be installed for this feature; try `pip install 'unirl-env[{extra}]'`."
         )
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.package, self.extra)

@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from unirl_env import checkpoint as checkpoints
 from unirl_env.checkpoint import Checkpoint
+from unirl_env.command_line import Parser, positive
 from unirl_env.comparison import Evaluator
 from unirl_env.config import RunConfig
 from unirl_env.entry import guarded
 from unirl_env.envs.prompts import PromptSource
-from unirl_env.errors import CheckpointError
+from unirl_env.errors import CheckpointError, ConfigError
 from unirl_env.launch import Parts, build_parts, stop
 from unirl_env.logbook import as_json
 from unirl_env.preflight import check_all, read_prompts
@@ -34,6 +36,7 @@ from unirl_env.run_folder import RunFolder, locate
 from unirl_env.samples_folder import save_samples
 from unirl_env.settings import read_yaml
 from unirl_env.summary import SETS, gain, number
+from unirl_env.trust import require_trust
 
 __all__ = ["compare", "main"]
 
@@ -65,11 +68,11 @@ class Options:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison; the exit code is 0, 2 for a mistake that is explained, 130 after Ctrl-C."""
-    arguments = vars(_parser().parse_args(argv))
-    run, device = arguments.pop("run"), arguments.pop("device")
 
     def action(console: Console) -> int:
-        compare(run, Options(**arguments), console, device=device)
+        arguments = vars(_parser().parse_args(argv))
+        run, device, trust = (arguments.pop(name) for name in ("run", "device", "trust"))
+        compare(run, Options(**arguments), console, device=device, trust=trust)
         return 0
 
     return guarded(action)
@@ -81,21 +84,27 @@ def compare(
     console: Console,
     build: Callable[[RunConfig], Parts] = build_parts,
     device: str | None = None,
+    trust: bool = False,
 ) -> list[dict[str, Any]]:
     """Measure the base and the policy; the rows of `comparison.json`.
 
     Raises:
+        ConfigError: If the run's settings name code or secrets, were not signed by this account, and are not
+            to be trusted.
         CheckpointError: If the run has no such checkpoint, or it is damaged.
         PromptError: If the prompts cannot be used.
     """
-    folder, _ = locate(run)
+    folder = _folder(run)
     cfg = read_yaml(folder.config)
+    require_trust(folder.config, cfg, trust)
     # One process is enough to draw, and the machine need not be the one that trained.
     cfg.rollout = dataclasses.replace(
         cfg.rollout, num_env_runners=0, num_learners=0, num_gpus_per_env_runner=0, num_gpus_per_learner=0
     )
     cfg.model.device = device or "auto"
     chosen = find(folder, options.checkpoint)
+    out = options.out or folder.path / "comparisons" / f"{chosen.iteration:06d}"
+    _check_places(out, options.export)
     check_all(cfg)
     sets = _sets(cfg, options)
     tensors, meta = checkpoints.read(chosen.path)
@@ -110,7 +119,6 @@ def compare(
         heldout=parts.heldout,
         seed=options.seed,
     )
-    out = options.out or folder.path / "comparisons" / f"{chosen.iteration:06d}"
     try:
         rows, folders = _measure(evaluator, chosen, out, console)
         if options.export is not None and cfg.policy.lora_rank is not None:
@@ -120,7 +128,7 @@ def compare(
     finally:
         stop(parts.agent)
     draft = out / ".comparison.json"
-    draft.write_text(json.dumps(as_json(rows), indent=1))
+    draft.write_text(json.dumps(as_json(rows), indent=1), encoding="utf-8")
     draft.replace(out / "comparison.json")
     facts = [
         f"iteration {chosen.iteration} beside its base",
@@ -131,8 +139,17 @@ def compare(
     page = write_comparison(out, cfg.name, facts, rows, folders, cfg.mode)
     for before, after in zip(rows[::2], rows[1::2], strict=True):
         console.print(_table(before, after))
-    console.print(f"Samples and intervals: {page}", highlight=False, soft_wrap=True)
+    console.print(f"Samples and intervals: {page}", highlight=False, markup=False, soft_wrap=True)
     return rows
+
+
+def _folder(run: str) -> RunFolder:
+    try:
+        return locate(run)[0]
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"`--run` must be the folder of a run, got {run}, which is none; try `--run runs/<name>`."
+        ) from error
 
 
 def find(folder: RunFolder, wanted: str) -> Checkpoint:
@@ -154,6 +171,21 @@ def find(folder: RunFolder, wanted: str) -> Checkpoint:
             f"training on with `resume={folder.path}`."
         )
     return found
+
+
+def _check_places(out: Path, export: Path | None) -> None:
+    """Refuse to write over somebody's files."""
+    if export is not None and export.exists() and (not export.is_dir() or any(export.iterdir())):
+        raise ConfigError(
+            f"`--export` must name a folder that is empty or not there yet, got {export}, which holds files; "
+            f"try another one."
+        )
+    page, rows = out / "index.html", out / "comparison.json"
+    if (out.exists() and not out.is_dir()) or (page.exists() and not rows.exists()):
+        raise ConfigError(
+            f"`--out` must name a folder of its own, got {out}, which holds another page or is a file; try "
+            f"another one."
+        )
 
 
 def _sets(cfg: RunConfig, options: Options) -> dict[str, Any]:
@@ -185,7 +217,7 @@ def _measure(
 
 def _table(before: dict[str, Any], after: dict[str, Any]) -> Table:
     title = f"Iteration {after['iteration']} on {SETS.get(before['set'], before['set'])}"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     parts = {**before["rewards"], **after["rewards"]}
     counts = ["failed", *(["absent"] if any(part.get("absent") for part in parts.values()) else [])]
     for name in ("reward", "base", "policy", "std", "difference, 95 % interval", *counts):
@@ -194,7 +226,7 @@ def _table(before: dict[str, Any], after: dict[str, Any]) -> Table:
     for key in parts:
         was, now = (side["rewards"].get(key, nothing) for side in (before, after))
         table.add_row(
-            key,
+            escape(key),
             number(was["mean"]),
             f"[bold]{number(now['mean'])}[/]",
             number(now["std"]),
@@ -207,28 +239,24 @@ def _table(before: dict[str, Any], after: dict[str, Any]) -> Table:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m unirl_env.evaluate",
         description="Compare a trained policy with its base on fixed prompts and seeds.",
     )
     parser.add_argument("--run", required=True, help="the run's folder")
     parser.add_argument("--checkpoint", default="best", help="best, last, an iteration or a folder")
     parser.add_argument("--prompts", help="a .txt or .jsonl file, a data set or a shipped set")
-    parser.add_argument("--limit", type=_positive, help="prompts per set")
-    parser.add_argument("--samples", type=_positive, help="samples per prompt")
-    parser.add_argument("--num-steps", type=_positive, help="denoising steps")
+    parser.add_argument("--limit", type=positive, help="prompts per set")
+    parser.add_argument("--samples", type=positive, help="samples per prompt")
+    parser.add_argument("--num-steps", type=positive, help="denoising steps")
     parser.add_argument("--seed", type=int, default=0, help="key of the initial noise")
     parser.add_argument("--device", help="cpu, cuda, ...; by default what there is")
+    parser.add_argument(
+        "--trust", action="store_true", help="import what the settings of somebody else's run name"
+    )
     parser.add_argument("--out", type=Path, help="where the results go")
     parser.add_argument("--export", type=Path, help="write the checkpoint's adapters (or all weights) here")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 if __name__ == "__main__":

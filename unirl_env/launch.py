@@ -30,8 +30,9 @@ from unirl_env.progress import RunProgress, waiting
 from unirl_env.rescue import close, rescue
 from unirl_env.rewards import for_mode
 from unirl_env.run_folder import RunFolder, free_name, locate, of_name
-from unirl_env.settings import differences, read_yaml, to_yaml
+from unirl_env.settings import differences, read_yaml, shown, to_yaml
 from unirl_env.summary import print_summary, resume_command
+from unirl_env.trust import signed
 from unirl_env.watchdog import Watchdog
 
 __all__ = ["Parts", "build_parts", "launch", "stop"]
@@ -80,6 +81,7 @@ def launch(
     Raises:
         UnirlError: If the settings, the machine or the folder do not allow the run.
     """
+    shown(cfg)  # From now on, no message and no file repeats its secrets.
     prompts = preflight(cfg)
     place = find_place(cfg, console)
     cfg = replace(cfg, name=place.folder.path.name)
@@ -107,7 +109,7 @@ def find_place(cfg: RunConfig, console: Console) -> Place:
         ConfigError: If the settings are not those of the run that is to be continued.
         CheckpointError: If there is nothing to continue, or the named checkpoint is damaged.
     """
-    root = Path(cfg.logging.folder)
+    root = Path(cfg.logging.folder).expanduser()
     if cfg.resume is None:
         name = free_name(root, cfg.name)
         if name != cfg.name:
@@ -115,13 +117,16 @@ def find_place(cfg: RunConfig, console: Console) -> Place:
                 f"{root / cfg.name} holds a run already; this one is called {name}. "
                 f"(`resume=auto` would continue the other one.)",
                 highlight=False,
+                markup=False,
+                soft_wrap=True,
             )
         return Place(RunFolder(root / name), None, fresh=True)
     chosen = None
     if cfg.resume == "auto":
         folder = of_name(root, cfg.name)
         if not folder.config.is_file():
-            console.print(f"{folder.path} holds no run yet; beginning one.", highlight=False)
+            said = f"{folder.path} holds no run yet; beginning one."
+            console.print(said, highlight=False, markup=False, soft_wrap=True)
             return Place(folder, None, fresh=True)
     else:
         folder, chosen = locate(cfg.resume)
@@ -131,7 +136,7 @@ def find_place(cfg: RunConfig, console: Console) -> Place:
         return Place(folder, checkpoints.describe(chosen), fresh=False)
     found, warnings = checkpoints.newest(folder.checkpoints)
     for warning in warnings:
-        console.print(f"[yellow]Passed over:[/] {escape(warning)}", highlight=False)
+        console.print(f"[yellow]Passed over:[/] {escape(warning)}", highlight=False, soft_wrap=True)
     if found is None and (done := read_rows(folder.path / "metrics.jsonl")):
         console.print(
             f"[yellow]No sound checkpoint[/] in {escape(str(folder.checkpoints))}: the run begins again at "
@@ -149,12 +154,12 @@ def build_parts(cfg: RunConfig, prompts: Prompts | None = None) -> Parts:
     heldout = cfg.reward.heldout
     if heldout is not None:
         heldout = build.build_scorer(for_mode(heldout, cfg.mode, "reward.heldout"))
-    source = build.model_source(cfg)
-    if source is not None:
-        _hide_loading_bars()
+    # Before anything large is loaded: a branch that has moved ends a continued run.
+    sources = build.model_sources(cfg)
+    known = {name: provenance.model_fingerprint(*each) for name, each in sources.items()}
+    build.check_targets(cfg, sources["model"][0] if "model" in sources else None)
     if prompts is not None:
         build.check_prompts(cfg, chain(prompts.train, prompts.heldout or ()))
-    known = {} if source is None else {"model": provenance.model_fingerprint(source, cfg.model.revision)}
     agent = build.build_agent(cfg)
     return Parts(agent, heldout, known, build.chosen(cfg, agent.config))
 
@@ -167,15 +172,6 @@ def stop(agent: Any) -> None:
         with suppress(OSError):  # It holds something, and stays.
             Path(logdir).rmdir()
             Path(logdir).parent.rmdir()
-
-
-def _hide_loading_bars() -> None:
-    """Several bars for one model write over each other and over ours; those of downloads stay."""
-    import diffusers
-    import transformers
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
 
 
 def _run(
@@ -195,14 +191,15 @@ def _run(
     with waiting(console, "Loading the model"):
         parts = build(cfg)
     for note in parts.notes:
-        console.print(note, highlight=False, soft_wrap=True)
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     sources = {"seed": cfg.seed, **prompts.fingerprints(), **(parts.sources or {})}
     provenance.record(folder.provenance, sources, provenance.session(command, place.start))
-    replace_text(folder.config, to_yaml(replace(cfg, resume=None)))
+    replace_text(folder.config, signed(to_yaml(replace(cfg, resume=None)), cfg))
     if place.checkpoint is not None:
         tensors, meta = checkpoints.read(place.checkpoint.path)
         parts.agent.load_run_state(tensors, meta)
-        console.print(f"Continuing {folder.path} after iteration {place.start}.", highlight=False)
+        said = f"Continuing {folder.path} after iteration {place.start}."
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
     # Those from after the one that the run goes on from would be mistaken for its own.
     for later in checkpoints.listing(folder.checkpoints):
         if later.iteration > place.start:
@@ -246,7 +243,7 @@ def _run(
         console.print(
             f"Stopped after iteration {loop.finished} of {cfg.iterations}; everything is saved. "
             f"Continue with\n"
-            f"  [bold]{resume_command(folder)}[/]",
+            f"  [bold]{escape(resume_command(folder))}[/]",
             highlight=False,
             soft_wrap=True,
         )

@@ -132,7 +132,7 @@ def start_wandb(folder: Path, cfg: RunConfig) -> Any:
         id=note.read_text().strip(),
         resume="allow",
         dir=str(folder),
-        config=flat(cfg),
+        config=flat(cfg, public=True),
     )
 
 

@@ -5,14 +5,20 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from importlib.util import find_spec
 
 import unirl_env.functional as F
+from unirl_env import build
 from unirl_env.config import RunConfig
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import ConfigError, MissingExtra
+from unirl_env.named_parts import check_engine, first_words
+from unirl_env.place import check_place
 from unirl_env.rewards import for_mode, require_judgeable
+from unirl_env.rewards.secrets import resolved
+from unirl_env.rewards.spec_check import check_reward
 from unirl_env.types import Prompt
 
 __all__ = ["Prompts", "check_all", "preflight", "read_prompts"]
@@ -60,6 +66,7 @@ def preflight(cfg: RunConfig) -> Prompts:
     check_all(cfg)
     prompts = read_prompts(cfg)
     _check_judgeable(cfg, prompts)
+    _check_agent(cfg, prompts.train)
     return prompts
 
 
@@ -71,19 +78,21 @@ def check_all(cfg: RunConfig) -> None:
         MissingExtra: If an optional package is asked for and not installed.
     """
     cfg.check()
-    _check_name(cfg)
+    check_place(cfg)
     _check_environment(cfg)
     _check_numbers(cfg)
     _check_steps(cfg)
     _check_devices(cfg)
     _check_rewards(cfg)
+    check_engine(cfg)
     if cfg.logging.wandb and find_spec("wandb") is None:
         raise MissingExtra("wandb", "wandb")
+    build.check_world(cfg)
 
 
-def _check_name(cfg: RunConfig) -> None:
-    if not cfg.name or cfg.name.startswith(".") or set(cfg.name) & set("/\\\n"):
-        raise ConfigError(f"`name` must be the name of a folder, got {cfg.name!r}; try `name=my_run`.")
+def _check_agent(cfg: RunConfig, prompts: PromptSource) -> None:
+    """Last, because it imports RLlib, which takes seconds."""
+    build.check_agent(cfg, prompts)
 
 
 def _check_environment(cfg: RunConfig) -> None:
@@ -91,14 +100,17 @@ def _check_environment(cfg: RunConfig) -> None:
 
     import unirl_env  # registers the ids
 
-    if cfg.model.env not in gym.registry and ":" not in cfg.model.env:
+    try:
+        spec = gym.spec(cfg.model.env)  # imports the package before `:`
+    except (gym.error.Error, ImportError, ValueError) as error:
         known = sorted(name for name in gym.registry if name.startswith(f"{unirl_env.__name__[:5]}/"))
+        near = difflib.get_close_matches(cfg.model.env, known, n=1)
+        hint = f"did you mean {near[0]}? Others are" if near else "try one of"
         raise ConfigError(
-            f"`model.env` must be a registered environment, got {cfg.model.env!r}; try one of "
-            f"{', '.join(known)}, or `package:namespace/Name-v0` for one of your own."
-        )
-    name = cfg.model.env.rpartition(":")[2]
-    arguments = {**(gym.registry[name].kwargs if name in gym.registry else {}), **cfg.model.options}
+            f"`model.env` must be a registered environment, got {cfg.model.env!r} ({first_words(error)}); "
+            f"{hint} {', '.join(known)}, or `package:namespace/Name-v0` for one of your own."
+        ) from error
+    arguments = {**spec.kwargs, **cfg.model.options}
     mode = next((mode for argument, mode in MODE_OF.items() if arguments.get(argument)), cfg.mode)
     if cfg.mode != mode:
         raise ConfigError(
@@ -115,6 +127,14 @@ def _check_numbers(cfg: RunConfig) -> None:
         "logging.eval_every": (cfg.logging.eval_every, 0),
         "logging.checkpoint_every": (cfg.logging.checkpoint_every, 0),
         "agent.warmup_iterations": (cfg.agent.warmup_iterations, 0),
+        "agent.weight_decay": (cfg.agent.weight_decay, 0),
+        "policy.lora_alpha": (cfg.policy.lora_alpha, 1),
+        "policy.temperature": (cfg.policy.temperature, 0),
+        "policy.top_k": (cfg.policy.top_k, 0),
+        "prompts.max_characters": (cfg.prompts.max_characters, 1),
+        "rollout.num_gpus_per_env_runner": (cfg.rollout.num_gpus_per_env_runner, 0),
+        "rollout.num_gpus_per_learner": (cfg.rollout.num_gpus_per_learner, 0),
+        "seed": (cfg.seed, 0),
         "agent.reference_kl": (cfg.agent.reference_kl, 0),
         "rollout.num_env_runners": (cfg.rollout.num_env_runners, 0),
         "rollout.num_learners": (cfg.rollout.num_learners, 0),
@@ -136,7 +156,22 @@ def _check_numbers(cfg: RunConfig) -> None:
         least["model.max_new_tokens"] = (cfg.model.max_new_tokens, int(cfg.mode != "unified_model"))
     for name, (value, bound) in least.items():
         if value < bound:
-            raise ConfigError(f"`{name}` must be at least {bound}, got {value}.")
+            raise ConfigError(f"`{name}` must be at least {bound}, got {value}; try {max(bound, 1)}.")
+    if not all(0 <= beta < 1 for beta in cfg.agent.betas):
+        raise ConfigError(
+            f"`agent.betas` must be two numbers in [0, 1), got {list(cfg.agent.betas)}; try [0.9,0.999]."
+        )
+    for name in ("grad_clip", "advantage_clip"):
+        value = getattr(cfg.agent, name)
+        if value is not None and value <= 0:
+            raise ConfigError(f"`agent.{name}` must be positive, or null for no bound, got {value}; try 1.0.")
+    if not 0 < cfg.policy.top_p <= 1:
+        raise ConfigError(f"`policy.top_p` must lie in (0, 1], got {cfg.policy.top_p}; try 1.")
+    if cfg.policy.lora_rank is None and cfg.policy.lora_targets is not None:
+        raise ConfigError(
+            f"`policy.lora_targets` must be null where `policy.lora_rank` is, got "
+            f"{cfg.policy.lora_targets}: all weights are trained; try `policy.lora_rank=16`."
+        )
 
 
 def _check_steps(cfg: RunConfig) -> None:
@@ -173,11 +208,14 @@ def _check_devices(cfg: RunConfig) -> None:
 
 
 def _check_rewards(cfg: RunConfig) -> None:
+    resolved(cfg.rollout.engine_options, "rollout.engine_options")
     for name, spec in (("reward.train", cfg.reward.train), ("reward.heldout", cfg.reward.heldout)):
         if spec is None and name == "reward.heldout":
             continue
         try:
+            check_reward(spec)
             for_mode(spec, cfg.mode, name)
+            resolved(spec, name)
         except ConfigError as error:
             said = "" if f"`{name}`" in str(error) else f"`{name}`: "
             raise ConfigError(f"{said}{error}") from error

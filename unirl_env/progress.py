@@ -43,7 +43,7 @@ class RunProgress:
         self._numbers = Text("", no_wrap=True)
         if enabled and console.is_terminal:
             self._bar = Progress(
-                TextColumn("[bold]{task.description}"),
+                TextColumn("{task.description}", style="bold", markup=False),
                 BarColumn(bar_width=None, complete_style="cyan", finished_style="green"),
                 MofNCompleteColumn(),
                 TaskProgressColumn(),
@@ -68,7 +68,7 @@ class RunProgress:
 
     def say(self, message: str) -> None:
         """A line of its own, above the bar."""
-        self.console.print(message, highlight=False, soft_wrap=True)
+        self.console.print(message, highlight=False, markup=False, soft_wrap=True)
 
     def warn(self, what: str, sentence: str) -> None:
         """An alarm, in words that stay."""
@@ -98,7 +98,7 @@ class RunProgress:
         elif self.enabled:
             width = len(str(self.total))
             head = f"[{self.done:>{width}}/{self.total}]"
-            self.say("  ".join([head, *parts, f"{clock(self.left())} left"]).replace("[", r"\["))
+            self.say("  ".join([head, *parts, f"{clock(self.left())} left"]))
 
     def left(self) -> float:
         """Seconds that the remaining iterations will take, by the pace of the last ones."""

@@ -7,12 +7,14 @@ import hashlib
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from unirl_env.errors import ConfigError
+from unirl_env.masks import hide
 
 __all__ = ["fingerprint", "model_fingerprint", "record", "session"]
 
@@ -27,6 +29,10 @@ PACKAGES = (
     "numpy",
     "safetensors",
 )
+INDEXES = ("model_index.json", "config.json", "tokenizer_config.json", "preprocessor_config.json")
+"""Files of which a published model has at least one, by which its commit is found out."""
+COMMIT = re.compile("[0-9a-f]{40}")
+UNKNOWN = "unknown"
 WHOLE = 64 * 2**20
 """Files up to this size are hashed whole, larger ones by their ends: a big model takes minutes otherwise."""
 
@@ -48,14 +54,34 @@ def fingerprint(path: Path) -> str:
 
 
 def model_fingerprint(pretrained: str | Path, revision: str | None = None) -> str:
-    """What tells one model from another: a hash of a directory, or a hub id with its commit."""
+    """What tells one model from another: a hash of a directory, or a hub id with its commit.
+
+    The hub is asked as the libraries that load the model ask it; without a way there, the local copy tells.
+    """
     if Path(pretrained).is_dir():
         return fingerprint(Path(pretrained))
-    from huggingface_hub import try_to_load_from_cache
+    return f"{pretrained}@{_commit(str(pretrained), revision) or revision or UNKNOWN}"
 
-    known = try_to_load_from_cache(str(pretrained), "model_index.json", revision=revision)
-    commit = Path(known).parent.name if isinstance(known, str) else revision or "unknown"
-    return f"{pretrained}@{commit}"
+
+def _commit(pretrained: str, revision: str | None) -> str | None:
+    """The commit that a branch or a tag means now; None if that cannot be found out."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if revision is not None and COMMIT.fullmatch(revision):
+        return revision
+    # What is in the cache first: without a way to the hub, each name that is not costs a time-out.
+    held = [name for name in INDEXES if isinstance(try_to_load_from_cache(pretrained, name), str)]
+    for name in held or INDEXES:
+        try:
+            found = Path(hf_hub_download(pretrained, name, revision=revision))
+        except EntryNotFoundError:
+            continue
+        except Exception:  # Not to be had: whoever loads the model says why.
+            return None
+        if COMMIT.fullmatch(found.parent.name):
+            return found.parent.name
+    return None
 
 
 def session(command: Sequence[str], iteration: int) -> dict[str, Any]:
@@ -72,7 +98,7 @@ def session(command: Sequence[str], iteration: int) -> dict[str, Any]:
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "iteration": iteration,
-        "command": list(command),
+        "command": [hide(word) for word in command],
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
@@ -86,7 +112,7 @@ def record(path: Path, sources: Mapping[str, Any], entry: Mapping[str, Any]) -> 
 
     Args:
         path: `provenance.json`.
-        sources: Fingerprints of the model and of the prompt sets, and the seed.
+        sources: Fingerprints of the models and of the prompt sets, and the seed.
         entry: What `session` returned.
 
     Raises:
@@ -95,17 +121,39 @@ def record(path: Path, sources: Mapping[str, Any], entry: Mapping[str, Any]) -> 
     known: dict[str, Any] = {"sources": dict(sources), "sessions": []}
     if path.exists():
         try:
-            known = json.loads(path.read_text())
+            known = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             pass  # Half a file from a killed start: there is nothing to compare with.
-    changed = [name for name, value in sources.items() if known["sources"].get(name, value) != value]
-    if changed:
+    for name, value in sources.items():
+        before = known["sources"].get(name, value)
+        if _same(before, value):
+            known["sources"][name] = value
+            continue
         raise ConfigError(
-            f"A continued run must have the sources it began with, got another {', '.join(changed)} than "
-            f"{path} names; try restoring them, or a fresh run under another `name=`."
+            f"A continued run must have the sources it began with, got another {name} than {path} names: "
+            f"{value!r:.120} in place of {before!r:.120}; try {_remedy(name, before, value)}."
         )
     known["sessions"].append(dict(entry))
     draft = path.with_name(f".{path.name}")
-    draft.write_text(json.dumps(known, indent=1))
+    draft.write_text(json.dumps(known, indent=1), encoding="utf-8")
     draft.replace(path)
     return known
+
+
+def _same(before: Any, now: Any) -> bool:
+    if before == now:
+        return True
+    (one, _, old), (other, _, new) = (str(value).rpartition("@") for value in (before, now))
+    if not one or one != other:
+        return False
+    found_out = [bool(COMMIT.fullmatch(commit)) for commit in (old, new)]
+    # Where a commit was not found out there is nothing to compare it with.
+    return any(found_out) != all(found_out) or (not any(found_out) and UNKNOWN in (old, new))
+
+
+def _remedy(name: str, before: Any, now: Any) -> str:
+    ids = [str(value).rpartition("@") for value in (before, now)]
+    if ids[0][0] and ids[0][0] == ids[1][0] and COMMIT.fullmatch(ids[0][2]):
+        setting = "model.revision" if name == "model" else f"the revision of `{name}`"
+        return f"`{setting}={ids[0][2]}`, since its branch has moved, or a fresh run under another `name=`"
+    return "restoring it, or a fresh run under another `name=`"

@@ -40,7 +40,7 @@ def rescue(loop: Loop, console: Console, error: BaseException) -> None:
         )
     console.print(
         f"[bold red]{where}[/] ({type(error).__name__}); {saved}. When the cause is mended, continue with\n"
-        f"  [bold]{resume_command(folder)}[/]",
+        f"  [bold]{escape(resume_command(folder))}[/]",
         highlight=False,
         soft_wrap=True,
     )

@@ -8,13 +8,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from unirl_env.config import RunConfig
 from unirl_env.errors import ConfigError
+from unirl_env.literal import first_line, from_yaml, shielded, unshielded
+from unirl_env.masks import masked, same_secrets
+from unirl_env.setting_names import TEXTS, TYPES, below, unknown_name
 
-__all__ = ["as_config", "differences", "from_mapping", "read_yaml", "to_yaml"]
+__all__ = [
+    "as_config",
+    "differences",
+    "flat",
+    "from_mapping",
+    "literally",
+    "read_text",
+    "read_yaml",
+    "require_texts",
+    "shown",
+    "to_yaml",
+]
 
 MAY_CHANGE = (
     "name",
@@ -30,6 +44,7 @@ MAY_CHANGE = (
     "reward.max_failed_iterations",
     "model.device",
     "model.offload",
+    "model.revision",
     "agent.micro_batch_size",
     "agent.micro_batch_tokens",
     "reward.overlap",
@@ -44,47 +59,99 @@ MAY_CHANGE = (
 
 
 def as_config(node: Any) -> RunConfig:
-    """The typed settings that an OmegaConf node holds."""
+    """The typed settings that an OmegaConf node with shielded texts holds."""
     cfg = OmegaConf.to_object(node)
-    _restore_tuples(cfg)
+    _restore(cfg)
+    shown(cfg)  # From now on, no message repeats its secrets.
     return cfg
 
 
-def from_mapping(values: Mapping[str, Any]) -> RunConfig:
-    """Settings from nested mappings; what is not named keeps its default.
+def from_mapping(values: Mapping[str, Any], source: str = "") -> RunConfig:
+    """Settings from nested mappings; what is not named keeps its default, and every text is literal.
+
+    Args:
+        values: The mappings.
+        source: The file that they come from, for errors.
 
     Raises:
         ConfigError: If a name is unknown or a value has the wrong type.
     """
+    require_texts(values, source)
     try:
-        return as_config(OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(dict(values))))
+        node = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(shielded(dict(values))))
+        return as_config(node)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"The settings must fit `RunConfig`, got: {first_line(error)}") from error
+        name = str(error.full_key or "")
+        if name and name not in TYPES and below(name) is None:
+            raise ConfigError(unknown_name(name, source)) from error
+        what = f"`{name}`" if name else "The settings"
+        where = f" of {source}" if source else ""
+        raise ConfigError(f"{what}{where} must fit `RunConfig`, got: {first_line(error)}") from error
 
 
-def read_yaml(path: Path) -> RunConfig:
-    """The settings that `to_yaml` wrote.
+def literally(cfg: RunConfig) -> DictConfig:
+    """Settings as a node with shielded texts, to be changed and given to `as_config`."""
+    return OmegaConf.merge(
+        OmegaConf.structured(RunConfig), OmegaConf.create(shielded(_plain(dataclasses.asdict(cfg))))
+    )
+
+
+def require_texts(values: Mapping[str, Any], source: str = "", prefix: str = "") -> None:
+    """Refuse numbers and truth values for texts: YAML has read `007` as 7, and `1e5` as 100000.0.
 
     Raises:
-        ConfigError: If the file is missing, is no YAML, or does not fit `RunConfig`.
+        ConfigError: Naming the setting.
+    """
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            require_texts(value, source, f"{name}.")
+        elif name in TEXTS and value is not None and not isinstance(value, str):
+            where = f" of {source}" if source else ""
+            raise ConfigError(
+                f"`{name}`{where} must be a text, got {value!r}: YAML reads what looks like a number, a "
+                f"truth value or a list as one; try quotes: `{key}: '...'`."
+            )
+
+
+def read_text(path: Path) -> str:
+    """The text of a settings file.
+
+    Raises:
+        ConfigError: If it cannot be read.
     """
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path))
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             f"A run's folder must hold its settings, got {error.strerror} for {path}; try the folder that "
             f"holds `config.yaml`."
         ) from error
-    except Exception as error:
-        raise ConfigError(f"{path} must be YAML, got: {first_line(error)}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a mapping, got {type(values).__name__}.")
-    return from_mapping(values)
+    except ValueError as error:
+        raise ConfigError(
+            f"{path} must be UTF-8, got: {first_line(error)}; try saving it as UTF-8."
+        ) from error
+
+
+def read_yaml(path: Path) -> RunConfig:
+    """The settings that `to_yaml` wrote; every text is literal.
+
+    Raises:
+        ConfigError: If the file is missing, is no YAML, or does not fit `RunConfig`.
+    """
+    node = from_yaml(shielded(read_text(path)), str(path))
+    return from_mapping(unshielded(OmegaConf.to_container(node, resolve=False)), str(path))
 
 
 def to_yaml(cfg: RunConfig) -> str:
-    """Every setting, resolved."""
-    return OmegaConf.to_yaml(OmegaConf.create(_plain(dataclasses.asdict(cfg))))
+    """Every setting; what looks like an interpolation is a text, what is secret its variable."""
+    return unshielded(OmegaConf.to_yaml(OmegaConf.create(shielded(shown(cfg)))))
+
+
+def shown(cfg: RunConfig) -> dict[str, Any]:
+    """The settings as nested mappings that others may see."""
+    values = _plain(dataclasses.asdict(cfg))
+    return {name: masked(value, (name,)) if _searched(name) else value for name, value in values.items()}
 
 
 def differences(saved: RunConfig, wanted: RunConfig) -> list[str]:
@@ -92,6 +159,11 @@ def differences(saved: RunConfig, wanted: RunConfig) -> list[str]:
     one, other = flat(saved), flat(wanted)
     for rows in (one, other):
         rows |= {name: _without_places(value) for name, value in rows.items() if name.startswith("reward.")}
+        rows |= {
+            name: same_secrets(value, tuple(name.split(".")))
+            for name, value in rows.items()
+            if _searched(name)
+        }
     return [
         f"{name}: {one.get(name)!r} -> {other.get(name)!r}"
         for name in sorted(one.keys() | other.keys())
@@ -111,8 +183,13 @@ def _without_places(spec: Any) -> Any:
     return spec
 
 
-def flat(cfg: RunConfig) -> dict[str, Any]:
-    """Every setting under its dotted name; what is inside a free-form setting stays one value."""
+def flat(cfg: RunConfig, *, public: bool = False) -> dict[str, Any]:
+    """Every setting under its dotted name; what is inside a free-form setting stays one value.
+
+    Args:
+        cfg: The settings.
+        public: Whether others see them, so that secrets are masked.
+    """
     rows: dict[str, Any] = {}
     for field in dataclasses.fields(cfg):
         value = getattr(cfg, field.name)
@@ -121,12 +198,16 @@ def flat(cfg: RunConfig) -> dict[str, Any]:
                 rows[f"{field.name}.{inner.name}"] = _plain(getattr(value, inner.name))
         else:
             rows[field.name] = _plain(value)
+    if public:
+        rows |= {
+            name: masked(value, tuple(name.split("."))) for name, value in rows.items() if _searched(name)
+        }
     return rows
 
 
-def first_line(error: BaseException) -> str:
-    """The part of a library's message that is meant for people."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _searched(name: str) -> bool:
+    """Whether a setting is searched for secrets; prompts are texts about anything."""
+    return name != "name" and name.partition(".")[0] != "prompts"
 
 
 def _plain(value: Any) -> Any:
@@ -137,12 +218,13 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _restore_tuples(settings: Any) -> None:
-    # YAML knows lists only; the fields that are declared as tuples become tuples again.
+def _restore(settings: Any) -> None:
+    # YAML knows lists only; the fields that are declared as tuples become tuples again, and texts themselves.
     hints = typing.get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value):
-            _restore_tuples(value)
-        elif isinstance(value, list) and typing.get_origin(hints[field.name]) is tuple:
-            setattr(settings, field.name, tuple(value))
+            _restore(value)
+        else:
+            listed = isinstance(value, list) and typing.get_origin(hints[field.name]) is tuple
+            setattr(settings, field.name, tuple(value) if listed else unshielded(value))

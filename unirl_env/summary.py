@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -88,8 +89,8 @@ def label(key: str) -> str:
 
 
 def resume_command(folder: RunFolder, *overrides: str) -> str:
-    """What to type to go on with a run."""
-    return " ".join(["python -m unirl_env.train", f"resume={folder.path}", *overrides])
+    """What to type to go on with a run, quoted for a shell."""
+    return shlex.join(["python", "-m", "unirl_env.train", f"resume={folder.path}", *overrides])
 
 
 def print_summary(console: Console, folder: RunFolder, ended_by: Finding | None = None) -> None:
@@ -107,7 +108,7 @@ def print_summary(console: Console, folder: RunFolder, ended_by: Finding | None 
     table.add_row("", "[dim]before[/]", "[dim]after[/]", "[dim]difference, 95 % interval[/]")
     for row in rows:
         table.add_row(
-            f"{row['reward']}, {row['set']}",
+            escape(f"{row['reward']}, {row['set']}"),
             number(row["before"]["mean"]),
             f"[bold]{number(row['after']['mean'])}[/]",
             gain(row["difference"]),
@@ -115,7 +116,7 @@ def print_summary(console: Console, folder: RunFolder, ended_by: Finding | None 
     lost = [row["no_picture"] for row in read_rows(folder.path / "metrics.jsonl") if _known(row)]
     if lost:
         table.add_row("texts without a picture, training", f"{lost[0]:.0%}", f"[bold]{lost[-1]:.0%}[/]", "")
-    console.print(Panel(table, title=f"{folder.path.name}: {last} iterations", expand=False))
+    console.print(Panel(table, title=escape(f"{folder.path.name}: {last} iterations"), expand=False))
     parts = parts_table(evaluations)
     if parts is not None:
         console.print(Padding(parts, (0, 2)))
@@ -123,13 +124,15 @@ def print_summary(console: Console, folder: RunFolder, ended_by: Finding | None 
         console.print(alarm_line(alarm), highlight=False, soft_wrap=True)
     more = f"iterations={2 * max(1, last)}"
     if ended_by is not None:
-        console.print(f"The run ended at iteration {last}, because `alarm.stop` names {ended_by.signal}.")
+        why = f"The run ended at iteration {last}, because `alarm.stop` names {ended_by.signal}."
+        console.print(why, highlight=False, markup=False, soft_wrap=True)
         more = "alarm.stop=none"
     console.print(
         f"Report     {folder.report}\n"
-        f"Compare    python -m unirl_env.evaluate --run {folder.path}\n"
+        f"Compare    {shlex.join(['python', '-m', 'unirl_env.evaluate', '--run', str(folder.path)])}\n"
         f"Go on      {resume_command(folder, more)}",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
 

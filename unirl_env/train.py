@@ -12,25 +12,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from unirl_env.command_line import Parser
 from unirl_env.config import RunConfig
 from unirl_env.entry import guarded
 from unirl_env.errors import ConfigError
-from unirl_env.overrides import WHOLE, for_hydra, respelled
-from unirl_env.settings import as_config, first_line, flat, read_yaml, to_yaml
+from unirl_env.overrides import Override, apply, last_value, split
+from unirl_env.recipes import CONFIGS, composed, is_recipe, options, recipes
+from unirl_env.setting_names import GROUPS
+from unirl_env.settings import as_config, literally, read_yaml, to_yaml
 
-__all__ = ["main", "recipes", "settings"]
+__all__ = ["CONFIGS", "GROUPS", "main", "recipes", "settings"]
 
-CONFIGS = Path(__file__).parent / "configs"
-GROUPS = ("model", "reward", "agent", "rollout", "prompts")
-SHARED = (*GROUPS, "knobs", "service")
 DEFAULT_RECIPE = "diffusion/tiny_sd3"
+PROGRAM = ("python", "-m", "unirl_env.train")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,132 +35,153 @@ def main(argv: Sequence[str] | None = None) -> int:
     The exit code is 0, 2 for a mistake that is explained, 3 where an alarm ended the run, 130 after Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    arguments = _parser().parse_args(argv)
 
     def action(console: Console) -> int:
+        arguments = _parser().parse_intermixed_args(argv)
         if arguments.list:
-            console.print("\n".join(recipes()), highlight=False)
+            console.print("\n".join(recipes()), highlight=False, markup=False)
             return 0
-        cfg = settings(arguments.config_name, arguments.overrides, arguments.config_dir)
+        if arguments.multirun and not arguments.show:
+            from unirl_env.sweep import sweep
+
+            given = arguments.config_name, arguments.config_dir
+            return sweep(arguments.overrides, *given, console, PROGRAM)
+        cfg = settings(
+            arguments.config_name,
+            arguments.overrides,
+            arguments.config_dir,
+            trust=arguments.trust or arguments.show,  # what is only printed imports nothing
+        )
         if arguments.show:
-            console.print(to_yaml(cfg), highlight=False, markup=False, end="")
+            console.print(to_yaml(cfg), highlight=False, markup=False, end="", soft_wrap=True)
             return 0
         from unirl_env.launch import launch
 
-        return launch(cfg, console, ["python", "-m", "unirl_env.train", *argv])
+        return launch(cfg, console, [*PROGRAM, *argv])
 
     return guarded(action)
 
 
 def settings(
-    recipe: str = DEFAULT_RECIPE, overrides: Sequence[str] = (), directory: str | None = None
+    recipe: str = DEFAULT_RECIPE,
+    overrides: Sequence[str] = (),
+    directory: str | None = None,
+    *,
+    trust: bool = False,
 ) -> RunConfig:
     """The settings of a recipe with overrides, or those of the run that `resume=<path>` names.
 
     Args:
-        recipe: A name such as `diffusion/tiny_sd3`, or the path of a YAML file: a recipe, or the resolved
-            `config.yaml` of a run that is to be done again.
-        overrides: `key=value` each; a group (`agent=grpo`) or a single setting (`agent.lr=1e-4`).
+        recipe: A name such as `diffusion/tiny_sd3`, or the path of a YAML file: a recipe, or settings without
+            a list of defaults, such as the `config.yaml` of a run that is to be done again.
+        overrides: `key=value` each; a group (`agent=grpo`) or a single setting (`agent.lr=1e-4`). Of several
+            for one setting, the last counts.
         directory: A folder with further recipes and group files.
+        trust: Whether a run that somebody else began may name code and secrets. A recipe always may, because
+            whoever starts a run chooses it.
 
     Raises:
-        ConfigError: If a name is unknown or a value has the wrong type.
+        ConfigError: If a name is unknown or a value has the wrong type, or if a run to be continued names
+            code and was not begun by this account.
         CheckpointError: If `resume` names no run.
     """
-    resume = _value(overrides, "resume")
-    if resume not in (None, "auto", "null", ""):
-        return _continued(resume, overrides)
-    root, further = CONFIGS, Path(directory).resolve() if directory else None
-    if further and (further / f"{recipe}.yaml").is_file():
-        root, further = further, CONFIGS
+    items = [split(item) for item in overrides]
+    resume = last_value(overrides, "resume")
+    if resume not in (None, "auto"):
+        return _continued(resume, items, trust)
+    folder = Path(directory).expanduser().resolve() if directory else None
+    if folder is not None and not folder.is_dir():
+        raise ConfigError(f"`--config-dir` must be a folder with recipes, got {directory}: there is none.")
     if recipe.endswith((".yaml", ".yml")):
         path = Path(recipe).expanduser().resolve()
         if not path.is_file():
             raise ConfigError(f"`--config-name` must be a recipe or a YAML file, got {recipe}: no such file.")
-        if "defaults:" not in path.read_text():
-            return _with_overrides(path, overrides)
-        root, recipe, further = path.parent, path.stem, CONFIGS
-    search = [f"hydra.searchpath=[file://{further}]"] if further else []
-    options = [word for item in overrides for word in for_hydra(item)]
-    ConfigStore.instance().store(name="run_settings", node=RunConfig)
-    try:
-        with initialize_config_dir(str(root), version_base="1.3"):
-            node = compose(recipe.removesuffix(".yaml"), overrides=[*search, *options])
-        return as_config(node)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain(error, recipe, overrides)) from error
+        if not is_recipe(path):
+            return _with_overrides(path, items)
+        recipe, folder = path.stem, path.parent
+    elif folder is None or not (folder / f"{recipe}.yaml").is_file():
+        _require_recipe(recipe, folder)
+    chosen = [one for one in items if _chooses(one, folder)]
+    for one in chosen:
+        _require_option(one, folder)
+    node = composed(recipe, [one.typed for one in chosen], folder)
+    apply(node, [one for one in items if one not in chosen])
+    return as_config(node)
 
 
-def recipes() -> list[str]:
-    """The recipes that ship with the library."""
-    files = (path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
-    return sorted(path.with_suffix("").as_posix() for path in files if path.parts[0] not in SHARED)
-
-
-def _continued(resume: str, overrides: Sequence[str]) -> RunConfig:
+def _continued(resume: str, items: Sequence[Override], trust: bool) -> RunConfig:
     """A run that is named by its folder brings its own settings."""
     from unirl_env.run_folder import locate
+    from unirl_env.trust import require_trust
 
     folder, _ = locate(resume)
-    cfg = _with_overrides(folder.config, overrides)
+    require_trust(folder.config, read_yaml(folder.config), trust)
+    cfg = _with_overrides(folder.config, items)
     cfg.resume, cfg.name, cfg.logging.folder = resume, folder.path.name, str(folder.path.parent)
     return cfg
 
 
-def _with_overrides(path: Path, overrides: Sequence[str]) -> RunConfig:
-    """Resolved settings, in which single ones are overridden; they have no groups to choose from."""
-    cfg = OmegaConf.structured(read_yaml(path))
-    for item in overrides:
-        key, found, value = respelled(item.lstrip("+")).partition("=")
-        if not found or key in GROUPS:
+def _with_overrides(path: Path, items: Sequence[Override]) -> RunConfig:
+    """Whole settings, in which single ones are overridden; they have no groups to choose from."""
+    for one in items:
+        if one.chooses:
             raise ConfigError(
-                f"What goes with {path} must be `setting=value`, got {item}; try leaving it out."
+                f"What goes with {path} must be `setting=value`, got {one.typed}; try leaving it out."
             )
-        try:
-            OmegaConf.update(cfg, key, OmegaConf.create(f"v: {value}").v, merge=key not in WHOLE)
-        except OmegaConfBaseException as error:
-            raise ConfigError(_explain(error, str(path), [item])) from error
-    return as_config(cfg)
+    node = literally(read_yaml(path))
+    apply(node, items, groups=False)
+    return as_config(node)
 
 
-def _explain(error: Exception, recipe: str, overrides: Sequence[str]) -> str:
-    """Hydra's message in the form of this library's, with the nearest name that exists."""
-    leaves = [*flat(RunConfig()), "hydra"]
-    names = [*leaves, *GROUPS]
-    for item in overrides:
-        key, _, value = item.partition("=")
-        key = key.lstrip("+~")
-        if key not in names and not any(key.startswith(f"{leaf}.") for leaf in leaves):
-            near = difflib.get_close_matches(key, names, n=1)
-            advice = f"did you mean `{near[0]}`?" if near else "try `--show`, which prints them all."
-            return f"`{key}` must be one of the settings of a run, got an unknown name; {advice}"
-        if key in GROUPS and f"'{key}/{value}'" in str(error):
-            options = sorted(path.stem for path in (CONFIGS / key).glob("*.yaml"))
-            return f"`{key}` must be one of {', '.join(options)}, got {value}."
-    if "Cannot find primary config" in str(error):
-        return f"`--config-name` must be one of {', '.join(recipes())}, or a YAML file; got {recipe}."
-    cause = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    detail = "" if cause is error else f" ({first_line(cause)})"
-    return f"The settings of {recipe} must be valid, got: {first_line(error)}{detail}"
+def _chooses(one: Override, folder: Path | None) -> bool:
+    """Whether a word picks an option of a group, one of somebody's own included."""
+    own = folder is not None and "." not in one.name and (folder / one.name).is_dir() and not one.removes
+    return one.chooses or (own and one.name not in GROUPS)
 
 
-def _value(overrides: Sequence[str], name: str) -> str | None:
-    found = [item.split("=", 1)[1].strip("'\"") for item in overrides if item.startswith(f"{name}=")]
-    return found[-1] if found else None
+def _require_option(one: Override, folder: Path | None) -> None:
+    known = options(one.name, folder)
+    places = [CONFIGS, *([folder] if folder else [])]
+    if any((place / one.name / f"{one.value}.yaml").is_file() for place in places) and one.value.strip():
+        return
+    near = difflib.get_close_matches(one.value, known, n=1)
+    remedy = f"; did you mean `{one.name}={near[0]}`?" if near else "."
+    if "," in one.value:
+        remedy = f"; try `-m {one.typed}` for a run with each."
+    raise ConfigError(f"`{one.name}` must be one of {', '.join(known)}, got {one.value}{remedy}")
+
+
+def _require_recipe(recipe: str, folder: Path | None) -> None:
+    known = recipes()
+    if recipe in known:
+        return
+    own = sorted(path.stem for path in folder.glob("*.yaml")) if folder else []
+    tails = {name.rpartition("/")[2]: name for name in known}
+    near = difflib.get_close_matches(recipe, [*known, *own, *tails], n=1)
+    meant = tails.get(near[0], near[0]) if near else None
+    hint = f"; did you mean {meant}?" if meant else "."
+    raise ConfigError(
+        f"`--config-name` must be one of {', '.join([*own, *known])}, or a YAML file; got {recipe}{hint}"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m unirl_env.train", description="Post-train a generative model with RL."
-    )
+    parser = Parser(prog="python -m unirl_env.train", description="Post-train a generative model with RL.")
     parser.add_argument(
         "--config-name", "-cn", default=DEFAULT_RECIPE, help="a recipe's name, or the path of a YAML file"
     )
     parser.add_argument("--config-dir", "-cd", help="a folder with recipes of your own")
+    parser.add_argument(
+        "--trust", action="store_true", help="continue a run of somebody else's, whose settings name code"
+    )
     parser.add_argument("--show", action="store_true", help="print the settings and stop")
+    parser.add_argument(
+        "--cfg", "-c", dest="show", action=_Show, metavar="job", help="the same, as Hydra calls it"
+    )
     parser.add_argument("--list", action="store_true", help="print the recipes and stop")
+    parser.add_argument(
+        "--multirun", "-m", action="store_true", help="a run for each of the values between commas"
+    )
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -172,6 +189,15 @@ def _parser() -> argparse.ArgumentParser:
         help="settings (agent.lr=1e-4), groups (agent=grpo), resume=auto, resume=runs/<name>",
     )
     return parser
+
+
+class _Show(argparse.Action):
+    """`--cfg job`, which has no other value here."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace, values, option_string=None) -> None:
+        if values != "job":
+            parser.error(f"`--cfg` must be job, got {values}: Hydra has no settings of its own here")
+        namespace.show = True
 
 
 if __name__ == "__main__":

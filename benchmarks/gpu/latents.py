@@ -7,7 +7,17 @@ an update's micro-batches have other sizes than a rollout's batches. With `rows_
 from __future__ import annotations
 
 import torch
-from measure import arguments, measured_peak, memory_gib, operations, report, seconds, utilization
+from measure import (
+    arguments,
+    iterations,
+    measured_peak,
+    memory_gib,
+    operations,
+    quickest,
+    report,
+    seconds,
+    utilization,
+)
 from sizes import RandomSD3
 
 import unirl_env.functional as F
@@ -106,11 +116,7 @@ def iteration(size: str, options: dict, peak: float) -> dict:
     )
     agent = config.build_algo()
     memory_gib(device)
-    rounds = []
-    for _ in range(3):
-        agent.train()
-        rounds.append(dict(agent.iteration_metrics))
-    last = min(rounds[1:], key=lambda each: each["seconds/update"])
+    last = quickest(iterations(agent))
     forward, both = network_flops(RandomSD3(size, **options))
     episodes = PROMPTS * GROUP
     rollout, update = last["seconds/rollout"], last["seconds/update"]

@@ -75,6 +75,20 @@ def memory_gib(device: str) -> float | None:
     return most
 
 
+def iterations(agent: Any, count: int = 3) -> list[dict[str, Any]]:
+    """The metrics of `count` iterations; the first one compiles, allocates and reads on the way."""
+    rounds = []
+    for _ in range(count):
+        agent.train()
+        rounds.append(dict(agent.iteration_metrics))
+    return rounds
+
+
+def quickest(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """The iteration with the quickest update, the first one aside."""
+    return min(rounds[1:], key=lambda each: each["seconds/update"])
+
+
 def report(numbers: Mapping[str, Any]) -> None:
     """One line of JSON, the last that a part prints."""
     print(json.dumps(_rounded(numbers)))

@@ -107,10 +107,12 @@ class RandomSD3(SD3Denoiser):
             vae = AutoencoderKL(**self._load_config("vae")).to(self.dtype).eval().requires_grad_(False)
         return SimpleNamespace(vae=vae)
 
-    def _scheduler(self) -> Any:
-        from diffusers import FlowMatchEulerDiscreteScheduler
+    def _scheduler_config(self) -> dict[str, Any]:
+        return {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
 
-        return FlowMatchEulerDiscreteScheduler(shift=3.0)
+    @property
+    def _index(self) -> dict[str, Any]:
+        return {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}
 
     def _load_config(self, part: str) -> dict[str, Any]:
         if part == "transformer":

@@ -7,7 +7,16 @@ nats of a token's log-probability. Random weights never end a text, so that all 
 from __future__ import annotations
 
 import torch
-from measure import arguments, measured_peak, memory_gib, operations, report, utilization
+from measure import (
+    arguments,
+    iterations,
+    measured_peak,
+    memory_gib,
+    operations,
+    quickest,
+    report,
+    utilization,
+)
 from sizes import RandomQwen3
 
 from unirl_env.agents import DRPOConfig
@@ -53,11 +62,8 @@ def main() -> None:
     agent = config.build_algo()
     weights = sum(p.numel() for p in agent.env_runner_group.local_env_runner.module.parameters())
     built = memory_gib(args.device)
-    rounds = []
-    for _ in range(3):
-        agent.train()
-        rounds.append(dict(agent.iteration_metrics))
-    last = min(rounds[1:], key=lambda each: each["seconds/update"])
+    rounds = iterations(agent)
+    last = quickest(rounds)
     agent.stop()
     tokens = last["tokens"] * PROMPTS * GROUP
     forward, both = network_flops(args.size, args.device, length)

@@ -8,7 +8,6 @@ import torch
 from toy import POINTS, toy_config
 
 from unirl_env.agents import GRPO, Agent, DRPOConfig, FlowDPPO, FlowDPPOConfig, GRPOConfig
-from unirl_env.agents.checks import warn_of_waiting
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import CheckpointError, ContractError, SelfCheckError
 from unirl_env.types import Prompt
@@ -292,17 +291,6 @@ def test_latents_in_half_precision_keep_ratio_one(build):
     agent.train()
     assert agent.last_batch.phases["image"].action.dtype == torch.bfloat16
     assert agent.iteration_metrics["self_check/ratio"] <= 1e-6
-
-
-def test_processes_that_ray_cannot_start_are_told(cluster, caplog):
-    config = toy_config(GRPOConfig, num_prompts=8, group_size=8)
-    config.env_runners(num_env_runners=8).learners(num_learners=4)
-    config.validate()
-    warn_of_waiting(config)
-    assert "8 runners and 4 learners want 12 CPU, and Ray has" in caplog.text
-    caplog.clear()
-    warn_of_waiting(toy_config(GRPOConfig))
-    assert not caplog.text
 
 
 def test_the_agents_belong_to_their_configurations():

@@ -22,7 +22,7 @@ def validated(config_class=GRPOConfig, **settings):
     [
         ({"group_size": 5}, "`num_minibatches` x `num_learners`.*20 and 8; try group_size=8"),
         ({"num_prompts": 3}, "`num_env_runners` \\(2\\), got 3.*num_prompts=4"),
-        ({"num_prompts": 0}, "`num_prompts` must be a number of at least 1"),
+        ({"num_prompts": 0}, "`num_prompts` must be at least 1"),
         ({"micro_batch_size": 0}, "`micro_batch_size`"),
         ({"rollout_batch_size": -1}, "`rollout_batch_size`"),
         ({"lr": "high"}, "`lr` must be a number"),

@@ -63,7 +63,7 @@ def test_an_adapter_that_passes_its_options_on_refuses_unknown_ones_too():
 
 def test_flat_views():
     env = make_vector_env(2, flat=True, **plain())
-    assert isinstance(env, FlattenForPPO) and env.single_observation_space.shape == (49,)
+    assert isinstance(env, FlattenForPPO) and env.single_observation_space.shape == (48 + 2 + 2 + 1,)
     single = make_env(flat=["latent"], **plain())
     assert isinstance(single.unwrapped, SingleEnv) and single.observation_space.shape == (48,)
 

@@ -62,7 +62,8 @@ def test_the_ends_of_large_files_count(tmp_path, monkeypatch):
     assert fingerprint(tmp_path) != first
 
 
-def test_a_model_is_known_by_its_contents_or_its_commit(tmp_path):
+def test_a_model_is_known_by_its_contents_or_its_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (tmp_path / "config.json").write_text(json.dumps({"a": 1}))
     assert model_fingerprint(tmp_path) == fingerprint(tmp_path)
     assert model_fingerprint("nobody/nothing", "abc") == "nobody/nothing@abc"

@@ -7,6 +7,7 @@ import torch
 from fakes import SHAPE, FakeDenoiseEnv
 from gymnasium.vector.utils import batch_space
 
+import unirl_env  # noqa: F401  # registers the ids
 from unirl_env.errors import ConfigError
 from unirl_env.wrappers import FlattenForPPO, flatten_for_ppo
 
@@ -72,11 +73,69 @@ def test_entries_that_are_not_there_are_refused(keys):
         flatten_for_ppo(Single(), keys)
 
 
-def test_token_actions_are_refused():
-    env = FakeDenoiseEnv()
-    env.single_action_space = gym.spaces.Discrete(7)
-    with pytest.raises(ConfigError, match=r"must be a Box to be flattened, got Discrete\(7\)"):
-        FlattenForPPO(env)
+class Observed(FakeDenoiseEnv):
+    """Entries of other kinds and sizes, for the choice among them."""
+
+    def __init__(self, action=None, **boxes):
+        super().__init__()
+        boxes = {name: gym.spaces.Box(-1, 1, shape, np.float32) for name, shape in boxes.items()}
+        self.single_observation_space = gym.spaces.Dict(boxes)
+        self.single_action_space = action or self.single_action_space
+
+
+LATENT = {"latent": (2, 4, 4), "sigma": (), "sigma_next": (), "step": (), "stochastic": ()}
+
+
+@pytest.mark.parametrize(
+    ("boxes", "seen"),
+    [
+        (LATENT, ["latent", "sigma"]),
+        (
+            {**LATENT, "pooled": (8,), "prompt": (8, 16)},
+            ["latent", "pooled", "prompt", "sigma"],
+        ),
+        ({"tokens": (9,), "length": (), "prompt_length": (), "is_action": (9,)}, ["length", "tokens"]),
+        ({"tokens": (9000,), "length": (), "pixel_values": (4, 5)}, ["length", "pixel_values", "tokens"]),
+    ],
+    ids=["no prompt", "denoiser", "texts", "long texts with pictures"],
+)
+def test_a_policy_sees_the_prompt(boxes, seen, caplog):
+    action = gym.spaces.Discrete(5) if "tokens" in boxes else None
+    assert FlattenForPPO(Observed(action, **boxes)).keys == seen
+    assert not caplog.text
+
+
+def test_what_is_too_large_is_left_out_with_a_word_unless_it_is_named(caplog):
+    boxes = {**LATENT, "pooled": (8,), "prompt_embeds": (77, 4096)}
+    assert FlattenForPPO(Observed(**boxes)).keys == ["latent", "pooled", "sigma"]
+    assert "leaves out prompt_embeds (77, 4096)" in caplog.text
+    assert FlattenForPPO(Observed(**boxes), ["latent", "prompt_embeds"]).keys == ["latent", "prompt_embeds"]
+
+
+def test_a_policy_that_would_see_no_prompt_is_refused():
+    boxes = {**LATENT, "prompt_embeds": (77, 4096)}
+    with pytest.raises(ConfigError, match=r"must show the agent the prompt.*try `flat=\['latent', 'pro"):
+        FlattenForPPO(Observed(**boxes))
+    assert FlattenForPPO(Observed(**boxes), ["latent", "sigma"]).keys == ["latent", "sigma"]
+
+
+def test_tokens_stay_actions_of_their_own():
+    name, options = "unirl/TinyQwen3-Math-v0", {"flat": True, "prompts": ["1+1=", "2+3="]}
+    vector = gym.make_vec(name, 2, vectorization_mode="vector_entry_point", **options)
+    row, info = vector.reset(seed=0)
+    assert vector.single_action_space == gym.spaces.Discrete(268) and row.shape == (2, 41)
+    assert vector.observation_space.contains(row) and not np.array_equal(row[0], row[1])
+    after, *_ = vector.step(np.array([5, 6]))
+    length = int(row[0, 0])
+    assert after[:, 0].tolist() == (row[:, 0] + 1).tolist() and after[0, 1 + length] == 5
+    single = gym.make(name, flat=True, prompts=[info["prompt"][0]])
+    assert single.observation_space == vector.single_observation_space
+    assert np.array_equal(single.reset(seed=0)[0], row[0])
+
+
+def test_actions_of_other_kinds_are_refused():
+    with pytest.raises(ConfigError, match=r"must be a Box or Discrete to be flattened, got MultiBinary"):
+        FlattenForPPO(Observed(gym.spaces.MultiBinary(3), **LATENT))
 
 
 def test_unmodified_ppo_trains_on_the_flat_view():

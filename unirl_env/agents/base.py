@@ -16,6 +16,7 @@ from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.agents.checks import warn_of_settings
+from unirl_env.agents.cluster import make_room
 from unirl_env.agents.config import AgentConfig
 from unirl_env.agents.credit import credit
 from unirl_env.agents.first_update import FirstUpdate
@@ -58,6 +59,7 @@ class Agent(Algorithm):
     def setup(self, config: AgentConfig) -> None:
         """Build runners and learners, and let them share one module where they share a process."""
         warn_of_settings(self.config)
+        make_room(self.config)
         super().setup(config)
         self.source = PromptSource.of(self.config.prompt_source())
         self.sync = WeightSync(self.learner_group, self.env_runner_group)
@@ -270,12 +272,10 @@ class Agent(Algorithm):
             data = TrainingData(batch_refs=[ray.put(shard.to("cpu")) for shard in shards])
         else:
             data = TrainingData(batch=shards[0])
+        check = sorted(self.first_update.pending)
         with learners_live("an update"):
-            updates = self.learner_group.update(
-                training_data=data, lr=lr, check=sorted(self.first_update.pending)
-            )
-        errors = [update.error for update in updates if update.error is not None]
-        if errors:
+            updates = self.learner_group.update(training_data=data, lr=lr, check=check)
+        if errors := [update.error for update in updates if update.error is not None]:
             raise min(errors, key=lambda error: isinstance(error, FollowedFailure))
         if all(updates[0].skipped):
             raise ContractError(

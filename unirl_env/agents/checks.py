@@ -7,7 +7,6 @@ import math
 from numbers import Real
 from typing import Any
 
-import ray
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from unirl_env.agents.selfcheck import BOUNDS
@@ -24,7 +23,6 @@ __all__ = [
     "check_tokens",
     "warn_of_idle_clip",
     "warn_of_settings",
-    "warn_of_waiting",
 ]
 
 logger = logging.getLogger(__name__)
@@ -40,7 +38,7 @@ def check_settings(config: Any) -> None:
         ConfigError: Naming the setting, its value and the remedy.
     """
     for name in ("num_prompts", "group_size"):
-        _at_least(config, name, 1)
+        whole(name, getattr(config, name), 1)
     for name in ("rollout_batch_size", "micro_batch_size", "micro_batch_tokens"):
         if getattr(config, name) is not None:
             whole(name, getattr(config, name), 1)
@@ -163,30 +161,7 @@ def check_tokens(config: Any) -> None:
 
 def warn_of_settings(config: Any) -> None:
     """Say what is allowed and hardly meant."""
-    warn_of_waiting(config)
     warn_of_idle_clip(config)
-
-
-def warn_of_waiting(config: Any) -> None:
-    """Say so if Ray has too little to start all processes: it would wait for more, and say nothing."""
-    if not ray.is_initialized() or ray.util.get_current_placement_group() is not None:
-        return
-    cpus_per_learner = config.num_cpus_per_learner
-    if cpus_per_learner == "auto":
-        cpus_per_learner = 0 if config.num_gpus_per_learner else 1
-    runners, learners = config.num_env_runners, config.num_learners
-    wanted = {
-        "CPU": runners * config.num_cpus_per_env_runner + learners * cpus_per_learner,
-        "GPU": runners * config.num_gpus_per_env_runner + learners * config.num_gpus_per_learner,
-    }
-    free = ray.available_resources() if any(wanted.values()) else {}
-    for name, amount in wanted.items():
-        if amount > free.get(name, 0.0):
-            logger.warning(
-                "%d runners and %d learners want %g %s, and Ray has %g free: it waits until there are more. "
-                "Try fewer processes, or shares of a %s.",
-                *(runners, learners, amount, name, free.get(name, 0.0), name),
-            )
 
 
 def warn_of_idle_clip(config: Any) -> None:

@@ -70,6 +70,7 @@ class AgentConfig(EpochSettings, AlgorithmConfig):
         self.merge_env_runner_states = False
         self.broadcast_env_runner_states = False
         self.run_seed = 0
+        self.cluster_wait: float | None = None
         self.prompts: Any = None
         self.num_prompts = 8
         self.group_size = 12
@@ -148,13 +149,13 @@ class AgentConfig(EpochSettings, AlgorithmConfig):
                 - `adam_epsilon`: what AdamW adds to the root of the second moment, in units of a gradient.
                 - `advantage_parts`: parts of the scores with weights; each is normalised within its group
                   before they are added (GDPO), and takes the place of the reward.
-                - `reference_kl`: weight of the KL to the untrained model; `kl_estimator` of tokens, `"k2"` or
-                  `"k3"`.
+                - `reference_kl`: weight of the KL to the untrained model; `kl_estimator`: `"k2"` or `"k3"`.
                 - `anchor`: old log-probs of the `"rollout"`, or by `"replay"` before the update; None takes
                   the rollout's of the engine `"local"`, and of others `engine_anchor`.
                 - `self_check`: whether the first update must find what the rollout recorded, within
                   `self_check_tolerance` (|ratio - 1| against the anchor), and in nats `self_check_gap_mean`,
-                  `self_check_gap_max` (recorded log-probs) and `self_check_kl` (on latents); None: no bound.
+                  `self_check_gap_max` (recorded log-probs), `self_check_kl` (on latents); None: no bound.
+                - `cluster_wait`: seconds to wait for room in Ray's cluster; None: 60, or 0 if too small.
                 - `seed`: every random number of the run follows from it; also `.debugging(seed=...)`.
                 - the algorithm's own knobs.
 

@@ -14,6 +14,7 @@ from unirl_env.models.options import model_choice
 from unirl_env.policies.rl_module import DenoisePolicy, TokenPolicy
 from unirl_env.policies.token_actor import TokenActor
 from unirl_env.policies.trained import TrainedNetwork
+from unirl_env.rewards.secrets import resolved
 from unirl_env.rollouts.engines import ENGINES, Engine
 from unirl_env.rollouts.local import LocalRollout
 from unirl_env.rollouts.tokens import TokenRollout
@@ -100,7 +101,8 @@ class Tokens(Family):
         )
 
     def _engine(self, config: Any, actor: TokenActor) -> Engine:
-        make, options = ENGINES.get(config.engine), config.engine_options
+        make = ENGINES.get(config.engine)
+        options = resolved(config.engine_options, "engine_options")
         try:
             if config.engine == "local":
                 return make(actor, **options)

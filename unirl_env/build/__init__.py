@@ -1,22 +1,26 @@
 """Assembly: the only place where parts meet. Worlds need no Ray; agents import it when they are built."""
 
+from unirl_env.build.options import check_prompts, check_targets, check_world, model_sources
 from unirl_env.build.world import make_env, make_vector_env, pick_device
 from unirl_env.rewards.spec import build_scorer
 
 __all__ = [
     "build_agent",
     "build_scorer",
+    "check_agent",
     "check_prompts",
+    "check_targets",
+    "check_world",
     "chosen",
     "make_env",
     "make_vector_env",
-    "model_source",
+    "model_sources",
     "pick_device",
 ]
 
 
 def __getattr__(name: str):
-    if name in ("build_agent", "check_prompts", "chosen", "model_source"):
+    if name in ("build_agent", "check_agent", "chosen"):
         from unirl_env.build import agent
 
         return getattr(agent, name)

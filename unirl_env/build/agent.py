@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Iterable
+import difflib
 from dataclasses import asdict
-from typing import Any
-
-import gymnasium as gym
 
 from unirl_env.agents import Agent, AgentConfig, DRPOConfig, FlowDPPOConfig, GRPOConfig, GSPOConfig
-from unirl_env.build.world import make_model, pick_device
+from unirl_env.build.options import world_options
 from unirl_env.config import RunConfig
-from unirl_env.envs.encodings import encode_prompts, input_limits
 from unirl_env.envs.prompts import PromptSource
-from unirl_env.envs.tokens import MAX_PROMPT_TOKENS
 from unirl_env.errors import ConfigError
-from unirl_env.models import UnifiedModel
-from unirl_env.models.options import model_choice
-from unirl_env.rewards import for_mode
-from unirl_env.types import Prompt
 
-__all__ = ["AGENTS", "agent_config", "build_agent", "check_prompts", "chosen", "model_source"]
+__all__ = ["AGENTS", "agent_config", "build_agent", "check_agent", "chosen"]
 
 AGENTS = {"drpo": DRPOConfig, "flow_dppo": FlowDPPOConfig, "grpo": GRPOConfig, "gspo": GSPOConfig}
 OPTIMIZER = (
@@ -61,19 +50,36 @@ OPTIMIZER = (
 
 
 def build_agent(cfg: RunConfig) -> Agent:
-    """Build the agent, its runners and its learners, and start Ray unless it runs.
+    """Build the agent, its runners and its learners; it starts Ray unless that runs.
 
     Raises:
         ConfigError: If the settings cannot work.
+        ClusterError: If Ray does not start, or has no room for them.
     """
     config = agent_config(cfg)
     config.validate()
-    _start_ray(config.num_env_runners + config.num_learners)
     return config.build_algo()
 
 
-def agent_config(cfg: RunConfig) -> AgentConfig:
+def check_agent(cfg: RunConfig, prompts: PromptSource | None = None) -> None:
+    """Refuse an agent and options that cannot work; nothing is loaded and no process is started.
+
+    Args:
+        cfg: The settings.
+        prompts: Those of `prompts.train`, where they are read already.
+
+    Raises:
+        ConfigError: Naming the setting, its value and the remedy.
+    """
+    agent_config(cfg, prompts).validate()
+
+
+def agent_config(cfg: RunConfig, prompts: PromptSource | None = None) -> AgentConfig:
     """The settings as an `AgentConfig`.
+
+    Args:
+        cfg: The settings.
+        prompts: Those of `prompts.train`, where they are read already.
 
     Raises:
         ConfigError: If the agent or one of its options is unknown.
@@ -81,8 +87,9 @@ def agent_config(cfg: RunConfig) -> AgentConfig:
     cfg.check()
     if cfg.agent.name not in AGENTS:
         raise ConfigError(f"`agent.name` must be one of {', '.join(AGENTS)}, got {cfg.agent.name!r}.")
+    _check_options(cfg)
     rollout, settings = cfg.rollout, asdict(cfg.agent)
-    source = PromptSource.of(cfg.prompts.train, max_characters=cfg.prompts.max_characters)
+    source = prompts or PromptSource.of(cfg.prompts.train, max_characters=cfg.prompts.max_characters)
     return (
         AGENTS[cfg.agent.name]()
         .environment(cfg.model.env, env_config=world_options(cfg))
@@ -110,6 +117,23 @@ def agent_config(cfg: RunConfig) -> AgentConfig:
     )
 
 
+def _check_options(cfg: RunConfig) -> None:
+    """Refuse what is no knob of the algorithm, or is one of every agent's and set elsewhere."""
+    kind = AGENTS[cfg.agent.name]
+    knobs = sorted(vars(kind()).keys() - vars(AgentConfig()).keys())
+    for name, value in cfg.agent.options.items():
+        if name in knobs:
+            continue
+        if name in vars(cfg.agent):
+            remedy = f"it is a setting of every agent; try `agent.{name}={value}`"
+        else:
+            near = difflib.get_close_matches(name, knobs, n=1)
+            remedy = f"did you mean `agent.options.{near[0]}`?" if near else f"it has {', '.join(knobs)}"
+        raise ConfigError(
+            f"`agent.options.{name}` must be a knob of {cfg.agent.name}, and is none, got {value!r}; {remedy}"
+        )
+
+
 def chosen(cfg: RunConfig, config: AgentConfig) -> tuple[str, ...]:
     """What the settings left open and was chosen, in sentences."""
     if cfg.agent.anchor is not None or cfg.rollout.engine == "local":
@@ -121,64 +145,3 @@ def chosen(cfg: RunConfig, config: AgentConfig) -> tuple[str, ...]:
         f"Old log-probabilities are {whose} (`agent.anchor` is null, `agent.name` {cfg.agent.name} and "
         f"`rollout.engine` {cfg.rollout.engine}).",
     )
-
-
-def check_prompts(cfg: RunConfig, prompts: Iterable[Prompt]) -> None:
-    """Let a language model read every prompt once: one that does not fit would stop the run hours later.
-
-    Raises:
-        PromptError: Naming the prompt and the limit.
-    """
-    arguments = {**gym.spec(cfg.model.env).kwargs, **world_options(cfg)}
-    choice = model_choice(arguments)
-    if choice.family == "denoiser":
-        return
-    model, most = make_model(choice), arguments.get("max_prompt_tokens", MAX_PROMPT_TOKENS)
-    model = model.text if isinstance(model, UnifiedModel) else model
-    limits = input_limits(model, most)
-    for prompt in prompts:
-        # One at a time: the pictures of all of them may not fit into memory.
-        encode_prompts(model, [prompt], most, limits)
-
-
-def model_source(cfg: RunConfig) -> str | None:
-    """The hub id or directory that a run's model comes from; None for a model in closed form."""
-    choice = model_choice({**gym.spec(cfg.model.env).kwargs, **world_options(cfg)})
-    return getattr(make_model(choice), "pretrained", None)
-
-
-def world_options(cfg: RunConfig) -> dict[str, Any]:
-    """Keyword arguments of the environment; what is null keeps the id's own default."""
-    model = cfg.model
-    chosen = {
-        "pretrained": model.pretrained,
-        "revision": model.revision,
-        "num_steps": model.num_steps,
-        "height": model.height,
-        "width": model.width,
-        "dtype": model.dtype,
-        "device": pick_device(model.device),
-        "offload": model.offload or None,
-        "rows_per_forward": model.rows_per_forward,
-        "max_new_tokens": model.max_new_tokens,
-        "max_prompt_tokens": model.max_prompt_tokens,
-        "prompts": cfg.prompts.train,
-        "max_characters": cfg.prompts.max_characters,
-        "scorer": for_mode(cfg.reward.train, cfg.mode),
-        "overlap": cfg.reward.overlap or None,
-        "on_invalid": "raise" if cfg.reward.on_error == "raise" else "nan",
-    }
-    return {name: value for name, value in chosen.items() if value is not None} | model.options
-
-
-def _start_ray(processes: int) -> None:
-    import ray
-
-    if ray.is_initialized():
-        return
-    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-    try:
-        # Ray counts a core for each process and waits for ever if there are fewer; they may share cores.
-        ray.init(num_cpus=max(os.cpu_count() or 1, processes + 1), **quiet)
-    except ValueError:
-        ray.init(**quiet)  # A cluster that runs already has counted its own.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import gymnasium as gym
 import torch
 from gymnasium.vector import AutoresetMode
 
-from unirl_env.checks import truth
+from unirl_env.checks import is_number, truth
 from unirl_env.envs.base import GenerativeVectorEnv
 from unirl_env.envs.denoise import DenoiseVectorEnv
 from unirl_env.envs.hybrid import HybridVectorEnv
@@ -26,10 +27,12 @@ from unirl_env.models import (
     LanguageModel,
     UnifiedModel,
 )
+from unirl_env.models.loading import require_source
 from unirl_env.models.options import FAMILIES, MODEL_OPTIONS, ModelChoice, model_choice
 from unirl_env.registry import Registry
 from unirl_env.rewards.background import Background
 from unirl_env.rewards.spec import build_scorer
+from unirl_env.rewards.spec_check import check_reward
 from unirl_env.wrappers.draw import DrawWrapper
 from unirl_env.wrappers.flatten import FlattenForPPO, flatten_for_ppo
 from unirl_env.wrappers.reward import UNASKED, RewardWrapper
@@ -81,9 +84,9 @@ def make_vector_env(
         together: Judge all episodes of a batch at its end, in one call of the scorer; see `RewardWrapper`.
         overlap: Judge in the background: a step does not wait for its scores; see `RewardWrapper`.
         device: For the model's frozen half and the episodes; `"auto"` is the GPU where there is one.
-        flat: For unmodified agents: see and act in one flat `Box` (`FlattenForPPO`); a sequence names the
-            entries that are seen. An argument, because `gym.make_vec` cannot wrap natively batched
-            environments.
+        flat: For unmodified agents: see one flat `Box`, the prompt included, and act in one, or by tokens
+            (`FlattenForPPO`); a sequence names the entries that are seen. An argument, because
+            `gym.make_vec` cannot wrap natively batched environments.
         **arguments: `denoiser`, `language_model` or `unified_model` (a name, a dotted path or an adapter),
             the model's options, and those of `DenoiseVectorEnv`, `TokenVectorEnv` or `HybridVectorEnv`.
 
@@ -92,14 +95,16 @@ def make_vector_env(
         ConfigError: If an argument does not fit.
         PromptError: If a prompt cannot be used, or lacks what the scorer asks for.
     """
-    device = pick_device(device)
+    device = require_device(pick_device(device))
     choice = model_choice({**arguments, "device": device})
     _, kind = KINDS[choice.family]
+    _refuse_unknown(choice)
+    if scorer is not None:
+        check_reward(scorer)
+    if on_invalid not in ("nan", "raise") and not is_number(on_invalid):
+        raise ConfigError(f"`on_invalid` must be 'nan', 'raise' or a finite number, got {on_invalid!r}.")
+    _check_flat(flat)
     model = choice.name if isinstance(choice.name, MODELS) else make_model(choice)
-    known = _arguments(kind)
-    if unknown := set(choice.rest) - known:
-        every = known | set(MODEL_OPTIONS) | {*FAMILIES, *OWN_ARGUMENTS}
-        raise UnknownArgument(_unknown("The environment", unknown, every))
     if "tool" in choice.rest:
         choice.rest["tool"] = _tool(choice.rest["tool"])
     env = kind(model, num_envs=num_envs, device=device, **choice.rest)
@@ -127,6 +132,7 @@ def make_env(*, flat: bool | Sequence[str] = False, **arguments: Any) -> gym.Env
                 f"`{name}` must be {value!r} for a single environment, got {arguments[name]!r}; "
                 "try gym.make_vec."
             )
+    _check_flat(flat)
     env = SingleEnv(make_vector_env(**arguments))
     if not flat:
         return env
@@ -140,16 +146,52 @@ def pick_device(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def require_device(device: str) -> str:
+    """`device`, if torch knows it and this machine has it.
+
+    Raises:
+        ConfigError: If not.
+    """
+    try:
+        known = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(
+            f"`device` must be a device of torch, got {device!r}; try 'auto', 'cpu' or 'cuda'."
+        ) from error
+    count = torch.cuda.device_count()
+    if known.type == "cuda" and (known.index or 0) >= count:
+        raise ConfigError(
+            f"`device` must be one of this machine, got {device!r} where torch finds {count} GPUs; "
+            "try 'auto'."
+        )
+    return device
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments that `make_vector_env` would refuse, as far as can be said without loading anything.
+
+    Raises:
+        ConfigError: Naming the argument; an `UnknownArgument` if it is unknown.
+        ModelNotFound: If the model's directory is missing, or holds no weights that can be read.
+    """
+    own = {name: arguments[name] for name in OWN_ARGUMENTS if name in arguments}
+    choice = model_choice({name: value for name, value in arguments.items() if name not in own})
+    require_device(pick_device(choice.options.get("device", "cpu")))
+    if not isinstance(choice.name, MODELS):
+        _target(choice)
+    _refuse_unknown(choice)
+    _require_kinds(choice)
+
+
 def make_model(choice: ModelChoice) -> Denoiser | LanguageModel | UnifiedModel:
     """The adapter of a model family; its two halves load on first use.
 
     Raises:
         ConfigError: If the family is unknown or the options do not fit it.
     """
-    registry, _ = KINDS[choice.family]
-    target = registry.get(choice.name)
+    target = _target(choice)
+    _require_kinds(choice)
     try:
-        inspect.signature(target).bind(**choice.options)
         return target(**choice.options)
     except TypeError as error:
         # An adapter that passes its options on finds only inside that one is unknown.
@@ -157,6 +199,46 @@ def make_model(choice: ModelChoice) -> Denoiser | LanguageModel | UnifiedModel:
             raise
         kind = UnknownArgument if "unexpected keyword argument" in str(error) else ConfigError
         raise kind(f"The options of model {choice.name!r} do not fit: {error}.") from error
+
+
+def _target(choice: ModelChoice) -> Any:
+    """The class of an adapter, if its arguments fit."""
+    registry, _ = KINDS[choice.family]
+    target = registry.get(choice.name)
+    try:
+        inspect.signature(target).bind(**choice.options)
+    except TypeError as error:
+        kind = UnknownArgument if "unexpected keyword argument" in str(error) else ConfigError
+        raise kind(f"The options of model {choice.name!r} do not fit: {error}.") from error
+    return target
+
+
+def _require_kinds(choice: ModelChoice) -> None:
+    """Refuse a source that is none, texts that are no texts, and truth values that are texts."""
+    for name in ("pretrained", "revision", "system"):
+        value = choice.options.get(name)
+        if value is not None and not isinstance(value, str | os.PathLike):
+            raise ConfigError(f"`{name}` must be a text or None, got {value!r}; try {str(value)!r}.")
+    for name in ("chat", "thinking", "trust_remote_code", "offload"):
+        if choice.options.get(name) is not None:
+            truth(name, choice.options[name])
+    if (source := choice.options.get("pretrained")) is not None:
+        require_source(os.fspath(source))
+
+
+def _check_flat(flat: Any) -> None:
+    named = isinstance(flat, Sequence) and not isinstance(flat, str) and all(isinstance(n, str) for n in flat)
+    if not isinstance(flat, bool) and not named:
+        raise ConfigError(
+            f"`flat` must be True, False or a list of entries of the observation, got {flat!r}; try True."
+        )
+
+
+def _refuse_unknown(choice: ModelChoice) -> None:
+    known = _arguments(KINDS[choice.family][1])
+    if unknown := set(choice.rest) - known:
+        every = known | set(MODEL_OPTIONS) | {*FAMILIES, *OWN_ARGUMENTS}
+        raise UnknownArgument(_unknown("The environment", unknown, every))
 
 
 def _unknown(who: str, unknown: Iterable[str], known: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unirl_env.checks import truth
 from unirl_env.errors import ConfigError, PromptError
 from unirl_env.models.alone import reads_alone
 from unirl_env.models.borders import longest_text
@@ -19,7 +20,7 @@ from unirl_env.models.loading import load, not_found
 from unirl_env.models.options import as_dtype
 from unirl_env.models.output_layer import output_weight
 from unirl_env.models.spelling import Spelling
-from unirl_env.models.templates import check_rows, check_template, spelling_of
+from unirl_env.models.templates import check_rows, check_template, rendered, spelling_of
 from unirl_env.types import Prompt
 
 __all__ = ["CausalLM"]
@@ -68,17 +69,15 @@ class CausalLM(LanguageModel):
     ):
         self.pretrained, self.revision = str(pretrained), revision
         self.dtype, self.device = as_dtype("dtype", dtype), torch.device(device)
-        self.system, self.chat, self.thinking = system, chat, thinking
-        self.trust_remote_code = trust_remote_code
+        self.system, self.chat = system, truth("chat", chat)
+        self.thinking = thinking if thinking is None else truth("thinking", thinking)
+        self.trust_remote_code = truth("trust_remote_code", trust_remote_code)
         config = self._config
-        if config.is_encoder_decoder:
-            raise not_found(
-                self.pretrained,
-                f"{type(config).__name__} is an encoder and a decoder",
-                kind=self.KIND,
-                alternative=self.ALTERNATIVE,
-            )
         text = config.get_text_config()
+        wrong = "an encoder and a decoder" if config.is_encoder_decoder else ""
+        if wrong := wrong or ("no model of texts" if not hasattr(text, "vocab_size") else ""):
+            cause = f"{type(config).__name__} is {wrong}"
+            raise not_found(self.pretrained, cause, kind=self.KIND, alternative=self.ALTERNATIVE)
         self._networks = CausalNetwork(text, self.pretrained)
         self.vocab_size, self.max_context = text.vocab_size, longest_text(text)
         self.eos_ids = self._find_ends(text)
@@ -101,7 +100,8 @@ class CausalLM(LanguageModel):
                 )
             ids = self.spelling.begun(self.spelling.quoted(prompt.text, by="script"))
         else:
-            ids = self.spelling.ids(self._render(self.spelling.quoted_turns(self._turns(prompt))))
+            turns = self.spelling.quoted_turns(self._turns(prompt))
+            ids = self.spelling.ids(rendered(lambda: self._render(turns), prompt.id, self.pretrained))
         self.check_open(ids, prompt)
         return Encoded(torch.tensor(ids, dtype=torch.int64))
 
@@ -127,7 +127,8 @@ class CausalLM(LanguageModel):
             return self.spelling.ids(self.spelling.quoted(text, by="tool"))
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
         said = {"role": self._reply_role, "content": self.spelling.quoted(text, by="tool")}
-        after = self._render([*turns, said]).partition(ANSWER)[2]
+        chat = rendered(lambda: self._render([*turns, said]), text, self.pretrained)
+        after = chat.partition(ANSWER)[2]
         # The token that ended the answer was an action; the reply begins behind it.
         for end in self.spelling.named(self.eos_ids):
             after = after.removeprefix(end)
@@ -200,12 +201,10 @@ class CausalLM(LanguageModel):
     @cached_property
     def _reply_role(self) -> str:
         """`tool` if the chat template says what a tool says, else `user`."""
-        from jinja2 import TemplateError
-
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
         try:
             known = "(the reply)" in self._render([*turns, {"role": "tool", "content": "(the reply)"}])
-        except TemplateError:
+        except Exception:  # a template may refuse or fail in any way
             known = False
         return "tool" if known else "user"
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unirl_env.errors import ConfigError
 
-__all__ = ["merged_state", "write_adapters", "write_weights"]
+__all__ = ["in_order", "merged_state", "settle_header", "write_adapters", "write_weights"]
 
 PEFT_PREFIX = "base_model.model."
 """What peft puts before the names of a model that it wraps; ours has its adapters injected."""
@@ -46,12 +48,36 @@ def write_adapters(
     config = copy.copy(network.peft_config["default"])
     config.base_model_name_or_path, config.revision = base, revision
     config.task_type, config.inference_mode = task, True
+    for name, value in in_order(vars(config)).items():
+        setattr(config, name, value)
     config.save_pretrained(directory)
     weights = {
         PEFT_PREFIX + name: tensor.detach().cpu().contiguous()
         for name, tensor in get_peft_model_state_dict(network, save_embedding_layers=False).items()
     }
     save_file(weights, Path(directory) / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def in_order(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with lists in place of sets, whose order differs from one process to the next."""
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
+
+
+def settle_header(path: Path) -> None:
+    """Write the metadata of a safetensors file in the order of its names, where safetensors takes any order.
+
+    Equal runs leave equal files then, byte by byte.
+    """
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    metadata = header.pop("__metadata__", None)
+    if metadata is None:
+        return
+    whole = {"__metadata__": dict(sorted(metadata.items())), **header}
+    text = json.dumps(whole, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # Tensors begin at multiples of eight bytes.
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
 
 
 def write_weights(network: nn.Module, directory: str) -> None:

@@ -70,6 +70,8 @@ def model_choice(arguments: Mapping[str, Any]) -> ModelChoice:
         )
     ((family, name),) = named.items()
     special = rest.pop("model_options", None) or {}
+    if not isinstance(special, Mapping):
+        raise ConfigError(f"`model_options` must be a mapping, got {special!r}; try {{'dtype': 'bfloat16'}}.")
     options = {key: rest.pop(key) for key in MODEL_OPTIONS if key in rest}
     return ModelChoice(family, name, {k: v for k, v in {**options, **special}.items() if v is not None}, rest)
 

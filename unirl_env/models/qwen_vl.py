@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from unirl_env.checks import truth
 from unirl_env.errors import ConfigError, PromptError
 from unirl_env.models import packed
 from unirl_env.models.causal_lm import CausalLM
@@ -17,6 +18,7 @@ from unirl_env.models.faithful import hold
 from unirl_env.models.language import Encoded, LanguageModel
 from unirl_env.models.loading import load
 from unirl_env.models.output_layer import output_states
+from unirl_env.models.templates import rendered
 from unirl_env.models.vision import picture_features, picture_places, widened
 from unirl_env.pixels import load_picture
 from unirl_env.types import Prompt
@@ -77,7 +79,7 @@ class QwenVL(LanguageModel):
         max_pixels: int | None = None,
     ):
         self.pretrained, self.revision = str(pretrained), revision
-        self.trust_remote_code = trust_remote_code
+        self.trust_remote_code = truth("trust_remote_code", trust_remote_code)
         config = self._config
         if config.model_type not in FAMILIES:
             raise ConfigError(
@@ -132,10 +134,9 @@ class QwenVL(LanguageModel):
             return Encoded(tokens, {"positions": torch.arange(len(tokens)).repeat(3, 1)})
         spelling, processor = self._words.spelling, self._processor
         options = {} if self._words.thinking is None else {"enable_thinking": self._words.thinking}
-        rendered = processor.apply_chat_template(
-            spelling.quoted_turns(turns), tokenize=False, add_generation_prompt=True, **options
-        )
-        ids = torch.tensor(spelling.ids(rendered))
+        options |= {"tokenize": False, "add_generation_prompt": True}
+        apply = partial(processor.apply_chat_template, spelling.quoted_turns(turns), **options)
+        ids = torch.tensor(spelling.ids(rendered(apply, prompt.id, self.pretrained)))
         self._words.check_open(ids.tolist(), prompt)
         marks = ids == self._config.image_token_id
         self._check_marks(prompt, int(marks.sum()))

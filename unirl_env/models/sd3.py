@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,16 +14,39 @@ from torch import Tensor, nn
 from unirl_env.checks import truth, whole
 from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.models.base import Denoiser
+from unirl_env.models.exports import in_order, settle_header
 from unirl_env.models.flow_schedule import FlowSchedule, require_scheduler
-from unirl_env.models.loading import cause_of
+from unirl_env.models.loading import cause_of, public
 from unirl_env.models.lots import in_lots, pictures_at_once
 from unirl_env.models.options import as_dtype
+from unirl_env.quiet import quiet_loading, unheard
 from unirl_env.types import Prompt, Sample
 
 __all__ = ["SD3Denoiser"]
 
+logger = logging.getLogger(__name__)
+
 SCHEDULES = ("flow", "pipeline")
 OPTIONAL = ("text_encoder_3", "tokenizer_3")
+ENCODERS = (
+    "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3",
+    "transformers.tokenization_utils_base",
+)
+TRUNCATED = ("was truncated", "longer than the specified maximum")
+"""What they say of each text that is longer than an encoder reads: two lines for each of three encoders."""
+_told: set[str] = set()
+
+
+def warn_of_truncation(pretrained: str, text: str, length: int) -> None:
+    """Say, once for each model, that its encoders do not read prompts to their end."""
+    if pretrained not in _told:
+        _told.add(pretrained)
+        logger.warning(
+            "The text encoders of %s do not read every prompt to its end, such as %r: CLIP reads its own "
+            "number of tokens, 77 as published, and T5 %d. Try shorter prompts, or a larger "
+            "`max_sequence_length`, which is T5's. (This is said once.)",
+            *(pretrained, f"{text[:60]}..." if len(text) > 60 else text, length),
+        )
 
 
 class SD3Denoiser(Denoiser):
@@ -115,14 +140,17 @@ class SD3Denoiser(Denoiser):
     def encode(self, prompts: Sequence[Prompt], *, negative: bool = False) -> dict[str, Tensor]:
         """`prompt_embeds` `[B, L, D]` of the joint sequence and `pooled_prompt_embeds` `[B, D]`."""
         texts = [prompt.negative if negative else prompt.text for prompt in prompts]
-        embeds, _, pooled, _ = self._frozen.encode_prompt(
-            prompt=texts,
-            prompt_2=None,
-            prompt_3=None,
-            device=self.device,
-            do_classifier_free_guidance=False,
-            max_sequence_length=self.max_sequence_length,
-        )
+        with unheard(ENCODERS, TRUNCATED) as said:
+            embeds, _, pooled, _ = self._frozen.encode_prompt(
+                prompt=texts,
+                prompt_2=None,
+                prompt_3=None,
+                device=self.device,
+                do_classifier_free_guidance=False,
+                max_sequence_length=self.max_sequence_length,
+            )
+        if said:
+            warn_of_truncation(self.pretrained, max(texts, key=len), self.max_sequence_length)
         self._offload_again()
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
@@ -174,8 +202,9 @@ class SD3Denoiser(Denoiser):
         StableDiffusion3Pipeline.save_lora_weights(
             directory,
             transformer_lora_layers=get_peft_model_state_dict(network),
-            transformer_lora_adapter_metadata=network.peft_config["default"].to_dict(),
+            transformer_lora_adapter_metadata=in_order(network.peft_config["default"].to_dict()),
         )
+        settle_header(Path(directory) / "pytorch_lora_weights.safetensors")
 
     def save_weights(self, network: nn.Module, directory: str) -> None:
         """Write the transformer as `SD3Transformer2DModel.from_pretrained` reads it."""
@@ -239,12 +268,11 @@ class SD3Denoiser(Denoiser):
         return config
 
     def _load(self, loader: Any, **options: Any) -> Any:
-        from safetensors import SafetensorError
-
         try:
-            return loader(self.pretrained, revision=self.revision, **options)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise self._not_found(cause_of(error)) from error
+            with quiet_loading():
+                return loader(self.pretrained, revision=self.revision, **options)
+        except Exception as error:  # a damaged directory can make a library fail in any way
+            raise self._not_found(cause_of(error)) from public(error)
 
     def _not_found(self, cause: str) -> ModelNotFound:
         return ModelNotFound(

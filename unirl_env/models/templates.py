@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from unirl_env.errors import ConfigError
+from unirl_env.errors import ConfigError, PromptError
 from unirl_env.models.spelling import Spelling
 
 if TYPE_CHECKING:
     from unirl_env.models.causal_lm import CausalLM
 
-__all__ = ["check_rows", "check_template", "place_tokens", "spelling_of", "turn_borders"]
+__all__ = ["check_rows", "check_template", "place_tokens", "rendered", "spelling_of", "turn_borders"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +58,9 @@ def turn_borders(spelling: Spelling, render: Callable[[Sequence[dict[str, str]]]
         spelling: That of the tokenizer.
         render: The chat template, without the beginning of an answer.
     """
-    from jinja2 import TemplateError
-
     try:
         before, _, behind = render([{"role": "user", "content": SAID}]).partition(SAID)
-    except TemplateError:  # it wants other chats than this one, whose borders then are words like others
+    except Exception:  # it wants other chats than this one, whose borders then are words like others
         return []
     closing = [number for number in spelling.ids(behind) if number in spelling.special][:1]
     opening: list[int] = []
@@ -72,6 +70,30 @@ def turn_borders(spelling: Spelling, render: Callable[[Sequence[dict[str, str]]]
         elif number in spelling.special:
             opening.append(number)
     return [*closing, *opening[:1]]
+
+
+def rendered(render: Callable[[], str], whose: str, source: str) -> str:
+    """What a chat template makes of a chat.
+
+    A template is a program that comes with a model: it may refuse a chat, or fail at it, in any way.
+
+    Args:
+        render: Applies it.
+        whose: The prompt, for errors.
+        source: The model, for errors.
+
+    Raises:
+        PromptError: If it does.
+    """
+    try:
+        return render()
+    except Exception as error:
+        cause = str(error).strip().splitlines() or [type(error).__name__]
+        raise PromptError(
+            f"A chat must be one that the template of {source!r} takes, got prompt {whose[:60]!r}: "
+            f"{cause[0].rstrip('.')}; try without a `system` prompt, turns of user and assistant in turn, or "
+            "`chat=False`, which continues plain text."
+        ) from error
 
 
 def check_template(tokenizer: Any, pretrained: str, *, chat: bool, thinking: bool | None) -> None:
@@ -103,12 +125,10 @@ def check_rows(model: CausalLM, question: Callable[[], str]) -> None:
     Raises:
         ConfigError: If every prompt ends by an end token, or holds a token without an embedding.
     """
-    from jinja2 import TemplateError
-
     spelling, rows, source = model.spelling, model.vocab_size, model.pretrained
     try:
         written = spelling.ids(question()) if model.chat else spelling.begun("?")
-    except TemplateError:  # it wants another chat, which is looked at when it comes
+    except Exception:  # it wants another chat, which is looked at when it comes
         written = []
     if spelling.ended(written, model.eos_ids):
         raise ConfigError(

@@ -11,6 +11,7 @@ from typing import Any
 
 from unirl_env.config import RunConfig
 from unirl_env.logbook import read_rows
+from unirl_env.masks import hide
 from unirl_env.progress import clock
 from unirl_env.report.answers import Columns, answers
 from unirl_env.report.curves import process_charts, reward_charts
@@ -179,7 +180,7 @@ def _samples(folder: RunFolder, evaluations: Sequence[Mapping[str, Any]], mode: 
 
 def _settings(cfg: RunConfig) -> str:
     defaults, groups = flat(RunConfig()), {}
-    for name, value in flat(cfg).items():
+    for name, value in flat(cfg, public=True).items():
         group, _, short = name.rpartition(".")
         shown = html.escape(json.dumps(value) if not isinstance(value, str) else value)
         shown = shown if len(shown) <= 200 else shown[:199] + "…"
@@ -214,7 +215,7 @@ def _commands(folder: RunFolder, cfg: RunConfig, known: Mapping[str, Any]) -> st
         machine = ", ".join([last["system"], f"{last['cpus']} CPUs", *last["gpus"]])
         parts.append(f"<dt>Made with</dt><dd>Python {html.escape(last['python'] + ', ' + versions)}</dd>")
         parts.append(f"<dt>On</dt><dd>{html.escape(machine)}, {html.escape(last['started'])}</dd>")
-        command = " ".join(sessions[0]["command"])
+        command = hide(" ".join(sessions[0]["command"]))
         parts.append(f"<dt>Begun by</dt><dd><code>{html.escape(command)}</code></dd>")
     for name, value in known.get("sources", {}).items():
         if isinstance(value, str):
@@ -225,11 +226,14 @@ def _commands(folder: RunFolder, cfg: RunConfig, known: Mapping[str, Any]) -> st
 
 
 def _provenance(folder: RunFolder) -> dict[str, Any]:
-    return json.loads(folder.provenance.read_text()) if folder.provenance.exists() else {}
+    return json.loads(folder.provenance.read_text(encoding="utf-8")) if folder.provenance.exists() else {}
 
 
 def _write(path: Path, title: str, body: str) -> Path:
-    style, script = (HERE / "page.css").read_text(), (HERE / "page.js").read_text()
+    style, script = (
+        (HERE / "page.css").read_text(encoding="utf-8"),
+        (HERE / "page.js").read_text(encoding="utf-8"),
+    )
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

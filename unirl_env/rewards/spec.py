@@ -11,6 +11,7 @@ from unirl_env.registry import instance
 from unirl_env.rewards.compose import Minimum, Product, WeightedSum
 from unirl_env.rewards.names import SCORERS
 from unirl_env.rewards.scoring import checked_scorer
+from unirl_env.rewards.secrets import resolved
 from unirl_env.types import Scorer
 
 __all__ = ["build_scorer", "for_mode", "needs_of"]
@@ -33,11 +34,13 @@ def build_scorer(spec: Any) -> Scorer:
             `{name: product | minimum, parts: {...}}`,
             `{name: gate, gate: spec, scorer: spec, threshold: 0.5}`,
             `{name: overlong, scorer: spec, mode: zero}`. Options that a class lists in its `wraps` are
-            scorers, and built like this one.
+            scorers, and built like this one. `env:NAME` stands for what the environment variable NAME holds.
 
     Raises:
-        ConfigError: If the words name nothing, or the options do not fit what they name.
+        ConfigError: If the words name nothing, the options do not fit what they name, or a variable is not
+            set.
     """
+    spec = resolved(spec, "reward")
     if isinstance(spec, str):
         return _instance(spec, {})
     if isinstance(spec, Mapping):

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from unirl_env.command_line import Parser, show_any_text
 from unirl_env.errors import ConfigError, MissingExtra, ScorerError, UnirlError
 from unirl_env.rewards.secrets import secret
 from unirl_env.rewards.spec import build_scorer
@@ -33,11 +34,11 @@ SAMPLES = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve; the exit code is 0 after SIGTERM or Ctrl-C, 2 for a mistake that is explained."""
-    arguments = _parser().parse_args(argv)
+    show_any_text()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     errors = Console(stderr=True)
     try:
-        return _serve(arguments, Console())
+        return _serve(_parser().parse_intermixed_args(argv), Console())
     except UnirlError as error:
         errors.print(f"[bold red]{type(error).__name__}:[/] ", end="")
         errors.print(str(error), highlight=False, markup=False, soft_wrap=True)
@@ -71,14 +72,16 @@ def _serve(arguments: argparse.Namespace, console: Console) -> int:
 
     def ready() -> None:
         console.print(_table(described))
-        console.print(f"Ready at {address}", highlight=False)
+        console.print(f"Ready at {address}", highlight=False, markup=False, soft_wrap=True)
         for one in described:
             if set(one["needs"]) <= set(SAMPLES):
                 words = _curl(address, one, f"${settings.token_env}" if token else "")
                 console.print(words, highlight=False, markup=False, soft_wrap=True)
                 break
 
-    server = Server(app, settings.drain_seconds, lambda text: console.print(text, highlight=False), ready)
+    server = Server(
+        app, settings.drain_seconds, lambda text: console.print(text, highlight=False, markup=False), ready
+    )
     return serve(server, opened)
 
 
@@ -120,7 +123,7 @@ def _curl(address: str, reward: Mapping[str, Any], token: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m unirl_env.service", description="Serve rewards over HTTP; see docs/service.md."
     )
     parser.add_argument("--config", help="a YAML file of the settings")

@@ -18,6 +18,7 @@ from typing import Any
 from ray import serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
+from unirl_env.command_line import Parser
 from unirl_env.errors import ConfigError, ScorerError, UnirlError
 from unirl_env.rewards.secrets import secret
 from unirl_env.service.app import create_app
@@ -149,7 +150,7 @@ def serve_rewards(settings: ServiceSettings, replicas: Replicas, token: str | No
 def main(words: Sequence[str] | None = None) -> int:
     """Deploy the service, and keep it until SIGINT or SIGTERM; the exit code is 2 for a mistake."""
     try:
-        _deploy(_parser().parse_args(words))
+        _deploy(_parser().parse_intermixed_args(words))
         return 0
     except UnirlError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -191,9 +192,7 @@ def _interrupt(*_: Any) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM, description="Serve rewards by Ray Serve; see docs/service.md."
-    )
+    parser = Parser(prog=PROGRAM, description="Serve rewards by Ray Serve; see docs/service.md.")
     parser.add_argument("--config", help="a YAML file of the service's settings")
     parser.add_argument(
         "--reward",

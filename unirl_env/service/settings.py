@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from unirl_env.errors import ConfigError
+from unirl_env.literal import first_line, from_yaml, shielded, unshielded
 from unirl_env.rewards.remote.addresses import is_loopback
 from unirl_env.rewards.spec import needs_of
 from unirl_env.rewards.wire import Limits
@@ -100,9 +101,9 @@ def read_settings(
             raise ConfigError(f"A setting must be `name=value`, got {item!r}; try `port=9000`.")
         cfg = _overridden(cfg, key, value)
     try:
-        settings = OmegaConf.to_object(cfg)
+        settings = _literal(OmegaConf.to_object(cfg))
     except OmegaConfBaseException as error:
-        raise ConfigError(f"The settings must be complete, got: {_first_line(error)}") from error
+        raise ConfigError(f"The settings must be complete, got: {first_line(error)}") from error
     check_settings(settings)
     return settings
 
@@ -177,14 +178,12 @@ def _check_numbers(settings: ServiceSettings) -> None:
 
 def _loaded(path: str | Path) -> DictConfig:
     try:
-        values = OmegaConf.load(Path(path).expanduser())
+        text = Path(path).expanduser().read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"`--config` must be a YAML file, got {path}: {error.strerror}.") from error
-    except Exception as error:  # whatever the YAML reader raises
-        raise ConfigError(f"{path} must be YAML, got: {_first_line(error)}") from error
-    if not isinstance(values, DictConfig):
-        raise ConfigError(f"{path} must hold a mapping such as `rewards: {{jpeg: jpeg}}`, got a list.")
-    return values
+    except ValueError as error:
+        raise ConfigError(f"{path} must be YAML in UTF-8, got: {first_line(error)}") from error
+    return from_yaml(shielded(text), str(path))
 
 
 def _merged(cfg: DictConfig, values: DictConfig, source: str) -> DictConfig:
@@ -206,9 +205,9 @@ def _overridden(cfg: DictConfig, key: str, value: str) -> DictConfig:
 
 def _value(item: str, text: str) -> Any:
     try:
-        return OmegaConf.create(f"v: {text}").v
-    except Exception as error:  # whatever the YAML reader raises
-        raise ConfigError(f"{item!r} must have a value in YAML, got: {_first_line(error)}") from error
+        return from_yaml(f"v: {shielded(text)}", item).v
+    except ConfigError as error:
+        raise ConfigError(f"{item!r} must have a value in YAML, got: {first_line(error)}") from error
 
 
 def _explained(error: OmegaConfBaseException, source: str) -> str:
@@ -220,8 +219,12 @@ def _explained(error: OmegaConfBaseException, source: str) -> str:
         remedy = f"did you mean `{near[0]}`?" if near else f"try one of {names}."
         return f"`{key}` of {source} must be a setting of a service, got an unknown name; {remedy}"
     what = f"`{key}` of {source}" if key else f"What stands in {source}"
-    return f"{what} must have the right type, got: {_first_line(error)}"
+    return f"{what} must have the right type, got: {first_line(error)}"
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _literal(settings: Any) -> Any:
+    """The settings with the texts that were written."""
+    for one in dataclasses.fields(settings):
+        if one.name != "limits":
+            setattr(settings, one.name, unshielded(getattr(settings, one.name)))
+    return settings

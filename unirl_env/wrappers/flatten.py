@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -19,24 +20,42 @@ from unirl_env.wrappers.base import Wrapper
 
 __all__ = ["FlattenForPPO", "flatten_for_ppo"]
 
-KEYS = ("latent", "sigma")
+BESIDE = ("sigma_next", "step", "stochastic", "prompt_length", "is_action", "phase")
+"""Entries that are not seen unless they are named: they follow from the others, or tell of the training."""
+LARGEST = 4096
+"""Numbers; entries with more are not seen unless they are named. A dense layer over one of SD3's encoded
+prompts at full length would have more weights than the network that is trained."""
+
+ALWAYS = ("latent", "tokens")
+"""Entries that are seen whatever their size: without them there is nothing to act on."""
+
+logger = logging.getLogger(__name__)
 
 
 class FlattenForPPO(Wrapper):
     """One flat `Box` to see and one to act in, so that unmodified PPO of RLlib or SB3 can train.
 
-    The observation is `[B, D]`: the chosen entries, in alphabetical order, flattened and joined. The action
-    is the next latent as `[B, A]`. `flatten_for_ppo` is the same for a single environment.
+    The observation is `[B, D]` float32: entries of the environment's own, in alphabetical order, flattened
+    and joined. Without `keys`, they are what a policy needs to know:
+
+    - of a denoising environment, `latent`, `sigma`, and the encoded prompt (`prompt_embeds`,
+      `pooled_prompt_embeds`, ... as the model has them; a model without prompts has none);
+    - of a token environment, `tokens` (the prompt and what follows it), `length`, and the model's other
+      inputs, such as the prompt's pictures.
+
+    Entries of more than 4096 numbers are left out then, with a warning, and are seen where `keys` name them.
+    The action is the next latent as `[B, A]`, or the next token as it is. `flatten_for_ppo` is the same for a
+    single environment.
 
     Args:
         env: A generative vector environment.
         keys: The entries of the observation that the agent sees.
 
     Raises:
-        ConfigError: If an entry is missing or is not a `Box`.
+        ConfigError: If an entry is missing or is not a `Box`, or if no prompt would be seen.
     """
 
-    def __init__(self, env: VectorEnv, keys: Sequence[str] = KEYS):
+    def __init__(self, env: VectorEnv, keys: Sequence[str] | None = None):
         super().__init__(env)
         self.keys = _checked_keys(env.single_observation_space, keys)
         boxes = {key: env.single_observation_space[key] for key in self.keys}
@@ -67,7 +86,7 @@ class FlattenForPPO(Wrapper):
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step the environment by flat actions `[B, A]`."""
-        obs, *rest = self.env.step(actions.reshape(self.env.action_space.shape))
+        obs, *rest = self.env.step(_shaped(actions, self.env.action_space.shape))
         return self._flat(obs), *rest
 
     def _flat(self, obs: dict[str, Any]) -> Any:
@@ -77,17 +96,20 @@ class FlattenForPPO(Wrapper):
         return np.concatenate(columns, axis=1, dtype=np.float32)
 
 
-def flatten_for_ppo(env: gym.Env, keys: Sequence[str] = KEYS) -> gym.Env:
+def flatten_for_ppo(env: gym.Env, keys: Sequence[str] | None = None) -> gym.Env:
     """`FlattenForPPO` for a single environment, made of wrappers of Gymnasium that can be pickled.
 
     Raises:
-        ConfigError: If an entry is missing or is not a `Box`.
+        ConfigError: If an entry is missing or is not a `Box`, or if no prompt would be seen.
     """
     keys = _checked_keys(env.observation_space, keys)
     space = env.action_space
     boxes = {key: env.observation_space[key] for key in keys}
+    flat = _flat_action(space)
     env = gym.wrappers.TransformObservation(env, partial(_joined, keys=keys), _joined_space(boxes))
-    return gym.wrappers.TransformAction(env, partial(np.reshape, shape=space.shape), _flat_action(space))
+    if flat is space:
+        return env
+    return gym.wrappers.TransformAction(env, partial(np.reshape, shape=space.shape), flat)
 
 
 def _joined(obs: Mapping[str, np.ndarray], keys: Sequence[str]) -> np.ndarray:
@@ -102,17 +124,54 @@ def _joined_space(boxes: Mapping[str, Box]) -> Box:
     )
 
 
-def _checked_keys(space: gym.Space, keys: Sequence[str]) -> list[str]:
-    known = list(space) if isinstance(space, gym.spaces.Dict) else []
-    for key in keys:
-        if key not in known or not isinstance(space[key], Box):
-            raise ConfigError(f"`keys` must name Box entries of the observation {known}, got {key!r}.")
+def _checked_keys(space: gym.Space, keys: Sequence[str] | None) -> list[str]:
+    boxes = {name: part for name, part in _parts(space).items() if isinstance(part, Box)}
+    if keys is None:
+        return _seen(boxes)
     if not keys or isinstance(keys, str):
         raise ConfigError(f"`keys` must be a list with an entry at least, got {keys!r}.")
+    for key in keys:
+        if key not in boxes:
+            raise ConfigError(f"`keys` must name Box entries of the observation {[*boxes]}, got {key!r}.")
     return sorted(keys)
 
 
-def _flat_action(space: gym.Space) -> Box:
+def _parts(space: gym.Space) -> Mapping[str, gym.Space]:
+    return space.spaces if isinstance(space, gym.spaces.Dict) else {}
+
+
+def _seen(boxes: Mapping[str, Box]) -> list[str]:
+    """The entries that a policy needs to know, as far as they are small enough."""
+    needed = sorted(set(boxes) - set(BESIDE))
+    if not needed:
+        raise ConfigError(f"The observation must have Box entries to be flattened, got {[*boxes]}.")
+    large = [name for name in needed if np.prod(boxes[name].shape) > LARGEST and name not in ALWAYS]
+    told = ", ".join(f"{name} {boxes[name].shape}" for name in large)
+    prompts = set(needed) - {"latent", "sigma"}
+    if prompts and prompts <= set(large):
+        raise ConfigError(
+            f"`flat` must show the agent the prompt, got entries of more than {LARGEST} numbers: {told}; try "
+            f"`flat={needed}` to have it see them, or `flat={sorted(set(needed) - prompts)}` for an agent "
+            "that knows no prompt."
+        )
+    if large:
+        logger.warning(
+            "The flat observation leaves out %s: entries of more than %d numbers; `flat=[...]` names those "
+            "that the agent is to see.",
+            *(told, LARGEST),
+        )
+    return [name for name in needed if name not in large]
+
+
+def _shaped(actions: Any, shape: tuple[int, ...]) -> Any:
+    # Without a batch's own form there is nothing to see to: lists of tokens are the environment's to judge.
+    return actions.reshape(shape) if hasattr(actions, "reshape") else actions
+
+
+def _flat_action(space: gym.Space) -> gym.Space:
+    """The action space of a flat agent; tokens stay as they are."""
+    if isinstance(space, gym.spaces.Discrete):
+        return space
     if isinstance(space, gym.spaces.Dict):
         raise ConfigError(
             f"The action space must be a Box to be flattened, got the phases {list(space)} of a hybrid "
@@ -120,8 +179,5 @@ def _flat_action(space: gym.Space) -> Box:
             "environment of its own, or this library's agents."
         )
     if not isinstance(space, Box):
-        raise ConfigError(
-            f"The action space must be a Box to be flattened, got {space}; "
-            f"try the agent without this wrapper, which takes token actions as they are."
-        )
+        raise ConfigError(f"The action space must be a Box or Discrete to be flattened, got {space}.")
     return Box(low=space.low.ravel(), high=space.high.ravel(), dtype=space.dtype)

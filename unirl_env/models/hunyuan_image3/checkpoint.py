@@ -146,7 +146,7 @@ class Checkpoint:
             files = dict.fromkeys(network.state_dict(), "model-trained.safetensors")
             files = {_plain(name): file for name, file in files.items() if ".lora_" not in name}
         else:
-            files = json.loads((folder / INDEX).read_text())["weight_map"]
+            files = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
         frozen = {name: tensor.contiguous() for name, tensor in self.tensors(*FROZEN)}
         if frozen:
             save_file(frozen, folder / "model-frozen.safetensors", metadata={"format": "pt"})

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from unirl_env.checks import require, require_number
 from unirl_env.errors import ConfigError, MissingExtra, UnirlError, WireError
+from unirl_env.masks import HIDDEN, hide, masked
 from unirl_env.rewards.external.rate_limit import RateLimit
 from unirl_env.rewards.external.turns import CallFailed, Turn
 from unirl_env.rewards.refusals import PASSING, THIS_REQUEST, retry_after, words_of
@@ -93,6 +94,7 @@ class Calls:
         self.attempts, self.max_concurrency = attempts, max_concurrency
         self.limit, self._pause = limit or RateLimit(), pause
         values = [value for value in (headers or {}).values() if value]
+        masked({"url": url, "proxy": proxy})  # What they carry is remembered, and appears in no message.
         self._hidden = [*values, *(value.removeprefix("Bearer ") for value in values)]
         self._random = random.Random()  # of its own: pauses change no stream that anything is drawn from
         self._accepted = False
@@ -288,5 +290,5 @@ class Calls:
         """Words of others without our secrets, which some servers repeat."""
         text = words.decode(errors="replace") if isinstance(words, bytes) else words
         for value in self._hidden:
-            text = text.replace(value, "***")
-        return text
+            text = text.replace(value, HIDDEN)
+        return hide(text)

@@ -14,6 +14,7 @@ from unirl_env.checks import is_number
 from unirl_env.copies import FromArguments
 from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.pixels import to_pil
+from unirl_env.quiet import quiet_loading
 from unirl_env.rewards.inputs import check_blocks, in_blocks, picture_of
 from unirl_env.rewards.learned.image_reward_weights import load_network
 from unirl_env.rewards.learned.weights import device_of, dtype_of, load_tensors
@@ -128,6 +129,7 @@ def _preprocessing(side: int) -> Any:
     return Compose([resize, CenterCrop(side), ToTensor(), Normalize(PIXEL_MEAN, PIXEL_STD)])
 
 
+@quiet_loading()
 def _tokenizer(name: str, vocabulary: int) -> Any:
     from transformers import BertTokenizer
 
@@ -159,7 +161,7 @@ def _published(model: str, revision: str | None) -> tuple[Mapping[str, Tensor], 
         else:
             sizes = folder / "med_config.json"
             weights = next((folder / name for name in FILES if (folder / name).is_file()), folder / FILES[-1])
-        text = json.loads(Path(sizes).read_text())
+        text = json.loads(Path(sizes).read_text(encoding="utf-8"))
         if not isinstance(text, dict):
             raise ValueError("med_config.json holds no sizes")
     except (OSError, ValueError) as error:

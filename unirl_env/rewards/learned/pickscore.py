@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unirl_env.copies import FromArguments
 from unirl_env.pixels import in_8_bits
+from unirl_env.quiet import quiet_loading
 from unirl_env.rewards.inputs import check_blocks, in_blocks, picture_of
 from unirl_env.rewards.learned.weights import device_of, dtype_of, not_found
 from unirl_env.types import Prompt, Sample, Scores
@@ -122,6 +123,7 @@ class PickScore(FromArguments):
         return in_blocks(compute, rows, self.batch_size, self.rows_per_forward)
 
 
+@quiet_loading()
 def _loaded_processor(processor: str) -> Any:
     from transformers import CLIPProcessor
 
@@ -132,6 +134,7 @@ def _loaded_processor(processor: str) -> Any:
         raise not_found("PickScore", f"the processor {processor!r}", error, remedy) from error
 
 
+@quiet_loading()
 def _loaded_model(model: str, revision: str | None) -> Any:
     from transformers import CLIPModel
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.pixels import in_8_bits
+from unirl_env.quiet import quiet_loading
 
 __all__ = ["Reader", "Row", "rows_for"]
 
@@ -201,6 +202,7 @@ def _normalisers(states: Tensor, head: Tensor) -> Tensor:
     return torch.stack(sums).logsumexp(dim=0)
 
 
+@quiet_loading()
 def _load(model: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor

@@ -20,6 +20,7 @@ from unirl_env.checks import is_number
 from unirl_env.copies import FromArguments
 from unirl_env.errors import ConfigError
 from unirl_env.pixels import in_8_bits
+from unirl_env.quiet import quiet_loading
 from unirl_env.registry import Registry
 from unirl_env.rewards.inputs import check_blocks
 from unirl_env.rewards.learned.weights import device_of, dtype_of, not_found
@@ -195,6 +196,7 @@ def _bounded(size: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
+@quiet_loading()
 def _load(model: str | os.PathLike, dtype: torch.dtype, options: dict[str, Any]) -> tuple[Any, Any, bool]:
     """The model, its image processor, and whether it gives masks."""
     import transformers

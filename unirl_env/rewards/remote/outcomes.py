@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from unirl_env.errors import ConfigError, ContractError, UnirlError
+from unirl_env.masks import hide
 from unirl_env.rewards.refusals import PASSING, retry_after, words_of
 
 __all__ = ["Again", "TooLarge", "check_reply"]
@@ -21,7 +22,7 @@ class Again(Exception):
     """
 
     def __init__(self, cause: str, *, full: bool = False, rest: float = 0.0):
-        super().__init__(cause)
+        super().__init__(hide(cause))
         self.full = full
         self.rest = rest
 
@@ -49,7 +50,7 @@ def check_reply(status: int, headers: Mapping[str, str], body: bytes, url: str, 
     """
     if status == 200:
         return
-    said = _in_a_line(words_of(body))
+    said = _in_a_line(hide(words_of(body)))
     if status in PASSING or status >= 500:
         rest = retry_after(headers.get("retry-after"))
         raise Again(f"{url} answered {status}{said}", full=status == 429, rest=rest)

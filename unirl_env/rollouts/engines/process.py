@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from unirl_env.errors import EngineError
+from unirl_env.masks import remember
 
 __all__ = ["ServerProcess", "free_port"]
 
@@ -46,6 +47,7 @@ class ServerProcess:
         required: Mapping[str, str] | None = None,
         defaults: Mapping[str, str] | None = None,
     ):
+        remember(secret)
         self.name, self.command = name, [part for part in command if not secret or secret not in part]
         file, log = tempfile.mkstemp(prefix=f"unirl-{name.lower()}-", suffix=".log")
         self.log = Path(log)
@@ -91,7 +93,7 @@ class ServerProcess:
     def last_lines(self) -> str:
         """The end of what the command wrote."""
         try:
-            lines = self.log.read_text(errors="replace").splitlines()
+            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return "  (no log)"
         return "\n".join(f"  {line}" for line in lines[-LAST_LINES:])

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from unirl_env.errors import EngineError, EngineLost, MissingExtra
+from unirl_env.masks import hide, masked, remember
 
 __all__ = ["Wire"]
 
@@ -39,6 +40,9 @@ class Wire:
         except ImportError as error:
             raise MissingExtra("httpx", "sglang") from error
         self.name, self.url, self.key, self.last_words = name, url.rstrip("/"), key, last_words
+        # Servers repeat keys in refusals and log their command lines, and errors repeat what they say.
+        remember(key)
+        masked({"url": self.url})
         self._client = httpx.Client(
             base_url=self.url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -116,4 +120,4 @@ def _words(response: Any) -> str:
     for name in ("error", "message", "detail"):
         if isinstance(content, dict) and content.get(name):
             content = content[name]
-    return str(content)[:2000]
+    return hide(str(content))[:2000]
