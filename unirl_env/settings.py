@@ -41,6 +41,7 @@ MAY_CHANGE = (
     "logging.tensorboard",
     "logging.wandb",
     "logging.progress",
+    "reward.max_failed_iterations",
     "model.device",
     "model.offload",
     "model.revision",

@@ -29,7 +29,7 @@ class Painter(FakeAgent):
 def settings(folder, **changes):
     """A run in which the gap rings at the same iteration, whatever else happens to it."""
     base = {"iterations": 12, "alarm__heldout_every": 1, "alarm__smooth": 1, "alarm__patience": 2}
-    return small_config(folder, reward__heldout="template", **{**base, **changes})
+    return small_config(folder, reward__heldout="sharpness", **{**base, **changes})
 
 
 def start(cfg, heldout=darkness, on_iteration=None):
