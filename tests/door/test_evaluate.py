@@ -82,7 +82,7 @@ def test_mistakes_are_named(run, tmp_path):
         ask(run, checkpoint="5")
     with pytest.raises(PromptError, match="shipped sets"):
         ask(run, prompts="nowhere")
-    with pytest.raises(CheckpointError, match="a run's folder"):
+    with pytest.raises(CheckpointError, match="folder of a run"):
         ask(tmp_path)
 
 
