@@ -92,7 +92,8 @@ def test_a_recipe_fills_in_names_of_settings_and_nothing_else(tmp_path, monkeypa
     path = recipe(
         place,
         "name: run_${seed}_${x}\nseed: 3\niterations: ${seed}\n"
-        "prompts: {train: ['${seed} + ${x}$', '${oc.env:SECRET}']}\nmodel: {options: {system: '${seed} ${'}}\n",
+        "prompts: {train: ['${seed} + ${x}$', '${oc.env:SECRET}']}\n"
+        "model: {options: {system: '${seed} ${'}}\n",
     )
     cfg = settings(path, ["seed=5"])
     assert (cfg.name, cfg.iterations) == ("run_5_${x}", 5)
