@@ -113,10 +113,10 @@ def _foreign(value: Any, place: str) -> Iterator[tuple[str, Any, str]]:
         for inner in value:
             yield from _foreign(inner, place)
     elif isinstance(value, str):
-        if what := _names_code(value):
-            yield place, value, what
-        elif _VARIABLE.search(value):
+        if _VARIABLE.search(value):
             yield place, value, "which is read from the environment and may be sent anywhere"
+        elif what := _names_code(value):
+            yield place, value, what
 
 
 def _does(name: str, value: Any, place: str) -> str | None:
