@@ -30,7 +30,10 @@ from collections import defaultdict
 from pathlib import Path
 
 RECIPES = {
-    "diffusion": ("diffusion/gaussian_mixture", ["rollout.num_prompts=1", "rollout.group_size=16"]),
+    "diffusion": (
+        "diffusion/gaussian_mixture",
+        ["prompts.train=[left,right]", "rollout.num_prompts=2", "rollout.group_size=8"],
+    ),
     "ar": ("ar/tiny_qwen3", ["rollout.num_prompts=4", "rollout.group_size=4", "model.max_new_tokens=4"]),
     "pe": (
         "pe/tiny_prompt_enhancer",
