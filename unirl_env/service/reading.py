@@ -155,11 +155,13 @@ def read_request(body: bytes, kind: str, limits: Limits, hold: Hold | None = Non
     Raises:
         Refused: If it is malformed or too large, or there is no room for it.
     """
-    words = 0
+    words = most = 0
 
     def claim(count: int) -> None:
+        nonlocal most
+        most = max(most, count)
         if hold is not None:
-            hold.resize(len(body) + words + count)
+            hold.resize(len(body) + words + most)
 
     try:
         words = _weight(body if kind == JSON else words_of(body, limits), limits)
