@@ -102,7 +102,7 @@ def test_many_pictures_share_one_limit():
 
 
 def test_all_requests_together_have_a_bound():
-    app, scorer = made(max_bytes=5000, limits=Limits(body=4000, unpacked=4000), max_wait_ms=0)
+    app, scorer = made(max_bytes=10_000, limits=Limits(body=4000, unpacked=4000), max_wait_ms=0)
     request = tensors([Sample(text="four", tokens=torch.zeros(400).long())])
     scorer.gate.clear()
 
@@ -116,7 +116,7 @@ def test_all_requests_together_have_a_bound():
             return late, await caller.post("/score", **request)
 
     late, again = asyncio.run(action())
-    assert error(late)[:2] == (429, "busy") and "at most 5000 bytes" in error(late)[2]
+    assert error(late)[:2] == (429, "busy") and "at most 10000 bytes" in error(late)[2]
     assert values(again) == [4] and app.state.service.room.taken == 0
 
 

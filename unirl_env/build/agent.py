@@ -6,12 +6,12 @@ import difflib
 from dataclasses import asdict
 
 from unirl_env.agents import Agent, AgentConfig, DRPOConfig, FlowDPPOConfig, GRPOConfig, GSPOConfig
-from unirl_env.build.options import world_options
+from unirl_env.build.options import check_prompts, world_options
 from unirl_env.config import RunConfig
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import ConfigError
 
-__all__ = ["AGENTS", "agent_config", "build_agent", "check_agent", "chosen"]
+__all__ = ["AGENTS", "agent_config", "build_agent", "check_agent", "check_prompts", "chosen"]
 
 AGENTS = {"drpo": DRPOConfig, "flow_dppo": FlowDPPOConfig, "grpo": GRPOConfig, "gspo": GSPOConfig}
 OPTIMIZER = (

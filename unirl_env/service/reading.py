@@ -155,11 +155,13 @@ def read_request(body: bytes, kind: str, limits: Limits, hold: Hold | None = Non
     Raises:
         Refused: If it is malformed or too large, or there is no room for it.
     """
-    words = 0
+    words = most = 0
 
     def claim(count: int) -> None:
+        nonlocal most
+        most = max(most, count)
         if hold is not None:
-            hold.resize(len(body) + words + count)
+            hold.resize(len(body) + words + most)
 
     try:
         words = _weight(body if kind == JSON else words_of(body, limits), limits)
@@ -172,7 +174,9 @@ def read_request(body: bytes, kind: str, limits: Limits, hold: Hold | None = Non
         raise Refused(400, "malformed", str(error)) from error
     digest = hashlib.sha256(kind.encode() + b"\0")
     digest.update(body)
-    tokens = sum(0 if one.tokens is None else len(one.tokens) for one in request.samples)
+    # Tokens that stood in JSON are a tensor by now.
+    listed = request.samples if kind == JSON else ()
+    tokens = sum(0 if one.tokens is None else len(one.tokens) for one in listed)
     return Read(request, digest.digest(), _size(request) + max(0, words - tokens * VALUE_BYTES))
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from unirl_env.errors import WireError
 from unirl_env.rewards.wire import Limits, ScoreRequest
-from unirl_env.rewards.wire.tensors import TensorReader
+from unirl_env.rewards.wire.tensors import TensorReader, png_pixels
 from unirl_env.rewards.wire.words import read_words
 from unirl_env.service.replies import Refused
 from unirl_env.types import Prompt, Sample
@@ -159,6 +159,8 @@ def read_json(body: bytes, limits: Limits, claim: Callable[[int], None] = lambda
         texts = (item.sample.text or "", item.prompt.text, item.prompt.id, item.prompt.negative)
         if max(map(len, texts)) > limits.characters:
             raise WireError(f"A text must have at most {limits.characters} characters, got more.")
+    for item in found.items:
+        pictures.foresee(item)
     return ScoreRequest(
         id=found.id,
         reward=found.reward,
@@ -185,19 +187,35 @@ class _Pictures:
 
     def __init__(self, limits: Limits, claim: Callable[[int], None]):
         self._files: dict[str, torch.Tensor] = {}
-        self._most = limits.pictures
+        self._limits, self._claim = limits, claim
+        self._count = self._bytes = 0
         self._reader = TensorReader(self._files, limits, claim)
 
+    def foresee(self, item: ItemBody) -> None:
+        """Count the pictures of an item by their heads: of a request with too many, none is decoded."""
+        made = item.sample
+        listed = [
+            made.image_png,
+            *(made.pictures_png or ()),
+            *(made.video_png or ()),
+            *item.prompt.images_png,
+        ]
+        for text in (text for text in listed if text is not None):
+            self._count += 1
+            if self._count > self._limits.pictures:
+                most = self._limits.pictures
+                raise WireError(f"A request must have at most {most} pictures, got more; try fewer.")
+            self._bytes += 4 * 3 * png_pixels(_file_of(text), self._limits.pixels)
+            if self._bytes > self._limits.unpacked:
+                raise WireError(
+                    f"The pictures of a request must have at most {self._limits.unpacked} bytes as float32; "
+                    "try fewer of them."
+                )
+        self._claim(self._bytes)
+
     def one(self, text: str) -> torch.Tensor:
-        try:
-            data = base64.b64decode(text, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise WireError(f"A picture must be a PNG in base64, got {error}.") from error
-        if not data:
-            raise WireError("A picture must be a PNG in base64, got an empty text.")
+        data = _file_of(text)
         name = str(len(self._files))
-        if len(self._files) >= self._most:
-            raise WireError(f"A request must have at most {self._most} pictures, got more; try fewer.")
         self._files[name] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         return self._reader.get({"tensor": name, "form": "png"})
 
@@ -209,6 +227,16 @@ class _Pictures:
         if len(sizes) > 1:
             raise WireError(f"`{name}` must hold pictures of one size, got {sizes[:3]}.")
         return torch.stack(pictures)
+
+
+def _file_of(text: str) -> bytes:
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise WireError(f"A picture must be a PNG in base64, got {error}.") from error
+    if not data:
+        raise WireError("A picture must be a PNG in base64, got an empty text.")
+    return data
 
 
 def _sample(body: SampleBody, pictures: _Pictures) -> Sample:

@@ -17,7 +17,7 @@ from torch import Tensor
 from unirl_env.errors import PromptError, WireError
 from unirl_env.pixels import in_8_bits, load_picture, png_bytes
 
-__all__ = ["Limits", "TensorReader", "TensorWriter", "read_png"]
+__all__ = ["Limits", "TensorReader", "TensorWriter", "png_pixels", "read_png"]
 
 
 @dataclass(frozen=True)
@@ -166,15 +166,24 @@ def read_png(data: bytes, most_pixels: int, spend: Callable[[int], None] = lambd
     """
     from PIL import Image
 
-    with _sound():
-        picture = Image.open(io.BytesIO(data), formats=("PNG",))
-    with picture:
+    spend(png_pixels(data, most_pixels))
+    with _sound(), Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+        return load_picture(picture)
+
+
+def png_pixels(data: bytes, most: int) -> int:
+    """How many pixels the head of a PNG says that it has; nothing is decoded.
+
+    Raises:
+        WireError: If it is none, or has more than `most`.
+    """
+    from PIL import Image
+
+    with _sound(), Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
         width, height = picture.size
-        if width * height > most_pixels:
-            raise WireError(f"A picture must have at most {most_pixels} pixels, got {width} x {height}.")
-        spend(width * height)
-        with _sound():
-            return load_picture(picture)
+    if width * height > most:
+        raise WireError(f"A picture must have at most {most} pixels, got {width} x {height}.")
+    return width * height
 
 
 @contextmanager
