@@ -233,6 +233,7 @@ def _remove(node: DictConfig, one: Override) -> None:
             f"`~` must take away what stands in an open setting such as `agent.options`, got {one.typed}; "
             f"try {remedy}."
         )
+    OmegaConf.set_struct(held, False)
     del held[last]
 
 

@@ -106,7 +106,8 @@ def settings(
     chosen = [one for one in items if _chooses(one, folder)]
     for one in chosen:
         _require_option(one, folder)
-    node = composed(recipe, [one.typed for one in chosen], folder)
+    words = [f"{one.name}={one.value}" if one.name in GROUPS else one.typed for one in chosen]
+    node = composed(recipe, words, folder)
     apply(node, [one for one in items if one not in chosen])
     return as_config(node)
 

