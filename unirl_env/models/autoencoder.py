@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import ConfigError
-from unirl_env.models.loading import load
+from unirl_env.models.loading import complete, load
 from unirl_env.models.lots import in_lots, pictures_at_once
 from unirl_env.types import Sample
 
@@ -89,7 +89,9 @@ class Autoencoder:
     def _weights(self) -> Any:
         from diffusers import AutoencoderKL
 
-        return self._load(AutoencoderKL.from_pretrained, torch_dtype=self.dtype).to(self.device).eval()
+        return (
+            self._load(complete(AutoencoderKL.from_pretrained), torch_dtype=self.dtype).to(self.device).eval()
+        )
 
     def _rows(self, size: tuple[int, int]) -> int:
         return pictures_at_once(*size)

@@ -16,7 +16,7 @@ from unirl_env.models.borders import longest_text
 from unirl_env.models.causal_network import CausalNetwork
 from unirl_env.models.exports import write_adapters, write_weights
 from unirl_env.models.language import Encoded, LanguageModel
-from unirl_env.models.loading import load, not_found
+from unirl_env.models.loading import complete, load, not_found
 from unirl_env.models.options import as_dtype
 from unirl_env.models.output_layer import output_weight
 from unirl_env.models.spelling import Spelling
@@ -142,7 +142,7 @@ class CausalLM(LanguageModel):
         """
         from transformers import AutoModelForCausalLM
 
-        loader = partial(self._load, AutoModelForCausalLM.from_pretrained, dtype=self.dtype)
+        loader = partial(self._load, complete(AutoModelForCausalLM.from_pretrained), dtype=self.dtype)
         return self._networks.load(self, loader)
 
     def padded(self, network: nn.Module) -> bool:

@@ -15,7 +15,7 @@ from unirl_env.models.causal_lm import CausalLM
 from unirl_env.models.exports import merged_state, write_adapters
 from unirl_env.models.faithful import hold
 from unirl_env.models.language import Encoded, LanguageModel
-from unirl_env.models.loading import load
+from unirl_env.models.loading import complete, load
 from unirl_env.models.output_layer import output_states
 from unirl_env.models.spelling import Spelling
 from unirl_env.models.templates import turn_borders
@@ -198,7 +198,7 @@ class JanusText(LanguageModel):
     def _whole(self, **options: Any) -> nn.Module:
         from transformers import JanusForConditionalGeneration
 
-        return self.load(JanusForConditionalGeneration.from_pretrained, dtype=self.dtype, **options)
+        return self.load(complete(JanusForConditionalGeneration.from_pretrained), dtype=self.dtype, **options)
 
     def _turns(self, prompt: Prompt) -> list[dict[str, Any]]:
         """The chat of a prompt, contents as parts, which is how the template reads them."""

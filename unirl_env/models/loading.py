@@ -12,7 +12,7 @@ from unirl_env.errors import ModelNotFound, UnirlError
 from unirl_env.masks import hide
 from unirl_env.quiet import quiet_loading
 
-__all__ = ["cause_of", "load", "not_found", "public", "require_source"]
+__all__ = ["cause_of", "complete", "load", "not_found", "public", "require_source"]
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -91,6 +91,23 @@ def load(loader: Callable[..., Any], pretrained: str, *, kind: str, alternative:
         raise
     except Exception as error:  # a damaged directory can make a library fail in any way
         raise not_found(pretrained, cause_of(error), kind=kind, alternative=alternative) from public(error)
+
+
+def complete(loader: Callable[..., Any]) -> Callable[..., Any]:
+    """A `from_pretrained` of weights, from safetensors only, that refuses a checkpoint which lacks some of them.
+
+    Transformers and diffusers fill them in with random numbers, and only warn.
+    """
+
+    def load_complete(pretrained: str, **options: Any) -> Any:
+        network, report = loader(pretrained, use_safetensors=True, output_loading_info=True, **options)
+        for kind, said in (("missing_keys", "lack"), ("mismatched_keys", "have another shape in")):
+            found = [name if isinstance(name, str) else name[0] for name in report.get(kind, ())]
+            if found:
+                raise ValueError(f"its weights {said} {len(found)} tensors, such as {min(found)!r}")
+        return network
+
+    return load_complete
 
 
 def not_found(pretrained: str, cause: str, *, kind: str, alternative: str) -> ModelNotFound:

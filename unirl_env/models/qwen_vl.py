@@ -16,7 +16,7 @@ from unirl_env.models.causal_lm import CausalLM
 from unirl_env.models.exports import write_adapters, write_weights
 from unirl_env.models.faithful import hold
 from unirl_env.models.language import Encoded, LanguageModel
-from unirl_env.models.loading import load
+from unirl_env.models.loading import complete, load
 from unirl_env.models.output_layer import output_states
 from unirl_env.models.templates import rendered
 from unirl_env.models.vision import picture_features, picture_places, widened
@@ -169,7 +169,7 @@ class QwenVL(LanguageModel):
         from transformers import AutoModelForImageTextToText
 
         network = self._load(
-            AutoModelForImageTextToText.from_pretrained,
+            complete(AutoModelForImageTextToText.from_pretrained),
             dtype=self.dtype,
             attn_implementation={"text_config": packed.register(), "vision_config": "sdpa"},
         )

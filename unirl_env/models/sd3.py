@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.models.base import Denoiser
 from unirl_env.models.exports import in_order, settle_header
 from unirl_env.models.flow_schedule import FlowSchedule, require_scheduler
-from unirl_env.models.loading import cause_of, public
+from unirl_env.models.loading import cause_of, complete, public
 from unirl_env.models.lots import in_lots, pictures_at_once
 from unirl_env.models.options import as_dtype
 from unirl_env.quiet import quiet_loading, unheard
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 SCHEDULES = ("flow", "pipeline")
 OPTIONAL = ("text_encoder_3", "tokenizer_3")
+FROZEN = ("text_encoder", "text_encoder_2", "text_encoder_3", "vae")
 ENCODERS = (
     "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3",
     "transformers.tokenization_utils_base",
@@ -174,7 +176,8 @@ class SD3Denoiser(Denoiser):
         """Diffusers' `SD3Transformer2DModel`, freshly loaded."""
         from diffusers import SD3Transformer2DModel
 
-        network = self._load(SD3Transformer2DModel.from_pretrained, subfolder="transformer", dtype=self.dtype)
+        loader = complete(SD3Transformer2DModel.from_pretrained)
+        network = self._load(loader, subfolder="transformer", dtype=self.dtype)
         return network.to(self.device).eval()
 
     def velocity(
@@ -217,8 +220,9 @@ class SD3Denoiser(Denoiser):
 
         # What a checkpoint leaves out must be said again, or the pipeline misses it.
         absent = {name: None for name in OPTIONAL if self._index.get(name, [None])[0] is None}
+        frozen = {name: self._load_part(name) for name in FROZEN if name not in absent}
         pipeline = self._load(
-            StableDiffusion3Pipeline.from_pretrained, transformer=None, dtype=self.dtype, **absent
+            StableDiffusion3Pipeline.from_pretrained, transformer=None, dtype=self.dtype, **absent, **frozen
         )
         pipeline.set_progress_bar_config(disable=True)
         parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
@@ -240,6 +244,14 @@ class SD3Denoiser(Denoiser):
             with torch.device("meta"):
                 pipeline.transformer = SD3Transformer2DModel.from_config(self._load_config("transformer"))
         return pipeline
+
+    def _load_part(self, name: str) -> nn.Module:
+        """A frozen network of the pipeline, by itself: the pipeline would not say what its weights lack."""
+        library, kind = self._index.get(name) or (None, None)
+        if library not in ("transformers", "diffusers"):
+            raise self._not_found(f"its `{name}` is of {library}, and must be of transformers or diffusers")
+        loader = complete(getattr(import_module(library), kind).from_pretrained)
+        return self._load(loader, subfolder=name, dtype=self.dtype)
 
     def _offload_again(self) -> None:
         if self.offload:

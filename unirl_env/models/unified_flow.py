@@ -16,7 +16,7 @@ from unirl_env.models.autoencoder import Autoencoder
 from unirl_env.models.causal_lm import CausalLM
 from unirl_env.models.exports import write_adapters, write_weights
 from unirl_env.models.faithful import hold
-from unirl_env.models.loading import load
+from unirl_env.models.loading import complete, load
 from unirl_env.models.unified import UnifiedModel
 from unirl_env.models.unified_views import UnifiedPicture, UnifiedText
 
@@ -108,7 +108,9 @@ class UnifiedFlow(UnifiedModel):
         from unirl_env.models.unified_network import ATTENTION, UnifiedFlowNetwork
 
         network = self._load(
-            UnifiedFlowNetwork.from_pretrained, dtype=self.words.dtype, attn_implementation=ATTENTION
+            complete(UnifiedFlowNetwork.from_pretrained),
+            dtype=self.words.dtype,
+            attn_implementation=ATTENTION,
         )
         return hold(self.text, network.to(self.words.device).eval())
 
