@@ -107,7 +107,7 @@ def test_a_pipeline_that_lacks_weights_is_not_filled_in_at_random(part, sd3):
     name = max(name for name in load_file(file) if name.endswith(".weight"))
     without(file, name)
     denoiser = SD3Denoiser(str(sd3))
-    with pytest.raises(ModelNotFound, match="lack [12] tensors"):
+    with pytest.raises(ModelNotFound, match=r"lack [12] tensors"):
         denoiser.network() if part == "transformer" else denoiser.encode([Prompt("a red circle")])
 
 

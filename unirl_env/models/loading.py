@@ -94,7 +94,7 @@ def load(loader: Callable[..., Any], pretrained: str, *, kind: str, alternative:
 
 
 def complete(loader: Callable[..., Any]) -> Callable[..., Any]:
-    """A `from_pretrained` of weights, from safetensors only, that refuses a checkpoint which lacks some of them.
+    """A `from_pretrained` of weights, from safetensors only, that refuses a checkpoint which lacks some.
 
     Transformers and diffusers fill them in with random numbers, and only warn.
     """
