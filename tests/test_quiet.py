@@ -60,7 +60,7 @@ def test_bars_are_hidden_for_the_while_except_those_of_downloads(bars, own):
 )
 def test_making_an_environment_writes_nothing(bars, capfd, caplog, name, prompt):
     bars.set(True, True, True)
-    env = gym.make(name, prompts=[prompt])
+    env = gym.make(name, prompts=[prompt], scorer=None)
     env.reset(seed=0)
     env.unwrapped.close()
     assert capfd.readouterr() == ("", "") and not caplog.text

@@ -11,9 +11,13 @@ from typing import NoReturn
 from unirl_env.errors import ConfigError
 from unirl_env.version import __version__
 
-__all__ = ["Parser", "positive", "show_any_text"]
+__all__ = ["Answered", "Parser", "positive", "show_any_text"]
 
 VERSION = f"unirl-env {__version__} (Python {'.'.join(map(str, sys.version_info[:3]))})"
+
+
+class Answered(SystemExit):
+    """The command line asked for help or the version, and has been told."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,6 +34,14 @@ class Parser(argparse.ArgumentParser):
             ConfigError: With argparse's words, and the nearest option.
         """
         raise ConfigError(f"{self._said(message)}; try `{self.prog} --help`.")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """End after `--help` or `--version`.
+
+        Raises:
+            Answered: With the exit code.
+        """
+        raise Answered(status)
 
     def _said(self, message: str) -> str:
         known = [name for action in self._actions for name in action.option_strings]

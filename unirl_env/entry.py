@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from unirl_env.command_line import show_any_text
+from unirl_env.command_line import Answered, show_any_text
 from unirl_env.errors import UnirlError
 from unirl_env.interrupt import EXIT_CODE
 from unirl_env.masks import hide
@@ -95,6 +95,8 @@ def guarded(action: Callable[[Console], int]) -> int:
     except KeyboardInterrupt:
         errors.print("Stopped; nothing was under way that had to be saved.")
         return EXIT_CODE
+    except Answered:
+        raise
     except SystemExit as error:
         errors.print("[bold red]SystemExit:[/] ", end="")
         errors.print(

@@ -15,6 +15,8 @@ __all__ = ["MAX_BYTES", "bytes_of", "is_uri", "name_of", "path_of", "state_of"]
 MAX_BYTES = 400_000_000
 """Of a file, before it is read: about what 64 million pixels take with three colours of 16 bits."""
 REMOTE = ("http://", "https://", "ftp://", "s3://", "gs://", "hf://")
+LONGEST_NAME = 200
+"""Letters of a path in a message."""
 
 
 def is_uri(source: Any) -> bool:
@@ -79,7 +81,10 @@ def state_of(path: str) -> tuple[int, int]:
 def name_of(source: Any) -> str:
     """What a message calls a source."""
     shown = str(source)
-    return repr(shown if len(shown) <= 80 else f"{shown[:60]}...")
+    if len(shown) <= LONGEST_NAME:
+        return repr(shown)
+    # A file is known by the end of its path, a data URI by its beginning.
+    return repr(f"{shown[:60]}..." if shown.startswith("data:") else f"...{shown[-LONGEST_NAME:]}")
 
 
 def _unreadable(source: Any, error: Exception) -> PromptError:

@@ -177,6 +177,6 @@ def test_the_command_line_answers_without_a_model(capsys, tmp_path, monkeypatch)
 
 
 def test_an_error_that_nobody_foresaw_keeps_its_traceback(capsys, monkeypatch):
-    monkeypatch.setattr(train, "settings", lambda *_: 1 / 0)
+    monkeypatch.setattr(train, "settings", lambda *_, **__: 1 / 0)
     assert train.main([]) == 1
     assert "ZeroDivisionError" in capsys.readouterr().err

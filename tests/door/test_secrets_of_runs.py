@@ -41,6 +41,8 @@ COMMAND = [
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch):
     monkeypatch.setattr(masks, "_known", set())
+    # The agent of these runs is a fake, and so is its engine.
+    monkeypatch.setattr("unirl_env.preflight.check_engine", lambda cfg: None)
 
 
 def start(cfg, command=COMMAND):

@@ -104,7 +104,7 @@ def test_the_reward_of_a_failed_score_is_nan_and_told():
     def broken(samples, prompts):
         raise RuntimeError("no")
 
-    env = make_env(denoiser=PlainDenoiser(), scorer=broken, num_steps=1, prompts=["a cat"])
+    env = make_env(denoiser=PlainDenoiser(), scorer=broken, num_steps=1, prompts=["a cat"], on_invalid="nan")
     obs, _ = env.reset(seed=0)
     _, reward, terminated, _, info = env.step(obs["latent"])
     assert terminated and np.isnan(reward) and info["scores"] == {"valid": False}

@@ -15,7 +15,8 @@ from unirl_env.policies.trained import LoRAConfig
 from unirl_env.rollouts.hybrid import HybridRollout
 from unirl_env.types import Prompt
 
-EDITS = [Prompt("paint it red", str(i), images=(picture(i),)) for i in range(3)]
+CAPTION = {"caption": "a red circle left of a blue square"}
+EDITS = [Prompt("paint it red", str(i), images=(picture(i),), metadata=CAPTION) for i in range(3)]
 
 
 @pytest.fixture(scope="module")

@@ -120,7 +120,7 @@ def test_a_policy_that_would_see_no_prompt_is_refused():
 
 
 def test_tokens_stay_actions_of_their_own():
-    name, options = "unirl/TinyQwen3-Math-v0", {"flat": True, "prompts": ["1+1=", "2+3="]}
+    name, options = "unirl/TinyQwen3-Math-v0", {"flat": True, "prompts": ["1+1=", "2+3="], "scorer": None}
     vector = gym.make_vec(name, 2, vectorization_mode="vector_entry_point", **options)
     row, info = vector.reset(seed=0)
     assert vector.single_action_space == gym.spaces.Discrete(268) and row.shape == (2, 41)
@@ -128,7 +128,7 @@ def test_tokens_stay_actions_of_their_own():
     after, *_ = vector.step(np.array([5, 6]))
     length = int(row[0, 0])
     assert after[:, 0].tolist() == (row[:, 0] + 1).tolist() and after[0, 1 + length] == 5
-    single = gym.make(name, flat=True, prompts=[info["prompt"][0]])
+    single = gym.make(name, flat=True, prompts=[info["prompt"][0]], scorer=None)
     assert single.observation_space == vector.single_observation_space
     assert np.array_equal(single.reset(seed=0)[0], row[0])
 

@@ -60,7 +60,7 @@ def test_the_wrappers_stack(backend, autoreset, tmp_path):
     )
     env: VectorWrapper = PotentialShaping(RewardWrapper(bare, brightness), lambda obs: -obs["sigma"])
     env = EpisodeStatistics(RecordMedia(env, tmp_path, format="strip"))
-    env = FlattenForPPO(env)
+    env = FlattenForPPO(env, ["latent", "sigma"])
     obs, _ = env.reset(seed=1)
     rounds = 1 if autoreset == "disabled" else 2
     for k in range(4 * rounds - 1):

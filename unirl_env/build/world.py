@@ -46,6 +46,12 @@ KINDS = {
     "unified_model": (UNIFIED_MODELS, HybridVectorEnv),
 }
 """By the argument that names the model: where names are looked up, and what is made of it."""
+EMBEDDED = {
+    "denoiser": "unirl/TinySD3-T2I-v0",
+    "language_model": "unirl/TinyQwen3-Math-v0",
+    "unified_model": "unirl/TinyUnified-T2I-v0",
+}
+"""What needs no download, for errors."""
 MODELS = Denoiser | LanguageModel | UnifiedModel
 OWN_ARGUMENTS = ("generator", "scorer", "on_invalid", "together", "overlap", "flat")
 """What `make_vector_env` itself takes, whatever the environment."""
@@ -223,7 +229,7 @@ def _require_kinds(choice: ModelChoice) -> None:
         if choice.options.get(name) is not None:
             truth(name, choice.options[name])
     if (source := choice.options.get("pretrained")) is not None:
-        require_source(os.fspath(source))
+        require_source(os.fspath(source), EMBEDDED[choice.family])
 
 
 def _check_flat(flat: Any) -> None:

@@ -21,12 +21,23 @@ DEPTHS = ("", "*/", "*/*/")
 """Where a directory holds weights: itself, or the folders of a pipeline's parts."""
 
 
-def require_source(pretrained: str) -> None:
+def require_source(pretrained: str, alternative: str) -> None:
     """Refuse a directory that is not there or whose weights are only pickled, and what is no hub id.
+
+    Args:
+        pretrained: What was given.
+        alternative: The environment id that needs no download.
 
     Raises:
         ModelNotFound: Naming it, and what to do.
     """
+    try:
+        _require_source(pretrained)
+    except ModelNotFound as error:
+        raise ModelNotFound(f"{error} The embedded `{alternative}` needs no download.") from None
+
+
+def _require_source(pretrained: str) -> None:
     path = Path(pretrained)
     if not pretrained.strip() or "\0" in pretrained:
         raise ModelNotFound(

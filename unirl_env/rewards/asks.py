@@ -95,7 +95,7 @@ def require_judgeable(
     told = (
         f"Every prompt of `{source}`{f' ({name})' if name else ''} must have what `{reward}` asks for, got "
         f"{len(faults)} of {count} that lack it: {' | '.join(shown)}. Try adding it there, leaving these "
-        "prompts out, or another reward."
+        f"prompts out, or another reward{' (scorer=None for none)' if reward == 'scorer' else ''}."
     )
     if not (strict or stops):
         logger.warning("Scores will be invalid. %s", told)
