@@ -1,12 +1,15 @@
 """Shared by all tests: this folder is on the import path, so that any test can `import fakes`."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+# What the doors set as well: within Ray Serve's own 5 seconds a busy machine starts no proxy.
+os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
 
 
 @pytest.fixture(scope="session", autouse=True)
