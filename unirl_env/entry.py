@@ -26,7 +26,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",  # its threads and forked workers do not mix
     "RAY_USAGE_STATS_ENABLED": "0",  # nobody was asked
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # leaves CUDA_VISIBLE_DEVICES alone, and stops its warning
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # 5 by default, within which a busy machine starts no proxy
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # its 5 are too few where much runs
     "TF_CPP_MIN_LOG_LEVEL": "3",  # TensorBoard looks for TensorFlow, which then speaks
 }
 """What other libraries read from the environment; a value that is already there stays."""
