@@ -101,7 +101,7 @@ def _fill(
         text = json.dumps(meta, indent=1)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"A checkpoint's `meta` must be JSON, got: {error}.") from error
-    (draft / META).write_text(text)
+    (draft / META).write_text(text, encoding="utf-8")
     files = {name: _facts(draft / name) for name in (TENSORS, META)}
     manifest = {"format": FORMAT, "iteration": iteration, "score": _finite(score), "files": files}
     (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
@@ -117,7 +117,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     check(path)
     try:
-        return load_file(path / TENSORS), json.loads((path / META).read_text())
+        return load_file(path / TENSORS), json.loads((path / META).read_text(encoding="utf-8"))
     except (SafetensorError, ValueError, OSError) as error:
         raise CheckpointError(_damaged(path, path / TENSORS, str(error))) from error
 
@@ -246,7 +246,7 @@ def _manifest(path: Path) -> dict[str, Any]:
     if is_dangling(path):
         raise CheckpointError(_damaged(path, path, f"a link to {path.readlink()}, which is not there"))
     try:
-        manifest = json.loads(file.read_text())
+        manifest = json.loads(file.read_text(encoding="utf-8"))
         missing = {"format", "iteration", "score", "files"} - manifest.keys()
     except OSError as error:
         raise CheckpointError(_damaged(path, file, error.strerror or str(error))) from error

@@ -129,7 +129,7 @@ def start_wandb(folder: Path, cfg: RunConfig) -> Any:
     return wandb.init(
         project=cfg.logging.wandb,
         name=cfg.name,
-        id=note.read_text().strip(),
+        id=note.read_text(encoding="utf-8").strip(),
         resume="allow",
         dir=str(folder),
         config=flat(cfg, public=True),
@@ -138,7 +138,7 @@ def start_wandb(folder: Path, cfg: RunConfig) -> Any:
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
     """Add one line, and return when it is on the disk."""
-    with path.open("a") as stream:
+    with path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(as_json(row)) + "\n")
         stream.flush()
         os.fsync(stream.fileno())
@@ -146,7 +146,7 @@ def append(path: Path, row: Mapping[str, Any]) -> None:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The lines of `path`; one that a killed run left unfinished is skipped."""
-    return _parsed(path.read_text().splitlines() if path.exists() else ())
+    return _parsed(path.read_text(encoding="utf-8").splitlines() if path.exists() else ())
 
 
 def _parsed(lines: Iterable[str]) -> list[dict[str, Any]]:
@@ -164,11 +164,11 @@ def cut(path: Path, start: int) -> None:
     if not path.exists():
         return
     kept, others = [], []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         rows = _parsed([line])
         (kept if rows and rows[0]["iteration"] <= start else others).append(line)
     if others:
-        with path.with_name(f"{path.stem}.aside.jsonl").open("a") as stream:
+        with path.with_name(f"{path.stem}.aside.jsonl").open("a", encoding="utf-8") as stream:
             stream.writelines(f"{line}\n" for line in others)
             stream.flush()
             os.fsync(stream.fileno())

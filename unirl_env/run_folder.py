@@ -103,7 +103,7 @@ class RunFolder:
         Raises:
             ConfigError: If another process is at work in this folder.
         """
-        stream = (self.path / ".lock").open("a")
+        stream = (self.path / ".lock").open("a", encoding="utf-8")
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -150,7 +150,7 @@ def _is_module(name: str) -> bool:
 
 def _why_not(path: Path) -> str | None:
     """Why the file is not taken for one that this account wrote; None if it is."""
-    body, line, signature = path.read_text().rpartition(f"\n{LINE}")
+    body, line, signature = path.read_text(encoding="utf-8").rpartition(f"\n{LINE}")
     if not line:
         return "have no signature"
     try:
