@@ -13,7 +13,7 @@ __all__ = ["quiet_loading", "unheard"]
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Hide the bars of diffusers and transformers in between: one model has half a dozen, over in a second.
+    """Hide the bars of diffusers and transformers while they load or write: half a dozen, over in a second.
 
     Bars of downloads stay, which may take hours, and whatever was set before is set again afterwards.
     """

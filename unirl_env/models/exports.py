@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from unirl_env.errors import ConfigError
+from unirl_env.quiet import quiet_loading
 
 __all__ = ["in_order", "merged_state", "settle_header", "write_adapters", "write_weights"]
 
@@ -88,7 +89,7 @@ def write_weights(network: nn.Module, directory: str) -> None:
     """
     layers = (network.get_input_embeddings(), network.get_output_embeddings())
     apart = any(hasattr(layer, "base_layer") for layer in layers)
-    with _untied(network) if apart else nullcontext():
+    with _untied(network) if apart else nullcontext(), quiet_loading():
         network.save_pretrained(directory, state_dict=merged_state(network))
 
 
