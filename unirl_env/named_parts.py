@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 from unirl_env.config import RunConfig
 from unirl_env.errors import ConfigError, EngineError
-from unirl_env.rewards.spec_check import options_of, require_extra
+from unirl_env.rewards.spec_check import options_of, require_extra, require_own
 from unirl_env.rollouts.engines import ENGINES
 
 __all__ = ["check_engine", "first_words"]
@@ -45,14 +45,7 @@ def check_engine(cfg: RunConfig) -> None:
         )
     known = options_of(ENGINES.get(name))
     known = None if known is None else known - {"actor", "pretrained"}
-    for option in options if known is not None else ():
-        if option not in known:
-            near = difflib.get_close_matches(str(option), known, n=1)
-            hint = f"did you mean `{near[0]}`?" if near else f"it has {', '.join(sorted(known)) or 'none'}."
-            raise ConfigError(
-                f"`rollout.engine_options` must be options of the engine {name!r}, got {option!r}, which is "
-                f"none; {hint}"
-            )
+    require_own(options, known, f"`rollout.engine_options` must be options of the engine {name!r}")
 
 
 def first_words(error: BaseException) -> str:

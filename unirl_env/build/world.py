@@ -203,8 +203,12 @@ def make_model(choice: ModelChoice) -> Denoiser | LanguageModel | UnifiedModel:
         # An adapter that passes its options on finds only inside that one is unknown.
         if "argument" not in str(error):
             raise
-        kind = UnknownArgument if "unexpected keyword argument" in str(error) else ConfigError
-        raise kind(f"The options of model {choice.name!r} do not fit: {error}.") from error
+        raise _misfit(choice, error) from error
+
+
+def _misfit(choice: ModelChoice, error: TypeError) -> ConfigError:
+    kind = UnknownArgument if "unexpected keyword argument" in str(error) else ConfigError
+    return kind(f"The options of model {choice.name!r} do not fit: {error}.")
 
 
 def _target(choice: ModelChoice) -> Any:
@@ -214,8 +218,7 @@ def _target(choice: ModelChoice) -> Any:
     try:
         inspect.signature(target).bind(**choice.options)
     except TypeError as error:
-        kind = UnknownArgument if "unexpected keyword argument" in str(error) else ConfigError
-        raise kind(f"The options of model {choice.name!r} do not fit: {error}.") from error
+        raise _misfit(choice, error) from error
     return target
 
 

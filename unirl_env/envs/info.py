@@ -18,6 +18,7 @@ from torch import Tensor
 
 from unirl_env.envs.roster import Roster
 from unirl_env.errors import ContractError
+from unirl_env.indices import as_array
 from unirl_env.types import Sample, Scores
 
 __all__ = ["folded", "identity", "of_row", "of_samples", "of_scores", "teach_gymnasium_text", "told"]
@@ -197,8 +198,8 @@ def _field(values: Mapping[int, Any], count: int) -> Any:
     if not isinstance(first, Tensor):
         return _column(values, count)
     if len({value.shape for value in values.values()}) > 1:
-        return _column({row: _array(value).copy() for row, value in values.items()}, count)
-    together = _array(torch.stack(list(values.values())))
+        return _column({row: as_array(value).copy() for row, value in values.items()}, count)
+    together = as_array(torch.stack(list(values.values())))
     if list(values) == list(range(count)):
         return together
     column = np.zeros((count, *together.shape[1:]), dtype=together.dtype)
@@ -215,14 +216,8 @@ def _padded(tokens: Mapping[int, Tensor], count: int, width: int) -> tuple[np.nd
     padded, length = np.zeros((count, width), dtype=np.int64), np.zeros(count, dtype=np.int64)
     for row, said in tokens.items():
         length[row] = len(said)
-        padded[row, : len(said)], padded[row, len(said) :] = _array(said), NO_TOKEN
+        padded[row, : len(said)], padded[row, len(said) :] = as_array(said), NO_TOKEN
     return padded, length
-
-
-def _array(value: Tensor) -> np.ndarray:
-    """An array of a tensor; numpy knows no half precision."""
-    value = value.detach().cpu()
-    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
 
 
 def _plain_score(scores: Scores, row: int) -> dict[str, Any]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
 
 from unirl_env.errors import ConfigError, MissingExtra
 from unirl_env.rewards.names import SCORERS
 
-__all__ = ["check_reward", "options_of", "require_extra"]
+__all__ = ["check_reward", "options_of", "require_extra", "require_own"]
 
 COMPOSITIONS = ("weighted_sum", "product", "minimum")
 EXTRAS = {
@@ -57,14 +57,25 @@ def check_reward(spec: Any) -> None:
     for part in getattr(target, "wraps", ()):
         if part in options:
             check_reward(options[part])
-    known = options_of(target)
+    require_own(options, options_of(target), f"The options of reward {name!r} must be its own")
+
+
+def require_own(options: Iterable[Any], known: Collection[str] | None, words: str) -> None:
+    """Refuse options that something does not take.
+
+    Args:
+        options: Their names.
+        known: What it takes; None where that cannot be said.
+        words: How the error begins, up to what it got.
+
+    Raises:
+        ConfigError: Naming the first, and the nearest that there is.
+    """
     for option in options if known is not None else ():
         if option not in known:
             near = difflib.get_close_matches(str(option), known, n=1)
             hint = f"did you mean `{near[0]}`?" if near else f"it has {', '.join(sorted(known)) or 'none'}."
-            raise ConfigError(
-                f"The options of reward {name!r} must be its own, got {option!r}, which is none; {hint}"
-            )
+            raise ConfigError(f"{words}, got {option!r}, which is none; {hint}")
 
 
 def options_of(target: Any) -> set[str] | None:
