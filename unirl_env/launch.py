@@ -88,6 +88,9 @@ def launch(
     if place.fresh:
         place.folder.create()
     lock = place.folder.lock()
+    if place.fresh:
+        # Of a start that was killed before it wrote its settings, which may have been other ones.
+        place.folder.provenance.unlink(missing_ok=True)
     try:
         return _run(cfg, place, prompts, console, command, build or partial(build_parts, prompts=prompts))
     except BaseException as error:

@@ -26,6 +26,7 @@ from unirl_env.files import is_dangling, remove_files
 
 __all__ = ["RunFolder", "free_name", "locate", "of_name"]
 
+CONFIG, PROVENANCE = "config.yaml", "provenance.json"
 BEGUN = ("metrics.jsonl", "evaluation.jsonl", "checkpoints", "pictures")
 """What a run has when something has happened in it."""
 START = r"\.lock|\.?config\.yaml|\.?provenance\.json"
@@ -42,12 +43,12 @@ class RunFolder:
     @property
     def config(self) -> Path:
         """Every setting of the run, resolved."""
-        return self.path / "config.yaml"
+        return self.path / CONFIG
 
     @property
     def provenance(self) -> Path:
         """Versions, fingerprints and command lines."""
-        return self.path / "provenance.json"
+        return self.path / PROVENANCE
 
     @property
     def checkpoints(self) -> Path:
@@ -138,10 +139,12 @@ def of_name(folder: Path, name: str) -> RunFolder:
 def _occupied(folder: Path) -> bool:
     if is_dangling(folder):
         return True
-    # A lock alone is what a start leaves that was killed while the model loaded.
-    return folder.exists() and (
-        not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir())
-    )
+    if not folder.is_dir():
+        return folder.exists()
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    # A lock is what a start leaves that was killed while the model loaded; a little later, where the weights
+    # come from as well. A run is what has settings.
+    return CONFIG in names or bool(names - {PROVENANCE})
 
 
 def locate(resume: str) -> tuple[RunFolder, Path | None]:
@@ -155,13 +158,13 @@ def locate(resume: str) -> tuple[RunFolder, Path | None]:
     """
     path = Path(resume).expanduser()
     path = Path(os.path.abspath(path)) if not path.is_absolute() else path
-    if (path / "config.yaml").is_file():
+    if (path / CONFIG).is_file():
         return of_name(path.parent, path.name), None
     if path.is_dir() and ((path / MANIFEST).is_file() or path.parent.name == "checkpoints"):
         # Where the link lies, and where it leads to.
         for place in (path, path.resolve()):
             for run in (place.parent.parent, place.parent):
-                if (run / "config.yaml").is_file():
+                if (run / CONFIG).is_file():
                     return of_name(run.parent, run.name), path
     raise CheckpointError(
         f"`resume` must be `auto`, a run's folder, or one of its checkpoints, got {resume}, which is "

@@ -1,6 +1,7 @@
 """What lies in a run's folder under names of a person's own, and links."""
 
 import io
+import json
 import os
 import shutil
 
@@ -254,3 +255,14 @@ def test_an_export_takes_nobodys_folder(tmp_path):
     compare(str(tmp_path / "fake"), out, quiet, fake_parts())
     compare(str(tmp_path / "fake"), out, quiet, fake_parts())  # Its own, again.
     assert (tmp_path / "out/comparison.json").exists()
+
+
+def test_a_start_that_was_killed_before_its_settings_is_begun_again(tmp_path):
+    (tmp_path / "fake").mkdir()
+    stale = {"sources": {"seed": 99}, "sessions": [{"begun": "once"}]}
+    (tmp_path / "fake/provenance.json").write_text(json.dumps(stale))
+    (tmp_path / "fake/.lock").touch()
+    assert free_name(tmp_path, "fake") == "fake"
+    assert start(small_config(tmp_path, resume="auto"))[0] == 0
+    found = json.loads((tmp_path / "fake/provenance.json").read_text())
+    assert found["sources"]["seed"] == 0 and len(found["sessions"]) == 1
