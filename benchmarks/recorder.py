@@ -1,4 +1,4 @@
-"""The first iterations of every embedded recipe, to the last bit: whether a change of the code changes numbers.
+"""The first iterations of every embedded recipe, to the last bit: does a change of the code change numbers?
 
 For each recipe, agent and number of learners it does three iterations, and as many with a stop and a resume
 between them. What it keeps are the metrics (the clocks aside) and a hash of every tensor of the checkpoint.
@@ -151,7 +151,8 @@ def differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     if len(before["rows"]) != len(now["rows"]):
         found.append(f"{len(now['rows'])} rows for {len(before['rows'])}")
     pairs = [("tensors", before["tensors"], now["tensors"])]
-    pairs += [(f"row {i}", one, other) for i, (one, other) in enumerate(zip(before["rows"], now["rows"]))]
+    rows = zip(before["rows"], now["rows"], strict=False)
+    pairs += [(f"row {i}", one, other) for i, (one, other) in enumerate(rows)]
     for where, one, other in pairs:
         found += [
             f"{where}: {name}"
@@ -165,7 +166,7 @@ def ray_cluster() -> subprocess.Popen:
     """A cluster that every case joins."""
     program = (
         "import sys, ray\n"
-        "context = ray.init(include_dashboard=False, num_cpus=8, log_to_driver=False, logging_level='ERROR')\n"
+        "context = ray.init(include_dashboard=False, num_cpus=8, log_to_driver=False)\n"
         "print(context.address_info['gcs_address'], flush=True)\n"
         "sys.stdin.read()\n"
     )
@@ -191,7 +192,7 @@ def main() -> int:
 
     import unirl_env
     import unirl_env.build
-    import unirl_env.launch  # noqa: F401
+    import unirl_env.launch
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()

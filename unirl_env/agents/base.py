@@ -83,7 +83,7 @@ class Agent(Algorithm):
             config.group_size,
             seed=F.derive_seed(config.run_seed, "rollout", iteration),
             keep_samples=config.keep_samples,
-            **config.family.training_options(config, iteration, checked=not self.first_update.pending),
+            **config.mode.training_options(config, iteration, checked=not self.first_update.pending),
         )
         sampled = time.perf_counter()
         advantages, valid = credit(batch, config)
@@ -108,7 +108,7 @@ class Agent(Algorithm):
             "sync_bytes": float(sync.size),
             "weights_version": float(self.weights_version),
         }
-        log_to_rllib(self.metrics, self.iteration_metrics, env_steps=config.family.env_steps(batch, config))
+        log_to_rllib(self.metrics, self.iteration_metrics, env_steps=config.mode.env_steps(batch, config))
 
     # Evaluation, and what a run leaves behind.
 
@@ -144,7 +144,7 @@ class Agent(Algorithm):
             seed=seed,
             base=base,
             keep_samples=keep_samples,
-            **self.config.family.evaluation_options(self.config, num_steps),
+            **self.config.mode.evaluation_options(self.config, num_steps),
         )
 
     def export_adapters(self, directory: str | Path) -> None:

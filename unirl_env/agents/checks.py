@@ -60,7 +60,7 @@ def check_settings(config: Any) -> None:
     _check_loss(config)
     _check_advantage_parts(config)
     _check_shares(config)
-    config.family.check(config)
+    config.mode.check(config)
     _check_phases(config)
     if config.evaluation_interval:
         raise ConfigError(
@@ -197,7 +197,7 @@ def _check_shares(config: Any) -> None:
 
 
 def _check_phases(config: Any) -> None:
-    phases = config.family.phases(config)
+    phases = config.mode.phases(config)
     named = {
         "train_phases": phases if config.train_phases is None else config.train_phases,
         "phase_rewards": config.phase_rewards,

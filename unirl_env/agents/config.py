@@ -15,7 +15,6 @@ from torch import Tensor
 import unirl_env.functional as F
 from unirl_env.agents.checks import check_settings
 from unirl_env.agents.epochs import EpochSettings
-from unirl_env.agents.families import Family, family_of
 from unirl_env.agents.forms import env_spec, normalize
 from unirl_env.agents.learner import GenerativeLearner
 from unirl_env.agents.phases import Step
@@ -25,6 +24,7 @@ from unirl_env.config import PolicySettings, StepSettings
 from unirl_env.config_check import NUM_MINIBATCHES
 from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
+from unirl_env.modes import Mode, mode_of
 from unirl_env.rollouts.runner import GenerativeEnvRunner
 
 __all__ = ["AgentConfig", "Loss"]
@@ -195,7 +195,7 @@ class AgentConfig(EpochSettings, AlgorithmConfig):
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """The policy of the environment's own model."""
-        return RLModuleSpec(module_class=self.family.policy, model_config=self.policy_options())
+        return RLModuleSpec(module_class=self.mode.policy, model_config=self.policy_options())
 
     def thresholds(self, phase: Phase) -> dict[str, tuple[float, str]]:
         """Settings that must lie above the noise floor of a phase.
@@ -228,9 +228,9 @@ class AgentConfig(EpochSettings, AlgorithmConfig):
     # What the settings say about an iteration.
 
     @property
-    def family(self) -> Family:
+    def mode(self) -> Mode:
         """What kind of environment this is."""
-        return family_of(self.env_options())
+        return mode_of(self.env_options())
 
     @property
     def episodes(self) -> int:
@@ -255,7 +255,7 @@ class AgentConfig(EpochSettings, AlgorithmConfig):
     @property
     def trained(self) -> tuple[str, ...]:
         """The phases that are trained."""
-        phases = self.family.phases(self)
+        phases = self.mode.phases(self)
         return tuple(phases) if self.train_phases is None else tuple(self.train_phases)
 
     def trained_steps(self, iteration: int) -> tuple[int, ...]:
@@ -286,7 +286,7 @@ class AgentConfig(EpochSettings, AlgorithmConfig):
             **{name: value for name, value in self.env_config.items() if name != "device"},
             "array_backend": "torch",
             "autoreset_mode": "disabled",
-            **self.family.env_options(self),
+            **self.mode.env_options(self),
         }
 
     @property
@@ -297,4 +297,4 @@ class AgentConfig(EpochSettings, AlgorithmConfig):
 
     def policy_options(self) -> dict[str, Any]:
         """The policy's `model_config`; its model is the environment's."""
-        return self.family.policy_options(self)
+        return self.mode.policy_options(self)
