@@ -9,6 +9,7 @@ from typing import Any
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
+from unirl_env.agents.loss import check_loss
 from unirl_env.agents.selfcheck import BOUNDS
 from unirl_env.checks import check_fields, is_number, like_default, require, whole
 from unirl_env.config_check import check_epochs
@@ -216,6 +217,7 @@ def _check_phases(config: Any) -> None:
                 f"The agent must have a loss on {kind}, which {config.env} trains, got losses on "
                 f"{sorted(config.losses)}; try another agent."
             )
+        check_loss(config, kind)
     for phase, weight in config.phase_weights.items():
         if not is_number(weight) or not weight > 0:
             raise ConfigError(

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.agents.checks import check_settings
 from unirl_env.agents.epochs import EpochSettings
 from unirl_env.agents.forms import env_spec, normalize
 from unirl_env.agents.learner import GenerativeLearner
-from unirl_env.agents.phases import Step
+from unirl_env.agents.loss import Loss
 from unirl_env.agents.rllib_words import RLLIBS_OWN, check_rllib_words, own_names, refuse_rllib_word
-from unirl_env.agents.rows import Rows
 from unirl_env.config import PolicySettings, StepSettings
 from unirl_env.config_check import NUM_MINIBATCHES
 from unirl_env.episode import Phase
@@ -28,20 +25,6 @@ from unirl_env.modes import Mode, mode_of
 from unirl_env.rollouts.runner import GenerativeEnvRunner
 
 __all__ = ["AgentConfig", "Loss"]
-
-
-@dataclass(frozen=True)
-class Loss:
-    """The loss of one kind of phase, and what it wants recorded.
-
-    Attributes:
-        compute: `(rows, new step, config) -> loss, metrics`, pure. Masked rows must not count, rows count by
-            their weight, and sums are divided by `rows.denominator`.
-        needs_mean: Whether the means of the sampling policy are wanted, too.
-    """
-
-    compute: Callable[[Rows, Step, AgentConfig], tuple[Tensor, dict[str, Tensor]]]
-    needs_mean: bool = False
 
 
 class AgentConfig(EpochSettings, AlgorithmConfig):
@@ -248,9 +231,10 @@ class AgentConfig(EpochSettings, AlgorithmConfig):
         return int(self.env_options()["num_steps"])
 
     @property
-    def needs_mean(self) -> bool:
-        """Whether the rollout must record means: some loss wants them and does not replay."""
-        return self.old_log_probs == "rollout" and any(loss.needs_mean for loss in self.losses.values())
+    def needs(self) -> frozenset[str]:
+        """What the rollout must record for the losses; means that are replayed need not be."""
+        needs = frozenset().union(*(loss.needs for loss in self.losses.values()))
+        return needs if self.old_log_probs == "rollout" else needs - {"mean"}
 
     @property
     def trained(self) -> tuple[str, ...]:
