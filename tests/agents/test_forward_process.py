@@ -60,7 +60,7 @@ def played(learner, world):
     config = learner.config
     rollout = LocalRollout(lambda *args, **more: make_env(world, *args, **more), learner.policy.actor)
     prompts = PromptSource.of(config.prompt_source()).take(0, config.num_prompts, seed=0)
-    options = config.family.training_options(config, 0, checked=True)
+    options = config.mode.training_options(config, 0, checked=True)
     batch = rollout.collect(prompts, seed=3, group_size=config.group_size, **options)
     if world == "tiny_sd3":  # of an untrained judge's rewards many are alike
         value = torch.linspace(0, 1, len(batch))

@@ -109,7 +109,7 @@ def test_rows_tell_their_episodes_whatever_the_micro_batch_and_the_learner():
 def test_what_was_not_needed_is_not_recorded_and_what_was_is_missed():
     for needs, kept in ((["mean"], (True, False)), ({"final"}, (False, True)), ((), (False, False))):
         config = config_with(plain, needs=needs)
-        asked = config.family.training_options(config, 0, checked=True)
+        asked = config.mode.training_options(config, 0, checked=True)
         assert (asked["keep_mean"], asked["keep_final"]) == kept
     learner = learner_with(plain, needs={"final"})
     with pytest.raises(ContractError, match=r"test_loss:plain must need only what latents have .*'final'"):
