@@ -3,7 +3,10 @@
 from importlib import import_module
 from typing import Any
 
+from unirl_env.registry import Registry
+
 __all__ = [
+    "AGENTS",
     "DRPO",
     "GRPO",
     "GSPO",
@@ -14,7 +17,21 @@ __all__ = [
     "FlowDPPOConfig",
     "GRPOConfig",
     "GSPOConfig",
+    "HackingCallback",
+    "Loss",
+    "Rows",
 ]
+
+AGENTS = Registry(
+    "agent",
+    {
+        "drpo": "unirl_env.agents.drpo:DRPOConfig",
+        "flow_dppo": "unirl_env.agents.flow_dppo:FlowDPPOConfig",
+        "grpo": "unirl_env.agents.grpo:GRPOConfig",
+        "gspo": "unirl_env.agents.gspo:GSPOConfig",
+    },
+)
+"""The algorithms that ship, by what a recipe calls them; those of other packages are named by their paths."""
 
 PLACES = {
     "Agent": "base",
@@ -27,10 +44,17 @@ PLACES = {
     "GRPOConfig": "grpo",
     "GSPO": "gspo",
     "GSPOConfig": "gspo",
+    "HackingCallback": "hacking_callback",
+    "Loss": "config",
+    "Rows": "rows",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {__all__}")
     return getattr(import_module(f"{__name__}.{PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -9,12 +9,14 @@ from typing import Any
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
+from unirl_env.agents.evaluation import check_evaluation
 from unirl_env.agents.selfcheck import BOUNDS
 from unirl_env.checks import check_fields, is_number, like_default, require, whole
 from unirl_env.config_check import check_epochs
 from unirl_env.errors import ConfigError
 from unirl_env.functional.losses.terms import require_max_log_ratio
 from unirl_env.policies.token_actor import check_sampling
+from unirl_env.rollouts.callbacks import check_callbacks
 from unirl_env.rollouts.engines import ENGINES
 
 __all__ = [
@@ -62,11 +64,8 @@ def check_settings(config: Any) -> None:
     _check_shares(config)
     config.family.check(config)
     _check_phases(config)
-    if config.evaluation_interval:
-        raise ConfigError(
-            f"`evaluation_interval` must stay unset, got {config.evaluation_interval}; try "
-            "`agent.rollout_eval(prompts, seed=...)`, which compares the same samples every time."
-        )
+    check_evaluation(config)
+    check_callbacks(config)
 
 
 def _check_loss(config: Any) -> None:

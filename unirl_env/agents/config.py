@@ -15,6 +15,7 @@ from torch import Tensor
 import unirl_env.functional as F
 from unirl_env.agents.checks import check_settings
 from unirl_env.agents.epochs import EpochSettings
+from unirl_env.agents.evaluation import EvaluationSettings
 from unirl_env.agents.families import Family, family_of
 from unirl_env.agents.forms import env_spec, normalize
 from unirl_env.agents.learner import GenerativeLearner
@@ -44,7 +45,7 @@ class Loss:
     needs_mean: bool = False
 
 
-class AgentConfig(EpochSettings, AlgorithmConfig):
+class AgentConfig(EpochSettings, EvaluationSettings, AlgorithmConfig):
     """Settings that all agents share; an algorithm adds its losses and their knobs.
 
     Example:
@@ -268,8 +269,6 @@ class AgentConfig(EpochSettings, AlgorithmConfig):
     def learning_rate(self, iteration: int) -> float:
         """`lr`, after a linear rise over the first `warmup_iterations`."""
         return self.lr * min(1.0, (iteration + 1) / max(1, self.warmup_iterations))
-
-    # What the settings say to the parts.
 
     def env_options(self) -> dict[str, Any]:
         """The environment's keyword arguments: those registered with its id, and the user's over them."""

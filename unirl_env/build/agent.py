@@ -5,15 +5,15 @@ from __future__ import annotations
 import difflib
 from dataclasses import asdict
 
-from unirl_env.agents import Agent, AgentConfig, DRPOConfig, FlowDPPOConfig, GRPOConfig, GSPOConfig
+from unirl_env.agents import Agent, AgentConfig
+from unirl_env.agents.names import config_class
 from unirl_env.build.options import check_prompts, world_options
 from unirl_env.config import RunConfig
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import ConfigError
 
-__all__ = ["AGENTS", "agent_config", "build_agent", "check_agent", "check_prompts", "chosen"]
+__all__ = ["agent_config", "build_agent", "check_agent", "check_prompts", "chosen"]
 
-AGENTS = {"drpo": DRPOConfig, "flow_dppo": FlowDPPOConfig, "grpo": GRPOConfig, "gspo": GSPOConfig}
 OPTIMIZER = (
     "lr",
     "warmup_iterations",
@@ -85,13 +85,12 @@ def agent_config(cfg: RunConfig, prompts: PromptSource | None = None) -> AgentCo
         ConfigError: If the agent or one of its options is unknown.
     """
     cfg.check()
-    if cfg.agent.name not in AGENTS:
-        raise ConfigError(f"`agent.name` must be one of {', '.join(AGENTS)}, got {cfg.agent.name!r}.")
-    _check_options(cfg)
+    kind = config_class(cfg.agent.name)
+    _check_options(cfg, kind)
     rollout, settings = cfg.rollout, asdict(cfg.agent)
     source = prompts or PromptSource.of(cfg.prompts.train, max_characters=cfg.prompts.max_characters)
     return (
-        AGENTS[cfg.agent.name]()
+        kind()
         .environment(cfg.model.env, env_config=world_options(cfg))
         .env_runners(
             num_env_runners=rollout.num_env_runners,
@@ -117,9 +116,8 @@ def agent_config(cfg: RunConfig, prompts: PromptSource | None = None) -> AgentCo
     )
 
 
-def _check_options(cfg: RunConfig) -> None:
+def _check_options(cfg: RunConfig, kind: type[AgentConfig]) -> None:
     """Refuse what is no knob of the algorithm, or is one of every agent's and set elsewhere."""
-    kind = AGENTS[cfg.agent.name]
     knobs = sorted(vars(kind()).keys() - vars(AgentConfig()).keys())
     for name, value in cfg.agent.options.items():
         if name in knobs:
@@ -128,7 +126,8 @@ def _check_options(cfg: RunConfig) -> None:
             remedy = f"it is a setting of every agent; try `agent.{name}={value}`"
         else:
             near = difflib.get_close_matches(name, knobs, n=1)
-            remedy = f"did you mean `agent.options.{near[0]}`?" if near else f"it has {', '.join(knobs)}"
+            known = ", ".join(knobs) or "none of its own"
+            remedy = f"did you mean `agent.options.{near[0]}`?" if near else f"it has {known}."
         raise ConfigError(
             f"`agent.options.{name}` must be a knob of {cfg.agent.name}, and is none, got {value!r}; {remedy}"
         )
