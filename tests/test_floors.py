@@ -18,6 +18,7 @@ FLOORS = {
     "envs": 2, "wrappers": 2, "rewards": 2, "models": 2,
     "policies": 2.5,
     "rollouts": 3, "service": 3,
+    "modes": 2.2, "modes.denoising": 4, "modes.tokens": 4, "modes.hybrid": 4,
     "agents": 4,
     "build": 5,
 }  # fmt: skip
@@ -86,7 +87,8 @@ def imports(text):
 
 
 def floor(module):
-    return FLOORS.get(module.partition(".")[0], DOOR)
+    near = [".".join(module.split(".")[:count]) for count in (2, 1)]
+    return next((FLOORS[name] for name in near if name in FLOORS), DOOR)
 
 
 def violations(modules):

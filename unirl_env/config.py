@@ -101,7 +101,8 @@ class StepSettings:
     """
 
     kind: str = "fraction"
-    """`all` (but the last, whose noise would stay in the picture), `fraction`, `random` or `window`."""
+    """`all` (but the last, whose noise would stay in the picture), `fraction`, `random` or `window`; for
+    losses that score no step `none`: the ODE is played, and what it ends with is trained on."""
     fraction: tuple[float, float] = (0.0, 0.5)
     """The range of the schedule to choose from."""
     count: int | None = None

@@ -31,7 +31,7 @@ def check_run(cfg: RunConfig) -> None:
     rollout, agent = cfg.rollout, cfg.agent
     _one_of("mode", cfg.mode, MODES)
     _one_of("reward.on_error", cfg.reward.on_error, ("invalid", "raise"))
-    _one_of("steps.kind", cfg.steps.kind, ("all", "fraction", "random", "window"))
+    _one_of("steps.kind", cfg.steps.kind, ("all", "none", "fraction", "random", "window"))
     _one_of("policy.dynamics", cfg.policy.dynamics, ("flow", "dance", "cps"))
     _one_of("agent.advantage_scale", agent.advantage_scale, ("group", "batch", "none", "leave_one_out"))
     _one_of("agent.anchor", agent.anchor, (None, "rollout", "replay"))

@@ -14,6 +14,7 @@ from unirl_env import build
 from unirl_env.config import RunConfig
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import ConfigError, MissingExtra
+from unirl_env.modes import mode_of
 from unirl_env.named_parts import check_engine, first_words
 from unirl_env.place import check_place
 from unirl_env.rewards import for_mode, require_judgeable
@@ -24,13 +25,6 @@ from unirl_env.types import Prompt
 __all__ = ["Prompts", "check_all", "preflight", "read_prompts"]
 
 TRAIN, HELDOUT = "train", "heldout"
-MODE_OF = {
-    "generator": "pe",
-    "denoiser": "diffusion",
-    "language_model": "ar",
-    "unified_model": "unified_model",
-}
-"""What the argument of an environment that names its model says about the mode; the first that is there."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +105,7 @@ def _check_environment(cfg: RunConfig) -> None:
             f"{hint} {', '.join(known)}, or `package:namespace/Name-v0` for one of your own."
         ) from error
     arguments = {**spec.kwargs, **cfg.model.options}
-    mode = next((mode for argument, mode in MODE_OF.items() if arguments.get(argument)), cfg.mode)
+    mode = mode_of(arguments).named(arguments)
     if cfg.mode != mode:
         raise ConfigError(
             f"`mode` must be {mode!r} for {cfg.model.env}, got {cfg.mode!r}; try `mode={mode}`, or "

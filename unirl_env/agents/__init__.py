@@ -12,6 +12,7 @@ __all__ = [
     "GSPO",
     "Agent",
     "AgentConfig",
+    "Context",
     "DRPOConfig",
     "FlowDPPO",
     "FlowDPPOConfig",
@@ -19,7 +20,10 @@ __all__ = [
     "GSPOConfig",
     "HackingCallback",
     "Loss",
+    "Metric",
     "Rows",
+    "SDEStep",
+    "TokenStep",
 ]
 
 AGENTS = Registry(
@@ -36,6 +40,7 @@ AGENTS = Registry(
 PLACES = {
     "Agent": "base",
     "AgentConfig": "config",
+    "Context": "loss",
     "DRPO": "drpo",
     "DRPOConfig": "drpo",
     "FlowDPPO": "flow_dppo",
@@ -45,8 +50,11 @@ PLACES = {
     "GSPO": "gspo",
     "GSPOConfig": "gspo",
     "HackingCallback": "hacking_callback",
-    "Loss": "config",
+    "Loss": "loss",
+    "Metric": "loss",
     "Rows": "rows",
+    "SDEStep": "phases",
+    "TokenStep": "phases",
 }
 
 

@@ -79,7 +79,7 @@ class Agent(RLlibAlgorithm):
             seed=F.derive_seed(config.run_seed, "rollout", iteration),
             keep_samples=config.keep_samples,
             occasion="training",
-            **config.family.training_options(config, iteration, checked=not self.first_update.pending),
+            **config.mode.training_options(config, iteration, checked=not self.first_update.pending),
         )
         sampled = time.perf_counter()
         advantages, valid = credit(batch, config)
@@ -140,7 +140,7 @@ class Agent(RLlibAlgorithm):
             seed=seed,
             base=base,
             keep_samples=keep_samples,
-            **self.config.family.evaluation_options(self.config, num_steps),
+            **self.config.mode.evaluation_options(self.config, num_steps),
         )
 
     def export_adapters(self, directory: str | Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from unirl_env.agents.evaluation import check_evaluation
+from unirl_env.agents.loss import check_loss
 from unirl_env.agents.selfcheck import BOUNDS
 from unirl_env.checks import check_fields, is_number, like_default, require, whole
 from unirl_env.config_check import check_epochs
@@ -62,7 +63,7 @@ def check_settings(config: Any) -> None:
     _check_loss(config)
     _check_advantage_parts(config)
     _check_shares(config)
-    config.family.check(config)
+    config.mode.check(config)
     _check_phases(config)
     check_evaluation(config)
     check_callbacks(config)
@@ -196,7 +197,7 @@ def _check_shares(config: Any) -> None:
 
 
 def _check_phases(config: Any) -> None:
-    phases = config.family.phases(config)
+    phases = config.mode.phases(config)
     named = {
         "train_phases": phases if config.train_phases is None else config.train_phases,
         "phase_rewards": config.phase_rewards,
@@ -215,6 +216,7 @@ def _check_phases(config: Any) -> None:
                 f"The agent must have a loss on {kind}, which {config.env} trains, got losses on "
                 f"{sorted(config.losses)}; try another agent."
             )
+        check_loss(config, kind)
     for phase, weight in config.phase_weights.items():
         if not is_number(weight) or not weight > 0:
             raise ConfigError(

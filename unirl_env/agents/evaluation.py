@@ -186,7 +186,7 @@ def _check_overrides(config: Any) -> None:
             f"`policy` of `evaluation_config` must say `eval_temperature` alone, got {policy!r}: the rest is "
             "the policy that is trained."
         )
-    if found.get("explore") and "latents" in config.family.phases(config).values():
+    if found.get("explore") and "latents" in config.mode.phases(config).values():
         raise ConfigError(
             "`explore` of `evaluation_config` must be False, got True: latents are denoised without noise in "
             "evaluation, so that only the start of an episode is random; try `seed`."

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.agents.base import Agent
-from unirl_env.agents.config import AgentConfig, Loss
+from unirl_env.agents.config import AgentConfig
+from unirl_env.agents.loss import Context, Loss
 from unirl_env.agents.rows import Rows
 from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
@@ -17,8 +16,9 @@ from unirl_env.functional import TokenStep
 __all__ = ["GSPO", "GSPOConfig"]
 
 
-def token_loss(rows: Rows, new: TokenStep, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def token_loss(rows: Rows, new: TokenStep, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
     """`F.gspo_loss` with the configuration's clip range."""
+    config = context.config
     return F.gspo_loss(
         new.log_prob,
         rows.old_log_prob,
@@ -43,7 +43,7 @@ class GSPOConfig(AgentConfig):
         GSPO (arXiv 2507.18071).
     """
 
-    losses = {"tokens": Loss(token_loss)}
+    losses = {"tokens": Loss(token_loss, skips_idle=True)}
 
     def __init__(self, algo_class: type | None = None):
         super().__init__(algo_class=algo_class or GSPO)

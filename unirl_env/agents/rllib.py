@@ -128,7 +128,7 @@ class RLlibAlgorithm(Algorithm):
                 seed=seed,
                 occasion="evaluation",
                 keep_samples=config.keep_samples,
-                **config.family.evaluation_options(self.evaluation_config, plan.num_steps),
+                **config.mode.evaluation_options(self.evaluation_config, plan.num_steps),
             )
             scores.append(batch.scores)
             lengths += episode_lengths(batch, config, plan.num_steps)

@@ -14,21 +14,12 @@ from gymnasium.vector import AutoresetMode
 
 from unirl_env.checks import is_number, truth
 from unirl_env.envs.base import GenerativeVectorEnv
-from unirl_env.envs.denoise import DenoiseVectorEnv
-from unirl_env.envs.hybrid import HybridVectorEnv
 from unirl_env.envs.single import SingleEnv
-from unirl_env.envs.tokens import TokenVectorEnv
 from unirl_env.errors import ConfigError, UnknownArgument
-from unirl_env.models import (
-    DENOISERS,
-    LANGUAGE_MODELS,
-    UNIFIED_MODELS,
-    Denoiser,
-    LanguageModel,
-    UnifiedModel,
-)
+from unirl_env.models import Denoiser, LanguageModel, UnifiedModel
 from unirl_env.models.loading import require_source
 from unirl_env.models.options import FAMILIES, MODEL_OPTIONS, ModelChoice, model_choice
+from unirl_env.modes import MODES
 from unirl_env.registry import Registry
 from unirl_env.rewards.background import Background
 from unirl_env.rewards.spec import build_scorer
@@ -40,18 +31,6 @@ from unirl_env.wrappers.reward import UNASKED, RewardWrapper
 __all__ = ["make_env", "make_model", "make_vector_env", "pick_device"]
 
 TOOLS = Registry("tool", {"calculator": "unirl_env.envs.tools:Calculator"})
-KINDS = {
-    "denoiser": (DENOISERS, DenoiseVectorEnv),
-    "language_model": (LANGUAGE_MODELS, TokenVectorEnv),
-    "unified_model": (UNIFIED_MODELS, HybridVectorEnv),
-}
-"""By the argument that names the model: where names are looked up, and what is made of it."""
-EMBEDDED = {
-    "denoiser": "unirl/TinySD3-T2I-v0",
-    "language_model": "unirl/TinyQwen3-Math-v0",
-    "unified_model": "unirl/TinyUnified-T2I-v0",
-}
-"""What needs no download, for errors."""
 MODELS = Denoiser | LanguageModel | UnifiedModel
 OWN_ARGUMENTS = ("generator", "scorer", "on_invalid", "together", "overlap", "flat")
 """What `make_vector_env` itself takes, whatever the environment."""
@@ -103,7 +82,7 @@ def make_vector_env(
     """
     device = require_device(pick_device(device))
     choice = model_choice({**arguments, "device": device})
-    _, kind = KINDS[choice.family]
+    kind = MODES.get(choice.family).environment
     _refuse_unknown(choice)
     if scorer is not None:
         check_reward(scorer)
@@ -213,8 +192,7 @@ def _misfit(choice: ModelChoice, error: TypeError) -> ConfigError:
 
 def _target(choice: ModelChoice) -> Any:
     """The class of an adapter, if its arguments fit."""
-    registry, _ = KINDS[choice.family]
-    target = registry.get(choice.name)
+    target = MODES.get(choice.family).models.get(choice.name)
     try:
         inspect.signature(target).bind(**choice.options)
     except TypeError as error:
@@ -232,7 +210,7 @@ def _require_kinds(choice: ModelChoice) -> None:
         if choice.options.get(name) is not None:
             truth(name, choice.options[name])
     if (source := choice.options.get("pretrained")) is not None:
-        require_source(os.fspath(source), EMBEDDED[choice.family])
+        require_source(os.fspath(source), MODES.get(choice.family).embedded)
 
 
 def _check_flat(flat: Any) -> None:
@@ -244,7 +222,7 @@ def _check_flat(flat: Any) -> None:
 
 
 def _refuse_unknown(choice: ModelChoice) -> None:
-    known = _arguments(KINDS[choice.family][1])
+    known = _arguments(MODES.get(choice.family).environment)
     if unknown := set(choice.rest) - known:
         every = known | set(MODEL_OPTIONS) | {*FAMILIES, *OWN_ARGUMENTS}
         raise UnknownArgument(_unknown("The environment", unknown, every))

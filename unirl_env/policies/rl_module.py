@@ -60,6 +60,24 @@ class GenerativePolicy(TorchRLModule):
         """Within it, the module is the untrained model."""
         return self.actor.reference()
 
+    def velocity(self, phase: str, obs: Mapping[str, Tensor]) -> Tensor:
+        """The guided velocity `[N, ...]` float32 of `phase` given `obs`, with gradient.
+
+        Raises:
+            ContractError: If the phase does not denoise.
+        """
+        actor = self._actor_of(phase)
+        if not isinstance(actor, FlowActor):
+            raise ContractError(
+                f"A velocity must be asked of a phase that denoises latents, got `{phase}`, in which "
+                f"{type(actor).__name__} acts; try `context.score`."
+            )
+        return actor.velocity(obs)
+
+    def _actor_of(self, phase: str) -> TrainedNetwork:
+        """What acts in `phase`."""
+        return self.actor
+
     def train(self, mode: bool = True) -> GenerativePolicy:
         """Take note of the mode; the network stays in evaluation mode.
 
@@ -143,6 +161,9 @@ class HybridPolicy(GenerativePolicy):
 
     models = UNIFIED_MODELS
     actor_class = HybridActor
+
+    def _actor_of(self, phase: str) -> TrainedNetwork:
+        return self.actor.facet(phase)
 
     def _forward_exploration(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Sample: `obs`, `uniform` `[N]` and `noise` in, RLlib's action columns out, actions in parts."""

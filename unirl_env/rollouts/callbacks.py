@@ -226,7 +226,7 @@ def episode_lengths(batch: EpisodeBatch, config: Any, num_steps: int | None = No
         num_steps: Denoising steps, where they are not those of training.
     """
     steps = [0] * len(batch)
-    for name, kind in config.family.phases(config).items():
+    for name, kind in config.mode.phases(config).items():
         if kind == "latents":
             # Steps without noise are not recorded.
             steps = [count + (num_steps or config.num_steps) for count in steps]

@@ -90,7 +90,7 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
             prompts,
             seed=seed,
             weights_version=weights_version,
-            **self.config.family.rollout_options(self.config),
+            **self.config.mode.rollout_options(self.config),
             **options,
         )
         batch = self.callbacks.around(self, play, prompts, seed, occasion, options)
@@ -220,7 +220,7 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
         if self._rollout is None:
             self._needs_env()
             actor = self._needs_module().actor
-            self._rollout = self.config.family.rollout(self.config, self._env_of_size, actor)
+            self._rollout = self.config.mode.rollout(self.config, self._env_of_size, actor)
         return self._rollout
 
     def _env_of_size(self, num_envs: int, num_steps: int | None = None) -> gym.vector.VectorEnv:
