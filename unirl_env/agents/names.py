@@ -12,7 +12,7 @@ from unirl_env.agents.base import Agent
 from unirl_env.agents.config import AgentConfig
 from unirl_env.errors import ConfigError, UnirlError
 
-__all__ = ["algorithm_name", "config_class", "path_of", "same_algorithm", "short_name"]
+__all__ = ["algorithm_name", "config_class", "path_of", "same_algorithm"]
 
 EXAMPLE = "package.module:ReinforceConfig"
 
@@ -84,17 +84,6 @@ def same_algorithm(written: Any, agent: Agent) -> bool:
     if written == algorithm_name(agent):
         return True
     return written == kind.__name__ and kind.__module__.partition(".")[0] == __name__.partition(".")[0]
-
-
-def short_name(name: str) -> str:
-    """A name for people: of a path its last part, without what every class of its kind ends in.
-
-    Example:
-        >>> short_name("mylab.alg:ReinforceConfig"), short_name("grpo")
-        ('Reinforce', 'grpo')
-    """
-    last = name.rpartition(":")[2].rpartition(".")[2] or name
-    return last.removesuffix("Config") or last
 
 
 def _path(kind: type) -> str:
