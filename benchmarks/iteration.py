@@ -16,7 +16,7 @@ import ray
 import torch
 from timing import interleaved, report
 
-from unirl_env.agents.names import config_class
+from unirl_env.agents.names import default_config
 from unirl_env.envs import PromptSource
 from unirl_env.models.tiny.sd3 import TinySD3Denoiser
 from unirl_env.policies.actor import FlowActor, LoRAConfig
@@ -65,7 +65,7 @@ def main() -> None:
     args = parser.parse_args()
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     config = (
-        config_class(args.agent, "--agent")()
+        default_config(args.agent, "--agent")
         .environment("unirl/TinySD3-T2I-v0", env_config={"scorer": brightness, "num_steps": STEPS})
         .training(
             num_prompts=PROMPTS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -12,50 +13,56 @@ from unirl_env.agents.base import Agent
 from unirl_env.agents.config import AgentConfig
 from unirl_env.errors import ConfigError, UnirlError
 
-__all__ = ["algorithm_name", "config_class", "path_of", "same_algorithm"]
+__all__ = ["algorithm_name", "default_config", "path_of", "same_algorithm"]
 
 EXAMPLE = "package.module:ReinforceConfig"
 
 
-def config_class(name: Any, field: str = "agent.name") -> type[AgentConfig]:
-    """The configuration that a name means; naming an `Agent` means its default configuration.
+def default_config(name: Any, field: str = "agent.name") -> AgentConfig:
+    """The default configuration of the algorithm that a name means, ready to be set and built.
 
     Args:
-        name: One of `AGENTS`, or the path of a class: `"package.module:Class"` or `"package.module.Class"`.
+        name: One of `AGENTS`, or the path of an `AgentConfig` or an `Agent`: `"package.module:Class"` or
+            `"package.module.Class"`.
         field: What messages call the setting.
 
     Raises:
-        ConfigError: If nothing can be imported from there, or it is no configuration of an agent.
+        ConfigError: If nothing can be imported from there, or it is no algorithm of this library's kind.
     """
-    if not isinstance(name, str):
-        raise ConfigError(f"`{field}` must be a name, got {name!r}; try one of {', '.join(AGENTS)}.")
-    if not (name in AGENTS or "." in name or ":" in name):
-        raise ConfigError(
-            f"`{field}` must be one of {', '.join(AGENTS)} or the path of your own class "
-            f"(`{EXAMPLE}`), got {name!r}{_meant(name)}"
-        )
+    found = _found(name, field)
     try:
-        found = AGENTS.get(name)
-    except UnirlError as error:
-        raise ConfigError(f"`{field}`: {error}") from error
-    except Exception as error:
-        raise ConfigError(
-            f"`{field}` must name a module that can be imported, got {name!r} "
-            f"({type(error).__name__}: {_line(error)}); try `python -c 'import {_module(name)}'`."
-        ) from error
-    if inspect.isclass(found) and issubclass(found, Agent):
-        found = type(found.get_default_config())
-    if not (inspect.isclass(found) and issubclass(found, AgentConfig)):
-        raise ConfigError(
-            f"`{field}` must name a class derived from AgentConfig, got {name!r}, {_told(found)}"
-        )
-    try:
-        found()
+        if inspect.isclass(found) and issubclass(found, Agent):
+            config = found.get_default_config()
+            config.algo_class = found
+            return config
+        return found()
     except TypeError as error:
         raise ConfigError(
             f"`{field}` must name a configuration that is made without arguments, got {name!r} "
             f"({_line(error)}); try knobs with defaults, which `training` and `agent.options` set."
         ) from error
+
+
+def _found(name: Any, field: str) -> type[AgentConfig] | type[Agent]:
+    named = isinstance(name, str) and (name in AGENTS or all(_parts(name)))
+    if not named:
+        raise ConfigError(
+            f"`{field}` must be one of {', '.join(AGENTS)} or the path of your own class "
+            f"(`{EXAMPLE}`), got {name!r}{_meant(str(name))}"
+        )
+    try:
+        found = AGENTS.get(name)
+    except UnirlError as error:
+        raise ConfigError(f"`{field}`: {error}{_listed(name)}") from error
+    except Exception as error:
+        raise ConfigError(
+            f"`{field}` must name a module that can be imported, got {name!r} "
+            f"({type(error).__name__}: {_line(error)}); try `python -c 'import {_parts(name)[0]}'`."
+        ) from error
+    if not (inspect.isclass(found) and issubclass(found, AgentConfig | Agent)):
+        raise ConfigError(
+            f"`{field}` must name a class derived from AgentConfig, got {name!r}, {_told(found)}"
+        )
     return found
 
 
@@ -90,8 +97,22 @@ def _path(kind: type) -> str:
     return f"{kind.__module__}:{kind.__qualname__}"
 
 
-def _module(name: str) -> str:
-    return name.partition(":")[0] if ":" in name else name.rpartition(".")[0]
+def _parts(path: str) -> tuple[str, str]:
+    """Module and attribute of a path; empty where there is none."""
+    module, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
+    return module, attribute
+
+
+def _agents_of(module: ModuleType | None) -> list[str]:
+    """The configurations that a module defines, by their paths."""
+    kinds = [kind for _, kind in sorted(vars(module).items()) if inspect.isclass(kind)] if module else []
+    return [_path(k) for k in kinds if issubclass(k, AgentConfig) and k.__module__ == module.__name__]
+
+
+def _listed(name: str) -> str:
+    """The algorithms of the module that was named, if it is there and has any."""
+    known = _agents_of(sys.modules.get(_parts(name)[0]))
+    return f" Its algorithms are {', '.join(known)}." if known else ""
 
 
 def _meant(name: str) -> str:
@@ -107,14 +128,8 @@ def _told(found: Any) -> str:
     if isinstance(found, AgentConfig):
         return f"which is a configuration and no class; try {_path(type(found))!r}."
     if isinstance(found, ModuleType):
-        own = [
-            thing
-            for name, thing in sorted(vars(found).items())
-            if inspect.isclass(thing)
-            and issubclass(thing, AgentConfig)
-            and thing.__module__ == found.__name__
-        ]
-        return f"which is a module; try {_path(own[0]) if own else f'{found.__name__}:ReinforceConfig'!r}."
+        own = _agents_of(found)
+        return f"which is a module; try {own[0] if own else f'{found.__name__}:ReinforceConfig'!r}."
     kind = f"the class {found.__name__}" if inspect.isclass(found) else f"a {type(found).__name__}"
     return (
         f"which is {kind}; try a class with `losses`, as `unirl_env.agents.GRPOConfig`, or one of "

@@ -6,7 +6,7 @@ import difflib
 from dataclasses import asdict
 
 from unirl_env.agents import Agent, AgentConfig
-from unirl_env.agents.names import config_class
+from unirl_env.agents.names import default_config
 from unirl_env.build.options import check_prompts, world_options
 from unirl_env.config import RunConfig
 from unirl_env.envs.prompts import PromptSource
@@ -85,13 +85,12 @@ def agent_config(cfg: RunConfig, prompts: PromptSource | None = None) -> AgentCo
         ConfigError: If the agent or one of its options is unknown.
     """
     cfg.check()
-    kind = config_class(cfg.agent.name)
-    _check_options(cfg, kind)
+    config = default_config(cfg.agent.name)
+    _check_options(cfg, config)
     rollout, settings = cfg.rollout, asdict(cfg.agent)
     source = prompts or PromptSource.of(cfg.prompts.train, max_characters=cfg.prompts.max_characters)
     return (
-        kind()
-        .environment(cfg.model.env, env_config=world_options(cfg))
+        config.environment(cfg.model.env, env_config=world_options(cfg))
         .env_runners(
             num_env_runners=rollout.num_env_runners,
             num_gpus_per_env_runner=rollout.num_gpus_per_env_runner,
@@ -116,9 +115,9 @@ def agent_config(cfg: RunConfig, prompts: PromptSource | None = None) -> AgentCo
     )
 
 
-def _check_options(cfg: RunConfig, kind: type[AgentConfig]) -> None:
+def _check_options(cfg: RunConfig, config: AgentConfig) -> None:
     """Refuse what is no knob of the algorithm, or is one of every agent's and set elsewhere."""
-    knobs = sorted(vars(kind()).keys() - vars(AgentConfig()).keys())
+    knobs = sorted(vars(config).keys() - vars(AgentConfig()).keys())
     for name, value in cfg.agent.options.items():
         if name in knobs:
             continue
