@@ -1,9 +1,21 @@
 """The agents, as RLlib algorithms. Each loads on first use, so that listing them starts nothing."""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unirl_env.registry import Registry
+
+if TYPE_CHECKING:
+    from unirl_env.agents.base import Agent
+    from unirl_env.agents.config import AgentConfig
+    from unirl_env.agents.drpo import DRPO, DRPOConfig
+    from unirl_env.agents.flow_dppo import FlowDPPO, FlowDPPOConfig
+    from unirl_env.agents.grpo import GRPO, GRPOConfig
+    from unirl_env.agents.gspo import GSPO, GSPOConfig
+    from unirl_env.agents.hacking_callback import HackingCallback
+    from unirl_env.agents.loss import Context, Loss, Metric
+    from unirl_env.agents.rows import Rows
+    from unirl_env.functional import SDEStep, TokenStep
 
 __all__ = [
     "AGENTS",
@@ -37,7 +49,7 @@ AGENTS = Registry(
 )
 """The algorithms that ship, by what a recipe calls them; those of other packages are named by their paths."""
 
-PLACES = {
+_HOMES = {
     "Agent": "base",
     "AgentConfig": "config",
     "Context": "loss",
@@ -51,7 +63,7 @@ PLACES = {
     "GSPOConfig": "gspo",
     "HackingCallback": "hacking_callback",
     "Loss": "loss",
-    "Metric": "loss",
+    "Metric": "metrics",
     "Rows": "rows",
     "SDEStep": "phases",
     "TokenStep": "phases",
@@ -59,9 +71,9 @@ PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in PLACES:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {__all__}")
-    return getattr(import_module(f"{__name__}.{PLACES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
