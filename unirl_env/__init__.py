@@ -12,11 +12,13 @@ _SUBMODULES = (
     "agents",
     "build",
     "envs",
+    "errors",
     "functional",
     "models",
     "policies",
     "rewards",
     "rollouts",
+    "types",
     "wrappers",
 )
 

@@ -6,12 +6,14 @@ import logging
 import math
 from typing import Any
 
+from unirl_env.agents.evaluation import check_evaluation
 from unirl_env.agents.loss import check_loss
 from unirl_env.agents.settings import check_groups, rebuilt
 from unirl_env.checks import whole
 from unirl_env.config import AgentSettings, RolloutSettings
 from unirl_env.config.together import check_shares
 from unirl_env.errors import ConfigError
+from unirl_env.rollouts.callbacks import check_callbacks
 from unirl_env.rollouts.engines import ENGINES
 
 __all__ = [
@@ -45,11 +47,8 @@ def check_settings(config: Any) -> None:
     check_shares(rebuilt(AgentSettings, config), rebuilt(RolloutSettings, config))
     config.mode.check(config)
     _check_phases(config)
-    if config.evaluation_interval:
-        raise ConfigError(
-            f"`evaluation_interval` must stay unset, got {config.evaluation_interval}; try "
-            "`agent.rollout_eval(prompts, seed=...)`, which compares the same samples every time."
-        )
+    check_evaluation(config)
+    check_callbacks(config)
 
 
 def check_latents(config: Any) -> None:

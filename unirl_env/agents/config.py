@@ -14,6 +14,7 @@ import unirl_env.functional as F
 from unirl_env.agents.batch_size import BatchSize
 from unirl_env.agents.checks import check_settings
 from unirl_env.agents.epochs import EpochSettings
+from unirl_env.agents.evaluation import EvaluationSettings
 from unirl_env.agents.forms import env_spec, normalize
 from unirl_env.agents.learner import GenerativeLearner
 from unirl_env.agents.loss import Loss
@@ -27,7 +28,7 @@ from unirl_env.rollouts.runner import GenerativeEnvRunner
 __all__ = ["AgentConfig", "Loss"]
 
 
-class AgentConfig(EpochSettings, BatchSize, AlgorithmConfig):
+class AgentConfig(EpochSettings, EvaluationSettings, BatchSize, AlgorithmConfig):
     """Settings that all agents share; an algorithm adds its losses and their knobs.
 
     Example:
@@ -205,8 +206,6 @@ class AgentConfig(EpochSettings, BatchSize, AlgorithmConfig):
     def learning_rate(self, iteration: int) -> float:
         """`lr`, after a linear rise over the first `warmup_iterations`."""
         return self.lr * min(1.0, (iteration + 1) / max(1, self.warmup_iterations))
-
-    # What the settings say to the parts.
 
     def env_options(self) -> dict[str, Any]:
         """The environment's keyword arguments: those registered with its id, and the user's over them."""

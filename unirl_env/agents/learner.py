@@ -132,6 +132,12 @@ class GenerativeLearner(TorchLearner):
             files = sorted(path for path in root.rglob("*") if path.is_file())
             return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
+    def count_parameters(self) -> tuple[int, int]:
+        """How many weights are trained, and how many of the policy's are not."""
+        sizes = [(p.numel(), p.requires_grad) for p in self.policy.parameters()]
+        trained = sum(size for size, wanted in sizes if wanted)
+        return trained, sum(size for size, _ in sizes) - trained
+
     def run_state(self) -> dict[str, Tensor]:
         """Weights and optimizer, by name, as tensors on the CPU; of half precision, the float32 masters."""
         weights = {f"policy/{name}": tensor for name, tensor in self.policy.get_state().items()}

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 from torch import Tensor
 
 from unirl_env.agents.alarm import SAME
@@ -15,7 +12,7 @@ from unirl_env.agents.score_metrics import score_metrics
 from unirl_env.agents.update import PhaseUpdate, Update
 from unirl_env.episode import EpisodeBatch
 
-__all__ = ["log_to_rllib", "phase_metrics", "rollout_metrics", "update_metrics"]
+__all__ = ["phase_metrics", "rollout_metrics", "update_metrics"]
 
 
 def rollout_metrics(batch: EpisodeBatch, advantages: Tensor) -> dict[str, float]:
@@ -108,14 +105,6 @@ def phase_metrics(updates: Sequence[PhaseUpdate]) -> dict[str, float]:
     for name in dict.fromkeys(name for update in updates for name in update.check):
         found[name] = max(update.check[name] for update in updates if name in update.check)
     return found
-
-
-def log_to_rllib(logger: Any, metrics: Mapping[str, float], *, env_steps: int) -> None:
-    """The same numbers where RLlib, its callbacks and Tune look for them."""
-    logger.log_value((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), env_steps, reduce="lifetime_sum")
-    logger.log_value((ENV_RUNNER_RESULTS, "episode_return_mean"), metrics["reward"], reduce="item")
-    for name, value in metrics.items():
-        logger.log_value((LEARNER_RESULTS, DEFAULT_MODULE_ID, name), value, reduce="item")
 
 
 def _tells_pictures(part: str) -> bool:

@@ -25,3 +25,7 @@ def __getattr__(name: str):
 
         return getattr(agent, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {__all__}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -22,6 +23,7 @@ import unirl_env.functional as F
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ContractError
 from unirl_env.models.options import FAMILIES
+from unirl_env.rollouts.callbacks import RunnerCallbacks
 from unirl_env.rollouts.sync import require_version
 from unirl_env.types import Prompt
 from unirl_env.wrappers.draw import drawing_of
@@ -53,6 +55,7 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
         # Without remote learners, num_gpus_per_learner says where the driver's module lives.
         gpus = config.num_gpus_per_learner if self.shares_module else config.num_gpus_per_env_runner
         self.device = get_device(self.config, 0 if self.idle else gpus)
+        self.callbacks = RunnerCallbacks(self.config)
         self._rollout: Any = None
         self._position = 0
         if not self.idle:
@@ -63,9 +66,17 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
     # What an agent calls.
 
     def collect(
-        self, prompts: Sequence[Prompt], *, seed: int, weights_version: int, **options: Any
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        seed: int,
+        weights_version: int,
+        occasion: str | None = None,
+        **options: Any,
     ) -> EpisodeBatch:
         """Play groups of episodes; the options are those of the rollout's `collect`.
+
+        RLlib's callbacks are called on the `occasion` of `"training"` and of `"evaluation"`.
 
         Returns:
             The episodes; on the CPU if they are to leave this process.
@@ -74,13 +85,15 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
             StaleWeights: If the policy does not hold the weights of `weights_version`.
         """
         require_version(self.weights_version, weights_version, f"Runner {self.worker_index or 0}")
-        batch = self._player().collect(
+        play = partial(
+            self._player().collect,
             prompts,
             seed=seed,
             weights_version=weights_version,
             **self.config.mode.rollout_options(self.config),
             **options,
         )
+        batch = self.callbacks.around(self, play, prompts, seed, occasion, options)
         return batch if not self.worker_index else batch.to("cpu")
 
     def load_weights(self, version: int, weights: Mapping[str, Tensor] | ray.ObjectRef) -> None:
@@ -128,6 +141,7 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
         if self.env is not None:
             self.env.close()
         self.env, self._rollout = self._build_env(self.config.episodes_per_play), None
+        self.callbacks.made(self)
 
     def make_module(self) -> None:
         """Build a policy of this runner's own, with the untrained weights."""
@@ -141,7 +155,8 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
         prompts = source.take(self._position, count, seed=self.config.run_seed)
         seed = F.derive_seed(self.config.run_seed, "sample", self.worker_index or 0, self._position)
         self._position += count
-        return self.collect(prompts, seed=seed, weights_version=self.weights_version, group_size=size)
+        told = {"weights_version": self.weights_version, "occasion": "training"}
+        return self.collect(prompts, seed=seed, group_size=size, **told)
 
     def get_spaces(self) -> dict[str, tuple[gym.Space, gym.Space]]:
         """The environment's spaces, by RLlib's names."""
@@ -155,7 +170,7 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
         }
 
     def get_metrics(self) -> Any:
-        """Nothing of its own: the episodes carry everything that is measured."""
+        """What callbacks have logged: of everything else that is measured, the episodes tell."""
         return self.metrics.reduce()
 
     def assert_healthy(self) -> None:
