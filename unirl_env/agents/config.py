@@ -273,7 +273,7 @@ class AgentConfig(EpochSettings, AlgorithmConfig):
 
     def env_options(self) -> dict[str, Any]:
         """The environment's keyword arguments: those registered with its id, and the user's over them."""
-        return {**env_spec(self.env).kwargs, **self.env_config}
+        return {**env_spec(self).kwargs, **self.env_config}
 
     def prompt_source(self) -> Any:
         """What the agent takes prompts from."""

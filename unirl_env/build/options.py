@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
-
 from unirl_env.build.world import check_arguments, make_model, pick_device
 from unirl_env.config import RunConfig
 from unirl_env.envs.encodings import encode_prompts, input_limits
@@ -16,13 +14,12 @@ from unirl_env.envs.tokens import MAX_PROMPT_TOKENS
 from unirl_env.errors import ConfigError
 from unirl_env.models import UnifiedModel
 from unirl_env.models.options import ModelChoice, model_choice
+from unirl_env.registration import OURS, spec_of
 from unirl_env.rewards import for_mode
 from unirl_env.rewards.secrets import resolved
 from unirl_env.types import Prompt
 
 __all__ = ["check_prompts", "check_targets", "check_world", "model_sources", "world_options"]
-
-OURS = "unirl_env.build:make_vector_env"
 
 
 def check_world(cfg: RunConfig) -> None:
@@ -32,7 +29,7 @@ def check_world(cfg: RunConfig) -> None:
         ConfigError: Naming the argument.
         ModelNotFound: If `model.pretrained` is a folder that is missing or holds no model.
     """
-    spec = gym.spec(cfg.model.env)
+    spec = spec_of(cfg.model.env, "model.env")
     if spec.vector_entry_point != OURS:
         return  # somebody's own, which takes what it takes
     try:
@@ -48,7 +45,7 @@ def check_prompts(cfg: RunConfig, prompts: Iterable[Prompt]) -> None:
     Raises:
         PromptError: Naming the prompt and the limit.
     """
-    arguments = {**gym.spec(cfg.model.env).kwargs, **world_options(cfg)}
+    arguments = {**spec_of(cfg.model.env, "model.env").kwargs, **world_options(cfg)}
     choice = model_choice(arguments)
     if choice.family == "denoiser":
         return
@@ -90,7 +87,7 @@ def model_sources(cfg: RunConfig) -> dict[str, tuple[str, str | None]]:
         The environment's own as `model`, and what it consists of or draws with by the names of the settings;
         models in closed form have none.
     """
-    arguments = {**gym.spec(cfg.model.env).kwargs, **world_options(cfg)}
+    arguments = {**spec_of(cfg.model.env, "model.env").kwargs, **world_options(cfg)}
     choice = model_choice(arguments)
     described = {"model": choice}
     for name in ("writer", "painter"):
@@ -133,7 +130,7 @@ def world_options(cfg: RunConfig) -> dict[str, Any]:
 
 
 def _choice(cfg: RunConfig) -> ModelChoice:
-    return model_choice({**gym.spec(cfg.model.env).kwargs, **world_options(cfg)})
+    return model_choice({**spec_of(cfg.model.env, "model.env").kwargs, **world_options(cfg)})
 
 
 def _layers(source: Path) -> set[str]:

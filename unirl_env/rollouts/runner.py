@@ -22,6 +22,7 @@ import unirl_env.functional as F
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ContractError
 from unirl_env.models.options import FAMILIES
+from unirl_env.registration import recall
 from unirl_env.rollouts.sync import require_version
 from unirl_env.types import Prompt
 from unirl_env.wrappers.draw import drawing_of
@@ -228,6 +229,7 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
                 options["generator"] = drawing
             if hasattr(self.env, "scorer"):
                 options["scorer"] = self.env.scorer
+        recall(self.config.env, getattr(self.config, "_env_spec", None))
         return gym.make_vec(
             self.config.env, num_envs=num_envs, vectorization_mode="vector_entry_point", **options
         )
