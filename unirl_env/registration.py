@@ -17,11 +17,12 @@ from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.envs.registration import EnvSpec
+from gymnasium.envs.registration import EnvSpec, parse_env_id
 
+from unirl_env.arguments import check_names
 from unirl_env.errors import ConfigError
 
-__all__ = ["OURS", "announce", "full_id", "make_for_rllib", "spec_of"]
+__all__ = ["OURS", "announce", "full_id", "make_for_rllib", "recall", "register", "spec_of"]
 
 OURS = "unirl_env.build:make_vector_env"
 """The entry point of environments that are described by the arguments of their ids."""
@@ -31,6 +32,57 @@ RLLIBS_TABLE = "ray.tune.registry"
 
 _homes: dict[str, str] = {}
 """Id to the module that registers it as it is imported."""
+
+
+def register(id: str, *, override: bool = False, **arguments: Any) -> None:
+    """Register an environment of your own under an id, as the shipped ones are.
+
+    From then on the id works wherever one is taken: `gym.make`, `gym.make_vec`, `model.env=` (as
+    `package:namespace/Name-v0`, where the package does this as it is imported), the agents'
+    `.environment(...)`, and RLlib's own agents, on remote runners too. Nothing is imported or loaded here:
+    parts are named by their paths. The names of the arguments are looked at now, what they say when an
+    environment is made.
+
+    Example:
+        >>> unirl_env.register(
+        ...     "mylab/Ring-v0",
+        ...     denoiser="mylab.ring:RingDenoiser",
+        ...     num_steps=6,
+        ...     prompts=["near the ring", "far from it"],
+        ...     scorer="mylab.ring:nearness",
+        ... )
+
+    Args:
+        id: `"namespace/Name-v0"`.
+        override: Take the place of another environment of this id.
+        **arguments: Those of `unirl_env.build.make_vector_env`: one of `denoiser`, `language_model` and
+            `unified_model` (a registered name, a path `"package.module:Class"`, or the class or model
+            itself), `prompts`, `scorer`, what the environment takes (`num_steps`, `max_new_tokens`, ...), the
+            model's options, and in `model_options` those that it alone takes. `env` names the class of an
+            environment of your own, which is called `env(model, num_envs=..., device=..., **the others)`.
+
+    Raises:
+        UnknownArgument: If an argument is unknown, naming the nearest.
+        ConfigError: If the id is none, no model is named, or the id stands for other arguments already.
+    """
+    wrong = f"`id` must be 'namespace/Name-v0', without a package before it, got {id!r}; try 'mylab/Ring-v0'."
+    try:
+        parse_env_id(id)
+    except (gym.error.Error, TypeError) as error:
+        raise ConfigError(wrong) from error
+    if ":" in id:
+        raise ConfigError(wrong)
+    check_names(id, arguments)
+    if id in gym.registry and not override:
+        known = gym.registry[id]
+        if known.vector_entry_point == OURS and _alike(known.kwargs, arguments):
+            return
+        raise ConfigError(
+            f"`id` must be free, got {id!r}, which stands for {_difference(known, arguments)}; try another "
+            "id, or override=True."
+        )
+    gym.registry.pop(id, None)
+    announce(id, arguments, home=_importing())
 
 
 def announce(name: str, arguments: Mapping[str, Any], home: str) -> None:
@@ -144,6 +196,36 @@ def _unknown(module: str, bare: str, name: str, label: str) -> str:
     return (
         f"`{label}` must be a registered environment, got {name!r}, and no {bare!r} {after}; {hint} "
         f"{', '.join(known)}, or `package:namespace/Name-v0` for one of your own."
+    )
+
+
+def _importing() -> str:
+    """The module whose import makes this call, or `__main__` where none does."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_name != "<module>":
+        frame = frame.f_back
+    return frame.f_globals.get("__name__", "__main__")
+
+
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(_equal(one[name], other[name]) for name in one)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    try:
+        return one is other or bool(one == other)
+    except Exception:  # Arrays, for example, have no truth.
+        return False
+
+
+def _difference(known: EnvSpec, arguments: Mapping[str, Any]) -> str:
+    """In what a registered environment is another one, in words."""
+    if known.vector_entry_point != OURS:
+        return f"an environment of the entry point {known.vector_entry_point or known.entry_point!r}"
+    names = {**known.kwargs, **arguments}
+    other = [name for name in names if not _equal(known.kwargs.get(name), arguments.get(name))]
+    return "another environment: " + ", ".join(
+        f"{name}={known.kwargs[name]!r:.80}" if name in known.kwargs else f"no {name}" for name in other
     )
 
 

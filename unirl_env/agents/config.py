@@ -15,7 +15,7 @@ from torch import Tensor
 import unirl_env.functional as F
 from unirl_env.agents.checks import check_settings
 from unirl_env.agents.epochs import EpochSettings
-from unirl_env.agents.forms import env_spec, normalize
+from unirl_env.agents.forms import env_spec, normalize, runners_options, runners_world
 from unirl_env.agents.learner import GenerativeLearner
 from unirl_env.agents.phases import Step
 from unirl_env.agents.rllib_words import RLLIBS_OWN, check_rllib_words, own_names, refuse_rllib_word
@@ -26,6 +26,7 @@ from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
 from unirl_env.modes import Mode, mode_of
 from unirl_env.rollouts.runner import GenerativeEnvRunner
+from unirl_env.world import ForeignWorld, World
 
 __all__ = ["AgentConfig", "Loss"]
 
@@ -280,14 +281,12 @@ class AgentConfig(EpochSettings, AlgorithmConfig):
         return self.env_options().get("prompts") if self.prompts is None else self.prompts
 
     def rollout_env_options(self) -> dict[str, Any]:
-        """Keyword arguments of a runner's environment, which plays groups by hand."""
-        return {
-            # A runner says itself where its environment lives.
-            **{name: value for name, value in self.env_config.items() if name != "device"},
-            "array_backend": "torch",
-            "autoreset_mode": "disabled",
-            **self.mode.env_options(self),
-        }
+        """Arguments of a runner's environment beside those of its id; the runner says where it lives."""
+        return runners_options(self)
+
+    def world(self, device: str) -> World | ForeignWorld:
+        """What a runner on `device` makes its environments from."""
+        return runners_world(self, device)
 
     @property
     def episodes_per_play(self) -> int:

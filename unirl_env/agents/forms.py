@@ -13,8 +13,9 @@ from unirl_env.checks import whole
 from unirl_env.config import PolicySettings, StepSettings
 from unirl_env.errors import ConfigError
 from unirl_env.registration import full_id, recall, spec_of
+from unirl_env.world import ForeignWorld, World, world_of
 
-__all__ = ["env_spec", "normalize"]
+__all__ = ["env_spec", "normalize", "runners_options", "runners_world"]
 
 
 def normalize(config: Any) -> None:
@@ -45,6 +46,28 @@ def env_spec(config: Any) -> EnvSpec:
     if held is not None and held.id == str(config.env).rpartition(":")[2]:
         recall(config.env, held)
     return spec_of(config.env)
+
+
+def runners_options(config: Any) -> dict[str, Any]:
+    """Arguments of a runner's environment, which plays groups by hand, beside those of its id."""
+    return {
+        # A runner says itself where its environment lives.
+        **{name: value for name, value in config.env_config.items() if name != "device"},
+        "array_backend": "torch",
+        "autoreset_mode": "disabled",
+        **config.mode.env_options(config),
+    }
+
+
+def runners_world(config: Any, device: str) -> World | ForeignWorld:
+    """The world of a runner on `device`.
+
+    Raises:
+        ConfigError: If an argument of the environment does not fit.
+        ModelNotFound: If its model cannot be loaded.
+    """
+    env_spec(config)
+    return world_of(config.env, {**config.rollout_env_options(), "device": device})
 
 
 def _place(config: Any) -> None:
