@@ -198,7 +198,7 @@ def test_rllibs_evaluation_is_refused_with_ours_named():
 
 def test_an_unknown_environment_is_refused():
     for env in ("unirl/Nothing-v0", "no_such_module:x/Y-v0", 3):
-        with pytest.raises(ConfigError, match="registered id"):
+        with pytest.raises(ConfigError, match="`environment` must"):
             GRPOConfig().environment(env).validate()
 
 

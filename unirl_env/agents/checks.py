@@ -6,11 +6,14 @@ import logging
 import math
 from typing import Any
 
+from unirl_env.agents.evaluation import check_evaluation
+from unirl_env.agents.loss import check_loss
 from unirl_env.agents.settings import check_groups, rebuilt
 from unirl_env.checks import whole
 from unirl_env.config import AgentSettings, RolloutSettings
 from unirl_env.config.together import check_shares
 from unirl_env.errors import ConfigError
+from unirl_env.rollouts.callbacks import check_callbacks
 from unirl_env.rollouts.engines import ENGINES
 
 __all__ = [
@@ -42,13 +45,10 @@ def check_settings(config: Any) -> None:
             "value by itself turns the gradient; try 'global_norm' and `grad_clip`, which keep its direction."
         )
     check_shares(rebuilt(AgentSettings, config), rebuilt(RolloutSettings, config))
-    config.family.check(config)
+    config.mode.check(config)
     _check_phases(config)
-    if config.evaluation_interval:
-        raise ConfigError(
-            f"`evaluation_interval` must stay unset, got {config.evaluation_interval}; try "
-            "`agent.rollout_eval(prompts, seed=...)`, which compares the same samples every time."
-        )
+    check_evaluation(config)
+    check_callbacks(config)
 
 
 def check_latents(config: Any) -> None:
@@ -101,7 +101,7 @@ def warn_of_idle_clip(config: Any) -> None:
 
 
 def _check_phases(config: Any) -> None:
-    phases = config.family.phases(config)
+    phases = config.mode.phases(config)
     named = {
         "train_phases": phases if config.train_phases is None else config.train_phases,
         "phase_rewards": config.phase_rewards,
@@ -120,3 +120,4 @@ def _check_phases(config: Any) -> None:
                 f"The agent must have a loss on {kind}, which {config.env} trains, got losses on "
                 f"{sorted(config.losses)}; try another agent."
             )
+        check_loss(config, kind)

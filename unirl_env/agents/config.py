@@ -4,47 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.agents.batch_size import BatchSize
 from unirl_env.agents.checks import check_settings
 from unirl_env.agents.epochs import EpochSettings
-from unirl_env.agents.families import Family, family_of
-from unirl_env.agents.forms import env_spec, normalize
+from unirl_env.agents.evaluation import EvaluationSettings
+from unirl_env.agents.forms import env_spec, normalize, runners_options, runners_world
 from unirl_env.agents.learner import GenerativeLearner
-from unirl_env.agents.phases import Step
+from unirl_env.agents.loss import Loss
 from unirl_env.agents.rllib_words import RLLIBS_OWN, check_rllib_words, own_names, refuse_rllib_word
-from unirl_env.agents.rows import Rows
 from unirl_env.agents.settings import NESTED, defaults, laid_over
 from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
+from unirl_env.modes import Mode, mode_of
 from unirl_env.rollouts.runner import GenerativeEnvRunner
+from unirl_env.world import ForeignWorld, World
 
 __all__ = ["AgentConfig", "Loss"]
 
 
-@dataclass(frozen=True)
-class Loss:
-    """The loss of one kind of phase, and what it wants recorded.
-
-    Attributes:
-        compute: `(rows, new step, config) -> loss, metrics`, pure. Masked rows must not count, rows count by
-            their weight, and sums are divided by `rows.denominator`.
-        needs_mean: Whether the means of the sampling policy are wanted, too.
-    """
-
-    compute: Callable[[Rows, Step, AgentConfig], tuple[Tensor, dict[str, Tensor]]]
-    needs_mean: bool = False
-
-
-class AgentConfig(EpochSettings, BatchSize, AlgorithmConfig):
+class AgentConfig(EpochSettings, EvaluationSettings, BatchSize, AlgorithmConfig):
     """Settings that all agents share; an algorithm adds its losses and their knobs.
 
     Example:
@@ -143,7 +128,7 @@ class AgentConfig(EpochSettings, BatchSize, AlgorithmConfig):
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """The policy of the environment's own model."""
-        return RLModuleSpec(module_class=self.family.policy, model_config=self.policy_options())
+        return RLModuleSpec(module_class=self.mode.policy, model_config=self.policy_options())
 
     def thresholds(self, phase: Phase) -> dict[str, tuple[float, str]]:
         """Settings that must lie above the noise floor of a phase.
@@ -176,9 +161,9 @@ class AgentConfig(EpochSettings, BatchSize, AlgorithmConfig):
     # What the settings say about an iteration.
 
     @property
-    def family(self) -> Family:
+    def mode(self) -> Mode:
         """What kind of environment this is."""
-        return family_of(self.env_options())
+        return mode_of(self.env_options())
 
     @property
     def episodes(self) -> int:
@@ -201,14 +186,15 @@ class AgentConfig(EpochSettings, BatchSize, AlgorithmConfig):
         return int(self.env_options()["num_steps"])
 
     @property
-    def needs_mean(self) -> bool:
-        """Whether the rollout must record means: some loss wants them and does not replay."""
-        return self.old_log_probs == "rollout" and any(loss.needs_mean for loss in self.losses.values())
+    def needs(self) -> frozenset[str]:
+        """What the rollout must record for the losses; means that are replayed need not be."""
+        needs = frozenset().union(*(loss.needs for loss in self.losses.values()))
+        return needs if self.old_log_probs == "rollout" else needs - {"mean"}
 
     @property
     def trained(self) -> tuple[str, ...]:
         """The phases that are trained."""
-        phases = self.family.phases(self)
+        phases = self.mode.phases(self)
         return tuple(phases) if self.train_phases is None else tuple(self.train_phases)
 
     def trained_steps(self, iteration: int) -> tuple[int, ...]:
@@ -222,25 +208,21 @@ class AgentConfig(EpochSettings, BatchSize, AlgorithmConfig):
         """`lr`, after a linear rise over the first `warmup_iterations`."""
         return self.lr * min(1.0, (iteration + 1) / max(1, self.warmup_iterations))
 
-    # What the settings say to the parts.
-
     def env_options(self) -> dict[str, Any]:
         """The environment's keyword arguments: those registered with its id, and the user's over them."""
-        return {**env_spec(self.env).kwargs, **self.env_config}
+        return {**env_spec(self).kwargs, **self.env_config}
 
     def prompt_source(self) -> Any:
         """What the agent takes prompts from."""
         return self.env_options().get("prompts") if self.prompts is None else self.prompts
 
     def rollout_env_options(self) -> dict[str, Any]:
-        """Keyword arguments of a runner's environment, which plays groups by hand."""
-        return {
-            # A runner says itself where its environment lives.
-            **{name: value for name, value in self.env_config.items() if name != "device"},
-            "array_backend": "torch",
-            "autoreset_mode": "disabled",
-            **self.family.env_options(self),
-        }
+        """Arguments of a runner's environment beside those of its id; the runner says where it lives."""
+        return runners_options(self)
+
+    def world(self, device: str) -> World | ForeignWorld:
+        """What a runner on `device` makes its environments from."""
+        return runners_world(self, device)
 
     @property
     def episodes_per_play(self) -> int:
@@ -250,4 +232,4 @@ class AgentConfig(EpochSettings, BatchSize, AlgorithmConfig):
 
     def policy_options(self) -> dict[str, Any]:
         """The policy's `model_config`; its model is the environment's."""
-        return self.family.policy_options(self)
+        return self.mode.policy_options(self)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
-from typing import Any
 
 from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.agents.base import Agent
-from unirl_env.agents.config import AgentConfig, Loss
+from unirl_env.agents.config import AgentConfig
+from unirl_env.agents.loss import Context, Loss
 from unirl_env.agents.rows import Rows
 from unirl_env.config import Settings, setting
 from unirl_env.functional import SDEStep, TokenStep
@@ -18,8 +18,9 @@ from unirl_env.functional import SDEStep, TokenStep
 __all__ = ["DRPO", "DRPOConfig", "DRPOKnobs"]
 
 
-def latent_loss(rows: Rows, new: SDEStep, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def latent_loss(rows: Rows, new: SDEStep, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
     """`F.drpo_gaussian_loss` with the configuration's radius."""
+    config = context.config
     return F.drpo_gaussian_loss(
         new.log_prob,
         rows.old_log_prob,
@@ -34,8 +35,9 @@ def latent_loss(rows: Rows, new: SDEStep, config: Any) -> tuple[Tensor, dict[str
     )
 
 
-def token_loss(rows: Rows, new: TokenStep, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def token_loss(rows: Rows, new: TokenStep, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
     """`F.drpo_loss` with the configuration's radius."""
+    config = context.config
     return F.drpo_loss(
         new.log_prob,
         rows.old_log_prob,
@@ -66,7 +68,10 @@ class DRPOConfig(AgentConfig):
         DRPO (arXiv 2606.09821); on latents in its Gaussian form (`F.drpo_gaussian_loss`).
     """
 
-    losses = {"latents": Loss(latent_loss, needs_mean=True), "tokens": Loss(token_loss)}
+    losses = {
+        "latents": Loss(latent_loss, needs={"mean"}, skips_idle=True),
+        "tokens": Loss(token_loss, skips_idle=True),
+    }
     knobs = DRPOKnobs
 
     def __init__(self, algo_class: type | None = None):

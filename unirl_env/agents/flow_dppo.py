@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
-from typing import Any
 
 from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.agents.base import Agent
-from unirl_env.agents.config import AgentConfig, Loss
+from unirl_env.agents.config import AgentConfig
+from unirl_env.agents.loss import Context, Loss
 from unirl_env.agents.rows import Rows
 from unirl_env.agents.units import check_either, per_element, threshold
 from unirl_env.config import Settings, setting
@@ -23,8 +23,9 @@ KL_THRESHOLD = 1e-5
 """The published threshold on latents, for SD3 at 512 x 512: 0.66 nats."""
 
 
-def latent_loss(rows: Rows, new: SDEStep, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def latent_loss(rows: Rows, new: SDEStep, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
     """`F.flow_dppo_loss` with the configuration's threshold."""
+    config = context.config
     return F.flow_dppo_loss(
         new.log_prob,
         rows.old_log_prob,
@@ -39,8 +40,9 @@ def latent_loss(rows: Rows, new: SDEStep, config: Any) -> tuple[Tensor, dict[str
     )
 
 
-def token_loss(rows: Rows, new: TokenStep, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def token_loss(rows: Rows, new: TokenStep, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
     """`F.dppo_loss` with the configuration's threshold for tokens."""
+    config = context.config
     return F.dppo_loss(
         new.log_prob,
         rows.old_log_prob,
@@ -84,7 +86,10 @@ class FlowDPPOConfig(AgentConfig):
         Flow-DPPO (arXiv 2606.11025); DPPO (2602.04879).
     """
 
-    losses = {"latents": Loss(latent_loss, needs_mean=True), "tokens": Loss(token_loss)}
+    losses = {
+        "latents": Loss(latent_loss, needs={"mean"}, skips_idle=True),
+        "tokens": Loss(token_loss, skips_idle=True),
+    }
     knobs = FlowDPPOKnobs
     engine_anchor = "rollout"  # DPPO bounds the divergence from the policy that sampled.
 

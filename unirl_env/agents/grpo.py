@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
-from typing import Any
 
 from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.agents.base import Agent
-from unirl_env.agents.config import AgentConfig, Loss
+from unirl_env.agents.config import AgentConfig
+from unirl_env.agents.loss import Context, Loss
 from unirl_env.agents.rows import Rows
 from unirl_env.agents.units import check_either, per_element, threshold
 from unirl_env.config import Settings, setting
@@ -24,8 +24,9 @@ CLIP = 1e-4
 """The published range on latents, for SD3 at 512 x 512: 6.6 nats."""
 
 
-def latent_loss(rows: Rows, new: SDEStep, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def latent_loss(rows: Rows, new: SDEStep, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
     """`F.grpo_loss` with the configuration's clip range."""
+    config = context.config
     low, high = config.clip_range(rows.action[0].numel())
     return F.grpo_loss(
         new.log_prob,
@@ -39,8 +40,9 @@ def latent_loss(rows: Rows, new: SDEStep, config: Any) -> tuple[Tensor, dict[str
     )
 
 
-def token_loss(rows: Rows, new: TokenStep, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def token_loss(rows: Rows, new: TokenStep, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
     """`F.grpo_loss` with the configuration's clip range for tokens."""
+    config = context.config
     return F.grpo_loss(
         new.log_prob,
         rows.old_log_prob,
@@ -96,7 +98,7 @@ class GRPOConfig(AgentConfig):
         Flow-GRPO (arXiv 2505.05470); GRPO (2402.03300); DAPO (2503.14476); Dr. GRPO (2503.20783).
     """
 
-    losses = {"latents": Loss(latent_loss), "tokens": Loss(token_loss)}
+    losses = {"latents": Loss(latent_loss, skips_idle=True), "tokens": Loss(token_loss, skips_idle=True)}
     knobs = GRPOKnobs
 
     def __init__(self, algo_class: type | None = None):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.agents.base import Agent
-from unirl_env.agents.config import AgentConfig, Loss
+from unirl_env.agents.config import AgentConfig
+from unirl_env.agents.loss import Context, Loss
 from unirl_env.agents.rows import Rows
 from unirl_env.config import Settings, setting
 from unirl_env.episode import Phase
@@ -19,8 +19,9 @@ from unirl_env.functional import TokenStep
 __all__ = ["GSPO", "GSPOConfig", "GSPOKnobs"]
 
 
-def token_loss(rows: Rows, new: TokenStep, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def token_loss(rows: Rows, new: TokenStep, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
     """`F.gspo_loss` with the configuration's clip range."""
+    config = context.config
     return F.gspo_loss(
         new.log_prob,
         rows.old_log_prob,
@@ -53,7 +54,7 @@ class GSPOConfig(AgentConfig):
         GSPO (arXiv 2507.18071).
     """
 
-    losses = {"tokens": Loss(token_loss)}
+    losses = {"tokens": Loss(token_loss, skips_idle=True)}
     knobs = GSPOKnobs
     own_aggregate = "sequence_mean"
 

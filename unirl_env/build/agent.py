@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 
-from unirl_env.agents import Agent, AgentConfig, DRPOConfig, FlowDPPOConfig, GRPOConfig, GSPOConfig
+from unirl_env.agents import Agent, AgentConfig
 from unirl_env.agents.knobs import check_knobs, knob_kinds
+from unirl_env.agents.names import default_config
 from unirl_env.agents.rllib_words import knob_names
 from unirl_env.agents.settings import rebuilt, take_over
 from unirl_env.build.options import check_prompts, world_options
@@ -13,9 +14,7 @@ from unirl_env.config import RunConfig
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import ConfigError
 
-__all__ = ["AGENTS", "agent_config", "build_agent", "check_agent", "check_prompts", "chosen"]
-
-AGENTS = {"drpo": DRPOConfig, "flow_dppo": FlowDPPOConfig, "grpo": GRPOConfig, "gspo": GSPOConfig}
+__all__ = ["agent_config", "build_agent", "check_agent", "check_prompts", "chosen"]
 
 
 def build_agent(cfg: RunConfig) -> Agent:
@@ -54,12 +53,10 @@ def agent_config(cfg: RunConfig, prompts: PromptSource | None = None) -> AgentCo
         ConfigError: If the agent or one of its options is unknown.
     """
     cfg.check()
-    if cfg.agent.name not in AGENTS:
-        raise ConfigError(f"`agent.name` must be one of {', '.join(AGENTS)}, got {cfg.agent.name!r}.")
-    kind = AGENTS[cfg.agent.name]
-    _check_options(cfg, kind)
+    config = default_config(cfg.agent.name)
+    _check_options(cfg, type(config))
     source = prompts or PromptSource.of(cfg.prompts.train, max_characters=cfg.prompts.max_characters)
-    config = kind().environment(cfg.model.env, env_config=world_options(cfg)).debugging(seed=cfg.seed)
+    config = config.environment(cfg.model.env, env_config=world_options(cfg)).debugging(seed=cfg.seed)
     for group in (cfg.agent, cfg.rollout):
         take_over(config, group)
     return config.training(prompts=source, steps=cfg.steps, policy=cfg.policy, **cfg.agent.options)
@@ -75,7 +72,8 @@ def _check_options(cfg: RunConfig, kind: type[AgentConfig]) -> None:
             remedy = f"it is a setting of every agent; try `agent.{name}={value}`"
         else:
             near = difflib.get_close_matches(name, knobs, n=1)
-            remedy = f"did you mean `agent.options.{near[0]}`?" if near else f"it has {', '.join(knobs)}"
+            known = ", ".join(knobs) or "none of its own"
+            remedy = f"did you mean `agent.options.{near[0]}`?" if near else f"it has {known}."
         raise ConfigError(
             f"`agent.options.{name}` must be a knob of {cfg.agent.name}, and is none, got {value!r}; {remedy}"
         )

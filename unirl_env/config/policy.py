@@ -21,8 +21,9 @@ class StepSettings(Settings):
     places); less of narrower data, settled in the last steps: 0.76, 0.15 and 0.36 of 0.6 of the width.
     """
 
-    kind: str = setting("fraction", choices=("all", "fraction", "random", "window"))
-    """`all` (but the last, whose noise would stay in the picture), `fraction`, `random` or `window`."""
+    kind: str = setting("fraction", choices=("all", "none", "fraction", "random", "window"))
+    """`all` (but the last, whose noise would stay in the picture), `fraction`, `random` or `window`; for
+    losses that score no step `none`: the ODE is played, and what it ends with is trained on."""
     fraction: tuple[float, float] = setting((0.0, 0.5))
     """The range of the schedule to choose from."""
     count: int | None = setting(None, least=1)

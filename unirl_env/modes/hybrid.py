@@ -1,30 +1,44 @@
-"""Hybrid episodes from the agent's side: a text and then a picture, by one policy."""
+"""The hybrid mode: a text and then a picture, by one policy."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from unirl_env.agents.checks import check_latents, check_tokens
-from unirl_env.agents.family import Family, MakeEnv
+from unirl_env.envs.hybrid import HybridVectorEnv
 from unirl_env.envs.tokens import MAX_NEW_TOKENS
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ConfigError
 from unirl_env.models import UNIFIED_MODELS, UnifiedModel
 from unirl_env.models.options import model_choice
+from unirl_env.modes.mode import MakeEnv, Mode
 from unirl_env.policies.hybrid_actor import HybridActor
-from unirl_env.policies.rl_module import HybridPolicy
 from unirl_env.rollouts.hybrid import HybridRollout
 
-__all__ = ["Hybrid"]
+__all__ = ["HYBRID", "Hybrid"]
 
 LOCAL_OPTIONS = {"rows"}
 """What `engine_options` can say of the engine in this process."""
 
 
-class Hybrid(Family):
+class Hybrid(Mode):
     """Episodes of `HybridVectorEnv`."""
 
-    policy = HybridPolicy
+    argument = "unified_model"
+    models = UNIFIED_MODELS
+    environment = HybridVectorEnv
+    embedded = "unirl/TinyUnified-T2I-v0"
+
+    @property
+    def policy(self) -> type:
+        """A categorical over the next token, and what draws the picture."""
+        from unirl_env.policies.rl_module import HybridPolicy
+
+        return HybridPolicy
+
+    def named(self, arguments: Mapping[str, Any]) -> str:
+        """Always the same."""
+        return "unified_model"
 
     def phases(self, config: Any) -> dict[str, str]:
         """Those of text and image that are not empty."""
@@ -78,7 +92,8 @@ class Hybrid(Family):
             return {"stochastic_steps": ()}
         return {
             "stochastic_steps": config.trained_steps(iteration),
-            "keep_mean": not checked or config.needs_mean,
+            "keep_mean": not checked or "mean" in config.needs,
+            "keep_final": "final" in config.needs,
         }
 
     def evaluation_options(self, config: Any, num_steps: int | None) -> dict[str, Any]:
@@ -96,6 +111,8 @@ class Hybrid(Family):
 
     def check(self, config: Any) -> None:
         """Both phases' settings; and nothing but this process generates."""
+        from unirl_env.agents.checks import check_latents, check_tokens
+
         if config.engine != "local":
             raise ConfigError(
                 f"`engine` must be 'local' for a model that writes and draws, got {config.engine!r}: vLLM "
@@ -123,3 +140,6 @@ class Hybrid(Family):
     def _discrete(self, config: Any) -> bool:
         name = model_choice(config.env_options()).name
         return (name if isinstance(name, UnifiedModel) else UNIFIED_MODELS.get(name)).discrete
+
+
+HYBRID = Hybrid()

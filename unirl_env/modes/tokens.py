@@ -1,85 +1,44 @@
-"""The kinds of environments that agents train in: denoising steps, tokens, or both in one episode."""
+"""The token mode: texts, written token by token by a language model."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from unirl_env.agents.checks import check_latents, check_tokens
-from unirl_env.agents.family import Family, MakeEnv
-from unirl_env.agents.hybrid import Hybrid
-from unirl_env.envs.tokens import MAX_NEW_TOKENS, MAX_PROMPT_TOKENS
+from unirl_env.envs.tokens import MAX_NEW_TOKENS, MAX_PROMPT_TOKENS, TokenVectorEnv
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ConfigError
-from unirl_env.models.options import model_choice
-from unirl_env.policies.rl_module import DenoisePolicy, TokenPolicy
+from unirl_env.models import LANGUAGE_MODELS
+from unirl_env.modes.mode import MakeEnv, Mode
 from unirl_env.policies.token_actor import TokenActor
-from unirl_env.policies.trained import TrainedNetwork
 from unirl_env.rewards.secrets import resolved
 from unirl_env.rollouts.engines import ENGINES, Engine
-from unirl_env.rollouts.local import LocalRollout
 from unirl_env.rollouts.tokens import TokenRollout
 
-__all__ = ["FAMILIES", "Family", "family_of"]
+__all__ = ["TOKENS", "Tokens"]
 
 PIXELS = ("max_images", "min_pixels", "max_pixels")
 """What engines must know of a model that reads pictures."""
 
 
-class Denoising(Family):
-    """Episodes of `DenoiseVectorEnv`."""
-
-    policy = DenoisePolicy
-
-    def phases(self, config: Any) -> dict[str, str]:
-        """One, of latents."""
-        return {"image": "latents"}
-
-    def actor_options(self, config: Any) -> dict[str, Any]:
-        """Guidance and kernel."""
-        policy = config.policy
-        return {
-            "guidance": policy.guidance,
-            "dynamics": policy.dynamics,
-            "eta": policy.eta,
-            "storage_dtype": policy.storage_dtype,
-        }
-
-    def env_options(self, config: Any) -> dict[str, Any]:
-        """Negative prompts where guidance needs them."""
-        return {"with_negative": config.policy.guidance != 1.0}
-
-    def rollout(self, config: Any, make_env: MakeEnv, actor: TrainedNetwork) -> LocalRollout:
-        """The network beside its environment."""
-        return LocalRollout(make_env, actor, batch_size=config.rollout_batch_size)
-
-    def rollout_options(self, config: Any) -> dict[str, Any]:
-        """How the episodes of a group begin."""
-        return {"same_noise": config.same_noise}
-
-    def training_options(self, config: Any, iteration: int, *, checked: bool) -> dict[str, Any]:
-        """The steps that explore; the check of the first update compares means, whatever the loss needs."""
-        return {
-            "stochastic_steps": config.trained_steps(iteration),
-            "keep_mean": not checked or config.needs_mean,
-        }
-
-    def evaluation_options(self, config: Any, num_steps: int | None) -> dict[str, Any]:
-        """No noise on the way."""
-        return {"stochastic_steps": (), "num_steps": num_steps}
-
-    def env_steps(self, batch: EpisodeBatch, config: Any) -> int:
-        """T for each episode."""
-        return len(batch) * config.num_steps
-
-    def check(self, config: Any) -> None:
-        """Steps and engine."""
-        check_latents(config)
-
-
-class Tokens(Family):
+class Tokens(Mode):
     """Episodes of `TokenVectorEnv`."""
 
-    policy = TokenPolicy
+    argument = "language_model"
+    models = LANGUAGE_MODELS
+    environment = TokenVectorEnv
+    embedded = "unirl/TinyQwen3-Math-v0"
+
+    @property
+    def policy(self) -> type:
+        """A categorical over the next token."""
+        from unirl_env.policies.rl_module import TokenPolicy
+
+        return TokenPolicy
+
+    def named(self, arguments: Mapping[str, Any]) -> str:
+        """Prompt enhancement where a frozen generator draws what is written."""
+        return "pe" if arguments.get("generator") else "ar"
 
     def phases(self, config: Any) -> dict[str, str]:
         """One, of tokens."""
@@ -143,21 +102,9 @@ class Tokens(Family):
 
     def check(self, config: Any) -> None:
         """Sampling, weights of tokens, micro-batches."""
+        from unirl_env.agents.checks import check_tokens
+
         check_tokens(config)
 
 
-FAMILIES: dict[str, Family] = {
-    "denoiser": Denoising(),
-    "language_model": Tokens(),
-    "unified_model": Hybrid(),
-}
-"""By the argument of an environment that names its model."""
-
-
-def family_of(arguments: dict[str, Any]) -> Family:
-    """The family of an environment with these arguments.
-
-    Raises:
-        ConfigError: If they name no model.
-    """
-    return FAMILIES[model_choice(arguments).family]
+TOKENS = Tokens()

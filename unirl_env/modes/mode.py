@@ -1,29 +1,47 @@
-"""What an agent must know of the kind of environment it trains in."""
+"""A mode: one kind of environment, its models, and how an agent plays and trains in it."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import gymnasium as gym
 
 from unirl_env.episode import EpisodeBatch
 from unirl_env.models.options import model_choice
-from unirl_env.policies.rl_module import GenerativePolicy
-from unirl_env.policies.trained import TrainedNetwork
+from unirl_env.registry import Registry
 
-__all__ = ["Family", "MakeEnv"]
+__all__ = ["MakeEnv", "Mode"]
 
 MakeEnv = Callable[..., gym.vector.VectorEnv]
 PLACEMENT = ("device", "offload")
 """Where the environment's half of a model lives; the policy's half goes where its runner or learner is."""
 
 
-class Family(ABC):
-    """One kind of environment, from the agent's side. Stateless: everything is read from the settings."""
+class Mode(ABC):
+    """One kind of environment. Stateless: everything is read from the settings.
 
-    policy: ClassVar[type[GenerativePolicy]]
+    Attributes:
+        argument: Which argument of an environment names its model.
+        models: Where the names of models are looked up.
+        environment: The vector environment, made of a model and options.
+        embedded: An id that needs no download, for errors.
+    """
+
+    argument: ClassVar[str]
+    models: ClassVar[Registry]
+    environment: ClassVar[type[gym.vector.VectorEnv]]
+    embedded: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def policy(self) -> type:
+        """The policy, as RLlib's module; imported on first use, because a world needs no Ray."""
+
+    @abstractmethod
+    def named(self, arguments: Mapping[str, Any]) -> str:
+        """What recipes call the mode of an environment with these arguments."""
 
     def policy_options(self, config: Any) -> dict[str, Any]:
         """The policy's `model_config`; its model is the environment's."""
@@ -60,7 +78,7 @@ class Family(ABC):
         """Arguments of a runner's environment besides those that the user gave."""
 
     @abstractmethod
-    def rollout(self, config: Any, make_env: MakeEnv, actor: TrainedNetwork) -> Any:
+    def rollout(self, config: Any, make_env: MakeEnv, actor: Any) -> Any:
         """What plays episodes."""
 
     @abstractmethod
