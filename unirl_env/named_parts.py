@@ -7,8 +7,9 @@ from importlib.util import find_spec
 
 from unirl_env.config import RunConfig
 from unirl_env.errors import ConfigError, EngineError
-from unirl_env.rewards.spec_check import options_of, require_extra, require_own
+from unirl_env.rewards.spec_check import require_extra
 from unirl_env.rollouts.engines import ENGINES
+from unirl_env.rollouts.engines.options import check_engine_options
 
 __all__ = ["check_engine"]
 
@@ -43,6 +44,4 @@ def check_engine(cfg: RunConfig) -> None:
             "`rollout.engine_options` must have a `url` where SGLang is not installed, got none; try "
             "`rollout.engine_options.url=http://127.0.0.1:30000` of one that runs."
         )
-    known = options_of(ENGINES.get(name))
-    known = None if known is None else known - {"actor", "pretrained"}
-    require_own(options, known, f"`rollout.engine_options` must be options of the engine {name!r}")
+    check_engine_options(name, options, "rollout.engine_options")

@@ -15,6 +15,7 @@ from unirl_env.config.together import check_shares
 from unirl_env.errors import ConfigError
 from unirl_env.rollouts.callbacks import check_callbacks
 from unirl_env.rollouts.engines import ENGINES
+from unirl_env.rollouts.engines.options import check_engine_options
 
 __all__ = [
     "check_latents",
@@ -46,6 +47,7 @@ def check_settings(config: Any) -> None:
         )
     check_shares(rebuilt(AgentSettings, config), rebuilt(RolloutSettings, config))
     config.mode.check(config)
+    check_engine_options(config.engine, config.engine_options)
     _check_phases(config)
     check_evaluation(config)
     check_callbacks(config)
