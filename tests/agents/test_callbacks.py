@@ -108,7 +108,7 @@ def test_an_episode_answers_what_is_asked_of_it(build):
     assert torch.equal(episode.phases["image"].action[0], batch.phases["image"].action[3])
     assert torch.equal(episode.sample.latent, batch.samples[3].latent)
     assert episode.get_duration_s() > 0
-    with pytest.raises(AttributeError, match="no `get_observations`; it has .*phases"):
+    with pytest.raises(AttributeError, match=r"no `get_observations`; it has .*phases"):
         episode.get_observations()
 
 
