@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = "unirl_env"
 FLOORS = {
-    "errors": 0, "types": 0, "registry": 0, "config": 0, "config_check": 0, "config_watch": 0, "version": 0,
+    "errors": 0, "types": 0, "registry": 0, "config": 0, "version": 0,
     "ids": 0, "shapes": 0, "pixels": 0, "picture_sources": 0, "regular_files": 0, "checks": 0, "indices": 0,
     "copies": 0, "masks": 0, "quiet": 0, "command_line": 0, "": 0,
     "functional": 1, "episode": 1, "packing": 1,

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from unirl_env.config import RunConfig
+from unirl_env.config.fields import may_change
 from unirl_env.errors import ConfigError
 from unirl_env.literal import first_line, from_yaml, shielded, unshielded
 from unirl_env.masks import masked, same_secrets
@@ -29,33 +30,6 @@ __all__ = [
     "shown",
     "to_yaml",
 ]
-
-MAY_CHANGE = (
-    "name",
-    "iterations",
-    "resume",
-    "logging.folder",
-    "logging.eval_every",
-    "logging.checkpoint_every",
-    "logging.keep_last",
-    "logging.tensorboard",
-    "logging.wandb",
-    "logging.progress",
-    "reward.max_failed_iterations",
-    "model.device",
-    "model.offload",
-    "model.revision",
-    "agent.micro_batch_size",
-    "agent.micro_batch_tokens",
-    "reward.overlap",
-    "rollout.batch_size",
-    "rollout.num_env_runners",
-    "rollout.num_learners",
-    "rollout.num_gpus_per_env_runner",
-    "rollout.num_gpus_per_learner",
-    "rollout.timeout_s",
-)
-"""Settings that a continued run may change, as it may all of `alarm`: they leave the mathematics alone."""
 
 
 def as_config(node: Any) -> RunConfig:
@@ -172,8 +146,9 @@ def differences(saved: RunConfig, wanted: RunConfig) -> list[str]:
 
 
 def _may_change(name: str) -> bool:
-    # An alarm watches a run and changes nothing in it; who was stopped by one may want to go on.
-    return name in MAY_CHANGE or name.startswith("alarm.")
+    group, _, inner = name.rpartition(".")
+    kind = typing.get_type_hints(RunConfig)[group] if group else RunConfig
+    return any(each.name == inner and may_change(each) for each in dataclasses.fields(kind))
 
 
 def _without_places(spec: Any) -> Any:

@@ -229,7 +229,7 @@ class Agent(RLlibAlgorithm):
             valid,
             num_learners=self.config.num_learners,
             **self.config.epochs(self.iterations_done),
-            aggregate=self.config.aggregate,
+            aggregate=self.config.weighing,
             horizon=self.config.horizon,
             mask_truncated=self.config.mask_truncated,
             idle_episodes=self.config.idle_episodes,

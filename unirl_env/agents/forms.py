@@ -1,17 +1,14 @@
-"""What may be written in several ways, brought into one form: ids, seeds, devices, groups of settings."""
+"""What may be written in several ways, brought into one form: ids, seeds, devices."""
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
-from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
 import torch
 
 from unirl_env.checks import whole
-from unirl_env.config import PolicySettings, StepSettings
 from unirl_env.errors import ConfigError
 
 __all__ = ["env_spec", "normalize"]
@@ -32,8 +29,6 @@ def normalize(config: Any) -> None:
     if config.seed is not None:
         # RLlib would seed every process's global generators and force slow deterministic kernels.
         config.run_seed, config.seed = whole("seed", config.seed), None
-    config.steps = _settings(StepSettings, "steps", config.steps)
-    config.policy = _settings(PolicySettings, "policy", config.policy)
     _place(config)
 
 
@@ -78,14 +73,3 @@ def _place(config: Any) -> None:
         setattr(config, gpus, 1)
     if ":" in device:
         config.local_gpu_idx = int(device.partition(":")[2])
-
-
-def _settings(kind: type, name: str, value: Any) -> Any:
-    """`value` as the dataclass `kind`, if it is a mapping of its fields."""
-    if isinstance(value, kind):
-        return value
-    known = [field.name for field in dataclasses.fields(kind)]
-    unknown = [key for key in value if key not in known] if isinstance(value, Mapping) else [value]
-    if unknown:
-        raise ConfigError(f"`{name}` must have keys of {', '.join(known)}, got {unknown[0]!r}.")
-    return kind(**value)

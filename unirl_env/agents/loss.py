@@ -127,7 +127,7 @@ class Loss:
         if not bool(torch.isfinite(loss)):
             raise self._wrong(
                 "be finite in the first update",
-                f"{float(loss)}; try torch.where(rows.mask, ..., 0) before what may overflow, or `rows.mean`",
+                f"{float(loss.detach())}; try `rows.mean`, and torch.where before what may overflow",
             )
 
     def _wrong(self, words: str, got: str) -> ContractError:
