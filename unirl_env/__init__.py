@@ -6,6 +6,7 @@ Importing this package registers the environment ids and loads nothing heavy.
 from importlib import import_module as _import_module
 
 from unirl_env.ids import register_ids as _register_ids
+from unirl_env.registration import register
 from unirl_env.version import __version__
 
 _SUBMODULES = (
@@ -22,7 +23,7 @@ _SUBMODULES = (
     "wrappers",
 )
 
-__all__ = ["__version__", *_SUBMODULES]
+__all__ = ["__version__", "register", *_SUBMODULES]
 
 _register_ids()
 

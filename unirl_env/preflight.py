@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -14,8 +13,9 @@ from unirl_env.config import RunConfig
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import ConfigError, MissingExtra
 from unirl_env.modes import mode_of
-from unirl_env.named_parts import check_engine, first_words
+from unirl_env.named_parts import check_engine
 from unirl_env.place import check_place
+from unirl_env.registration import spec_of
 from unirl_env.rewards import for_mode, require_judgeable
 from unirl_env.rewards.secrets import resolved
 from unirl_env.rewards.spec_check import check_reward
@@ -87,20 +87,7 @@ def _check_agent(cfg: RunConfig, prompts: PromptSource) -> None:
 
 
 def _check_environment(cfg: RunConfig) -> None:
-    import gymnasium as gym
-
-    import unirl_env  # registers the ids
-
-    try:
-        spec = gym.spec(cfg.model.env)  # imports the package before `:`
-    except (gym.error.Error, ImportError, ValueError) as error:
-        known = sorted(name for name in gym.registry if name.startswith(f"{unirl_env.__name__[:5]}/"))
-        near = difflib.get_close_matches(cfg.model.env, known, n=1)
-        hint = f"did you mean {near[0]}? Others are" if near else "try one of"
-        raise ConfigError(
-            f"`model.env` must be a registered environment, got {cfg.model.env!r} ({first_words(error)}); "
-            f"{hint} {', '.join(known)}, or `package:namespace/Name-v0` for one of your own."
-        ) from error
+    spec = spec_of(cfg.model.env, "model.env")
     arguments = {**spec.kwargs, **cfg.model.options}
     mode = mode_of(arguments).named(arguments)
     if cfg.mode != mode:

@@ -192,7 +192,7 @@ def test_rllibs_words_that_mean_nothing_here_are_refused_with_ours(word, value, 
 
 def test_an_unknown_environment_is_refused():
     for env in ("unirl/Nothing-v0", "no_such_module:x/Y-v0", 3):
-        with pytest.raises(ConfigError, match="registered id"):
+        with pytest.raises(ConfigError, match="`environment` must"):
             GRPOConfig().environment(env).validate()
 
 

@@ -15,7 +15,7 @@ from unirl_env.agents.batch_size import BatchSize
 from unirl_env.agents.checks import check_settings
 from unirl_env.agents.epochs import EpochSettings
 from unirl_env.agents.evaluation import EvaluationSettings
-from unirl_env.agents.forms import env_spec, normalize
+from unirl_env.agents.forms import env_spec, normalize, runners_options, runners_world
 from unirl_env.agents.learner import GenerativeLearner
 from unirl_env.agents.loss import Loss
 from unirl_env.agents.rllib_words import RLLIBS_OWN, check_rllib_words, own_names, refuse_rllib_word
@@ -24,6 +24,7 @@ from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
 from unirl_env.modes import Mode, mode_of
 from unirl_env.rollouts.runner import GenerativeEnvRunner
+from unirl_env.world import ForeignWorld, World
 
 __all__ = ["AgentConfig", "Loss"]
 
@@ -209,21 +210,19 @@ class AgentConfig(EpochSettings, EvaluationSettings, BatchSize, AlgorithmConfig)
 
     def env_options(self) -> dict[str, Any]:
         """The environment's keyword arguments: those registered with its id, and the user's over them."""
-        return {**env_spec(self.env).kwargs, **self.env_config}
+        return {**env_spec(self).kwargs, **self.env_config}
 
     def prompt_source(self) -> Any:
         """What the agent takes prompts from."""
         return self.env_options().get("prompts") if self.prompts is None else self.prompts
 
     def rollout_env_options(self) -> dict[str, Any]:
-        """Keyword arguments of a runner's environment, which plays groups by hand."""
-        return {
-            # A runner says itself where its environment lives.
-            **{name: value for name, value in self.env_config.items() if name != "device"},
-            "array_backend": "torch",
-            "autoreset_mode": "disabled",
-            **self.mode.env_options(self),
-        }
+        """Arguments of a runner's environment beside those of its id; the runner says where it lives."""
+        return runners_options(self)
+
+    def world(self, device: str) -> World | ForeignWorld:
+        """What a runner on `device` makes its environments from."""
+        return runners_world(self, device)
 
     @property
     def episodes_per_play(self) -> int:

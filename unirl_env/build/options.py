@@ -7,22 +7,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
-
-from unirl_env.build.world import check_arguments, make_model, pick_device
 from unirl_env.config import RunConfig
 from unirl_env.envs.encodings import encode_prompts, input_limits
 from unirl_env.envs.tokens import MAX_PROMPT_TOKENS
 from unirl_env.errors import ConfigError
 from unirl_env.models import UnifiedModel
+from unirl_env.models.making import make_model
 from unirl_env.models.options import ModelChoice, model_choice
+from unirl_env.modes import mode_of
+from unirl_env.registration import OURS, spec_of
 from unirl_env.rewards import for_mode
 from unirl_env.rewards.secrets import resolved
 from unirl_env.types import Prompt
+from unirl_env.world_arguments import check_arguments, pick_device
 
 __all__ = ["check_prompts", "check_targets", "check_world", "model_sources", "world_options"]
-
-OURS = "unirl_env.build:make_vector_env"
 
 
 def check_world(cfg: RunConfig) -> None:
@@ -32,7 +31,7 @@ def check_world(cfg: RunConfig) -> None:
         ConfigError: Naming the argument.
         ModelNotFound: If `model.pretrained` is a folder that is missing or holds no model.
     """
-    spec = gym.spec(cfg.model.env)
+    spec = spec_of(cfg.model.env, "model.env")
     if spec.vector_entry_point != OURS:
         return  # somebody's own, which takes what it takes
     try:
@@ -48,11 +47,11 @@ def check_prompts(cfg: RunConfig, prompts: Iterable[Prompt]) -> None:
     Raises:
         PromptError: Naming the prompt and the limit.
     """
-    arguments = {**gym.spec(cfg.model.env).kwargs, **world_options(cfg)}
+    arguments = _arguments(cfg)
     choice = model_choice(arguments)
     if choice.family == "denoiser":
         return
-    model, most = make_model(choice), arguments.get("max_prompt_tokens", MAX_PROMPT_TOKENS)
+    model, most = _made(choice), arguments.get("max_prompt_tokens", MAX_PROMPT_TOKENS)
     model = model.text if isinstance(model, UnifiedModel) else model
     limits = input_limits(model, most)
     for prompt in prompts:
@@ -90,7 +89,7 @@ def model_sources(cfg: RunConfig) -> dict[str, tuple[str, str | None]]:
         The environment's own as `model`, and what it consists of or draws with by the names of the settings;
         models in closed form have none.
     """
-    arguments = {**gym.spec(cfg.model.env).kwargs, **world_options(cfg)}
+    arguments = _arguments(cfg)
     choice = model_choice(arguments)
     described = {"model": choice}
     for name in ("writer", "painter"):
@@ -100,7 +99,7 @@ def model_sources(cfg: RunConfig) -> dict[str, tuple[str, str | None]]:
         described["model.generator"] = model_choice(generator)
     found = {}
     for name, each in described.items():
-        pretrained = getattr(make_model(each), "pretrained", None)
+        pretrained = getattr(_made(each), "pretrained", None)
         if pretrained is not None:
             found[name] = (str(pretrained), each.options.get("revision"))
     return found
@@ -132,8 +131,17 @@ def world_options(cfg: RunConfig) -> dict[str, Any]:
     )
 
 
+def _arguments(cfg: RunConfig) -> dict[str, Any]:
+    """All arguments of the environment: those of its id, and the settings over them."""
+    return {**spec_of(cfg.model.env, "model.env").kwargs, **world_options(cfg)}
+
+
 def _choice(cfg: RunConfig) -> ModelChoice:
-    return model_choice({**gym.spec(cfg.model.env).kwargs, **world_options(cfg)})
+    return model_choice(_arguments(cfg))
+
+
+def _made(choice: ModelChoice) -> Any:
+    return make_model(mode_of({choice.family: choice.name}).models, choice.name, choice.options)
 
 
 def _layers(source: Path) -> set[str]:

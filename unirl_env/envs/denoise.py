@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from unirl_env.arguments import ENVIRONMENTS
 from unirl_env.checks import truth, whole
 from unirl_env.envs.activity import ActivityVectorEnv
 from unirl_env.envs.contexts import Contexts
@@ -57,6 +58,8 @@ class DenoiseVectorEnv(ActivityVectorEnv):
     Version History:
         v0: The first one.
     """
+
+    arguments = ENVIRONMENTS["denoiser"]
 
     def __init__(
         self,

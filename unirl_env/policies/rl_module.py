@@ -15,6 +15,7 @@ import unirl_env.functional as F
 from unirl_env.errors import ContractError
 from unirl_env.functional import SDEStep, TokenStep
 from unirl_env.models import DENOISERS, LANGUAGE_MODELS, UNIFIED_MODELS
+from unirl_env.models.making import make_model
 from unirl_env.policies.actor import FlowActor, LoRAConfig
 from unirl_env.policies.hybrid_actor import HybridActor
 from unirl_env.policies.token_actor import TokenActor
@@ -30,7 +31,7 @@ class GenerativePolicy(TorchRLModule):
     Its state is the trainable weights alone, as tensors: adapters are kilobytes where the network is
     gigabytes, and every copy of the network starts from the same pretrained weights. `model_config` holds
 
-    - `model`: name or path of the model family, and `model_options`, its arguments;
+    - `model`: name, path or class of the model family, and `model_options`, its arguments; or a model;
     - `lora`: arguments of `LoRAConfig`, or None to train all weights;
     - `actor`: further arguments of the actor;
     - `seed`: key of the adapters' initial weights, the same on every runner and learner.
@@ -48,7 +49,7 @@ class GenerativePolicy(TorchRLModule):
             raise ContractError(f"The model or the actor is incomplete: {error}.") from error
 
     def _make_actor(self, options: Mapping[str, Any]) -> TrainedNetwork:
-        model = self.models.get(options["model"])(**options.get("model_options", {}))
+        model = make_model(self.models, options["model"], options.get("model_options", {}))
         lora = options.get("lora")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(F.derive_seed("adapters", options.get("seed", 0)))

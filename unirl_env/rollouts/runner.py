@@ -20,13 +20,13 @@ from ray.rllib.utils.framework import get_device
 from torch import Tensor
 
 import unirl_env.functional as F
+from unirl_env.envs.info import told
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ContractError
-from unirl_env.models.options import FAMILIES
 from unirl_env.rollouts.callbacks import RunnerCallbacks
 from unirl_env.rollouts.sync import require_version
 from unirl_env.types import Prompt
-from unirl_env.wrappers.draw import drawing_of
+from unirl_env.world import ForeignWorld, World
 
 __all__ = ["GenerativeEnvRunner"]
 
@@ -46,6 +46,7 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
     def __init__(self, *, config: Any, **kwargs: Any):
         super().__init__(config=config, **kwargs)
         self.spaces = kwargs.get("spaces") or {}
+        self.world: World | ForeignWorld | None = None
         self.env: gym.vector.VectorEnv | None = None
         self.module: Any = None
         self.weights_version = 0
@@ -137,10 +138,12 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
     # RLlib's interface.
 
     def make_env(self) -> None:
-        """Build the environment of this runner's share, in place of an earlier one."""
+        """Build the environment of this runner's share, in place of an earlier one, in the same world."""
         if self.env is not None:
             self.env.close()
-        self.env, self._rollout = self._build_env(self.config.episodes_per_play), None
+        if self.world is None:
+            self.world = self.config.world(str(self.device))
+        self.env, self._rollout = self.world.env(self.config.episodes_per_play), None
         self.callbacks.made(self)
 
     def make_module(self) -> None:
@@ -151,8 +154,8 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
     def sample(self, **kwargs: Any) -> EpisodeBatch:
         """Play the environment's next prompts under the present weights."""
         count, size = self.config.num_prompts, self.config.group_size
-        source = self._needs_env().unwrapped.prompts
-        prompts = source.take(self._position, count, seed=self.config.run_seed)
+        self._needs_env()
+        prompts = self.world.prompts.take(self._position, count, seed=self.config.run_seed)
         seed = F.derive_seed(self.config.run_seed, "sample", self.worker_index or 0, self._position)
         self._position += count
         told = {"weights_version": self.weights_version, "occasion": "training"}
@@ -225,27 +228,9 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
 
     def _env_of_size(self, num_envs: int, num_steps: int | None = None) -> gym.vector.VectorEnv:
         env = self._needs_env()
-        if num_envs == env.num_envs and num_steps in (None, getattr(env.unwrapped, "num_steps", None)):
+        if num_envs == env.num_envs and num_steps in (None, told(env, "num_steps", None)):
             return env
-        return self._build_env(num_envs, num_steps)
-
-    def _build_env(self, num_envs: int, num_steps: int | None = None) -> gym.vector.VectorEnv:
-        options = self.config.rollout_env_options()
-        options["device"] = str(self.device)
-        if num_steps is not None:
-            options["num_steps"] = num_steps
-        if self.env is not None:
-            # Text encoders, decoder, generator and scorer are large, and the same for any number of episodes.
-            for family in FAMILIES:
-                if hasattr(self.env.unwrapped, family):
-                    options[family] = getattr(self.env.unwrapped, family)
-            if drawing := drawing_of(self.env):
-                options["generator"] = drawing
-            if hasattr(self.env, "scorer"):
-                options["scorer"] = self.env.scorer
-        return gym.make_vec(
-            self.config.env, num_envs=num_envs, vectorization_mode="vector_entry_point", **options
-        )
+        return self.world.env(num_envs, num_steps)
 
     def _needs_env(self) -> gym.vector.VectorEnv:
         if self.env is None:
