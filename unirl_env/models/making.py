@@ -53,8 +53,8 @@ def model_class(models: Registry, model: Any) -> Any:
     argument, right = models.kind.replace(" ", "_"), other.replace(" ", "_")
     remedy = f"{right}={model!r}" if right != argument else "'package.module:Class'"
     raise ConfigError(
-        f"`{argument}` must be a {wanted.__name__}, by its name, its path, its class or itself, got {model!r}, "
-        f"a {kind.__name__}; try {remedy}."
+        f"`{argument}` must be a {wanted.__name__}, by its name, its path, its class or itself, got "
+        f"{model!r}, a {kind.__name__}; try {remedy}."
     )
 
 
