@@ -75,6 +75,7 @@ class TokenVectorEnv(ActivityVectorEnv):
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}
+    laws = ("tokens",)
 
     def __init__(
         self,
