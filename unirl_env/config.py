@@ -273,7 +273,8 @@ class RunConfig:
     name: str = "run"
     """Names the folder of the run."""
     mode: str = "diffusion"
-    """`diffusion`, `ar`, `pe` or `unified_model`."""
+    """What kind of environment `model.env` is: `diffusion`, `ar`, `pe`, `unified_model`, `mdp`, or the name
+    of a mode of your own."""
     seed: int = 0
     """Every random number of the run follows from it."""
     iterations: int = 100

@@ -12,9 +12,8 @@ from unirl_env.errors import ConfigError
 if TYPE_CHECKING:
     from unirl_env.config import AlarmSettings, RunConfig
 
-__all__ = ["MODES", "NUM_MINIBATCHES", "SIGNALS", "check_alarm", "check_epochs", "check_run"]
+__all__ = ["NUM_MINIBATCHES", "SIGNALS", "check_alarm", "check_epochs", "check_run"]
 
-MODES = ("diffusion", "ar", "pe", "unified_model")
 SIGNALS = ("gap", "diversity", "saturation", "zero_std_groups")
 """What an alarm watches; each has a bound of its name in `AlarmSettings`."""
 NUM_MINIBATCHES = 2
@@ -29,7 +28,6 @@ def check_run(cfg: RunConfig) -> None:
     """
     check_fields(cfg)
     rollout, agent = cfg.rollout, cfg.agent
-    _one_of("mode", cfg.mode, MODES)
     _one_of("reward.on_error", cfg.reward.on_error, ("invalid", "raise"))
     _one_of("steps.kind", cfg.steps.kind, ("all", "fraction", "random", "window"))
     _one_of("policy.dynamics", cfg.policy.dynamics, ("flow", "dance", "cps"))
@@ -49,11 +47,8 @@ def check_run(cfg: RunConfig) -> None:
         raise ConfigError(f"`agent.adam_epsilon` must be positive, got {agent.adam_epsilon}; try 1e-8.")
     _one_of("model.dtype", cfg.model.dtype, ("float32", "bfloat16", "float16"))
     _one_of("policy.storage_dtype", cfg.policy.storage_dtype, ("float32", "bfloat16", "float16"))
-    hybrid = cfg.mode == "unified_model" and cfg.model.num_steps == 0
     for name, value in {
         "iterations": cfg.iterations,
-        # A text without a picture is a hybrid episode, too.
-        "model.num_steps": 1 if cfg.model.num_steps is None or hybrid else cfg.model.num_steps,
         "rollout.num_prompts": rollout.num_prompts,
         "rollout.group_size": rollout.group_size,
     }.items():

@@ -37,6 +37,8 @@ class Phase:
         ragged: Whether episodes have numbers of steps of their own, and S is the longest: places beyond an
             episode's end hold the action -1, the log-probability 0 and the mask False. In `text`, actions
             are all tokens after the prompt; those that the world wrote are masked.
+        kind: What the actions are, as learners know it (a name in `unirl_env.agents.phases.KINDS`). Where it
+            is not said: `"latents"` for floating point actions, `"tokens"` for others.
     """
 
     observation: Mapping[str, Tensor]
@@ -47,8 +49,12 @@ class Phase:
     context_row: Tensor | None = None
     mean: Tensor | None = None
     ragged: bool = False
+    kind: str = ""
 
     def __post_init__(self) -> None:
+        if not self.kind:
+            kind = "latents" if self.action.is_floating_point() else "tokens"
+            object.__setattr__(self, "kind", kind)
         lead = tuple(self.log_prob.shape)
         if len(lead) != 2:
             raise ShapeError(f"`log_prob` must be [B, S], got shape {list(lead)}.")
@@ -63,11 +69,6 @@ class Phase:
 
     def __len__(self) -> int:
         return self.log_prob.shape[0]
-
-    @property
-    def kind(self) -> str:
-        """What the actions are: `"latents"` or `"tokens"`."""
-        return "latents" if self.action.is_floating_point() else "tokens"
 
     @property
     def elements(self) -> int:
@@ -143,6 +144,8 @@ class Phase:
         ragged = phases[0].ragged
         if any(phase.ragged != ragged for phase in phases):
             raise ShapeError("Phases to join must be all ragged or none, got both.")
+        if len(kinds := {phase.kind for phase in phases}) != 1:
+            raise ShapeError(f"Phases to join must be of one kind, got {sorted(kinds)}.")
         if len(steps) != 1 and not ragged:
             raise ShapeError(f"Phases to join must have one number of steps, got {sorted(steps)}.")
         inputs = {tuple(sorted([*phase.observation, *phase.context])) for phase in phases}
@@ -164,6 +167,7 @@ class Phase:
             context_row=torch.cat(rows) if rows else None,
             mean=None if any(mean is None for mean in means) else join(means),
             ragged=ragged,
+            kind=first.kind,
         )
 
 

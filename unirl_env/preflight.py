@@ -14,7 +14,7 @@ from unirl_env import build
 from unirl_env.config import RunConfig
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import ConfigError, MissingExtra
-from unirl_env.modes import mode_of
+from unirl_env.modes import MODES, Mode, mode_of_run
 from unirl_env.named_parts import check_engine, first_words
 from unirl_env.place import check_place
 from unirl_env.rewards import for_mode, require_judgeable
@@ -73,12 +73,12 @@ def check_all(cfg: RunConfig) -> None:
     """
     cfg.check()
     check_place(cfg)
-    _check_environment(cfg)
-    _check_numbers(cfg)
-    _check_steps(cfg)
+    mode = _check_environment(cfg)
+    _check_numbers(cfg, mode)
+    _check_steps(cfg, mode)
     _check_devices(cfg)
-    _check_rewards(cfg)
-    check_engine(cfg)
+    _check_rewards(cfg, mode)
+    check_engine(cfg, mode)
     if cfg.logging.wandb and find_spec("wandb") is None:
         raise MissingExtra("wandb", "wandb")
     build.check_world(cfg)
@@ -89,13 +89,13 @@ def _check_agent(cfg: RunConfig, prompts: PromptSource) -> None:
     build.check_agent(cfg, prompts)
 
 
-def _check_environment(cfg: RunConfig) -> None:
+def _check_environment(cfg: RunConfig) -> Mode:
     import gymnasium as gym
 
     import unirl_env  # registers the ids
 
     try:
-        spec = gym.spec(cfg.model.env)  # imports the package before `:`
+        gym.spec(cfg.model.env)  # imports the package before `:`
     except (gym.error.Error, ImportError, ValueError) as error:
         known = sorted(name for name in gym.registry if name.startswith(f"{unirl_env.__name__[:5]}/"))
         near = difflib.get_close_matches(cfg.model.env, known, n=1)
@@ -104,16 +104,17 @@ def _check_environment(cfg: RunConfig) -> None:
             f"`model.env` must be a registered environment, got {cfg.model.env!r} ({first_words(error)}); "
             f"{hint} {', '.join(known)}, or `package:namespace/Name-v0` for one of your own."
         ) from error
-    arguments = {**spec.kwargs, **cfg.model.options}
-    mode = mode_of(arguments).named(arguments)
-    if cfg.mode != mode:
+    mode = mode_of_run(cfg)
+    if cfg.mode != mode.name:
+        known = "" if cfg.mode in MODES else f" which is none of {', '.join(MODES)};"
         raise ConfigError(
-            f"`mode` must be {mode!r} for {cfg.model.env}, got {cfg.mode!r}; try `mode={mode}`, or "
-            "another `model`."
+            f"`mode` must be {mode.name!r} for {cfg.model.env}, got {cfg.mode!r};{known} try "
+            f"`mode={mode.name}`, or another `model`."
         )
+    return mode
 
 
-def _check_numbers(cfg: RunConfig) -> None:
+def _check_numbers(cfg: RunConfig, mode: Mode) -> None:
     least = {
         "logging.eval_prompts": (cfg.logging.eval_prompts, 1),
         "logging.eval_samples": (cfg.logging.eval_samples, 1),
@@ -145,9 +146,10 @@ def _check_numbers(cfg: RunConfig) -> None:
         "model.max_prompt_tokens": cfg.model.max_prompt_tokens,
     }
     least |= {name: (value, 1) for name, value in optional.items() if value is not None}
-    if cfg.model.max_new_tokens is not None:
-        # A picture without a text is a hybrid episode, too.
-        least["model.max_new_tokens"] = (cfg.model.max_new_tokens, int(cfg.mode != "unified_model"))
+    for name in ("max_new_tokens", "num_steps"):
+        # A picture without a text is a hybrid episode, too, and a text without a picture.
+        if getattr(cfg.model, name) is not None:
+            least[f"model.{name}"] = (getattr(cfg.model, name), int(not mode.may_skip))
     for name, (value, bound) in least.items():
         if value < bound:
             raise ConfigError(f"`{name}` must be at least {bound}, got {value}; try {max(bound, 1)}.")
@@ -168,9 +170,9 @@ def _check_numbers(cfg: RunConfig) -> None:
         )
 
 
-def _check_steps(cfg: RunConfig) -> None:
+def _check_steps(cfg: RunConfig, mode: Mode) -> None:
     steps = cfg.steps
-    if cfg.mode not in ("diffusion", "unified_model") or not cfg.model.num_steps:
+    if not mode.steps or not cfg.model.num_steps:
         return
     try:
         F.choose_steps(
@@ -201,14 +203,14 @@ def _check_devices(cfg: RunConfig) -> None:
         )
 
 
-def _check_rewards(cfg: RunConfig) -> None:
+def _check_rewards(cfg: RunConfig, mode: Mode) -> None:
     resolved(cfg.rollout.engine_options, "rollout.engine_options")
     for name, spec in (("reward.train", cfg.reward.train), ("reward.heldout", cfg.reward.heldout)):
         if spec is None and name == "reward.heldout":
             continue
         try:
             check_reward(spec)
-            for_mode(spec, cfg.mode, name)
+            for_mode(spec, mode, name)
             resolved(spec, name)
         except ConfigError as error:
             said = "" if f"`{name}`" in str(error) else f"`{name}`: "

@@ -119,6 +119,14 @@ class Registry:
             raise ConfigError(f"`{name}` must name something in `{module}`, got {error}.") from error
         return found
 
+    def target(self, name: str) -> str:
+        """Where what `name` stands for lies: `"package.module:attribute"`; nothing is imported.
+
+        Raises:
+            KeyError: If there is no such name.
+        """
+        return self._targets[name]
+
     def _unknown(self, name: Any) -> str:
         close = difflib.get_close_matches(str(name), self._targets, n=1)
         remedy = f"try {close[0]!r}" if close else "try one of them"

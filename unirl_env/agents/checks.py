@@ -9,6 +9,7 @@ from typing import Any
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
+from unirl_env.agents.phases import KINDS
 from unirl_env.agents.selfcheck import BOUNDS
 from unirl_env.checks import check_fields, is_number, like_default, require, whole
 from unirl_env.config_check import check_epochs
@@ -212,8 +213,9 @@ def _check_phases(config: Any) -> None:
             )
     for kind in dict.fromkeys(phases[phase] for phase in config.trained):
         if kind not in config.losses:
+            about = f" ({KINDS[kind].about})" if KINDS[kind].about else ""
             raise ConfigError(
-                f"The agent must have a loss on {kind}, which {config.env} trains, got losses on "
+                f"The agent must have a loss on {kind}{about}, which {config.env} trains, got losses on "
                 f"{sorted(config.losses)}; try another agent."
             )
     for phase, weight in config.phase_weights.items():

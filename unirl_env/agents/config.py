@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from unirl_env.agents.checks import check_settings
 from unirl_env.agents.epochs import EpochSettings
 from unirl_env.agents.forms import env_spec, normalize
 from unirl_env.agents.learner import GenerativeLearner
+from unirl_env.agents.of_mode import OfMode
 from unirl_env.agents.phases import Step
 from unirl_env.agents.rllib_words import RLLIBS_OWN, check_rllib_words, own_names, refuse_rllib_word
 from unirl_env.agents.rows import Rows
@@ -24,7 +25,6 @@ from unirl_env.config import PolicySettings, StepSettings
 from unirl_env.config_check import NUM_MINIBATCHES
 from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
-from unirl_env.modes import Mode, mode_of
 from unirl_env.rollouts.runner import GenerativeEnvRunner
 
 __all__ = ["AgentConfig", "Loss"]
@@ -44,7 +44,7 @@ class Loss:
     needs_mean: bool = False
 
 
-class AgentConfig(EpochSettings, AlgorithmConfig):
+class AgentConfig(OfMode, EpochSettings, AlgorithmConfig):
     """Settings that all agents share; an algorithm adds its losses and their knobs.
 
     Example:
@@ -58,8 +58,6 @@ class AgentConfig(EpochSettings, AlgorithmConfig):
     Failed runners are not restarted unless `.fault_tolerance(restart_failed_env_runners=True)` says so.
     """
 
-    losses: ClassVar[Mapping[str, Loss]] = {}
-    """The loss of each kind of phase: of `latents`, of `tokens`."""
     engine_anchor: ClassVar[str] = "replay"  # The `anchor` of engines other than the local one.
 
     def __init__(self, algo_class: type | None = None):
@@ -226,11 +224,6 @@ class AgentConfig(EpochSettings, AlgorithmConfig):
         super().validate()
 
     # What the settings say about an iteration.
-
-    @property
-    def mode(self) -> Mode:
-        """What kind of environment this is."""
-        return mode_of(self.env_options())
 
     @property
     def episodes(self) -> int:

@@ -69,7 +69,7 @@ class GRPOConfig(AgentConfig):
         Flow-GRPO (arXiv 2505.05470); GRPO (2402.03300); DAPO (2503.14476); Dr. GRPO (2503.20783).
     """
 
-    losses = {"latents": Loss(latent_loss), "tokens": Loss(token_loss)}
+    losses = {"latents": Loss(latent_loss), "tokens": Loss(token_loss), "continuous": Loss(token_loss)}
 
     def __init__(self, algo_class: type | None = None):
         super().__init__(algo_class=algo_class or GRPO)

@@ -43,7 +43,7 @@ class GSPOConfig(AgentConfig):
         GSPO (arXiv 2507.18071).
     """
 
-    losses = {"tokens": Loss(token_loss)}
+    losses = {"tokens": Loss(token_loss), "continuous": Loss(token_loss)}
 
     def __init__(self, algo_class: type | None = None):
         super().__init__(algo_class=algo_class or GSPO)

@@ -11,11 +11,9 @@ import gymnasium as gym
 
 from unirl_env.build.world import check_arguments, make_model, pick_device
 from unirl_env.config import RunConfig
-from unirl_env.envs.encodings import encode_prompts, input_limits
-from unirl_env.envs.tokens import MAX_PROMPT_TOKENS
 from unirl_env.errors import ConfigError
-from unirl_env.models import UnifiedModel
 from unirl_env.models.options import ModelChoice, model_choice
+from unirl_env.modes import mode_of, mode_of_run
 from unirl_env.rewards import for_mode
 from unirl_env.rewards.secrets import resolved
 from unirl_env.types import Prompt
@@ -43,21 +41,14 @@ def check_world(cfg: RunConfig) -> None:
 
 
 def check_prompts(cfg: RunConfig, prompts: Iterable[Prompt]) -> None:
-    """Let a language model read every prompt once: one that does not fit would stop the run hours later.
+    """Let the model read every prompt once: one that does not fit would stop the run hours later.
 
     Raises:
-        PromptError: Naming the prompt and the limit.
+        PromptError: Naming the prompt.
     """
     arguments = {**gym.spec(cfg.model.env).kwargs, **world_options(cfg)}
-    choice = model_choice(arguments)
-    if choice.family == "denoiser":
-        return
-    model, most = make_model(choice), arguments.get("max_prompt_tokens", MAX_PROMPT_TOKENS)
-    model = model.text if isinstance(model, UnifiedModel) else model
-    limits = input_limits(model, most)
-    for prompt in prompts:
-        # One at a time: the pictures of all of them may not fit into memory.
-        encode_prompts(model, [prompt], most, limits)
+    mode = mode_of(arguments)
+    mode.check_prompts(make_model(mode.choice(arguments), mode), prompts, arguments)
 
 
 def check_targets(cfg: RunConfig, source: str | Path | None) -> None:
@@ -91,7 +82,8 @@ def model_sources(cfg: RunConfig) -> dict[str, tuple[str, str | None]]:
         models in closed form have none.
     """
     arguments = {**gym.spec(cfg.model.env).kwargs, **world_options(cfg)}
-    choice = model_choice(arguments)
+    mode = mode_of(arguments)
+    choice = mode.choice(arguments)
     described = {"model": choice}
     for name in ("writer", "painter"):
         if isinstance(part := choice.options.get(name), Mapping):
@@ -100,7 +92,8 @@ def model_sources(cfg: RunConfig) -> dict[str, tuple[str, str | None]]:
         described["model.generator"] = model_choice(generator)
     found = {}
     for name, each in described.items():
-        pretrained = getattr(make_model(each), "pretrained", None)
+        made = make_model(each, mode) if name == "model" else make_model(each)
+        pretrained = getattr(made, "pretrained", None)
         if pretrained is not None:
             found[name] = (str(pretrained), each.options.get("revision"))
     return found
@@ -123,7 +116,7 @@ def world_options(cfg: RunConfig) -> dict[str, Any]:
         "max_prompt_tokens": model.max_prompt_tokens,
         "prompts": cfg.prompts.train,
         "max_characters": cfg.prompts.max_characters,
-        "scorer": for_mode(cfg.reward.train, cfg.mode),
+        "scorer": for_mode(cfg.reward.train, mode_of_run(cfg)),
         "overlap": cfg.reward.overlap or None,
         "on_invalid": "raise" if cfg.reward.on_error == "raise" else "nan",
     }
@@ -133,7 +126,8 @@ def world_options(cfg: RunConfig) -> dict[str, Any]:
 
 
 def _choice(cfg: RunConfig) -> ModelChoice:
-    return model_choice({**gym.spec(cfg.model.env).kwargs, **world_options(cfg)})
+    arguments = {**gym.spec(cfg.model.env).kwargs, **world_options(cfg)}
+    return mode_of(arguments).choice(arguments)
 
 
 def _layers(source: Path) -> set[str]:

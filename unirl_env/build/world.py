@@ -16,10 +16,10 @@ from unirl_env.checks import is_number, truth
 from unirl_env.envs.base import GenerativeVectorEnv
 from unirl_env.envs.single import SingleEnv
 from unirl_env.errors import ConfigError, UnknownArgument
-from unirl_env.models import Denoiser, LanguageModel, UnifiedModel
+from unirl_env.models import Denoiser
 from unirl_env.models.loading import require_source
 from unirl_env.models.options import FAMILIES, MODEL_OPTIONS, ModelChoice, model_choice
-from unirl_env.modes import MODES
+from unirl_env.modes import Mode, mode_of
 from unirl_env.registry import Registry
 from unirl_env.rewards.background import Background
 from unirl_env.rewards.spec import build_scorer
@@ -31,7 +31,6 @@ from unirl_env.wrappers.reward import UNASKED, RewardWrapper
 __all__ = ["make_env", "make_model", "make_vector_env", "pick_device"]
 
 TOOLS = Registry("tool", {"calculator": "unirl_env.envs.tools:Calculator"})
-MODELS = Denoiser | LanguageModel | UnifiedModel
 OWN_ARGUMENTS = ("generator", "scorer", "on_invalid", "together", "overlap", "flat")
 """What `make_vector_env` itself takes, whatever the environment."""
 ONE_EPISODE = {
@@ -81,20 +80,20 @@ def make_vector_env(
         PromptError: If a prompt cannot be used, or lacks what the scorer asks for.
     """
     device = require_device(pick_device(device))
-    choice = model_choice({**arguments, "device": device})
-    kind = MODES.get(choice.family).environment
-    _refuse_unknown(choice)
+    mode = mode_of({**arguments, "generator": generator})
+    choice = mode.choice({**arguments, "device": device})
+    _refuse_unknown(choice, mode)
     if scorer is not None:
         check_reward(scorer)
     if on_invalid not in ("nan", "raise") and not is_number(on_invalid):
         raise ConfigError(f"`on_invalid` must be 'nan', 'raise' or a finite number, got {on_invalid!r}.")
     _check_flat(flat)
-    model = choice.name if isinstance(choice.name, MODELS) else make_model(choice)
+    model = make_model(choice, mode) if isinstance(choice.name, str) else choice.name
     if "tool" in choice.rest:
         choice.rest["tool"] = _tool(choice.rest["tool"])
-    env = kind(model, num_envs=num_envs, device=device, **choice.rest)
+    env = mode.environment(model, num_envs=num_envs, device=device, **choice.rest)
     if generator is not None:
-        env = _drawn(env, generator, choice.family, device)
+        env = _drawn(env, generator, mode, device)
     if scorer is not None:
         judge = build_scorer(scorer)
         if truth("overlap", overlap) and not isinstance(judge, Background):
@@ -160,22 +159,28 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         ModelNotFound: If the model's directory is missing, or holds no weights that can be read.
     """
     own = {name: arguments[name] for name in OWN_ARGUMENTS if name in arguments}
-    choice = model_choice({name: value for name, value in arguments.items() if name not in own})
+    mode = mode_of(arguments)
+    choice = mode.choice({name: value for name, value in arguments.items() if name not in own})
     require_device(pick_device(choice.options.get("device", "cpu")))
-    if not isinstance(choice.name, MODELS):
-        _target(choice)
-    _refuse_unknown(choice)
-    _require_kinds(choice)
+    if isinstance(choice.name, str):
+        _target(choice, mode)
+    _refuse_unknown(choice, mode)
+    _require_kinds(choice, mode)
 
 
-def make_model(choice: ModelChoice) -> Denoiser | LanguageModel | UnifiedModel:
+def make_model(choice: ModelChoice, mode: Mode | None = None) -> Any:
     """The adapter of a model family; its two halves load on first use.
+
+    Args:
+        choice: The model.
+        mode: Whose; None takes the one that the choice's argument tells.
 
     Raises:
         ConfigError: If the family is unknown or the options do not fit it.
     """
-    target = _target(choice)
-    _require_kinds(choice)
+    mode = mode_of({choice.family: choice.name}) if mode is None else mode
+    target = _target(choice, mode)
+    _require_kinds(choice, mode)
     try:
         return target(**choice.options)
     except TypeError as error:
@@ -190,9 +195,9 @@ def _misfit(choice: ModelChoice, error: TypeError) -> ConfigError:
     return kind(f"The options of model {choice.name!r} do not fit: {error}.")
 
 
-def _target(choice: ModelChoice) -> Any:
+def _target(choice: ModelChoice, mode: Mode) -> Any:
     """The class of an adapter, if its arguments fit."""
-    target = MODES.get(choice.family).models.get(choice.name)
+    target = mode.models.get(choice.name)
     try:
         inspect.signature(target).bind(**choice.options)
     except TypeError as error:
@@ -200,7 +205,7 @@ def _target(choice: ModelChoice) -> Any:
     return target
 
 
-def _require_kinds(choice: ModelChoice) -> None:
+def _require_kinds(choice: ModelChoice, mode: Mode) -> None:
     """Refuse a source that is none, texts that are no texts, and truth values that are texts."""
     for name in ("pretrained", "revision", "system"):
         value = choice.options.get(name)
@@ -210,7 +215,7 @@ def _require_kinds(choice: ModelChoice) -> None:
         if choice.options.get(name) is not None:
             truth(name, choice.options[name])
     if (source := choice.options.get("pretrained")) is not None:
-        require_source(os.fspath(source), MODES.get(choice.family).embedded)
+        require_source(os.fspath(source), mode.embedded)
 
 
 def _check_flat(flat: Any) -> None:
@@ -221,8 +226,10 @@ def _check_flat(flat: Any) -> None:
         )
 
 
-def _refuse_unknown(choice: ModelChoice) -> None:
-    known = _arguments(MODES.get(choice.family).environment)
+def _refuse_unknown(choice: ModelChoice, mode: Mode) -> None:
+    known = _arguments(mode.environment)
+    if known is None:
+        return
     if unknown := set(choice.rest) - known:
         every = known | set(MODEL_OPTIONS) | {*FAMILIES, *OWN_ARGUMENTS}
         raise UnknownArgument(_unknown("The environment", unknown, every))
@@ -237,19 +244,24 @@ def _unknown(who: str, unknown: Iterable[str], known: Iterable[str]) -> str:
     return f"{who} {'; '.join(told)}: it has no arguments {sorted(unknown)}; it has {sorted(known)}."
 
 
-def _arguments(kind: type[GenerativeVectorEnv]) -> set[str]:
-    """What an environment's constructor takes, besides its model and what is set apart."""
-    signatures = (inspect.signature(made.__init__) for made in (kind, GenerativeVectorEnv))
-    named = {parameter for signature in signatures for parameter in signature.parameters}
-    return named - {"self", "shared", "num_envs", "device", *FAMILIES}
+def _arguments(kind: Any) -> set[str] | None:
+    """What an environment's constructor takes, besides its model and what is set apart; None of anything."""
+    named = dict(inspect.signature(kind).parameters)
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in named.values()):
+        if not (inspect.isclass(kind) and issubclass(kind, GenerativeVectorEnv)):
+            return None
+        named |= inspect.signature(GenerativeVectorEnv).parameters
+    return set(named) - {next(iter(inspect.signature(kind).parameters)), "shared", "num_envs", "device"}
 
 
 def _drawn(
-    env: gym.vector.VectorEnv, spec: Mapping[str, Any], family: str, device: str
+    env: gym.vector.VectorEnv, spec: Mapping[str, Any], mode: Mode, device: str
 ) -> gym.vector.VectorEnv:
     """`env` inside a `DrawWrapper` with the generator that `spec` describes."""
-    if family != "language_model":
-        raise ConfigError(f"`generator` must be None for a `{family}`, which draws by itself, got {spec!r}.")
+    if not mode.generator:
+        raise ConfigError(
+            f"`generator` must be None for a `{mode.argument}`, which draws by itself, got {spec!r}."
+        )
     if not isinstance(spec, Mapping) or not spec.get("denoiser"):
         raise ConfigError(
             f"`generator` must be a mapping that names a `denoiser`, got {spec!r}; try "

@@ -46,7 +46,7 @@ class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv, ABC):
     random number is keyed by (seed, prompt id, sample id, step), so that an episode comes out the same
     whatever it is batched with.
 
-    It answers `envs.contract.GenerativeEnv`. Pickles and copies go on as it does, at any moment (`BySnapshot`).
+    It answers `envs.contract.GenerativeEnv`. Pickles and copies go on as it does, at any time: `BySnapshot`.
 
     With the numpy backend, observations and actions belong to the caller. With the torch backend they are
     the environment's own tensors, as copies would cost more than a step: do not write into them.

@@ -10,8 +10,8 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from unirl_env.envs.conversation import WAIT
 from unirl_env.envs.contract import told
+from unirl_env.envs.conversation import WAIT
 from unirl_env.envs.latent_laws import check_latents
 from unirl_env.envs.laws import all_alike, as_array, digest, due_samples, law, same, seeds
 from unirl_env.errors import UnirlError

@@ -41,7 +41,7 @@ class ModelChoice:
     """The model that an environment's arguments describe.
 
     Attributes:
-        family: Which of `FAMILIES` named it.
+        family: Which argument named it.
         name: The registered name or dotted path of its adapter, or an adapter.
         options: The adapter's arguments.
         rest: The environment's other arguments.
@@ -53,19 +53,24 @@ class ModelChoice:
     rest: dict[str, Any]
 
 
-def model_choice(arguments: Mapping[str, Any]) -> ModelChoice:
+def model_choice(arguments: Mapping[str, Any], argument: str | None = None) -> ModelChoice:
     """Part an environment's arguments into the model's and the rest.
 
     `model_options` holds what only one adapter knows. Options that are None take the adapter's default.
 
+    Args:
+        arguments: Of an environment id.
+        argument: The one that names the model; None takes whichever of `FAMILIES` does.
+
     Raises:
-        ConfigError: Unless exactly one of `FAMILIES` is named.
+        ConfigError: Unless exactly one of them is named.
     """
-    rest = dict(arguments)
-    named = {family: rest.pop(family) for family in FAMILIES if rest.get(family)}
+    rest = {name: value for name, value in arguments.items() if name != "mode"}
+    families = FAMILIES if argument is None else (argument,)
+    named = {family: rest.pop(family) for family in families if rest.get(family)}
     if len(named) != 1:
         raise ConfigError(
-            f"One of {', '.join(f'`{family}`' for family in FAMILIES)} must name a model family, got "
+            f"One of {', '.join(f'`{family}`' for family in families)} must name a model family, got "
             f"{sorted(named) or 'none'}; try `denoiser='sd3'` or `language_model='causal_lm'`."
         )
     ((family, name),) = named.items()
