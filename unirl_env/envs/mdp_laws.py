@@ -65,6 +65,7 @@ def _check_place(env: VectorEnv, act: Act, seed: int, max_steps: int) -> None:
     prompts, offsets = list(told(env, "playing")), list(range(env.num_envs))
     straight = {"group_size": 1, "prompts": prompts, "sample_offset": offsets}
     turned = {"group_size": 1, "prompts": prompts[::-1], "sample_offset": offsets[::-1]}
+    others = {**straight, "sample_offset": [0, *(env.num_envs + offset for offset in offsets[1:])]}
     obs, _ = env.reset(seed=seed, options=straight)
     over, history = np.zeros(env.num_envs, dtype=bool), []
     while not over.all() and len(history) < max_steps:
@@ -73,17 +74,23 @@ def _check_place(env: VectorEnv, act: Act, seed: int, max_steps: int) -> None:
         ended = as_array(terminated) | as_array(truncated)
         history.append((actions, _copied(obs), ended.copy(), over.copy()))
         over = over | ended
-    env.reset(seed=seed, options=turned)
-    for actions, seen, ended, before in history:
-        obs, _, terminated, truncated, _ = env.step(_like(env, actions[::-1].copy()))
-        now, now_ended = _copied(obs), as_array(terminated) | as_array(truncated)
-        for row in np.flatnonzero(~before):
-            place = env.num_envs - 1 - row
-            law(
-                digest(some_rows(seen, [row])) == digest(some_rows(now, [place]))
-                and bool(ended[row]) == bool(now_ended[place]),
-                "An episode must not depend on its place in the batch, nor on the others.",
-            )
+    last = env.num_envs - 1
+    # All in another order; and the first one among others.
+    for options, places in ((turned, {row: last - row for row in offsets}), (others, {0: 0})):
+        env.reset(seed=seed, options=options)
+        for actions, seen, ended, before in history:
+            rows = [row for row in places if not before[row]]
+            if not rows:
+                break
+            taken = actions[::-1].copy() if options is turned else actions.copy()
+            obs, _, terminated, truncated, _ = env.step(_like(env, taken))
+            now, now_ended = _copied(obs), as_array(terminated) | as_array(truncated)
+            for row in rows:
+                law(
+                    digest(some_rows(seen, [row])) == digest(some_rows(now, [places[row]]))
+                    and bool(ended[row]) == bool(now_ended[places[row]]),
+                    "An episode must not depend on its place in the batch, nor on the others.",
+                )
 
 
 def _like(env: VectorEnv, actions: Any) -> Any:
