@@ -25,6 +25,7 @@ from unirl_env.files import replace_text
 from unirl_env.interrupt import EXIT_CODE, Interrupt
 from unirl_env.logbook import Logbook, read_rows
 from unirl_env.loop import ENDED_BY_ALARM, Loop
+from unirl_env.modes import mode_of_run
 from unirl_env.preflight import Prompts, preflight
 from unirl_env.progress import RunProgress, waiting
 from unirl_env.rescue import close, rescue
@@ -156,7 +157,7 @@ def build_parts(cfg: RunConfig, prompts: Prompts | None = None) -> Parts:
 
     heldout = cfg.reward.heldout
     if heldout is not None:
-        heldout = build.build_scorer(for_mode(heldout, cfg.mode, "reward.heldout"))
+        heldout = build.build_scorer(for_mode(heldout, mode_of_run(cfg), "reward.heldout"))
     # Before anything large is loaded: a branch that has moved ends a continued run.
     sources = build.model_sources(cfg)
     known = {name: provenance.model_fingerprint(*each) for name, each in sources.items()}

@@ -100,7 +100,7 @@ class World:
             rest["tool"] = _tool(rest["tool"])
         generator = own.get("generator")
         if generator is not None:
-            generator = _generator(generator, mode.argument, device)
+            generator = _generator(generator, mode, device)
         prompts = rest.pop("prompts", None)
         if prompts is None and _is_ours(environment):
             raise ConfigError("`prompts` must be given, got None; try prompts=['a cat'], or 'shapes_train'.")
@@ -176,7 +176,7 @@ class ForeignWorld:
         if given.get("scorer") is not None:
             self.arguments["scorer"] = _scorer(given)
         if given.get("generator") is not None:
-            generator = _generator(given["generator"], mode.argument, given.get("device", "cpu"))
+            generator = _generator(given["generator"], mode, given.get("device", "cpu"))
             self.arguments["generator"] = {"denoiser": generator.pop("generator"), **generator}
 
     def env(self, num_envs: int, num_steps: int | None = None, **how: Any) -> VectorEnv:
@@ -228,9 +228,9 @@ def _scorer(arguments: Mapping[str, Any]) -> Scorer:
     return Background(scorer) if background else scorer
 
 
-def _generator(spec: Mapping[str, Any], family: str, device: str) -> dict[str, Any]:
+def _generator(spec: Mapping[str, Any], mode: Mode, device: str) -> dict[str, Any]:
     """The arguments of a `DrawWrapper` that `spec` describes; all of them draw with one network."""
-    check_generator(spec, family)
+    check_generator(spec, mode)
     choice = model_choice({**spec, "device": pick_device(spec.get("device") or device)})
     model = make_model(DENOISERS, choice.name, choice.options)
     settings = {name: value for name, value in choice.rest.items() if value is not None}

@@ -34,7 +34,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     mode, choice, own = parted(arguments)
     require_device(pick_device(choice.options.get("device", "cpu")))
     target = model_class(mode.models, choice.name)
-    if not is_model(target):
+    if not is_model(mode.models, target):
         check_options(target, choice.options, label_of(choice.name))
     refuse_unknown(mode, choice, own)
     require_kinds(mode, choice)
@@ -101,14 +101,16 @@ def check_flat(flat: Any) -> None:
         )
 
 
-def check_generator(spec: Any, family: str) -> None:
+def check_generator(spec: Any, mode: Mode) -> None:
     """Refuse a generator where nothing is written, and one without a model.
 
     Raises:
         ConfigError: Saying what it must be; an `UnknownArgument` if one of its arguments is unknown.
     """
-    if family != "language_model":
-        raise ConfigError(f"`generator` must be None for a `{family}`, which draws by itself, got {spec!r}.")
+    if not mode.generator:
+        raise ConfigError(
+            f"`generator` must be None for a `{mode.argument}`, which draws by itself, got {spec!r}."
+        )
     if not isinstance(spec, Mapping) or not spec.get("denoiser"):
         raise ConfigError(
             f"`generator` must be a mapping that names a `denoiser`, got {spec!r}; try "

@@ -77,8 +77,9 @@ class Rollout:
             steps = {} if num_steps is None else {"num_steps": num_steps}
             env = self._envs[key] = self.make_env(num_envs, **steps)
             leave_invalid(env)  # scores are read here, not rewards, and a failed one is data
-            # Nobody reads plain data here: samples are taken as they are.
-            env.unwrapped.info_objects = True
+            if hasattr(env.unwrapped, "info_objects"):
+                # Nobody reads plain data here: samples are taken as they are.
+                env.unwrapped.info_objects = True
         return self._envs[key]
 
 
