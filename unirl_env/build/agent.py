@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import fields
+from typing import Any, get_type_hints
 
 from unirl_env.agents import Agent, AgentConfig
 from unirl_env.agents.knobs import check_knobs, knob_kinds
 from unirl_env.agents.names import default_config
 from unirl_env.agents.rllib_words import knob_names
-from unirl_env.agents.settings import rebuilt, take_over
+from unirl_env.agents.settings import FLAT, NESTED, rebuilt, take_over
 from unirl_env.build.options import check_prompts, world_options
 from unirl_env.config import RunConfig
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import ConfigError
 
-__all__ = ["agent_config", "build_agent", "check_agent", "check_prompts", "chosen"]
+__all__ = ["agent_config", "build_agent", "check_agent", "check_prompts", "chosen", "own_settings"]
 
 
 def build_agent(cfg: RunConfig) -> Agent:
@@ -60,6 +62,23 @@ def agent_config(cfg: RunConfig, prompts: PromptSource | None = None) -> AgentCo
     for group in (cfg.agent, cfg.rollout):
         take_over(config, group)
     return config.training(prompts=source, steps=cfg.steps, policy=cfg.policy, **cfg.agent.options)
+
+
+def own_settings(name: str) -> dict[str, Any]:
+    """What an algorithm sets otherwise than the settings of a run do by default, by the names of a run.
+
+    Raises:
+        ConfigError: If there is no such algorithm.
+    """
+    config, found = default_config(name), {}
+    for section, kind in get_type_hints(RunConfig).items():
+        group = getattr(config, section) if section in NESTED else None
+        group = rebuilt(kind, config) if kind in FLAT else group
+        for field in () if group is None else fields(kind):
+            own, usual = (getattr(each, field.name) for each in (group, kind()))
+            if own != usual:
+                found[f"{section}.{field.name}"] = own
+    return found
 
 
 def _check_options(cfg: RunConfig, kind: type[AgentConfig]) -> None:
