@@ -68,7 +68,7 @@ def check_plain_knobs(config: Any) -> None:
     from unirl_env.agents.rllib_words import knob_names
 
     kind = type(config)
-    default, declared = kind(), knob_defaults(kind)
-    for name in knob_names(kind):
-        if name not in declared:
-            like_default(name, getattr(config, name), getattr(default, name))
+    plain = set(knob_names(kind)) - knob_defaults(kind).keys()
+    default = kind() if plain else None
+    for name in sorted(plain):
+        like_default(name, getattr(config, name), getattr(default, name))

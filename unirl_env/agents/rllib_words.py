@@ -5,6 +5,8 @@ RLlib gives every algorithm all of its settings, so that each of the latter woul
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -81,41 +83,39 @@ def check_rllib_words(config: AlgorithmConfig) -> None:
     Raises:
         ConfigError: Naming the first of them.
     """
-    own, defaults, knobs = vars(config), vars(AlgorithmConfig()), _words_as_knobs(type(config))
-    for name in WORDS.keys() - knobs:
+    own, defaults, knobs = vars(config), _defaults(AlgorithmConfig), knob_names(type(config))
+    for name in WORDS:
         place = PLACES.get(name, name)
-        if place in own and (place not in defaults or own[place] != defaults[place]):
+        if name not in knobs and place in own and _changed(own, defaults, place):
             refuse_rllib_word(name, own[place])
 
 
-def own_names(config_class: type[AlgorithmConfig]) -> list[str]:
+@functools.cache
+def own_names(config_class: type[AlgorithmConfig]) -> tuple[str, ...]:
     """The settings that `training` takes: what this library and the algorithm add, and RLlib's that fit."""
-    names = {name for name in vars(config_class()) if not name.startswith("_")}
-    return sorted(
-        {*names, *SHARED} - (vars(AlgorithmConfig()).keys() - {*SHARED}) | set(knob_names(config_class))
-    )
+    names = {name for name in _defaults(config_class) if not name.startswith("_")}
+    rllibs = _defaults(AlgorithmConfig).keys()
+    return tuple(sorted((names - rllibs) | {*SHARED, *knob_names(config_class)}))
 
 
-def knob_names(config_class: type[AlgorithmConfig]) -> list[str]:
-    """All knobs of an algorithm: declared ones, and attributes that its configuration sets by itself."""
+@functools.cache
+def knob_names(config_class: type[AlgorithmConfig]) -> tuple[str, ...]:
+    """All knobs of an algorithm: declared ones, and attributes that its configuration sets by itself.
+
+    A word of RLlib's that means nothing to other agents is one where the algorithm gives it a default.
+    """
     from unirl_env.agents.config import AgentConfig
 
-    added = vars(config_class()).keys() - vars(AgentConfig()).keys()
-    return sorted(
-        {name for name in added if not name.startswith("_")}
-        | knob_defaults(config_class).keys()
-        | _words_as_knobs(config_class)
-    )
+    own, shared, declared = _defaults(config_class), _defaults(AgentConfig), knob_defaults(config_class)
+    added = {name for name in own if name not in shared and not name.startswith("_")}
+    words = {name for name in WORDS if _changed(own, shared, PLACES.get(name, name))}
+    return tuple(sorted(added | declared.keys() | words))
 
 
-def _words_as_knobs(config_class: type[AlgorithmConfig]) -> set[str]:
-    """RLlib's words that an algorithm has made its own: declared, or given a default of its own."""
-    own, defaults = vars(config_class()), vars(AlgorithmConfig())
-    declared = knob_defaults(config_class)
-    found = set()
-    for name in WORDS:
-        place = PLACES.get(name, name)
-        changed = place in own and (place not in defaults or own[place] != defaults[place])
-        if name in declared or changed:
-            found.add(name)
-    return found
+@functools.cache
+def _defaults(config_class: type[AlgorithmConfig]) -> dict[str, Any]:
+    return vars(config_class())
+
+
+def _changed(own: Mapping[str, Any], defaults: Mapping[str, Any], name: str) -> bool:
+    return name in own and (name not in defaults or own[name] != defaults[name])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 import typing
 from collections.abc import Mapping
@@ -83,7 +84,7 @@ def check_values(settings: Any, prefix: str = "") -> None:
     Raises:
         ConfigError: Naming the setting, its value and the remedy.
     """
-    hints = typing.get_type_hints(type(settings))
+    hints = _hints(type(settings))
     for field in dataclasses.fields(settings):
         hint, value = hints[field.name], getattr(settings, field.name)
         if dataclasses.is_dataclass(hint):
@@ -93,6 +94,11 @@ def check_values(settings: Any, prefix: str = "") -> None:
         require(named(field, prefix), value, endless or fits(value, hint), words_for(hint))
         if value is not None:
             _check_bounds(field, value, prefix, null=hint is not Any and fits(None, hint))
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def named(field: dataclasses.Field, prefix: str = "") -> str:
