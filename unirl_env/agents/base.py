@@ -20,10 +20,10 @@ from unirl_env.agents.cluster import make_room
 from unirl_env.agents.config import AgentConfig
 from unirl_env.agents.credit import credit
 from unirl_env.agents.first_update import FirstUpdate
+from unirl_env.agents.forms import prompts_of
 from unirl_env.agents.reports import log_to_rllib, rollout_metrics, update_metrics
 from unirl_env.agents.shards import share_out
 from unirl_env.agents.update import FollowedFailure, Update
-from unirl_env.envs.prompts import PromptSource
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import CheckpointError, ContractError
 from unirl_env.rollouts.calls import learner_results, learners_live, share_requests
@@ -61,7 +61,7 @@ class Agent(Algorithm):
         warn_of_settings(self.config)
         make_room(self.config)
         super().setup(config)
-        self.source = PromptSource.of(self.config.prompt_source())
+        self.source = prompts_of(self.config, self.env_runner_group.local_env_runner)
         self.sync = WeightSync(self.learner_group, self.env_runner_group)
         self.iterations_done, self._updating = 0, False
         self.weights_version = 0

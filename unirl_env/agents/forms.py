@@ -11,11 +11,12 @@ from gymnasium.envs.registration import EnvSpec
 
 from unirl_env.checks import whole
 from unirl_env.config import PolicySettings, StepSettings
+from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import ConfigError
 from unirl_env.registration import full_id, recall, spec_of
 from unirl_env.world import ForeignWorld, World, world_of
 
-__all__ = ["env_spec", "normalize", "runners_options", "runners_world"]
+__all__ = ["env_spec", "normalize", "prompts_of", "runners_options", "runners_world"]
 
 
 def normalize(config: Any) -> None:
@@ -57,6 +58,18 @@ def runners_options(config: Any) -> dict[str, Any]:
         "autoreset_mode": "disabled",
         **config.mode.env_options(config),
     }
+
+
+def prompts_of(config: Any, runner: Any) -> PromptSource:
+    """What an agent takes prompts from: those that it was given, or those that its runner has read.
+
+    Args:
+        config: The settings.
+        runner: That of the agent's own process, which plays nothing where others do.
+    """
+    if config.prompts is None and runner.world is not None and runner.world.prompts is not None:
+        return runner.world.prompts
+    return PromptSource.of(config.prompt_source())
 
 
 def runners_world(config: Any, device: str) -> World | ForeignWorld:

@@ -49,14 +49,18 @@ OPTIMIZER = (
 """Fields of `AgentSettings` that every agent's `training()` takes under the same name."""
 
 
-def build_agent(cfg: RunConfig) -> Agent:
+def build_agent(cfg: RunConfig, prompts: PromptSource | None = None) -> Agent:
     """Build the agent, its runners and its learners; it starts Ray unless that runs.
+
+    Args:
+        cfg: The settings.
+        prompts: Those of `prompts.train`, where they are read already.
 
     Raises:
         ConfigError: If the settings cannot work.
         ClusterError: If Ray does not start, or has no room for them.
     """
-    config = agent_config(cfg)
+    config = agent_config(cfg, prompts)
     config.validate()
     return config.build_algo()
 
@@ -92,7 +96,7 @@ def agent_config(cfg: RunConfig, prompts: PromptSource | None = None) -> AgentCo
     source = prompts or PromptSource.of(cfg.prompts.train, max_characters=cfg.prompts.max_characters)
     return (
         AGENTS[cfg.agent.name]()
-        .environment(cfg.model.env, env_config=world_options(cfg))
+        .environment(cfg.model.env, env_config={**world_options(cfg), "prompts": source})
         .env_runners(
             num_env_runners=rollout.num_env_runners,
             num_gpus_per_env_runner=rollout.num_gpus_per_env_runner,

@@ -16,7 +16,7 @@ from unirl_env.envs.readings import prompt_key
 from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.functional import SDEStep
 from unirl_env.policies.actor import ANNOUNCED, FlowActor
-from unirl_env.rollouts.base import MakeEnv, Rollout, distinct, of_lot
+from unirl_env.rollouts.base import MakeEnv, Rollout, Told, distinct, of_lot
 from unirl_env.rollouts.requests import EpisodeRequest
 from unirl_env.rollouts.verdicts import Verdicts
 from unirl_env.types import Prompt
@@ -97,7 +97,7 @@ class LocalRollout(Rollout):
         keep_samples: bool,
     ) -> dict[str, Any]:
         obs, info = env.reset(seed=seed, options=options)
-        world = env.unwrapped
+        world = Told(env)
         explored = set(world.stochastic_steps)
         prompts, seeds = told(env, "playing"), info["episode_seed"]
         first, row = distinct([(prompt_key(prompt, prompt.text), prompt.negative) for prompt in prompts])
