@@ -143,7 +143,11 @@ class World:
             if said is None or said[1] not in {*given, "num_envs", "device"}:
                 raise
             raise UnknownArgument(
-                unknown_arguments(self.environment.__qualname__, [said[1]], set(given) - {said[1]})
+                unknown_arguments(
+                    self.environment.__qualname__,
+                    [said[1]],
+                    {*given, *getattr(self.environment, "arguments", ())} - {said[1]},
+                )
                 if said[1] in given
                 else f"`{self.environment.__qualname__}` must take `num_envs` and `device`, got {error}."
             ) from error

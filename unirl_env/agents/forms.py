@@ -13,8 +13,9 @@ from unirl_env.checks import whole
 from unirl_env.config import PolicySettings, StepSettings
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import ConfigError
-from unirl_env.registration import full_id, recall, spec_of
+from unirl_env.registration import OURS, full_id, recall, spec_of
 from unirl_env.world import ForeignWorld, World, world_of
+from unirl_env.world_arguments import check_words
 
 __all__ = ["env_spec", "normalize", "prompts_of", "runners_options", "runners_world"]
 
@@ -29,6 +30,8 @@ def normalize(config: Any) -> None:
     # means where no import does, as of one that was registered in a notebook.
     config._env_spec = env_spec(config)
     config.env = full_id(config.env)
+    if config._env_spec.vector_entry_point == OURS:
+        check_words(config.env_options())
     if config.seed is not None:
         # RLlib would seed every process's global generators and force slow deterministic kernels.
         config.run_seed, config.seed = whole("seed", config.seed), None
