@@ -297,7 +297,9 @@ class TestWorlds:
         assert [size for size, _ in calls] == [2, 4] and calls[1][1]["num_steps"] == 5
         assert calls[0][1]["denoiser"] is calls[1][1]["denoiser"] is world.model
         assert calls[0][1]["scorer"] is calls[1][1]["scorer"] and calls[0][1]["prompts"] is world.prompts
-        with pytest.raises(ContractError, match=f"entry point of {NAME}/Narrow-v0 must take `num_steps`"):
+        with pytest.raises(
+            ContractError, match=f"entry point of {NAME}/Narrow-v0 must take `num_steps`, which is 2"
+        ):
             world_of(f"{NAME}/Narrow-v0", {}).env(2)
 
 
