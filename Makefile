@@ -7,7 +7,7 @@ ARGS ?=
 CONFIG ?= diffusion/tiny_sd3
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-long test-vllm lint format bench clean
+.PHONY: help train test test-long test-vllm lint format docs bench clean
 
 help:  ## List the commands.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -32,6 +32,9 @@ lint: $(VENV)/.test  ## Check style.
 format: $(VENV)/.test  ## Mend style.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.train  ## Write docs/settings.md from the dataclasses of the settings.
+	$(BIN)/python -m unirl_env.settings_page docs/settings.md
 
 SPEED := rollout iteration env_step sync local_rollout token_memory replay_tokens hybrid_prefix
 

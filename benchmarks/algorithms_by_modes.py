@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from learning_curves import COLOURS, NAMES, band, rows, run, smoothed
+from learning_curves import NAMES, band, named, rows, run, smoothed
+
+from unirl_env.report.names import colours
 
 MODES = {
     "diffusion": ("diffusion/tiny_sd3", "pictures by denoising"),
@@ -119,8 +121,14 @@ def write(path: Path, cells: Mapping[str, Cell]) -> None:
 
 
 def pairs(cells: Mapping[str, Cell]) -> list[tuple[str, str]]:
-    """Modes and agents on record, in the order of this page."""
-    return [(m, a) for m in MODES for a in NAMES if any(key.startswith(f"{m}/{a}/") for key in cells)]
+    """Modes and agents on record, in the order of this page, those of others last."""
+    return [(m, a) for m in MODES for a in agents_of(cells) if any(k.startswith(f"{m}/{a}/") for k in cells)]
+
+
+def agents_of(cells: Mapping[str, Cell]) -> list[str]:
+    """The agents on record."""
+    known = dict.fromkeys(key.split("/")[1] for key in sorted(cells))
+    return sorted(known, key=lambda agent: [*NAMES, *known].index(agent))
 
 
 def seeds_of(cells: Mapping[str, Cell], mode: str, agent: str) -> list[Cell]:
@@ -164,7 +172,7 @@ def summary(cells: Mapping[str, Cell], mode: str, agent: str) -> dict[str, Any]:
 def markdown(cells: Mapping[str, Cell]) -> str:
     """The table for people."""
     head = ["mode", "algorithm", *SETS.values(), "95 % interval", "iterations", "seconds of training"]
-    lines = [head, ["---"] * len(head)]
+    lines, title = [head, ["---"] * len(head)], named(agents_of(cells))
     for mode, agent in pairs(cells):
         line = summary(cells, mode, agent)
         numbers = []
@@ -178,7 +186,7 @@ def markdown(cells: Mapping[str, Cell]) -> str:
             )
         over = line["interval"] + (f" ({line['seeds']})" if line["seeds"] > 1 else "")
         lines.append(
-            [f"`{mode}`", NAMES[agent], *numbers, over, line["iterations"], f"{line['seconds']:.0f}"]
+            [f"`{mode}`", title[agent], *numbers, over, line["iterations"], f"{line['seconds']:.0f}"]
         )
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
@@ -199,16 +207,18 @@ def draw(cells: Mapping[str, Cell], picture: Path) -> None:
     figure, axes = plt.subplots(
         2, len(modes), figsize=size, height_ratios=(1.5, 1), layout="constrained", squeeze=False
     )
+    agents = agents_of(cells)
+    looks = {agent: (colours(agents)[agent], title) for agent, title in named(agents).items()}
     for column, mode in enumerate(modes):
         above, below = axes[:, column]
         above.set_title(f"{mode}\n", fontsize=11)
         above.text(
             0.5, 1.03, MODES[mode][1], transform=above.transAxes, ha="center", fontsize=9, color="#666"
         )
-        for place, agent in enumerate(NAMES):
+        for place, agent in enumerate(agents):
             if (mode, agent) in found:
-                _curve(above, seeds_of(cells, mode, agent), agent)
-                _bars(below, seeds_of(cells, mode, agent), agent, place)
+                _curve(above, seeds_of(cells, mode, agent), *looks[agent])
+                _bars(below, seeds_of(cells, mode, agent), looks[agent][0], place, len(agents))
         above.set_xlabel("iteration")
         above.grid(alpha=0.2)
         below.set_xticks(range(len(SETS)), [name.replace(" ", "\n") for name in SETS.values()], fontsize=9)
@@ -221,7 +231,7 @@ def draw(cells: Mapping[str, Cell], picture: Path) -> None:
     axes[0, 0].set_ylabel("training reward")
     axes[1, 0].set_ylabel("gain over the base")
     lines = {line.get_label(): line for axis in axes[0] for line in axis.get_lines()}
-    shown = [name for name in NAMES.values() if name in lines]
+    shown = [title for _, title in looks.values() if title in lines]
     handles = [lines[name] for name in shown]
     figure.legend(handles, shown, loc="outside upper center", ncols=len(shown), frameon=False)
     counts = {len(seeds_of(cells, mode, agent)) for mode, agent in found}
@@ -233,20 +243,21 @@ def draw(cells: Mapping[str, Cell], picture: Path) -> None:
     figure.savefig(picture, dpi=130)
 
 
-def _curve(axis: Any, found: Sequence[Cell], agent: str) -> None:
+def _curve(axis: Any, found: Sequence[Cell], colour: str, title: str) -> None:
     curves = np.array([cell["curve"] for cell in found])
     mean, width = band(smoothed(curves))
     x = np.arange(1, len(mean) + 1)
-    axis.plot(x, mean, color=COLOURS[agent], label=NAMES[agent], lw=2)
-    axis.fill_between(x, mean - width, mean + width, color=COLOURS[agent], alpha=0.15, lw=0)
+    axis.plot(x, mean, color=colour, label=title, lw=2)
+    axis.fill_between(x, mean - width, mean + width, color=colour, alpha=0.15, lw=0)
 
 
-def _bars(axis: Any, found: Sequence[Cell], agent: str, place: int) -> None:
+def _bars(axis: Any, found: Sequence[Cell], colour: str, place: int, count: int) -> None:
+    room = 0.78 / count
     for slot, name in enumerate(SETS):
         if all(name in cell["sets"] for cell in found):
             mean, width = gain(found, name)
-            x = slot + (place - 1) * 0.26
-            axis.bar(x, mean, 0.24, color=COLOURS[agent], yerr=width, error_kw={"lw": 1, "capsize": 2})
+            x = slot + (place - (count - 1) / 2) * room
+            axis.bar(x, mean, 0.92 * room, color=colour, yerr=width, error_kw={"lw": 1, "capsize": 2})
 
 
 if __name__ == "__main__":

@@ -16,13 +16,12 @@ import ray
 import torch
 from timing import interleaved, report
 
-from unirl_env.agents import DRPOConfig, FlowDPPOConfig, GRPOConfig
+from unirl_env.agents.names import default_config
 from unirl_env.envs import PromptSource
 from unirl_env.models.tiny.sd3 import TinySD3Denoiser
 from unirl_env.policies.actor import FlowActor, LoRAConfig
 from unirl_env.types import Scores
 
-CONFIGS = {"flow_dppo": FlowDPPOConfig, "grpo": GRPOConfig, "drpo": DRPOConfig}
 STEPS, EXPLORED, PROMPTS, GROUP, MINIBATCHES = 8, (0, 1, 2, 3), 8, 12, 2
 
 
@@ -62,11 +61,11 @@ def bare_iteration():
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--agent", choices=sorted(CONFIGS), default="flow_dppo")
+    parser.add_argument("--agent", default="flow_dppo", help="a name, or the path of a configuration")
     args = parser.parse_args()
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     config = (
-        CONFIGS[args.agent]()
+        default_config(args.agent, "--agent")
         .environment("unirl/TinySD3-T2I-v0", env_config={"scorer": brightness, "num_steps": STEPS})
         .training(
             num_prompts=PROMPTS,

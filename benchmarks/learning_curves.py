@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -30,11 +31,10 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from unirl_env.report.names import colours, titles
 from unirl_env.settings import read_yaml
 
-NAMES = {"flow_dppo": "FlowDPPO", "grpo": "GRPO", "drpo": "DRPO"}
-COLOURS = {"flow_dppo": "#2563eb", "grpo": "#d97706", "drpo": "#059669", "pg": "#6b7280"}
-TITLES = {**NAMES, "pg": "policy gradient"}
+NAMES = ("flow_dppo", "grpo", "drpo")
 CHOICES = {
     "pg": [
         "agent=grpo",
@@ -43,7 +43,8 @@ CHOICES = {
         *(f"agent.options.{kind}clip_high=1e9" for kind in ("", "token_")),
     ]
 }
-"""The settings of what is no agent of its own; all others are `agent=<name>`."""
+"""The settings of what is no agent of its own; all others are `agent=<name>`, or the path of a class."""
+OWN_TITLES = {"pg": "policy gradient"}
 SMOOTH = 5
 
 
@@ -66,19 +67,30 @@ def main() -> None:
     args.table.parent.mkdir(parents=True, exist_ok=True)
     args.table.write_text(json.dumps({"seeds": seeds, "agents": table}, indent=1) + "\n")
     for agent, row in table.items():
-        print(TITLES[agent], json.dumps(row))
+        print(named(agents)[agent], json.dumps(row))
 
 
 def run(config: str, home: Path, agent: str, seed: int, extra: Sequence[str] = ()) -> Path:
     """Train one agent with one seed, or go on where that was stopped; the run's folder in `home`."""
-    name = f"{agent}_{seed}"
+    name = f"{re.sub(r'[^A-Za-z0-9_]+', '_', agent)}_{seed}"
     folder = home / name
     if not finished(folder):
         command = [sys.executable, "-m", "unirl_env.train", f"--config-name={config}", "resume=auto"]
-        settings = [*CHOICES.get(agent, [f"agent={agent}"]), f"seed={seed}", f"name={name}"]
+        settings = [*chosen(agent), f"seed={seed}", f"name={name}"]
         settings.append(f"logging.folder={home}")
         subprocess.run([*command, *settings, *extra], check=True)
     return folder
+
+
+def chosen(agent: str) -> list[str]:
+    """The settings that choose an algorithm: a shipped one with its knobs, or somebody's own by its path."""
+    own = ":" in agent or "." in agent
+    return CHOICES.get(agent, [f"agent.name={agent}"] if own else [f"agent={agent}"])
+
+
+def named(agents: Sequence[str]) -> dict[str, str]:
+    """What each is called in a picture."""
+    return titles(agents) | {agent: title for agent, title in OWN_TITLES.items() if agent in agents}
 
 
 def finished(folder: Path) -> bool:
@@ -147,12 +159,13 @@ def draw(runs: dict[str, list[Path]], picture: Path) -> None:
 
     plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
     figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.9), width_ratios=(1.6, 1), layout="constrained")
+    colour, title = colours(runs), named(list(runs))
     for agent, folders in runs.items():
         curves = [[row["reward"] for row in rows(folder / "metrics.jsonl")] for folder in folders]
         mean, width = band(smoothed(np.array(curves)))
         x = np.arange(1, len(mean) + 1)
-        axes[0].plot(x, mean, color=COLOURS[agent], label=TITLES[agent], lw=2)
-        axes[0].fill_between(x, mean - width, mean + width, color=COLOURS[agent], alpha=0.15, lw=0)
+        axes[0].plot(x, mean, color=colour[agent], label=title[agent], lw=2)
+        axes[0].fill_between(x, mean - width, mean + width, color=colour[agent], alpha=0.15, lw=0)
     axes[0].set(xlabel="iteration", ylabel="training reward", title="Reward while training")
     axes[0].legend(frameon=False, loc="best")
     axes[0].grid(alpha=0.2)
@@ -166,7 +179,7 @@ def draw(runs: dict[str, list[Path]], picture: Path) -> None:
             gain, width = band(pairs[:, 1] - pairs[:, 0])
             x = slot + (place - (len(runs) - 1) / 2) * width_of
             axes[1].bar(
-                x, gain, 0.92 * width_of, color=COLOURS[agent], yerr=width, error_kw={"lw": 1, "capsize": 2}
+                x, gain, 0.92 * width_of, color=colour[agent], yerr=width, error_kw={"lw": 1, "capsize": 2}
             )
     labels = [
         f"{prompts}\nprompts,\n{'train' if reward == 'reward' else 'held-out'}\nreward"

@@ -12,7 +12,7 @@ from pathlib import Path
 import gymnasium as gym
 import torch
 
-from unirl_env.models.tiny.sd3 import TinySD3Denoiser
+from unirl_env.models import DENOISERS
 from unirl_env.types import Scores
 
 HERE = Path(
@@ -52,7 +52,7 @@ SCORERS = {
 
 
 def main(num_envs=4, num_steps=6):
-    denoiser = TinySD3Denoiser()
+    denoiser = DENOISERS.get("tiny_sd3")()
     network, found = denoiser.network(), {}
     for title, scorer in SCORERS.items():
         env = gym.make_vec(

@@ -14,8 +14,8 @@ import torch
 
 import unirl_env.functional as F
 from unirl_env.envs import PromptSource
-from unirl_env.policies.actor import FlowActor, LoRAConfig
-from unirl_env.rollouts.local import LocalRollout
+from unirl_env.policies import FlowActor, LoRAConfig
+from unirl_env.rollouts import LocalRollout
 
 
 def main(

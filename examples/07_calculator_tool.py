@@ -12,9 +12,8 @@ import torch
 
 import unirl_env.functional as F
 from unirl_env.packing import pack_continuations
-from unirl_env.policies.token_actor import TokenActor
-from unirl_env.rollouts.engines.local import LocalEngine
-from unirl_env.rollouts.tokens import TokenRollout
+from unirl_env.policies import TokenActor
+from unirl_env.rollouts import LocalEngine, TokenRollout
 
 
 def make_env(num_envs):

@@ -7,33 +7,21 @@ the user asked for. DRPO in plain torch, no Ray.
     python examples/08_prompt_enhancement.py      # about a minute
 """
 
-import gymnasium as gym
 import torch
 
 import unirl_env.functional as F
 from unirl_env.packing import pack_continuations
-from unirl_env.policies.token_actor import TokenActor
-from unirl_env.rollouts.engines.local import LocalEngine
-from unirl_env.rollouts.tokens import TokenRollout
-from unirl_env.wrappers.draw import drawing_of
-
-
-def make_env(num_envs, **options):
-    return gym.make_vec(
-        "unirl_env:unirl/TinyPromptEnhancer-T2I-v0",
-        num_envs=num_envs,
-        vectorization_mode="vector_entry_point",
-        array_backend="torch",
-        autoreset_mode="disabled",
-        **options,
-    )
+from unirl_env.policies import TokenActor
+from unirl_env.rollouts import LocalEngine, TokenRollout
+from unirl_env.world import world_of
 
 
 def main(iterations=25, num_prompts=8, group_size=8, lr=5e-4, epsilon=0.5, seed=0):
-    first = make_env(1)
-    world, generator = first.unwrapped, drawing_of(first)  # loaded once, for any number of episodes
-    actor = TokenActor(world.language_model)
-    rollout = TokenRollout(lambda num_envs: make_env(num_envs, generator=generator), LocalEngine(actor))
+    # Language model, generator, prompts and reward are made once, for batches of any size.
+    played = {"array_backend": "torch", "autoreset_mode": "disabled"}
+    world = world_of("unirl/TinyPromptEnhancer-T2I-v0", played)
+    actor = TokenActor(world.model)
+    rollout = TokenRollout(world.env, LocalEngine(actor))
     optimizer = torch.optim.AdamW(actor.parameters(), lr=lr, weight_decay=0.0)
     curve = []
     for iteration in range(iterations):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import unirl_env.functional as F
-from unirl_env.policies.hybrid_actor import HybridActor
+from unirl_env.policies import HybridActor
 
 WRITES, DRAWS = 0, 1
 

@@ -1,10 +1,10 @@
 """Two decision processes whose optimal policies are known, for tests."""
 
-import gymnasium as gym
 import torch
 from gymnasium import spaces
 from torch import nn
 
+import unirl_env
 from unirl_env.models import MDP
 from unirl_env.types import Sample, Scores
 
@@ -160,19 +160,14 @@ def wages(samples, prompts):
     return Scores([WAGES[int(sample.latent)] for sample in samples])
 
 
-def register():
-    """The ids `cases/...`; importing this module is enough."""
-    for name, prompts, scorer in (
-        ("Walk", ["1", "2", "3"], "at_the_right_end"),
-        ("Throw", ["1,0", "0,1", "-1,0.5"], "closeness"),
-        ("Arms", ["pull"], "wages"),
-    ):
-        gym.register(
-            f"cases/{name}-v0",
-            entry_point="unirl_env.build:make_env",
-            vector_entry_point="unirl_env.build:make_vector_env",
-            kwargs={"mdp": f"{__name__}:{name}", "prompts": prompts, "scorer": f"{__name__}:{scorer}"},
-        )
-
-
-register()
+for name, prompts, scorer in (
+    ("Walk", ["1", "2", "3"], "at_the_right_end"),
+    ("Throw", ["1,0", "0,1", "-1,0.5"], "closeness"),
+    ("Arms", ["pull"], "wages"),
+):
+    unirl_env.register(
+        f"cases/{name}-v0",
+        mdp=f"{__name__}:{name}",
+        prompts=prompts,
+        scorer=f"{__name__}:{scorer}",
+    )

@@ -10,12 +10,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = "unirl_env"
 FLOORS = {
-    "errors": 0, "types": 0, "registry": 0, "config": 0, "config_check": 0, "config_watch": 0, "version": 0,
+    "errors": 0, "types": 0, "registry": 0, "config": 0, "version": 0,
     "ids": 0, "shapes": 0, "pixels": 0, "picture_sources": 0, "regular_files": 0, "checks": 0, "indices": 0,
     "copies": 0, "masks": 0, "quiet": 0, "command_line": 0, "": 0,
+    "registration": 0, "arguments": 0,
     "functional": 1, "episode": 1, "packing": 1,
     "literal": 1.5,
     "envs": 2, "wrappers": 2, "rewards": 2, "models": 2,
+    "world": 2.3, "world_arguments": 2.3,
     "policies": 2.5,
     "rollouts": 3, "service": 3,
     "modes": 2.2, "modes.denoising": 4, "modes.tokens": 4, "modes.hybrid": 4,
@@ -132,7 +134,7 @@ def library_rules(name, library, inside):
         return
     if own in LIGHT and not inside and library not in LIGHT[own] and name not in OF_TRANSFORMERS:
         yield f"floor {own} loads {sorted(LIGHT[own])} only"
-    elif own == 0 and name != "ids" and library == "gymnasium":
+    elif own == 0 and name not in ("ids", "registration") and library == "gymnasium":
         yield "the ground knows no environments"
     elif library == "ray" and (own < 2.5 or name in WITHOUT_RAY or name.startswith("rollouts.engines")):
         yield "it works without Ray"

@@ -6,21 +6,24 @@ Importing this package registers the environment ids and loads nothing heavy.
 from importlib import import_module as _import_module
 
 from unirl_env.ids import register_ids as _register_ids
+from unirl_env.registration import register
 from unirl_env.version import __version__
 
 _SUBMODULES = (
     "agents",
     "build",
     "envs",
+    "errors",
     "functional",
     "models",
     "policies",
     "rewards",
     "rollouts",
+    "types",
     "wrappers",
 )
 
-__all__ = ["__version__", *_SUBMODULES]
+__all__ = ["__version__", "register", *_SUBMODULES]
 
 _register_ids()
 

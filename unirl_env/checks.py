@@ -19,6 +19,7 @@ from unirl_env.errors import ConfigError
 
 __all__ = [
     "check_fields",
+    "fits",
     "is_number",
     "is_whole",
     "like_default",
@@ -149,7 +150,7 @@ def check_fields(settings: Any, prefix: str = "") -> None:
             require(name, value, isinstance(value, hints[field.name]), f"a {hints[field.name].__name__}")
             check_fields(value, f"{name}.")
         else:
-            require(name, value, _fits(value, hints[field.name]), words_for(hints[field.name]))
+            require(name, value, fits(value, hints[field.name]), words_for(hints[field.name]))
 
 
 def like_default(name: str, value: Any, default: Any) -> None:
@@ -172,25 +173,26 @@ def like_default(name: str, value: Any, default: Any) -> None:
         require(name, value, isinstance(value, Mapping), "a mapping")
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value has a type, which is built as those that `check_fields` reads."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
     if origin in (types.UnionType, typing.Union):
-        return any(_fits(value, each) for each in inner)
+        return any(fits(value, each) for each in inner)
     if hint is float:
         return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
     if hint is int:
         return as_whole(value) is not None
     if origin is dict:
         return isinstance(value, Mapping) and all(
-            _fits(key, inner[0]) and _fits(each, inner[1]) for key, each in value.items()
+            fits(key, inner[0]) and fits(each, inner[1]) for key, each in value.items()
         )
     if origin in (list, tuple):
         if not isinstance(value, Sequence) or isinstance(value, str):
             return False
         wanted = inner[:1] * len(value) if origin is list or inner[-1:] == (Ellipsis,) else inner
-        return len(value) == len(wanted) and all(map(_fits, value, wanted))
+        return len(value) == len(wanted) and all(map(fits, value, wanted))
     return isinstance(value, hint)
 
 

@@ -34,6 +34,8 @@ class Phase:
         context: Inputs that do not change within an episode, each `[P, ...]`, one row per distinct prompt.
         context_row: `[B]` int64, the row of `context` that belongs to each episode.
         mean: `[B, S, ...]` float32, mean of the sampling distribution, where a loss needs it.
+        final: `[B, ...]`, what each episode ended with (image: the finished latent, in its storage dtype),
+            where a loss needs it.
         ragged: Whether episodes have numbers of steps of their own, and S is the longest: places beyond an
             episode's end hold the action -1, the log-probability 0 and the mask False. In `text`, actions
             are all tokens after the prompt; those that the world wrote are masked.
@@ -49,6 +51,7 @@ class Phase:
     context_row: Tensor | None = None
     mean: Tensor | None = None
     ragged: bool = False
+    final: Tensor | None = None
     kind: str = ""
 
     def __post_init__(self) -> None:
@@ -64,11 +67,18 @@ class Phase:
         for name, tensor in named.items():
             if tuple(tensor.shape[:2]) != lead:
                 raise ShapeError(f"`{name}` must begin with {list(lead)}, got shape {list(tensor.shape)}.")
+        if self.final is not None and len(self.final) != lead[0]:
+            raise ShapeError(f"`final` must hold {lead[0]} episodes, got {len(self.final)}.")
         if self.context and (self.context_row is None or tuple(self.context_row.shape) != lead[:1]):
             raise ShapeError(f"`context_row` must be [{lead[0]}] when a context is given; got another shape.")
 
     def __len__(self) -> int:
         return self.log_prob.shape[0]
+
+    @property
+    def drawn(self) -> bool:
+        """Whether any action was drawn: those of the deterministic ODE have no log-probability."""
+        return "stochastic" not in self.observation or bool(self.observation["stochastic"].any())
 
     @property
     def elements(self) -> int:
@@ -98,22 +108,18 @@ class Phase:
             context=context,
             context_row=row,
             mean=None if self.mean is None else self.mean[index],
+            final=None if self.final is None else self.final[index],
         )
 
     def to(self, device: torch.device | str) -> Phase:
         """The same phase on `device`."""
-        move = {name: tensor.to(device) for name, tensor in self.observation.items()}
-        context = {name: tensor.to(device) for name, tensor in self.context.items()}
-        return replace(
-            self,
-            observation=move,
-            action=self.action.to(device),
-            log_prob=self.log_prob.to(device),
-            mask=self.mask.to(device),
-            context=context,
-            context_row=None if self.context_row is None else self.context_row.to(device),
-            mean=None if self.mean is None else self.mean.to(device),
-        )
+
+        def moved(value: object) -> object:
+            if isinstance(value, Mapping):
+                return {name: tensor.to(device) for name, tensor in value.items()}
+            return value.to(device) if isinstance(value, Tensor) else value
+
+        return replace(self, **{name: moved(value) for name, value in vars(self).items()})
 
     def rows(self, index: Tensor, *, shared: bool = False) -> tuple[dict[str, Tensor], Tensor]:
         """Observations (context included) and actions of the episodes at `index`, as b*S separate rows.
@@ -156,7 +162,7 @@ class Phase:
             if phase.context_row is not None:
                 rows.append(phase.context_row + offset)
                 offset += next(iter(phase.context.values())).shape[0] if phase.context else 0
-        means = [phase.mean for phase in phases]
+        means, finals = [phase.mean for phase in phases], [phase.final for phase in phases]
         join = _cat_padded if ragged else _cat
         return cls(
             observation={k: join([p.observation[k] for p in phases]) for k in first.observation},
@@ -166,6 +172,7 @@ class Phase:
             context={k: _cat_padded([p.context[k] for p in phases]) for k in first.context},
             context_row=torch.cat(rows) if rows else None,
             mean=None if any(mean is None for mean in means) else join(means),
+            final=None if any(final is None for final in finals) else _cat(finals),
             ragged=ragged,
             kind=first.kind,
         )

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
-from functools import partial
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
 
-__all__ = ["IDS", "make_for_rllib", "register_ids"]
+from unirl_env.registration import announce
+
+__all__ = ["IDS", "register_ids"]
 
 ENHANCE = (
     "You rewrite what a user wants to see as a prompt for an image generator. Keep everything that the user "
@@ -205,59 +200,8 @@ IDS: dict[str, dict[str, Any]] = {
 """Id to the keyword arguments of its entry points."""
 
 
-RLLIBS_TABLE = "ray.tune.registry"
-"""The module in which RLlib keeps environments by name, for all processes of a cluster."""
-
-
 def register_ids() -> None:
     """Register every id with Gymnasium, and with RLlib as soon as that is there, once."""
     for name, arguments in IDS.items():
         if name not in gym.registry:
-            gym.register(
-                name,
-                entry_point="unirl_env.build:make_env",
-                vector_entry_point="unirl_env.build:make_vector_env",
-                kwargs=arguments,
-            )
-    if RLLIBS_TABLE in sys.modules:
-        _register_with_rllib(sys.modules[RLLIBS_TABLE])
-    elif not any(isinstance(finder, _WithRLlib) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _WithRLlib())
-
-
-def make_for_rllib(name: str, context: Mapping[str, Any]) -> Any:
-    """The environment that RLlib means by an id and an `env_config`: a batch of them where it asks for one.
-
-    Args:
-        name: The id.
-        context: The keyword arguments, with `num_envs` for a batch.
-    """
-    options = dict(context)
-    if "num_envs" in options:
-        return gym.make_vec(name, vectorization_mode="vector_entry_point", **options)
-    return gym.make(name, **options)
-
-
-def _register_with_rllib(table: ModuleType) -> None:
-    # A remote runner has imported nothing of ours: the creator, which is found by its module, does that.
-    for name in IDS:
-        table.register_env(name, partial(make_for_rllib, name))
-
-
-class _WithRLlib(MetaPathFinder):
-    """Registers the ids with RLlib right after its import, whichever comes first; imports nothing itself."""
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if name != RLLIBS_TABLE:
-            return None
-        sys.meta_path.remove(self)
-        spec = find_spec(name)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                execute(module)
-                _register_with_rllib(module)
-
-            spec.loader.exec_module = exec_module
-        return spec
+            announce(name, arguments, home=__name__.partition(".")[0])

@@ -18,7 +18,7 @@ from typing import Any
 from unirl_env.config import RunConfig
 from unirl_env.errors import MissingExtra
 from unirl_env.files import replace_text
-from unirl_env.metric_names import PHASES, shared_names
+from unirl_env.metric_names import phases_of, shared_names
 from unirl_env.settings import flat
 
 __all__ = ["Logbook", "append", "as_json", "cut", "read_rows", "write_rows"]
@@ -91,9 +91,9 @@ class Logbook:
 
     def _lay_out(self, row: Mapping[str, Any]) -> None:
         """Let TensorBoard's page of custom scalars show the phases of a quantity in one chart."""
-        shared = shared_names(row)
+        shared, phases = shared_names(row), phases_of(row)
         if self._tensorboard is not None and shared and not self._laid_out:
-            charts = {name: ["Multiline", [f"{phase}/{name}$" for phase in PHASES]] for name in shared}
+            charts = {name: ["Multiline", [f"{phase}/{name}$" for phase in phases]] for name in shared}
             self._tensorboard.add_custom_scalars({"phases": charts})
             self._laid_out = True
 

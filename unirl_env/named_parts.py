@@ -11,7 +11,7 @@ from unirl_env.modes import Mode
 from unirl_env.rewards.spec_check import options_of, require_extra, require_own
 from unirl_env.rollouts.engines import ENGINES
 
-__all__ = ["check_engine", "first_words"]
+__all__ = ["check_engine"]
 
 OF_ENGINES = {"sglang": ("httpx", "httpx", "sglang"), "vllm": ("vllm", "vllm", "vllm")}
 
@@ -47,9 +47,3 @@ def check_engine(cfg: RunConfig, mode: Mode) -> None:
     known = options_of(ENGINES.get(name))
     known = None if known is None else known - {"actor", "pretrained"}
     require_own(options, known, f"`rollout.engine_options` must be options of the engine {name!r}")
-
-
-def first_words(error: BaseException) -> str:
-    """What a library says of a failure, in a line without its full stop."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(". ")[:200]

@@ -5,17 +5,15 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-import unirl_env.functional as F
 from unirl_env import build
 from unirl_env.config import RunConfig
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import ConfigError, MissingExtra
 from unirl_env.modes import MODES, Mode, mode_of_run
-from unirl_env.named_parts import check_engine, first_words
+from unirl_env.named_parts import check_engine
 from unirl_env.place import check_place
 from unirl_env.rewards import for_mode, require_judgeable
 from unirl_env.rewards.secrets import resolved
@@ -74,8 +72,6 @@ def check_all(cfg: RunConfig) -> None:
     cfg.check()
     check_place(cfg)
     mode = _check_environment(cfg)
-    _check_numbers(cfg, mode)
-    _check_steps(cfg, mode)
     _check_devices(cfg)
     _check_rewards(cfg, mode)
     check_engine(cfg, mode)
@@ -90,104 +86,20 @@ def _check_agent(cfg: RunConfig, prompts: PromptSource) -> None:
 
 
 def _check_environment(cfg: RunConfig) -> Mode:
-    import gymnasium as gym
-
-    import unirl_env  # registers the ids
-
-    try:
-        gym.spec(cfg.model.env)  # imports the package before `:`
-    except (gym.error.Error, ImportError, ValueError) as error:
-        known = sorted(name for name in gym.registry if name.startswith(f"{unirl_env.__name__[:5]}/"))
-        near = difflib.get_close_matches(cfg.model.env, known, n=1)
-        hint = f"did you mean {near[0]}? Others are" if near else "try one of"
-        raise ConfigError(
-            f"`model.env` must be a registered environment, got {cfg.model.env!r} ({first_words(error)}); "
-            f"{hint} {', '.join(known)}, or `package:namespace/Name-v0` for one of your own."
-        ) from error
     mode = mode_of_run(cfg)
     if cfg.mode != mode.name:
-        known = "" if cfg.mode in MODES else f" which is none of {', '.join(MODES)};"
+        known = "" if cfg.mode in MODES else f", which is none of {', '.join(MODES)}"
         raise ConfigError(
-            f"`mode` must be {mode.name!r} for {cfg.model.env}, got {cfg.mode!r};{known} try "
+            f"`mode` must be {mode.name!r} for {cfg.model.env}, got {cfg.mode!r}{known}; try "
             f"`mode={mode.name}`, or another `model`."
         )
+    for name in ("num_steps", "max_new_tokens"):
+        if getattr(cfg.model, name) == 0 and not mode.may_skip:
+            raise ConfigError(
+                f"`model.{name}` must be at least 1, got 0: an episode of `mode={mode.name}` has no other "
+                "phase; try null."
+            )
     return mode
-
-
-def _check_numbers(cfg: RunConfig, mode: Mode) -> None:
-    least = {
-        "logging.eval_prompts": (cfg.logging.eval_prompts, 1),
-        "logging.eval_samples": (cfg.logging.eval_samples, 1),
-        "logging.keep_last": (cfg.logging.keep_last, 1),
-        "logging.eval_every": (cfg.logging.eval_every, 0),
-        "logging.checkpoint_every": (cfg.logging.checkpoint_every, 0),
-        "agent.warmup_iterations": (cfg.agent.warmup_iterations, 0),
-        "agent.weight_decay": (cfg.agent.weight_decay, 0),
-        "policy.lora_alpha": (cfg.policy.lora_alpha, 1),
-        "policy.temperature": (cfg.policy.temperature, 0),
-        "policy.top_k": (cfg.policy.top_k, 0),
-        "prompts.max_characters": (cfg.prompts.max_characters, 1),
-        "rollout.num_gpus_per_env_runner": (cfg.rollout.num_gpus_per_env_runner, 0),
-        "rollout.num_gpus_per_learner": (cfg.rollout.num_gpus_per_learner, 0),
-        "seed": (cfg.seed, 0),
-        "agent.reference_kl": (cfg.agent.reference_kl, 0),
-        "rollout.num_env_runners": (cfg.rollout.num_env_runners, 0),
-        "rollout.num_learners": (cfg.rollout.num_learners, 0),
-        "reward.max_failed_iterations": (cfg.reward.max_failed_iterations, 1),
-    }
-    optional = {
-        "policy.lora_rank": cfg.policy.lora_rank,
-        "agent.micro_batch_size": cfg.agent.micro_batch_size,
-        "agent.micro_batch_tokens": cfg.agent.micro_batch_tokens,
-        "agent.horizon": cfg.agent.horizon,
-        "rollout.batch_size": cfg.rollout.batch_size,
-        "model.eval_num_steps": cfg.model.eval_num_steps,
-        "model.rows_per_forward": cfg.model.rows_per_forward,
-        "model.max_prompt_tokens": cfg.model.max_prompt_tokens,
-    }
-    least |= {name: (value, 1) for name, value in optional.items() if value is not None}
-    for name in ("max_new_tokens", "num_steps"):
-        # A picture without a text is a hybrid episode, too, and a text without a picture.
-        if getattr(cfg.model, name) is not None:
-            least[f"model.{name}"] = (getattr(cfg.model, name), int(not mode.may_skip))
-    for name, (value, bound) in least.items():
-        if value < bound:
-            raise ConfigError(f"`{name}` must be at least {bound}, got {value}; try {max(bound, 1)}.")
-    if not all(0 <= beta < 1 for beta in cfg.agent.betas):
-        raise ConfigError(
-            f"`agent.betas` must be two numbers in [0, 1), got {list(cfg.agent.betas)}; try [0.9,0.999]."
-        )
-    for name in ("grad_clip", "advantage_clip"):
-        value = getattr(cfg.agent, name)
-        if value is not None and value <= 0:
-            raise ConfigError(f"`agent.{name}` must be positive, or null for no bound, got {value}; try 1.0.")
-    if not 0 < cfg.policy.top_p <= 1:
-        raise ConfigError(f"`policy.top_p` must lie in (0, 1], got {cfg.policy.top_p}; try 1.")
-    if cfg.policy.lora_rank is None and cfg.policy.lora_targets is not None:
-        raise ConfigError(
-            f"`policy.lora_targets` must be null where `policy.lora_rank` is, got "
-            f"{cfg.policy.lora_targets}: all weights are trained; try `policy.lora_rank=16`."
-        )
-
-
-def _check_steps(cfg: RunConfig, mode: Mode) -> None:
-    steps = cfg.steps
-    if not mode.steps or not cfg.model.num_steps:
-        return
-    try:
-        F.choose_steps(
-            steps.kind,
-            cfg.model.num_steps,
-            fraction=tuple(steps.fraction),
-            count=steps.count,
-            window=steps.window,
-            stride=steps.stride,
-            iterations_per_window=steps.iterations_per_window,
-            seed=cfg.seed,
-            iteration=0,
-        )
-    except ValueError as error:
-        raise ConfigError(f"`steps` must fit `model.num_steps` ({cfg.model.num_steps}): {error}") from error
 
 
 def _check_devices(cfg: RunConfig) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Iterator, Mapping
+import pkgutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from unirl_env.errors import ConfigError
@@ -109,14 +111,18 @@ class Registry:
             # A dependency that is missing inside an existing module keeps its own, better message.
             if error.name is None or not f"{module}.".startswith(f"{error.name}."):
                 raise
-            raise ConfigError(f"`{name}` must name a module that exists, got {error}.") from error
+            raise ConfigError(
+                f"`{name}` must name a module that exists, got {error}; {_near(error.name)}"
+            ) from error
         except (ValueError, TypeError) as error:
             raise ConfigError(self._unknown(name)) from error
         try:
             for part in attribute.split("."):
                 found = getattr(found, part)
         except AttributeError as error:
-            raise ConfigError(f"`{name}` must name something in `{module}`, got {error}.") from error
+            close = _closest(part, (one for one in dir(found) if not one.startswith("_")))
+            remedy = f"; did you mean `{module}:{close}`?" if close else "."
+            raise ConfigError(f"`{name}` must name something in `{module}`, got {error}{remedy}") from error
         return found
 
     def target(self, name: str) -> str:
@@ -134,3 +140,19 @@ class Registry:
             f"`{self.kind}` must be one of {list(self)} or the path of your own, got {name!r}; "
             f"{remedy}, or 'package.module:attribute'."
         )
+
+
+def _near(module: str) -> str:
+    """What may have been meant by a module that is not there."""
+    parent, _, last = module.rpartition(".")
+    if parent and not hasattr(sys.modules[parent], "__path__"):
+        return f"try '{parent}:{last}' if that is in `{parent}`, which holds no modules."
+    places = sys.modules[parent].__path__ if parent else None
+    close = _closest(last, (one.name for one in pkgutil.iter_modules(places)))
+    if close:
+        return f"did you mean `{parent}.{close}`?" if parent else f"did you mean `{close}`?"
+    return "try installing the package that has it where this one is, or its folder in PYTHONPATH."
+
+
+def _closest(name: str, known: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(name, [*known], n=1)), None)

@@ -164,8 +164,7 @@ def _meant(name: str, section: str, last: str) -> str | None:
 def _knobs() -> list[str]:
     """The algorithms' own settings."""
     # Imports RLlib, and only who erred waits for it.
-    from unirl_env.agents import AgentConfig
-    from unirl_env.build.agent import AGENTS
+    from unirl_env.agents import AGENTS
+    from unirl_env.agents.rllib_words import knob_names
 
-    shared = vars(AgentConfig()).keys()
-    return sorted({knob for config in AGENTS.values() for knob in vars(config()).keys() - shared})
+    return sorted({knob for name in AGENTS for knob in knob_names(AGENTS.get(name))})

@@ -11,11 +11,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from unirl_env.checks import is_whole
 from unirl_env.config import RunConfig
+from unirl_env.config.fields import may_change
 from unirl_env.errors import ConfigError
 from unirl_env.literal import first_line, from_yaml, shielded, unshielded
 from unirl_env.masks import masked, same_secrets
 from unirl_env.setting_names import TEXTS, TYPES, below, unknown_name
+from unirl_env.version import __version__
 
 __all__ = [
     "as_config",
@@ -30,32 +33,14 @@ __all__ = [
     "to_yaml",
 ]
 
-MAY_CHANGE = (
-    "name",
-    "iterations",
-    "resume",
-    "logging.folder",
-    "logging.eval_every",
-    "logging.checkpoint_every",
-    "logging.keep_last",
-    "logging.tensorboard",
-    "logging.wandb",
-    "logging.progress",
-    "reward.max_failed_iterations",
-    "model.device",
-    "model.offload",
-    "model.revision",
-    "agent.micro_batch_size",
-    "agent.micro_batch_tokens",
-    "reward.overlap",
-    "rollout.batch_size",
-    "rollout.num_env_runners",
-    "rollout.num_learners",
-    "rollout.num_gpus_per_env_runner",
-    "rollout.num_gpus_per_learner",
-    "rollout.timeout_s",
-)
-"""Settings that a continued run may change, as it may all of `alarm`: they leave the mathematics alone."""
+
+VERSION_KEY, VERSION = "version", 1
+"""What a run's `config.yaml` says of its own form.
+
+The version rises when a setting changes its name or its meaning, and `_read_version` then says what becomes
+of files of before. It does not rise for a new setting: its default is what runs did without it. Files without
+a version are older than versions; every setting in them is called and means what it does in version 1.
+"""
 
 
 def as_config(node: Any) -> RunConfig:
@@ -137,15 +122,36 @@ def read_yaml(path: Path) -> RunConfig:
     """The settings that `to_yaml` wrote; every text is literal.
 
     Raises:
-        ConfigError: If the file is missing, is no YAML, or does not fit `RunConfig`.
+        ConfigError: If the file is missing, is no YAML, is of a later version, or does not fit `RunConfig`.
     """
     node = from_yaml(shielded(read_text(path)), str(path))
-    return from_mapping(unshielded(OmegaConf.to_container(node, resolve=False)), str(path))
+    values = unshielded(OmegaConf.to_container(node, resolve=False))
+    if not values:
+        raise ConfigError(f"{path} must hold settings, got an empty file; try a copy of it that is whole.")
+    _read_version(values, path)
+    return from_mapping(values, str(path))
+
+
+def _read_version(values: dict[str, Any], path: Path) -> None:
+    """Take the version out of settings that were read, and refuse those that would be read wrongly."""
+    version = values.pop(VERSION_KEY, VERSION)
+    if is_whole(version) and version > VERSION:
+        raise ConfigError(
+            f"`{VERSION_KEY}` of {path} must be at most {VERSION}, as this unirl_env ({__version__}) "
+            f"reads it, got {version}: a later one wrote these settings, which may mean something else here; "
+            f"try the version of unirl_env that `provenance.json` beside it names."
+        )
+    if not is_whole(version) or version < 1:
+        raise ConfigError(
+            f"`{VERSION_KEY}` of {path} must be a whole number of at least 1, got {version!r}: no unirl_env "
+            f"writes that; try {VERSION_KEY}: {VERSION} if you wrote the file yourself."
+        )
 
 
 def to_yaml(cfg: RunConfig) -> str:
     """Every setting; what looks like an interpolation is a text, what is secret its variable."""
-    return unshielded(OmegaConf.to_yaml(OmegaConf.create(shielded(shown(cfg)))))
+    values = {VERSION_KEY: VERSION, **shown(cfg)}
+    return unshielded(OmegaConf.to_yaml(OmegaConf.create(shielded(values))))
 
 
 def shown(cfg: RunConfig) -> dict[str, Any]:
@@ -172,8 +178,9 @@ def differences(saved: RunConfig, wanted: RunConfig) -> list[str]:
 
 
 def _may_change(name: str) -> bool:
-    # An alarm watches a run and changes nothing in it; who was stopped by one may want to go on.
-    return name in MAY_CHANGE or name.startswith("alarm.")
+    group, _, inner = name.rpartition(".")
+    kind = typing.get_type_hints(RunConfig)[group] if group else RunConfig
+    return any(each.name == inner and may_change(each) for each in dataclasses.fields(kind))
 
 
 def _without_places(spec: Any) -> Any:

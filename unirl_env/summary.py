@@ -43,11 +43,11 @@ def headline(rows: Sequence[Row]) -> list[dict[str, Any]]:
     Returns:
         Rows of `score_rows`, with `reward` and `set` in words.
     """
-    found = sorted(score_rows(rows), key=lambda row: list(REWARDS).index(row["key"].partition("/")[0]))
+    whole = [row for row in score_rows(rows) if "/" not in row["key"]]
+    known = [*REWARDS, *(row["key"] for row in whole)]
     return [
-        row | {"reward": REWARDS[row["key"]], "set": SETS.get(row["set"], row["set"])}
-        for row in found
-        if row["key"] in REWARDS
+        row | {"reward": REWARDS.get(row["key"], row["key"]), "set": SETS.get(row["set"], row["set"])}
+        for row in sorted(whole, key=lambda row: known.index(row["key"]))
     ]
 
 

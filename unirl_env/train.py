@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from unirl_env.command_line import Parser
@@ -108,6 +109,10 @@ def settings(
         _require_option(one, folder)
     words = [f"{one.name}={one.value}" if one.name in GROUPS else one.typed for one in chosen]
     node = composed(recipe, words, folder)
+    named = last_value(overrides, "agent.name")
+    if named is not None and named != node.agent.name:
+        # Those of the recipe are knobs of its own algorithm.
+        OmegaConf.update(node, "agent.options", {}, merge=False, force_add=True)
     apply(node, [one for one in items if one not in chosen])
     return as_config(node)
 

@@ -199,8 +199,8 @@ def test_what_is_not_to_be_watched_does_not_ring():
     [
         ({"patience": 0}, "`alarm.patience` must be at least 1, got 0"),
         ({"heldout_every": -1}, "`alarm.heldout_every`"),
-        ({"saturation": 1.5}, "`alarm.saturation` must be above 0 and at most 1"),
-        ({"gap": 0.0}, "`alarm.gap` must be above 0"),
+        ({"saturation": 1.5}, "`alarm.saturation` must lie in .0, 1.,"),
+        ({"gap": 0.0}, "`alarm.gap` must be positive"),
         ({"stop": ["gab"]}, "`alarm.stop` must be none, all or a list of gap, diversity"),
         ({"stop": 3}, "`alarm.stop` must be none, all or a list"),
         ({"stop": ["diversity"], "diversity": None}, "`alarm.diversity` must be a bound"),

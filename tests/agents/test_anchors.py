@@ -26,8 +26,8 @@ def test_with_another_engine_old_log_probs_are_replayed_except_where_the_sampler
 def test_with_the_local_engine_they_are_the_rollouts(config_class):
     config = toy_config(config_class)
     assert config.old_log_probs == "rollout"
-    assert config.needs_mean == (config_class is not GRPOConfig)
-    assert not toy_config(config_class, anchor="replay").needs_mean
+    assert config.needs == (set() if config_class is GRPOConfig else {"mean"})
+    assert not toy_config(config_class, anchor="replay").needs
 
 
 def test_a_low_precision_engine_trains_at_ratio_one(cluster):

@@ -1,12 +1,12 @@
 """Agents on processes whose optima are known, by their own mode and by one that a user hands over."""
 
-import gymnasium as gym
 import mdp_cases
 import plain_ring  # noqa: F401, is named below
 import pytest
 import torch
 from mdp_cases import WAGES
 
+import unirl_env
 from unirl_env.agents import GRPOConfig
 from unirl_env.agents.phases import KINDS
 from unirl_env.agents.shards import share_out
@@ -17,16 +17,12 @@ from unirl_env.types import Prompt, Scores
 
 ALL_WEIGHTS = {"lora_rank": None, "eval_temperature": 0}
 
-gym.register(
+unirl_env.register(
     "ring/Ring-v0",
-    entry_point="unirl_env.build:make_env",
-    vector_entry_point="unirl_env.build:make_vector_env",
-    kwargs={
-        "mode": "plain_ring:Rings",
-        "compass": "plain_ring:Compass",
-        "prompts": ["0", "3"],
-        "scorer": "plain_ring:at_home",
-    },
+    mode="plain_ring:Rings",
+    compass="plain_ring:Compass",
+    prompts=["0", "3"],
+    scorer="plain_ring:at_home",
 )
 
 

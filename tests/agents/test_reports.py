@@ -16,18 +16,20 @@ from unirl_env.types import Sample, Scores
 
 def test_sums_become_means_over_computed_rows_and_the_loss_one_over_minibatches():
     both = {"grad_norm": [1.0, 3.0], "skipped": [False, True]}
-    metrics = [{"loss": 1.0, "tv": 6.0, "kl_max": 0.1}, {"loss": 2.0, "tv": 2.0, "kl_max": 0.4}]
-    first = Update({"image": PhaseUpdate(metrics=metrics, rows=[4, 2])}, **both)
+    metrics = [{"loss": 1.0, "tv": 6.0, "far": 0.1}, {"loss": 2.0, "tv": 2.0, "far": 0.4, "cut": 3.0}]
+    reduce = {"far": "max", "cut": "sum"}
+    first = Update({"image": PhaseUpdate(metrics=metrics, rows=[4, 2], reduce=reduce)}, **both)
     part = PhaseUpdate(
-        metrics=[{"loss": 0.5, "tv": 4.0, "kl_max": 0.3}, {}],
+        metrics=[{"loss": 0.5, "tv": 4.0, "far": 0.3, "cut": 1.0}, {}],
         rows=[2, 0],
+        reduce=reduce,
         check={"noise_floor/kl": 1e-9},
     )
     second = Update({"image": part}, **both)
     found = update_metrics([first, second])
     assert found["loss"] == pytest.approx(3.5 / 2)
     assert found["tv"] == pytest.approx(12.0 / 8)
-    assert found["kl_max"] == 0.4
+    assert (found["far"], found["cut"]) == (0.4, 4.0)
     assert (found["grad_norm"], found["skipped_steps"], found["trained_rows"]) == (2.0, 1.0, 8.0)
     assert found["noise_floor/kl"] == 1e-9, "a learner without rows to check does not hide the other's"
 

@@ -6,7 +6,8 @@ import sys
 import gymnasium as gym
 import pytest
 
-from unirl_env.ids import IDS, make_for_rllib
+from unirl_env.ids import IDS
+from unirl_env.registration import make_for_rllib, spec_of
 
 NAME = "unirl/GaussianMixture-v0"
 
@@ -25,8 +26,8 @@ print(all(_global_registry.contains(ENV_CREATOR, name) for name in unirl_env.ids
 
 
 def test_one_environment_or_a_batch_of_them():
-    single = make_for_rllib(NAME, {"num_steps": 3, "flat": True})
-    batch = make_for_rllib(NAME, {"num_steps": 3, "flat": True, "num_envs": 4})
+    single = make_for_rllib(NAME, spec_of(NAME), {"num_steps": 3, "flat": True})
+    batch = make_for_rllib(NAME, spec_of(NAME), {"num_steps": 3, "flat": True, "num_envs": 4})
     assert single.observation_space == batch.single_observation_space and batch.num_envs == 4
     assert isinstance(single, gym.Env) and isinstance(batch, gym.vector.VectorEnv)
     assert batch.unwrapped.num_steps == 3 and NAME in IDS

@@ -16,6 +16,7 @@ from unirl_env import train
 from unirl_env.agents import DRPOConfig, FlowDPPOConfig, GRPOConfig
 from unirl_env.agents.checks import warn_of_idle_clip
 from unirl_env.agents.grpo import latent_loss as grpo_latent_loss
+from unirl_env.agents.loss import Context
 from unirl_env.agents.rows import Rows
 from unirl_env.agents.shards import share_out
 from unirl_env.build.agent import agent_config
@@ -78,7 +79,7 @@ def test_without_either_the_published_values_hold():
         (
             GRPOConfig,
             {"clip_low": 1e-3, "clip_low_nats": 0.3},
-            "`clip_low` and `clip_low_nats`.*clip_low=None",
+            "`clip_low` and `clip_low_nats`.*either of them alone",
         ),
         (GRPOConfig, {"clip_high": 1e-3, "clip_high_nats": 0.3}, "`clip_high` and `clip_high_nats`"),
         (GRPOConfig, {"clip_low_nats": 0.0}, "`clip_low_nats` must be positive"),
@@ -122,7 +123,8 @@ def test_a_range_in_nats_bounds_the_joint_ratio_alike_at_every_size(elements):
         denominator=1.0,
     )
     config = GRPOConfig().training(clip_low_nats=0.5)
-    loss, _ = grpo_latent_loss(rows, SDEStep(rows.action, log_prob, rows.action, torch.ones(count)), config)
+    new = SDEStep(rows.action, log_prob, rows.action, torch.ones(count))
+    loss, _ = grpo_latent_loss(rows, new, Context(None, config, phase="image", kind="latents"))
     clipped = torch.autograd.grad(loss, log_prob)[0] == 0
     up, down = elements * math.log1p(0.5 / elements), -elements * math.log1p(-0.5 / elements)
     assert clipped.tolist() == [x > up for x in nats[:3].tolist()] + [-x > down for x in nats[3:].tolist()]

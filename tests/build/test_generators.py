@@ -12,8 +12,8 @@ from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.preflight import preflight
 from unirl_env.rewards import Gate, Pictured
 from unirl_env.types import Scores
+from unirl_env.world import World
 from unirl_env.wrappers import DrawWrapper, RewardWrapper
-from unirl_env.wrappers.draw import drawing_of
 
 HERE = __name__
 
@@ -56,10 +56,10 @@ def test_it_goes_inside_the_reward_and_draws_a_batch_together():
 
 def test_a_generator_goes_by_name_with_options_of_its_own(tiny_dir):
     spec = {"denoiser": "tiny_sd3", "pretrained": str(tiny_dir), "dtype": "bfloat16", "guidance": 2}
-    env = make_vector_env(1, generator=spec, **painting())
+    world = World.of({"generator": spec, **painting()})
+    env, other = world.env(1), world.env(3)
     assert env.generator.dtype == torch.bfloat16 and env.generator.pretrained == str(tiny_dir)
     assert next(env.network.parameters()).dtype == torch.bfloat16
-    other = make_vector_env(3, generator=drawing_of(env), **painting())
     assert other.generator is env.generator and other.network is env.network and other.guidance == 2
 
 

@@ -1,5 +1,7 @@
 """The env runner, one at a time and without a cluster."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from toy import POINTS, toy_config
@@ -78,16 +80,15 @@ def test_the_drivers_runner_waits_for_the_learners_module():
 
 def test_other_numbers_of_episodes_and_steps_share_the_frozen_half():
     runner = make_runner()
-    denoiser, made = runner.env.unwrapped.denoiser, []
-    build = runner._build_env
-    runner._build_env = lambda *args: made.append(build(*args)) or made[-1]
+    world, made = runner.world, []
+    runner.world = SimpleNamespace(env=lambda *args: made.append(world.env(*args)) or made[-1])
     collect(runner)
     assert made == [], "the environment of the runner's share was there"
     collect(runner, count=3, num_steps=4, stochastic_steps=())
     collect(runner, count=3, num_steps=4, stochastic_steps=())
     assert len(made) == 1, "and every other one is built once"
     assert made[0].num_envs == 24 and made[0].unwrapped.num_steps == 4
-    assert made[0].unwrapped.denoiser is denoiser and made[0].scorer is runner.env.scorer
+    assert made[0].unwrapped.denoiser is world.model and made[0].scorer is runner.env.scorer
 
 
 def test_states_hold_weights_and_version():

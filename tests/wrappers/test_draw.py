@@ -1,5 +1,8 @@
 """Texts become pictures: who is drawn, when, from which noise, and what is left alone."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +13,8 @@ import unirl_env.functional as F
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.models.generate import draw_latents
 from unirl_env.types import Prompt, Scores
-from unirl_env.wrappers import DrawWrapper, EpisodeStatistics, RewardWrapper
-from unirl_env.wrappers.draw import drawing_of
+from unirl_env.wrappers import DrawWrapper, RewardWrapper
+from unirl_env.wrappers.draw import FrozenNetwork
 
 DISABLED = {"autoreset_mode": "disabled", "array_backend": "torch"}
 TEXTS = ("ab~", "abc", "c~_", "~__")
@@ -151,16 +154,17 @@ def test_a_picture_is_bitwise_the_same_whatever_is_drawn_with_it(tiny):
         assert torch.equal(alone.image, whole[row].image)
 
 
-def test_another_environment_draws_alike_with_the_same_network():
-    env = drawn(pictures=2, after=">", context_cache=7)
-    around = EpisodeStatistics(RewardWrapper(env, lambda samples, _: Scores(torch.ones(len(samples)))))
-    drawing = drawing_of(around)
-    assert drawing["network"] is env.network and drawing["denoiser"] is env.generator
-    assert not any(parameter.requires_grad for parameter in env.network.parameters())
-    generator = drawing.pop("denoiser")
-    other = DrawWrapper(talk(num_envs=1, **DISABLED), generator, **drawing)
-    assert drawing_of(other) == drawing_of(env)
-    assert drawing_of(talk(num_envs=1)) is None
+def test_many_environments_draw_with_one_network_that_loads_when_it_is_needed(monkeypatch):
+    loaded, generator = [], PlainDenoiser()
+    network = generator.network
+    monkeypatch.setattr(generator, "network", lambda: loaded.append(1) or network())
+    shared = FrozenNetwork(generator)
+    one, other = (DrawWrapper(talk(num_envs=1, **DISABLED), generator, network=shared) for _ in range(2))
+    assert not loaded
+    assert one.network is other.network and len(loaded) == 1
+    assert not any(parameter.requires_grad for parameter in one.network.parameters())
+    assert copy.deepcopy(other).network is one.network
+    assert len(pickle.dumps(shared)) < 1000, "weights do not travel"
 
 
 @pytest.mark.parametrize(

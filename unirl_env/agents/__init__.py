@@ -1,24 +1,58 @@
 """The agents, as RLlib algorithms. Each loads on first use, so that listing them starts nothing."""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from unirl_env.registry import Registry
+
+if TYPE_CHECKING:
+    from unirl_env.agents.base import Agent
+    from unirl_env.agents.config import AgentConfig
+    from unirl_env.agents.drpo import DRPO, DRPOConfig
+    from unirl_env.agents.flow_dppo import FlowDPPO, FlowDPPOConfig
+    from unirl_env.agents.grpo import GRPO, GRPOConfig
+    from unirl_env.agents.gspo import GSPO, GSPOConfig
+    from unirl_env.agents.hacking_callback import HackingCallback
+    from unirl_env.agents.loss import Context, Loss, Metric
+    from unirl_env.agents.rows import Rows
+    from unirl_env.functional import SDEStep, TokenStep
 
 __all__ = [
+    "AGENTS",
     "DRPO",
     "GRPO",
     "GSPO",
     "Agent",
     "AgentConfig",
+    "Context",
     "DRPOConfig",
     "FlowDPPO",
     "FlowDPPOConfig",
     "GRPOConfig",
     "GSPOConfig",
+    "HackingCallback",
+    "Loss",
+    "Metric",
+    "Rows",
+    "SDEStep",
+    "TokenStep",
 ]
 
-PLACES = {
+AGENTS = Registry(
+    "agent",
+    {
+        "drpo": "unirl_env.agents.drpo:DRPOConfig",
+        "flow_dppo": "unirl_env.agents.flow_dppo:FlowDPPOConfig",
+        "grpo": "unirl_env.agents.grpo:GRPOConfig",
+        "gspo": "unirl_env.agents.gspo:GSPOConfig",
+    },
+)
+"""The algorithms that ship, by what a recipe calls them; those of other packages are named by their paths."""
+
+_HOMES = {
     "Agent": "base",
     "AgentConfig": "config",
+    "Context": "loss",
     "DRPO": "drpo",
     "DRPOConfig": "drpo",
     "FlowDPPO": "flow_dppo",
@@ -27,10 +61,20 @@ PLACES = {
     "GRPOConfig": "grpo",
     "GSPO": "gspo",
     "GSPOConfig": "gspo",
+    "HackingCallback": "hacking_callback",
+    "Loss": "loss",
+    "Metric": "metrics",
+    "Rows": "rows",
+    "SDEStep": "phases",
+    "TokenStep": "phases",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{PLACES[name]}"), name)
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {__all__}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

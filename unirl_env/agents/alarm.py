@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from unirl_env.agents.score_metrics import nothing_scored
 from unirl_env.checks import is_number
 from unirl_env.config import AlarmSettings
-from unirl_env.config_check import SIGNALS, check_alarm
+from unirl_env.config.watch import SIGNALS
 
 __all__ = ["SIGNALS", "Finding", "HackingAlarm", "Level"]
 
@@ -101,7 +101,7 @@ class HackingAlarm:
 
     def __init__(self, settings: AlarmSettings | None = None):
         self.settings = settings or AlarmSettings()
-        check_alarm(self.settings)
+        self.settings.check("alarm.")
         self.findings: list[Finding] = []
         self.levels: dict[str, list[Level]] = {name: [] for name in SIGNALS}
         self.rows: list[dict[str, Any]] = []
@@ -123,9 +123,8 @@ class HackingAlarm:
     @property
     def ended_by(self) -> Finding | None:
         """The first alarm that the settings let end the run."""
-        stop = self.settings.stop
-        named = SIGNALS if stop in ("all", ["all"]) else [stop] if isinstance(stop, str) else stop
-        return next((finding for finding in self.findings if finding.signal in named), None)
+        stops = self.settings.stops
+        return next((finding for finding in self.findings if finding.signal in stops), None)
 
     def observe(self, row: Row) -> tuple[Finding, ...]:
         """Take in the numbers of one iteration.

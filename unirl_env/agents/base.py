@@ -9,23 +9,24 @@ from typing import Any
 
 import ray
 import torch
-from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core.learner.training_data import TrainingData
-from ray.tune.result import TRAINING_ITERATION
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS
 from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.agents.checks import warn_of_settings
-from unirl_env.agents.cluster import make_room
 from unirl_env.agents.config import AgentConfig
 from unirl_env.agents.credit import credit
 from unirl_env.agents.first_update import FirstUpdate
-from unirl_env.agents.reports import log_to_rllib, rollout_metrics, update_metrics
+from unirl_env.agents.reports import rollout_metrics, update_metrics
+from unirl_env.agents.results import log_episodes, log_update
+from unirl_env.agents.rllib import RLlibAlgorithm
 from unirl_env.agents.shards import share_out
 from unirl_env.agents.update import FollowedFailure, Update
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import CheckpointError, ContractError
+from unirl_env.rollouts.callbacks import episode_lengths
 from unirl_env.rollouts.calls import learner_results, learners_live, share_requests
 from unirl_env.rollouts.requests import rollout_requests
 from unirl_env.rollouts.sync import SyncReport, WeightSync
@@ -36,7 +37,7 @@ __all__ = ["Agent", "AgentConfig"]
 STATE_FORMAT = 1
 
 
-class Agent(Algorithm):
+class Agent(RLlibAlgorithm):
     """Trains the policy of a generative environment on groups of its own samples.
 
     An iteration takes P prompts, draws G samples of each, turns their rewards into advantages within each
@@ -51,16 +52,9 @@ class Agent(Algorithm):
         first_update: The self-check: what it has still to look at, and what it found.
     """
 
-    @classmethod
-    def get_default_config(cls) -> AgentConfig:
-        """The settings that belong to this agent."""
-        return AgentConfig(algo_class=cls)
-
-    def setup(self, config: AgentConfig) -> None:
-        """Build runners and learners, and let them share one module where they share a process."""
+    def _begin(self) -> None:
+        """Let runner and learner share one module where they share a process, and publish the weights."""
         warn_of_settings(self.config)
-        make_room(self.config)
-        super().setup(config)
         self.source = PromptSource.of(self.config.prompt_source())
         self.sync = WeightSync(self.learner_group, self.env_runner_group)
         self.iterations_done, self._updating = 0, False
@@ -71,6 +65,7 @@ class Agent(Algorithm):
         runner = self.env_runner_group.local_env_runner
         if runner.shares_module:
             self._on_learners(lambda learner: runner.adopt(learner.policy))
+        self._parameters = self._on_learners(lambda learner: learner.count_parameters(), first_only=True)[0]
         self._publish()
 
     def training_step(self) -> None:
@@ -83,6 +78,7 @@ class Agent(Algorithm):
             config.group_size,
             seed=F.derive_seed(config.run_seed, "rollout", iteration),
             keep_samples=config.keep_samples,
+            occasion="training",
             **config.mode.training_options(config, iteration, checked=not self.first_update.pending),
         )
         sampled = time.perf_counter()
@@ -108,7 +104,7 @@ class Agent(Algorithm):
             "sync_bytes": float(sync.size),
             "weights_version": float(self.weights_version),
         }
-        log_to_rllib(self.metrics, self.iteration_metrics, env_steps=config.mode.env_steps(batch, config))
+        self._log(batch, version=self.weights_version - 1)
 
     # Evaluation, and what a run leaves behind.
 
@@ -179,10 +175,10 @@ class Agent(Algorithm):
         """All that a run needs to go on bit for bit: tensors by name, and JSON."""
         meta = {
             "format": STATE_FORMAT,
-            "agent": type(self).__name__,
+            "agent": self.algorithm_name,
             "iteration": self.iterations_done,
             "weights_version": self.weights_version,
-            "checked": sorted(self.first_update.reported),
+            "checked": self._checked(),
         }
         return self._on_learners(lambda learner: learner.run_state(), first_only=True)[0], meta
 
@@ -192,46 +188,18 @@ class Agent(Algorithm):
         Raises:
             CheckpointError: If the state was written by another agent or for another policy.
         """
-        if meta.get("format") != STATE_FORMAT or meta.get("agent") != type(self).__name__:
+        if meta.get("format") != STATE_FORMAT:
             raise CheckpointError(
-                f"A run's state must be of format {STATE_FORMAT} and agent {type(self).__name__}, got "
-                f"{meta.get('format')} and {meta.get('agent')}; try the agent that wrote it."
+                f"A run's state must be of format {STATE_FORMAT}, got {meta.get('format')}; try the "
+                "version of this library that wrote it."
             )
+        self.require_own(meta.get("agent"))
         if self.learner_group.is_remote:
             place = {"tensors": ray.put(dict(tensors))}
             self._on_learners(lambda learner: learner.load_run_state(ray.get(place["tensors"])))
         else:
             self._on_learners(lambda learner: learner.load_run_state(tensors))
         self._resume_at(int(meta["iteration"]), int(meta["weights_version"]), meta.get("checked"))
-
-    # RLlib's seams.
-
-    def restore_env_runners(self, env_runner_group: Any) -> list[int]:
-        """Bring restarted runners back into service, with the present weights."""
-        restored = env_runner_group.probe_unhealthy_env_runners() or []
-        if restored:
-            self.sync.publish(self.weights_version, runners=restored)
-        return restored
-
-    def get_state(
-        self, components: Any = None, *, not_components: Any = None, **kwargs: Any
-    ) -> dict[str, Any]:
-        """RLlib's state, and the counters that prompts and noise follow from."""
-        state = super().get_state(components, not_components=not_components, **kwargs)
-        counters = {"iteration": self.iterations_done, "version": self.weights_version}
-        return {**state, "counters": {**counters, "checked": sorted(self.first_update.reported)}}
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Take over RLlib's state and the counters."""
-        super().set_state(state)
-        if "counters" in state:
-            counters = state["counters"]
-            self._resume_at(counters["iteration"], counters["version"], counters.get("checked"))
-
-    def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
-        """RLlib's own; afterwards every runner acts with the restored weights."""
-        super().restore_from_path(path, *args, **kwargs)
-        self._publish()
 
     # Parts of an iteration.
 
@@ -261,7 +229,7 @@ class Agent(Algorithm):
             valid,
             num_learners=self.config.num_learners,
             **self.config.epochs(self.iterations_done),
-            aggregate=self.config.aggregate,
+            aggregate=self.config.weighing,
             horizon=self.config.horizon,
             mask_truncated=self.config.mask_truncated,
             idle_episodes=self.config.idle_episodes,
@@ -284,11 +252,23 @@ class Agent(Algorithm):
         self.first_update.note(batch, updates)
         return updates
 
-    def _publish(self) -> SyncReport:
-        return self.sync.publish(self.weights_version)
+    def _log(self, batch: EpisodeBatch, version: int) -> None:
+        """The iteration's numbers where RLlib and Tune look for them."""
+        lengths = episode_lengths(batch, self.config)
+        seconds, place = self.iteration_metrics["seconds/rollout"], (ENV_RUNNER_RESULTS,)
+        log_episodes(self.metrics, batch.scores, lengths, seconds=seconds, version=version, place=place)
+        log_update(self.metrics, self.iteration_metrics, self._parameters)
+        if told := self._told():
+            self.metrics.aggregate(told, key=ENV_RUNNER_RESULTS)
+
+    def _checked(self) -> list[str]:
+        return sorted(self.first_update.reported)
+
+    def _publish(self, runners: Sequence[int] | None = None) -> SyncReport:
+        return self.sync.publish(self.weights_version, runners=runners)
 
     def _resume_at(self, iteration: int, version: int, checked: Sequence[str] | None) -> None:
-        super().set_state({TRAINING_ITERATION: iteration})
+        self._iteration_is(iteration)
         self.iterations_done, self.weights_version = iteration, version
         self.first_update.begin(self.config.trained if checked is None and iteration else checked or ())
         self._publish()

@@ -4,47 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from torch import Tensor
 
 import unirl_env.functional as F
+from unirl_env.agents.batch_size import BatchSize
 from unirl_env.agents.checks import check_settings
 from unirl_env.agents.epochs import EpochSettings
-from unirl_env.agents.forms import env_spec, normalize
+from unirl_env.agents.evaluation import EvaluationSettings
+from unirl_env.agents.forms import env_spec, normalize, runners_options, runners_world
 from unirl_env.agents.learner import GenerativeLearner
+from unirl_env.agents.loss import Loss
 from unirl_env.agents.of_mode import OfMode
-from unirl_env.agents.phases import Step
 from unirl_env.agents.rllib_words import RLLIBS_OWN, check_rllib_words, own_names, refuse_rllib_word
-from unirl_env.agents.rows import Rows
-from unirl_env.config import PolicySettings, StepSettings
-from unirl_env.config_check import NUM_MINIBATCHES
+from unirl_env.agents.settings import NESTED, defaults, laid_over
 from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
 from unirl_env.rollouts.runner import GenerativeEnvRunner
+from unirl_env.world import ForeignWorld, World
 
 __all__ = ["AgentConfig", "Loss"]
 
 
-@dataclass(frozen=True)
-class Loss:
-    """The loss of one kind of phase, and what it wants recorded.
-
-    Attributes:
-        compute: `(rows, new step, config) -> loss, metrics`, pure. Masked rows must not count, rows count by
-            their weight, and sums are divided by `rows.denominator`.
-        needs_mean: Whether the means of the sampling policy are wanted, too.
-    """
-
-    compute: Callable[[Rows, Step, AgentConfig], tuple[Tensor, dict[str, Tensor]]]
-    needs_mean: bool = False
-
-
-class AgentConfig(OfMode, EpochSettings, AlgorithmConfig):
+class AgentConfig(OfMode, EpochSettings, EvaluationSettings, BatchSize, AlgorithmConfig):
     """Settings that all agents share; an algorithm adds its losses and their knobs.
 
     Example:
@@ -60,6 +44,12 @@ class AgentConfig(OfMode, EpochSettings, AlgorithmConfig):
 
     engine_anchor: ClassVar[str] = "replay"  # The `anchor` of engines other than the local one.
 
+    knobs: ClassVar[type | None] = None
+    """A dataclass of the algorithm's own settings, made as those of `unirl_env.config` are. They are
+    attributes, too, after those of the classes that this one derives from; so is what `__init__` sets."""
+    own_aggregate: ClassVar[str] = "token_mean"
+    """How tokens of texts of unequal length are weighed where `aggregate` is None."""
+
     def __init__(self, algo_class: type | None = None):
         super().__init__(algo_class=algo_class)
         self.restart_failed_env_runners = False
@@ -68,94 +58,36 @@ class AgentConfig(OfMode, EpochSettings, AlgorithmConfig):
         self.merge_env_runner_states = False
         self.broadcast_env_runner_states = False
         self.run_seed = 0
-        self.cluster_wait: float | None = None
         self.prompts: Any = None
-        self.num_prompts = 8
-        self.group_size = 12
-        self.same_noise = False
-        self.rollout_batch_size: int | None = None
-        self.engine = "local"
-        self.engine_options: dict[str, Any] = {}
-        self.keep_samples = True
-        self.steps = StepSettings()
-        self.policy = PolicySettings()
-        self.lr = 3e-4
-        self.warmup_iterations = 0
-        self.betas = (0.9, 0.999)
-        self.weight_decay = 0.0
-        self.adam_epsilon = 1e-8
-        self.grad_clip = 1.0
-        self.num_epochs = 1
-        self.num_minibatches = NUM_MINIBATCHES
-        self.micro_batch_size: int | None = None
-        self.micro_batch_tokens: int | None = None
-        self.aggregate = "token_mean"
-        self.horizon: int | None = None
-        self.mask_truncated = False
-        self.idle_episodes = "count"
-        self.train_phases: list[str] | None = None
-        self.phase_rewards: dict[str, str] = {}
-        self.phase_weights: dict[str, float] = {}
-        self.advantage_scale = "group"
-        self.advantage_parts: dict[str, float] = {}
-        self.advantage_clip: float | None = None
-        self.max_log_ratio = 20.0
-        self.reference_kl = 0.0
-        self.kl_estimator = "k2"
-        self.anchor: str | None = None
-        self.self_check = True
-        self.self_check_tolerance: float | None = 1e-4
-        self.self_check_gap_mean: float | None = 0.25
-        self.self_check_gap_max: float | None = 5.0
-        self.self_check_kl: float | None = 0.25
+        self.train_batch_size = None  # RLlib's default is no wish of anybody's
+        for name, value in defaults(type(self)).items():
+            setattr(self, name, value)
+        self._num_prompts_given = False
+
+    if TYPE_CHECKING:  # The attributes that stand for fields of settings and knobs.
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in NESTED:
+            value = laid_over(NESTED[name], vars(self).get(name), value)
+        super().__setattr__(name, value)
 
     def training(self, **settings: Any) -> AgentConfig:
         """Set how an agent trains.
 
         Args:
-            **settings: Any of
+            **settings: Fields of `AgentSettings` and of `RolloutSettings` (whose `batch_size` is called
+                `rollout_batch_size` here), the algorithm's own knobs, and
 
                 - `prompts`: what `PromptSource.of` understands; None takes the environment's own.
-                - `num_prompts`, `group_size`: P prompts x G episodes make an iteration.
-                - `same_noise`: start the episodes of a group from one initial noise.
-                - `rollout_batch_size`: episodes that a runner steps together; None takes its whole share.
-                - `engine`, `engine_options`: what generates tokens: `"local"`, `"vllm"`, `"vllm_server"`,
-                  `"sglang"`, and its arguments.
-                - `keep_samples`: keep an iteration's finished samples in `agent.last_batch`.
-                - `steps`: `StepSettings` or a dict of them; which denoising steps are trained.
-                - `policy`: `PolicySettings` or a dict of them; how the network acts.
-                - `lr`, `warmup_iterations`, `betas`, `weight_decay`: AdamW, `grad_clip` its norm.
-                - `num_epochs`: passes over an iteration's episodes, each of N optimizer steps on disjoint
-                  parts: `num_minibatches`, which keeps the curve whatever the number of learners, or by
-                  `minibatch_size`, the episodes that each learner takes in one, as RLlib counts.
-                - `shuffle_batch_per_epoch`: deal the episodes out anew in every epoch, the first included:
-                  `"group"` by whole groups, `"episode"` one by one, True by groups where minibatches hold
-                  whole ones, False not at all.
-                - `micro_batch_size`, `micro_batch_tokens`: episodes and packed tokens per backward pass at
-                  most; they change memory, not results.
-                - `aggregate`: how tokens of texts of unequal length are weighed: `"token_mean"` (each token
-                  alike), `"sequence_mean"` (each text alike), `"horizon"` (sums over `horizon`, as Dr. GRPO).
-                - `mask_truncated`: leave texts out of the loss that the length limit ended.
-                - `idle_episodes`: whether episodes of advantage 0 `"count"` in what sums are divided by, or
-                  are left out (`"leave_out"`) of that and of the KL to the untrained model, too.
-                - `train_phases`: which phases of a hybrid episode are trained; None trains all.
-                - `phase_rewards`: for a phase, the part of the scores that it is paid instead of the reward.
-                - `phase_weights`: for a phase, the weight of its loss; 1 without.
-                - `advantage_scale`: `"group"`, `"batch"`, `"none"` or `"leave_one_out"` (RLOO);
-                  `advantage_clip`, in units of what rewards were divided by.
-                - `max_log_ratio`: where log-ratios are cut, in nats per token or per latent element.
-                - `adam_epsilon`: what AdamW adds to the root of the second moment, in units of a gradient.
-                - `advantage_parts`: parts of the scores with weights; each is normalised within its group
-                  before they are added (GDPO), and takes the place of the reward.
-                - `reference_kl`: weight of the KL to the untrained model; `kl_estimator`: `"k2"` or `"k3"`.
-                - `anchor`: old log-probs of the `"rollout"`, or by `"replay"` before the update; None takes
-                  the rollout's of the engine `"local"`, and of others `engine_anchor`.
-                - `self_check`: whether the first update must find what the rollout recorded, within
-                  `self_check_tolerance` (|ratio - 1| against the anchor), and in nats `self_check_gap_mean`,
-                  `self_check_gap_max` (recorded log-probs), `self_check_kl` (on latents); None: no bound.
-                - `cluster_wait`: seconds to wait for room in Ray's cluster; None: 60, or 0 if too small.
                 - `seed`: every random number of the run follows from it; also `.debugging(seed=...)`.
-                - the algorithm's own knobs.
+                - `steps`: `StepSettings`, or a mapping of fields that is laid over the present ones.
+                - `policy`: `PolicySettings`, likewise.
+                - `train_batch_size`, `train_batch_size_per_learner`: the episodes of an iteration, as RLlib
+                  says it; `num_prompts` follows from them.
+
+                `docs/settings.md` has a table of all, with their defaults and reasons.
 
         Raises:
             ConfigError: If a setting is unknown.
@@ -236,14 +168,20 @@ class AgentConfig(OfMode, EpochSettings, AlgorithmConfig):
         return self.anchor or ("rollout" if self.engine == "local" else self.engine_anchor)
 
     @property
+    def weighing(self) -> str:
+        """The `aggregate` in use."""
+        return self.aggregate or self.own_aggregate
+
+    @property
     def num_steps(self) -> int:
         """T, denoising steps of an episode."""
         return int(self.env_options()["num_steps"])
 
     @property
-    def needs_mean(self) -> bool:
-        """Whether the rollout must record means: some loss wants them and does not replay."""
-        return self.old_log_probs == "rollout" and any(loss.needs_mean for loss in self.losses.values())
+    def needs(self) -> frozenset[str]:
+        """What the rollout must record for the losses; means that are replayed need not be."""
+        needs = frozenset().union(*(loss.needs for loss in self.losses.values()))
+        return needs if self.old_log_probs == "rollout" else needs - {"mean"}
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -262,25 +200,21 @@ class AgentConfig(OfMode, EpochSettings, AlgorithmConfig):
         """`lr`, after a linear rise over the first `warmup_iterations`."""
         return self.lr * min(1.0, (iteration + 1) / max(1, self.warmup_iterations))
 
-    # What the settings say to the parts.
-
     def env_options(self) -> dict[str, Any]:
         """The environment's keyword arguments: those registered with its id, and the user's over them."""
-        return {**env_spec(self.env).kwargs, **self.env_config}
+        return {**env_spec(self).kwargs, **self.env_config}
 
     def prompt_source(self) -> Any:
         """What the agent takes prompts from."""
         return self.env_options().get("prompts") if self.prompts is None else self.prompts
 
     def rollout_env_options(self) -> dict[str, Any]:
-        """Keyword arguments of a runner's environment, which plays groups by hand."""
-        return {
-            # A runner says itself where its environment lives.
-            **{name: value for name, value in self.env_config.items() if name != "device"},
-            "array_backend": "torch",
-            "autoreset_mode": "disabled",
-            **self.mode.env_options(self),
-        }
+        """Arguments of a runner's environment beside those of its id; the runner says where it lives."""
+        return runners_options(self)
+
+    def world(self, device: str) -> World | ForeignWorld:
+        """What a runner on `device` makes its environments from."""
+        return runners_world(self, device)
 
     @property
     def episodes_per_play(self) -> int:

@@ -34,8 +34,9 @@ class EpochSettings:
         return chosen or None
 
     def epochs(self, iteration: int) -> dict[str, Any]:
-        """The arguments of `optimizer_steps` for an iteration, besides its groups."""
+        """What `share_out` must know of an iteration: its number, and the arguments of `optimizer_steps`."""
         return {
+            "iteration": iteration,
             "num_minibatches": self.minibatches,
             "num_epochs": self.num_epochs,
             "shuffle": self.shuffle,

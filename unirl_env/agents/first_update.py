@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from unirl_env.agents.update import Update
 from unirl_env.episode import EpisodeBatch
 
 __all__ = ["FirstUpdate"]
+
+logger = logging.getLogger(__name__)
 
 
 class FirstUpdate:
@@ -41,6 +44,10 @@ class FirstUpdate:
     def note(self, batch: EpisodeBatch, updates: Sequence[Update]) -> None:
         """Take over what learners found, and leave in their reports what the log has not seen."""
         for name in sorted(self.pending):
+            if not batch.phases[name].drawn:
+                logger.warning("The self-check of `%s` does not apply: none of its steps was drawn.", name)
+                self.pending.discard(name)
+                continue
             parts = [update.phases[name] for update in updates if name in update.phases]
             if not any(part.check for part in parts):
                 continue  # Nothing to compare yet.

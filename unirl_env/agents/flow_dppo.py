@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from math import inf
 
 from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.agents.base import Agent
-from unirl_env.agents.config import AgentConfig, Loss
+from unirl_env.agents.config import AgentConfig
+from unirl_env.agents.loss import Context, Loss
 from unirl_env.agents.rows import Rows
 from unirl_env.agents.units import check_either, per_element, threshold
+from unirl_env.config import Settings, setting
 from unirl_env.episode import Phase
-from unirl_env.errors import ConfigError
 from unirl_env.functional import SDEStep, TokenStep
 
-__all__ = ["FlowDPPO", "FlowDPPOConfig"]
+__all__ = ["FlowDPPO", "FlowDPPOConfig", "FlowDPPOKnobs"]
 
 KL_THRESHOLD = 1e-5
 """The published threshold on latents, for SD3 at 512 x 512: 0.66 nats."""
 
 
-def latent_loss(rows: Rows, new: SDEStep, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def latent_loss(rows: Rows, new: SDEStep, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
     """`F.flow_dppo_loss` with the configuration's threshold."""
+    config = context.config
     return F.flow_dppo_loss(
         new.log_prob,
         rows.old_log_prob,
@@ -37,8 +40,9 @@ def latent_loss(rows: Rows, new: SDEStep, config: Any) -> tuple[Tensor, dict[str
     )
 
 
-def token_loss(rows: Rows, new: TokenStep, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def token_loss(rows: Rows, new: TokenStep, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
     """`F.dppo_loss` with the configuration's threshold for tokens."""
+    config = context.config
     return F.dppo_loss(
         new.log_prob,
         rows.old_log_prob,
@@ -51,41 +55,46 @@ def token_loss(rows: Rows, new: TokenStep, config: Any) -> tuple[Tensor, dict[st
     )
 
 
+@dataclass
+class FlowDPPOKnobs(Settings):
+    """The divergence from which a transition no longer pushes its ratio further from 1.
+
+    `F.flow_dppo_loss` says how that differs from pushing the policy further away. Of the first two, one may
+    be given.
+    """
+
+    kl_threshold: float | None = setting(None, above=0, hint=f"{KL_THRESHOLD:g}")
+    """The exact KL on latents, as a mean over the D elements of an action. Without this and the next it is
+    1e-5, published for SD3 at 512 x 512 (0.66 nats)."""
+    kl_threshold_nats: float | None = setting(None, above=0, hint=f"{KL_THRESHOLD * 65536:g}")
+    """That of the joint policies, D times as much: the same at any size."""
+    token_threshold: float = setting(0.15, above=0, most=inf)
+    """The divergence on tokens, where it is DPPO: 0.15 is usual for `tv`, 0.05 for `kl`."""
+    token_divergence: str = setting("tv", choices=("tv", "kl"))
+    """Which one it is, of the two-cell partition {the token, all others}."""
+
+    def check(self, prefix: str = "") -> None:
+        """Refuse one threshold in two units, too."""
+        super().check(prefix)
+        check_either(self, "kl_threshold", prefix)
+
+
 class FlowDPPOConfig(AgentConfig):
-    """Settings of `FlowDPPO`.
-
-    Knob on latents: the exact KL from which a transition no longer pushes its ratio further from 1
-    (`F.flow_dppo_loss` says how that differs from pushing the policy further away). `kl_threshold_nats` is
-    that of the joint policies, the same at any size; `kl_threshold` is a mean over the D elements of an
-    action, D times less. One of them may be given; without any it is `kl_threshold` 1e-5, published for SD3
-    at 512 x 512 (0.66 nats).
-
-    Knobs on tokens, where it is DPPO: `token_divergence`, `"tv"` or `"kl"` of the two-cell partition {the
-    token, all others}, and `token_threshold`, from which a token stops pushing further away: 0.15 is
-    usual for `"tv"`, 0.05 for `"kl"`.
+    """Settings of `FlowDPPO`; its knobs are those of `FlowDPPOKnobs`.
 
     Reference:
         Flow-DPPO (arXiv 2606.11025); DPPO (2602.04879).
     """
 
-    losses = {"latents": Loss(latent_loss, needs_mean=True), "tokens": Loss(token_loss)}
+    losses = {
+        "latents": Loss(latent_loss, needs={"mean"}, skips_idle=True),
+        "tokens": Loss(token_loss, skips_idle=True),
+    }
+    knobs = FlowDPPOKnobs
     engine_anchor = "rollout"  # DPPO bounds the divergence from the policy that sampled.
 
     def __init__(self, algo_class: type | None = None):
         super().__init__(algo_class=algo_class or FlowDPPO)
-        self.kl_threshold: float | None = None
-        self.kl_threshold_nats: float | None = None
-        self.token_threshold = 0.15
-        self.token_divergence = "tv"
-
-    def validate(self) -> None:
-        """Check the thresholds, too."""
-        super().validate()
-        check_either(self, "kl_threshold", KL_THRESHOLD)
-        if not self.token_threshold > 0:
-            raise ConfigError(f"`token_threshold` must be positive, got {self.token_threshold}; try 0.15.")
-        if self.token_divergence not in ("tv", "kl"):
-            raise ConfigError(f"`token_divergence` must be 'tv' or 'kl', got {self.token_divergence!r}.")
 
     def kl_border(self, elements: int) -> float:
         """The mean-reduced threshold for actions of `elements` latent elements."""

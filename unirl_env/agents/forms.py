@@ -1,23 +1,18 @@
-"""What may be written in several ways, brought into one form: ids, seeds, devices, groups of settings."""
+"""What may be written in several ways, brought into one form: ids, seeds, devices."""
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
-from collections.abc import Mapping
 from typing import Any
 
-import gymnasium as gym
 import torch
+from gymnasium.envs.registration import EnvSpec
 
 from unirl_env.checks import whole
-from unirl_env.config import PolicySettings, StepSettings
 from unirl_env.errors import ConfigError
+from unirl_env.registration import full_id, recall, spec_of
+from unirl_env.world import ForeignWorld, World, world_of
 
-__all__ = ["env_spec", "normalize"]
-
-PACKAGE = __name__.partition(".")[0]
-NAMESPACE = "unirl"
+__all__ = ["env_spec", "normalize", "runners_options", "runners_world"]
 
 
 def normalize(config: Any) -> None:
@@ -26,31 +21,48 @@ def normalize(config: Any) -> None:
     Raises:
         ConfigError: If a form is not understood.
     """
-    if isinstance(config.env, str) and config.env.startswith(f"{NAMESPACE}/"):
-        # A remote runner has imported nothing: the prefix tells it what registers the id.
-        config.env = f"{PACKAGE}:{config.env}"
+    # A remote runner has imported nothing: the prefix tells it what registers the id, and the spec what it
+    # means where no import does, as of one that was registered in a notebook.
+    config._env_spec = env_spec(config)
+    config.env = full_id(config.env)
     if config.seed is not None:
         # RLlib would seed every process's global generators and force slow deterministic kernels.
         config.run_seed, config.seed = whole("seed", config.seed), None
-    config.steps = _settings(StepSettings, "steps", config.steps)
-    config.policy = _settings(PolicySettings, "policy", config.policy)
     _place(config)
 
 
-def env_spec(env: Any) -> gym.envs.registration.EnvSpec:
-    """The registered spec of an id, whose prefix may say what to import first.
+def env_spec(config: Any) -> EnvSpec:
+    """The registered spec of an `AgentConfig`'s environment.
 
     Raises:
         ConfigError: If there is no such id.
     """
-    if not isinstance(env, str):
-        raise ConfigError(f"`environment` must be a registered id, got {env!r}; try 'unirl/TinySD3-T2I-v0'.")
-    module, _, name = env.rpartition(":")
-    try:
-        importlib.import_module(module or PACKAGE)
-        return gym.spec(name)
-    except (ModuleNotFoundError, gym.error.Error) as error:
-        raise ConfigError(f"`environment` must be a registered id, got {env!r}: {error}") from error
+    held = getattr(config, "_env_spec", None)
+    if held is not None and held.id == str(config.env).rpartition(":")[2]:
+        recall(config.env, held)
+    return spec_of(config.env)
+
+
+def runners_options(config: Any) -> dict[str, Any]:
+    """Arguments of a runner's environment, which plays groups by hand, beside those of its id."""
+    return {
+        # A runner says itself where its environment lives.
+        **{name: value for name, value in config.env_config.items() if name != "device"},
+        "array_backend": "torch",
+        "autoreset_mode": "disabled",
+        **config.mode.env_options(config),
+    }
+
+
+def runners_world(config: Any, device: str) -> World | ForeignWorld:
+    """The world of a runner on `device`.
+
+    Raises:
+        ConfigError: If an argument of the environment does not fit.
+        ModelNotFound: If its model cannot be loaded.
+    """
+    env_spec(config)
+    return world_of(config.env, {**config.rollout_env_options(), "device": device})
 
 
 def _place(config: Any) -> None:
@@ -78,14 +90,3 @@ def _place(config: Any) -> None:
         setattr(config, gpus, 1)
     if ":" in device:
         config.local_gpu_idx = int(device.partition(":")[2])
-
-
-def _settings(kind: type, name: str, value: Any) -> Any:
-    """`value` as the dataclass `kind`, if it is a mapping of its fields."""
-    if isinstance(value, kind):
-        return value
-    known = [field.name for field in dataclasses.fields(kind)]
-    unknown = [key for key in value if key not in known] if isinstance(value, Mapping) else [value]
-    if unknown:
-        raise ConfigError(f"`{name}` must have keys of {', '.join(known)}, got {unknown[0]!r}.")
-    return kind(**value)

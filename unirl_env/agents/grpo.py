@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from math import inf
 
 from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.agents.base import Agent
-from unirl_env.agents.config import AgentConfig, Loss
+from unirl_env.agents.config import AgentConfig
+from unirl_env.agents.loss import Context, Loss
 from unirl_env.agents.rows import Rows
 from unirl_env.agents.units import check_either, per_element, threshold
+from unirl_env.config import Settings, setting
 from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
 from unirl_env.functional import SDEStep, TokenStep
 
-__all__ = ["GRPO", "GRPOConfig"]
+__all__ = ["GRPO", "GRPOConfig", "GRPOKnobs"]
 
 CLIP = 1e-4
 """The published range on latents, for SD3 at 512 x 512: 6.6 nats."""
 
 
-def latent_loss(rows: Rows, new: SDEStep, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def latent_loss(rows: Rows, new: SDEStep, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
     """`F.grpo_loss` with the configuration's clip range."""
+    config = context.config
     low, high = config.clip_range(rows.action[0].numel())
     return F.grpo_loss(
         new.log_prob,
@@ -36,8 +40,9 @@ def latent_loss(rows: Rows, new: SDEStep, config: Any) -> tuple[Tensor, dict[str
     )
 
 
-def token_loss(rows: Rows, new: TokenStep, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def token_loss(rows: Rows, new: TokenStep, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
     """`F.grpo_loss` with the configuration's clip range for tokens."""
+    config = context.config
     return F.grpo_loss(
         new.log_prob,
         rows.old_log_prob,
@@ -51,49 +56,57 @@ def token_loss(rows: Rows, new: TokenStep, config: Any) -> tuple[Tensor, dict[st
     )
 
 
-class GRPOConfig(AgentConfig):
-    """Settings of `GRPO`.
+@dataclass
+class GRPOKnobs(Settings):
+    """How far ratios may move.
 
-    Knobs on latents: how far the ratio may fall and rise, `clip_low` and `clip_high` (None for the same).
     Log-probs of latents are means over the D elements of an action, so that ratios are D-th roots of
-    likelihood ratios, and a range means something else at every size. `clip_low_nats` and `clip_high_nats`
-    say it in nats, D times as much: the same trust region at any size. Of each pair one may be given; without
-    any the range is 1e-4, published for SD3 at 512 x 512 (6.6 nats). Nats are taken to first order: with n
-    of them, the joint likelihood ratio may fall by -D ln(1 - n / D) and rise by D ln(1 + n / D).
+    likelihood ratios, and a range means something else at every size. In nats it is D times as much: the same
+    trust region at any size. Of each pair one may be given. Nats are taken to first order: with n of them,
+    the joint likelihood ratio may fall by -D ln(1 - n / D) and rise by D ln(1 + n / D).
+    """
 
-    Knobs on tokens: `token_clip_low` and `token_clip_high` (None for the same; DAPO's clip-higher is 0.28),
-    and `dual_clip` (above 1), a bound for ratios that have run away under negative advantages. Dr. GRPO is
-    `aggregate="horizon"` with `advantage_scale="none"`.
+    clip_low: float | None = setting(None, above=0, below=1, hint=f"{CLIP:g}")
+    """How far the ratio of latents may fall. Without this and the next it is 1e-4, published for SD3 at
+    512 x 512 (6.6 nats)."""
+    clip_low_nats: float | None = setting(None, above=0, hint=f"{CLIP * 65536:g}")
+    """The same in nats of the whole action."""
+    clip_high: float | None = setting(None, above=0, hint=f"{CLIP:g}")
+    """How far it may rise; without this and the next as far as it may fall."""
+    clip_high_nats: float | None = setting(None, above=0, hint=f"{CLIP * 65536:g}")
+    """The same in nats of the whole action."""
+    token_clip_low: float = setting(0.2, above=0, below=1)
+    """How far the ratio of a token may fall."""
+    token_clip_high: float | None = setting(None, above=0, most=inf)
+    """How far it may rise; null for the same. DAPO's clip-higher is 0.28."""
+    dual_clip: float | None = setting(None, above=1, most=inf, hint="3.0")
+    """A bound on ratios of tokens that have run away under negative advantages; null for none."""
+
+    def check(self, prefix: str = "") -> None:
+        """Refuse one bound in two units, too."""
+        super().check(prefix)
+        for name in ("clip_low", "clip_high"):
+            check_either(self, name, prefix)
+
+
+class GRPOConfig(AgentConfig):
+    """Settings of `GRPO`; its knobs are those of `GRPOKnobs`.
+
+    Dr. GRPO is `aggregate="horizon"` with `advantage_scale="none"`.
 
     Reference:
         Flow-GRPO (arXiv 2505.05470); GRPO (2402.03300); DAPO (2503.14476); Dr. GRPO (2503.20783).
     """
 
-    losses = {"latents": Loss(latent_loss), "tokens": Loss(token_loss), "continuous": Loss(token_loss)}
+    losses = {
+        "latents": Loss(latent_loss, skips_idle=True),
+        "tokens": Loss(token_loss, skips_idle=True),
+        "continuous": Loss(token_loss, skips_idle=True),
+    }
+    knobs = GRPOKnobs
 
     def __init__(self, algo_class: type | None = None):
         super().__init__(algo_class=algo_class or GRPO)
-        self.clip_low: float | None = None
-        self.clip_low_nats: float | None = None
-        self.clip_high: float | None = None
-        self.clip_high_nats: float | None = None
-        self.token_clip_low = 0.2
-        self.token_clip_high: float | None = None
-        self.dual_clip: float | None = None
-
-    def validate(self) -> None:
-        """Check the clip ranges, too."""
-        super().validate()
-        check_either(self, "clip_low", CLIP, below=1)
-        check_either(self, "clip_high", CLIP)
-        if not 0 < self.token_clip_low < 1:
-            raise ConfigError(
-                f"`token_clip_low` must lie between 0 and 1, got {self.token_clip_low}; try 0.2."
-            )
-        if self.token_clip_high is not None and not self.token_clip_high > 0:
-            raise ConfigError(f"`token_clip_high` must be positive or None, got {self.token_clip_high}.")
-        if self.dual_clip is not None and not self.dual_clip > 1:
-            raise ConfigError(f"`dual_clip` must be above 1 or None, got {self.dual_clip}; try 3.0.")
 
     def clip_range(self, elements: int) -> tuple[float, float]:
         """How far the ratio of an action of `elements` latent elements may fall and rise.

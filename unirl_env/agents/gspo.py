@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.agents.base import Agent
-from unirl_env.agents.config import AgentConfig, Loss
+from unirl_env.agents.config import AgentConfig
+from unirl_env.agents.loss import Context, Loss
 from unirl_env.agents.rows import Rows
+from unirl_env.config import Settings, setting
 from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
 from unirl_env.functional import TokenStep
 
-__all__ = ["GSPO", "GSPOConfig"]
+__all__ = ["GSPO", "GSPOConfig", "GSPOKnobs"]
 
 
-def token_loss(rows: Rows, new: TokenStep, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def token_loss(rows: Rows, new: TokenStep, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
     """`F.gspo_loss` with the configuration's clip range."""
+    config = context.config
     return F.gspo_loss(
         new.log_prob,
         rows.old_log_prob,
@@ -32,34 +35,39 @@ def token_loss(rows: Rows, new: TokenStep, config: Any) -> tuple[Tensor, dict[st
     )
 
 
-class GSPOConfig(AgentConfig):
-    """Settings of `GSPO`, for environments of tokens.
+@dataclass
+class GSPOKnobs(Settings):
+    """The range of a text's ratio, the geometric mean of its tokens': much narrower than that of a token."""
 
-    Knobs: `token_clip_low` and `token_clip_high`, the range of the ratio of a text, which is the geometric
-    mean of its tokens' ratios: much narrower than a token's. Texts count alike (`aggregate` is
-    `"sequence_mean"`).
+    token_clip_low: float = setting(3e-4, above=0, below=1)
+    """How far it may fall."""
+    token_clip_high: float = setting(4e-4, above=0, below=1)
+    """How far it may rise."""
+
+
+class GSPOConfig(AgentConfig):
+    """Settings of `GSPO`, for environments of tokens; its knobs are those of `GSPOKnobs`.
+
+    Texts count alike (`aggregate` is `"sequence_mean"`).
 
     Reference:
         GSPO (arXiv 2507.18071).
     """
 
-    losses = {"tokens": Loss(token_loss), "continuous": Loss(token_loss)}
+    losses = {"tokens": Loss(token_loss, skips_idle=True), "continuous": Loss(token_loss, skips_idle=True)}
+    knobs = GSPOKnobs
+    own_aggregate = "sequence_mean"
 
     def __init__(self, algo_class: type | None = None):
         super().__init__(algo_class=algo_class or GSPO)
-        self.aggregate = "sequence_mean"
-        self.token_clip_low = 3e-4
-        self.token_clip_high = 4e-4
 
     def validate(self) -> None:
-        """Check the clip range and the weighing, too."""
+        """Check the weighing, too."""
         super().validate()
-        for name in ("token_clip_low", "token_clip_high"):
-            if not 0 < getattr(self, name) < 1:
-                raise ConfigError(f"`{name}` must lie between 0 and 1, got {getattr(self, name)}; try 3e-4.")
-        if self.aggregate != "sequence_mean":
+        if self.weighing != "sequence_mean":
             raise ConfigError(
-                f"`aggregate` must be 'sequence_mean' for GSPO, got {self.aggregate!r}: a text has one ratio."
+                f"`aggregate` must be sequence_mean for GSPO, got {self.aggregate!r}: a text has one ratio; "
+                "try null, which is the algorithm's own."
             )
 
     def thresholds(self, phase: Phase) -> dict[str, tuple[float, str]]:

@@ -7,7 +7,6 @@ import tempfile
 import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,20 @@ from torch import Tensor
 import unirl_env.functional as F
 from unirl_env.agents import selfcheck
 from unirl_env.agents.gradients import FlatGradient
+from unirl_env.agents.loss import Context, Metric
 from unirl_env.agents.masters import Masters
 from unirl_env.agents.optimizer_state import load_optimizer_state, optimizer_state
 from unirl_env.agents.phases import KINDS, Step
-from unirl_env.agents.rows import Rows, busy_rows
+from unirl_env.agents.replay import Lots, replayed
+from unirl_env.agents.rows import Rows, busy_rows, completed
 from unirl_env.agents.shards import Shard
-from unirl_env.agents.update import FollowedFailure, PhaseUpdate, Update, floats, row_sums
+from unirl_env.agents.update import FollowedFailure, PhaseUpdate, Update, floats
 from unirl_env.errors import ConfigError
 
 __all__ = ["GenerativeLearner"]
 
 NETWORK = "actor.network."
 """Where a policy keeps what it trains; the names in its state begin behind it."""
-Lots = Mapping[str, Sequence[Tensor]]
-"""The micro-batches of one optimizer step: by phase, the episodes `[b]` of each."""
 
 
 class GenerativeLearner(TorchLearner):
@@ -111,19 +110,19 @@ class GenerativeLearner(TorchLearner):
         self, *, module_id: str, config: Any, batch: Mapping[str, Rows], fwd_out: Mapping[str, Step]
     ) -> Tensor:
         """The loss of one micro-batch, summed over its phases."""
-        return sum(self.loss(name, rows, fwd_out[name])[0] for name, rows in batch.items())
+        parts = ((rows, fwd_out[name], self._context(name, rows.kind)) for name, rows in batch.items())
+        return sum(self.loss(*part)[0] for part in parts)
 
-    def loss(self, phase: str, rows: Rows, new: Step) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, rows: Rows, new: Step | None, context: Context) -> tuple[Tensor, dict[str, Metric]]:
         """The phase's loss, the KL to the reference policy if one is asked for, and metrics."""
-        loss, metrics = self.config.losses[rows.kind].compute(rows, new, self.config)
+        loss, metrics = self.config.losses[rows.kind](rows, new, context)
         if self.config.reference_kl:
-            with torch.no_grad(), self.policy.reference():
-                reference = self._score(phase, rows)
+            with context.weights("reference"):
+                reference = context.score(rows.observation, rows.action)
             pull, kl = KINDS[rows.kind].reference_kl(new, reference, rows, self.config)
             loss = loss + self.config.reference_kl * pull
-            metrics = {**metrics, "reference_kl": kl}
-        loss = loss * self.config.phase_weights.get(phase, 1.0)
-        return loss, {**metrics, "loss": loss.detach()}
+            metrics = {**metrics, "reference_kl": Metric(kl)}
+        return loss * self.config.phase_weights.get(context.phase, 1.0), metrics
 
     def export(self, what: str) -> dict[str, bytes]:
         """The files of the published form of the `adapters` or the `weights`, by relative path."""
@@ -132,6 +131,12 @@ class GenerativeLearner(TorchLearner):
             root = Path(directory)
             files = sorted(path for path in root.rglob("*") if path.is_file())
             return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+    def count_parameters(self) -> tuple[int, int]:
+        """How many weights are trained, and how many of the policy's are not."""
+        sizes = [(p.numel(), p.requires_grad) for p in self.policy.parameters()]
+        trained = sum(size for size, wanted in sizes if wanted)
+        return trained, sum(size for size, _ in sizes) - trained
 
     def run_state(self) -> dict[str, Tensor]:
         """Weights and optimizer, by name, as tensors on the CPU; of half precision, the float32 masters."""
@@ -165,12 +170,13 @@ class GenerativeLearner(TorchLearner):
             shard: Shard = training_data.batch
             steps = self._lots(shard, report)
             shard = shard.to(self.device)
-            anchored = self._replayed(shard, steps) if self.config.old_log_probs == "replay" else shard
+            replay = self.config.old_log_probs == "replay"
+            anchored = replayed(shard, steps, self.config.losses, self._scored) if replay else shard
             self._check(shard, anchored, steps, check, report)
         for number, lots in enumerate(steps):
             self._gradient.zero()
             with self._telling_the_others():
-                self._accumulate(shard, anchored, number, lots, report)
+                self._accumulate(shard, anchored, number, lots, report, check)
             if self._gradient.exchange():
                 raise FollowedFailure("Another learner failed; see its error.")
             self._step(optimizer, report)
@@ -181,7 +187,8 @@ class GenerativeLearner(TorchLearner):
         """The micro-batches of every optimizer step; counts their rows in `report`."""
         config, steps = self.config, [dict[str, list[Tensor]]() for _ in shard.steps]
         for name, phase in shard.batch.phases.items():
-            rows = busy_rows(phase, shard.advantages[name], skip_idle=not config.reference_kl)
+            skip_idle = config.losses[phase.kind].skips_idle and not config.reference_kl
+            rows = busy_rows(phase, shard.advantages[name], skip_idle=skip_idle)
             part = report.phases.setdefault(name, PhaseUpdate())
             for lots, episodes in zip(steps, shard.steps, strict=True):
                 busy = episodes[rows[episodes] > 0]
@@ -194,72 +201,64 @@ class GenerativeLearner(TorchLearner):
     def _check(
         self, shard: Shard, anchored: Shard, steps: Sequence[Lots], names: Collection[str], report: Update
     ) -> None:
-        """Compare scoring with sampling in each phase's first minibatch that has rows, and change nothing."""
-        for name in names:
+        """Compare scoring with sampling in each phase's first minibatch that has rows, and change nothing.
+
+        Steps of the ODE were not drawn from anything, and have no log-prob to compare.
+        """
+        for name in (name for name in names if shard.batch.phases[name].drawn):
             measured = []
             for index in next((lots[name] for lots in steps if lots.get(name)), ()):
-                rows = self._rows(anchored, name, index, 1.0)
-                recorded = rows if anchored is shard else self._rows(shard, name, index, 1.0)
                 # With gradients, though none is taken: without them, a kernel may be another than training's.
-                measured.append(selfcheck.measure(self._score(name, rows), rows, recorded))
+                rows, new = self._scored(anchored, name, index)
+                recorded = rows if anchored is shard else self._rows(shard, name, index, 1.0)
+                measured.append(selfcheck.measure(new, rows, recorded))
             if measured:
                 report.phases[name].check = floats(selfcheck.summary(measured))
                 selfcheck.judge(report.phases[name].check, self.config, name)
 
     def _accumulate(
-        self, shard: Shard, anchored: Shard, number: int, minibatch: Lots, report: Update
+        self,
+        shard: Shard,
+        anchored: Shard,
+        number: int,
+        minibatch: Lots,
+        report: Update,
+        check: Collection[str],
     ) -> None:
         """Add up the gradients of a minibatch; into the report go its metrics, and the first one's gap."""
         for name, lots in minibatch.items():
-            parts, gaps = [], []
-            denominator, part = shard.denominators[number][name], report.phases[name]
+            losses, metrics, gaps = [], [], []
+            denominator, kind = shard.denominators[number][name], shard.batch.phases[name].kind
+            context, wanted = self._context(name, kind, shard.iteration, number), self.config.losses[kind]
             for index in lots:
                 rows = self._rows(anchored, name, index, denominator)
-                new = self._score(name, rows)
-                if number == 0:
+                new = self._score(name, rows) if wanted.scores or self.config.reference_kl else None
+                if number == 0 and new is not None:
                     recorded = rows if anchored is shard else self._rows(shard, name, index, denominator)
                     gaps.append(selfcheck.gap(new, recorded))
-                loss, metrics = self.loss(name, rows, new)
+                loss, found = self.loss(rows, new, context)
+                if number == 0 and name in check:
+                    wanted.require_finite(loss)
                 loss.backward()
-                parts.append(row_sums(metrics, denominator))
-            part.metrics.append(F.merge_metrics(parts))
+                losses.append(loss.detach())
+                metrics.append(found)
+            report.phases[name].take(losses, metrics, denominator)
             if gaps:
-                part.gap = floats(F.merge_metrics(gaps))
+                report.phases[name].gap = floats(F.merge_metrics(gaps, maxima=("max",)))
 
     def _rows(self, shard: Shard, name: str, index: Tensor, denominator: float) -> Rows:
         kind = KINDS[shard.batch.phases[name].kind]
-        return kind.rows(shard, name, index.to(self.device), denominator)
+        return completed(kind.rows(shard, name, index.to(self.device), denominator), shard, name)
+
+    def _scored(self, shard: Shard, name: str, index: Tensor) -> tuple[Rows, Step]:
+        rows = self._rows(shard, name, index, 1.0)
+        return rows, self._score(name, rows)
 
     def _score(self, phase: str, rows: Rows) -> Step:
-        return KINDS[rows.kind].step(
-            **self.policy.forward_train({"phase": phase, "obs": rows.observation, "actions": rows.action})
-        )
+        return self._context(phase, rows.kind).score(rows.observation, rows.action)
 
-    @torch.no_grad()
-    def _replayed(self, shard: Shard, steps: Sequence[Lots]) -> Shard:
-        """The shard with old log-probs and means taken anew, in the lots in which training first uses them.
-
-        A forward pass of another batch size may differ in the last bits; of the same size it does not. Where
-        episodes are shuffled, lots of later epochs are others, and differ from the anchor by such bits, too.
-        """
-        phases = {}
-        for name, phase in shard.batch.phases.items():
-            log_prob = phase.log_prob.clone()
-            needs_mean = self.config.losses[phase.kind].needs_mean
-            mean = torch.zeros_like(phase.action, dtype=torch.float32) if needs_mean else None
-            known = torch.zeros(len(phase), dtype=torch.bool)
-            for index in (index for lots in steps for index in lots[name]):
-                index = index[~known[index]]
-                if not len(index):
-                    continue
-                known[index] = True
-                rows = self._rows(shard, name, index, 1.0)
-                old = self._score(name, rows)
-                log_prob[rows.episode, rows.step] = old.log_prob
-                if mean is not None:
-                    mean[rows.episode, rows.step] = old.mean
-            phases[name] = replace(phase, log_prob=log_prob, mean=mean)
-        return replace(shard, batch=replace(shard.batch, phases=phases))
+    def _context(self, phase: str, kind: str, iteration: int = 0, step: int = 0) -> Context:
+        return Context(self.policy, self.config, phase=phase, kind=kind, iteration=iteration, step=step)
 
     def _step(self, optimizer: torch.optim.Optimizer, report: Update) -> None:
         """Clip and step, unless the gradient is not finite: one overflow must not ruin the weights."""

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 from torch import Tensor
 
 from unirl_env.agents.alarm import SAME
@@ -15,7 +12,7 @@ from unirl_env.agents.score_metrics import score_metrics
 from unirl_env.agents.update import PhaseUpdate, Update
 from unirl_env.episode import EpisodeBatch
 
-__all__ = ["log_to_rllib", "phase_metrics", "rollout_metrics", "update_metrics"]
+__all__ = ["phase_metrics", "rollout_metrics", "update_metrics"]
 
 
 def rollout_metrics(batch: EpisodeBatch, advantages: Tensor) -> dict[str, float]:
@@ -57,11 +54,11 @@ def rollout_metrics(batch: EpisodeBatch, advantages: Tensor) -> dict[str, float]
 def update_metrics(updates: Sequence[Update]) -> dict[str, float]:
     """One number of each kind, from all learners, minibatches and epochs.
 
-    The loss is averaged over optimizer steps; maxima stay maxima; everything else is a mean over the rows
-    that were computed, in each epoch anew. Rows of advantage 0 are skipped where they have no gradient, and
-    count nowhere but in the loss's denominator. `kl` is the exact one where the loss knows it, else the mean
-    of the log-ratio. `gap` and `gap_max` tell how far scoring misses the rollout's log-probs before the first
-    optimizer step.
+    The loss is averaged over optimizer steps, and a loss's metrics are reduced as each says of itself; a mean
+    is one over the rows that were computed, in each epoch anew. Rows of advantage 0 are skipped where the
+    loss has no gradient there, and count nowhere but in its denominator. `kl` is the exact one where the loss
+    knows it, else the mean of the log-ratio. `gap` and `gap_max` tell how far scoring misses the rollout's
+    log-probs before the first optimizer step.
 
     Where several phases are trained, what belongs to one begins with its name (`text/kl`, `image/kl`), and
     `loss` is their sum.
@@ -89,13 +86,16 @@ def phase_metrics(updates: Sequence[PhaseUpdate]) -> dict[str, float]:
     """The numbers of one phase, from all learners; see `update_metrics`."""
     steps = [metrics for update in updates for metrics in update.metrics]
     rows = sum(sum(update.rows) for update in updates)
+    how = {name: reduce for update in updates for name, reduce in update.reduce.items()}
     found: dict[str, float] = {}
     for name in dict.fromkeys(name for metrics in steps for name in metrics):
         values = [metrics[name] for metrics in steps if name in metrics]
-        if "max" in name.split("_"):
+        if name == "loss":
+            found[name] = sum(values) / len(updates[0].metrics)
+        elif how.get(name) == "max":
             found[name] = max(values)
         else:
-            found[name] = sum(values) / (len(updates[0].metrics) if name == "loss" else rows)
+            found[name] = sum(values) / (1 if how.get(name) == "sum" else rows)
     found.setdefault("loss", 0.0)
     found.setdefault("kl", found.get("approx_kl", 0.0))
     gaps = [update.gap for update in updates if update.gap]
@@ -105,14 +105,6 @@ def phase_metrics(updates: Sequence[PhaseUpdate]) -> dict[str, float]:
     for name in dict.fromkeys(name for update in updates for name in update.check):
         found[name] = max(update.check[name] for update in updates if name in update.check)
     return found
-
-
-def log_to_rllib(logger: Any, metrics: Mapping[str, float], *, env_steps: int) -> None:
-    """The same numbers where RLlib, its callbacks and Tune look for them."""
-    logger.log_value((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), env_steps, reduce="lifetime_sum")
-    logger.log_value((ENV_RUNNER_RESULTS, "episode_return_mean"), metrics["reward"], reduce="item")
-    for name, value in metrics.items():
-        logger.log_value((LEARNER_RESULTS, DEFAULT_MODULE_ID, name), value, reduce="item")
 
 
 def _tells_pictures(part: str) -> bool:

@@ -27,6 +27,7 @@ class Shard:
         weights: Per phase `[b]` float32, what each transition of an episode counts.
         denominators: Per optimizer step and phase, what weighted sums are divided by; counts all learners'
             shares.
+        iteration: The iteration's number, from 0.
     """
 
     batch: EpisodeBatch
@@ -34,6 +35,7 @@ class Shard:
     steps: tuple[Tensor, ...]
     weights: Mapping[str, Tensor]
     denominators: tuple[Mapping[str, float], ...]
+    iteration: int = 0
 
     def to(self, device: torch.device | str) -> Shard:
         """The same share on `device`."""
@@ -59,6 +61,7 @@ def share_out(
     horizon: int | None = None,
     mask_truncated: bool = False,
     idle_episodes: str = "count",
+    iteration: int = 0,
 ) -> list[Shard]:
     """Cut the episodes into minibatches in every epoch, and each minibatch evenly between the learners.
 
@@ -80,6 +83,7 @@ def share_out(
         mask_truncated: Leave out episodes that the length limit ended, too.
         idle_episodes: "count" keeps episodes of advantage 0 in the denominators; "leave_out" leaves them out
             of the phase as if they had not been drawn.
+        iteration: The iteration's number, from 0.
 
     Raises:
         ShapeError: If B is not divisible by N x L, or a minibatch cannot hold whole groups and should.
@@ -114,7 +118,7 @@ def share_out(
                 lengths[index], aggregate if phase.ragged else "token_mean", horizon
             )
     if learners == 1:
-        return [Shard(batch, advantages, tuple(steps), weights, tuple(denominators))]
+        return [Shard(batch, advantages, tuple(steps), weights, tuple(denominators), iteration)]
     shards = []
     for share in spread(steps, learners):
         index = torch.cat(share).unique()
@@ -125,6 +129,7 @@ def share_out(
                 tuple(torch.searchsorted(index, part) for part in share),
                 {name: weight[index] for name, weight in weights.items()},
                 tuple(denominators),
+                iteration,
             )
         )
     return shards

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import unirl_env.functional as F
-from unirl_env.checks import is_number
 from unirl_env.errors import ConfigError
 
 __all__ = ["check_either", "per_element", "threshold"]
@@ -35,20 +34,15 @@ def threshold(
     return {given: (value, quantity)}
 
 
-def check_either(config: Any, name: str, usual: float, *, below: float = float("inf")) -> None:
-    """Refuse `name` outside (0, `below`), `<name>_nats` that is not positive, and both at once.
+def check_either(knobs: Any, name: str, prefix: str = "") -> None:
+    """Refuse `name` and `<name>_nats` at once.
 
     Raises:
-        ConfigError: Naming the setting, its value and the remedy.
+        ConfigError: Naming both, their values and the remedy.
     """
-    value, nats = getattr(config, name), getattr(config, f"{name}_nats")
+    value, nats = getattr(knobs, name), getattr(knobs, f"{name}_nats")
     if value is not None and nats is not None:
         raise ConfigError(
-            f"`{name}` and `{name}_nats` must not both be given, got {value} and {nats}: they are one bound "
-            f"in two units; try {name}=None to keep the nats, or {name}_nats=None."
+            f"`{prefix}{name}` and `{prefix}{name}_nats` must not both be given, got {value} and {nats}: "
+            "they are one bound in two units; try either of them alone."
         )
-    if value is not None and not (is_number(value) and 0 < value < below):
-        bounds = "be positive or None" if below == float("inf") else f"lie between 0 and {below:g} or be None"
-        raise ConfigError(f"`{name}` must {bounds}, got {value!r}; try {usual:g}.")
-    if nats is not None and not (is_number(nats) and nats > 0):
-        raise ConfigError(f"`{name}_nats` must be positive or None, got {nats!r}; try {usual * 65536:g}.")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from unirl_env.agents.metrics import Metric
 from unirl_env.errors import ContractError
 
-__all__ = ["FollowedFailure", "PhaseUpdate", "Update", "floats", "row_sums"]
+__all__ = ["FollowedFailure", "PhaseUpdate", "Update", "floats"]
 
 
 class FollowedFailure(ContractError):
@@ -22,8 +23,9 @@ class PhaseUpdate:
     """What a learner reports of one phase.
 
     Attributes:
-        metrics: Per optimizer step: `loss`, as it was minimized; sums over this learner's rows; maxima for
-            names with the word "max".
+        metrics: Per optimizer step: `loss`, as it was minimized, and what it reports of this learner's rows;
+            of a mean, the sum over them.
+        reduce: How each metric is reduced: `"mean"` unless it is said here.
         rows: Per optimizer step, how many unmasked rows this learner computed.
         gap: How far scoring misses what the rollout recorded, before any weight has changed: `max`, and
             `sum` over `rows` of |difference of log-probs|.
@@ -34,6 +36,29 @@ class PhaseUpdate:
     rows: list[int] = field(default_factory=list)
     gap: dict[str, float] = field(default_factory=dict)
     check: dict[str, float] = field(default_factory=dict)
+    reduce: dict[str, str] = field(default_factory=dict)
+
+    def take(
+        self, losses: Sequence[Tensor], metrics: Sequence[Mapping[str, Metric]], denominator: float
+    ) -> None:
+        """Note an optimizer step: the losses and metrics of its micro-batches, all with one denominator.
+
+        Raises:
+            ContractError: If a metric is reduced now so and now otherwise.
+        """
+        step = {}
+        for name in dict.fromkeys(name for part in metrics for name in part):
+            found = [part[name] for part in metrics if name in part]
+            how = self.reduce.setdefault(name, found[0].reduce)
+            if any(metric.reduce != how for metric in found):
+                raise ContractError(
+                    f"The metric {name!r} must always be reduced alike, got {how!r} and others."
+                )
+            values = torch.stack([m.value * denominator if how == "mean" else m.value for m in found])
+            step[name] = values.max() if how == "max" else values.sum()
+        if losses:
+            step["loss"] = torch.stack(list(losses)).sum()
+        self.metrics.append(step)
 
 
 @dataclass
@@ -51,14 +76,6 @@ class Update:
     grad_norm: list[float] = field(default_factory=list)
     skipped: list[bool] = field(default_factory=list)
     error: Exception | None = None
-
-
-def row_sums(metrics: Mapping[str, Tensor], denominator: float) -> dict[str, Tensor]:
-    """Sums over rows instead of shares of the minibatch; the loss and maxima as they are."""
-    return {
-        name: value if name == "loss" or "max" in name.split("_") else value * denominator
-        for name, value in metrics.items()
-    }
 
 
 def floats(metrics: Mapping[str, Tensor]) -> dict[str, float]:

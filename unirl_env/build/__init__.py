@@ -1,8 +1,9 @@
 """Assembly: the only place where parts meet. Worlds need no Ray; agents import it when they are built."""
 
 from unirl_env.build.options import check_prompts, check_targets, check_world, model_sources
-from unirl_env.build.world import make_env, make_vector_env, pick_device
+from unirl_env.build.world import make_env, make_vector_env
 from unirl_env.rewards.spec import build_scorer
+from unirl_env.world_arguments import pick_device
 
 __all__ = [
     "build_agent",
@@ -25,3 +26,7 @@ def __getattr__(name: str):
 
         return getattr(agent, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {__all__}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

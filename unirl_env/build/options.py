@@ -7,20 +7,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
-
-from unirl_env.build.world import check_arguments, make_model, pick_device
 from unirl_env.config import RunConfig
 from unirl_env.errors import ConfigError
+from unirl_env.models.making import make_model
 from unirl_env.models.options import ModelChoice, model_choice
-from unirl_env.modes import mode_of, mode_of_run
+from unirl_env.modes import Mode, mode_of, mode_of_run
+from unirl_env.registration import OURS, spec_of
 from unirl_env.rewards import for_mode
 from unirl_env.rewards.secrets import resolved
 from unirl_env.types import Prompt
+from unirl_env.world_arguments import check_arguments, pick_device
 
 __all__ = ["check_prompts", "check_targets", "check_world", "model_sources", "world_options"]
-
-OURS = "unirl_env.build:make_vector_env"
 
 
 def check_world(cfg: RunConfig) -> None:
@@ -30,7 +28,7 @@ def check_world(cfg: RunConfig) -> None:
         ConfigError: Naming the argument.
         ModelNotFound: If `model.pretrained` is a folder that is missing or holds no model.
     """
-    spec = gym.spec(cfg.model.env)
+    spec = spec_of(cfg.model.env, "model.env")
     if spec.vector_entry_point != OURS:
         return  # somebody's own, which takes what it takes
     try:
@@ -41,14 +39,14 @@ def check_world(cfg: RunConfig) -> None:
 
 
 def check_prompts(cfg: RunConfig, prompts: Iterable[Prompt]) -> None:
-    """Let the model read every prompt once: one that does not fit would stop the run hours later.
+    """Let the mode look at every prompt once: one that does not fit would stop the run hours later.
 
     Raises:
         PromptError: Naming the prompt.
     """
-    arguments = {**gym.spec(cfg.model.env).kwargs, **world_options(cfg)}
+    arguments = _arguments(cfg)
     mode = mode_of(arguments)
-    mode.check_prompts(make_model(mode.choice(arguments), mode), prompts, arguments)
+    mode.check_prompts(_made(mode.choice(arguments), mode), prompts, arguments)
 
 
 def check_targets(cfg: RunConfig, source: str | Path | None) -> None:
@@ -81,7 +79,7 @@ def model_sources(cfg: RunConfig) -> dict[str, tuple[str, str | None]]:
         The environment's own as `model`, and what it consists of or draws with by the names of the settings;
         models in closed form have none.
     """
-    arguments = {**gym.spec(cfg.model.env).kwargs, **world_options(cfg)}
+    arguments = _arguments(cfg)
     mode = mode_of(arguments)
     choice = mode.choice(arguments)
     described = {"model": choice}
@@ -92,7 +90,7 @@ def model_sources(cfg: RunConfig) -> dict[str, tuple[str, str | None]]:
         described["model.generator"] = model_choice(generator)
     found = {}
     for name, each in described.items():
-        made = make_model(each, mode) if name == "model" else make_model(each)
+        made = _made(each, mode if name == "model" else mode_of({each.family: each.name}))
         pretrained = getattr(made, "pretrained", None)
         if pretrained is not None:
             found[name] = (str(pretrained), each.options.get("revision"))
@@ -125,9 +123,18 @@ def world_options(cfg: RunConfig) -> dict[str, Any]:
     )
 
 
+def _arguments(cfg: RunConfig) -> dict[str, Any]:
+    """All arguments of the environment: those of its id, and the settings over them."""
+    return {**spec_of(cfg.model.env, "model.env").kwargs, **world_options(cfg)}
+
+
 def _choice(cfg: RunConfig) -> ModelChoice:
-    arguments = {**gym.spec(cfg.model.env).kwargs, **world_options(cfg)}
+    arguments = _arguments(cfg)
     return mode_of(arguments).choice(arguments)
+
+
+def _made(choice: ModelChoice, mode: Mode) -> Any:
+    return make_model(mode.models, choice.name, choice.options)
 
 
 def _layers(source: Path) -> set[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from unirl_env.arguments import ENVIRONMENTS
 from unirl_env.checks import truth, whole
 from unirl_env.envs.activity import ActivityVectorEnv
 from unirl_env.envs.contexts import Contexts
@@ -59,6 +60,7 @@ class DenoiseVectorEnv(ActivityVectorEnv):
     """
 
     laws = ("latents",)
+    arguments = ENVIRONMENTS["denoiser"]
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
+from unirl_env.arguments import ENVIRONMENTS
 from unirl_env.checks import truth, whole
 from unirl_env.envs.activity import ActivityVectorEnv
 from unirl_env.envs.denoising import Denoising
@@ -101,6 +102,8 @@ class HybridVectorEnv(ActivityVectorEnv):
     Version History:
         v0: The first one.
     """
+
+    arguments = ENVIRONMENTS["unified_model"]
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array", "ansi"], "render_fps": 4}
     laws = ("hybrid",)

@@ -6,6 +6,7 @@ from typing import Any
 
 from gymnasium.vector import AutoresetMode
 
+from unirl_env.arguments import ENVIRONMENTS
 from unirl_env.checks import truth, whole
 from unirl_env.envs.activity import ActivityVectorEnv
 from unirl_env.envs.conversation import WAIT
@@ -73,6 +74,8 @@ class TokenVectorEnv(ActivityVectorEnv):
     Version History:
         v0: The first one.
     """
+
+    arguments = ENVIRONMENTS["language_model"]
 
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}
     laws = ("tokens",)

@@ -28,6 +28,7 @@ def choose_steps(
     """The indices of the stochastic steps: a function of the arguments, with no hidden state.
 
     - "all": every step.
+    - "none": no step. The deterministic ODE is played, as losses that need no log-probability may have it.
     - "fraction": the steps i with `fraction[0] * T <= i < fraction[1] * T`.
     - "random": `count` of those, drawn without replacement anew in every iteration.
     - "window": `window` consecutive steps that move from noise to data by `stride` after every
@@ -40,7 +41,7 @@ def choose_steps(
     and no KL is charged there. `StepSettings` says how much each kind sees.
 
     Args:
-        kind: "all", "fraction", "random" or "window".
+        kind: "all", "none", "fraction", "random" or "window".
         num_steps: Number of denoising steps T.
         fraction: Part of the trajectory for "fraction" and "random", from 0 (noise) to 1 (data).
         count: Number of steps for "random", which needs it.
@@ -61,7 +62,9 @@ def choose_steps(
     Reference:
         Flow-GRPO (arXiv 2505.05470) for all steps; MixGRPO (2507.21802) for the moving window.
     """
-    require_choice("kind", kind, ("all", "fraction", "random", "window"))
+    require_choice("kind", kind, ("all", "none", "fraction", "random", "window"))
+    if kind == "none":
+        return ()
     usable = num_steps if include_last else num_steps - 1
     if usable < 1:
         raise ConfigError(

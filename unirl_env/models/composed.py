@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from unirl_env.errors import ConfigError
 from unirl_env.models.base import Denoiser
 from unirl_env.models.language import Encoded, LanguageModel
+from unirl_env.models.making import make_model
 from unirl_env.models.unified import UnifiedModel
 from unirl_env.types import Prompt, Sample
 
@@ -241,8 +242,4 @@ def _made(name: str, given: Any, key: str, registry: Any, placed: Mapping[str, A
             f"`{name}` must be a mapping with `{key}`, got {given!r}; try {name}={{'{key}': 'tiny_...'}}."
         )
     options = {**placed, **given}
-    target = registry.get(options.pop(key))
-    try:
-        return target(**options)
-    except TypeError as error:
-        raise ConfigError(f"The options of `{name}` do not fit: {error}.") from error
+    return make_model(registry, options.pop(key), options, f"`{name}`")

@@ -8,32 +8,10 @@ from typing import Any
 
 import torch
 
+from unirl_env.arguments import FAMILIES, MODEL_OPTIONS
 from unirl_env.errors import ConfigError
 
-__all__ = ["FAMILIES", "MODEL_OPTIONS", "ModelChoice", "as_dtype", "model_choice"]
-
-FAMILIES = ("denoiser", "language_model", "unified_model")
-"""The arguments that name a model family, one for each kind of environment."""
-
-MODEL_OPTIONS = (
-    "pretrained",
-    "revision",
-    "height",
-    "width",
-    "dtype",
-    "device",
-    "offload",
-    "max_sequence_length",
-    "schedule",
-    "rows_per_forward",
-    "system",
-    "chat",
-    "thinking",
-    "max_images",
-    "min_pixels",
-    "max_pixels",
-    "trust_remote_code",
-)
+__all__ = ["ModelChoice", "as_dtype", "model_choice"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +19,7 @@ class ModelChoice:
     """The model that an environment's arguments describe.
 
     Attributes:
-        family: Which argument named it.
+        family: Which of `FAMILIES` named it.
         name: The registered name or dotted path of its adapter, or an adapter.
         options: The adapter's arguments.
         rest: The environment's other arguments.
@@ -59,15 +37,19 @@ def model_choice(arguments: Mapping[str, Any], argument: str | None = None) -> M
     `model_options` holds what only one adapter knows. Options that are None take the adapter's default.
 
     Args:
-        arguments: Of an environment id.
-        argument: The one that names the model; None takes whichever of `FAMILIES` does.
+        arguments: Those of an environment.
+        argument: Which of them names the model; None: the one of `FAMILIES` that is there.
 
     Raises:
-        ConfigError: Unless exactly one of them is named.
+        ConfigError: Unless exactly one names a model.
     """
-    rest = {name: value for name, value in arguments.items() if name != "mode"}
+    rest = dict(arguments)
+    rest.pop("mode", None)
     families = FAMILIES if argument is None else (argument,)
-    named = {family: rest.pop(family) for family in families if rest.get(family)}
+    named = {family: rest.pop(family, None) for family in families}
+    named = {family: model for family, model in named.items() if model is not None}
+    # An id that named another family's model, of which a user has said None.
+    rest = {name: value for name, value in rest.items() if name not in FAMILIES or value is not None}
     if len(named) != 1:
         raise ConfigError(
             f"One of {', '.join(f'`{family}`' for family in families)} must name a model family, got "

@@ -6,10 +6,9 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import gymnasium as gym
-
 from unirl_env.errors import ConfigError
 from unirl_env.modes.mode import Mode
+from unirl_env.registration import spec_of
 from unirl_env.registry import Registry
 
 __all__ = ["MODES", "Mode", "mode_of", "mode_of_run"]
@@ -66,8 +65,11 @@ def mode_of_run(cfg: Any) -> Mode:
 
     Args:
         cfg: A `RunConfig`.
+
+    Raises:
+        ConfigError: If there is no such id, or its mode is none.
     """
-    return mode_of({**gym.spec(cfg.model.env).kwargs, **cfg.model.options})
+    return mode_of({**spec_of(cfg.model.env, "model.env").kwargs, **cfg.model.options})
 
 
 def _implied(arguments: Mapping[str, Any]) -> str:

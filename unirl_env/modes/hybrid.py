@@ -92,7 +92,8 @@ class Hybrid(Mode):
             return {"stochastic_steps": ()}
         return {
             "stochastic_steps": config.trained_steps(iteration),
-            "keep_mean": not checked or config.needs_mean,
+            "keep_mean": not checked or "mean" in config.needs,
+            "keep_final": "final" in config.needs,
         }
 
     def evaluation_options(self, config: Any, num_steps: int | None) -> dict[str, Any]:

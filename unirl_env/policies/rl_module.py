@@ -15,6 +15,7 @@ import unirl_env.functional as F
 from unirl_env.errors import ContractError
 from unirl_env.functional import SDEStep, TokenStep
 from unirl_env.models import DENOISERS, LANGUAGE_MODELS, UNIFIED_MODELS
+from unirl_env.models.making import make_model
 from unirl_env.policies.actor import FlowActor, LoRAConfig
 from unirl_env.policies.hybrid_actor import HybridActor
 from unirl_env.policies.token_actor import TokenActor
@@ -30,7 +31,7 @@ class GenerativePolicy(TorchRLModule):
     Its state is the trainable weights alone, as tensors: adapters are kilobytes where the network is
     gigabytes, and every copy of the network starts from the same pretrained weights. `model_config` holds
 
-    - `model`: name or path of the model family, and `model_options`, its arguments;
+    - `model`: name, path or class of the model family, and `model_options`, its arguments; or a model;
     - `lora`: arguments of `LoRAConfig`, or None to train all weights;
     - `actor`: further arguments of the actor;
     - `seed`: key of the adapters' initial weights, the same on every runner and learner.
@@ -48,7 +49,7 @@ class GenerativePolicy(TorchRLModule):
             raise ContractError(f"The model or the actor is incomplete: {error}.") from error
 
     def _make_actor(self, options: Mapping[str, Any]) -> TrainedNetwork:
-        model = self.models.get(options["model"])(**options.get("model_options", {}))
+        model = make_model(self.models, options["model"], options.get("model_options", {}))
         lora = options.get("lora")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(F.derive_seed("adapters", options.get("seed", 0)))
@@ -59,6 +60,24 @@ class GenerativePolicy(TorchRLModule):
     def reference(self) -> AbstractContextManager:
         """Within it, the module is the untrained model."""
         return self.actor.reference()
+
+    def velocity(self, phase: str, obs: Mapping[str, Tensor]) -> Tensor:
+        """The guided velocity `[N, ...]` float32 of `phase` given `obs`, with gradient.
+
+        Raises:
+            ContractError: If the phase does not denoise.
+        """
+        actor = self._actor_of(phase)
+        if not isinstance(actor, FlowActor):
+            raise ContractError(
+                f"A velocity must be asked of a phase that denoises latents, got `{phase}`, in which "
+                f"{type(actor).__name__} acts; try `context.score`."
+            )
+        return actor.velocity(obs)
+
+    def _actor_of(self, phase: str) -> TrainedNetwork:
+        """What acts in `phase`."""
+        return self.actor
 
     def train(self, mode: bool = True) -> GenerativePolicy:
         """Take note of the mode; the network stays in evaluation mode.
@@ -143,6 +162,9 @@ class HybridPolicy(GenerativePolicy):
 
     models = UNIFIED_MODELS
     actor_class = HybridActor
+
+    def _actor_of(self, phase: str) -> TrainedNetwork:
+        return self.actor.facet(phase)
 
     def _forward_exploration(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Sample: `obs`, `uniform` `[N]` and `noise` in, RLlib's action columns out, actions in parts."""

@@ -22,7 +22,7 @@ class Series:
         name: Its label; series without one stay out of the legend and the read-out.
         x: Positions.
         y: Values; None leaves a gap.
-        style: A CSS class of the page: `raw`, `main`, `second`, `third`, `fourth`, `bound`.
+        style: A CSS class of the page: `raw`, `bound`, or one of `names.styles`.
         low: Lower bounds of a band or of error bars, with `high`.
         high: Upper bounds.
         points: Draw points with error bars, joined by a thin line.

@@ -7,12 +7,12 @@ from typing import Any
 
 from unirl_env.metric_names import of_phases
 from unirl_env.report.charts import Chart, Series, smooth
+from unirl_env.report.names import styles
 from unirl_env.summary import SETS
 
 __all__ = ["process_charts", "reward_charts"]
 
 Rows = Sequence[Mapping[str, Any]]
-STYLES = ("main", "second", "third", "fourth")
 SECONDS = ("rollout", "reward", "update", "sync", "heldout")
 CHARTS = (
     {
@@ -75,7 +75,8 @@ def _evaluations(evaluations: Rows) -> list[Chart]:
     charts = []
     for key, title in (("reward", "Reward in evaluation"), ("heldout", "Held-out reward in evaluation")):
         series = []
-        for style, name in zip(STYLES, dict.fromkeys(row["set"] for row in evaluations), strict=False):
+        sets = list(dict.fromkeys(row["set"] for row in evaluations))
+        for style, name in zip(styles(len(sets)), sets, strict=True):
             mine = [row for row in evaluations if row["set"] == name and key in row["rewards"]]
             parts = [row["rewards"][key] for row in mine]
             if mine:
@@ -99,7 +100,7 @@ def _seconds(metrics: Rows) -> Chart:
     x = [row["iteration"] for row in metrics]
     series = [Series("whole iteration", x, _column(metrics, "seconds"), "raw")]
     named = [name for name in SECONDS if _has(metrics, f"seconds/{name}")]
-    for style, name in zip(STYLES, named, strict=False):
+    for style, name in zip(styles(len(named)), named, strict=True):
         series.append(Series(name, x, _column(metrics, f"seconds/{name}"), style))
     return Chart("Seconds per iteration", series, note="Where the time goes.", floor=0.0)
 
@@ -112,7 +113,7 @@ def _chart(
     found = next(filter(None, (of_phases(name, known) for name in names)), {})
     series = [
         Series(phase or label, [row["iteration"] for row in metrics], _column(metrics, name), style)
-        for style, (phase, name) in zip(STYLES, found.items(), strict=False)
+        for style, (phase, name) in zip(styles(len(found)), found.items(), strict=True)
     ]
     return [Chart(title, series, note=note, floor=0.0, percent=percent)] if series else []
 

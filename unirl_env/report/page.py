@@ -19,6 +19,7 @@ from unirl_env.report.drawn import are_drawn, drawn, drawn_film
 from unirl_env.report.gallery import film, gallery, scatter
 from unirl_env.report.hacking import LEAD as HACKING
 from unirl_env.report.hacking import hacking
+from unirl_env.report.names import short_name
 from unirl_env.report.scores import LEAD as SCORES
 from unirl_env.report.scores import scores_table
 from unirl_env.run_folder import RunFolder
@@ -29,7 +30,6 @@ from unirl_env.summary import SETS, headline, number, resume_command
 __all__ = ["write_comparison", "write_report"]
 
 HERE = Path(__file__).parent
-AGENTS = {"flow_dppo": "FlowDPPO", "grpo": "GRPO", "drpo": "DRPO"}
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -40,7 +40,7 @@ def write_report(folder: RunFolder) -> Path:
     sessions = _provenance(folder)
     spent = sum(row.get("seconds") or 0 for row in metrics)
     facts = [
-        AGENTS.get(cfg.agent.name, cfg.agent.name),
+        short_name(cfg.agent.name),
         cfg.model.env,
         f"{len(metrics)} of {cfg.iterations} iterations",
         f"{clock(spent)} of training",

@@ -16,6 +16,7 @@ from unirl_env.models.base import NEGATIVE
 from unirl_env.policies.actor import FlowActor
 from unirl_env.rollouts.base import distinct
 from unirl_env.rollouts.engines.base import Answer, Request
+from unirl_env.rollouts.recording import kept_steps, seen_of
 from unirl_env.rollouts.texts import Written, text_phase
 from unirl_env.rollouts.writing import Played
 from unirl_env.types import Prompt
@@ -24,13 +25,17 @@ __all__ = ["draw_latents", "draw_tokens"]
 
 SEEN = ("latent", "sigma", "sigma_next", "stochastic")
 """What the policy sees of a step, beside the context."""
-KEPT = ("latent", "sigma", "sigma_next")
-"""What of it is recorded."""
 
 
 @torch.no_grad()
 def draw_latents(
-    env: gym.vector.VectorEnv, played: Played, actor: FlowActor, seeds: Tensor, *, keep_mean: bool = False
+    env: gym.vector.VectorEnv,
+    played: Played,
+    actor: FlowActor,
+    seeds: Tensor,
+    *,
+    keep_mean: bool = False,
+    keep_final: bool = False,
 ) -> Phase | None:
     """Denoise the pictures of all episodes that have come to theirs.
 
@@ -40,14 +45,16 @@ def draw_latents(
         actor: What denoises.
         seeds: `[B]` int64, the key of each episode's noise.
         keep_mean: Record the means of the sampling distribution.
+        keep_final: Record the finished latents, zeros where an episode has none.
 
     Returns:
-        The phase of the steps that explore, masked where an episode has no picture; None without such steps.
+        The phase of the steps that `kept_steps` names, masked where an episode has no picture; None without.
     """
     world, device = env.unwrapped, played.obs["latent"].device
     rows = (~played.done).nonzero().flatten().to(device)
     context, row = _contexts(world, played.obs)
-    explored = [k for k in range(world.num_steps) if k in set(world.stochastic_steps)]
+    explored = set(world.stochastic_steps)
+    kept = kept_steps(explored, world.num_steps, keep_final)
     shape, keys = played.obs["latent"].shape[1:], seeds[rows.cpu()].tolist()
     steps: list[tuple[dict[str, Tensor], SDEStep]] = []
     if len(rows):
@@ -60,12 +67,19 @@ def draw_latents(
             obs["latent"] = obs["latent"].to(actor.storage_dtype)
             noise = F.keyed_noise(keys, k, shape, device=device) if k in explored else None
             step = actor.act(obs, noise, reading=reading)
-            if k in explored:
-                steps.append(({name: obs[name] for name in KEPT}, step))
+            if k in kept:
+                steps.append(({name: obs[name] for name in seen_of(explored)}, step))
             played.step(env, {"latent": _spread(step.latent, rows, len(played.done))})
-    if not explored:
+    if not kept:
         return None
-    return _phase(steps, rows, context, row, len(explored), shape, actor.storage_dtype, keep_mean)
+    phase = _phase(steps, rows, context, row, len(kept), shape, actor.storage_dtype, keep_mean)
+    if not explored:
+        never = torch.zeros(phase.mask.shape, dtype=torch.bool, device=device)
+        phase = replace(phase, observation={**phase.observation, "stochastic": never})
+    if not keep_final:
+        return phase
+    last = step.latent if steps else phase.action[:0, 0]
+    return replace(phase, final=_spread(last, rows, len(played.done)))
 
 
 @torch.no_grad()

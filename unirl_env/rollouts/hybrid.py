@@ -69,6 +69,7 @@ class HybridRollout(Rollout):
         num_steps: int | None = None,
         same_noise: bool = False,
         keep_mean: bool = False,
+        keep_final: bool = False,
         keep_samples: bool = True,
         weights_version: int = 0,
         base: bool = False,
@@ -83,10 +84,12 @@ class HybridRollout(Rollout):
             sample_offset: `[P]`, the sample id of each group's first episode; None counts occurrences.
             first_group: The number of the first group.
             stochastic_steps: The denoising steps that explore and are recorded; None takes the
-                environment's own, an empty sequence plays the deterministic ODE and records nothing.
+                environment's own, an empty sequence plays the deterministic ODE and records nothing but
+                what `keep_final` asks for.
             num_steps: Denoising steps; None takes the environment's own.
             same_noise: One initial noise per group.
             keep_mean: Record the means of the latents' sampling distribution.
+            keep_final: Record the finished latents; where no step explores, as what the last step did.
             keep_samples: Keep the finished samples in the batch.
             weights_version: Recorded in the batch.
             base: Play with the untrained model.
@@ -105,7 +108,8 @@ class HybridRollout(Rollout):
         def play(lot: Sequence[EpisodeRequest]) -> dict[str, Any]:
             options = of_lot(lot, same_noise=same_noise, stochastic_steps=stochastic_steps)
             env = self._env(len(lot), num_steps)
-            return self._play(env, seed, options, keep_mean, keep_samples, temperature)
+            recorded = {"keep_mean": keep_mean, "keep_final": keep_final}
+            return self._play(env, seed, options, recorded, keep_samples, temperature)
 
         with self.actor.reference() if base else nullcontext():
             return self._in_lots(prompts, group_size, sample_offset, first_group, weights_version, play)
@@ -115,7 +119,7 @@ class HybridRollout(Rollout):
         env: gym.vector.VectorEnv,
         seed: int,
         options: dict[str, Any],
-        keep_mean: bool,
+        recorded: dict[str, bool],
         keep_samples: bool,
         temperature: float | None,
     ) -> dict[str, Any]:
@@ -132,7 +136,7 @@ class HybridRollout(Rollout):
         if self.painter is not None:
             phases["image"] = draw_tokens(env, played, _asking(self.painter), prompts, seeds)
         elif world.num_steps:
-            drawn = draw_latents(env, played, self.actor.image, seeds, keep_mean=keep_mean)
+            drawn = draw_latents(env, played, self.actor.image, seeds, **recorded)
             if drawn is not None:
                 phases["image"] = drawn
         return {

@@ -17,6 +17,7 @@ from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.functional import SDEStep
 from unirl_env.policies.actor import ANNOUNCED, FlowActor
 from unirl_env.rollouts.base import MakeEnv, Rollout, distinct, of_lot
+from unirl_env.rollouts.recording import kept_steps, seen_of
 from unirl_env.rollouts.requests import EpisodeRequest
 from unirl_env.rollouts.verdicts import Verdicts
 from unirl_env.types import Prompt
@@ -52,6 +53,7 @@ class LocalRollout(Rollout):
         num_steps: int | None = None,
         same_noise: bool = False,
         keep_mean: bool = False,
+        keep_final: bool = False,
         keep_samples: bool = True,
         weights_version: int = 0,
         base: bool = False,
@@ -65,10 +67,11 @@ class LocalRollout(Rollout):
             sample_offset: `[P]`, the sample id of each group's first episode; None counts occurrences.
             first_group: The number of the first group.
             stochastic_steps: The steps that explore and are recorded; None takes the environment's own, an
-                empty sequence plays the deterministic ODE and records nothing.
+                empty sequence plays the deterministic ODE and records nothing but what `keep_final` asks for.
             num_steps: Denoising steps; None takes the environment's own.
             same_noise: One initial noise per group.
             keep_mean: Record the means of the sampling distribution.
+            keep_final: Record the finished latents; where no step explores, as what the last step did.
             keep_samples: Keep the finished samples in the batch.
             weights_version: Recorded in the batch.
             base: Play with the untrained model.
@@ -83,7 +86,8 @@ class LocalRollout(Rollout):
 
         def play(lot: Sequence[EpisodeRequest]) -> dict[str, Any]:
             options = of_lot(lot, same_noise=same_noise, stochastic_steps=stochastic_steps)
-            return self._play(self._env(len(lot), num_steps), seed, options, keep_mean, keep_samples)
+            env = self._env(len(lot), num_steps)
+            return self._play(env, seed, options, keep_mean, keep_final, keep_samples)
 
         with self.actor.reference() if base else nullcontext():
             return self._in_lots(prompts, group_size, sample_offset, first_group, weights_version, play)
@@ -94,11 +98,13 @@ class LocalRollout(Rollout):
         seed: int,
         options: dict[str, Any],
         keep_mean: bool,
+        keep_final: bool,
         keep_samples: bool,
     ) -> dict[str, Any]:
         obs, info = env.reset(seed=seed, options=options)
         world = env.unwrapped
         explored = set(world.stochastic_steps)
+        kept = kept_steps(explored, world.num_steps, keep_final)
         prompts, seeds = told(env, "playing"), info["episode_seed"]
         first, row = distinct([(prompt_key(prompt, prompt.text), prompt.negative) for prompt in prompts])
         context = {name: tensor[first] for name, tensor in obs.items() if name not in ANNOUNCED}
@@ -110,8 +116,8 @@ class LocalRollout(Rollout):
             obs["latent"] = obs["latent"].to(self.actor.storage_dtype)
             noise = F.keyed_noise(seeds.tolist(), k, shape, device=device) if k in explored else None
             step = self.actor.act(obs, noise, reading=reading)
-            if k in explored:
-                steps.append(({name: obs[name] for name in ("latent", "sigma", "sigma_next")}, step))
+            if k in kept:
+                steps.append(({name: obs[name] for name in seen_of(explored)}, step))
             obs, *_ = env.step(step.latent)
         verdicts = Verdicts(len(prompts))
         verdicts.take(env)
@@ -125,6 +131,7 @@ class LocalRollout(Rollout):
                 context=context,
                 context_row=row.to(device),
                 mean=torch.stack([step.mean for _, step in steps], 1) if keep_mean else None,
+                final=step.latent if keep_final else None,
             )
         return {
             "phases": phases,

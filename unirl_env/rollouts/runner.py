@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -19,12 +20,13 @@ from ray.rllib.utils.framework import get_device
 from torch import Tensor
 
 import unirl_env.functional as F
+from unirl_env.envs.info import told
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ContractError
-from unirl_env.models.options import FAMILIES
+from unirl_env.rollouts.callbacks import RunnerCallbacks
 from unirl_env.rollouts.sync import require_version
 from unirl_env.types import Prompt
-from unirl_env.wrappers.draw import drawing_of
+from unirl_env.world import ForeignWorld, World
 
 __all__ = ["GenerativeEnvRunner"]
 
@@ -44,6 +46,7 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
     def __init__(self, *, config: Any, **kwargs: Any):
         super().__init__(config=config, **kwargs)
         self.spaces = kwargs.get("spaces") or {}
+        self.world: World | ForeignWorld | None = None
         self.env: gym.vector.VectorEnv | None = None
         self.module: Any = None
         self.weights_version = 0
@@ -53,6 +56,7 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
         # Without remote learners, num_gpus_per_learner says where the driver's module lives.
         gpus = config.num_gpus_per_learner if self.shares_module else config.num_gpus_per_env_runner
         self.device = get_device(self.config, 0 if self.idle else gpus)
+        self.callbacks = RunnerCallbacks(self.config)
         self._rollout: Any = None
         self._position = 0
         if not self.idle:
@@ -63,9 +67,17 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
     # What an agent calls.
 
     def collect(
-        self, prompts: Sequence[Prompt], *, seed: int, weights_version: int, **options: Any
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        seed: int,
+        weights_version: int,
+        occasion: str | None = None,
+        **options: Any,
     ) -> EpisodeBatch:
         """Play groups of episodes; the options are those of the rollout's `collect`.
+
+        RLlib's callbacks are called on the `occasion` of `"training"` and of `"evaluation"`.
 
         Returns:
             The episodes; on the CPU if they are to leave this process.
@@ -74,13 +86,15 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
             StaleWeights: If the policy does not hold the weights of `weights_version`.
         """
         require_version(self.weights_version, weights_version, f"Runner {self.worker_index or 0}")
-        batch = self._player().collect(
+        play = partial(
+            self._player().collect,
             prompts,
             seed=seed,
             weights_version=weights_version,
             **self.config.mode.rollout_options(self.config),
             **options,
         )
+        batch = self.callbacks.around(self, play, prompts, seed, occasion, options)
         return batch if not self.worker_index else batch.to("cpu")
 
     def load_weights(self, version: int, weights: Mapping[str, Tensor] | ray.ObjectRef) -> None:
@@ -124,10 +138,13 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
     # RLlib's interface.
 
     def make_env(self) -> None:
-        """Build the environment of this runner's share, in place of an earlier one."""
+        """Build the environment of this runner's share, in place of an earlier one, in the same world."""
         if self.env is not None:
             self.env.close()
-        self.env, self._rollout = self._build_env(self.config.episodes_per_play), None
+        if self.world is None:
+            self.world = self.config.world(str(self.device))
+        self.env, self._rollout = self.world.env(self.config.episodes_per_play), None
+        self.callbacks.made(self)
 
     def make_module(self) -> None:
         """Build a policy of this runner's own, with the untrained weights."""
@@ -137,11 +154,12 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
     def sample(self, **kwargs: Any) -> EpisodeBatch:
         """Play the environment's next prompts under the present weights."""
         count, size = self.config.num_prompts, self.config.group_size
-        source = self._needs_env().unwrapped.prompts
-        prompts = source.take(self._position, count, seed=self.config.run_seed)
+        self._needs_env()
+        prompts = self.world.prompts.take(self._position, count, seed=self.config.run_seed)
         seed = F.derive_seed(self.config.run_seed, "sample", self.worker_index or 0, self._position)
         self._position += count
-        return self.collect(prompts, seed=seed, weights_version=self.weights_version, group_size=size)
+        told = {"weights_version": self.weights_version, "occasion": "training"}
+        return self.collect(prompts, seed=seed, group_size=size, **told)
 
     def get_spaces(self) -> dict[str, tuple[gym.Space, gym.Space]]:
         """The environment's spaces, by RLlib's names."""
@@ -155,7 +173,7 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
         }
 
     def get_metrics(self) -> Any:
-        """Nothing of its own: the episodes carry everything that is measured."""
+        """What callbacks have logged: of everything else that is measured, the episodes tell."""
         return self.metrics.reduce()
 
     def assert_healthy(self) -> None:
@@ -210,27 +228,9 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
 
     def _env_of_size(self, num_envs: int, num_steps: int | None = None) -> gym.vector.VectorEnv:
         env = self._needs_env()
-        if num_envs == env.num_envs and num_steps in (None, getattr(env.unwrapped, "num_steps", None)):
+        if num_envs == env.num_envs and num_steps in (None, told(env, "num_steps", None)):
             return env
-        return self._build_env(num_envs, num_steps)
-
-    def _build_env(self, num_envs: int, num_steps: int | None = None) -> gym.vector.VectorEnv:
-        options = self.config.rollout_env_options()
-        options["device"] = str(self.device)
-        if num_steps is not None:
-            options["num_steps"] = num_steps
-        if self.env is not None:
-            # Text encoders, decoder, generator and scorer are large, and the same for any number of episodes.
-            for family in FAMILIES:
-                if hasattr(self.env.unwrapped, family):
-                    options[family] = getattr(self.env.unwrapped, family)
-            if drawing := drawing_of(self.env):
-                options["generator"] = drawing
-            if hasattr(self.env, "scorer"):
-                options["scorer"] = self.env.scorer
-        return gym.make_vec(
-            self.config.env, num_envs=num_envs, vectorization_mode="vector_entry_point", **options
-        )
+        return self.world.env(num_envs, num_steps)
 
     def _needs_env(self) -> gym.vector.VectorEnv:
         if self.env is None:

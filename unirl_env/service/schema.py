@@ -200,11 +200,12 @@ class _Pictures:
             *(made.video_png or ()),
             *item.prompt.images_png,
         ]
-        for text in (text for text in listed if text is not None):
-            self._count += 1
-            if self._count > self._limits.pictures:
-                most = self._limits.pictures
-                raise WireError(f"A request must have at most {most} pictures, got more; try fewer.")
+        found = [text for text in listed if text is not None]
+        self._count += len(found)
+        if self._count > self._limits.pictures:
+            most = self._limits.pictures
+            raise WireError(f"A request must have at most {most} pictures, got more; try fewer.")
+        for text in found:
             self._bytes += 4 * 3 * png_pixels(_file_of(text), self._limits.pixels)
             if self._bytes > self._limits.unpacked:
                 raise WireError(

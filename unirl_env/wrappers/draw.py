@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import nn
 
 import unirl_env.functional as F
 from unirl_env.checks import is_number, is_whole, truth
-from unirl_env.copies import Shared
+from unirl_env.copies import FromArguments
 from unirl_env.envs.contexts import Contexts
 from unirl_env.envs.info import of_samples, told
 from unirl_env.errors import ConfigError, ContractError
@@ -24,12 +24,31 @@ from unirl_env.types import Prompt, Sample
 from unirl_env.wrappers.base import Wrapper
 from unirl_env.wrappers.episodes import as_numpy
 
-__all__ = ["DrawWrapper", "drawing_of"]
+__all__ = ["DrawWrapper", "FrozenNetwork"]
 
 logger = logging.getLogger(__name__)
 
 SAID = ("sample", "_sample", "samples", "_samples")
 """What an `info` calls the samples, as plain data and as objects."""
+
+
+class FrozenNetwork(FromArguments):
+    """A generator's network, loaded on first use, for any number of wrappers; it is pickled without weights.
+
+    Args:
+        generator: Whose network.
+    """
+
+    def __init__(self, generator: Denoiser):
+        self.generator = generator
+        self._loaded: list[nn.Module] = []
+
+    @property
+    def module(self) -> nn.Module:
+        """The network, frozen."""
+        if not self._loaded:
+            self._loaded.append(self.generator.network().eval().requires_grad_(False))
+        return self._loaded[0]
 
 
 class DrawWrapper(Wrapper):
@@ -52,7 +71,8 @@ class DrawWrapper(Wrapper):
         num_steps: Its denoising steps.
         guidance: Its classifier-free guidance, away from the user's negative prompt; 1 is none.
         pictures: K, how many are drawn of each text.
-        network: The generator's network; None loads it on first use. It is frozen.
+        network: The generator's network, which is frozen; None loads it on first use. A `FrozenNetwork` is
+            loaded once for all wrappers that are given it.
         together: Let finished texts wait for the last one of their batch, and draw all of them in one go, in
             autoreset mode DISABLED; the samples then come at that step. What was not drawn by then is dropped
             by a reset, and not known to a snapshot.
@@ -78,7 +98,7 @@ class DrawWrapper(Wrapper):
         num_steps: int = 8,
         guidance: float = 1.0,
         pictures: int = 1,
-        network: nn.Module | None = None,
+        network: nn.Module | FrozenNetwork | None = None,
         together: bool = False,
         after: str | None = None,
         max_characters: int = 2000,
@@ -105,7 +125,7 @@ class DrawWrapper(Wrapper):
         together = truth("together", together)
         if after is not None and not (isinstance(after, str) and after):
             raise ConfigError(f"`after` of a generator must be a text or None, got {after!r}.")
-        if network is not None and not isinstance(network, nn.Module):
+        if network is not None and not isinstance(network, nn.Module | FrozenNetwork):
             raise ConfigError(f"`network` of a generator must be a module, got {type(network).__name__}.")
         if together and env.metadata.get("autoreset_mode") is not AutoresetMode.DISABLED:
             raise ConfigError(
@@ -123,37 +143,15 @@ class DrawWrapper(Wrapper):
             size=context_cache,
             device=getattr(generator, "device", torch.device("cpu")),
         )
-        self._own = network is None
-        self._network = None if network is None else network.eval().requires_grad_(False)
+        own = network.eval().requires_grad_(False) if isinstance(network, nn.Module) else network
+        self._network = FrozenNetwork(generator) if own is None else own
         self.finished: dict[int, Sample] = {}
         self._waiting: dict[int, Sample] = {}
 
     @property
     def network(self) -> nn.Module:
         """The generator's network."""
-        if self._network is None:
-            self._network = self.generator.network().eval().requires_grad_(False)
-        return self._network
-
-    def __getstate__(self) -> dict[str, Any]:
-        # What the generator loads by itself does not travel; what a user gave does.
-        return {**self.__dict__, "_network": Shared(self._network) if self._own else self._network}
-
-    @property
-    def drawing(self) -> dict[str, Any]:
-        """The argument `generator` of another environment that is to draw alike, with this very network."""
-        return {
-            "denoiser": self.generator,
-            "network": self.network,
-            "num_steps": self.num_steps,
-            "guidance": self.guidance,
-            "pictures": self.num_pictures,
-            "together": self.together,
-            "after": self.after,
-            "max_characters": self.max_characters,
-            "rows": self.rows,
-            "context_cache": self.context_cache,
-        }
+        return self._network.module if isinstance(self._network, FrozenNetwork) else self._network
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -235,12 +233,3 @@ class DrawWrapper(Wrapper):
             text = text if found else ""
         text = text.strip()
         return text if len(text) <= self.max_characters else ""
-
-
-def drawing_of(env: VectorEnv) -> dict[str, Any] | None:
-    """`DrawWrapper.drawing` of `env`, whatever wrappers are around it; None of one that draws nothing."""
-    while isinstance(env, VectorWrapper):
-        if isinstance(env, DrawWrapper):
-            return env.drawing
-        env = env.env
-    return None

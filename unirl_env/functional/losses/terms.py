@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from unirl_env.errors import ConfigError, ContractError, ShapeError
 from unirl_env.functional.checks import require_floating, require_shape
 
 __all__ = [
+    "MAXIMA",
     "MAX_LOG_RATIO",
     "Entries",
     "entries",
@@ -25,6 +26,8 @@ __all__ = [
 
 MAX_LOG_RATIO = 20.0
 """Where log-ratios are cut unless told otherwise: exp(20) is finite in float32 with room for an advantage."""
+MAXIMA = frozenset({"ratio_max_deviation", "kl_max", "tv_max"})
+"""The metrics of the losses here that are maxima over entries; all others are sums over the denominator."""
 LARGEST_LOG_RATIO = 40.0  # beyond it the square of a ratio times an advantage overflows float32
 
 
@@ -183,18 +186,21 @@ def require_token_log_prob(e: Entries) -> None:
         )
 
 
-def merge_metrics(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def merge_metrics(
+    parts: Sequence[Mapping[str, Tensor]], *, maxima: Collection[str] = MAXIMA
+) -> dict[str, Tensor]:
     """The metrics of a whole optimizer step from those of its micro-batches and shards.
 
     Args:
         parts: What the losses returned, all with the same global denominator.
+        maxima: Names of those that are maxima; unless told otherwise, those of the losses here.
 
     Returns:
-        Sums; maxima for names with the word "max".
+        Maxima of these names; sums of all others.
     """
     names = dict.fromkeys(name for part in parts for name in part)
     merged = {}
     for name in names:
         values = torch.stack([part[name] for part in parts if name in part])
-        merged[name] = values.max() if "max" in name.split("_") else values.sum()
+        merged[name] = values.max() if name in maxima else values.sum()
     return merged

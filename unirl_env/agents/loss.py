@@ -1,0 +1,285 @@
+"""What an algorithm is to a learner: a `Loss`, and the `Context` that it may ask for more than its rows.
+
+A loss of your own, which noises finished latents anew (a forward-process loss), four times each:
+
+    def compute(rows, new, context):
+        rows = rows.repeat(4)
+        sigma, noise = context.uniform(rows, "sigma"), context.noise(rows, "noise")
+        s = sigma.view(-1, *[1] * (noise.ndim - 1))
+        seen = rows.observed(latent=(1 - s) * rows.final + s * noise, sigma=sigma)
+        velocity = context.velocity(seen)
+        with context.weights("reference"):
+            untrained = context.velocity(seen)
+        miss = (velocity - (noise - rows.final)).square().flatten(1).mean(1)
+        drift = (velocity - untrained).square().flatten(1).mean(1)
+        loss = rows.mean(rows.advantages * miss + context.config.pull * drift)
+        return loss, {"miss": Metric.over(rows, miss), "drift_max": Metric.over(rows, drift, "max")}
+
+    class MyConfig(AgentConfig):
+        losses = {"latents": Loss(compute, needs={"final"}, scores=False)}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import unirl_env.functional as F
+from unirl_env.agents.metrics import Metric, as_metrics
+from unirl_env.agents.phases import KINDS, Step
+from unirl_env.agents.rows import Rows
+from unirl_env.errors import ConfigError, ContractError
+
+__all__ = ["NEEDS", "Context", "Loss", "Metric", "check_loss"]
+
+NEEDS = {"mean": "old_mean", "final": "final"}
+"""What a loss may need recorded, and where its rows have it: of latents, that is."""
+SHARES = ("row", "episode", "group")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of one kind of phase, what it needs recorded, and what may be left out for it.
+
+    Attributes:
+        compute: `(rows, new, context) -> (loss, metrics)`, a function of these alone. `new` is the step of
+            `rows.action` under the present weights, with gradient. The loss is a scalar with gradient:
+            masked rows must not count, rows count by their weight, and sums are divided by
+            `rows.denominator` (`rows.mean` does all three). It is called once for each micro-batch; what it
+            returns is added up. Metrics are `Metric`s by name; a plain tensor is a share of the denominator,
+            as those of the functional losses are.
+        needs: What must be recorded: `"mean"`, the means of the sampling policy (`rows.old_mean`); `"final"`,
+            the finished latent of each row's episode (`rows.final`). Both are of latents.
+        skips_idle: Whether rows of advantage 0 may be left out, because the gradient there is exactly 0. All
+            other losses are given every unmasked row.
+        scores: Whether `compute` uses `new`. Without, that forward pass is left out and `new` is None.
+
+    Raises:
+        ConfigError: If `needs` names something unknown, or a field is of another kind.
+    """
+
+    compute: Callable[[Rows, Step | None, Context], tuple[Tensor, Mapping[str, Metric | Tensor]]]
+    needs: Collection[str] = frozenset()
+    skips_idle: bool = False
+    scores: bool = True
+
+    def __post_init__(self) -> None:
+        if not callable(self.compute):
+            raise ConfigError(f"`compute` must be a function, got {self.compute!r}.")
+        for name in ("skips_idle", "scores"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
+        if isinstance(self.needs, str) or not isinstance(self.needs, Collection):
+            raise ConfigError(f"`needs` must be a set of names, got {self.needs!r}; try {{'mean'}}.")
+        unknown = [name for name in self.needs if name not in NEEDS]
+        if unknown:
+            raise ConfigError(
+                f"`needs` must be some of {', '.join(map(repr, NEEDS))}, got {unknown[0]!r}; log-probs of "
+                "the sampling policy are always there, as `rows.old_log_prob`."
+            )
+        object.__setattr__(self, "needs", frozenset(self.needs))
+
+    @property
+    def name(self) -> str:
+        """`module:qualname` of what computes it."""
+        what = getattr(self.compute, "func", self.compute)  # of a partial
+        what = what if hasattr(what, "__qualname__") else type(what)
+        return f"{what.__module__}:{what.__qualname__}"
+
+    def __call__(self, rows: Rows, new: Step | None, context: Context) -> tuple[Tensor, dict[str, Metric]]:
+        """Loss and metrics of a micro-batch, checked as far as that costs no wait for an accelerator.
+
+        Raises:
+            ContractError: If rows lack what is needed, or `compute` returns something else than promised.
+        """
+        for name in self.needs:
+            if getattr(rows, NEEDS[name]) is None:
+                raise self._wrong(f"need only what {rows.kind} have recorded", repr(name))
+        try:
+            result = self.compute(rows, new if self.scores else None, context)
+        except Exception as error:
+            error.add_note(f"In the loss {self.name} of phase `{context.phase}`.")
+            raise
+        if not (isinstance(result, tuple) and len(result) == 2):
+            raise self._wrong("return (loss, metrics)", type(result).__name__)
+        loss, metrics = result
+        if not isinstance(loss, Tensor):
+            raise self._wrong("return a tensor as its loss", type(loss).__name__)
+        if loss.ndim:
+            raise self._wrong("return a scalar", f"shape {list(loss.shape)}; try rows.mean(values)")
+        if not loss.requires_grad:
+            raise self._wrong(
+                "depend on the trained weights",
+                "a tensor without gradient; try `new`, `context.score` or `context.velocity` outside "
+                "`context.weights`",
+            )
+        return loss, as_metrics(metrics, self.name, loss.device)
+
+    def require_finite(self, loss: Tensor) -> None:
+        """Raise ContractError if `loss` is NaN or infinite; it waits for an accelerator."""
+        if not bool(torch.isfinite(loss)):
+            raise self._wrong(
+                "be finite in the first update",
+                f"{float(loss.detach())}; try `rows.mean`, and torch.where before what may overflow",
+            )
+
+    def _wrong(self, words: str, got: str) -> ContractError:
+        return ContractError(f"The loss {self.name} must {words}, got {got}.")
+
+
+class Context:
+    """What a loss may ask for, beside its rows: the network, other weights, and keyed random numbers.
+
+    Args:
+        policy: The `GenerativePolicy` that is trained.
+        config: The `AgentConfig`.
+        phase: The name of the phase.
+        kind: The kind of the phase.
+        iteration: The iteration's number, from 0.
+        step: The number of the optimizer step within it, from 0.
+
+    Attributes:
+        config: The agent's settings, the algorithm's own knobs among them.
+        phase: The name of the phase that the rows are of.
+        iteration: The iteration's number, from 0.
+        step: The number of the optimizer step within the iteration, from 0.
+    """
+
+    def __init__(self, policy: Any, config: Any, *, phase: str, kind: str, iteration: int = 0, step: int = 0):
+        self.config, self.phase, self.iteration, self.step = config, phase, iteration, step
+        self._policy, self._kind, self._elsewhere = policy, kind, False
+
+    def score(self, observation: Mapping[str, Tensor], action: Tensor) -> Step:
+        """The step of `action` `[N, ...]` given `observation`, with gradient to the present weights.
+
+        Args:
+            observation: As `rows.observation`, or what `rows.observed` returned.
+            action: As `rows.action`.
+        """
+        batch = {"phase": self.phase, "obs": observation, "actions": action}
+        return KINDS[self._kind].step(**self._policy.forward_train(batch))
+
+    def velocity(self, observation: Mapping[str, Tensor]) -> Tensor:
+        """The guided velocity `[N, ...]` float32, `d x / d sigma`, with gradient to the present weights.
+
+        Args:
+            observation: As `rows.observed(latent=..., sigma=...)` returns it: `latent` `[N, ...]`, `sigma`
+                `[N]` in [0, 1], and the contexts.
+
+        Raises:
+            ContractError: If the phase does not denoise.
+        """
+        return self._policy.velocity(self.phase, observation)
+
+    def weights(self, name: str) -> AbstractContextManager[None]:
+        """Within it, `score` and `velocity` are those of other weights, without gradients.
+
+        Args:
+            name: `"reference"`, the untrained model.
+
+        Raises:
+            ConfigError: If these weights are not kept.
+        """
+        if name != "reference":
+            raise ConfigError(
+                f"`weights` must be 'reference', got {name!r}: of other weights than the present and the "
+                "untrained ones no copy is kept; of the policy that sampled, `rows.old_log_prob` and, with "
+                "needs={'mean'}, `rows.old_mean` are recorded."
+            )
+        return self._reference()
+
+    def noise(self, rows: Rows, name: str, *, by: str = "row") -> Tensor:
+        """Standard normal noise `[N, ...]` float32 of the shape of the rows' actions.
+
+        A number is a function of the run's seed, the iteration, the optimizer step, `name` and the row's
+        place: it does not depend on micro-batches, the number of learners or a resume. The same call gives
+        the same numbers again.
+
+        Args:
+            rows: For which rows, repeated ones included.
+            name: What it is for; other names give other numbers.
+            by: What has numbers of its own: each `"row"`; each `"episode"`, alike in all its rows; or each
+                `"group"`, alike in all its episodes. Draws of a repeated row always differ.
+
+        Raises:
+            ContractError: If the rows do not know their episodes, or `by` is unknown.
+        """
+        seeds, step = self._keys("noise", rows, name, by)
+        return F.keyed_noise(seeds, step, rows.action.shape[1:], device=seeds.device)
+
+    def uniform(self, rows: Rows, name: str, *, by: str = "row") -> Tensor:
+        """Numbers `[N]` float32 in [0, 1), evenly spread; arguments and keys as in `noise`.
+
+        Raises:
+            ContractError: If the rows do not know their episodes, or `by` is unknown.
+        """
+        seeds, step = self._keys("uniform", rows, name, by)
+        # Rounded down: the nearest float32 of a number just below 1 would be 1.
+        return (F.keyed_uniform(seeds, step, device=seeds.device) * 2**24).floor().float() * 2**-24
+
+    @contextmanager
+    def _reference(self) -> Iterator[None]:
+        if self._elsewhere:  # leaving an inner one must not end the outer one
+            yield
+            return
+        with torch.no_grad(), self._policy.reference():
+            self._elsewhere = True
+            try:
+                yield
+            finally:
+                self._elsewhere = False
+
+    def _keys(self, what: str, rows: Rows, name: str, by: str) -> tuple[Tensor, Tensor]:
+        """Seeds and steps `[N]` for keyed numbers."""
+        if by not in SHARES:
+            raise ContractError(f"`by` must be one of {', '.join(SHARES)}, got {by!r}.")
+        key = rows.group if by == "group" else rows.episode_seed
+        if key is None:
+            raise ContractError(
+                "`rows` must know their episodes, got some without; try those that the learner gave."
+            )
+        place = (self.config.run_seed, self.iteration, self.step, self.phase)
+        salts = [F.derive_seed("loss", what, *place, name, by, draw) for draw in range(rows.draws)]
+        salt = torch.tensor(salts, device=key.device)
+        salt = salt[0] if rows.draw is None else salt[rows.draw]
+        # Both are 63 bits of a hash (a group's number aside), and the generator mixes its whole key.
+        return key ^ salt, rows.step if by == "row" else torch.zeros_like(rows.step)
+
+
+def check_loss(config: Any, kind: str) -> None:
+    """Refuse a loss on `kind` that cannot work with the settings.
+
+    Args:
+        config: An `AgentConfig`.
+        kind: The kind of a trained phase.
+
+    Raises:
+        ConfigError: Naming the loss, or the setting and the remedy.
+    """
+    loss = config.losses[kind]
+    if not isinstance(loss, Loss):
+        raise ConfigError(f"`losses[{kind!r}]` must be a Loss, got {loss!r}; try Loss(compute).")
+    if kind == "tokens" and loss.needs:
+        raise ConfigError(
+            f"`needs` of a loss on {kind} must not name {sorted(loss.needs)[0]!r}, which latents alone have "
+            f"(the loss {loss.name}); try needs=set()."
+        )
+    if kind != "latents" or config.trained_steps(0):
+        return
+    if loss.scores or "final" not in loss.needs:
+        raise ConfigError(
+            "`steps.kind` must let some step explore, got 'none': a step of the ODE has no log-probability, "
+            f"and the loss {loss.name} is not one of finished latents alone (needs={{'final'}}, "
+            "scores=False); try 'all'."
+        )
+    if config.reference_kl:
+        raise ConfigError(
+            f"`reference_kl` must be 0 where no step explores (`steps.kind` 'none'), got "
+            f"{config.reference_kl:g}: the KL is that of steps; try steps.kind='all', or a term of the loss "
+            "with context.weights('reference')."
+        )

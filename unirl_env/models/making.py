@@ -1,0 +1,172 @@
+"""From the words that name a model to the model, for environments and for policies."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from unirl_env.arguments import MODEL_OPTIONS
+from unirl_env.errors import ConfigError, ContractError, UnknownArgument
+from unirl_env.models.base import Denoiser
+from unirl_env.models.language import LanguageModel
+from unirl_env.models.mdp import MDP
+from unirl_env.models.unified import UnifiedModel
+from unirl_env.registry import Registry
+
+__all__ = ["check_options", "is_model", "label_of", "make_model", "model_class"]
+
+KINDS = {
+    "denoiser": Denoiser,
+    "language model": LanguageModel,
+    "mdp": MDP,
+    "unified model": UnifiedModel,
+}
+"""By what a registry calls its models, what all of them are."""
+PLAIN = {"device": "cpu", "dtype": "float32", "offload": False}
+"""What a model is that takes no such option: it need not be told so."""
+TAKES = {"device": "device='cpu'", "dtype": "dtype='float32'", "offload": "offload=False"}
+UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
+MISSING = re.compile(r"missing (?:a required|\d+ required (?:positional|keyword-only)) arguments?: (.+)")
+
+
+def is_model(found: Any) -> bool:
+    """Whether it is a model that is made already."""
+    return isinstance(found, tuple(KINDS.values()))
+
+
+def _is_made(models: Registry, found: Any) -> bool:
+    """The same where a mode of a user's own has models of any class."""
+    return is_model(found) or (models.kind not in KINDS and not callable(found))
+
+
+def model_class(models: Registry, model: Any) -> Any:
+    """What makes a model, or the model itself, whichever is named.
+
+    Args:
+        models: Where names are looked up.
+        model: A registered name, a dotted path, a class, or a model.
+
+    Raises:
+        ConfigError: If nothing of the name is there, or it is a model of another kind.
+    """
+    found = models.get(model) if isinstance(model, str) else model
+    wanted = KINDS.get(models.kind)
+    if wanted is None:
+        return found
+    kind = found if inspect.isclass(found) else type(found)
+    other = next((name for name, known in KINDS.items() if issubclass(kind, known)), models.kind)
+    if other == models.kind and (callable(found) or is_model(found)):
+        return found
+    argument, right = models.kind.replace(" ", "_"), other.replace(" ", "_")
+    remedy = f"{right}={model!r}" if right != argument else "'package.module:Class'"
+    raise ConfigError(
+        f"`{argument}` must be a {wanted.__name__}, by its name, its path, its class or itself, got "
+        f"{model!r}, a {kind.__name__}; try {remedy}."
+    )
+
+
+def make_model(models: Registry, model: Any, options: Mapping[str, Any], label: str | None = None) -> Any:
+    """A model; what is large in it loads on first use.
+
+    Args:
+        models: Where names are looked up.
+        model: A registered name, a dotted path, a class, or a model, which is returned as it is.
+        options: Arguments of the class.
+        label: What messages call it.
+
+    Raises:
+        ConfigError: If nothing of the name is there, or the options do not fit the class.
+        ContractError: If the class lacks a part of the contract.
+    """
+    target = model_class(models, model)
+    if _is_made(models, target):
+        return target
+    label = label or label_of(model)
+    kind = KINDS.get(models.kind)
+    _require_whole(models.kind, kind, label, getattr(target, "__abstractmethods__", ()))
+    # Its own words before it runs: half a model would be made twice.
+    made, _ = _fitting(target, target, check_options(target, options, label), label)
+    if kind is not None and not isinstance(made, kind):
+        _require_whole(
+            models.kind, kind, label, {n for n in kind.__abstractmethods__ if not hasattr(made, n)}
+        )
+    return made
+
+
+def label_of(model: Any) -> str:
+    """What messages call a model."""
+    return f"model {model if isinstance(model, str) else getattr(model, '__qualname__', model)!r}"
+
+
+def check_options(target: Any, options: Mapping[str, Any], label: str) -> dict[str, Any]:
+    """Those of `options` that a class is to be given, as far as its own words tell.
+
+    Raises:
+        ConfigError: If it does not take one, or needs another one.
+    """
+    try:
+        bound = inspect.signature(target).bind
+    except (TypeError, ValueError):  # written in C
+        return dict(options)
+    return _fitting(bound, target, options, label)[1]
+
+
+def _fitting(
+    call: Callable[..., Any], target: Any, options: Mapping[str, Any], label: str
+) -> tuple[Any, dict[str, Any]]:
+    """What `call` gives, and the options that it took: without those that need not be said."""
+    given = dict(options)
+    while True:
+        try:
+            return call(**given), given
+        except TypeError as error:
+            # A class that passes its options on finds only inside that one is unknown.
+            said = str(error)
+            refused = UNEXPECTED.search(said)
+            plain = [option for option in PLAIN if option in given and _is_plain(option, given[option])]
+            if refused and refused[1] in plain:
+                del given[refused[1]]
+            elif "takes no arguments" in said and plain:
+                given = {option: value for option, value in given.items() if option not in plain}
+            elif "argument" in said:
+                raise _misfit(target, given, error, label) from error
+            else:
+                raise
+
+
+def _is_plain(option: str, value: Any) -> bool:
+    value = str(value).removeprefix("torch.") if isinstance(value, torch.dtype | torch.device) else value
+    return value == PLAIN[option]
+
+
+def _misfit(target: Any, given: Mapping[str, Any], error: TypeError, label: str) -> ConfigError:
+    said, remedy = str(error), ""
+    refused, missing = UNEXPECTED.search(said), MISSING.search(said)
+    who = getattr(target, "__qualname__", label)
+    if refused and (option := refused[1]) in TAKES and option in given:
+        remedy = (
+            f": {option}={given[option]!r} was asked for, and a model whose constructor takes no `{option}` "
+            f"is {option}={PLAIN[option]!r}; try that, or `def __init__(self, {TAKES[option]})` in {who}"
+        )
+    elif missing:
+        option = missing[1].split(",")[0].strip("' ")
+        place = f"{option}=..." if option in MODEL_OPTIONS else f"model_options={{'{option}': ...}}"
+        remedy = (
+            f": {who} is not made without `{option}`; try {place} among the environment's arguments, or a "
+            "default in its constructor"
+        )
+    kind = UnknownArgument if refused else ConfigError
+    return kind(f"The options of {label} do not fit: {error}{remedy}.")
+
+
+def _require_whole(name: str, kind: Any, label: str, missing: Any) -> None:
+    """Refuse a model without some methods of its contract."""
+    if missing:
+        raise ContractError(
+            f"The {label} is incomplete: a {name} must have all methods of its contract, got none called "
+            f"{', '.join(sorted(missing))}; `{getattr(kind, '__module__', '')}` says what they are."
+        )
