@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from unirl_env.errors import ConfigError
+from unirl_env.models.making import make_model
 from unirl_env.modes.mode import MakeEnv, Mode
 from unirl_env.policies.head_actor import HeadActor
 from unirl_env.policies.heads import Head, head_of
