@@ -39,7 +39,7 @@ MODEL_OPTIONS = (
     "trust_remote_code",
 )
 """Of models of several families; what one model alone takes goes into `model_options`."""
-WORLD = ("env", "generator", "scorer", "on_invalid", "together", "overlap", "flat", "model_options")
+WORLD = ("mode", "env", "generator", "scorer", "on_invalid", "together", "overlap", "flat", "model_options")
 """What a world takes, whatever its environment."""
 EPISODES = (
     "prompts",

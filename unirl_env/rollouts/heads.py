@@ -67,7 +67,7 @@ class HeadRollout(Rollout):
             sample_offset: `[P]`, the sample id of each group's first episode; None counts occurrences.
             first_group: The number of the first group.
             same_noise: Let the episodes of a group begin alike.
-            greedy: Take the likeliest actions, and record nothing to train on.
+            greedy: Take the likeliest actions. Log-probs are recorded, and mean nothing to train on.
             keep_samples: Keep the finished samples in the batch.
             weights_version: Recorded in the batch.
             base: Play with the untrained model.
@@ -110,7 +110,7 @@ class HeadRollout(Rollout):
             over, cut = over | ended | now_cut, torch.where(over, cut, now_cut)
             verdicts.take(env)
         return {
-            "phases": {} if greedy else {self.phase: _phase(steps, head.kind, device)},
+            "phases": {self.phase: _phase(steps, head.kind, device)},
             "scores": verdicts.scores(),
             "prompts": prompts,
             "episode_seed": seeds,
