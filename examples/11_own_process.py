@@ -5,10 +5,10 @@
 The optimum is known: the shortest ways.
 """
 
-import gymnasium as gym
 import torch
 from gymnasium import spaces
 
+import unirl_env
 from unirl_env.agents import GRPOConfig
 from unirl_env.models import MDP
 from unirl_env.types import Sample, Scores
@@ -64,12 +64,7 @@ def haste(samples, prompts):
     return Scores(-torch.stack([sample.latent for sample in samples]))
 
 
-gym.register(
-    "own/Maze-v0",
-    entry_point="unirl_env.build:make_env",
-    vector_entry_point="unirl_env.build:make_vector_env",
-    kwargs={"mdp": f"{__name__}:Maze", "prompts": list(SHORTEST), "scorer": haste},
-)
+unirl_env.register("own/Maze-v0", mdp=Maze, prompts=list(SHORTEST), scorer=haste)
 
 
 def main(iterations=30):

@@ -4,6 +4,7 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
+import unirl_env
 from unirl_env.models import MDP
 from unirl_env.types import Sample, Scores
 
@@ -112,3 +113,61 @@ def closeness(samples, prompts):
     """Minus the squared distance to the target."""
     targets = [torch.tensor([float(n) for n in prompt.text.split(",")]) for prompt in prompts]
     return Scores([-float((s.latent - t).square().sum()) for s, t in zip(samples, targets, strict=True)])
+
+
+class Arms(MDP):
+    """One pull of one of three arms; the sample says which."""
+
+    action_space = spaces.Discrete(3)
+    observation_spaces = {"bias": spaces.Box(0, 1, (1,))}
+
+    def initial(self, prompts, noise):
+        return {"arm": torch.full((len(prompts),), -1, device=noise.device)}
+
+    def transition(self, state, action, noise):
+        return {"arm": action}
+
+    def terminated(self, state):
+        return state["arm"] >= 0
+
+    def observation(self, state):
+        return {"bias": torch.ones(len(state["arm"]), 1, device=state["arm"].device)}
+
+    def sample(self, state):
+        return [Sample(latent=arm[None].float().cpu()) for arm in state["arm"]]
+
+    def network(self):
+        return ArmsNetwork()
+
+
+class ArmsNetwork(nn.Module):
+    """Three logits, which begin unequal."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor([0.5, 0.0, -0.5]))
+
+    def forward(self, obs):
+        return obs["bias"] * self.logits
+
+
+WAGES = (0.0, 1.0, 0.5)
+"""What the arms pay."""
+
+
+def wages(samples, prompts):
+    """What the arm pays that was pulled."""
+    return Scores([WAGES[int(sample.latent)] for sample in samples])
+
+
+for name, prompts, scorer in (
+    ("Walk", ["1", "2", "3"], "at_the_right_end"),
+    ("Throw", ["1,0", "0,1", "-1,0.5"], "closeness"),
+    ("Arms", ["pull"], "wages"),
+):
+    unirl_env.register(
+        f"cases/{name}-v0",
+        mdp=f"{__name__}:{name}",
+        prompts=prompts,
+        scorer=f"{__name__}:{scorer}",
+    )

@@ -72,7 +72,6 @@ def check_all(cfg: RunConfig) -> None:
     cfg.check()
     check_place(cfg)
     mode = _check_environment(cfg)
-    _check_skips(cfg, mode)
     _check_devices(cfg)
     _check_rewards(cfg, mode)
     check_engine(cfg, mode)
@@ -89,26 +88,18 @@ def _check_agent(cfg: RunConfig, prompts: PromptSource) -> None:
 def _check_environment(cfg: RunConfig) -> Mode:
     mode = mode_of_run(cfg)
     if cfg.mode != mode.name:
-        known = "" if cfg.mode in MODES else f" which is none of {', '.join(MODES)};"
+        known = "" if cfg.mode in MODES else f", which is none of {', '.join(MODES)}"
         raise ConfigError(
-            f"`mode` must be {mode.name!r} for {cfg.model.env}, got {cfg.mode!r};{known} try "
+            f"`mode` must be {mode.name!r} for {cfg.model.env}, got {cfg.mode!r}{known}; try "
             f"`mode={mode.name}`, or another `model`."
         )
-    return mode
-
-
-def _check_skips(cfg: RunConfig, mode: Mode) -> None:
     for name in ("num_steps", "max_new_tokens"):
         if getattr(cfg.model, name) == 0 and not mode.may_skip:
             raise ConfigError(
-                f"`model.{name}` must be at least 1, got 0: only an episode of `mode=unified_model` has "
-                "another phase; try null."
+                f"`model.{name}` must be at least 1, got 0: an episode of `mode={mode.name}` has no other "
+                "phase; try null."
             )
-    if cfg.model.num_steps == 0 and cfg.model.max_new_tokens == 0:
-        raise ConfigError(
-            "`model.num_steps` must be at least 1 where `model.max_new_tokens` is 0, got 0: there is nothing "
-            "to play; try 10."
-        )
+    return mode
 
 
 def _check_devices(cfg: RunConfig) -> None:

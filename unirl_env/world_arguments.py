@@ -57,7 +57,7 @@ def check_words(arguments: Mapping[str, Any]) -> None:
         check_options(target, choice.options, label_of(choice.name))
     refuse_unknown(mode, choice, own)
     if own.get("generator") is not None:
-        check_generator(own["generator"], mode.argument)
+        check_generator(own["generator"], mode)
 
 
 def parted(arguments: Mapping[str, Any]) -> tuple[Mode, ModelChoice, dict[str, Any]]:

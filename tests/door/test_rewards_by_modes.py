@@ -7,7 +7,6 @@ from unirl_env.errors import ConfigError
 from unirl_env.modes import MODES
 from unirl_env.preflight import check_all
 from unirl_env.rewards import SCORERS, for_mode, needs_of
-from unirl_env.rewards.spec import GIVEN
 from unirl_env.settings import differences
 from unirl_env.train import CONFIGS, settings
 
@@ -22,7 +21,7 @@ REWARDS = sorted(path.stem for path in (CONFIGS / "reward").glob("*.yaml"))
 
 def fits(cfg):
     specs = [spec for spec in (cfg.reward.train, cfg.reward.heldout) if spec is not None]
-    return all(set(needs_of(spec)) <= set(GIVEN[cfg.mode]) for spec in specs)
+    return all(set(needs_of(spec)) <= set(MODES.get(cfg.mode).gives) for spec in specs)
 
 
 @pytest.mark.parametrize("mode", RECIPES)

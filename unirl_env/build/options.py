@@ -11,7 +11,7 @@ from unirl_env.config import RunConfig
 from unirl_env.errors import ConfigError
 from unirl_env.models.making import make_model
 from unirl_env.models.options import ModelChoice, model_choice
-from unirl_env.modes import mode_of, mode_of_run
+from unirl_env.modes import Mode, mode_of, mode_of_run
 from unirl_env.registration import OURS, spec_of
 from unirl_env.rewards import for_mode
 from unirl_env.rewards.secrets import resolved
@@ -39,15 +39,14 @@ def check_world(cfg: RunConfig) -> None:
 
 
 def check_prompts(cfg: RunConfig, prompts: Iterable[Prompt]) -> None:
-    """Let the model read every prompt once: one that does not fit would stop the run hours later.
+    """Let the mode look at every prompt once: one that does not fit would stop the run hours later.
 
     Raises:
         PromptError: Naming the prompt.
     """
     arguments = _arguments(cfg)
     mode = mode_of(arguments)
-    choice = mode.choice(arguments)
-    mode.check_prompts(make_model(mode.models, choice.name, choice.options), prompts, arguments)
+    mode.check_prompts(_made(mode.choice(arguments), mode), prompts, arguments)
 
 
 def check_targets(cfg: RunConfig, source: str | Path | None) -> None:
@@ -91,8 +90,8 @@ def model_sources(cfg: RunConfig) -> dict[str, tuple[str, str | None]]:
         described["model.generator"] = model_choice(generator)
     found = {}
     for name, each in described.items():
-        models = mode.models if name == "model" else mode_of({each.family: each.name}).models
-        pretrained = getattr(make_model(models, each.name, each.options), "pretrained", None)
+        made = _made(each, mode if name == "model" else mode_of({each.family: each.name}))
+        pretrained = getattr(made, "pretrained", None)
         if pretrained is not None:
             found[name] = (str(pretrained), each.options.get("revision"))
     return found
@@ -132,6 +131,10 @@ def _arguments(cfg: RunConfig) -> dict[str, Any]:
 def _choice(cfg: RunConfig) -> ModelChoice:
     arguments = _arguments(cfg)
     return mode_of(arguments).choice(arguments)
+
+
+def _made(choice: ModelChoice, mode: Mode) -> Any:
+    return make_model(mode.models, choice.name, choice.options)
 
 
 def _layers(source: Path) -> set[str]:

@@ -20,6 +20,11 @@ def check_run(cfg: RunConfig) -> None:
     Raises:
         ConfigError: Naming the field, its value and the remedy.
     """
+    if cfg.model.num_steps == 0 and cfg.model.max_new_tokens == 0:
+        raise ConfigError(
+            "`model.num_steps` must be at least 1 where `model.max_new_tokens` is 0, got 0: there is nothing "
+            "to play; try 10."
+        )
     _check_alarm(cfg)
     check_shares(cfg.agent, cfg.rollout, "agent.", "rollout.")
     _check_overlap(cfg)

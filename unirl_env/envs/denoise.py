@@ -59,8 +59,8 @@ class DenoiseVectorEnv(ActivityVectorEnv):
         v0: The first one.
     """
 
-    arguments = ENVIRONMENTS["denoiser"]
     laws = ("latents",)
+    arguments = ENVIRONMENTS["denoiser"]
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from unirl_env.arguments import ENVIRONMENTS
 from unirl_env.checks import whole
 from unirl_env.envs.acting import Acting
 from unirl_env.envs.activity import ActivityVectorEnv
@@ -46,6 +47,7 @@ class MDPVectorEnv(ActivityVectorEnv):
     """
 
     laws = ("mdp",)
+    arguments = ENVIRONMENTS["mdp"]
 
     def __init__(self, mdp: MDP, *, num_envs: int = 1, max_steps: int | None = None, **shared: Any):
         if shared.get("render_mode") is not None and type(mdp).pictures is MDP.pictures:

@@ -14,12 +14,18 @@ from unirl_env.arguments import MODEL_OPTIONS
 from unirl_env.errors import ConfigError, ContractError, UnknownArgument
 from unirl_env.models.base import Denoiser
 from unirl_env.models.language import LanguageModel
+from unirl_env.models.mdp import MDP
 from unirl_env.models.unified import UnifiedModel
 from unirl_env.registry import Registry
 
 __all__ = ["check_options", "is_model", "label_of", "make_model", "model_class"]
 
-KINDS = {"denoiser": Denoiser, "language model": LanguageModel, "unified model": UnifiedModel}
+KINDS = {
+    "denoiser": Denoiser,
+    "language model": LanguageModel,
+    "mdp": MDP,
+    "unified model": UnifiedModel,
+}
 """By what a registry calls its models, what all of them are."""
 PLAIN = {"device": "cpu", "dtype": "float32", "offload": False}
 """What a model is that takes no such option: it need not be told so."""

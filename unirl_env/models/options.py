@@ -19,7 +19,7 @@ class ModelChoice:
     """The model that an environment's arguments describe.
 
     Attributes:
-        family: Which argument named it.
+        family: Which of `FAMILIES` named it.
         name: The registered name or dotted path of its adapter, or an adapter.
         options: The adapter's arguments.
         rest: The environment's other arguments.

@@ -65,16 +65,19 @@ def mode_of_run(cfg: Any) -> Mode:
 
     Args:
         cfg: A `RunConfig`.
+
+    Raises:
+        ConfigError: If there is no such id, or its mode is none.
     """
     return mode_of({**spec_of(cfg.model.env, "model.env").kwargs, **cfg.model.options})
 
 
 def _implied(arguments: Mapping[str, Any]) -> str:
     """The name of the mode that the argument with the model's name tells; shipped ones come first."""
-    named = [argument for argument in BY_ARGUMENT if arguments.get(argument)]
+    named = [argument for argument in BY_ARGUMENT if arguments.get(argument) is not None]
     own = [] if named else sorted(set(MODES) - {*BY_ARGUMENT.values(), "pe"})
     found = [BY_ARGUMENT[argument] for argument in named]
-    found += [name for name in own if arguments.get(mode_of({"mode": name}).argument)]
+    found += [name for name in own if arguments.get(mode_of({"mode": name}).argument) is not None]
     if len(found) != 1:
         known = ", ".join(f"`{argument}`" for argument in BY_ARGUMENT)
         raise ConfigError(

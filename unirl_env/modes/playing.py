@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from unirl_env.errors import ConfigError
+from unirl_env.models.making import make_model
 from unirl_env.modes.mode import MakeEnv, Mode
 from unirl_env.policies.head_actor import HeadActor
 from unirl_env.policies.heads import Head, head_of
@@ -41,7 +42,8 @@ class Playing(Mode):
         """Of every mode; the model by its path, because the policy does not know whose names these are."""
         options = super().policy_options(config)
         name = options["model"]
-        return {**options, "model": self.models.target(name) if name in self.models else name}
+        named = isinstance(name, str) and name in self.models
+        return {**options, "model": self.models.target(name) if named else name}
 
     def phases(self, config: Any) -> dict[str, str]:
         """One, of the kind that the head gives."""
@@ -54,9 +56,7 @@ class Playing(Mode):
             ConfigError: If no head knows them.
         """
         choice = self.choice(config.env_options())
-        model = (
-            self.models.get(choice.name)(**choice.options) if isinstance(choice.name, str) else choice.name
-        )
+        model = make_model(self.models, choice.name, choice.options)
         return head_of(getattr(model, "action_space", None))
 
     def actor_options(self, config: Any) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from typing import Any
 from ray.rllib.core.columns import Columns
 from torch import Tensor
 
-from unirl_env.models import MDPS
 from unirl_env.policies.head_actor import HeadActor
 from unirl_env.policies.rl_module import GenerativePolicy
+from unirl_env.registry import Registry
 
 __all__ = ["HeadPolicy"]
 
@@ -18,7 +18,7 @@ __all__ = ["HeadPolicy"]
 class HeadPolicy(GenerativePolicy):
     """A network with a head, as a policy over the next action; `model` may be the path of any class."""
 
-    models = MDPS
+    models = Registry("model")
     actor_class = HeadActor
 
     def act(self, obs: Mapping[str, Tensor], draws: Tensor | None) -> Any:

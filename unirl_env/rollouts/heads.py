@@ -67,7 +67,7 @@ class HeadRollout(Rollout):
             sample_offset: `[P]`, the sample id of each group's first episode; None counts occurrences.
             first_group: The number of the first group.
             same_noise: Let the episodes of a group begin alike.
-            greedy: Take the likeliest actions, and record nothing to train on.
+            greedy: Take the likeliest actions. Log-probs are recorded, and mean nothing to train on.
             keep_samples: Keep the finished samples in the batch.
             weights_version: Recorded in the batch.
             base: Play with the untrained model.
@@ -110,7 +110,7 @@ class HeadRollout(Rollout):
             over, cut = over | ended | now_cut, torch.where(over, cut, now_cut)
             verdicts.take(env)
         return {
-            "phases": {} if greedy else {self.phase: _phase(steps, head.kind, device)},
+            "phases": {self.phase: _phase(steps, head.kind, device)},
             "scores": verdicts.scores(),
             "prompts": prompts,
             "episode_seed": seeds,
@@ -120,14 +120,18 @@ class HeadRollout(Rollout):
 
 
 def _phase(steps: Sequence[tuple[dict[str, Tensor], Any, Tensor]], kind: str, device: torch.device) -> Phase:
-    """All steps as a ragged phase `[B, S, ...]`."""
+    """All steps as a ragged phase `[B, S, ...]`; what lies beyond an end does not depend on the others."""
     mask = torch.stack([live for *_, live in steps], 1).to(device)
-    action = torch.stack([step[0] for _, step, _ in steps], 1)
-    wide = mask.view(*mask.shape, *[1] * (action.ndim - 2))
+
+    def kept(values: list[Tensor], fill: float = 0.0) -> Tensor:
+        stacked = torch.stack(values, 1)
+        wide = mask.view(*mask.shape, *[1] * (stacked.ndim - 2))
+        return torch.where(wide, stacked, torch.full_like(stacked, fill))
+
     return Phase(
-        observation={name: torch.stack([seen[name] for seen, *_ in steps], 1) for name in steps[0][0]},
-        action=torch.where(wide, action, torch.full_like(action, -1)),
-        log_prob=torch.stack([step.log_prob for _, step, _ in steps], 1) * mask,
+        observation={name: kept([seen[name] for seen, *_ in steps]) for name in steps[0][0]},
+        action=kept([step[0] for _, step, _ in steps], -1),
+        log_prob=kept([step.log_prob for _, step, _ in steps]),
         mask=mask,
         ragged=True,
         kind=kind,
