@@ -18,6 +18,7 @@ def phase(episodes=4, steps=3, context_row=(0, 0, 2, 1), *, mean=True, start=0):
         context={"embeds": start + 10.0 * torch.arange(int(rows.max()) + 1)[:, None].expand(-1, 7)},
         context_row=rows,
         mean=place[..., None, None].expand(-1, -1, 2, 5) + 0.25 if mean else None,
+        final=place[:, -1, None, None].expand(-1, 2, 5) + 0.5 if mean else None,
     )
 
 
@@ -110,6 +111,7 @@ class TestPhase:
         assert torch.equal(one.action[:, :, 0, 0], -one.log_prob + 0.5)
         assert torch.equal(one.mean[:, :, 1, 4], -one.log_prob + 0.25)
         assert torch.equal(one.mask, one.log_prob % 2 == 0)
+        assert torch.equal(one.final, one.action[:, -1])
         assert one.context["embeds"].shape == (2, 7)
         assert one.context["embeds"][one.context_row, 0].tolist() == [20.0, 0.0]
 
@@ -135,9 +137,17 @@ class TestPhase:
         parts = [p.rows(torch.arange(4))[0] for p in (phase(), phase(context_row=(1, 1, 0, 0), start=100))]
         assert all(torch.equal(whole[k], torch.cat([part[k] for part in parts])) for k in whole)
 
-    def test_cat_keeps_means_only_if_all_have_them(self):
-        assert Phase.cat([phase(), phase()]).mean.shape == (8, 3, 2, 5)
-        assert Phase.cat([phase(), phase(mean=False)]).mean is None
+    def test_cat_keeps_means_and_finals_only_if_all_have_them(self):
+        both, one = Phase.cat([phase(), phase(start=50)]), Phase.cat([phase(), phase(mean=False)])
+        assert both.mean.shape == (8, 3, 2, 5) and torch.equal(both.final, both.action[:, -1])
+        assert one.mean is None and one.final is None
+
+    def test_actions_are_drawn_unless_every_step_says_otherwise(self):
+        one = phase()
+        assert one.drawn
+        for stochastic, drawn in ((torch.zeros(4, 3, dtype=torch.bool), False), (one.mask, True)):
+            said = Phase(**{**vars(one), "observation": {**one.observation, "stochastic": stochastic}})
+            assert said.drawn == drawn
 
     def test_cat_refuses_other_numbers_of_steps(self):
         with pytest.raises(ShapeError, match=r"one number of steps, got \[3, 4\]"):
@@ -168,7 +178,7 @@ class TestPhase:
 
     def test_to_moves_every_tensor(self):
         moved = phase().to("meta")
-        tensors = [moved.action, moved.log_prob, moved.mask, moved.mean, moved.context_row]
+        tensors = [moved.action, moved.log_prob, moved.mask, moved.mean, moved.final, moved.context_row]
         tensors += [*moved.observation.values(), *moved.context.values()]
         assert {tensor.device.type for tensor in tensors} == {"meta"}
 
@@ -179,6 +189,7 @@ class TestPhase:
             ({"mask": torch.ones(4, 2, dtype=torch.bool)}, "mask"),
             ({"action": torch.zeros(3, 3, 2)}, "action"),
             ({"mean": torch.zeros(4, 4, 2)}, "mean"),
+            ({"final": torch.zeros(3, 2)}, "final"),
             ({"observation": {"latent": torch.zeros(4, 2)}}, "latent"),
             ({"context_row": torch.zeros(3, dtype=torch.long)}, "context_row"),
             ({"context_row": None}, "context_row"),

@@ -206,7 +206,7 @@ def test_every_optimizer_step_of_every_epoch_counts(build):
 
 def test_a_state_of_another_agent_is_refused(build):
     tensors, meta = build("grpo").run_state()
-    with pytest.raises(CheckpointError, match="GRPO"):
+    with pytest.raises(CheckpointError, match=r"drpo, got one of grpo"):
         build("drpo").load_run_state(tensors, meta)
 
 

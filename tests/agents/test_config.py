@@ -190,12 +190,6 @@ def test_rllibs_words_that_mean_nothing_here_are_refused_with_ours(word, value, 
         toy_config(GRPOConfig).update_from_dict({word: value}).validate()
 
 
-def test_rllibs_evaluation_is_refused_with_ours_named():
-    config = toy_config(GRPOConfig).evaluation(evaluation_interval=1)
-    with pytest.raises(ConfigError, match="rollout_eval"):
-        config.validate()
-
-
 def test_an_unknown_environment_is_refused():
     for env in ("unirl/Nothing-v0", "no_such_module:x/Y-v0", 3):
         with pytest.raises(ConfigError, match="`environment` must"):

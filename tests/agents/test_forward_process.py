@@ -1,5 +1,8 @@
 """Losses that noise finished latents anew, as a user writes them: no learner of their own."""
 
+import textwrap
+from dataclasses import replace
+
 import gymnasium as gym
 import pytest
 import torch
@@ -9,8 +12,9 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.training_data import TrainingData
 
 import unirl_env  # noqa: F401, registers the ids
+import unirl_env.agents.loss as loss_module
 import unirl_env.functional as F
-from unirl_env.agents import GRPOConfig
+from unirl_env.agents import Agent, AgentConfig, GRPOConfig
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import ConfigError
 from unirl_env.functional.mixtures import GaussianMixture, mixture_velocity
@@ -23,6 +27,11 @@ WORLDS = {
         {"model_options": MIXTURE, "num_steps": 6, "scorer": "linear"},
         {"policy": {"lora_rank": None}, "num_prompts": 2, "group_size": 6},
     ),
+    "unified": (
+        "unirl/TinyUnified-T2I-v0",
+        {"num_steps": 2, "max_new_tokens": 8},
+        {"policy": {"lora_rank": 4}, "num_prompts": 2, "group_size": 4},
+    ),
     "tiny_sd3": (
         "unirl/TinySD3-T2I-v0",
         {"num_steps": 3},
@@ -31,7 +40,7 @@ WORLDS = {
 }
 CONFIGS = {"negative_aware": NegativeAwareConfig, "weighted_matching": WeightedMatchingConfig}
 each_loss = pytest.mark.parametrize("name", CONFIGS)
-each_world = pytest.mark.parametrize("world", WORLDS)
+each_world = pytest.mark.parametrize("world", ["mixture", "tiny_sd3"])
 
 
 def config_of(name, world, **settings):
@@ -55,16 +64,16 @@ def make_env(world, num_envs, num_steps=None):
     return gym.make_vec(env, num_envs=num_envs, vectorization_mode="vector_entry_point", **options)
 
 
-def played(learner, world):
+def played(learner, world, iteration=0):
     """An iteration's episodes, as the agent's own settings have them played."""
     config = learner.config
     rollout = LocalRollout(lambda *args, **more: make_env(world, *args, **more), learner.policy.actor)
     prompts = PromptSource.of(config.prompt_source()).take(0, config.num_prompts, seed=0)
-    options = config.mode.training_options(config, 0, checked=True)
-    batch = rollout.collect(prompts, seed=3, group_size=config.group_size, **options)
+    options = config.mode.training_options(config, iteration, checked=True)
+    batch = rollout.collect(prompts, seed=3 + iteration, group_size=config.group_size, **options)
     if world == "tiny_sd3":  # of an untrained judge's rewards many are alike
         value = torch.linspace(0, 1, len(batch))
-        batch = batch.__class__(**{**vars(batch), "scores": type(batch.scores)(value)})
+        batch = replace(batch, scores=type(batch.scores)(value))
     return batch
 
 
@@ -148,6 +157,23 @@ def test_neither_micro_batches_nor_shards_change_the_gradient(name, world):
     assert all((part - expected).abs().max() > limits["atol"] for part in parts)
 
 
+def test_the_example_of_the_documentation_is_a_loss_as_it_stands():
+    lines = loss_module.__doc__.splitlines()
+    code = textwrap.dedent("\n".join(line for line in lines if not line or line.startswith("    ")))
+    scope = {"AgentConfig": AgentConfig, "Loss": loss_module.Loss, "Metric": loss_module.Metric}
+    exec(code, scope)
+
+    class Config(scope["MyConfig"]):
+        def __init__(self):
+            super().__init__(algo_class=Agent)
+            self.pull, self.num_minibatches = 0.1, 1
+
+    learner = learner_of(Config, "mixture")
+    (shard,) = shards_of(played(learner, "mixture"), num_minibatches=1)
+    found, report = gradient(learner, shard, check=("image",))
+    assert found.abs().max() > 1e-3 and {"miss", "drift_max"} <= report.metrics[0].keys()
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "scored"),
     [(WeightedMatchingConfig, {}, 0), (GRPOConfig, {"num_minibatches": 1, "clip_low": 1e-2}, 1)],
@@ -198,26 +224,55 @@ def test_the_kl_to_the_untrained_model_is_charged_beside_a_loss_that_scores_noth
     assert (along - without).norm() > 1e-3
 
 
+def test_a_text_and_its_picture_may_have_unlike_losses():
+    class Config(NegativeAwareConfig):
+        losses = {"tokens": GRPOConfig.losses["tokens"], **NegativeAwareConfig.losses}
+        max_log_ratio, token_clip_low, token_clip_high, dual_clip = 20.0, 0.2, None, None
+
+    learner = learner_of(Config, "unified")
+    config = learner.config
+    rollout = config.family.rollout(config, lambda *args: make_env("unified", *args), learner.policy.actor)
+    prompts = PromptSource.of(config.prompt_source()).take(0, config.num_prompts, seed=0)
+    options = config.family.training_options(config, 0, checked=False)
+    batch = rollout.collect(prompts, seed=3, group_size=config.group_size, **options)
+    batch = replace(batch, scores=type(batch.scores)(torch.linspace(0, 1, len(batch))))
+    image = batch.phases["image"]
+    drawn = torch.tensor([sample.image is not None for sample in batch.samples])
+    assert 0 < drawn.sum() and torch.equal(image.mask[:, 0], drawn)
+    (shard,) = shards_of(batch, num_minibatches=1)
+    report = learner.update(training_data=TrainingData(batch=shard), lr=0.0, check=("text", "image"))
+    assert report.error is None and report.grad_norm[0] > 0
+    text, picture = report.phases["text"], report.phases["image"]
+    assert text.check["self_check/ratio"] < 1e-4 and picture.check == {}
+    assert "ratio_max_deviation" in text.metrics[0] and picture.metrics[0]["draws"] == 4 * drawn.sum()
+
+
+LEARNING = {"num_prompts": 1, "group_size": 256, "betas": (0.9, 0.98), "grad_clip": 1.0}
+
+
+@each_loss
+def test_training_raises_the_reward(name):
+    learner, curve = learner_of(name, "mixture", **LEARNING), []
+    for iteration in range(12):
+        batch = played(learner, "mixture", iteration)
+        curve.append(float(batch.rewards.mean()))
+        (shard,) = shards_of(batch, num_minibatches=1, iteration=iteration)
+        assert learner.update(training_data=TrainingData(batch=shard), lr=0.02).error is None
+    assert sum(curve[-3:]) / 3 > curve[0] + 0.2, curve
+
+
 @pytest.mark.ray
-@pytest.mark.parametrize("name", CONFIGS)
-def test_training_raises_the_reward_and_resumes_bit_for_bit(name, cluster):
-    settings = {"num_prompts": 1, "group_size": 256, "lr": 0.02, "betas": (0.9, 0.98), "grad_clip": 1.0}
-
-    def agent_of():
-        return config_of(name, "mixture", **settings).build_algo()
-
-    agent, stopped, resumed = agent_of(), agent_of(), agent_of()
+@each_loss
+def test_an_agent_trains_with_it_and_resumes_bit_for_bit(name, cluster):
+    config = config_of(name, "mixture", **LEARNING, lr=0.02)
+    stopped, resumed = config.build_algo(), config.copy(copy_frozen=False).build_algo()
     try:
-        curve = []
-        for _ in range(12):
-            agent.train()
-            curve.append(agent.iteration_metrics["reward"])
-        assert sum(curve[-3:]) / 3 > curve[0] + 0.2, curve
-        agent.train(), stopped.train()
+        stopped.train()
+        assert not stopped.first_update.pending, "checked, or known not to apply"
         resumed.load_run_state(*stopped.run_state())
         stopped.train(), resumed.train()
         state, other = stopped.run_state()[0], resumed.run_state()[0]
         assert state.keys() == other.keys() and all(torch.equal(state[key], other[key]) for key in state)
+        assert stopped.iteration_metrics["reward"] == resumed.iteration_metrics["reward"]
     finally:
-        for one in (agent, stopped, resumed):
-            one.stop()
+        stopped.stop(), resumed.stop()

@@ -222,6 +222,7 @@ def test_texts_without_exploration_are_the_likeliest_ones():
 
 def test_a_configuration_survives_a_dictionary():
     config = toy_config(GRPOConfig, clip_low=2e-2).evaluation(evaluation_interval=3, evaluation_duration=4)
+    config.validate()
     again = GRPOConfig.from_dict(config.to_dict())
     again.validate()
     assert (again.clip_low, again.num_prompts, again.evaluation_interval) == (2e-2, 4, 3)

@@ -8,6 +8,10 @@ import unirl_env.functional as F
 from unirl_env.errors import ConfigError
 
 
+def test_none_explores():
+    assert F.choose_steps("none", 10) == F.choose_steps("none", 1) == ()
+
+
 def test_all_leaves_out_the_step_to_zero():
     assert F.choose_steps("all", 5) == (0, 1, 2, 3)
     assert F.choose_steps("all", 5, include_last=True) == (0, 1, 2, 3, 4)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from unirl_env.errors import CheckpointError, ContractError
-from unirl_env.policies.rl_module import DenoisePolicy
+from unirl_env.policies.rl_module import DenoisePolicy, HybridPolicy, TokenPolicy
 
 BOX = gym.spaces.Box(-16, 16, (2,))
 
@@ -35,6 +35,36 @@ def test_scoring_what_was_sampled_gives_the_same_step():
     torch.testing.assert_close(scored["log_prob"], sampled["action_logp"], rtol=0, atol=1e-6)
     torch.testing.assert_close(scored["mean"], sampled["mean"])
     assert torch.equal(scored["latent"], sampled["actions"])
+
+
+def test_what_denoises_has_a_velocity_and_what_writes_has_none():
+    policy, obs = make_policy(), observation()
+    velocity = policy.velocity("image", obs)
+    assert velocity.requires_grad and torch.equal(velocity, policy.actor.velocity(obs))
+    shared = {**obs, "point": obs["point"][:2], "context_row": torch.tensor([0, 1, 1, 0, 1])}
+    assert policy.velocity("image", shared).shape == (5, 2)
+    twice = {name: obs[name].repeat_interleave(2, 0) for name in ("latent", "sigma")}
+    for wrong, words in (
+        ({"point": obs["point"]}, r"got \{\}"),
+        ({"latent": obs["latent"]}, r"got \{'latent': \[5, 2\]\}"),
+        ({**shared, **twice}, r"'sigma': \[10\], 'context_row': \[5\]"),
+        ({**obs, "sigma": torch.tensor(0.5)}, r"'sigma': \[\]"),
+    ):
+        with pytest.raises(ContractError, match=rf"{words}.*try rows.observed"):
+            policy.velocity("image", wrong)
+    both = HybridPolicy(
+        observation_space=BOX,
+        action_space=BOX,
+        model_config={"model": "tiny_unified", "lora": {"rank": 4}},
+    )
+    for writes in (
+        lambda: both.velocity("text", obs),
+        lambda: TokenPolicy(
+            observation_space=BOX, action_space=BOX, model_config={"model": "tiny_qwen3", "lora": {"rank": 4}}
+        ).velocity("text", obs),
+    ):
+        with pytest.raises(ContractError, match=r"got `text`, in which T\w+ acts; try `context.score`"):
+            writes()
 
 
 def test_inference_follows_the_ode():

@@ -45,15 +45,16 @@ def hybrid(model, *, batch_size=None, **options):
     )
 
 
-def test_without_texts_it_is_the_rollout_of_the_image_view(model, prompts):
-    asked = {"seed": 7, "group_size": 2, "stochastic_steps": STEPS, "keep_mean": True}
+@pytest.mark.parametrize("steps", [STEPS, ()])
+def test_without_texts_it_is_the_rollout_of_the_image_view(model, prompts, steps):
+    asked = {"seed": 7, "group_size": 2, "stochastic_steps": steps, "keep_mean": True, "keep_final": True}
     both = hybrid(model, max_new_tokens=0).collect(prompts, **asked)
     alone = LocalRollout(
         maker(denoiser=model.image, num_steps=4, scorer=DRAWN), FlowActor(model.image, eta=1.0)
     ).collect(prompts, **asked)
     assert list(both.phases) == ["image"]
     mine, theirs = both.phases["image"], alone.phases["image"]
-    for name in ("action", "log_prob", "mask", "mean"):
+    for name in ("action", "log_prob", "mask", "mean", "final"):
         assert torch.equal(getattr(mine, name), getattr(theirs, name)), name
     for name, tensor in mine.observation.items():
         assert torch.equal(tensor, theirs.observation[name])
@@ -97,10 +98,13 @@ def test_what_a_text_opens_with_is_context_and_no_action(model, prompts):
 
 
 def test_texts_that_are_cut_off_have_masked_pictures(model, prompts):
-    batch = hybrid(model, max_new_tokens=1).collect(prompts, seed=3, stochastic_steps=STEPS, keep_mean=True)
-    image = batch.phases["image"]
-    assert batch.truncated.all() and not image.mask.any()
-    assert image.action.shape == (3, 2, *model.image.latent_shape) and image.mean is not None
+    asked = {"seed": 3, "keep_mean": True, "keep_final": True}
+    for steps in (STEPS, ()):
+        batch = hybrid(model, max_new_tokens=1).collect(prompts, stochastic_steps=steps, **asked)
+        image = batch.phases["image"]
+        assert batch.truncated.all() and not image.mask.any() and image.mean is not None
+        assert image.action.shape == (3, len(steps) or 1, *model.image.latent_shape)
+        assert image.final.shape == (3, *model.image.latent_shape) and (image.final == 0).all()
     assert (batch.rewards == 0).all() and batch.scores.valid.all(), "what `pictured` says it is paid"
 
 

@@ -68,6 +68,28 @@ class TestTheRecord:
         assert all(torch.equal(a.image, b.image) for a, b in zip(batch.samples, info["samples"], strict=True))
         assert phase.mask.all() and phase.log_prob.shape == (4, 3)
 
+    def test_finished_latents_are_what_the_last_step_came_to(self):
+        rollout = player()
+        asked = {"seed": 3, "group_size": 2, "keep_mean": True}
+        with_it = rollout.collect([CAT, DOG], keep_final=True, **asked)
+        assert_same(with_it, rollout.collect([CAT, DOG], **asked))
+        drawn, phase = rollout.actor.denoiser.decode(with_it.phases["image"].final), with_it.phases["image"]
+        assert all(torch.equal(a.image, b.image) for a, b in zip(drawn, with_it.samples, strict=True))
+        assert "stochastic" not in phase.observation and phase.final.shape == (4, 3, 4, 4)
+
+    def test_where_nothing_explores_the_last_step_is_kept_with_the_finished_latent(self):
+        rollout = player()
+        asked = {"seed": 3, "group_size": 2, "stochastic_steps": ()}
+        bare = rollout.collect([CAT, DOG], **asked)
+        batch = rollout.collect([CAT, DOG], keep_final=True, keep_mean=True, **asked)
+        assert not bare.phases and torch.equal(bare.rewards, batch.rewards)
+        phase = batch.phases["image"]
+        assert phase.log_prob.shape == (4, 1) and not phase.drawn and phase.mask.all()
+        assert torch.equal(phase.final, phase.action[:, 0]) and torch.equal(phase.final, phase.mean[:, 0])
+        step = rollout.actor.score(*phase.rows(torch.arange(4)))
+        assert (step.std == 0).all() and (step.log_prob == 0).all()
+        torch.testing.assert_close(step.mean, phase.final)
+
     def test_context_is_kept_once_per_prompt(self):
         rollout = player()
         batch = rollout.collect([CAT, DOG, CAT], seed=0, group_size=4)

@@ -38,9 +38,7 @@ from unirl_env.errors import ConfigError, ContractError
 __all__ = ["NEEDS", "Context", "Loss", "Metric", "check_loss"]
 
 NEEDS = {"mean": "old_mean", "final": "final"}
-"""What a loss may need recorded, and where its rows have it."""
-OF_LATENTS = frozenset({"mean", "final"})
-"""What is recorded of latents alone."""
+"""What a loss may need recorded, and where its rows have it: of latents, that is."""
 SHARES = ("row", "episode", "group")
 
 
@@ -266,9 +264,9 @@ def check_loss(config: Any, kind: str) -> None:
     loss = config.losses[kind]
     if not isinstance(loss, Loss):
         raise ConfigError(f"`losses[{kind!r}]` must be a Loss, got {loss!r}; try Loss(compute).")
-    if kind == "tokens" and loss.needs & OF_LATENTS:
+    if kind == "tokens" and loss.needs:
         raise ConfigError(
-            f"`needs` of a loss on tokens must not name {sorted(loss.needs)[0]!r}, which latents alone have "
+            f"`needs` of a loss on {kind} must not name {sorted(loss.needs)[0]!r}, which latents alone have "
             f"(the loss {loss.name}); try needs=set()."
         )
     if kind != "latents" or config.trained_steps(0):

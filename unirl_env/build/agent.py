@@ -19,14 +19,18 @@ from unirl_env.errors import ConfigError
 __all__ = ["agent_config", "build_agent", "check_agent", "check_prompts", "chosen", "own_settings"]
 
 
-def build_agent(cfg: RunConfig) -> Agent:
+def build_agent(cfg: RunConfig, prompts: PromptSource | None = None) -> Agent:
     """Build the agent, its runners and its learners; it starts Ray unless that runs.
+
+    Args:
+        cfg: The settings.
+        prompts: Those of `prompts.train`, where they are read already.
 
     Raises:
         ConfigError: If the settings cannot work.
         ClusterError: If Ray does not start, or has no room for them.
     """
-    config = agent_config(cfg)
+    config = agent_config(cfg, prompts)
     config.validate()
     return config.build_algo()
 
@@ -58,7 +62,9 @@ def agent_config(cfg: RunConfig, prompts: PromptSource | None = None) -> AgentCo
     config = default_config(cfg.agent.name)
     _check_options(cfg, type(config))
     source = prompts or PromptSource.of(cfg.prompts.train, max_characters=cfg.prompts.max_characters)
-    config = config.environment(cfg.model.env, env_config=world_options(cfg)).debugging(seed=cfg.seed)
+    config = config.environment(
+        cfg.model.env, env_config={**world_options(cfg), "prompts": source}
+    ).debugging(seed=cfg.seed)
     for group in (cfg.agent, cfg.rollout):
         take_over(config, group)
     return config.training(prompts=source, steps=cfg.steps, policy=cfg.policy, **cfg.agent.options)

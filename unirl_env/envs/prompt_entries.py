@@ -15,12 +15,15 @@ from unirl_env.errors import PromptError
 from unirl_env.pixels import check_picture, picture_digest
 from unirl_env.types import Prompt
 
-__all__ = ["MAX_CHARACTERS", "as_prompts", "canonical", "identical"]
+__all__ = ["MAX_CHARACTERS", "as_prompts", "canonical", "identical", "read_prompts"]
 
 TEXT_KEYS = ("prompt", "text")
 FIELDS = ("id", "negative", "metadata", "messages", "images", "image")
 """Keys of an entry that are not metadata."""
 MAX_CHARACTERS = 4000
+READ = "_read_up_to"
+"""What a prompt that was read knows of it: the longest text that was allowed. It goes wherever the prompt
+goes, into other processes too, and is not in what `dataclasses.replace` makes of it."""
 
 
 def as_prompts(
@@ -34,7 +37,7 @@ def as_prompts(
     """The prompts that `entries` state, in their order; a prompt may occur again.
 
     An entry with a chat or pictures and without an id gets one that derives from all of them, so that one
-    question about two pictures is two prompts.
+    question about two pictures is two prompts. A `Prompt` that was read before is not read again.
 
     Args:
         entries: Each a text, a `Prompt`, or a mapping with `prompt` or `text`, and optionally `id`,
@@ -48,13 +51,31 @@ def as_prompts(
     Raises:
         PromptError: If an entry is empty, too long or malformed.
     """
+    read = read_prompts(entries, name=name, column=column, max_characters=max_characters, places=places)
+    return [prompt for prompt, _ in read]
+
+
+def read_prompts(
+    entries: Sequence[str | Mapping[str, Any] | Prompt],
+    *,
+    name: str,
+    column: str | None,
+    max_characters: int,
+    places: Sequence[str] | None,
+) -> list[tuple[Prompt, str | None]]:
+    """As `as_prompts`, with each prompt's line (`canonical`), or None where it was read before."""
     if isinstance(entries, str) or not isinstance(entries, Sequence | np.ndarray):
         raise PromptError(f"`prompts` must be a list of prompts, got {type(entries).__name__}; try a list.")
     places = [f"entry {i}" for i in range(len(entries))] if places is None else places
-    prompts = []
+    prompts: list[tuple[Prompt, str | None]] = []
     for entry, place in zip(entries, places, strict=True):
+        if type(entry) is Prompt and getattr(entry, READ, max_characters + 1) <= max_characters:
+            prompts.append((entry, None))
+            continue
         where = f"{name}, {place}"
-        prompts.append(_checked(_as_prompt(entry, where, column), where, max_characters))
+        prompt, line = _checked(_as_prompt(entry, where, column), where, max_characters)
+        object.__setattr__(prompt, READ, max_characters)
+        prompts.append((prompt, line))
     return prompts
 
 
@@ -92,8 +113,8 @@ def _as_prompt(entry: Any, where: str, column: str | None) -> Prompt:
     )
 
 
-def _checked(prompt: Prompt, where: str, max_characters: int) -> Prompt:
-    """`prompt` itself, or an error that names its place."""
+def _checked(prompt: Prompt, where: str, max_characters: int) -> tuple[Prompt, str]:
+    """`prompt` itself and its line, or an error that names its place."""
     for name in ("text", "id", "negative"):
         value = getattr(prompt, name)
         if not isinstance(value, str):
@@ -113,7 +134,8 @@ def _checked(prompt: Prompt, where: str, max_characters: int) -> Prompt:
     try:
         for image in prompt.images:
             check_picture(image)
-        canonical(prompt)
+        digests = [picture_digest(image) for image in prompt.images]
+        line = _line(prompt, digests)
     except (TypeError, ValueError, RecursionError) as error:
         if isinstance(error, PromptError):
             raise PromptError(f"{error} ({where}, the prompt {prompt.text[:60]!r})") from error
@@ -121,15 +143,21 @@ def _checked(prompt: Prompt, where: str, max_characters: int) -> Prompt:
             f"`metadata` must have texts as keys and no cycles, got {error} ({where})."
         ) from error
     if prompt.id == prompt.text and (prompt.messages or prompt.images):
-        return replace(prompt, id=_derived_id(prompt))
-    return prompt
+        prompt = replace(prompt, id=_derived_id(prompt, digests))
+        line = _line(prompt, digests)
+    return prompt, line
 
 
 def canonical(prompt: Prompt, *, strict: bool = False) -> str:
     """A prompt as one line; what JSON cannot express stands there by its type, unless `strict` forbids it."""
+    return _line(prompt, [picture_digest(image) for image in prompt.images], strict=strict)
+
+
+def _line(prompt: Prompt, digests: list[str], *, strict: bool = False) -> str:
+    """`canonical`, from the digests of the pictures."""
     row: list[Any] = [prompt.text, prompt.id, prompt.negative, dict(prompt.metadata)]
     if prompt.messages or prompt.images:
-        row += [list(prompt.messages), [picture_digest(image) for image in prompt.images]]
+        row += [list(prompt.messages), digests]
     return json.dumps(row, sort_keys=True, default=None if strict else _type_name)
 
 
@@ -141,8 +169,8 @@ def identical(one: Prompt, other: Prompt) -> bool:
         return False
 
 
-def _derived_id(prompt: Prompt) -> str:
-    content = [prompt.text, list(prompt.messages), [picture_digest(image) for image in prompt.images]]
+def _derived_id(prompt: Prompt, digests: list[str]) -> str:
+    content = [prompt.text, list(prompt.messages), digests]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=_type_name).encode()).hexdigest()
     return f"{prompt.text[:60]}#{digest[:16]}"
 

@@ -12,7 +12,13 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from unirl_env.envs.prompt_entries import MAX_CHARACTERS, as_prompts, canonical, identical
+from unirl_env.envs.prompt_entries import (
+    MAX_CHARACTERS,
+    as_prompts,
+    canonical,
+    identical,
+    read_prompts,
+)
 from unirl_env.envs.prompt_files import read_entries
 from unirl_env.errors import PromptError
 from unirl_env.types import Prompt
@@ -38,6 +44,8 @@ class PromptSource:
     Attributes:
         prompts: The prompts, each once.
         places: By id, where each of them stands first.
+        fingerprint: SHA-256 of the prompts in their order, taken as they are read. Pictures count by their
+            content, metadata that JSON cannot express by its type.
 
     Raises:
         PromptError: If there is no entry, or an entry is empty, too long, malformed, or reuses an id.
@@ -55,8 +63,11 @@ class PromptSource:
         self.name = name
         kept: dict[str, Prompt] = {}
         self.places: dict[str, str] = {}
-        read = as_prompts(entries, name=name, column=column, max_characters=max_characters, places=places)
-        for i, prompt in enumerate(read):
+        read = read_prompts(entries, name=name, column=column, max_characters=max_characters, places=places)
+        digest = hashlib.sha256()
+        for i, (prompt, line) in enumerate(read):
+            if prompt.id not in kept:
+                digest.update((canonical(prompt) if line is None else line).encode() + b"\n")
             self.places.setdefault(prompt.id, places[i] if places is not None else f"entry {i}")
             if not identical(kept.setdefault(prompt.id, prompt), prompt):
                 raise PromptError(
@@ -68,6 +79,7 @@ class PromptSource:
         if len(kept) < len(entries):
             logger.warning("%s: %d identical prompts are kept once.", name, len(entries) - len(kept))
         self.prompts: tuple[Prompt, ...] = tuple(kept.values())
+        self.fingerprint = digest.hexdigest()
         self._order: tuple[tuple[int, int], list[int]] | None = None
 
     @classmethod
@@ -111,6 +123,9 @@ class PromptSource:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> PromptSource:
+        return self  # Nobody changes it, and its pictures may be many.
+
     def __getitem__(self, index: int) -> Prompt:
         return self.prompts[index]
 
@@ -141,17 +156,6 @@ class PromptSource:
             epoch, offset = divmod(place, len(self))
             taken.append(self.prompts[offset if seed is None else self._permutation(seed, epoch)[offset]])
         return taken
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the prompts in their order.
-
-        Pictures count by their content, metadata that JSON cannot express by its type.
-        """
-        digest = hashlib.sha256()
-        for prompt in self.prompts:
-            digest.update(canonical(prompt).encode() + b"\n")
-        return digest.hexdigest()
 
     def _permutation(self, seed: int, epoch: int) -> list[int]:
         # Sorting by hashes, unlike a library's shuffle, gives the same order under every version of it.
