@@ -10,6 +10,7 @@ from test_shards import batch_of
 
 import unirl_env.functional as F
 from unirl_env.agents.epochs import optimizer_steps, spread
+from unirl_env.agents.replay import replayed
 from unirl_env.agents.shards import share_out
 from unirl_env.errors import ShapeError
 
@@ -169,8 +170,10 @@ def test_two_learners_replay_what_they_take_in_later_epochs(monkeypatch):
         phase = shard.batch.phases["image"]
         empty = replace(phase, log_prob=torch.full_like(phase.log_prob, torch.nan))
         spoiled = replace(shard, batch=replace(shard.batch, phases={"image": empty}))
-        replayed = learner._replayed(spoiled, steps).batch.phases["image"].log_prob
-        torch.testing.assert_close(replayed, phase.log_prob, rtol=0, atol=1e-5)
+        found = (
+            replayed(spoiled, steps, learner.config.losses, learner._scored).batch.phases["image"].log_prob
+        )
+        torch.testing.assert_close(found, phase.log_prob, rtol=0, atol=1e-5)
 
 
 def test_the_key_of_an_iteration_is_its_own():

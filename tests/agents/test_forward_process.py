@@ -15,6 +15,7 @@ import unirl_env  # noqa: F401, registers the ids
 import unirl_env.agents.loss as loss_module
 import unirl_env.functional as F
 from unirl_env.agents import Agent, AgentConfig, GRPOConfig
+from unirl_env.agents.first_update import FirstUpdate
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import ConfigError
 from unirl_env.functional.mixtures import GaussianMixture, mixture_velocity
@@ -31,6 +32,11 @@ WORLDS = {
         "unirl/TinyUnified-T2I-v0",
         {"num_steps": 2, "max_new_tokens": 8},
         {"policy": {"lora_rank": 4}, "num_prompts": 2, "group_size": 4},
+    ),
+    "tiny_sd3 in earnest": (
+        "unirl/TinySD3-T2I-v0",
+        {"num_steps": 8},
+        {"policy": {"lora_rank": 16, "lora_alpha": 32}, "num_prompts": 8, "group_size": 12, "grad_clip": 1.0},
     ),
     "tiny_sd3": (
         "unirl/TinySD3-T2I-v0",
@@ -190,7 +196,7 @@ def test_what_a_loss_does_not_use_is_not_computed(name, settings, scored):
     assert len(calls) == 2 * scored + 1 and report.check["self_check/ratio"] < 1e-5
 
 
-def test_of_the_ode_alone_the_last_step_is_recorded_and_no_self_check_applies():
+def test_of_the_ode_alone_the_last_step_is_recorded_and_no_self_check_applies(caplog):
     learner = learner_of("negative_aware", "mixture")
     batch = played(learner, "mixture")
     phase = batch.phases["image"]
@@ -201,8 +207,12 @@ def test_of_the_ode_alone_the_last_step_is_recorded_and_no_self_check_applies():
     assert rescored.std.eq(0).all() and rescored.log_prob.eq(0).all()
     torch.testing.assert_close(rescored.mean, phase.final, rtol=0, atol=1e-5)
     (shard,) = shards_of(batch, num_minibatches=1)
-    _, report = gradient(learner, shard, check=("image",))
-    assert report.check == {}
+    first = FirstUpdate(learner.config)
+    report = learner.update(training_data=TrainingData(batch=shard), lr=0.0, check=sorted(first.pending))
+    assert report.error is None and report.phases["image"].check == {}
+    first.note(batch, [report])
+    assert not first.pending and not first.found
+    assert "self-check of `image` does not apply" in caplog.text
 
 
 def test_steps_that_cannot_be_scored_are_refused_to_losses_that_would():
@@ -250,15 +260,28 @@ def test_a_text_and_its_picture_may_have_unlike_losses():
 LEARNING = {"num_prompts": 1, "group_size": 256, "betas": (0.9, 0.98), "grad_clip": 1.0}
 
 
-@each_loss
-def test_training_raises_the_reward(name):
-    learner, curve = learner_of(name, "mixture", **LEARNING), []
-    for iteration in range(12):
-        batch = played(learner, "mixture", iteration)
+def curve_of(learner, world, iterations, lr):
+    curve = []
+    for iteration in range(iterations):
+        batch = played(learner, world, iteration)
         curve.append(float(batch.rewards.mean()))
         (shard,) = shards_of(batch, num_minibatches=1, iteration=iteration)
-        assert learner.update(training_data=TrainingData(batch=shard), lr=0.02).error is None
+        assert learner.update(training_data=TrainingData(batch=shard), lr=lr).error is None
+    return curve
+
+
+@each_loss
+def test_training_raises_the_reward(name):
+    curve = curve_of(learner_of(name, "mixture", **LEARNING), "mixture", 12, 0.02)
     assert sum(curve[-3:]) / 3 > curve[0] + 0.2, curve
+
+
+@pytest.mark.slow
+def test_training_raises_the_reward_of_the_embedded_diffusion_model():
+    """From 0.53 to 0.69 in four iterations, measured."""
+    world = "tiny_sd3 in earnest"
+    curve = curve_of(learner_of("negative_aware", world, micro_batch_size=48), world, 5, 2e-3)
+    assert curve[-1] > curve[0] + 0.08, curve
 
 
 @pytest.mark.ray

@@ -131,7 +131,7 @@ def test_a_nat_of_text_weighs_s_d_over_l_times_a_nat_of_picture(cluster):
             rows = learner._rows(shard, name, torch.arange(len(batch)), shard.denominators[0][name])
             new = learner._score(name, rows)
             log_prob = new.log_prob.detach().requires_grad_()
-            loss, _ = learner.loss(name, rows, new._replace(log_prob=log_prob))
+            loss, _ = learner.loss(rows, new._replace(log_prob=log_prob), learner._context(name, rows.kind))
             elements = rows.action[0].numel()
             moves[name] = float(torch.autograd.grad(loss, log_prob)[0].abs().mean()) / elements
     finally:

@@ -44,7 +44,7 @@ class FirstUpdate:
     def note(self, batch: EpisodeBatch, updates: Sequence[Update]) -> None:
         """Take over what learners found, and leave in their reports what the log has not seen."""
         for name in sorted(self.pending):
-            if not batch.phases[name].drawn:
+            if name in batch.phases and not batch.phases[name].drawn:
                 logger.warning("The self-check of `%s` does not apply: none of its steps was drawn.", name)
                 self.pending.discard(name)
                 continue
