@@ -21,12 +21,13 @@ FLOORS = {
     "policies": 2.5,
     "rollouts": 3, "service": 3,
     "modes": 2.2, "modes.denoising": 4, "modes.tokens": 4, "modes.hybrid": 4,
+    "modes.playing": 4, "modes.mdp": 4,
     "agents": 4,
     "build": 5,
 }  # fmt: skip
 DOOR = 6  # train, evaluate, bench and what only they use: all that is not named above
 WITHIN_THE_WORLD = {
-    "envs": {"envs", "models.base", "models.language", "models.unified"},
+    "envs": {"envs", "models.base", "models.language", "models.mdp", "models.unified"},
     "wrappers": {"wrappers", "envs", "rewards", "models.base", "models.generate"},
     "rewards": {"rewards"},
     "models": {"models"},
@@ -36,10 +37,13 @@ LIGHT = {0: {"torch", "numpy", "gymnasium"}, 1: {"torch"}, 2: {"torch", "numpy",
 """Libraries that modules import as they load; all others are imported inside functions."""
 WITHOUT_RAY = {
     "policies.actor",
+    "policies.head_actor",
+    "policies.heads",
     "policies.hybrid_actor",
     "policies.token_actor",
     "rollouts.base",
     "rollouts.drawing",
+    "rollouts.heads",
     "rollouts.hybrid",
     "rollouts.local",
     "rollouts.requests",

@@ -39,7 +39,7 @@ MODEL_OPTIONS = (
     "trust_remote_code",
 )
 """Of models of several families; what one model alone takes goes into `model_options`."""
-WORLD = ("env", "generator", "scorer", "on_invalid", "together", "overlap", "flat", "model_options")
+WORLD = ("mode", "env", "generator", "scorer", "on_invalid", "together", "overlap", "flat", "model_options")
 """What a world takes, whatever its environment."""
 EPISODES = (
     "prompts",
@@ -57,6 +57,7 @@ STEPS = ("num_steps", "stochastic_steps", "with_negative", "context_cache")
 ENVIRONMENTS: Mapping[str, tuple[str, ...]] = {
     "denoiser": (*EPISODES, *STEPS),
     "language_model": (*EPISODES, *LIMITS, "tool", "max_turns"),
+    "mdp": (*EPISODES, "max_steps"),
     "unified_model": (*EPISODES, *LIMITS, *STEPS, "edits"),
 }
 """By the argument that names the model, what its environment takes beside it."""

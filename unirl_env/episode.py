@@ -34,11 +34,11 @@ class Phase:
         context: Inputs that do not change within an episode, each `[P, ...]`, one row per distinct prompt.
         context_row: `[B]` int64, the row of `context` that belongs to each episode.
         mean: `[B, S, ...]` float32, mean of the sampling distribution, where a loss needs it.
-        final: `[B, ...]`, what each episode ended with (image: the finished latent, in its storage dtype),
-            where a loss needs it.
+        final: `[B, ...]`, the finished latent in its storage dtype, where a loss needs it.
         ragged: Whether episodes have numbers of steps of their own, and S is the longest: places beyond an
             episode's end hold the action -1, the log-probability 0 and the mask False. In `text`, actions
             are all tokens after the prompt; those that the world wrote are masked.
+        kind: How learners treat it, a name in `agents.phases.KINDS`; `"latents"` or `"tokens"` by default.
     """
 
     observation: Mapping[str, Tensor]
@@ -50,8 +50,11 @@ class Phase:
     mean: Tensor | None = None
     ragged: bool = False
     final: Tensor | None = None
+    kind: str = ""
 
     def __post_init__(self) -> None:
+        kind = self.kind or ("latents" if self.action.is_floating_point() else "tokens")
+        object.__setattr__(self, "kind", kind)
         lead = tuple(self.log_prob.shape)
         if len(lead) != 2:
             raise ShapeError(f"`log_prob` must be [B, S], got shape {list(lead)}.")
@@ -68,11 +71,6 @@ class Phase:
 
     def __len__(self) -> int:
         return self.log_prob.shape[0]
-
-    @property
-    def kind(self) -> str:
-        """What the actions are: `"latents"` or `"tokens"`."""
-        return "latents" if self.action.is_floating_point() else "tokens"
 
     @property
     def drawn(self) -> bool:
@@ -149,6 +147,8 @@ class Phase:
         ragged = phases[0].ragged
         if any(phase.ragged != ragged for phase in phases):
             raise ShapeError("Phases to join must be all ragged or none, got both.")
+        if len(kinds := {phase.kind for phase in phases}) != 1:
+            raise ShapeError(f"Phases to join must be of one kind, got {sorted(kinds)}.")
         if len(steps) != 1 and not ragged:
             raise ShapeError(f"Phases to join must have one number of steps, got {sorted(steps)}.")
         inputs = {tuple(sorted([*phase.observation, *phase.context])) for phase in phases}
@@ -171,6 +171,7 @@ class Phase:
             mean=None if any(mean is None for mean in means) else join(means),
             final=None if any(final is None for final in finals) else _cat(finals),
             ragged=ragged,
+            kind=first.kind,
         )
 
 

@@ -19,12 +19,14 @@ from unirl_env.agents.processes import processes
 from unirl_env.checkpoint import Checkpoint
 from unirl_env.comparison import Evaluator
 from unirl_env.config import RunConfig
+from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import ConfigError, NoAnswer
 from unirl_env.failure import explained
 from unirl_env.files import replace_text
 from unirl_env.interrupt import EXIT_CODE, Interrupt
 from unirl_env.logbook import Logbook, read_rows
 from unirl_env.loop import ENDED_BY_ALARM, Loop
+from unirl_env.modes import mode_of_run
 from unirl_env.preflight import Prompts, preflight
 from unirl_env.progress import RunProgress, waiting
 from unirl_env.rescue import close, rescue
@@ -150,20 +152,26 @@ def find_place(cfg: RunConfig, console: Console) -> Place:
     return Place(folder, found, fresh=False)
 
 
-def build_parts(cfg: RunConfig, prompts: Prompts | None = None) -> Parts:
-    """The agent and the held-out scorer that the settings describe; `prompts` are read by the model first."""
+def build_parts(cfg: RunConfig, prompts: Prompts | None = None, train: PromptSource | None = None) -> Parts:
+    """The agent and the held-out scorer that the settings describe.
+
+    Args:
+        cfg: The settings.
+        prompts: Those of the run, all of which the model is to read first.
+        train: Those of `prompts.train`, where they are read already.
+    """
     from unirl_env import build
 
     heldout = cfg.reward.heldout
     if heldout is not None:
-        heldout = build.build_scorer(for_mode(heldout, cfg.mode, "reward.heldout"))
+        heldout = build.build_scorer(for_mode(heldout, mode_of_run(cfg), "reward.heldout"))
     # Before anything large is loaded: a branch that has moved ends a continued run.
     sources = build.model_sources(cfg)
     known = {name: provenance.model_fingerprint(*each) for name, each in sources.items()}
     build.check_targets(cfg, sources["model"][0] if "model" in sources else None)
     if prompts is not None:
         build.check_prompts(cfg, chain(prompts.train, prompts.heldout or ()))
-    agent = build.build_agent(cfg)
+    agent = build.build_agent(cfg, train if prompts is None else prompts.train)
     return Parts(agent, heldout, known, build.chosen(cfg, agent.config))
 
 

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 from unirl_env.config import RunConfig
 from unirl_env.errors import ConfigError, EngineError
+from unirl_env.modes import Mode
 from unirl_env.rewards.spec_check import options_of, require_extra, require_own
 from unirl_env.rollouts.engines import ENGINES
 
@@ -15,7 +16,7 @@ __all__ = ["check_engine"]
 OF_ENGINES = {"sglang": ("httpx", "httpx", "sglang"), "vllm": ("vllm", "vllm", "vllm")}
 
 
-def check_engine(cfg: RunConfig) -> None:
+def check_engine(cfg: RunConfig, mode: Mode) -> None:
     """Refuse an engine that is unknown, not installed, of another mode, or does not take its options.
 
     Raises:
@@ -28,9 +29,9 @@ def check_engine(cfg: RunConfig) -> None:
         near = difflib.get_close_matches(name, list(ENGINES), n=1)
         hint = f"did you mean {near[0]!r}?" if near else "try 'local', or 'package.module:attribute'."
         raise ConfigError(f"`rollout.engine` must be one of {', '.join(ENGINES)}, got {name!r}; {hint}")
-    if name != "local" and cfg.mode in ("diffusion", "unified_model"):
+    if name != "local" and not mode.engines:
         raise ConfigError(
-            f"`rollout.engine` must be 'local' in mode {cfg.mode!r}, got {name!r}: other engines generate "
+            f"`rollout.engine` must be 'local' in mode {mode.name!r}, got {name!r}: other engines generate "
             "texts only; try `rollout.engine=local`."
         )
     here = options.get("url") is None

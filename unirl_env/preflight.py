@@ -12,10 +12,9 @@ from unirl_env import build
 from unirl_env.config import RunConfig
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import ConfigError, MissingExtra
-from unirl_env.modes import mode_of
+from unirl_env.modes import MODES, Mode, mode_of_run
 from unirl_env.named_parts import check_engine
 from unirl_env.place import check_place
-from unirl_env.registration import spec_of
 from unirl_env.rewards import for_mode, require_judgeable
 from unirl_env.rewards.secrets import resolved
 from unirl_env.rewards.spec_check import check_reward
@@ -72,10 +71,10 @@ def check_all(cfg: RunConfig) -> None:
     """
     cfg.check()
     check_place(cfg)
-    _check_environment(cfg)
+    mode = _check_environment(cfg)
     _check_devices(cfg)
-    _check_rewards(cfg)
-    check_engine(cfg)
+    _check_rewards(cfg, mode)
+    check_engine(cfg, mode)
     if cfg.logging.wandb and find_spec("wandb") is None:
         raise MissingExtra("wandb", "wandb")
     build.check_world(cfg)
@@ -86,15 +85,21 @@ def _check_agent(cfg: RunConfig, prompts: PromptSource) -> None:
     build.check_agent(cfg, prompts)
 
 
-def _check_environment(cfg: RunConfig) -> None:
-    spec = spec_of(cfg.model.env, "model.env")
-    arguments = {**spec.kwargs, **cfg.model.options}
-    mode = mode_of(arguments).named(arguments)
-    if cfg.mode != mode:
+def _check_environment(cfg: RunConfig) -> Mode:
+    mode = mode_of_run(cfg)
+    if cfg.mode != mode.name:
+        known = "" if cfg.mode in MODES else f", which is none of {', '.join(MODES)}"
         raise ConfigError(
-            f"`mode` must be {mode!r} for {cfg.model.env}, got {cfg.mode!r}; try `mode={mode}`, or "
-            "another `model`."
+            f"`mode` must be {mode.name!r} for {cfg.model.env}, got {cfg.mode!r}{known}; try "
+            f"`mode={mode.name}`, or another `model`."
         )
+    for name in ("num_steps", "max_new_tokens"):
+        if getattr(cfg.model, name) == 0 and not mode.may_skip:
+            raise ConfigError(
+                f"`model.{name}` must be at least 1, got 0: an episode of `mode={mode.name}` has no other "
+                "phase; try null."
+            )
+    return mode
 
 
 def _check_devices(cfg: RunConfig) -> None:
@@ -110,14 +115,14 @@ def _check_devices(cfg: RunConfig) -> None:
         )
 
 
-def _check_rewards(cfg: RunConfig) -> None:
+def _check_rewards(cfg: RunConfig, mode: Mode) -> None:
     resolved(cfg.rollout.engine_options, "rollout.engine_options")
     for name, spec in (("reward.train", cfg.reward.train), ("reward.heldout", cfg.reward.heldout)):
         if spec is None and name == "reward.heldout":
             continue
         try:
             check_reward(spec)
-            for_mode(spec, cfg.mode, name)
+            for_mode(spec, mode, name)
             resolved(spec, name)
         except ConfigError as error:
             said = "" if f"`{name}`" in str(error) else f"`{name}`: "

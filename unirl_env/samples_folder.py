@@ -59,13 +59,14 @@ def save_samples(
         prompts: The P prompts. With them, the questions of texts and all their pictures are written, too.
     """
     _clear(folder)
-    latents, texts = [], []
+    latents: dict[str, Tensor] = {}
+    texts = []
     for i, sample in enumerate(samples):
         prompt, number = divmod(i, per_prompt)
         if sample.image is not None:
             _save_picture(sample.image, folder / f"{prompt:03d}-{number}.png")
         elif sample.latent is not None:
-            latents.append(sample.latent.detach().cpu().float())
+            latents[f"{prompt:03d}-{number}"] = sample.latent.detach().cpu().float().contiguous()
         if sample.pictures is not None:
             for k, picture in enumerate(sample.pictures[1 : 1 + MOST_FURTHER], start=1):
                 (folder / FURTHER).mkdir(exist_ok=True)
@@ -73,7 +74,8 @@ def save_samples(
         if sample.text is not None:
             texts.append(_text_row(prompt, number, sample))
     if latents:
-        save_file({"latents": torch.stack(latents)}, folder / LATENTS)
+        alike = len({latent.shape for latent in latents.values()}) == 1
+        save_file({"latents": torch.stack([*latents.values()])} if alike else latents, folder / LATENTS)
     if texts:
         _write(folder / TEXTS, texts)
         if prompts:
@@ -114,9 +116,9 @@ def load_questions(folder: Path) -> dict[int, Mapping[str, Any]]:
 
 
 def load_latents(folder: Path) -> Tensor | None:
-    """The latents `[B, ...]` in `folder`, or None."""
+    """The latents `[B, ...]` in `folder`; None of none, or of several shapes, which lie there one by one."""
     path = folder / LATENTS
-    return load_file(path)["latents"] if path.exists() else None
+    return load_file(path).get("latents") if path.exists() else None
 
 
 def thin_out(pictures: Path, name: str, keep: Sequence[int]) -> None:

@@ -100,7 +100,7 @@ class World:
             rest["tool"] = _tool(rest["tool"])
         generator = own.get("generator")
         if generator is not None:
-            generator = _generator(generator, mode.argument, device)
+            generator = _generator(generator, mode, device)
         prompts = rest.pop("prompts", None)
         if prompts is None and _is_ours(environment):
             raise ConfigError("`prompts` must be given, got None; try prompts=['a cat'], or 'shapes_train'.")
@@ -143,7 +143,11 @@ class World:
             if said is None or said[1] not in {*given, "num_envs", "device"}:
                 raise
             raise UnknownArgument(
-                unknown_arguments(self.environment.__qualname__, [said[1]], set(given) - {said[1]})
+                unknown_arguments(
+                    self.environment.__qualname__,
+                    [said[1]],
+                    {*given, *getattr(self.environment, "arguments", ())} - {said[1]},
+                )
                 if said[1] in given
                 else f"`{self.environment.__qualname__}` must take `num_envs` and `device`, got {error}."
             ) from error
@@ -176,7 +180,7 @@ class ForeignWorld:
         if given.get("scorer") is not None:
             self.arguments["scorer"] = _scorer(given)
         if given.get("generator") is not None:
-            generator = _generator(given["generator"], mode.argument, given.get("device", "cpu"))
+            generator = _generator(given["generator"], mode, given.get("device", "cpu"))
             self.arguments["generator"] = {"denoiser": generator.pop("generator"), **generator}
 
     def env(self, num_envs: int, num_steps: int | None = None, **how: Any) -> VectorEnv:
@@ -188,14 +192,16 @@ class ForeignWorld:
             return gym.make_vec(
                 self.name, num_envs=num_envs, vectorization_mode="vector_entry_point", **given
             )
+        except UnknownArgument:
+            raise  # Of one of ours, and said already.
         except TypeError as error:
-            said = UNEXPECTED.search(str(error))
-            if said is None or said[1] not in {*given, "num_envs"}:
+            said, every = UNEXPECTED.search(str(error)), {**spec_of(self.name).kwargs, **given}
+            if said is None or said[1] not in {*every, "num_envs"}:
                 raise
             raise ContractError(
-                f"The vector entry point of {self.name} must take `{said[1]}`, with which a runner asks for "
-                f"{given.get(said[1], num_envs)!r:.80}, and takes none ({error}); try `**options` there that "
-                "go to a `GenerativeVectorEnv`, or `unirl_env.register(..., env='package.module:Class')`."
+                f"The vector entry point of {self.name} must take `{said[1]}`, which is "
+                f"{every.get(said[1], num_envs)!r:.80} here, and takes none ({error}); try `**options` there "
+                "that go to a `GenerativeVectorEnv`, or `unirl_env.register(..., env='module:Class')`."
             ) from error
 
 
@@ -228,9 +234,9 @@ def _scorer(arguments: Mapping[str, Any]) -> Scorer:
     return Background(scorer) if background else scorer
 
 
-def _generator(spec: Mapping[str, Any], family: str, device: str) -> dict[str, Any]:
+def _generator(spec: Mapping[str, Any], mode: Mode, device: str) -> dict[str, Any]:
     """The arguments of a `DrawWrapper` that `spec` describes; all of them draw with one network."""
-    check_generator(spec, family)
+    check_generator(spec, mode)
     choice = model_choice({**spec, "device": pick_device(spec.get("device") or device)})
     model = make_model(DENOISERS, choice.name, choice.options)
     settings = {name: value for name, value in choice.rest.items() if value is not None}

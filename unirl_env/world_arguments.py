@@ -18,7 +18,15 @@ from unirl_env.modes import Mode, mode_of
 from unirl_env.registry import Registry
 from unirl_env.rewards.spec_check import check_reward
 
-__all__ = ["check_arguments", "environment_of", "parted", "pick_device", "refuse_unknown", "require_device"]
+__all__ = [
+    "check_arguments",
+    "check_words",
+    "environment_of",
+    "parted",
+    "pick_device",
+    "refuse_unknown",
+    "require_device",
+]
 
 ENVIRONMENTS = Registry("env", {})
 """A class of the user's own goes by its path."""
@@ -31,13 +39,25 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         ConfigError: Naming the argument; an `UnknownArgument` if it is unknown.
         ModelNotFound: If the model's directory is missing, or holds no weights that can be read.
     """
-    mode, choice, own = parted(arguments)
+    mode, choice, _ = parted(arguments)
     require_device(pick_device(choice.options.get("device", "cpu")))
+    check_words(arguments)
+    require_kinds(mode, choice)
+
+
+def check_words(arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments whose names or model no world knows; what they ask of a machine is not looked at.
+
+    Raises:
+        ConfigError: Naming the argument; an `UnknownArgument` if it is unknown.
+    """
+    mode, choice, own = parted(arguments)
     target = model_class(mode.models, choice.name)
-    if not is_model(target):
+    if not is_model(mode.models, target):
         check_options(target, choice.options, label_of(choice.name))
     refuse_unknown(mode, choice, own)
-    require_kinds(mode, choice)
+    if own.get("generator") is not None:
+        check_generator(own["generator"], mode)
 
 
 def parted(arguments: Mapping[str, Any]) -> tuple[Mode, ModelChoice, dict[str, Any]]:
@@ -101,14 +121,16 @@ def check_flat(flat: Any) -> None:
         )
 
 
-def check_generator(spec: Any, family: str) -> None:
+def check_generator(spec: Any, mode: Mode) -> None:
     """Refuse a generator where nothing is written, and one without a model.
 
     Raises:
         ConfigError: Saying what it must be; an `UnknownArgument` if one of its arguments is unknown.
     """
-    if family != "language_model":
-        raise ConfigError(f"`generator` must be None for a `{family}`, which draws by itself, got {spec!r}.")
+    if not mode.generator:
+        raise ConfigError(
+            f"`generator` must be None for a `{mode.argument}`, which draws by itself, got {spec!r}."
+        )
     if not isinstance(spec, Mapping) or not spec.get("denoiser"):
         raise ConfigError(
             f"`generator` must be a mapping that names a `denoiser`, got {spec!r}; try "

@@ -130,3 +130,8 @@ def test_it_costs_next_to_nothing():
     diversity(pictures, torch.arange(2).repeat_interleave(12))
     diversity(words, torch.arange(4).repeat_interleave(16))
     assert time.perf_counter() - began < 2.0
+
+
+def test_latents_of_several_shapes_are_left_out():
+    found = diversity([Sample(latent=torch.ones(n)) for n in (2, 3, 2, 3)], torch.tensor([0, 0, 1, 1]))
+    assert found == {}

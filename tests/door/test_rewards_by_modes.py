@@ -4,9 +4,9 @@ import pytest
 
 from unirl_env.config import RewardSettings, RunConfig
 from unirl_env.errors import ConfigError
+from unirl_env.modes import MODES
 from unirl_env.preflight import check_all
 from unirl_env.rewards import SCORERS, for_mode, needs_of
-from unirl_env.rewards.spec import GIVEN
 from unirl_env.settings import differences
 from unirl_env.train import CONFIGS, settings
 
@@ -21,7 +21,7 @@ REWARDS = sorted(path.stem for path in (CONFIGS / "reward").glob("*.yaml"))
 
 def fits(cfg):
     specs = [spec for spec in (cfg.reward.train, cfg.reward.heldout) if spec is not None]
-    return all(set(needs_of(spec)) <= set(GIVEN[cfg.mode]) for spec in specs)
+    return all(set(needs_of(spec)) <= set(MODES.get(cfg.mode).gives) for spec in specs)
 
 
 @pytest.mark.parametrize("mode", RECIPES)
@@ -53,17 +53,17 @@ def test_every_scorer_says_what_it_looks_at(name):
 
 
 def test_a_reward_of_pictures_is_paid_through_pictured_where_a_text_may_lack_one():
-    assert for_mode("shapes", "diffusion") == "shapes"
-    assert for_mode("shapes", "pe") == {"name": "pictured", "scorer": "shapes"}
+    assert for_mode("shapes", MODES.get("diffusion")) == "shapes"
+    assert for_mode("shapes", MODES.get("pe")) == {"name": "pictured", "scorer": "shapes"}
     own = {"name": "pictured", "scorer": "shapes", "otherwise": -1.0}
-    assert for_mode(own, "pe") == own
+    assert for_mode(own, MODES.get("pe")) == own
     mixed = {"name": "weighted_sum", "parts": {"shapes": 1.0, "format": {"pattern": "x", "weight": 0.1}}}
     assert needs_of(mixed) == {"image": True, "text": True}
-    assert for_mode(mixed, "unified_model")["name"] == "pictured"
+    assert for_mode(mixed, MODES.get("unified_model"))["name"] == "pictured"
     with pytest.raises(ConfigError, match="one of image; try another reward"):
-        for_mode(own, "ar")
+        for_mode(own, MODES.get("ar"))
     with pytest.raises(ConfigError, match=r"`reward\.heldout` must be a reward of image or latent"):
-        for_mode("exact", "diffusion", "reward.heldout")
+        for_mode("exact", MODES.get("diffusion"), "reward.heldout")
 
 
 def test_what_says_nothing_is_taken_at_its_word():

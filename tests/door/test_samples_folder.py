@@ -61,6 +61,8 @@ def test_pictures_and_latents_are_written_as_ever(tmp_path):
     save_samples(tmp_path, [Sample(latent=torch.ones(2))], 1, [Prompt("a")])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latents.safetensors"]
     assert load_latents(tmp_path).tolist() == [[1.0, 1.0]]
+    save_samples(tmp_path, [Sample(latent=torch.ones(2)), Sample(latent=torch.ones(3))], 1)
+    assert load_latents(tmp_path) is None and (tmp_path / "latents.safetensors").exists()
     assert load_texts(tmp_path) == {}
 
 

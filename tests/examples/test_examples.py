@@ -26,7 +26,7 @@ def example(number):
 
 
 def test_there_are_examples():
-    assert [name[:2] for name in NAMES] == [f"{number:02d}" for number in range(1, 11)]
+    assert [name[:2] for name in NAMES] == [f"{number:02d}" for number in range(1, 12)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -116,3 +116,9 @@ def test_reward_service():
     assert code == 0 and local.valid.all()
     assert local.value.tolist() == remote.value.tolist()
     assert set(local.parts) == set(remote.parts) and {"shapes", "sharpness"} <= set(local.parts)
+
+
+@pytest.mark.ray
+def test_a_process_of_ones_own_finds_the_shortest_ways(cluster):
+    module = example("11")
+    assert module.main() == module.SHORTEST

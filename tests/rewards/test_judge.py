@@ -12,6 +12,7 @@ import torch
 from chat_stand_in import ChatStandIn, chat, verdict
 
 from unirl_env.errors import ConfigError, ContractError, MissingExtra
+from unirl_env.modes import MODES
 from unirl_env.rewards.external.judge import JudgeScorer
 from unirl_env.rewards.spec import build_scorer, for_mode, needs_of
 from unirl_env.types import Prompt, Sample
@@ -169,7 +170,7 @@ def test_a_picture_is_sent_as_it_is_and_decides_the_answer():
 def test_it_needs_what_it_looks_at():
     for looks_at, needs in (("text", {"text"}), ("image", {"image"}), ("both", {"text", "image"})):
         assert set(needs_of({"name": "judge", "looks_at": looks_at})) == needs
-    assert for_mode({"name": "judge", "looks_at": "image"}, "pe")["name"] == "pictured"
+    assert for_mode({"name": "judge", "looks_at": "image"}, MODES.get("pe"))["name"] == "pictured"
     with ChatStandIn() as server:
         with pytest.raises(ContractError, match=r"`Sample.image` must be \[3, H, W\] for the reward `judge`"):
             judge(server, looks_at="both")(SAMPLES[:1], PROMPTS[:1])

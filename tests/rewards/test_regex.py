@@ -6,6 +6,7 @@ import time
 import pytest
 
 from unirl_env.errors import ConfigError, ContractError
+from unirl_env.modes import MODES
 from unirl_env.rewards import build_scorer, for_mode, unjudged
 from unirl_env.rewards.texts.regex import RegexScorer
 from unirl_env.types import Prompt, Sample
@@ -111,6 +112,6 @@ def test_bad_settings_are_refused(options, message):
 
 
 def test_it_is_a_reward_of_texts():
-    assert for_mode("regex", "ar") == "regex"
+    assert for_mode("regex", MODES.get("ar")) == "regex"
     with pytest.raises(ConfigError, match="must be a reward of image or latent"):
-        for_mode("regex", "diffusion")
+        for_mode("regex", MODES.get("diffusion"))

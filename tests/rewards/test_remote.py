@@ -11,6 +11,7 @@ import torch
 from faulty_service import REWARD, FaultyService
 
 from unirl_env.errors import ConfigError, ContractError, MissingExtra, ServiceLost, WireError
+from unirl_env.modes import MODES
 from unirl_env.rewards import RemoteScorer, build_scorer, for_mode, needs_of, score_safely
 from unirl_env.rewards.remote.addresses import warn_of_plain_http
 from unirl_env.rewards.secrets import secret
@@ -80,9 +81,9 @@ def test_words_say_what_it_looks_at_and_the_service_agrees():
             return {"name": "remote", "urls": service.url, "reward": reward, "looks_at": looks_at}
 
         assert needs_of(words("drawn", "image")) == {"image": True}
-        assert for_mode(words("drawn", "image"), "pe")["name"] == "pictured"
+        assert for_mode(words("drawn", "image"), MODES.get("pe"))["name"] == "pictured"
         with pytest.raises(ConfigError, match="got one of image"):
-            for_mode(words("drawn", "image"), "ar")
+            for_mode(words("drawn", "image"), MODES.get("ar"))
         assert build_scorer(words("drawn", "image")).needs == ("image",)
         assert build_scorer(words("silent", ["image"])).needs == ("image",)
         assert build_scorer(words("both", ["image", "text"])).needs == ("text", "image")

@@ -8,6 +8,7 @@ from typing import Any
 
 from unirl_env.agents.evaluation import check_evaluation
 from unirl_env.agents.loss import check_loss
+from unirl_env.agents.phases import KINDS
 from unirl_env.agents.settings import check_groups, rebuilt
 from unirl_env.checks import whole
 from unirl_env.config import AgentSettings, RolloutSettings
@@ -116,8 +117,9 @@ def _check_phases(config: Any) -> None:
             )
     for kind in dict.fromkeys(phases[phase] for phase in config.trained):
         if kind not in config.losses:
+            about = f" ({KINDS[kind].about})" if KINDS[kind].about else ""
             raise ConfigError(
-                f"The agent must have a loss on {kind}, which {config.env} trains, got losses on "
+                f"The agent must have a loss on {kind}{about}, which {config.env} trains, got losses on "
                 f"{sorted(config.losses)}; try another agent."
             )
         check_loss(config, kind)

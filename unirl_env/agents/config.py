@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -18,18 +17,18 @@ from unirl_env.agents.evaluation import EvaluationSettings
 from unirl_env.agents.forms import env_spec, normalize, runners_options, runners_world
 from unirl_env.agents.learner import GenerativeLearner
 from unirl_env.agents.loss import Loss
+from unirl_env.agents.of_mode import OfMode
 from unirl_env.agents.rllib_words import RLLIBS_OWN, check_rllib_words, own_names, refuse_rllib_word
 from unirl_env.agents.settings import NESTED, defaults, laid_over
 from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
-from unirl_env.modes import Mode, mode_of
 from unirl_env.rollouts.runner import GenerativeEnvRunner
 from unirl_env.world import ForeignWorld, World
 
 __all__ = ["AgentConfig", "Loss"]
 
 
-class AgentConfig(EpochSettings, EvaluationSettings, BatchSize, AlgorithmConfig):
+class AgentConfig(OfMode, EpochSettings, EvaluationSettings, BatchSize, AlgorithmConfig):
     """Settings that all agents share; an algorithm adds its losses and their knobs.
 
     Example:
@@ -43,8 +42,6 @@ class AgentConfig(EpochSettings, EvaluationSettings, BatchSize, AlgorithmConfig)
     Failed runners are not restarted unless `.fault_tolerance(restart_failed_env_runners=True)` says so.
     """
 
-    losses: ClassVar[Mapping[str, Loss]] = {}
-    """The loss of each kind of phase: of `latents`, of `tokens`."""
     engine_anchor: ClassVar[str] = "replay"  # The `anchor` of engines other than the local one.
 
     knobs: ClassVar[type | None] = None
@@ -159,11 +156,6 @@ class AgentConfig(EpochSettings, EvaluationSettings, BatchSize, AlgorithmConfig)
         super().validate()
 
     # What the settings say about an iteration.
-
-    @property
-    def mode(self) -> Mode:
-        """What kind of environment this is."""
-        return mode_of(self.env_options())
 
     @property
     def episodes(self) -> int:

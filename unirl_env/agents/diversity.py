@@ -50,15 +50,16 @@ def diversity(samples: Sequence[Sample], group: Tensor) -> dict[str, float]:
         - Videos: likewise, over four frames of each.
         - Texts: share of pairs of neighbouring tokens (of characters, where tokens are unknown) that one text
           does not share with another; see `text_diversity`.
-        - Latents: mean of `|a - b| / (|a| + |b|)` over two of them.
+        - Latents: mean of `|a - b| / (|a| + |b|)` over two of them, where all have one shape.
     """
     groups = [[samples[i] for i in torch.nonzero(group == number).flatten()] for number in group.unique()]
+    shapes = {tuple(sample.latent.shape) for sample in samples if sample.latent is not None}
     found: dict[str, float] = {}
     for measure, has in (
         (_pictures, lambda sample: sample.image is not None),
         (_videos, lambda sample: sample.video is not None),
         (_texts, lambda sample: sample.tokens is not None or sample.text is not None),
-        (_latents, lambda sample: sample.latent is not None),
+        (_latents, lambda sample: sample.latent is not None and len(shapes) == 1),
     ):
         value = _mean([[sample for sample in members if has(sample)] for members in groups], measure)
         if value is None:

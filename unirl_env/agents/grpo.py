@@ -98,7 +98,11 @@ class GRPOConfig(AgentConfig):
         Flow-GRPO (arXiv 2505.05470); GRPO (2402.03300); DAPO (2503.14476); Dr. GRPO (2503.20783).
     """
 
-    losses = {"latents": Loss(latent_loss, skips_idle=True), "tokens": Loss(token_loss, skips_idle=True)}
+    losses = {
+        "latents": Loss(latent_loss, skips_idle=True),
+        "tokens": Loss(token_loss, skips_idle=True),
+        "continuous": Loss(token_loss, skips_idle=True),
+    }
     knobs = GRPOKnobs
 
     def __init__(self, algo_class: type | None = None):

@@ -54,7 +54,7 @@ class GSPOConfig(AgentConfig):
         GSPO (arXiv 2507.18071).
     """
 
-    losses = {"tokens": Loss(token_loss, skips_idle=True)}
+    losses = {"tokens": Loss(token_loss, skips_idle=True), "continuous": Loss(token_loss, skips_idle=True)}
     knobs = GSPOKnobs
     own_aggregate = "sequence_mean"
 

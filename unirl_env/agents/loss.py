@@ -266,7 +266,7 @@ def check_loss(config: Any, kind: str) -> None:
         raise ConfigError(f"`losses[{kind!r}]` must be a Loss, got {loss!r}; try Loss(compute).")
     if kind == "tokens" and loss.needs:
         raise ConfigError(
-            f"`needs` of a loss on tokens must not name {sorted(loss.needs)[0]!r}, which latents alone have "
+            f"`needs` of a loss on {kind} must not name {sorted(loss.needs)[0]!r}, which latents alone have "
             f"(the loss {loss.name}); try needs=set()."
         )
     if kind != "latents" or config.trained_steps(0):

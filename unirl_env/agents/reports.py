@@ -38,15 +38,17 @@ def rollout_metrics(batch: EpisodeBatch, advantages: Tensor) -> dict[str, float]
     }
     if batch.samples:
         found |= diversity(batch.samples, batch.group)
-    if "text" in batch.phases:
-        lengths = (batch.phases["text"].action >= 0).sum(1).float()
+    text = batch.phases.get("text")
+    text = text if text is not None and text.kind == "tokens" else None
+    if text is not None:
+        lengths = (text.action >= 0).sum(1).float()
         found |= {"tokens": float(lengths.mean()), "tokens_max": float(lengths.max())}
     if batch.truncated is not None:
         found["truncated"] = float(batch.truncated.float().mean())
     pictures = [sample.image is not None for sample in batch.samples or ()]
     # Answers never come to a picture, and are not meant to.
     meant = any(pictures) or "image" in batch.phases or any(map(_tells_pictures, batch.scores.parts))
-    if "text" in batch.phases and pictures and meant:
+    if text is not None and pictures and meant:
         found["no_picture"] = pictures.count(False) / len(pictures)
     return found
 

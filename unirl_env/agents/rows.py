@@ -13,7 +13,16 @@ from unirl_env.episode import Phase
 from unirl_env.errors import ContractError, ShapeError
 from unirl_env.packing import pack_continuations, sequence_lengths
 
-__all__ = ["Rows", "busy_rows", "completed", "latent_lots", "latent_rows", "token_lots", "token_rows"]
+__all__ = [
+    "Rows",
+    "busy_rows",
+    "completed",
+    "flat_rows",
+    "latent_lots",
+    "latent_rows",
+    "token_lots",
+    "token_rows",
+]
 
 
 @dataclass(frozen=True)
@@ -23,7 +32,7 @@ class Rows:
     A micro-batch is an accident of memory: what a loss says of a row must not depend on which others it sees.
 
     Attributes:
-        kind: `"latents"` or `"tokens"`.
+        kind: The kind of the phase, a name in `KINDS`.
         observation: Inputs of the policy: for latents each `[N, ...]`, and contexts once each with
             `context_row` `[N]`; for tokens a packed row.
         action: `[N, ...]`.
@@ -117,8 +126,10 @@ class Rows:
         The denominator grows with them, so that means stay means over the same episodes.
 
         Raises:
-            ContractError: If the rows are tokens.
+            ContractError: If the rows are tokens, or `draws` is no whole number of at least 1.
         """
+        if not isinstance(draws, int) or draws < 1:
+            raise ContractError(f"`draws` must be a whole number of at least 1, got {draws!r}.")
         count, device = len(self), self.mask.device
         many = self.select(torch.arange(count, device=device).repeat_interleave(draws))
         draw = torch.arange(draws, device=device).repeat(count)
@@ -168,7 +179,7 @@ def latent_rows(shard: Shard, name: str, index: Tensor, denominator: float) -> R
     episode = index.repeat_interleave(steps)
     step = torch.arange(steps, device=index.device).repeat(len(index))
     return Rows(
-        kind="latents",
+        kind=phase.kind,
         observation=observation,
         action=action,
         episode=episode,
@@ -182,12 +193,36 @@ def latent_rows(shard: Shard, name: str, index: Tensor, denominator: float) -> R
     )
 
 
+def flat_rows(shard: Shard, name: str, index: Tensor, denominator: float) -> Rows:
+    """The unmasked transitions of the episodes at `index` `[b]`, however many each has."""
+    phase = shard.batch.phases[name]
+    at, step = phase.mask[index].nonzero(as_tuple=True)
+    episode = index[at]
+    observation = {key: tensor[episode, step] for key, tensor in phase.observation.items()}
+    if phase.context_row is not None:
+        row = phase.context_row[episode]
+        observation |= {key: tensor[row] for key, tensor in phase.context.items()}
+    return Rows(
+        kind=phase.kind,
+        observation=observation,
+        action=phase.action[episode, step],
+        episode=episode,
+        step=step,
+        old_log_prob=phase.log_prob[episode, step],
+        old_mean=None if phase.mean is None else phase.mean[episode, step],
+        advantages=shard.advantages[name][episode],
+        weight=shard.weights[name][episode],
+        mask=torch.ones_like(episode, dtype=torch.bool),
+        denominator=denominator,
+    )
+
+
 def token_rows(shard: Shard, name: str, index: Tensor, denominator: float) -> Rows:
     """The trained tokens of the episodes at `index` `[b]`, which travel as one packed row."""
     phase = shard.batch.phases[name]
     packed = pack_continuations(phase, index)
     return Rows(
-        kind="tokens",
+        kind=phase.kind,
         observation=packed.observation,
         action=packed.action,
         episode=packed.episode,

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 import unirl_env.functional as F
+from unirl_env.agents.phases import KINDS, Step
 from unirl_env.agents.rows import Rows
 from unirl_env.errors import SelfCheckError
-from unirl_env.functional import SDEStep, TokenStep
 
 __all__ = ["BOUNDS", "gap", "judge", "measure", "summary", "warn_of_noise"]
 
@@ -41,7 +41,7 @@ ROUNDING = 8 * torch.finfo(torch.float32).eps
 
 
 @torch.no_grad()
-def measure(new: SDEStep | TokenStep, rows: Rows, recorded: Rows) -> dict[str, Tensor]:
+def measure(new: Step, rows: Rows, recorded: Rows) -> dict[str, Tensor]:
     """How far scoring misses sampling before any weight has changed, over a micro-batch's unmasked rows.
 
     Args:
@@ -56,10 +56,11 @@ def measure(new: SDEStep | TokenStep, rows: Rows, recorded: Rows) -> dict[str, T
         recorded, `self_check/kl` in nats and `noise_floor/kl` per element. Sums over rows:
         `self_check/gap_mean` and their number, `rows`.
     """
-    elements = rows.action[0].numel() if rows.kind == "latents" else 1
+    per_element = KINDS[rows.kind].per_element
+    elements = rows.action[0].numel() if per_element else 1
     miss = (new.log_prob - recorded.old_log_prob).abs()
     nats = miss
-    if rows.kind == "latents":
+    if per_element:
         # Log-probs of latents are means over elements; times their number, rounding would look like a gap.
         nats = elements * (miss - ROUNDING * recorded.old_log_prob.abs().clamp_min(1.0)).clamp_min(0.0)
     largest = {
@@ -76,7 +77,7 @@ def measure(new: SDEStep | TokenStep, rows: Rows, recorded: Rows) -> dict[str, T
 
 
 @torch.no_grad()
-def gap(new: SDEStep | TokenStep, recorded: Rows) -> dict[str, Tensor]:
+def gap(new: Step, recorded: Rows) -> dict[str, Tensor]:
     """How far scoring misses what the rollout recorded: `max`, `sum` and `rows` of the unmasked rows."""
     distance = (new.log_prob - recorded.old_log_prob).abs()[recorded.mask]
     return {"max": distance.amax(), "sum": distance.sum(), "rows": recorded.mask.sum()}

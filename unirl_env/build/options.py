@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from unirl_env.config import RunConfig
-from unirl_env.envs.encodings import encode_prompts, input_limits
-from unirl_env.envs.tokens import MAX_PROMPT_TOKENS
 from unirl_env.errors import ConfigError
-from unirl_env.models import UnifiedModel
 from unirl_env.models.making import make_model
 from unirl_env.models.options import ModelChoice, model_choice
-from unirl_env.modes import mode_of
+from unirl_env.modes import Mode, mode_of, mode_of_run
 from unirl_env.registration import OURS, spec_of
 from unirl_env.rewards import for_mode
 from unirl_env.rewards.secrets import resolved
@@ -42,21 +39,14 @@ def check_world(cfg: RunConfig) -> None:
 
 
 def check_prompts(cfg: RunConfig, prompts: Iterable[Prompt]) -> None:
-    """Let a language model read every prompt once: one that does not fit would stop the run hours later.
+    """Let the mode look at every prompt once: one that does not fit would stop the run hours later.
 
     Raises:
-        PromptError: Naming the prompt and the limit.
+        PromptError: Naming the prompt.
     """
     arguments = _arguments(cfg)
-    choice = model_choice(arguments)
-    if choice.family == "denoiser":
-        return
-    model, most = _made(choice), arguments.get("max_prompt_tokens", MAX_PROMPT_TOKENS)
-    model = model.text if isinstance(model, UnifiedModel) else model
-    limits = input_limits(model, most)
-    for prompt in prompts:
-        # One at a time: the pictures of all of them may not fit into memory.
-        encode_prompts(model, [prompt], most, limits)
+    mode = mode_of(arguments)
+    mode.check_prompts(_made(mode.choice(arguments), mode), prompts, arguments)
 
 
 def check_targets(cfg: RunConfig, source: str | Path | None) -> None:
@@ -90,7 +80,8 @@ def model_sources(cfg: RunConfig) -> dict[str, tuple[str, str | None]]:
         models in closed form have none.
     """
     arguments = _arguments(cfg)
-    choice = model_choice(arguments)
+    mode = mode_of(arguments)
+    choice = mode.choice(arguments)
     described = {"model": choice}
     for name in ("writer", "painter"):
         if isinstance(part := choice.options.get(name), Mapping):
@@ -99,7 +90,8 @@ def model_sources(cfg: RunConfig) -> dict[str, tuple[str, str | None]]:
         described["model.generator"] = model_choice(generator)
     found = {}
     for name, each in described.items():
-        pretrained = getattr(_made(each), "pretrained", None)
+        made = _made(each, mode if name == "model" else mode_of({each.family: each.name}))
+        pretrained = getattr(made, "pretrained", None)
         if pretrained is not None:
             found[name] = (str(pretrained), each.options.get("revision"))
     return found
@@ -122,7 +114,7 @@ def world_options(cfg: RunConfig) -> dict[str, Any]:
         "max_prompt_tokens": model.max_prompt_tokens,
         "prompts": cfg.prompts.train,
         "max_characters": cfg.prompts.max_characters,
-        "scorer": for_mode(cfg.reward.train, cfg.mode),
+        "scorer": for_mode(cfg.reward.train, mode_of_run(cfg)),
         "overlap": cfg.reward.overlap or None,
         "on_invalid": "raise" if cfg.reward.on_error == "raise" else "nan",
     }
@@ -137,11 +129,12 @@ def _arguments(cfg: RunConfig) -> dict[str, Any]:
 
 
 def _choice(cfg: RunConfig) -> ModelChoice:
-    return model_choice(_arguments(cfg))
+    arguments = _arguments(cfg)
+    return mode_of(arguments).choice(arguments)
 
 
-def _made(choice: ModelChoice) -> Any:
-    return make_model(mode_of({choice.family: choice.name}).models, choice.name, choice.options)
+def _made(choice: ModelChoice, mode: Mode) -> Any:
+    return make_model(mode.models, choice.name, choice.options)
 
 
 def _layers(source: Path) -> set[str]:

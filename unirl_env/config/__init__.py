@@ -40,8 +40,9 @@ class RunConfig(Settings):
 
     name: str = setting("run", may_change=True)
     """Names the folder of the run."""
-    mode: str = setting("diffusion", choices=("diffusion", "ar", "pe", "unified_model"))
-    """`diffusion`, `ar`, `pe` or `unified_model`."""
+    mode: str = setting("diffusion")
+    """What kind of environment `model.env` is: `diffusion`, `ar`, `pe`, `unified_model`, `mdp`, or the name
+    of a mode of your own."""
     seed: int = setting(0, least=0)
     """Every random number of the run follows from it."""
     iterations: int = setting(100, least=1, may_change=True)

@@ -20,14 +20,7 @@ def check_run(cfg: RunConfig) -> None:
     Raises:
         ConfigError: Naming the field, its value and the remedy.
     """
-    hybrid = cfg.mode == "unified_model"
-    for name in ("num_steps", "max_new_tokens"):
-        if getattr(cfg.model, name) == 0 and not hybrid:
-            raise ConfigError(
-                f"`model.{name}` must be at least 1, got 0: only an episode of `mode=unified_model` has "
-                f"another phase; try null."
-            )
-    if hybrid and cfg.model.num_steps == 0 and cfg.model.max_new_tokens == 0:
+    if cfg.model.num_steps == 0 and cfg.model.max_new_tokens == 0:
         raise ConfigError(
             "`model.num_steps` must be at least 1 where `model.max_new_tokens` is 0, got 0: there is nothing "
             "to play; try 10."

@@ -4,6 +4,7 @@ from unirl_env.envs.base import GenerativeVectorEnv
 from unirl_env.envs.checks import check_vector_env
 from unirl_env.envs.denoise import DenoiseVectorEnv
 from unirl_env.envs.hybrid import HybridVectorEnv
+from unirl_env.envs.mdp import MDPVectorEnv
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.envs.single import SingleEnv
 from unirl_env.envs.snapshot import Snapshot
@@ -16,6 +17,7 @@ __all__ = [
     "DenoiseVectorEnv",
     "GenerativeVectorEnv",
     "HybridVectorEnv",
+    "MDPVectorEnv",
     "PromptSource",
     "SingleEnv",
     "Snapshot",

@@ -46,7 +46,7 @@ class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv, ABC):
     random number is keyed by (seed, prompt id, sample id, step), so that an episode comes out the same
     whatever it is batched with.
 
-    It can be pickled and copied at any moment, and the copy goes on as the original does; see `BySnapshot`.
+    It answers `envs.contract.GenerativeEnv`. Pickles and copies go on as it does, at any time: `BySnapshot`.
 
     With the numpy backend, observations and actions belong to the caller. With the torch backend they are
     the environment's own tensors, as copies would cost more than a step: do not write into them.
@@ -76,6 +76,7 @@ class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv, ABC):
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 4}
+    laws: Sequence[Any] = ()
 
     def __init__(
         self,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 
-from unirl_env.envs.laws import as_array, digest
+from unirl_env.envs.contract import told
+from unirl_env.envs.laws import digest
+from unirl_env.errors import ContractError
 
 __all__ = ["Act", "default_act"]
 
@@ -19,47 +19,31 @@ Act = Callable[[dict[str, Any]], Any]
 
 
 def default_act(env: VectorEnv) -> Act:
-    """Pull latents towards zero; draw other actions from the action space, keyed by the observation."""
-    if isinstance(env.single_action_space, spaces.Dict):
-        return _hybrid_act(env)
+    """The environment's own `example_act`; without one, samples of the action space, keyed by what is seen.
+
+    Raises:
+        ContractError: If the `example_act` is no function.
+    """
+    own = told(env, "example_act")
+    if own is not None and not callable(own):
+        raise ContractError(f"`example_act` must be a function of an observation, got {own!r}.")
+    # A wrapper that changes actions knows none of its own.
+    if own is not None and env.action_space == env.unwrapped.action_space:
+        return own
 
     def act(obs: dict[str, Any]) -> Any:
-        if "latent" in obs and tuple(obs["latent"].shape) == env.action_space.shape:
-            return obs["latent"] * 0.9
         env.action_space.seed(digest(obs))
-        return env.action_space.sample()
+        drawn = env.action_space.sample()
+        like = next(iter(obs.values()))
+        return _as_tensors(drawn, like.device) if isinstance(like, torch.Tensor) else drawn
 
     return act
 
 
-def _hybrid_act(env: VectorEnv) -> Act:
-    """Each episode acts by what it has said itself; every third token opens a picture, where any can."""
-    space = env.single_action_space
-    opens = getattr(getattr(env.unwrapped, "unified_model", None), "opens", ())
-
-    def drawn(name: str, keys: list[int]) -> np.ndarray:
-        chosen = [int(space[name].start) + key % int(space[name].n) for key in keys]
-        if name == "token" and opens:
-            chosen = [
-                token if key % 3 else opens[key % len(opens)] for token, key in zip(chosen, keys, strict=True)
-            ]
-        return np.array(chosen, dtype=np.int64)
-
-    def act(obs: dict[str, Any]) -> dict[str, Any]:
-        said, lengths = as_array(obs["tokens"]), as_array(obs["length"])
-        painted = as_array(obs["image_length"]) if "image_length" in obs else np.zeros_like(lengths)
-        keys = [
-            zlib.crc32(tokens[:length].tobytes(), int(count))
-            for tokens, length, count in zip(said, lengths, painted, strict=True)
-        ]
-        actions: dict[str, Any] = {}
-        for name in space:
-            if name == "latent":
-                actions[name] = obs["latent"] * 0.9
-            else:
-                values = drawn(name, keys)
-                live = isinstance(obs["length"], torch.Tensor)
-                actions[name] = torch.from_numpy(values).to(obs["length"].device) if live else values
-        return actions
-
-    return act
+def _as_tensors(drawn: Any, device: torch.device) -> Any:
+    """Arrays as tensors, in mappings and tuples, too."""
+    if isinstance(drawn, Mapping):
+        return {name: _as_tensors(part, device) for name, part in drawn.items()}
+    if isinstance(drawn, tuple):
+        return tuple(_as_tensors(part, device) for part in drawn)
+    return torch.from_numpy(drawn).to(device) if isinstance(drawn, np.ndarray) else drawn

@@ -59,6 +59,7 @@ class DenoiseVectorEnv(ActivityVectorEnv):
         v0: The first one.
     """
 
+    laws = ("latents",)
     arguments = ENVIRONMENTS["denoiser"]
 
     def __init__(
@@ -99,6 +100,10 @@ class DenoiseVectorEnv(ActivityVectorEnv):
     def stochastic_steps(self) -> tuple[int, ...]:
         """The steps of the present episodes that explore."""
         return self._held("stochastic_steps")
+
+    def example_act(self, obs: dict[str, Any]) -> Any:
+        """Pull the latents towards zero."""
+        return obs["latent"] * 0.9
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """What each episode is heading for, as uint8 pictures `[H, W, 3]`; see `Denoising.pictures`."""

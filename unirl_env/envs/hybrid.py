@@ -13,6 +13,7 @@ from unirl_env.arguments import ENVIRONMENTS
 from unirl_env.checks import truth, whole
 from unirl_env.envs.activity import ActivityVectorEnv
 from unirl_env.envs.denoising import Denoising
+from unirl_env.envs.hybrid_acts import hybrid_act
 from unirl_env.envs.hybrid_contexts import HybridContexts
 from unirl_env.envs.painting import Painting
 from unirl_env.envs.roster import Roster
@@ -105,6 +106,7 @@ class HybridVectorEnv(ActivityVectorEnv):
     arguments = ENVIRONMENTS["unified_model"]
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array", "ansi"], "render_fps": 4}
+    laws = ("hybrid",)
 
     def __init__(
         self,
@@ -180,6 +182,10 @@ class HybridVectorEnv(ActivityVectorEnv):
     def stochastic_steps(self) -> tuple[int, ...]:
         """The denoising steps of the present episodes that explore."""
         return self._held("stochastic_steps")
+
+    def example_act(self, obs: dict[str, Any]) -> dict[str, Any]:
+        """Each episode acts by what it has said itself, and pulls its latent towards zero."""
+        return hybrid_act(self.single_action_space, self.unified_model.opens, obs)
 
     def render(self) -> tuple[np.ndarray, ...] | tuple[str, ...] | None:
         """What has been said so far as text, or what each episode is heading for as pictures `[H, W, 3]`.

@@ -10,8 +10,9 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from unirl_env.envs.contract import told
 from unirl_env.envs.conversation import WAIT
-from unirl_env.envs.info import told
+from unirl_env.envs.latent_laws import check_latents
 from unirl_env.envs.laws import all_alike, as_array, digest, due_samples, law, same, seeds
 from unirl_env.errors import UnirlError
 
@@ -28,7 +29,7 @@ def check_hybrid(env: VectorEnv, act: Act, seed: int, max_steps: int = 100_000) 
     """Play a few batches, and compare what is written and drawn with what is observed.
 
     Args:
-        env: A generative vector environment; other modes than the hybrid one have nothing to check.
+        env: A generative vector environment of two phases.
         act: `act(obs) -> actions`.
         seed: Key of the episodes.
         max_steps: Where to stop looking.
@@ -36,10 +37,14 @@ def check_hybrid(env: VectorEnv, act: Act, seed: int, max_steps: int = 100_000) 
     Raises:
         ContractError: With the law that was broken.
     """
-    if not isinstance(env.single_action_space, spaces.Dict):
-        return
+    law(
+        isinstance(env.single_action_space, spaces.Dict),
+        f"`single_action_space` must be a Dict where there are two phases, got {env.single_action_space}.",
+    )
     missing = [name for name in ENTRIES if name not in env.single_observation_space.spaces]
     law(not missing, f"Observations of two phases must have {list(ENTRIES)}, got none of {missing}.")
+    if "latent" in env.single_observation_space.spaces:
+        check_latents(env, act, seed)
     _check_refusals(env, seed)
     _check_episodes(env, act, seed, max_steps)
     _check_place(env, act, seed, max_steps)

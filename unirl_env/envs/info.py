@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unirl_env.envs.contract import told
 from unirl_env.envs.roster import Roster
-from unirl_env.errors import ContractError
 from unirl_env.indices import as_array
 from unirl_env.types import Sample, Scores
 
@@ -26,28 +26,6 @@ __all__ = ["folded", "identity", "of_row", "of_samples", "of_scores", "teach_gym
 NO_TOKEN = -1
 """What follows the last token of a sample."""
 SAMPLE_FIELDS = tuple(field.name for field in fields(Sample))
-_MISSING = object()
-
-
-def told(env: gym.vector.VectorEnv, name: str, default: Any = _MISSING) -> Any:
-    """What the outermost environment that knows `name` says, whatever wrappers are around it.
-
-    `finished` and `playing` are samples by their rows and prompts, `scores` and `judged` what was said of the
-    samples; wrappers that change one of them say it in place of the environment that they wrap.
-
-    Raises:
-        ContractError: If none knows it, and there is no default.
-    """
-    inner: Any = env
-    while inner is not None:
-        if hasattr(inner, name):
-            return getattr(inner, name)
-        inner = getattr(inner, "env", None)
-    if default is not _MISSING:
-        return default
-    raise ContractError(
-        f"A generative environment must have `{name}`, got none in {env}; try a `GenerativeVectorEnv`."
-    )
 
 
 def identity(roster: Roster, *, objects: bool) -> dict[str, Any]:
@@ -83,7 +61,7 @@ def of_samples(env: gym.vector.VectorEnv, finished: Mapping[int, Sample]) -> dic
         return {}
     mask = np.zeros(env.num_envs, dtype=bool)
     mask[list(finished)] = True
-    if told(env, "info_objects", False):
+    if told(env, "info_objects"):
         samples: list[Sample | None] = [None] * env.num_envs
         for row, sample in finished.items():
             samples[row] = sample
@@ -94,7 +72,7 @@ def of_samples(env: gym.vector.VectorEnv, finished: Mapping[int, Sample]) -> dic
 
 def of_scores(env: gym.vector.VectorEnv, scores: Any, judged: np.ndarray) -> dict[str, Any]:
     """The scores of the `judged` `[B]` rows; as plain data, nothing of what is not known yet."""
-    if told(env, "info_objects", False):
+    if told(env, "info_objects"):
         return {"scores": scores, "_scores": judged}
     if not isinstance(scores, Scores):
         return {}
@@ -240,7 +218,7 @@ def _width(space: gym.Space) -> int | None:
 
 def _in_backend(env: gym.vector.VectorEnv, batch: dict[str, Any]) -> dict[str, Any]:
     """Numbers as tensors where the environment's are; masks and texts stay."""
-    if getattr(env.unwrapped, "array_backend", "numpy") != "torch":
+    if told(env, "array_backend") != "torch":
         return batch
     return {
         name: _in_backend(env, value)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from unirl_env.envs.info import told
+from unirl_env.envs.contract import told
 from unirl_env.envs.laws import as_array, digest, law, seeds
 
 __all__ = ["check_copies", "check_info"]
@@ -33,7 +33,7 @@ def check_info(env: VectorEnv, info: dict[str, Any], due: Sequence[int] = ()) ->
     Raises:
         ContractError: With the law that was broken.
     """
-    objects = told(env, "info_objects", False)
+    objects = told(env, "info_objects")
     for name in OBJECTS if objects else PLAIN:
         law(name in info, f"`info` must have {name!r}, got {sorted(info)}.")
         law(len(info[name]) == env.num_envs, f"`info[{name!r}]` must have one entry per episode.")
@@ -108,7 +108,7 @@ def _trace(
 
 
 def _as(env: VectorEnv, obs: dict[str, Any]) -> dict[str, Any]:
-    if getattr(env.unwrapped, "array_backend", "numpy") != "torch":
+    if told(env, "array_backend") != "torch":
         return obs
     return {name: torch.as_tensor(value) for name, value in obs.items()}
 

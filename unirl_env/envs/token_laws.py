@@ -10,8 +10,8 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from unirl_env.envs.contract import told
 from unirl_env.envs.conversation import WAIT
-from unirl_env.envs.info import told
 from unirl_env.envs.laws import as_array, due_samples, law, same
 from unirl_env.errors import UnirlError
 
@@ -23,10 +23,10 @@ ENTRIES = ("tokens", "length", "prompt_length", "is_action")
 def check_tokens(
     env: VectorEnv, act: Callable[[dict[str, Any]], Any], seed: int, max_steps: int = 100_000
 ) -> None:
-    """Play a batch and compare what is said with what is observed; other modes have nothing to check.
+    """Play a batch and compare what is said with what is observed.
 
     Args:
-        env: A generative vector environment.
+        env: A generative vector environment whose actions are tokens.
         act: `act(obs) -> actions`.
         seed: Key of the episodes.
         max_steps: Where to stop looking.
@@ -34,8 +34,10 @@ def check_tokens(
     Raises:
         ContractError: With the law that was broken.
     """
-    if not isinstance(env.single_action_space, spaces.Discrete):
-        return
+    law(
+        isinstance(env.single_action_space, spaces.Discrete),
+        f"`single_action_space` must be Discrete where actions are tokens, got {env.single_action_space}.",
+    )
     missing = [name for name in ENTRIES if name not in env.single_observation_space.spaces]
     law(not missing, f"Observations of tokens must have {list(ENTRIES)}, got none of {missing}.")
     obs, _ = env.reset(seed=seed)
@@ -105,8 +107,7 @@ def _check_refusals(env: VectorEnv, now: dict[str, Any]) -> None:
 
 def _full(env: VectorEnv, token: int) -> Any:
     actions = np.full(env.num_envs, token, dtype=np.int64)
-    torch_backend = getattr(env.unwrapped, "array_backend", "numpy") == "torch"
-    return torch.from_numpy(actions) if torch_backend else actions
+    return torch.from_numpy(actions) if told(env, "array_backend") == "torch" else actions
 
 
 def _copied(obs: dict[str, Any]) -> dict[str, Any]:

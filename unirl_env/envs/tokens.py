@@ -78,6 +78,7 @@ class TokenVectorEnv(ActivityVectorEnv):
     arguments = ENVIRONMENTS["language_model"]
 
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}
+    laws = ("tokens",)
 
     def __init__(
         self,

@@ -3,12 +3,15 @@
 from unirl_env.models.base import Denoiser
 from unirl_env.models.language import Encoded, LanguageModel
 from unirl_env.models.language_check import LanguageModelReport, check_language_model
+from unirl_env.models.mdp import MDP
 from unirl_env.models.unified import PictureTokens, UnifiedModel
 from unirl_env.registry import Registry
 
 __all__ = [
     "DENOISERS",
     "LANGUAGE_MODELS",
+    "MDP",
+    "MDPS",
     "UNIFIED_MODELS",
     "Denoiser",
     "Encoded",
@@ -38,6 +41,8 @@ LANGUAGE_MODELS = Registry(
         "tiny_qwen_vl": "unirl_env.models.tiny.qwen_vl:TinyQwenVL",
     },
 )
+
+MDPS = Registry("mdp")
 
 UNIFIED_MODELS = Registry(
     "unified model",

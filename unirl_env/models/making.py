@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,12 +14,18 @@ from unirl_env.arguments import MODEL_OPTIONS
 from unirl_env.errors import ConfigError, ContractError, UnknownArgument
 from unirl_env.models.base import Denoiser
 from unirl_env.models.language import LanguageModel
+from unirl_env.models.mdp import MDP
 from unirl_env.models.unified import UnifiedModel
 from unirl_env.registry import Registry
 
 __all__ = ["check_options", "is_model", "label_of", "make_model", "model_class"]
 
-KINDS = {"denoiser": Denoiser, "language model": LanguageModel, "unified model": UnifiedModel}
+KINDS = {
+    "denoiser": Denoiser,
+    "language model": LanguageModel,
+    "mdp": MDP,
+    "unified model": UnifiedModel,
+}
 """By what a registry calls its models, what all of them are."""
 PLAIN = {"device": "cpu", "dtype": "float32", "offload": False}
 """What a model is that takes no such option: it need not be told so."""
@@ -27,9 +34,16 @@ UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
 MISSING = re.compile(r"missing (?:a required|\d+ required (?:positional|keyword-only)) arguments?: (.+)")
 
 
-def is_model(found: Any) -> bool:
-    """Whether it is a model that is made already."""
-    return isinstance(found, tuple(KINDS.values()))
+def is_model(models: Registry, found: Any) -> bool:
+    """Whether it is a model that is made already, and nothing that makes one.
+
+    Args:
+        models: Where names of its kind are looked up.
+        found: A model, a class, or a function.
+    """
+    if models.kind in KINDS:
+        return isinstance(found, tuple(KINDS.values()))
+    return not (inspect.isclass(found) or inspect.isroutine(found) or isinstance(found, partial))
 
 
 def model_class(models: Registry, model: Any) -> Any:
@@ -48,7 +62,7 @@ def model_class(models: Registry, model: Any) -> Any:
         return found
     kind = found if inspect.isclass(found) else type(found)
     other = next((name for name, known in KINDS.items() if issubclass(kind, known)), models.kind)
-    if other == models.kind and (callable(found) or is_model(found)):
+    if other == models.kind and (callable(found) or is_model(models, found)):
         return found
     argument, right = models.kind.replace(" ", "_"), other.replace(" ", "_")
     remedy = f"{right}={model!r}" if right != argument else "'package.module:Class'"
@@ -72,7 +86,7 @@ def make_model(models: Registry, model: Any, options: Mapping[str, Any], label: 
         ContractError: If the class lacks a part of the contract.
     """
     target = model_class(models, model)
-    if is_model(target):
+    if is_model(models, target):
         return target
     label = label or label_of(model)
     kind = KINDS.get(models.kind)

@@ -1,30 +1,87 @@
-"""The modes: what kinds of environments there are, by the argument that names an environment's model."""
+"""The modes: what kinds of environments there are. One table, open to users, resolved once for an agent."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from unirl_env.models.options import model_choice
+from unirl_env.errors import ConfigError
 from unirl_env.modes.mode import Mode
+from unirl_env.registration import spec_of
 from unirl_env.registry import Registry
 
-__all__ = ["MODES", "Mode", "mode_of"]
+__all__ = ["MODES", "Mode", "mode_of", "mode_of_run"]
 
 MODES = Registry(
     "mode",
     {
-        "denoiser": "unirl_env.modes.denoising:DENOISING",
-        "language_model": "unirl_env.modes.tokens:TOKENS",
+        "ar": "unirl_env.modes.tokens:TOKENS",
+        "diffusion": "unirl_env.modes.denoising:DENOISING",
+        "mdp": "unirl_env.modes.mdp:MDPS",
+        "pe": "unirl_env.modes.tokens:ENHANCING",
         "unified_model": "unirl_env.modes.hybrid:HYBRID",
     },
 )
+"""By the names that recipes use. `MODES.register("mine", "package.module:Mine")` adds one; in processes that
+do not import whoever registers it, a dotted path stands for it."""
+BY_ARGUMENT = {
+    "denoiser": "diffusion",
+    "language_model": "ar",
+    "mdp": "mdp",
+    "unified_model": "unified_model",
+}
+"""The shipped modes by the argument that names a model, so that none is imported to be asked for its own."""
 
 
 def mode_of(arguments: Mapping[str, Any]) -> Mode:
     """The mode of an environment with these arguments.
 
+    The argument `mode` says it: a registered name, a dotted path, or a `Mode` (object or class). Without it,
+    it follows from the argument that names the environment's model.
+
     Raises:
-        ConfigError: If they name no model, or several.
+        ConfigError: If `mode` is none, or no model is named, or several are.
     """
-    return MODES.get(model_choice(arguments).family)
+    named = arguments.get("mode")
+    named = _implied(arguments) if named is None else named
+    found = MODES.get(named) if isinstance(named, str) else named
+    if inspect.isclass(found) and issubclass(found, Mode):
+        if missing := sorted(found.__abstractmethods__):
+            raise ConfigError(f"`mode` must answer {', '.join(missing)}, which {found.__name__} does not.")
+        found = found()
+    if not isinstance(found, Mode):
+        raise ConfigError(
+            f"`mode` must be one of {', '.join(MODES)}, the path of your own, or a `Mode`, got {named!r}; "
+            "try 'package.module:MyMode'."
+        )
+    if lacking := [name for name in ("name", "argument", "environment") if not hasattr(found, name)]:
+        raise ConfigError(f"`mode` must say its `{lacking[0]}`, which {type(found).__name__} does not.")
+    return found
+
+
+def mode_of_run(cfg: Any) -> Mode:
+    """The mode of a run's environment, from its id and `model.options`.
+
+    Args:
+        cfg: A `RunConfig`.
+
+    Raises:
+        ConfigError: If there is no such id, or its mode is none.
+    """
+    return mode_of({**spec_of(cfg.model.env, "model.env").kwargs, **cfg.model.options})
+
+
+def _implied(arguments: Mapping[str, Any]) -> str:
+    """The name of the mode that the argument with the model's name tells; shipped ones come first."""
+    named = [argument for argument in BY_ARGUMENT if arguments.get(argument) is not None]
+    own = [] if named else sorted(set(MODES) - {*BY_ARGUMENT.values(), "pe"})
+    found = [BY_ARGUMENT[argument] for argument in named]
+    found += [name for name in own if arguments.get(mode_of({"mode": name}).argument) is not None]
+    if len(found) != 1:
+        known = ", ".join(f"`{argument}`" for argument in BY_ARGUMENT)
+        raise ConfigError(
+            f"One of {known} must name a model family, got {named or found or 'none'}; try "
+            "`denoiser='sd3'` or `language_model='causal_lm'`, or name the `mode` of your own."
+        )
+    return "pe" if found == ["ar"] and arguments.get("generator") else found[0]

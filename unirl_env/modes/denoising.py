@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from unirl_env.envs.denoise import DenoiseVectorEnv
 from unirl_env.episode import EpisodeBatch
@@ -17,10 +16,13 @@ __all__ = ["DENOISING", "Denoising"]
 class Denoising(Mode):
     """Episodes of `DenoiseVectorEnv`."""
 
+    name = "diffusion"
     argument = "denoiser"
     models = DENOISERS
     environment = DenoiseVectorEnv
     embedded = "unirl/TinySD3-T2I-v0"
+    gives: ClassVar = {"image": True, "latent": True}
+    steps = True
 
     @property
     def policy(self) -> type:
@@ -28,10 +30,6 @@ class Denoising(Mode):
         from unirl_env.policies.rl_module import DenoisePolicy
 
         return DenoisePolicy
-
-    def named(self, arguments: Mapping[str, Any]) -> str:
-        """Always the same."""
-        return "diffusion"
 
     def phases(self, config: Any) -> dict[str, str]:
         """One, of latents."""

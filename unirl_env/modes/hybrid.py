@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 from unirl_env.envs.hybrid import HybridVectorEnv
 from unirl_env.envs.tokens import MAX_NEW_TOKENS
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ConfigError
 from unirl_env.models import UNIFIED_MODELS, UnifiedModel
-from unirl_env.models.options import model_choice
 from unirl_env.modes.mode import MakeEnv, Mode
+from unirl_env.modes.tokens import read_once
 from unirl_env.policies.hybrid_actor import HybridActor
 from unirl_env.rollouts.hybrid import HybridRollout
+from unirl_env.types import Prompt
 
 __all__ = ["HYBRID", "Hybrid"]
 
@@ -24,10 +25,13 @@ LOCAL_OPTIONS = {"rows"}
 class Hybrid(Mode):
     """Episodes of `HybridVectorEnv`."""
 
+    name = "unified_model"
     argument = "unified_model"
     models = UNIFIED_MODELS
     environment = HybridVectorEnv
     embedded = "unirl/TinyUnified-T2I-v0"
+    gives: ClassVar = {"text": False, "tokens": False, "image": False}
+    steps = may_skip = True
 
     @property
     def policy(self) -> type:
@@ -35,10 +39,6 @@ class Hybrid(Mode):
         from unirl_env.policies.rl_module import HybridPolicy
 
         return HybridPolicy
-
-    def named(self, arguments: Mapping[str, Any]) -> str:
-        """Always the same."""
-        return "unified_model"
 
     def phases(self, config: Any) -> dict[str, str]:
         """Those of text and image that are not empty."""
@@ -137,8 +137,12 @@ class Hybrid(Mode):
                 "`model_options={'guidance': ...}`, which is the model's own."
             )
 
+    def check_prompts(self, model: Any, prompts: Iterable[Prompt], arguments: Mapping[str, Any]) -> None:
+        """As the view that writes reads them."""
+        read_once(model.text, prompts, arguments)
+
     def _discrete(self, config: Any) -> bool:
-        name = model_choice(config.env_options()).name
+        name = self.choice(config.env_options()).name
         return (name if isinstance(name, UnifiedModel) else UNIFIED_MODELS.get(name)).discrete
 
 

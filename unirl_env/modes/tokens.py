@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
+from unirl_env.envs.encodings import encode_prompts, input_limits
 from unirl_env.envs.tokens import MAX_NEW_TOKENS, MAX_PROMPT_TOKENS, TokenVectorEnv
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ConfigError
-from unirl_env.models import LANGUAGE_MODELS
+from unirl_env.models import LANGUAGE_MODELS, LanguageModel
 from unirl_env.modes.mode import MakeEnv, Mode
 from unirl_env.policies.token_actor import TokenActor
 from unirl_env.rewards.secrets import resolved
 from unirl_env.rollouts.engines import ENGINES, Engine
 from unirl_env.rollouts.tokens import TokenRollout
+from unirl_env.types import Prompt
 
-__all__ = ["TOKENS", "Tokens"]
+__all__ = ["ENHANCING", "TOKENS", "Enhancing", "Tokens", "read_once"]
 
 PIXELS = ("max_images", "min_pixels", "max_pixels")
 """What engines must know of a model that reads pictures."""
@@ -24,10 +26,13 @@ PIXELS = ("max_images", "min_pixels", "max_pixels")
 class Tokens(Mode):
     """Episodes of `TokenVectorEnv`."""
 
+    name = "ar"
     argument = "language_model"
     models = LANGUAGE_MODELS
     environment = TokenVectorEnv
     embedded = "unirl/TinyQwen3-Math-v0"
+    gives: ClassVar[Mapping[str, bool]] = {"text": True, "tokens": True}
+    engines = generator = True
 
     @property
     def policy(self) -> type:
@@ -35,10 +40,6 @@ class Tokens(Mode):
         from unirl_env.policies.rl_module import TokenPolicy
 
         return TokenPolicy
-
-    def named(self, arguments: Mapping[str, Any]) -> str:
-        """Prompt enhancement where a frozen generator draws what is written."""
-        return "pe" if arguments.get("generator") else "ar"
 
     def phases(self, config: Any) -> dict[str, str]:
         """One, of tokens."""
@@ -106,5 +107,30 @@ class Tokens(Mode):
 
         check_tokens(config)
 
+    def check_prompts(self, model: Any, prompts: Iterable[Prompt], arguments: Mapping[str, Any]) -> None:
+        """Let the model read each: one that does not fit would stop the run hours later."""
+        read_once(model, prompts, arguments)
 
-TOKENS = Tokens()
+
+class Enhancing(Tokens):
+    """The same with a frozen generator, which draws what is written."""
+
+    name = "pe"
+    embedded = "unirl/TinyPromptEnhancer-T2I-v0"
+    gives: ClassVar[Mapping[str, bool]] = {"text": True, "tokens": True, "image": False, "pictures": False}
+
+
+def read_once(model: LanguageModel, prompts: Iterable[Prompt], arguments: Mapping[str, Any]) -> None:
+    """Let a language model read every prompt.
+
+    Raises:
+        PromptError: Naming the prompt and the limit.
+    """
+    most = arguments.get("max_prompt_tokens", MAX_PROMPT_TOKENS)
+    limits = input_limits(model, most)
+    for prompt in prompts:
+        # One at a time: the pictures of all of them may not fit into memory.
+        encode_prompts(model, [prompt], most, limits)
+
+
+TOKENS, ENHANCING = Tokens(), Enhancing()

@@ -16,14 +16,6 @@ from unirl_env.types import Scorer
 
 __all__ = ["build_scorer", "for_mode", "needs_of"]
 
-GIVEN = {
-    "diffusion": {"image": True, "latent": True},
-    "ar": {"text": True, "tokens": True},
-    "pe": {"text": True, "tokens": True, "image": False, "pictures": False},
-    "unified_model": {"text": False, "tokens": False, "image": False},
-}
-"""By mode, what a finished sample may hold, and whether every sample does."""
-
 
 def build_scorer(spec: Any) -> Scorer:
     """Make a scorer.
@@ -92,20 +84,27 @@ def needs_of(spec: Any) -> dict[str, bool]:
     return found | dict.fromkeys(set(getattr(target, "tolerates", ())) & set(found), False)
 
 
-def for_mode(spec: Any, mode: str, label: str = "reward.train") -> Any:
+def for_mode(spec: Any, mode: Any, label: str = "reward.train") -> Any:
     """The reward as a mode can pay it.
 
-    Where a text may end without its picture (`pe`, `unified_model`), a reward of pictures is paid through
-    `pictured`, under which such a text earns 0.
+    Where an episode may end without a picture, a reward of pictures is paid through `pictured`, under which
+    such an episode earns 0.
+
+    Args:
+        spec: The reward.
+        mode: A `Mode`: its `name`, and what it `gives`.
+        label: What the setting is called.
 
     Raises:
         ConfigError: If the reward looks at something that the mode never makes.
     """
-    given, needs = GIVEN[mode], needs_of(spec)
+    given, needs = mode.gives, needs_of(spec)
+    if given is None:
+        return spec
     missing = sorted(set(needs) - set(given))
     if missing:
         raise ConfigError(
-            f"`{label}` must be a reward of {' or '.join(given)} in mode {mode!r}, got one of "
+            f"`{label}` must be a reward of {' or '.join(given)} in mode {mode.name!r}, got one of "
             f"{' and '.join(missing)}; try another reward, or another recipe."
         )
     return {"name": "pictured", "scorer": spec} if needs.get("image") and not given["image"] else spec
