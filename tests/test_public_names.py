@@ -24,7 +24,7 @@ ROOMS = [
     "wrappers",
 ]
 MODULES = ["errors", "packing", "types", "world", "models.hunyuan_image3", "rollouts.engines"]
-"""Besides the rooms: nouns and errors, worlds, packed texts, engines, and a model whose settings are its own."""
+"""Besides the rooms: nouns, errors, worlds, packed texts, engines, and a model with settings of its own."""
 WANTED = {
     "agents": ["AGENTS", "Agent", "AgentConfig", "Context", "Loss", "Metric", "Rows", "SDEStep", "TokenStep"],
     "envs": ["GenerativeVectorEnv", "PromptSource", "check_vector_env"],
