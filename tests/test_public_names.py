@@ -11,9 +11,20 @@ import pytest
 import unirl_env
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ["agents", "build", "envs", "functional", "models", "policies", "rewards", "rollouts", "wrappers"]
-MODULES = ["errors", "packing", "types", "models.hunyuan_image3", "rollouts.engines"]
-"""Besides the rooms: nouns and errors, packed texts, engines, and a model whose settings are its own."""
+ROOMS = [
+    "agents",
+    "build",
+    "envs",
+    "functional",
+    "models",
+    "modes",
+    "policies",
+    "rewards",
+    "rollouts",
+    "wrappers",
+]
+MODULES = ["errors", "packing", "types", "world", "models.hunyuan_image3", "rollouts.engines"]
+"""Besides the rooms: nouns, errors, worlds, packed texts, engines, and a model with settings of its own."""
 WANTED = {
     "agents": ["AGENTS", "Agent", "AgentConfig", "Context", "Loss", "Metric", "Rows", "SDEStep", "TokenStep"],
     "envs": ["GenerativeVectorEnv", "PromptSource", "check_vector_env"],

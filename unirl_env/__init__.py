@@ -16,6 +16,7 @@ _SUBMODULES = (
     "errors",
     "functional",
     "models",
+    "modes",
     "policies",
     "rewards",
     "rollouts",

@@ -112,6 +112,11 @@ class Evaluation:
         """
         taken = 0
         for number in range(ROUNDS):
+            if self.in_steps and lengths and not any(lengths):
+                raise ConfigError(
+                    "`evaluation_duration_unit` must be 'episodes' where a mode records no steps in "
+                    "evaluation, got 'timesteps'."
+                )
             left = self.duration - (sum(lengths) if self.in_steps else len(lengths))
             if left <= 0:
                 return
