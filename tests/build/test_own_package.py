@@ -309,7 +309,7 @@ class TestWorlds:
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [0, 2])
 def test_it_trains_goes_on_and_is_compared_in_one_process_and_in_five(lab, tmp_path, processes):
-    """As a user would, from the package's own folder; processes of Ray import nothing but what they are told."""
+    """As a user would; processes of Ray import nothing but what they are told."""
     paths = [str(lab), str(Path(unirl_env.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     place = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
