@@ -2,8 +2,10 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import gymnasium as gym
 import own_package
@@ -305,37 +307,36 @@ class TestWorlds:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_it_trains_is_compared_and_goes_on(lab, tmp_path, cluster):
-    words = [
-        "prompts.train=[a,b]",
-        "rollout.num_prompts=2",
-        "rollout.group_size=4",
-        f"logging.folder={tmp_path}",
-    ]
-    command = [
+@pytest.mark.parametrize("processes", [0, 2])
+def test_it_trains_goes_on_and_is_compared_in_one_process_and_in_five(lab, tmp_path, processes):
+    """As a user would; processes of Ray import nothing but what they are told."""
+    paths = [str(lab), str(Path(unirl_env.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    place = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+
+    def door(module, *words):
+        command = [sys.executable, "-m", f"unirl_env.{module}", *words]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=lab, env=place, timeout=900)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    door(
+        "train",
         "--config-name=diffusion/gaussian_mixture",
         f"model.env={NAME}:{NAME}/Orbit-v0",
+        f"reward.train={NAME}.parts:roundness",
+        "reward.heldout=null",
+        "prompts.train=[a,b]",
         "prompts.heldout=null",
-    ]
-    command += [f"reward.train={NAME}.parts:roundness", "reward.heldout=null", "name=orbit", *words]
-    assert train.main([*command, "iterations=1"]) == 0
-    assert train.main([f"resume={tmp_path / 'orbit'}", "iterations=2"]) == 0
-    rows = (tmp_path / "orbit" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(row)["iteration"] for row in rows] == [1, 2]
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_remote_runners_and_learners_find_what_the_package_registers(lab, cluster):
-    spec_of(f"{NAME}:{NAME}/Orbit-v0")
-    rewards = []
-    for processes in (0, 2):
-        config = GRPOConfig().environment(f"{NAME}/Orbit-v0").env_runners(num_env_runners=processes)
-        agent = config.learners(num_learners=processes).training(num_prompts=2, group_size=4).build_algo()
-        try:
-            for _ in range(2):
-                agent.train()
-            rewards.append(agent.iteration_metrics["reward"])
-        finally:
-            agent.stop()
-    assert rewards[0] == pytest.approx(rewards[1], abs=1e-5)
+        "rollout.num_prompts=2",
+        "rollout.group_size=4",
+        f"rollout.num_env_runners={processes}",
+        f"rollout.num_learners={processes}",
+        f"logging.folder={tmp_path}",
+        "name=orbit",
+        "iterations=1",
+    )
+    door("train", f"resume={tmp_path / 'orbit'}", "iterations=2")
+    door("evaluate", f"--run={tmp_path / 'orbit'}", "--samples=2")
+    rows = [json.loads(row) for row in (tmp_path / "orbit" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == [1, 2]
+    assert all(row["reward"] < 0 for row in rows)
+    assert list((tmp_path / "orbit" / "comparisons").glob("*/comparison.json"))
