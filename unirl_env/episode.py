@@ -39,8 +39,7 @@ class Phase:
         ragged: Whether episodes have numbers of steps of their own, and S is the longest: places beyond an
             episode's end hold the action -1, the log-probability 0 and the mask False. In `text`, actions
             are all tokens after the prompt; those that the world wrote are masked.
-        kind: What the actions are, as learners know it (a name in `unirl_env.agents.phases.KINDS`). Where it
-            is not said: `"latents"` for floating point actions, `"tokens"` for others.
+        kind: As `unirl_env.agents.phases.KINDS` knows it; else `"latents"` of floats, `"tokens"` of integers.
     """
 
     observation: Mapping[str, Tensor]
@@ -55,9 +54,8 @@ class Phase:
     kind: str = ""
 
     def __post_init__(self) -> None:
-        if not self.kind:
-            kind = "latents" if self.action.is_floating_point() else "tokens"
-            object.__setattr__(self, "kind", kind)
+        kind = "latents" if self.action.is_floating_point() else "tokens"
+        object.__setattr__(self, "kind", self.kind or kind)
         lead = tuple(self.log_prob.shape)
         if len(lead) != 2:
             raise ShapeError(f"`log_prob` must be [B, S], got shape {list(lead)}.")
@@ -148,10 +146,8 @@ class Phase:
         """
         steps = {phase.log_prob.shape[1] for phase in phases}
         ragged = phases[0].ragged
-        if any(phase.ragged != ragged for phase in phases):
-            raise ShapeError("Phases to join must be all ragged or none, got both.")
-        if len(kinds := {phase.kind for phase in phases}) != 1:
-            raise ShapeError(f"Phases to join must be of one kind, got {sorted(kinds)}.")
+        if any((phase.ragged, phase.kind) != (ragged, phases[0].kind) for phase in phases):
+            raise ShapeError("Phases to join must be all ragged or none, and of one kind, got several.")
         if len(steps) != 1 and not ragged:
             raise ShapeError(f"Phases to join must have one number of steps, got {sorted(steps)}.")
         inputs = {tuple(sorted([*phase.observation, *phase.context])) for phase in phases}
