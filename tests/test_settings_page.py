@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from unirl_env.agents import AgentConfig
+from unirl_env.agents import AGENTS, AgentConfig
 from unirl_env.agents.knobs import knob_kinds
-from unirl_env.build.agent import AGENTS
 from unirl_env.config import RunConfig, Settings, setting
 from unirl_env.config.agent import AgentSettings
 from unirl_env.config.fields import python_name
@@ -23,7 +22,8 @@ PAGE = Path(__file__).parents[1] / "docs/settings.md"
 GROUPS = {
     name: kind for name, kind in typing.get_type_hints(RunConfig).items() if dataclasses.is_dataclass(kind)
 }
-KINDS = [RunConfig, *GROUPS.values(), *(kind for config in AGENTS.values() for kind in knob_kinds(config))]
+CONFIGS = [AGENTS.get(name) for name in AGENTS]
+KINDS = [RunConfig, *GROUPS.values(), *(kind for config in CONFIGS for kind in knob_kinds(config))]
 
 
 def test_the_page_is_what_the_dataclasses_say(tmp_path):
@@ -62,14 +62,11 @@ def test_no_setting_is_declared_twice():
         python_name(each) for kind in (AgentSettings, RolloutSettings) for each in dataclasses.fields(kind)
     ]
     knobs = {
-        each.name
-        for config in AGENTS.values()
-        for kind in knob_kinds(config)
-        for each in dataclasses.fields(kind)
+        each.name for config in CONFIGS for kind in knob_kinds(config) for each in dataclasses.fields(kind)
     }
     names = [*filter(None, flat), "steps", "policy", *knobs]
     assert [name for name, count in Counter(names).items() if count > 1] == []
-    for config in (AgentConfig, *AGENTS.values()):
+    for config in (AgentConfig, *CONFIGS):
         assert by_hand(config) & {*names, "batch_size"} == set()
 
 

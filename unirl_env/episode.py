@@ -34,12 +34,11 @@ class Phase:
         context: Inputs that do not change within an episode, each `[P, ...]`, one row per distinct prompt.
         context_row: `[B]` int64, the row of `context` that belongs to each episode.
         mean: `[B, S, ...]` float32, mean of the sampling distribution, where a loss needs it.
-        final: `[B, ...]`, what each episode ended with (image: the finished latent, in its storage dtype),
-            where a loss needs it.
+        final: `[B, ...]`, the finished latent in its storage dtype, where a loss needs it.
         ragged: Whether episodes have numbers of steps of their own, and S is the longest: places beyond an
             episode's end hold the action -1, the log-probability 0 and the mask False. In `text`, actions
             are all tokens after the prompt; those that the world wrote are masked.
-        kind: As `unirl_env.agents.phases.KINDS` knows it; else `"latents"` of floats, `"tokens"` of integers.
+        kind: How learners treat it, a name in `agents.phases.KINDS`; `"latents"` or `"tokens"` by default.
     """
 
     observation: Mapping[str, Tensor]
@@ -54,8 +53,8 @@ class Phase:
     kind: str = ""
 
     def __post_init__(self) -> None:
-        kind = "latents" if self.action.is_floating_point() else "tokens"
-        object.__setattr__(self, "kind", self.kind or kind)
+        kind = self.kind or ("latents" if self.action.is_floating_point() else "tokens")
+        object.__setattr__(self, "kind", kind)
         lead = tuple(self.log_prob.shape)
         if len(lead) != 2:
             raise ShapeError(f"`log_prob` must be [B, S], got shape {list(lead)}.")
@@ -146,8 +145,10 @@ class Phase:
         """
         steps = {phase.log_prob.shape[1] for phase in phases}
         ragged = phases[0].ragged
-        if any((phase.ragged, phase.kind) != (ragged, phases[0].kind) for phase in phases):
-            raise ShapeError("Phases to join must be all ragged or none, and of one kind, got several.")
+        if any(phase.ragged != ragged for phase in phases):
+            raise ShapeError("Phases to join must be all ragged or none, got both.")
+        if len(kinds := {phase.kind for phase in phases}) != 1:
+            raise ShapeError(f"Phases to join must be of one kind, got {sorted(kinds)}.")
         if len(steps) != 1 and not ragged:
             raise ShapeError(f"Phases to join must have one number of steps, got {sorted(steps)}.")
         inputs = {tuple(sorted([*phase.observation, *phase.context])) for phase in phases}

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import CheckpointError, ConfigError
 from unirl_env.launch import Parts, build_parts, stop
 from unirl_env.logbook import as_json
-from unirl_env.preflight import check_all, read_prompts
+from unirl_env.preflight import Prompts, check_all, read_prompts
 from unirl_env.progress import waiting
 from unirl_env.report import write_comparison
 from unirl_env.rewards import require_judgeable
@@ -82,7 +83,7 @@ def compare(
     run: str,
     options: Options,
     console: Console,
-    build: Callable[[RunConfig], Parts] = build_parts,
+    build: Callable[[RunConfig], Parts] | None = None,
     device: str | None = None,
     trust: bool = False,
 ) -> list[dict[str, Any]]:
@@ -106,10 +107,11 @@ def compare(
     out = options.out or folder.path / "comparisons" / f"{chosen.iteration:06d}"
     _check_places(out, options.export)
     check_all(cfg)
-    sets = _sets(cfg, options)
+    prompts = None if options.prompts is not None else read_prompts(cfg)
+    sets = _sets(cfg, options, prompts)
     tensors, meta = checkpoints.read(chosen.path)
     with waiting(console, "Loading the model"):
-        parts = build(cfg)
+        parts = (build or partial(build_parts, train=prompts and prompts.train))(cfg)
         parts.agent.load_run_state(tensors, meta)
     evaluator = Evaluator(
         agent=parts.agent,
@@ -188,9 +190,9 @@ def _check_places(out: Path, export: Path | None) -> None:
         )
 
 
-def _sets(cfg: RunConfig, options: Options) -> dict[str, Any]:
-    if options.prompts is None:
-        return read_prompts(cfg).evaluation_sets(options.limit or cfg.logging.eval_prompts)
+def _sets(cfg: RunConfig, options: Options, prompts: Prompts | None) -> dict[str, Any]:
+    if prompts is not None:
+        return prompts.evaluation_sets(options.limit or cfg.logging.eval_prompts)
     source = PromptSource.of(options.prompts, max_characters=cfg.prompts.max_characters)
     for reward, spec in (("reward.train", cfg.reward.train), ("reward.heldout", cfg.reward.heldout)):
         if spec is not None:

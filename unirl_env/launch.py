@@ -19,6 +19,7 @@ from unirl_env.agents.processes import processes
 from unirl_env.checkpoint import Checkpoint
 from unirl_env.comparison import Evaluator
 from unirl_env.config import RunConfig
+from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import ConfigError, NoAnswer
 from unirl_env.failure import explained
 from unirl_env.files import replace_text
@@ -151,8 +152,14 @@ def find_place(cfg: RunConfig, console: Console) -> Place:
     return Place(folder, found, fresh=False)
 
 
-def build_parts(cfg: RunConfig, prompts: Prompts | None = None) -> Parts:
-    """The agent and the held-out scorer that the settings describe; `prompts` are read by the model first."""
+def build_parts(cfg: RunConfig, prompts: Prompts | None = None, train: PromptSource | None = None) -> Parts:
+    """The agent and the held-out scorer that the settings describe.
+
+    Args:
+        cfg: The settings.
+        prompts: Those of the run, all of which the model is to read first.
+        train: Those of `prompts.train`, where they are read already.
+    """
     from unirl_env import build
 
     heldout = cfg.reward.heldout
@@ -164,7 +171,7 @@ def build_parts(cfg: RunConfig, prompts: Prompts | None = None) -> Parts:
     build.check_targets(cfg, sources["model"][0] if "model" in sources else None)
     if prompts is not None:
         build.check_prompts(cfg, chain(prompts.train, prompts.heldout or ()))
-    agent = build.build_agent(cfg)
+    agent = build.build_agent(cfg, train if prompts is None else prompts.train)
     return Parts(agent, heldout, known, build.chosen(cfg, agent.config))
 
 

@@ -23,7 +23,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from unirl_env.config import RunConfig
@@ -32,7 +32,7 @@ from unirl_env.literal import first_line, from_yaml, shielded, shielded_but, uns
 from unirl_env.setting_names import GROUPS, OPEN, TEXTS, TYPES, unknown_name
 from unirl_env.settings import read_text, require_texts
 
-__all__ = ["CONFIGS", "SHARED", "composed", "is_recipe", "options", "recipes"]
+__all__ = ["CONFIGS", "SHARED", "composed", "is_recipe", "options", "recipes", "without_defaults"]
 
 CONFIGS = Path(__file__).parent / "configs"
 SHARED = (*GROUPS, "knobs", "service")
@@ -61,13 +61,14 @@ def is_recipe(path: Path) -> bool:
     return "defaults" in from_yaml(shielded(read_text(path)), str(path))
 
 
-def composed(recipe: str, chosen: Sequence[str], folder: Path | None) -> DictConfig:
+def composed(recipe: str, chosen: Sequence[str], folder: Path | None, *, bare: bool = False) -> DictConfig:
     """The settings of a recipe, with shielded texts and open settings taken literally.
 
     Args:
         recipe: Its name.
         chosen: `group=option` each.
         folder: A folder with recipes and groups of one's own, which come before those that ship.
+        bare: Whether what nobody has set is missing, in place of its default.
 
     Raises:
         ConfigError: If it cannot be composed.
@@ -76,7 +77,7 @@ def composed(recipe: str, chosen: Sequence[str], folder: Path | None) -> DictCon
     if folder is not None:
         Plugins.instance().register(OwnFiles)
         places.insert(0, f"{OwnFiles.scheme()}://{quote(str(folder))}")
-    ConfigStore.instance().store(name="run_settings", node=RunConfig)
+    ConfigStore.instance().store(name="run_settings", node=without_defaults() if bare else RunConfig)
     search = f"hydra.searchpath=[{','.join(_quoted(place) for place in places)}]"
     try:
         # Hydra takes the recipe itself from the folder that it is made with, by a reader of its own.
@@ -90,6 +91,14 @@ def composed(recipe: str, chosen: Sequence[str], folder: Path | None) -> DictCon
         return node
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error, recipe, folder)) from error
+
+
+def without_defaults() -> DictConfig:
+    """All settings of a run, of which none is given yet."""
+    node = OmegaConf.structured(RunConfig)
+    for name in TYPES:
+        OmegaConf.update(node, name, MISSING, merge=False)
+    return node
 
 
 class OwnFiles(ConfigSource):

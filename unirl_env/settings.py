@@ -29,6 +29,7 @@ __all__ = [
     "read_text",
     "read_yaml",
     "require_texts",
+    "settings_in",
     "shown",
     "to_yaml",
 ]
@@ -124,12 +125,21 @@ def read_yaml(path: Path) -> RunConfig:
     Raises:
         ConfigError: If the file is missing, is no YAML, is of a later version, or does not fit `RunConfig`.
     """
+    return from_mapping(unshielded(settings_in(path)), str(path))
+
+
+def settings_in(path: Path) -> dict[str, Any]:
+    """What a settings file gives, as nested mappings with shielded texts, without its version.
+
+    Raises:
+        ConfigError: If it cannot be read, holds nothing, or is of a later version.
+    """
     node = from_yaml(shielded(read_text(path)), str(path))
-    values = unshielded(OmegaConf.to_container(node, resolve=False))
+    values = OmegaConf.to_container(node, resolve=False)
     if not values:
         raise ConfigError(f"{path} must hold settings, got an empty file; try a copy of it that is whole.")
     _read_version(values, path)
-    return from_mapping(values, str(path))
+    return values
 
 
 def _read_version(values: dict[str, Any], path: Path) -> None:

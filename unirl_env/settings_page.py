@@ -48,7 +48,7 @@ WORDS = {int: "whole number", float: "number", bool: "true or false", str: "text
 
 def page() -> str:
     """The whole page, as Markdown."""
-    from unirl_env.build.agent import AGENTS
+    from unirl_env.agents import AGENTS
 
     parts = [INTRODUCTION, "## The run\n", _table(RunConfig, "")]
     for name, kind in typing.get_type_hints(RunConfig).items():
@@ -59,8 +59,9 @@ def page() -> str:
                 _table(kind, f"{name}.", name in ("agent", "rollout")),
             ]
     parts.append(KNOBS)
-    for name, config in AGENTS.items():
-        parts += [f"### `{name}`\n", _summary(config.knobs), _table(config.knobs, "agent.options.")]
+    for name in AGENTS:
+        knobs = AGENTS.get(name).knobs
+        parts += [f"### `{name}`\n", _summary(knobs), _table(knobs, "agent.options.")]
     return "\n".join(parts)
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from unirl_env.command_line import Parser
@@ -21,9 +21,9 @@ from unirl_env.entry import guarded
 from unirl_env.errors import ConfigError
 from unirl_env.masks import remember_command
 from unirl_env.overrides import Override, apply, last_value, split
-from unirl_env.recipes import CONFIGS, composed, is_recipe, options, recipes
+from unirl_env.recipes import CONFIGS, composed, is_recipe, options, recipes, without_defaults
 from unirl_env.setting_names import GROUPS
-from unirl_env.settings import as_config, literally, read_yaml, to_yaml
+from unirl_env.settings import as_config, literally, read_yaml, settings_in, to_yaml
 
 __all__ = ["CONFIGS", "GROUPS", "main", "recipes", "settings"]
 
@@ -100,7 +100,8 @@ def settings(
         if not path.is_file():
             raise ConfigError(f"`--config-name` must be a recipe or a YAML file, got {recipe}: no such file.")
         if not is_recipe(path):
-            return _with_overrides(path, items)
+            given = OmegaConf.merge(without_defaults(), settings_in(path))
+            return _filled_in(_with_overrides(path, items), given, items)
         recipe, folder = path.stem, path.parent
     elif folder is None or not (folder / f"{recipe}.yaml").is_file():
         _require_recipe(recipe, folder)
@@ -108,13 +109,36 @@ def settings(
     for one in chosen:
         _require_option(one, folder)
     words = [f"{one.name}={one.value}" if one.name in GROUPS else one.typed for one in chosen]
+    others = [one for one in items if one not in chosen]
     node = composed(recipe, words, folder)
     named = last_value(overrides, "agent.name")
     if named is not None and named != node.agent.name:
         # Those of the recipe are knobs of its own algorithm.
         OmegaConf.update(node, "agent.options", {}, merge=False, force_add=True)
-    apply(node, [one for one in items if one not in chosen])
-    return as_config(node)
+    apply(node, others)
+    cfg = as_config(node)
+    if not _is_path(cfg.agent.name):
+        return cfg
+    return _filled_in(cfg, composed(recipe, words, folder, bare=True), others)
+
+
+def _filled_in(cfg: RunConfig, given: DictConfig, items: Sequence[Override]) -> RunConfig:
+    """The settings, where what nobody has given is as somebody's own algorithm has chosen it for itself."""
+    if not _is_path(cfg.agent.name):
+        return cfg
+    from unirl_env.build import own_settings
+
+    apply(given, items)
+    for name, value in own_settings(cfg.agent.name).items():
+        section, _, field = name.partition(".")
+        if OmegaConf.is_missing(given[section], field):
+            setattr(getattr(cfg, section), field, value)
+    return cfg
+
+
+def _is_path(name: str) -> bool:
+    """Whether an algorithm is named by where it stands, and does not ship."""
+    return "." in name or ":" in name
 
 
 def _continued(resume: str, items: Sequence[Override], trust: bool) -> RunConfig:

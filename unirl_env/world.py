@@ -143,7 +143,11 @@ class World:
             if said is None or said[1] not in {*given, "num_envs", "device"}:
                 raise
             raise UnknownArgument(
-                unknown_arguments(self.environment.__qualname__, [said[1]], set(given) - {said[1]})
+                unknown_arguments(
+                    self.environment.__qualname__,
+                    [said[1]],
+                    {*given, *getattr(self.environment, "arguments", ())} - {said[1]},
+                )
                 if said[1] in given
                 else f"`{self.environment.__qualname__}` must take `num_envs` and `device`, got {error}."
             ) from error
@@ -188,14 +192,16 @@ class ForeignWorld:
             return gym.make_vec(
                 self.name, num_envs=num_envs, vectorization_mode="vector_entry_point", **given
             )
+        except UnknownArgument:
+            raise  # Of one of ours, and said already.
         except TypeError as error:
-            said = UNEXPECTED.search(str(error))
-            if said is None or said[1] not in {*given, "num_envs"}:
+            said, every = UNEXPECTED.search(str(error)), {**spec_of(self.name).kwargs, **given}
+            if said is None or said[1] not in {*every, "num_envs"}:
                 raise
             raise ContractError(
-                f"The vector entry point of {self.name} must take `{said[1]}`, with which a runner asks for "
-                f"{given.get(said[1], num_envs)!r:.80}, and takes none ({error}); try `**options` there that "
-                "go to a `GenerativeVectorEnv`, or `unirl_env.register(..., env='package.module:Class')`."
+                f"The vector entry point of {self.name} must take `{said[1]}`, which is "
+                f"{every.get(said[1], num_envs)!r:.80} here, and takes none ({error}); try `**options` there "
+                "that go to a `GenerativeVectorEnv`, or `unirl_env.register(..., env='module:Class')`."
             ) from error
 
 

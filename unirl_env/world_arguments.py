@@ -18,7 +18,15 @@ from unirl_env.modes import Mode, mode_of
 from unirl_env.registry import Registry
 from unirl_env.rewards.spec_check import check_reward
 
-__all__ = ["check_arguments", "environment_of", "parted", "pick_device", "refuse_unknown", "require_device"]
+__all__ = [
+    "check_arguments",
+    "check_words",
+    "environment_of",
+    "parted",
+    "pick_device",
+    "refuse_unknown",
+    "require_device",
+]
 
 ENVIRONMENTS = Registry("env", {})
 """A class of the user's own goes by its path."""
@@ -31,13 +39,25 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         ConfigError: Naming the argument; an `UnknownArgument` if it is unknown.
         ModelNotFound: If the model's directory is missing, or holds no weights that can be read.
     """
-    mode, choice, own = parted(arguments)
+    mode, choice, _ = parted(arguments)
     require_device(pick_device(choice.options.get("device", "cpu")))
+    check_words(arguments)
+    require_kinds(mode, choice)
+
+
+def check_words(arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments whose names or model no world knows; what they ask of a machine is not looked at.
+
+    Raises:
+        ConfigError: Naming the argument; an `UnknownArgument` if it is unknown.
+    """
+    mode, choice, own = parted(arguments)
     target = model_class(mode.models, choice.name)
-    if callable(target) and not is_model(target):
+    if not is_model(mode.models, target):
         check_options(target, choice.options, label_of(choice.name))
     refuse_unknown(mode, choice, own)
-    require_kinds(mode, choice)
+    if own.get("generator") is not None:
+        check_generator(own["generator"], mode)
 
 
 def parted(arguments: Mapping[str, Any]) -> tuple[Mode, ModelChoice, dict[str, Any]]:

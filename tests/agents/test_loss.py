@@ -256,6 +256,9 @@ def test_what_the_network_is_to_see_must_fit_the_rows():
     for name in ("sigmas", "point"):
         with pytest.raises(ContractError, match=f"`{name}` must be an entry of each row's observation"):
             rows.observed(**{name: torch.zeros(6)})
+    for draws in (0, 1.5, torch.tensor(2)):
+        with pytest.raises(ContractError, match="`draws` must be a whole number"):
+            rows.repeat(draws)
     with pytest.raises(ContractError, match="packed"):
         replace(rows, kind="tokens").repeat(2)
     with pytest.raises(ShapeError, match=r"`values` must be \[6\]"):

@@ -4,6 +4,8 @@ from functools import partial
 
 import pytest
 from ray import tune
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.callbacks.callbacks import RLlibCallback
 from toy import farness, toy_config
 
 from unirl_env.agents import FlowDPPO, FlowDPPOConfig
@@ -12,6 +14,37 @@ from unirl_env.agents.hacking_callback import HackingCallback
 FAST = {"smooth": 1, "patience": 1, "heldout_every": 1}
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+class Counts(RLlibCallback):
+    def on_episode_end(self, *, episode, metrics_logger, **kwargs):
+        metrics_logger.log_value("my_length", len(episode), reduce="mean")
+
+
+def test_a_trial_stops_on_a_return_of_training_and_reports_its_evaluation(cluster, tmp_path):
+    config = toy_config(FlowDPPOConfig, lr=1e-2, policy={"lora_rank": None}).callbacks(Counts)
+    config.evaluation(evaluation_interval=1, evaluation_duration=4)
+    (result,) = tune.Tuner(
+        FlowDPPO,
+        param_space=config,
+        run_config=tune.RunConfig(
+            stop={"env_runners/episode_return_mean": -2.0, "training_iteration": 12},
+            storage_path=str(tmp_path),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, checkpoint_at_end=True),
+            verbose=0,
+        ),
+    ).fit()
+    assert result.error is None
+    runners = result.metrics["env_runners"]
+    assert runners["episode_return_mean"] >= -2.0 and result.metrics["training_iteration"] < 12
+    assert runners["my_length"] == 6
+    assert result.metrics["evaluation"]["env_runners"]["num_episodes"] == 4
+    agent = Algorithm.from_checkpoint(result.checkpoint.path)
+    try:
+        assert type(agent) is FlowDPPO and agent.iterations_done == result.metrics["training_iteration"]
+        assert agent.train()["env_runners"]["num_episodes_lifetime"] == 32 * agent.iterations_done
+    finally:
+        agent.stop()
 
 
 def test_a_trial_trains_until_an_alarm_rings_and_leaves_a_checkpoint(cluster, tmp_path):

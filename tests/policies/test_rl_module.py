@@ -41,6 +41,17 @@ def test_what_denoises_has_a_velocity_and_what_writes_has_none():
     policy, obs = make_policy(), observation()
     velocity = policy.velocity("image", obs)
     assert velocity.requires_grad and torch.equal(velocity, policy.actor.velocity(obs))
+    shared = {**obs, "point": obs["point"][:2], "context_row": torch.tensor([0, 1, 1, 0, 1])}
+    assert policy.velocity("image", shared).shape == (5, 2)
+    twice = {name: obs[name].repeat_interleave(2, 0) for name in ("latent", "sigma")}
+    for wrong, words in (
+        ({"point": obs["point"]}, r"got \{\}"),
+        ({"latent": obs["latent"]}, r"got \{'latent': \[5, 2\]\}"),
+        ({**shared, **twice}, r"'sigma': \[10\], 'context_row': \[5\]"),
+        ({**obs, "sigma": torch.tensor(0.5)}, r"'sigma': \[\]"),
+    ):
+        with pytest.raises(ContractError, match=rf"{words}.*try rows.observed"):
+            policy.velocity("image", wrong)
     both = HybridPolicy(
         observation_space=BOX,
         action_space=BOX,

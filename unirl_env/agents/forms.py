@@ -8,11 +8,13 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 
 from unirl_env.checks import whole
+from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import ConfigError
-from unirl_env.registration import full_id, recall, spec_of
+from unirl_env.registration import OURS, full_id, recall, spec_of
 from unirl_env.world import ForeignWorld, World, world_of
+from unirl_env.world_arguments import check_words
 
-__all__ = ["env_spec", "normalize", "runners_options", "runners_world"]
+__all__ = ["env_spec", "normalize", "prompts_of", "runners_options", "runners_world"]
 
 
 def normalize(config: Any) -> None:
@@ -25,6 +27,8 @@ def normalize(config: Any) -> None:
     # means where no import does, as of one that was registered in a notebook.
     config._env_spec = env_spec(config)
     config.env = full_id(config.env)
+    if config._env_spec.vector_entry_point == OURS:
+        check_words(config.env_options())
     if config.seed is not None:
         # RLlib would seed every process's global generators and force slow deterministic kernels.
         config.run_seed, config.seed = whole("seed", config.seed), None
@@ -52,6 +56,18 @@ def runners_options(config: Any) -> dict[str, Any]:
         "autoreset_mode": "disabled",
         **config.mode.env_options(config),
     }
+
+
+def prompts_of(config: Any, runner: Any) -> PromptSource:
+    """What an agent takes prompts from: those that it was given, or those that its runner has read.
+
+    Args:
+        config: The settings.
+        runner: That of the agent's own process, which plays nothing where others do.
+    """
+    if config.prompts is None and runner.world is not None and runner.world.prompts is not None:
+        return runner.world.prompts
+    return PromptSource.of(config.prompt_source())
 
 
 def runners_world(config: Any, device: str) -> World | ForeignWorld:

@@ -126,8 +126,10 @@ class Rows:
         The denominator grows with them, so that means stay means over the same episodes.
 
         Raises:
-            ContractError: If the rows are tokens.
+            ContractError: If the rows are tokens, or `draws` is no whole number of at least 1.
         """
+        if not isinstance(draws, int) or draws < 1:
+            raise ContractError(f"`draws` must be a whole number of at least 1, got {draws!r}.")
         count, device = len(self), self.mask.device
         many = self.select(torch.arange(count, device=device).repeat_interleave(draws))
         draw = torch.arange(draws, device=device).repeat(count)

@@ -15,7 +15,7 @@ from unirl_env.config import AgentSettings, PolicySettings, RolloutSettings, Ste
 from unirl_env.config.fields import python_name
 from unirl_env.errors import ConfigError
 
-__all__ = ["NESTED", "check_groups", "defaults", "laid_over", "rebuilt", "take_over"]
+__all__ = ["FLAT", "NESTED", "check_groups", "defaults", "laid_over", "rebuilt", "take_over"]
 
 FLAT = (AgentSettings, RolloutSettings)
 """Groups whose settings are attributes of their own."""

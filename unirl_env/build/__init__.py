@@ -16,12 +16,13 @@ __all__ = [
     "make_env",
     "make_vector_env",
     "model_sources",
+    "own_settings",
     "pick_device",
 ]
 
 
 def __getattr__(name: str):
-    if name in ("build_agent", "check_agent", "chosen"):
+    if name in ("build_agent", "check_agent", "chosen", "own_settings"):
         from unirl_env.build import agent
 
         return getattr(agent, name)

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import fields
+from typing import Any, get_type_hints
 
 from unirl_env.agents import Agent, AgentConfig
 from unirl_env.agents.knobs import check_knobs, knob_kinds
 from unirl_env.agents.names import default_config
 from unirl_env.agents.rllib_words import knob_names
-from unirl_env.agents.settings import rebuilt, take_over
+from unirl_env.agents.settings import FLAT, NESTED, rebuilt, take_over
 from unirl_env.build.options import check_prompts, world_options
 from unirl_env.config import RunConfig
 from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import ConfigError
 
-__all__ = ["agent_config", "build_agent", "check_agent", "check_prompts", "chosen"]
+__all__ = ["agent_config", "build_agent", "check_agent", "check_prompts", "chosen", "own_settings"]
 
 
-def build_agent(cfg: RunConfig) -> Agent:
+def build_agent(cfg: RunConfig, prompts: PromptSource | None = None) -> Agent:
     """Build the agent, its runners and its learners; it starts Ray unless that runs.
+
+    Args:
+        cfg: The settings.
+        prompts: Those of `prompts.train`, where they are read already.
 
     Raises:
         ConfigError: If the settings cannot work.
         ClusterError: If Ray does not start, or has no room for them.
     """
-    config = agent_config(cfg)
+    config = agent_config(cfg, prompts)
     config.validate()
     return config.build_algo()
 
@@ -56,10 +62,29 @@ def agent_config(cfg: RunConfig, prompts: PromptSource | None = None) -> AgentCo
     config = default_config(cfg.agent.name)
     _check_options(cfg, type(config))
     source = prompts or PromptSource.of(cfg.prompts.train, max_characters=cfg.prompts.max_characters)
-    config = config.environment(cfg.model.env, env_config=world_options(cfg)).debugging(seed=cfg.seed)
+    config = config.environment(
+        cfg.model.env, env_config={**world_options(cfg), "prompts": source}
+    ).debugging(seed=cfg.seed)
     for group in (cfg.agent, cfg.rollout):
         take_over(config, group)
     return config.training(prompts=source, steps=cfg.steps, policy=cfg.policy, **cfg.agent.options)
+
+
+def own_settings(name: str) -> dict[str, Any]:
+    """What an algorithm sets otherwise than the settings of a run do by default, by the names of a run.
+
+    Raises:
+        ConfigError: If there is no such algorithm.
+    """
+    config, found = default_config(name), {}
+    for section, kind in get_type_hints(RunConfig).items():
+        group = getattr(config, section) if section in NESTED else None
+        group = rebuilt(kind, config) if kind in FLAT else group
+        for field in () if group is None else fields(kind):
+            own, usual = (getattr(each, field.name) for each in (group, kind()))
+            if own != usual:
+                found[f"{section}.{field.name}"] = own
+    return found
 
 
 def _check_options(cfg: RunConfig, kind: type[AgentConfig]) -> None:

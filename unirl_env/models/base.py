@@ -40,6 +40,17 @@ class Denoiser(FromArguments, ABC):
 
     It is pickled as its constructor's arguments, without what it has loaded.
 
+    A constructor takes what it wants, by keyword, and loads nothing large. This library gives it
+
+    - `device` and `dtype` (as texts), always, as far as it takes them. One that does not take them lives on
+      the CPU and in float32: asked for anything else, it is an error that names the argument and the class;
+    - `pretrained`, `revision`, `height`, `width`, `offload` and the others of `unirl_env.arguments`
+      (`MODEL_OPTIONS`), where the id or the user says them;
+    - whatever stands in the environment's `model_options`.
+
+    The policy's copy is made from the same ones, without `device` and `offload`: where it goes, a network is
+    moved to.
+
     Attributes:
         latent_shape: Shape of one latent, without the batch: `(C, H, W)`, `(L, D)` or `(C, F, H, W)`.
         lora_targets: Names of the network's linear layers that adapters attach to.

@@ -39,7 +39,8 @@ class Encoded:
 class LanguageModel(FromArguments, ABC):
     """One family of autoregressive models.
 
-    It is pickled as its constructor's arguments, without what it has loaded.
+    It is pickled as its constructor's arguments, without what it has loaded; what the constructor is given is
+    said at `Denoiser`.
 
     Attributes:
         pretrained: The hub id or directory.

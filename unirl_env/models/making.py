@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,14 +34,16 @@ UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
 MISSING = re.compile(r"missing (?:a required|\d+ required (?:positional|keyword-only)) arguments?: (.+)")
 
 
-def is_model(found: Any) -> bool:
-    """Whether it is a model that is made already."""
-    return isinstance(found, tuple(KINDS.values()))
+def is_model(models: Registry, found: Any) -> bool:
+    """Whether it is a model that is made already, and nothing that makes one.
 
-
-def _is_made(models: Registry, found: Any) -> bool:
-    """The same where a mode of a user's own has models of any class."""
-    return is_model(found) or (models.kind not in KINDS and not callable(found))
+    Args:
+        models: Where names of its kind are looked up.
+        found: A model, a class, or a function.
+    """
+    if models.kind in KINDS:
+        return isinstance(found, tuple(KINDS.values()))
+    return not (inspect.isclass(found) or inspect.isroutine(found) or isinstance(found, partial))
 
 
 def model_class(models: Registry, model: Any) -> Any:
@@ -59,7 +62,7 @@ def model_class(models: Registry, model: Any) -> Any:
         return found
     kind = found if inspect.isclass(found) else type(found)
     other = next((name for name, known in KINDS.items() if issubclass(kind, known)), models.kind)
-    if other == models.kind and (callable(found) or is_model(found)):
+    if other == models.kind and (callable(found) or is_model(models, found)):
         return found
     argument, right = models.kind.replace(" ", "_"), other.replace(" ", "_")
     remedy = f"{right}={model!r}" if right != argument else "'package.module:Class'"
@@ -83,7 +86,7 @@ def make_model(models: Registry, model: Any, options: Mapping[str, Any], label: 
         ContractError: If the class lacks a part of the contract.
     """
     target = model_class(models, model)
-    if _is_made(models, target):
+    if is_model(models, target):
         return target
     label = label or label_of(model)
     kind = KINDS.get(models.kind)

@@ -38,7 +38,8 @@ class PictureTokens(LanguageModel):
 class UnifiedModel(FromArguments, ABC):
     """One family of models that write text and then draw.
 
-    It is pickled as its constructor's arguments, without what it has loaded.
+    It is pickled as its constructor's arguments, without what it has loaded; what the constructor is given is
+    said at `Denoiser`.
 
     Attributes:
         pretrained: The hub id or directory; None where there is none.

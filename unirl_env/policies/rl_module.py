@@ -16,7 +16,7 @@ from unirl_env.errors import ContractError
 from unirl_env.functional import SDEStep, TokenStep
 from unirl_env.models import DENOISERS, LANGUAGE_MODELS, UNIFIED_MODELS
 from unirl_env.models.making import make_model
-from unirl_env.policies.actor import FlowActor, LoRAConfig
+from unirl_env.policies.actor import ROW, FlowActor, LoRAConfig
 from unirl_env.policies.hybrid_actor import HybridActor
 from unirl_env.policies.token_actor import TokenActor
 from unirl_env.policies.trained import TrainedNetwork
@@ -64,8 +64,12 @@ class GenerativePolicy(TorchRLModule):
     def velocity(self, phase: str, obs: Mapping[str, Tensor]) -> Tensor:
         """The guided velocity `[N, ...]` float32 of `phase` given `obs`, with gradient.
 
+        Args:
+            phase: One that denoises latents.
+            obs: `latent` `[N, ...]`, `sigma` `[N]`, and contexts, each `[N, ...]` or once with `context_row`.
+
         Raises:
-            ContractError: If the phase does not denoise.
+            ContractError: If the phase does not denoise, or the observation is not one of N rows.
         """
         actor = self._actor_of(phase)
         if not isinstance(actor, FlowActor):
@@ -73,6 +77,7 @@ class GenerativePolicy(TorchRLModule):
                 f"A velocity must be asked of a phase that denoises latents, got `{phase}`, in which "
                 f"{type(actor).__name__} acts; try `context.score`."
             )
+        _require_rows(obs)
         return actor.velocity(obs)
 
     def _actor_of(self, phase: str) -> TrainedNetwork:
@@ -178,3 +183,14 @@ class HybridPolicy(GenerativePolicy):
     def _forward_train(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Tensor]:
         """Score `actions` `[N, ...]` of `phase` given `obs`: the fields of the step, with gradient."""
         return self.actor.score(batch["phase"], batch[Columns.OBS], batch[Columns.ACTIONS])._asdict()
+
+
+def _require_rows(obs: Mapping[str, Tensor]) -> None:
+    """Raise ContractError unless latents, noise levels and contexts are of the same N rows."""
+    shapes = {name: list(obs[name].shape) for name in ("latent", "sigma", ROW) if name in obs}
+    lead = shapes.get("latent", [])[:1]
+    if not lead or shapes.get("sigma") != lead or shapes.get(ROW, lead) != lead:
+        raise ContractError(
+            f"`observation` must hold `latent` [N, ...], `sigma` [N] and, if any, `{ROW}` [N], got {shapes}; "
+            "try rows.observed(latent=..., sigma=...), after rows.repeat(draws) for several of each row."
+        )

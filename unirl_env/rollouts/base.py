@@ -9,6 +9,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
+from unirl_env.envs.info import told
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ConfigError
 from unirl_env.rewards.background import settled
@@ -16,9 +17,37 @@ from unirl_env.rollouts.requests import EpisodeRequest, list_episodes
 from unirl_env.types import Prompt
 from unirl_env.wrappers.reward import leave_invalid
 
-__all__ = ["MakeEnv", "Rollout", "distinct", "of_lot"]
+__all__ = ["MakeEnv", "Rollout", "Told", "distinct", "of_lot"]
 
 MakeEnv = Callable[..., gym.vector.VectorEnv]
+
+
+class Told:
+    """What an environment says of itself, by attribute, whatever wrappers are around it.
+
+    Rollouts read nothing of an environment but
+
+    - of every one `playing`, `finished`, and `scores` and `judged` of its `RewardWrapper`;
+    - where latents are denoised `num_steps` and `stochastic_steps`;
+    - where texts are written `max_new_tokens`, `encodings` and `language_model`;
+    - of a hybrid one `unified_model` in the place of `language_model`.
+
+    `DenoiseVectorEnv`, `TokenVectorEnv` and `HybridVectorEnv` say what each of them is.
+
+    Args:
+        env: Wrapped or not.
+
+    Raises:
+        ContractError: On reading what no environment or wrapper says.
+    """
+
+    def __init__(self, env: gym.vector.VectorEnv):
+        self._env = env
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return told(self._env, name)
 
 
 class Rollout:

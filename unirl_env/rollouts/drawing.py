@@ -14,7 +14,7 @@ from unirl_env.episode import Phase
 from unirl_env.functional import SDEStep
 from unirl_env.models.base import NEGATIVE
 from unirl_env.policies.actor import FlowActor
-from unirl_env.rollouts.base import distinct
+from unirl_env.rollouts.base import Told, distinct
 from unirl_env.rollouts.engines.base import Answer, Request
 from unirl_env.rollouts.recording import kept_steps, seen_of
 from unirl_env.rollouts.texts import Written, text_phase
@@ -50,7 +50,7 @@ def draw_latents(
     Returns:
         The phase of the steps that `kept_steps` names, masked where an episode has no picture; None without.
     """
-    world, device = env.unwrapped, played.obs["latent"].device
+    world, device = Told(env), played.obs["latent"].device
     rows = (~played.done).nonzero().flatten().to(device)
     context, row = _contexts(world, played.obs)
     explored = set(world.stochastic_steps)
@@ -102,7 +102,7 @@ def draw_tokens(
     Returns:
         The phase of the picture tokens; episodes without a picture have none.
     """
-    world, obs = env.unwrapped, played.obs
+    world, obs = Told(env), played.obs
     count, width = len(prompts), world.unified_model.image.num_tokens
     rows = (~played.done).nonzero().flatten()
     texts, length = torch.as_tensor(obs["tokens"]), torch.as_tensor(obs["length"])
@@ -140,7 +140,7 @@ def draw_tokens(
     return text_phase(whole, encodings, world.unified_model.text.input_spaces, written)
 
 
-def _contexts(world: gym.vector.VectorEnv, obs: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+def _contexts(world: Told, obs: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
     """What the image view reads `[P, ...]`, and for each episode `[B]` which of it."""
     names = world.unified_model.context_keys
     names = [*names, *(NEGATIVE + name for name in names if NEGATIVE + name in obs)]

@@ -14,7 +14,7 @@ from unirl_env.envs.info import told
 from unirl_env.envs.prompts import as_prompts
 from unirl_env.episode import EpisodeBatch
 from unirl_env.policies.hybrid_actor import HybridActor
-from unirl_env.rollouts.base import MakeEnv, Rollout, of_lot
+from unirl_env.rollouts.base import MakeEnv, Rollout, Told, of_lot
 from unirl_env.rollouts.drawing import draw_latents, draw_tokens
 from unirl_env.rollouts.engines.base import Answer, Engine, Request
 from unirl_env.rollouts.engines.local import LocalEngine
@@ -126,7 +126,7 @@ class HybridRollout(Rollout):
         """One batch of episodes from reset to their ends, as fields of an `EpisodeBatch`."""
         obs, info = env.reset(seed=seed, options=options)
         prompts, seeds = told(env, "playing"), torch.as_tensor(info["episode_seed"])
-        world, played = env.unwrapped, Played.begun(obs, len(prompts))
+        world, played = Told(env), Played.begun(obs, len(prompts))
         phases = {}
         if world.max_new_tokens:
             ask = _asking(self.writer, temperature=temperature)

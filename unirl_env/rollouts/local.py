@@ -16,7 +16,7 @@ from unirl_env.envs.readings import prompt_key
 from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.functional import SDEStep
 from unirl_env.policies.actor import ANNOUNCED, FlowActor
-from unirl_env.rollouts.base import MakeEnv, Rollout, distinct, of_lot
+from unirl_env.rollouts.base import MakeEnv, Rollout, Told, distinct, of_lot
 from unirl_env.rollouts.recording import kept_steps, seen_of
 from unirl_env.rollouts.requests import EpisodeRequest
 from unirl_env.rollouts.verdicts import Verdicts
@@ -102,7 +102,7 @@ class LocalRollout(Rollout):
         keep_samples: bool,
     ) -> dict[str, Any]:
         obs, info = env.reset(seed=seed, options=options)
-        world = env.unwrapped
+        world = Told(env)
         explored = set(world.stochastic_steps)
         kept = kept_steps(explored, world.num_steps, keep_final)
         prompts, seeds = told(env, "playing"), info["episode_seed"]

@@ -14,7 +14,7 @@ from unirl_env.envs.prompts import as_prompts
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ConfigError, ContractError, EngineLost, StaleWeights
 from unirl_env.policies.token_actor import TokenActor
-from unirl_env.rollouts.base import MakeEnv, Rollout, of_lot
+from unirl_env.rollouts.base import MakeEnv, Rollout, Told, of_lot
 from unirl_env.rollouts.engines.base import Answer, Engine, Request
 from unirl_env.rollouts.requests import EpisodeRequest
 from unirl_env.rollouts.texts import text_phase
@@ -157,7 +157,7 @@ def _play(
     """One batch of episodes from reset to their ends, as fields of an `EpisodeBatch`."""
     obs, info = env.reset(seed=seed, options=of_lot(lot))
     prompts, seeds = told(env, "playing"), torch.as_tensor(info["episode_seed"])
-    world, played = env.unwrapped, Played.begun(obs, len(lot))
+    world, played = Told(env), Played.begun(obs, len(lot))
     written = write(env, played, ask, prompts, seeds)
     spaces = world.language_model.input_spaces
     return {

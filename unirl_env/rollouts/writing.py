@@ -10,6 +10,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
+from unirl_env.envs.info import told
 from unirl_env.rollouts.engines.base import Answer, Request
 from unirl_env.rollouts.texts import Written
 from unirl_env.rollouts.verdicts import Verdicts
@@ -79,12 +80,11 @@ def write(
     Returns:
         The log-probabilities of what was written.
     """
-    world = env.unwrapped
+    model = told(env, "language_model", None) or told(env, "unified_model").text
     written = Written(len(prompts), played.obs["tokens"].shape[1])
     while (writing := played.writing).any():
         rows = writing.nonzero().flatten()
-        requests = _requests(played.obs, rows, world, prompts, seeds)
-        model = getattr(world, "language_model", None) or world.unified_model.text
+        requests = _requests(played.obs, rows, env, prompts, seeds)
         actions = written.lay_out(ask(requests), rows, [r.position for r in requests], model.eos_ids)
         for action in actions:
             played.step(env, wrap(action))
@@ -94,20 +94,21 @@ def write(
 
 
 def _requests(
-    obs: dict[str, Any], rows: Tensor, world: Any, prompts: Sequence[Prompt], seeds: Tensor
+    obs: dict[str, Any], rows: Tensor, env: gym.vector.VectorEnv, prompts: Sequence[Prompt], seeds: Tensor
 ) -> list[Request]:
     """What is asked for the episodes at `rows` `[b]`, whose texts are unfinished."""
     tokens = torch.as_tensor(obs["tokens"])[rows].tolist()
     length = torch.as_tensor(obs["length"])[rows].tolist()
     prompt_length = torch.as_tensor(obs["prompt_length"])[rows].tolist()
+    encodings, most = told(env, "encodings"), told(env, "max_new_tokens")
     return [
         Request(
             tokens=tuple(tokens[i][: length[i]]),
             prompt=prompts[row],
-            inputs=world.encodings[row].inputs,
+            inputs=encodings[row].inputs,
             seed=int(seeds[row]),
             position=length[i] - prompt_length[i],
-            max_new_tokens=world.max_new_tokens - (length[i] - prompt_length[i]),
+            max_new_tokens=most - (length[i] - prompt_length[i]),
         )
         for i, row in enumerate(rows.tolist())
     ]
