@@ -11,7 +11,7 @@ from unirl_env.train import settings
 PROCESS = [
     "model.env=mdp_cases:cases/Walk-v0",
     "mode=mdp",
-    "prompts.train=[1,2,3]",
+    "prompts.train=['1','2','3']",
     "prompts.heldout=null",
     "reward.train=mdp_cases:at_the_right_end",
     "reward.heldout=null",

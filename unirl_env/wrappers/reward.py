@@ -91,7 +91,7 @@ class RewardWrapper(Wrapper):
             raise ConfigError(f"`on_invalid` must be 'nan', 'raise' or a finite number, got {on_invalid!r}.")
         self.scorer = checked_scorer(scorer)
         self.on_invalid: str | float = on_invalid
-        prompts = getattr(env.unwrapped, "prompts", None)
+        prompts = told(env, "prompts")
         if isinstance(prompts, PromptSource):
             require_judgeable(self.scorer, prompts, strict=self.on_invalid == "raise")
         self.together = together
