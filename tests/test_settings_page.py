@@ -71,17 +71,21 @@ def test_no_setting_is_declared_twice():
 
 
 def by_hand(config):
-    """The attributes that the text of a class sets or annotates."""
-    (tree,) = ast.parse(inspect.getsource(config)).body
+    """The attributes that the bodies and the constructors of a class and of its bases of ours set."""
     targets = []
-    for node in ast.walk(tree):
-        targets += node.targets if isinstance(node, ast.Assign) else []
-        targets += [node.target] if isinstance(node, ast.AnnAssign) else []
+    for kind in config.__mro__:
+        if not kind.__module__.startswith("unirl_env."):
+            continue
+        (tree,) = ast.parse(inspect.getsource(kind)).body
+        made = [each for each in tree.body if getattr(each, "name", "") == "__init__"]
+        for node in [*tree.body, *(inner for each in made for inner in ast.walk(each))]:
+            targets += node.targets if isinstance(node, ast.Assign) else []
+            targets += [node.target] if isinstance(node, ast.AnnAssign) else []
     return {getattr(target, "attr", getattr(target, "id", None)) for target in targets}
 
 
 def test_what_is_set_by_hand_is_seen():
-    assert {"run_seed", "prompts", "losses"} <= by_hand(AgentConfig)
+    assert {"run_seed", "prompts", "_num_prompts_given"} <= by_hand(AgentConfig)
 
 
 def test_the_bound_on_log_ratios_is_that_of_the_losses():
