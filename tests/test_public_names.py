@@ -32,7 +32,7 @@ MODULES = [
     "modes.playing",
     "rollouts.engines",
 ]
-"""Besides the rooms: nouns, errors, worlds, packed texts, engines, players, and a model with settings of its own."""
+"""Besides the rooms: nouns, errors, worlds, packed texts, engines, players, a model with its own settings."""
 WANTED = {
     "agents": ["AGENTS", "Agent", "AgentConfig", "Context", "Loss", "Metric", "Rows", "SDEStep", "TokenStep"],
     "envs": ["GenerativeVectorEnv", "PromptSource", "check_vector_env"],
