@@ -23,8 +23,16 @@ ROOMS = [
     "rollouts",
     "wrappers",
 ]
-MODULES = ["errors", "packing", "types", "world", "models.hunyuan_image3", "rollouts.engines"]
-"""Besides the rooms: nouns, errors, worlds, packed texts, engines, and a model with settings of its own."""
+MODULES = [
+    "errors",
+    "packing",
+    "types",
+    "world",
+    "models.hunyuan_image3",
+    "modes.playing",
+    "rollouts.engines",
+]
+"""Besides the rooms: nouns, errors, worlds, packed texts, engines, players, a model with its own settings."""
 WANTED = {
     "agents": ["AGENTS", "Agent", "AgentConfig", "Context", "Loss", "Metric", "Rows", "SDEStep", "TokenStep"],
     "envs": ["GenerativeVectorEnv", "PromptSource", "check_vector_env"],

@@ -5,15 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unirl_env.policies.actor import FlowActor, LoRAConfig
+    from unirl_env.policies.heads import Head
     from unirl_env.policies.hybrid_actor import HybridActor
     from unirl_env.policies.rl_module import GenerativePolicy
     from unirl_env.policies.token_actor import TokenActor
 
-__all__ = ["FlowActor", "GenerativePolicy", "HybridActor", "LoRAConfig", "TokenActor"]
+__all__ = ["FlowActor", "GenerativePolicy", "Head", "HybridActor", "LoRAConfig", "TokenActor"]
 
 _HOMES = {
     "FlowActor": "actor",
     "GenerativePolicy": "rl_module",
+    "Head": "heads",
     "HybridActor": "hybrid_actor",
     "LoRAConfig": "actor",
     "TokenActor": "token_actor",
