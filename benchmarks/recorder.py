@@ -208,6 +208,7 @@ def main() -> int:
             began = time.time()
             records[name] = recorded(words, Path(place) / name.replace("/", "-").replace(" ", "-"))
             said = records[name].get("failed") and f"FAILED\n{records[name]['log']}"
+            wrong += [name] if said else []
             if not said and earlier:
                 different = differing(earlier[name], records[name])
                 said = "; ".join(different[:8]) or "the same bits"
@@ -217,7 +218,7 @@ def main() -> int:
                 given.out.write_text(json.dumps(records, indent=1) + "\n")
     cluster.stdin.close()
     cluster.wait(60)
-    print(f"{len(records)} cases" + (f", {len(wrong)} differ" if earlier else ""))
+    print(f"{len(records)} cases, {len(wrong)} {'differ or ' if earlier else ''}failed")
     return bool(wrong)
 
 
