@@ -19,7 +19,8 @@ class AgentSettings(Settings):
     """The algorithm and its optimizer."""
 
     name: str = setting("flow_dppo", python=False)
-    """`grpo`, `flow_dppo` or `drpo`; for texts `gspo`, too."""
+    """`grpo`, `flow_dppo` or `drpo`; for texts `gspo`, too; or the path of your own,
+    `package.module:ReinforceConfig`."""
     options: dict[str, Any] = setting({}, python=False)
     """The algorithm's own knobs (clip_low_nats, kl_threshold_nats, epsilon, ...)."""
     lr: float = setting(3e-4, above=0)
