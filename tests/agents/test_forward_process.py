@@ -241,9 +241,9 @@ def test_a_text_and_its_picture_may_have_unlike_losses():
 
     learner = learner_of(Config, "unified")
     config = learner.config
-    rollout = config.family.rollout(config, lambda *args: make_env("unified", *args), learner.policy.actor)
+    rollout = config.mode.rollout(config, lambda *args: make_env("unified", *args), learner.policy.actor)
     prompts = PromptSource.of(config.prompt_source()).take(0, config.num_prompts, seed=0)
-    options = config.family.training_options(config, 0, checked=False)
+    options = config.mode.training_options(config, 0, checked=False)
     batch = rollout.collect(prompts, seed=3, group_size=config.group_size, **options)
     batch = replace(batch, scores=type(batch.scores)(torch.linspace(0, 1, len(batch))))
     image = batch.phases["image"]
