@@ -3,9 +3,9 @@
 from functools import partial
 
 import pytest
+from callback_cases import Counts
 from ray import tune
 from ray.rllib.algorithms.algorithm import Algorithm
-from ray.rllib.callbacks.callbacks import RLlibCallback
 from toy import farness, toy_config
 
 from unirl_env.agents import FlowDPPO, FlowDPPOConfig
@@ -14,11 +14,6 @@ from unirl_env.agents.hacking_callback import HackingCallback
 FAST = {"smooth": 1, "patience": 1, "heldout_every": 1}
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-
-class Counts(RLlibCallback):
-    def on_episode_end(self, *, episode, metrics_logger, **kwargs):
-        metrics_logger.log_value("my_length", len(episode), reduce="mean")
 
 
 def test_a_trial_stops_on_a_return_of_training_and_reports_its_evaluation(cluster, tmp_path):
@@ -41,7 +36,7 @@ def test_a_trial_stops_on_a_return_of_training_and_reports_its_evaluation(cluste
     assert result.metrics["evaluation"]["env_runners"]["num_episodes"] == 4
     agent = Algorithm.from_checkpoint(result.checkpoint.path)
     try:
-        assert type(agent) is FlowDPPO and agent.iterations_done == result.metrics["training_iteration"]
+        assert isinstance(agent, FlowDPPO) and agent.iterations_done == result.metrics["training_iteration"]
         assert agent.train()["env_runners"]["num_episodes_lifetime"] == 32 * agent.iterations_done
     finally:
         agent.stop()

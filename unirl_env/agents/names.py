@@ -71,8 +71,8 @@ def algorithm_name(agent: Agent) -> str:
 
     An agent whose own class is not the one that its configuration asks for is named by both.
     """
-    config = type(agent.config)
-    return path_of(config, type(agent) if type(agent) is not config().algo_class else None)
+    config, kind = type(agent.config), _written(type(agent))
+    return path_of(config, kind if kind is not config().algo_class else None)
 
 
 def path_of(config: type[AgentConfig], agent: type[Agent] | None = None) -> str:
@@ -87,10 +87,15 @@ def same_algorithm(written: Any, agent: Agent) -> bool:
 
     States of before name the agent's class alone, which then was one that ships with this library.
     """
-    kind = type(agent)
+    kind = _written(type(agent))
     if written == algorithm_name(agent):
         return True
     return written == kind.__name__ and kind.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _written(kind: type) -> type:
+    """The class as somebody wrote it: Ray plays an actor, such as a trial of Tune, by one derived from it."""
+    return getattr(kind, "__ray_actor_class__", kind)
 
 
 def _path(kind: type) -> str:

@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ray.tune.search.sample import Domain
+
 from unirl_env.agents.knobs import check_knobs, check_plain_knobs, knob_defaults, knob_kinds
 from unirl_env.config import AgentSettings, PolicySettings, RolloutSettings, StepSettings
 from unirl_env.config.fields import python_name
@@ -68,9 +70,13 @@ def laid_over(kind: type, present: Any, given: Any) -> Any:
         return dataclasses.replace(given)  # so that two configurations never share one
     if not isinstance(given, Mapping):
         return given
-    if isinstance(present, kind) and given.keys() <= {field.name for field in dataclasses.fields(kind)}:
-        return dataclasses.replace(present, **given)
-    return {**present, **given} if isinstance(present, Mapping) else given
+    if isinstance(present, kind):
+        present = {field.name: getattr(present, field.name) for field in dataclasses.fields(kind)}
+    laid = {**present, **given} if isinstance(present, Mapping) else dict(given)
+    if not laid.keys() <= {field.name for field in dataclasses.fields(kind)}:
+        return given
+    # Tune draws from search spaces that it finds in mappings, and sets what it has drawn.
+    return laid if any(map(_is_searched, laid.values())) else kind(**laid)
 
 
 def check_groups(config: Any) -> None:
@@ -95,6 +101,10 @@ def check_groups(config: Any) -> None:
     for kind in knob_kinds(type(config)):
         check_knobs(rebuilt(kind, config))
     check_plain_knobs(config)
+
+
+def _is_searched(value: Any) -> bool:
+    return isinstance(value, Domain) or (isinstance(value, Mapping) and "grid_search" in value)
 
 
 def _flat(group: Any) -> Iterator[tuple[str, dataclasses.Field]]:
