@@ -12,7 +12,7 @@ PACKAGE = "unirl_env"
 FLOORS = {
     "errors": 0, "types": 0, "registry": 0, "config": 0, "version": 0,
     "ids": 0, "shapes": 0, "pixels": 0, "picture_sources": 0, "regular_files": 0, "checks": 0, "indices": 0,
-    "copies": 0, "masks": 0, "quiet": 0, "command_line": 0, "": 0,
+    "copies": 0, "masks": 0, "quiet": 0, "command_line": 0, "lazy": 0, "": 0,
     "registration": 0, "arguments": 0,
     "functional": 1, "episode": 1, "packing": 1,
     "literal": 1.5,

@@ -1,8 +1,8 @@
 """The agents, as RLlib algorithms. Each loads on first use, so that listing them starts nothing."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from unirl_env.lazy import lazily
 from unirl_env.registry import Registry
 
 if TYPE_CHECKING:
@@ -69,12 +69,4 @@ _HOMES = {
     "TokenStep": "phases",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {__all__}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(__name__, _HOMES)

@@ -1,7 +1,8 @@
 """Policies: the trained half of a model, in plain torch and as RLlib modules. Each loads on first use."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from unirl_env.lazy import lazily
 
 if TYPE_CHECKING:
     from unirl_env.policies.actor import FlowActor, LoRAConfig
@@ -21,12 +22,4 @@ _HOMES = {
     "TokenActor": "token_actor",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {__all__}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(__name__, _HOMES)

@@ -1,7 +1,8 @@
 """Rollouts: who plays the episodes, and how new weights reach the players. Each loads on first use."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from unirl_env.lazy import lazily
 
 if TYPE_CHECKING:
     from unirl_env.rollouts.callbacks import PlayedEpisode
@@ -20,12 +21,4 @@ _HOMES = {
     "TokenRollout": "tokens",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {__all__}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(__name__, _HOMES)
