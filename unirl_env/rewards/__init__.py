@@ -3,8 +3,7 @@
 Every name loads its module on first use, so that a scorer's libraries are needed only where it is.
 """
 
-from importlib import import_module
-from typing import Any
+from unirl_env.lazy import lazily
 
 _HOMES = {
     "AestheticScore": "learned.aesthetic",
@@ -55,12 +54,4 @@ _HOMES = {
 
 __all__ = sorted(_HOMES)
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {__all__}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(__name__, _HOMES)
