@@ -23,7 +23,7 @@ test-long: $(VENV)/.test  ## Run the long tests: whole runs, several processes, 
 
 test-vllm: $(VENV_VLLM)/.test  ## Run the tests of the vLLM engines on a real vLLM for CPUs.
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive \
-		$(VENV_VLLM)/bin/python -m pytest tests/engines/test_vllm*.py $(ARGS)
+		$(VENV_VLLM)/bin/python -m pytest tests/rollouts/engines/test_vllm*.py $(ARGS)
 
 lint: $(VENV)/.test  ## Check style.
 	$(BIN)/ruff check .
@@ -34,7 +34,7 @@ format: $(VENV)/.test  ## Mend style.
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.train  ## Write docs/settings.md from the dataclasses of the settings.
-	$(BIN)/python -m unirl_env.settings_page docs/settings.md
+	$(BIN)/python -m unirl_env.run.compose.page docs/settings.md
 
 SPEED := rollout iteration env_step sync local_rollout token_memory replay_tokens hybrid_prefix
 

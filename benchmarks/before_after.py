@@ -11,7 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
-from unirl_env.samples_folder import load_texts
+from unirl_env.run.record.samples import load_texts
 
 
 def main() -> None:

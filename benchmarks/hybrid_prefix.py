@@ -15,8 +15,8 @@ import argparse
 import torch
 from timing import interleaved, report
 
-from unirl_env.models.tiny.unified_build import tiny_tokenizer, tiny_unified
-from unirl_env.models.unified_network import ATTENTION
+from pretraining.unified_build import tiny_tokenizer, tiny_unified
+from unirl_env.models.unified_flow.network import ATTENTION
 
 
 def main() -> None:

@@ -133,8 +133,8 @@ def seen(folder: Path) -> dict:
     """Everything that must not depend on kills."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from unirl_env import checkpoint as checkpoints
-    from unirl_env.logbook import read_rows
+    from unirl_env.run.record import checkpoint as checkpoints
+    from unirl_env.run.record.logbook import read_rows
 
     run = folder / "run"
     newest, warnings = checkpoints.newest(run / "checkpoints")
@@ -310,9 +310,9 @@ def main():
     root, os.environ["RAY_ADDRESS"] = cluster.pid, address
     import diffusers
     import transformers
-
     import unirl_env.build
-    import unirl_env.launch  # noqa: F401
+
+    import unirl_env.run.launch  # noqa: F401
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()

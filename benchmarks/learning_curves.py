@@ -31,8 +31,8 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from unirl_env.report.names import colours, titles
-from unirl_env.settings import read_yaml
+from unirl_env.run.compose.yaml import read_yaml
+from unirl_env.run.report.names import colours, titles
 
 NAMES = ("flow_dppo", "grpo", "drpo")
 CHOICES = {

@@ -18,8 +18,8 @@ import torch
 from timing import interleaved, report
 
 import unirl_env.functional as F
+from pretraining.qwen3_build import build_tiny_qwen3
 from unirl_env.models.causal_lm import CausalLM
-from unirl_env.models.tiny.qwen3_build import build_tiny_qwen3
 from unirl_env.policies.token_actor import TokenActor
 from unirl_env.rollouts.engines import Request
 from unirl_env.rollouts.engines.local import LocalEngine

@@ -23,7 +23,7 @@ from learning_curves import rows
 from rich.console import Console
 from scipy import stats
 
-from unirl_env.launch import launch
+from unirl_env.run.launch import launch
 from unirl_env.train import settings
 
 SEEDS = {

@@ -20,7 +20,7 @@ import torch
 from timing import report
 
 from unirl_env.envs import WAIT, TokenVectorEnv
-from unirl_env.models.language import Encoded, LanguageModel
+from unirl_env.models.words import Encoded, LanguageModel
 from unirl_env.types import Scores
 from unirl_env.wrappers import RewardWrapper
 

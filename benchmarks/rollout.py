@@ -13,12 +13,12 @@ import argparse
 import torch
 from timing import interleaved, report
 
-from unirl_env.build import make_vector_env
 from unirl_env.envs import PromptSource
 from unirl_env.models.tiny.sd3 import TinySD3Denoiser
 from unirl_env.policies.actor import FlowActor
 from unirl_env.rollouts.local import LocalRollout
 from unirl_env.types import Scores
+from unirl_env.worlds import make_vector_env
 
 
 def no_score(samples, prompts):

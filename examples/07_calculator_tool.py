@@ -11,8 +11,8 @@ import gymnasium as gym
 import torch
 
 import unirl_env.functional as F
-from unirl_env.packing import pack_continuations
 from unirl_env.policies import TokenActor
+from unirl_env.policies.packing import pack_continuations
 from unirl_env.rollouts import LocalEngine, TokenRollout
 
 

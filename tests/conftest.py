@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # the second for `pretraining`
 # What the doors set as well: within Ray Serve's own 5 seconds a busy machine starts no proxy.
 os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
 
@@ -31,7 +31,7 @@ def _own_key(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _own_secrets(monkeypatch):
     """What one test takes for a secret is a word in the next."""
-    from unirl_env import masks
+    from unirl_env.errors import masks
 
     monkeypatch.setattr(masks, "_known", set(masks._known))
 
@@ -49,7 +49,7 @@ def quiet_models():
 @pytest.fixture(scope="session")
 def tiny_dir(tmp_path_factory, quiet_models):
     """An untrained tiny Stable Diffusion 3 on the disk."""
-    from unirl_env.models.tiny.sd3_build import build_tiny_sd3
+    from pretraining.sd3_build import build_tiny_sd3
 
     directory = build_tiny_sd3(tmp_path_factory.mktemp("models") / "tiny_sd3", seed=1)
     config = directory / "vae" / "config.json"
@@ -70,7 +70,7 @@ def tiny(tiny_dir):
 @pytest.fixture(scope="session")
 def tiny_unified_dir(tmp_path_factory, quiet_models):
     """An untrained tiny unified model on the disk."""
-    from unirl_env.models.tiny.unified_build import build_tiny_unified
+    from pretraining.unified_build import build_tiny_unified
 
     return build_tiny_unified(tmp_path_factory.mktemp("models") / "tiny_unified", seed=1, hidden_size=64)
 
@@ -82,8 +82,8 @@ def offline(tiny_dir, tmp_path_factory):
     from janus_cases import write_tiny_janus
     from models.hunyuan_cases import write_tiny_checkpoint
 
+    from pretraining.qwen_vl_build import build_tiny_qwen_vl
     from unirl_env.models.tiny import qwen3_path
-    from unirl_env.models.tiny.qwen_vl_build import build_tiny_qwen_vl
     from unirl_env.types import Prompt
 
     seeing = build_tiny_qwen_vl(tmp_path_factory.mktemp("models") / "tiny_qwen_vl", seed=1)

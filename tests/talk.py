@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from unirl_env.envs.tokens import WAIT, TokenVectorEnv
-from unirl_env.models.language import Encoded, LanguageModel
+from unirl_env.models.words import Encoded, LanguageModel
 from unirl_env.types import Scores
 from unirl_env.wrappers.reward import RewardWrapper
 

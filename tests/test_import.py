@@ -8,7 +8,7 @@ import gymnasium as gym
 import pytest
 
 import unirl_env
-from unirl_env.ids import IDS
+from unirl_env.worlds.ids import IDS
 
 HEAVY = ("ray", "diffusers", "transformers", "vllm", "open_clip", "peft", "accelerate", "hydra", "torch")
 
@@ -51,7 +51,7 @@ def test_every_id_is_registered_by_its_import():
 
 def test_registering_again_changes_nothing():
     before = {name: gym.spec(name) for name in IDS}
-    unirl_env.ids.register_ids()
+    unirl_env.worlds.ids.register_ids()
     assert {name: gym.spec(name) for name in IDS} == before
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import unirl_env.functional as F
-from unirl_env.models.base import Denoiser
+from unirl_env.models.denoiser import Denoiser
 from unirl_env.types import Sample, Scores
 
 POINTS = ["1,0", "0,1", "-1,0", "0,-1"]

@@ -7,7 +7,7 @@ from torch import nn
 
 import unirl_env.functional as F
 from unirl_env.envs.denoise import DenoiseVectorEnv
-from unirl_env.models.base import Denoiser
+from unirl_env.models.denoiser import Denoiser
 from unirl_env.types import Sample, Scores
 from unirl_env.wrappers.reward import RewardWrapper
 

@@ -5,13 +5,13 @@ Importing this package registers the environment ids and loads nothing heavy.
 
 from importlib import import_module as _import_module
 
-from unirl_env.ids import register_ids as _register_ids
-from unirl_env.registration import register
-from unirl_env.version import __version__
+__version__ = "0.1.0"
+
+from unirl_env.worlds.ids import register_ids as _register_ids
+from unirl_env.worlds.registration import register
 
 _SUBMODULES = (
     "agents",
-    "build",
     "envs",
     "errors",
     "functional",
@@ -21,6 +21,7 @@ _SUBMODULES = (
     "rewards",
     "rollouts",
     "types",
+    "worlds",
     "wrappers",
 )
 

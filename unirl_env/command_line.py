@@ -8,8 +8,8 @@ import io
 import sys
 from typing import NoReturn
 
+from unirl_env import __version__
 from unirl_env.errors import ConfigError
-from unirl_env.version import __version__
 
 __all__ = ["Answered", "Parser", "positive", "show_any_text"]
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from unirl_env.arguments.indices import places_or_mask
 from unirl_env.errors import ShapeError
-from unirl_env.indices import places_or_mask
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["EpisodeBatch", "Phase"]

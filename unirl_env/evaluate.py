@@ -19,25 +19,26 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from unirl_env import checkpoint as checkpoints
-from unirl_env.checkpoint import Checkpoint
 from unirl_env.command_line import Parser, positive
-from unirl_env.comparison import Evaluator
-from unirl_env.config import RunConfig
-from unirl_env.entry import guarded
-from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import CheckpointError, ConfigError
-from unirl_env.launch import Parts, build_parts, stop
-from unirl_env.logbook import as_json
-from unirl_env.preflight import Prompts, check_all, read_prompts
-from unirl_env.progress import waiting
-from unirl_env.report import write_comparison
+from unirl_env.prompts.sources import PromptSource
 from unirl_env.rewards import require_judgeable
-from unirl_env.run_folder import RunFolder, locate
-from unirl_env.samples_folder import save_samples
-from unirl_env.settings import read_yaml
-from unirl_env.summary import SETS, gain, number
-from unirl_env.trust import require_trust
+from unirl_env.run.compose.yaml import read_yaml
+from unirl_env.run.entry import guarded
+from unirl_env.run.evaluator import Evaluator
+from unirl_env.run.launch import stop
+from unirl_env.run.parts import Parts, build_parts
+from unirl_env.run.preflight import Prompts, check_all, read_prompts
+from unirl_env.run.progress import waiting
+from unirl_env.run.record import checkpoint as checkpoints
+from unirl_env.run.record.checkpoint import Checkpoint
+from unirl_env.run.record.folder import RunFolder, locate
+from unirl_env.run.record.logbook import as_json
+from unirl_env.run.record.samples import save_samples
+from unirl_env.run.report import write_comparison
+from unirl_env.run.summary import SETS, gain, number
+from unirl_env.run.trust import require_trust
+from unirl_env.settings import RunConfig
 
 __all__ = ["compare", "main"]
 

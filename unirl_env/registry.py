@@ -7,12 +7,12 @@ import importlib
 import inspect
 import pkgutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from unirl_env.errors import ConfigError
 
-__all__ = ["Registry", "instance"]
+__all__ = ["Registry", "instance", "lazily"]
 
 
 def instance(target: Any, options: Mapping[str, Any], label: str) -> Any:
@@ -156,3 +156,23 @@ def _near(module: str) -> str:
 
 def _closest(name: str, known: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(name, [*known], n=1)), None)
+
+
+def lazily(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """The `__getattr__` and `__dir__` of a package.
+
+    Args:
+        package: Its name.
+        homes: By public name, the module inside the package that has it.
+    """
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            known = vars(sys.modules[package])["__all__"]
+            raise AttributeError(f"module {package!r} has no attribute {name!r}; it has {known}")
+        return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+
+    def names() -> list[str]:
+        return sorted(vars(sys.modules[package])["__all__"])
+
+    return get, names

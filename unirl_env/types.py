@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unirl_env.arguments.indices import as_array, as_mask
 from unirl_env.errors import ContractError
-from unirl_env.indices import as_array, as_mask
 
 __all__ = ["Prompt", "Sample", "Scorer", "Scores"]
 

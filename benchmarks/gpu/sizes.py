@@ -147,7 +147,7 @@ class RandomQwen3(CausalLM):
         """Random weights."""
         from transformers import AutoModelForCausalLM, Qwen3Config
 
-        from unirl_env.models import packed
+        from unirl_env.models.shared import packed
 
         ends = {"eos_token_id": self.eos_ids[0], "pad_token_id": self.eos_ids[0]}
         with torch.random.fork_rng(devices=[]), torch.device(self.device):

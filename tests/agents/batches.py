@@ -5,7 +5,7 @@ from toy import POINTS, make_points
 
 import unirl_env.functional as F
 from unirl_env.agents.shards import share_out
-from unirl_env.envs.prompts import PromptSource
+from unirl_env.prompts.sources import PromptSource
 from unirl_env.rollouts.local import LocalRollout
 
 

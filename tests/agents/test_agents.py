@@ -8,8 +8,8 @@ import torch
 from toy import POINTS, toy_config
 
 from unirl_env.agents import GRPO, Agent, DRPOConfig, FlowDPPO, FlowDPPOConfig, GRPOConfig
-from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import CheckpointError, ContractError, SelfCheckError
+from unirl_env.prompts.sources import PromptSource
 from unirl_env.types import Prompt
 
 pytestmark = pytest.mark.ray

@@ -9,9 +9,9 @@ from toy import toy_config
 
 from unirl_env.agents import AGENTS, Agent, AgentConfig, FlowDPPOConfig, GRPOConfig, Loss
 from unirl_env.agents.names import algorithm_name, default_config, path_of, same_algorithm
-from unirl_env.build.agent import agent_config
-from unirl_env.config import RunConfig
 from unirl_env.errors import CheckpointError, ConfigError
+from unirl_env.run.parts import agent_config
+from unirl_env.settings import RunConfig
 
 
 class OwnConfig(AgentConfig):

@@ -5,8 +5,8 @@ from test_texts import AGENTS, config_of, trained
 from toy import toy_config
 
 from unirl_env.agents import DRPOConfig, FlowDPPOConfig, GRPOConfig
-from unirl_env.build.agent import agent_config, chosen
 from unirl_env.errors import ConfigError, SelfCheckError
+from unirl_env.run.parts import agent_config, chosen
 from unirl_env.train import settings
 
 ENGINE = "rounded_engine:RoundedEngine"

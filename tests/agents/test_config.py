@@ -7,8 +7,8 @@ import pytest
 from toy import toy_config
 
 from unirl_env.agents import DRPOConfig, FlowDPPOConfig, GRPOConfig
-from unirl_env.config import PolicySettings, StepSettings
 from unirl_env.errors import ConfigError
+from unirl_env.settings import PolicySettings, StepSettings
 
 
 def validated(config_class=GRPOConfig, **settings):

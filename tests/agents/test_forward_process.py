@@ -16,9 +16,9 @@ import unirl_env.agents.loss as loss_module
 import unirl_env.functional as F
 from unirl_env.agents import Agent, AgentConfig, GRPOConfig
 from unirl_env.agents.first_update import FirstUpdate
-from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import ConfigError
 from unirl_env.functional.mixtures import GaussianMixture, mixture_velocity
+from unirl_env.prompts.sources import PromptSource
 from unirl_env.rollouts.local import LocalRollout
 
 MIXTURE = {"means": [[-1.0, 0.3], [1.0, -0.2]], "stds": 0.4, "weights": [0.6, 0.4]}

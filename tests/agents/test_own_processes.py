@@ -12,7 +12,7 @@ from unirl_env.agents.phases import KINDS
 from unirl_env.agents.shards import share_out
 from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.functional import grpo_loss
-from unirl_env.models.mdp import MDP
+from unirl_env.models.process import MDP
 from unirl_env.types import Prompt, Scores
 
 ALL_WEIGHTS = {"lora_rank": None, "eval_temperature": 0}

@@ -6,8 +6,8 @@ import torch
 from toy import POINTS, toy_config
 
 from unirl_env.agents import FlowDPPOConfig, GRPOConfig
-from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import RunnerLost, SelfCheckError, StaleWeights
+from unirl_env.prompts.sources import PromptSource
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

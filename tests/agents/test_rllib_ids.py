@@ -6,8 +6,8 @@ import sys
 import gymnasium as gym
 import pytest
 
-from unirl_env.ids import IDS
-from unirl_env.registration import make_for_rllib, spec_of
+from unirl_env.worlds.ids import IDS
+from unirl_env.worlds.registration import make_for_rllib, spec_of
 
 NAME = "unirl/GaussianMixture-v0"
 
@@ -19,7 +19,7 @@ def test_rllib_knows_the_ids_whichever_is_imported_first(imports):
     code = f"""
 {imports}
 from ray.tune.registry import ENV_CREATOR, _global_registry
-print(all(_global_registry.contains(ENV_CREATOR, name) for name in unirl_env.ids.IDS))
+print(all(_global_registry.contains(ENV_CREATOR, name) for name in unirl_env.worlds.ids.IDS))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout.split() == ["True"], done.stderr

@@ -7,8 +7,8 @@ import time
 import pytest
 import ray
 
-from unirl_env import watchdog
-from unirl_env.interrupt import Interrupt
+from unirl_env.run import watchdog
+from unirl_env.run.interrupt import Interrupt
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -9,7 +9,7 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from toy import farness, toy_config
 
 from unirl_env.agents import FlowDPPO, FlowDPPOConfig
-from unirl_env.agents.hacking_callback import HackingCallback
+from unirl_env.monitor.callback import HackingCallback
 
 FAST = {"smooth": 1, "patience": 1, "heldout_every": 1}
 

@@ -7,10 +7,10 @@ import pytest
 
 from unirl_env import train
 from unirl_env.agents import DRPOConfig, FlowDPPOConfig, GRPOConfig, GSPOConfig
-from unirl_env.build.agent import agent_config
-from unirl_env.config import AgentSettings, PolicySettings, RolloutSettings, StepSettings
-from unirl_env.config.fields import python_name
 from unirl_env.errors import ConfigError
+from unirl_env.run.parts import agent_config
+from unirl_env.settings import AgentSettings, PolicySettings, RolloutSettings, StepSettings
+from unirl_env.settings.fields import python_name
 
 GROUPS = {"agent": AgentSettings, "rollout": RolloutSettings, "steps": StepSettings, "policy": PolicySettings}
 FIELDS = [

@@ -19,10 +19,10 @@ from unirl_env.agents.grpo import latent_loss as grpo_latent_loss
 from unirl_env.agents.loss import Context
 from unirl_env.agents.rows import Rows
 from unirl_env.agents.shards import share_out
-from unirl_env.build.agent import agent_config
 from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
 from unirl_env.functional import SDEStep
+from unirl_env.run.parts import agent_config
 
 SIZES = {
     "diffusion/gaussian_mixture": 2,

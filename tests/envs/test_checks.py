@@ -13,8 +13,8 @@ from worlds import PROMPTS, PlainDenoiser, world
 
 from unirl_env.envs import DenoiseVectorEnv, check_vector_env
 from unirl_env.errors import ContractError
-from unirl_env.ids import IDS
 from unirl_env.types import Prompt
+from unirl_env.worlds.ids import IDS
 from unirl_env.wrappers import EpisodeStatistics, PotentialShaping
 
 MODES = [(backend, mode) for backend in ("numpy", "torch") for mode in ("next_step", "disabled")]

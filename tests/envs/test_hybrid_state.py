@@ -20,9 +20,9 @@ from hybrid_worlds import (
 from talk import plain, say, talk
 from worlds import world
 
-from unirl_env.build import make_env, make_vector_env
 from unirl_env.envs import HybridVectorEnv
 from unirl_env.errors import ConfigError, ContractError
+from unirl_env.worlds import make_env, make_vector_env
 from unirl_env.wrappers import EpisodeStatistics, RecordMedia
 
 MODELS = pytest.mark.parametrize("model", [TwoBackbones, OneBackbone, Discrete])

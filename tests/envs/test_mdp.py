@@ -211,7 +211,7 @@ def test_pictures_where_there_are_any():
 
 
 def test_it_is_scored_as_any_world():
-    from unirl_env.build import make_vector_env
+    from unirl_env.worlds import make_vector_env
 
     walk = make_vector_env(4, mdp="mdp_cases:Walk", prompts=["3"], scorer=at_the_right_end, max_steps=2)
     walk.reset(seed=0)

@@ -7,11 +7,11 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from worlds import PlainDenoiser, brightness, world
 
-from unirl_env.build import make_env
 from unirl_env.envs import SingleEnv
 from unirl_env.errors import ConfigError, PromptError, ShapeError
-from unirl_env.ids import IDS
 from unirl_env.types import Prompt
+from unirl_env.worlds import make_env
+from unirl_env.worlds.ids import IDS
 
 
 @pytest.fixture(params=sorted(IDS))

@@ -10,10 +10,10 @@ import cluster as one_cluster
 import pytest
 import torch
 
-from unirl_env import checkpoint as checkpoints
 from unirl_env import evaluate, train
-from unirl_env.logbook import read_rows
-from unirl_env.settings import read_yaml
+from unirl_env.run.compose.yaml import read_yaml
+from unirl_env.run.record import checkpoint as checkpoints
+from unirl_env.run.record.logbook import read_rows
 
 HOME = Path(__file__).parents[2] / "examples" / "own_package"
 SMALL = ["iterations=2", "logging.tensorboard=false", "logging.eval_samples=2", "logging.checkpoint_every=1"]
@@ -89,7 +89,7 @@ def test_what_is_wrong_with_it_is_told_before_anything_loads(elsewhere, capsys):
 
 @pytest.mark.parametrize("agent", ["grpo", "flow_dppo", "drpo"])
 def test_the_shipped_algorithms_take_its_environment(elsewhere, agent):
-    from unirl_env.build import check_agent
+    from unirl_env.run.parts import check_agent
 
     cfg = train.settings("ring", [f"agent.name={agent}"], str(elsewhere))
     assert cfg.agent.options == {}

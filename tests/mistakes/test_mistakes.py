@@ -66,8 +66,9 @@ def test_in_python(snippet, says, tmp_path):
     import numpy as np
 
     import unirl_env
-    from unirl_env import agents, build, config, rewards
-    from unirl_env.envs.prompts import PromptSource
+    from unirl_env import agents, build, rewards
+    from unirl_env import settings as config
+    from unirl_env.prompts.sources import PromptSource
     from unirl_env.train import settings
 
     known = dict(gym=gym, np=np, unirl_env=unirl_env, agents=agents, build=build, config=config)
@@ -86,7 +87,7 @@ def test_in_python(snippet, says, tmp_path):
     ],
 )
 def test_as_a_process_of_an_old_locale(module, words, said, tmp_path):
-    root = str(Path(errors.__file__).parents[1])
+    root = str(Path(errors.__file__).parents[2])
     plain = {"LC_ALL": "POSIX", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONPATH": root}
     done = subprocess.run(
         [sys.executable, "-m", module, *map(os.fsencode, words)],

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from unirl_env.models.tiny.qwen3_build import tiny_tokenizer
+from pretraining.qwen3_build import tiny_tokenizer
 from unirl_env.types import Prompt
 
 TEXT = {

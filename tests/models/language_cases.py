@@ -3,7 +3,7 @@
 import torch
 import transformers
 
-from unirl_env.models.tiny.qwen3_build import tiny_tokenizer
+from pretraining.qwen3_build import tiny_tokenizer
 
 SIZES = {
     "vocab_size": 268, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,

@@ -264,7 +264,7 @@ class TestMissingModels:
         assert len(bare) == len(state) - 2 and all(torch.equal(state[n], loaded[n]) for n in state)
 
     def test_a_tokenizer_without_marks(self, directory, tmp_path):
-        from unirl_env.models.tiny.qwen3_build import tiny_tokenizer
+        from pretraining.qwen3_build import tiny_tokenizer
 
         shutil.copytree(directory, tmp_path / "m")
         tiny_tokenizer().save_pretrained(tmp_path / "m")

@@ -8,7 +8,7 @@ from transformers import DynamicCache
 from unirl_env.envs.encodings import encode_prompts, input_limits, padded_inputs
 from unirl_env.errors import ContractError, PromptError
 from unirl_env.models.bagel.pictures import grid_positions
-from unirl_env.packing import pack_prefixes
+from unirl_env.policies.packing import pack_prefixes
 from unirl_env.types import Prompt
 
 EDITS = [

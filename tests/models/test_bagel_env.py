@@ -9,8 +9,8 @@ import unirl_env  # noqa: F401
 from unirl_env.envs import check_vector_env
 from unirl_env.envs.denoise import DenoiseVectorEnv
 from unirl_env.errors import PromptError
-from unirl_env.packing import pack_continuations
 from unirl_env.policies.hybrid_actor import HybridActor
+from unirl_env.policies.packing import pack_continuations
 from unirl_env.policies.trained import LoRAConfig
 from unirl_env.rollouts.hybrid import HybridRollout
 from unirl_env.types import Prompt

@@ -4,7 +4,7 @@ import torch
 from transformers import DynamicCache, Qwen3Config
 from transformers.cache_utils import DynamicLayer
 
-from unirl_env.models.cache import LEAST_ROOM, RoomyLayer, roomy_cache
+from unirl_env.models.shared.cache import LEAST_ROOM, RoomyLayer, roomy_cache
 
 
 def states(batch, tokens):

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pretraining.qwen3_build import build_tiny_qwen3
 from unirl_env.errors import ConfigError, ModelNotFound, PromptError
 from unirl_env.models import LANGUAGE_MODELS
 from unirl_env.models.causal_lm import CausalLM
-from unirl_env.models.tiny.qwen3_build import build_tiny_qwen3
 from unirl_env.types import Prompt
 
 

@@ -11,11 +11,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from unirl_env.models.exports import in_order, settle_header
+from unirl_env.models.shared.exports import in_order, settle_header
 
 WRITE = """
 import sys, torch
-from unirl_env.models.exports import write_adapters
+from unirl_env.models.shared.exports import write_adapters
 from peft import LoraConfig, inject_adapter_in_model
 network = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2) for name in "abcdefgh"})
 torch.manual_seed(0)

@@ -7,9 +7,10 @@ import torch
 from language_cases import ALONE, PACKED, write
 
 from unirl_env.errors import ConfigError, ContractError
-from unirl_env.models import check_language_model, faithful, packed
-from unirl_env.models.alone import reads_alone
+from unirl_env.models import check_language_model
 from unirl_env.models.causal_lm import CausalLM
+from unirl_env.models.shared import faithful, packed
+from unirl_env.models.shared.alone import reads_alone
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +45,7 @@ class TestAtLoad:
 
     def test_what_cannot_be_put_right_is_refused_with_numbers(self, tmp_path, monkeypatch):
         path = write(tmp_path, "Cohere", PACKED["Cohere"])
-        monkeypatch.setattr("unirl_env.models.causal_network.logit_scale", lambda config: 1.0)
+        monkeypatch.setattr("unirl_env.models.shared.causal_network.logit_scale", lambda config: 1.0)
         said = r"CohereForCausalLM .* nats a token .* off when scored and .* off when generated; texts alone"
         with pytest.raises(ConfigError, match=said):
             CausalLM(path, chat=False).network()

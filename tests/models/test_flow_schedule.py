@@ -11,8 +11,8 @@ import torch
 
 import unirl_env.functional as F
 from unirl_env.errors import ConfigError, UnirlError
-from unirl_env.models.flow_schedule import FlowSchedule
 from unirl_env.models.sd3 import SD3Denoiser
+from unirl_env.models.shared.flow_schedule import FlowSchedule
 
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 TOKENS = 1024
@@ -125,7 +125,7 @@ def test_the_ode_reproduces_a_pipeline_of_another_schedule_and_time(tiny_dir, tm
     """Karras spacing, and a network whose time runs to 500: the pipeline's latents, from the same noise."""
     from diffusers import StableDiffusion3Pipeline
 
-    from unirl_env.models.generate import draw_latents
+    from unirl_env.models.shared.generate import draw_latents
     from unirl_env.models.tiny.sd3 import TinySD3Denoiser
     from unirl_env.types import Prompt
 

@@ -7,7 +7,7 @@ from worlds import PROMPTS, PlainDenoiser, world
 import unirl_env.functional as F
 from unirl_env.envs.contexts import Contexts
 from unirl_env.errors import ConfigError, ShapeError
-from unirl_env.models.generate import draw_latents
+from unirl_env.models.shared.generate import draw_latents
 from unirl_env.policies.actor import FlowActor
 from unirl_env.rollouts.local import LocalRollout
 from unirl_env.types import Prompt

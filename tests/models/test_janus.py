@@ -8,7 +8,7 @@ from janus_cases import MAX_CONTEXT, rename, write_tiny_janus
 
 from unirl_env.errors import ConfigError, ContractError, ModelNotFound, PromptError
 from unirl_env.models import UNIFIED_MODELS
-from unirl_env.models.janus import Janus
+from unirl_env.models.janus.model import Janus
 from unirl_env.types import Prompt
 
 CAT = Prompt("a red cat")

@@ -5,8 +5,8 @@ import torch
 from janus_cases import rename, write_tiny_janus
 
 from unirl_env.errors import ConfigError, ModelNotFound
-from unirl_env.models import packed
-from unirl_env.models.janus import Janus
+from unirl_env.models.janus.model import Janus
+from unirl_env.models.shared import packed
 from unirl_env.policies.token_actor import TokenActor
 from unirl_env.policies.trained import LoRAConfig
 from unirl_env.types import Prompt

@@ -5,7 +5,7 @@ import torch
 from janus_cases import PROMPTS, ask, packed, write_tiny_janus
 
 from unirl_env.errors import ConfigError
-from unirl_env.models.janus import Janus
+from unirl_env.models.janus.model import Janus
 from unirl_env.policies.token_actor import TokenActor
 from unirl_env.rollouts.engines.local import LocalEngine
 

@@ -6,8 +6,8 @@ from janus_cases import PROMPTS, ask, packed, write_tiny_janus
 
 import unirl_env.functional as F
 from unirl_env.errors import ContractError, ShapeError
-from unirl_env.models.cache import roomy_cache
-from unirl_env.models.janus import Janus
+from unirl_env.models.janus.model import Janus
+from unirl_env.models.shared.cache import roomy_cache
 from unirl_env.policies.token_actor import TokenActor
 from unirl_env.policies.trained import LoRAConfig
 from unirl_env.rollouts.engines import Request

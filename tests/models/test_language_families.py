@@ -8,9 +8,9 @@ from language_cases import ALONE, LONG, PACKED, REFUSED, write
 from transformers import AutoModelForCausalLM
 
 from unirl_env.errors import ConfigError, ContractError, EngineError
-from unirl_env.models import packed
-from unirl_env.models.alone import read_alone, reads_alone
 from unirl_env.models.causal_lm import CausalLM
+from unirl_env.models.shared import packed
+from unirl_env.models.shared.alone import read_alone, reads_alone
 from unirl_env.policies.token_actor import TokenActor
 from unirl_env.rollouts.engines import Request
 from unirl_env.rollouts.engines.local import LocalEngine

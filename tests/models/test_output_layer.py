@@ -9,7 +9,7 @@ from torch import nn
 
 import unirl_env.functional as F
 from unirl_env.errors import ConfigError
-from unirl_env.models.output_layer import logit_scale, output_states, output_weight, require_no_cap
+from unirl_env.models.shared.output_layer import logit_scale, output_states, output_weight, require_no_cap
 
 
 def layer_of(bias, rank, dtype=torch.float32):

@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, Qwen3Config, Qwen3ForCausalLM
 
+from pretraining.qwen3_build import build_tiny_qwen3, save, tiny_tokenizer
 from unirl_env.errors import ContractError, ShapeError
-from unirl_env.models import packed
 from unirl_env.models.causal_lm import CausalLM
-from unirl_env.models.tiny.qwen3_build import build_tiny_qwen3, save, tiny_tokenizer
+from unirl_env.models.shared import packed
 
 LENGTHS = {
     "one to twelve": list(range(1, 13)),

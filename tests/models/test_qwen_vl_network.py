@@ -6,7 +6,7 @@ from vl_cases import ANSWERS, FAMILIES, PROMPTS, build, joined, plain, sequences
 
 from unirl_env.errors import ContractError
 from unirl_env.models.qwen_vl import QwenVL
-from unirl_env.models.vision import picture_features, picture_places
+from unirl_env.models.shared.vision import picture_features, picture_places
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

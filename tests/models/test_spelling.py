@@ -7,11 +7,11 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from pretraining.qwen3_build import tiny_tokenizer
 from unirl_env.envs.encodings import encode_prompts
 from unirl_env.errors import ConfigError, PromptError
 from unirl_env.models.causal_lm import CausalLM
-from unirl_env.models.spelling import UNKNOWN, Spelling
-from unirl_env.models.tiny.qwen3_build import tiny_tokenizer
+from unirl_env.models.shared.spelling import UNKNOWN, Spelling
 from unirl_env.types import Prompt
 
 CHANNEL = "{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endfor %}"

@@ -5,17 +5,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from unirl_env.envs.prompts import PromptSource
+from pretraining.enhancer_build import build_tiny_enhancer, enhancer_tokenizer
+from pretraining.enhancer_pretrain import evaluate, pretrain
+from pretraining.requests_data import FORMS, loose_rewrite, requests_of, vocabulary, write_prompts
 from unirl_env.models import LANGUAGE_MODELS
-from unirl_env.models.generate import draw_latents
+from unirl_env.models.shared.generate import draw_latents
 from unirl_env.models.tiny import enhancer_path
 from unirl_env.models.tiny.enhancer import TinyPromptEnhancer
-from unirl_env.models.tiny.enhancer_build import build_tiny_enhancer, enhancer_tokenizer
-from unirl_env.models.tiny.enhancer_pretrain import evaluate, pretrain
-from unirl_env.models.tiny.requests_data import FORMS, loose_rewrite, requests_of, vocabulary, write_prompts
 from unirl_env.models.tiny.sd3 import TinySD3Denoiser
+from unirl_env.prompts.shapes import parse_caption, split_captions
+from unirl_env.prompts.sources import PromptSource
 from unirl_env.rewards.pictures.shapes import ShapesScorer
-from unirl_env.shapes import parse_caption, split_captions
 from unirl_env.types import Prompt, Sample
 
 
@@ -132,7 +132,9 @@ class TestRequests:
     def test_the_script_writes_what_ships(self, tmp_path):
         write_prompts(tmp_path)
         for path in tmp_path.iterdir():
-            assert path.read_text() == (enhancer_path().parents[2] / "prompts" / path.name).read_text()
+            assert (
+                path.read_text() == (enhancer_path().parents[2] / "prompts" / "sets" / path.name).read_text()
+            )
         assert len(list(tmp_path.iterdir())) == 2
 
 

@@ -4,14 +4,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from unirl_env.envs.prompts import PromptSource
+from pretraining.qwen3_build import build_tiny_qwen3
+from pretraining.qwen3_pretrain import evaluate, likelihood, pretrain
+from pretraining.sums_data import split_sums
+from pretraining.word_problems import write_prompts
 from unirl_env.models import LANGUAGE_MODELS
 from unirl_env.models.tiny import qwen3_path
 from unirl_env.models.tiny.qwen3 import TinyQwen3
-from unirl_env.models.tiny.qwen3_build import build_tiny_qwen3
-from unirl_env.models.tiny.qwen3_pretrain import evaluate, likelihood, pretrain
-from unirl_env.models.tiny.sums_data import split_sums
-from unirl_env.models.tiny.word_problems import write_prompts
+from unirl_env.prompts.sources import PromptSource
 from unirl_env.types import Prompt
 
 SETS = ("math", "sums", "sums_tool")
@@ -104,7 +104,7 @@ class TestPromptSets:
     def test_the_script_writes_what_ships(self, tmp_path):
         write_prompts(tmp_path)
         for path in tmp_path.iterdir():
-            assert path.read_text() == (qwen3_path().parents[2] / "prompts" / path.name).read_text()
+            assert path.read_text() == (qwen3_path().parents[2] / "prompts" / "sets" / path.name).read_text()
         assert len(list(tmp_path.iterdir())) == 6
 
 

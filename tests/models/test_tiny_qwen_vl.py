@@ -10,12 +10,9 @@ import torch
 from PIL import Image
 
 import unirl_env
-from unirl_env.models.language import LanguageModel
-from unirl_env.models.tiny import qwen_vl_path
-from unirl_env.models.tiny.qwen_vl import TinyQwenVL
-from unirl_env.models.tiny.qwen_vl_build import build_tiny_qwen_vl
-from unirl_env.models.tiny.qwen_vl_pretrain import evaluate, pretrain
-from unirl_env.models.tiny.vqa_data import (
+from pretraining.qwen_vl_build import build_tiny_qwen_vl
+from pretraining.qwen_vl_pretrain import evaluate, pretrain
+from pretraining.vqa_data import (
     ANSWERS,
     HELD_OUT,
     KINDS,
@@ -26,12 +23,15 @@ from unirl_env.models.tiny.vqa_data import (
     sample_things,
     write_prompts,
 )
-from unirl_env.models.tiny.vqa_sheet import draw_sheet
-from unirl_env.pixels import load_picture
-from unirl_env.shapes import COLOURS, SHAPES
+from pretraining.vqa_sheet import draw_sheet
+from unirl_env.media.pixels import load_picture
+from unirl_env.models.tiny import qwen_vl_path
+from unirl_env.models.tiny.qwen_vl import TinyQwenVL
+from unirl_env.models.words import LanguageModel
+from unirl_env.prompts.shapes import COLOURS, SHAPES
 from unirl_env.types import Prompt
 
-PROMPTS = Path(unirl_env.__file__).parent / "prompts"
+PROMPTS = Path(unirl_env.__file__).parent / "prompts" / "sets"
 
 
 def rows_of(name):

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import unirl_env
-from unirl_env import shapes
+from pretraining.sd3_build import build_tiny_sd3
+from pretraining.sd3_pretrain import evaluate, pretrain
+from pretraining.shapes_data import loosen, sample_captions
 from unirl_env.models.tiny import sd3_path
-from unirl_env.models.tiny.sd3_build import MAX_TOKENS, build_tiny_sd3
-from unirl_env.models.tiny.sd3_pretrain import evaluate, pretrain
-from unirl_env.models.tiny.shapes_data import loosen, sample_captions
+from unirl_env.models.tiny.sd3 import MAX_TOKENS
+from unirl_env.prompts import shapes
 from unirl_env.rewards.pictures.shapes import ShapesScorer
 from unirl_env.types import Prompt, Sample
 
@@ -125,7 +126,7 @@ def test_loosened_captions_stay_in_the_grammar():
 
 
 def test_the_prompt_files_are_the_split():
-    folder = Path(unirl_env.__file__).parent / "prompts"
+    folder = Path(unirl_env.__file__).parent / "prompts" / "sets"
     names = ("train", "heldout", "hard")
     lines = {name: (folder / f"shapes_{name}.txt").read_text().splitlines() for name in names}
     assert lines["train"] == [c.text for c in TRAIN]

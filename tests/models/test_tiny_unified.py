@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from pretraining.unified_build import build_tiny_unified
+from pretraining.unified_data import plan_of
+from pretraining.unified_pretrain import Part, _Lessons, pretrain
+from pretraining.unified_sampling import evaluate, sample, shipped_prompts
 from unirl_env.models.tiny import sd3_path, unified_path
 from unirl_env.models.tiny.unified import TinyUnified
-from unirl_env.models.tiny.unified_build import build_tiny_unified
-from unirl_env.models.tiny.unified_data import plan_of
-from unirl_env.models.tiny.unified_pretrain import Part, _Lessons, pretrain
-from unirl_env.models.tiny.unified_sampling import evaluate, sample, shipped_prompts
+from unirl_env.prompts.shapes import parse_caption
 from unirl_env.rewards import ShapesScorer
-from unirl_env.shapes import parse_caption
 from unirl_env.types import Prompt
 
 SETS = ("unified_train", "unified_heldout", "unified_edits_train", "unified_edits_heldout")

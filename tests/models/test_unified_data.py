@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import unirl_env
-from unirl_env.envs.prompts import PromptSource
-from unirl_env.models.tiny.unified_data import (
+from pretraining.unified_data import (
     WORDS,
     captions,
     mistaken,
@@ -18,12 +17,13 @@ from unirl_env.models.tiny.unified_data import (
     sample_edit,
     write_prompts,
 )
-from unirl_env.pixels import load_picture
+from unirl_env.media.pixels import load_picture
+from unirl_env.prompts.shapes import parse_caption
+from unirl_env.prompts.sources import PromptSource
 from unirl_env.rewards import PlanScorer, ShapesScorer
-from unirl_env.shapes import parse_caption
 from unirl_env.types import Prompt, Sample
 
-PROMPTS = Path(unirl_env.__file__).parent / "prompts"
+PROMPTS = Path(unirl_env.__file__).parent / "prompts" / "sets"
 SIZES = {"unified_train": 243, "unified_heldout": 54, "unified_edits_train": 162, "unified_edits_heldout": 45}
 
 

@@ -10,7 +10,7 @@ from unirl_env.errors import ConfigError, ContractError
 from unirl_env.models import UNIFIED_MODELS, Denoiser, LanguageModel
 from unirl_env.models.tiny import qwen3_path
 from unirl_env.models.tiny.unified import TinyUnified
-from unirl_env.models.unified_flow import UnifiedFlow
+from unirl_env.models.unified_flow.model import UnifiedFlow
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ from unified_cases import PICTURE, PROMPTS, latents, scattered
 
 from unirl_env.errors import PromptError
 from unirl_env.models.tiny.unified import TinyUnified
-from unirl_env.models.unified_network import patches_of
-from unirl_env.packing import pack_prefixes
+from unirl_env.models.unified_flow.network import patches_of
+from unirl_env.policies.packing import pack_prefixes
 from unirl_env.policies.token_actor import TokenActor
 from unirl_env.rollouts.engines.base import Request
 from unirl_env.rollouts.engines.local import LocalEngine

@@ -3,7 +3,7 @@
 import torch
 from PIL import Image
 
-from unirl_env.models.tiny.qwen_vl_build import tiny_qwen_vl_parts
+from pretraining.qwen_vl_build import tiny_qwen_vl_parts
 from unirl_env.types import Prompt
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")

@@ -12,10 +12,10 @@ from plain_ring import Rings
 from unirl_env.agents import DRPOConfig, FlowDPPOConfig, GRPOConfig, GSPOConfig
 from unirl_env.agents.phases import KINDS, LATENTS, Losses, PhaseKind
 from unirl_env.errors import ConfigError
-from unirl_env.ids import IDS
 from unirl_env.modes import MODES, Mode, mode_of
 from unirl_env.modes.playing import Playing
 from unirl_env.registry import Registry
+from unirl_env.worlds.ids import IDS
 
 SHIPPED = ["ar", "diffusion", "mdp", "pe", "unified_model"]
 

@@ -5,7 +5,7 @@ import pytest
 
 from unirl_env.errors import ConfigError
 from unirl_env.modes import MODES
-from unirl_env.preflight import preflight
+from unirl_env.run.preflight import preflight
 from unirl_env.train import settings
 
 PROCESS = [

@@ -6,9 +6,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3VLForConditionalGeneration
 
 import unirl_env.functional as F
+from pretraining.qwen3_build import tiny_tokenizer
 from unirl_env.errors import ConfigError
 from unirl_env.models.causal_lm import CausalLM
-from unirl_env.models.tiny.qwen3_build import tiny_tokenizer
 from unirl_env.models.tiny.qwen_vl import TinyQwenVL
 from unirl_env.models.tiny.unified import TinyUnified
 from unirl_env.policies.hybrid_actor import HybridActor

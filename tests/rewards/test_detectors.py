@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from unirl_env import shapes
 from unirl_env.errors import ConfigError, ModelNotFound
+from unirl_env.prompts import shapes
 from unirl_env.rewards import build_scorer
 from unirl_env.rewards.pictures import detectors
 from unirl_env.rewards.pictures.detections import Detection

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from unirl_env import shapes
 from unirl_env.errors import ConfigError, ContractError
+from unirl_env.prompts import shapes
 from unirl_env.rewards import build_scorer
 from unirl_env.rewards.pictures.detections import Detection, relations
 from unirl_env.rewards.pictures.geneval import GenEvalScorer

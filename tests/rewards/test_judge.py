@@ -149,7 +149,7 @@ def test_the_same_question_is_asked_once():
 
 
 def test_a_picture_is_sent_as_it_is_and_decides_the_answer():
-    from unirl_env.pixels import load_picture
+    from unirl_env.media.pixels import load_picture
 
     pictures = [torch.rand(3, 8, 6, generator=torch.Generator().manual_seed(n)) for n in range(2)]
     broken = torch.full((3, 8, 6), math.nan)

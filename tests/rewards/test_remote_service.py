@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import unirl_env  # noqa: F401
-from unirl_env import shapes
 from unirl_env.errors import ConfigError, ContractError
+from unirl_env.prompts import shapes
 from unirl_env.rewards import RemoteScorer, build_scorer, score_safely
 from unirl_env.rewards.wire import Limits
 from unirl_env.types import Prompt, Sample, Scores

@@ -2,8 +2,7 @@
 
 import pytest
 
-from unirl_env import masks
-from unirl_env.errors import ConfigError
+from unirl_env.errors import ConfigError, masks
 from unirl_env.rewards import build_scorer
 from unirl_env.rewards.secrets import remember_environment, resolved
 from unirl_env.rollouts.engines.wire import Wire

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from unirl_env import shapes
 from unirl_env.errors import ScorerError
+from unirl_env.prompts import shapes
 from unirl_env.rewards.pictures.shapes import ShapesScorer, TemplateScorer
 from unirl_env.types import Prompt, Sample
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from pretraining.vqa_data import KINDS, ask, draw_things, sample_things
 from unirl_env.models.tiny import qwen_vl_path
-from unirl_env.models.tiny.vqa_data import KINDS, ask, draw_things, sample_things
 from unirl_env.rewards.learned.vqa import VQAScore
 from unirl_env.rewards.learned.vqa_reading import rows_for
 from unirl_env.types import Prompt, Sample

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unirl_env.errors import WireError
-from unirl_env.pixels import load_picture
+from unirl_env.media.pixels import load_picture
 from unirl_env.rewards.wire import PROTOCOL, ScoreRequest, decode_request, encode_request
 from unirl_env.types import Prompt, Sample
 

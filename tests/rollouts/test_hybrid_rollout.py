@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from unirl_env.build import make_vector_env
-from unirl_env.envs.prompts import PromptSource
 from unirl_env.models.tiny.unified import TinyUnified
 from unirl_env.policies.actor import FlowActor
 from unirl_env.policies.hybrid_actor import HybridActor
 from unirl_env.policies.token_actor import TokenActor
+from unirl_env.prompts.sources import PromptSource
 from unirl_env.rollouts.engines.local import LocalEngine
 from unirl_env.rollouts.hybrid import HybridRollout
 from unirl_env.rollouts.local import LocalRollout
 from unirl_env.rollouts.tokens import TokenRollout
 from unirl_env.types import Prompt
+from unirl_env.worlds import make_vector_env
 
 SHARED = {"array_backend": "torch", "autoreset_mode": "disabled", "prompts": "unified_train"}
 DRAWN = {"name": "pictured", "scorer": "shapes"}

@@ -7,13 +7,13 @@ import pytest
 import torch
 from toy import POINTS, PointDenoiser, make_points, nearness
 
-from unirl_env.build import make_env, make_vector_env
-from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import ConfigError, ScorerError
 from unirl_env.policies.actor import FlowActor
+from unirl_env.prompts.sources import PromptSource
 from unirl_env.rewards.background import Background, PendingScores, settled
 from unirl_env.rollouts.local import LocalRollout
 from unirl_env.types import Scores
+from unirl_env.worlds import make_env, make_vector_env
 from unirl_env.wrappers.reward import RewardWrapper
 
 

@@ -7,8 +7,8 @@ import torch
 from toy import POINTS, toy_config
 
 from unirl_env.agents import FlowDPPOConfig
-from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import ContractError, StaleWeights
+from unirl_env.prompts.sources import PromptSource
 from unirl_env.rollouts.runner import GenerativeEnvRunner
 
 

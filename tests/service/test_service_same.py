@@ -8,7 +8,7 @@ import pytest
 import torch
 from service_cases import client, made, tensors
 
-from unirl_env import shapes
+from unirl_env.prompts import shapes
 from unirl_env.rewards import build_scorer
 from unirl_env.rewards.scoring import score_safely
 from unirl_env.rewards.wire import scores_from_json

@@ -11,7 +11,7 @@ from worlds import PlainDenoiser
 
 import unirl_env.functional as F
 from unirl_env.errors import ConfigError, ContractError
-from unirl_env.models.generate import draw_latents
+from unirl_env.models.shared.generate import draw_latents
 from unirl_env.types import Prompt, Scores
 from unirl_env.wrappers import DrawWrapper, RewardWrapper
 from unirl_env.wrappers.draw import FrozenNetwork

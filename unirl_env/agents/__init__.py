@@ -2,8 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from unirl_env.lazy import lazily
-from unirl_env.registry import Registry
+from unirl_env.registry import Registry, lazily
 
 if TYPE_CHECKING:
     from unirl_env.agents.base import Agent
@@ -12,10 +11,10 @@ if TYPE_CHECKING:
     from unirl_env.agents.flow_dppo import FlowDPPO, FlowDPPOConfig
     from unirl_env.agents.grpo import GRPO, GRPOConfig
     from unirl_env.agents.gspo import GSPO, GSPOConfig
-    from unirl_env.agents.hacking_callback import HackingCallback
     from unirl_env.agents.loss import Context, Loss, Metric
     from unirl_env.agents.rows import Rows
     from unirl_env.functional import SDEStep, TokenStep
+    from unirl_env.monitor.callback import HackingCallback
 
 __all__ = [
     "AGENTS",

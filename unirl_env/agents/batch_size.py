@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from unirl_env.checks import whole
+from unirl_env.arguments.values import whole
 from unirl_env.errors import ConfigError
 
 __all__ = ["BatchSize"]

@@ -10,21 +10,14 @@ from unirl_env.agents.evaluation import check_evaluation
 from unirl_env.agents.loss import check_loss
 from unirl_env.agents.phases import KINDS
 from unirl_env.agents.settings import check_groups, rebuilt
-from unirl_env.checks import whole
-from unirl_env.config import AgentSettings, RolloutSettings
-from unirl_env.config.together import check_shares
+from unirl_env.arguments.values import whole
 from unirl_env.errors import ConfigError
 from unirl_env.rollouts.callbacks import check_callbacks
-from unirl_env.rollouts.engines import ENGINES
 from unirl_env.rollouts.engines.options import check_engine_options
+from unirl_env.settings import AgentSettings, RolloutSettings
+from unirl_env.settings.together import check_shares
 
-__all__ = [
-    "check_latents",
-    "check_settings",
-    "check_tokens",
-    "warn_of_idle_clip",
-    "warn_of_settings",
-]
+__all__ = ["check_settings", "warn_of_idle_clip", "warn_of_settings"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,36 +45,6 @@ def check_settings(config: Any) -> None:
     _check_phases(config)
     check_evaluation(config)
     check_callbacks(config)
-
-
-def check_latents(config: Any) -> None:
-    """Refuse settings that cannot work where latents are denoised.
-
-    Raises:
-        ConfigError: Naming the setting, its value and the remedy.
-    """
-    if config.engine != "local":
-        raise ConfigError(
-            f"`engine` must be 'local' where latents are denoised, got {config.engine!r}: vLLM and SGLang "
-            "generate tokens."
-        )
-    try:
-        config.trained_steps(0)
-    except ConfigError as error:
-        raise ConfigError(
-            f"`steps` must leave a step to train of the {config.num_steps} denoising steps of an "
-            f"episode: {error}"
-        ) from error
-
-
-def check_tokens(config: Any) -> None:
-    """Refuse settings that cannot work where tokens are generated.
-
-    Raises:
-        ConfigError: Naming the setting, its value and the remedy.
-    """
-    if config.engine not in ENGINES:
-        ENGINES.get(config.engine)  # a dotted path of the user's own, or an error that says so
 
 
 def warn_of_settings(config: Any) -> None:

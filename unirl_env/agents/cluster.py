@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from unirl_env.checks import require_number
+from unirl_env.arguments.values import require_number
 from unirl_env.errors import ClusterError
 
 __all__ = ["make_room", "start_ray", "wanted_bundles"]

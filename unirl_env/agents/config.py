@@ -23,7 +23,7 @@ from unirl_env.agents.settings import NESTED, defaults, laid_over
 from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
 from unirl_env.rollouts.runner import GenerativeEnvRunner
-from unirl_env.world import ForeignWorld, World
+from unirl_env.worlds.world import ForeignWorld, World
 
 __all__ = ["AgentConfig", "Loss"]
 
@@ -45,7 +45,7 @@ class AgentConfig(OfMode, EpochSettings, EvaluationSettings, BatchSize, Algorith
     engine_anchor: ClassVar[str] = "replay"  # The `anchor` of engines other than the local one.
 
     knobs: ClassVar[type | None] = None
-    """A dataclass of the algorithm's own settings, made as those of `unirl_env.config` are. They are
+    """A dataclass of the algorithm's own settings, made as those of `unirl_env.settings` are. They are
     attributes, too, after those of the classes that this one derives from; so is what `__init__` sets."""
     own_aggregate: ClassVar[str] = "token_mean"
     """How tokens of texts of unequal length are weighed where `aggregate` is None."""

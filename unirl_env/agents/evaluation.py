@@ -16,9 +16,9 @@ from typing import Any
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 import unirl_env.functional as F
-from unirl_env.checks import whole
-from unirl_env.envs.prompts import PromptSource
+from unirl_env.arguments.values import whole
 from unirl_env.errors import ConfigError
+from unirl_env.prompts.sources import PromptSource
 from unirl_env.types import Prompt
 
 __all__ = ["Evaluation", "EvaluationSettings", "check_evaluation"]

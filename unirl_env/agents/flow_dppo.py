@@ -13,9 +13,9 @@ from unirl_env.agents.config import AgentConfig
 from unirl_env.agents.loss import Context, Loss
 from unirl_env.agents.rows import Rows
 from unirl_env.agents.units import check_either, per_element, threshold
-from unirl_env.config import Settings, setting
 from unirl_env.episode import Phase
 from unirl_env.functional import SDEStep, TokenStep
+from unirl_env.settings import Settings, setting
 
 __all__ = ["FlowDPPO", "FlowDPPOConfig", "FlowDPPOKnobs"]
 

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from gymnasium.envs.registration import EnvSpec
 
-from unirl_env.checks import whole
-from unirl_env.envs.prompts import PromptSource
+from unirl_env.arguments.values import whole
 from unirl_env.errors import ConfigError
-from unirl_env.registration import OURS, full_id, recall, spec_of
-from unirl_env.world import ForeignWorld, World, world_of
-from unirl_env.world_arguments import check_words
+from unirl_env.prompts.sources import PromptSource
+from unirl_env.worlds.arguments import check_words
+from unirl_env.worlds.registration import OURS, full_id, recall, spec_of
+from unirl_env.worlds.world import ForeignWorld, World, world_of
 
 __all__ = ["env_spec", "normalize", "prompts_of", "runners_options", "runners_world"]
 

@@ -11,10 +11,10 @@ from unirl_env.agents.base import Agent
 from unirl_env.agents.config import AgentConfig
 from unirl_env.agents.loss import Context, Loss
 from unirl_env.agents.rows import Rows
-from unirl_env.config import Settings, setting
 from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
 from unirl_env.functional import TokenStep
+from unirl_env.settings import Settings, setting
 
 __all__ = ["GSPO", "GSPOConfig", "GSPOKnobs"]
 

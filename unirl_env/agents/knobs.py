@@ -6,9 +6,9 @@ import dataclasses
 import inspect
 from typing import Any
 
-from unirl_env.checks import like_default
-from unirl_env.config.fields import check_values
+from unirl_env.arguments.values import like_default
 from unirl_env.errors import ConfigError
+from unirl_env.settings.fields import check_values
 
 __all__ = ["check_knobs", "check_plain_knobs", "knob_defaults", "knob_kinds"]
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from unirl_env.agents.alarm import SAME
-from unirl_env.agents.diversity import diversity
-from unirl_env.agents.score_metrics import score_metrics
 from unirl_env.agents.update import PhaseUpdate, Update
 from unirl_env.episode import EpisodeBatch
+from unirl_env.monitor.alarm import SAME
+from unirl_env.monitor.diversity import diversity
+from unirl_env.monitor.score_metrics import score_metrics
 
 __all__ = ["phase_metrics", "rollout_metrics", "update_metrics"]
 

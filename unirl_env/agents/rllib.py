@@ -22,9 +22,9 @@ from unirl_env.agents.cluster import make_room
 from unirl_env.agents.config import AgentConfig
 from unirl_env.agents.evaluation import Evaluation
 from unirl_env.agents.results import log_episodes
-from unirl_env.agents.score_metrics import score_metrics
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import CheckpointError, ClusterError
+from unirl_env.monitor.score_metrics import score_metrics
 from unirl_env.rollouts.callbacks import episode_lengths, has_runner_callbacks
 from unirl_env.rollouts.calls import call_runners
 from unirl_env.types import Prompt, Scores

@@ -11,7 +11,7 @@ from torch import Tensor
 from unirl_env.agents.shards import Shard
 from unirl_env.episode import Phase
 from unirl_env.errors import ContractError, ShapeError
-from unirl_env.packing import pack_continuations, sequence_lengths
+from unirl_env.policies.packing import pack_continuations, sequence_lengths
 
 __all__ = [
     "Rows",

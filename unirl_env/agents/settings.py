@@ -13,9 +13,9 @@ from typing import Any
 from ray.tune.search.sample import Domain
 
 from unirl_env.agents.knobs import check_knobs, check_plain_knobs, knob_defaults, knob_kinds
-from unirl_env.config import AgentSettings, PolicySettings, RolloutSettings, StepSettings
-from unirl_env.config.fields import python_name
 from unirl_env.errors import ConfigError
+from unirl_env.settings import AgentSettings, PolicySettings, RolloutSettings, StepSettings
+from unirl_env.settings.fields import python_name
 
 __all__ = ["FLAT", "NESTED", "check_groups", "defaults", "laid_over", "rebuilt", "take_over"]
 

@@ -5,11 +5,11 @@ from unirl_env.envs.checks import check_vector_env
 from unirl_env.envs.denoise import DenoiseVectorEnv
 from unirl_env.envs.hybrid import HybridVectorEnv
 from unirl_env.envs.mdp import MDPVectorEnv
-from unirl_env.envs.prompts import PromptSource
 from unirl_env.envs.single import SingleEnv
 from unirl_env.envs.snapshot import Snapshot
 from unirl_env.envs.tokens import WAIT, TokenVectorEnv
 from unirl_env.envs.tools import Calculator
+from unirl_env.prompts.sources import PromptSource
 
 __all__ = [
     "WAIT",

@@ -16,7 +16,7 @@ from unirl_env.envs.activity import Activity
 from unirl_env.envs.roster import Roster
 from unirl_env.errors import ConfigError, ContractError, ShapeError
 from unirl_env.functional.noise import INITIAL
-from unirl_env.models.mdp import MDP, Noise
+from unirl_env.models.process import MDP, Noise
 from unirl_env.types import Sample
 
 __all__ = ["Acting"]

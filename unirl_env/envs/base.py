@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from gymnasium.error import ResetNeeded
 
-from unirl_env.checks import truth, whole
+from unirl_env.arguments.indices import as_indices
+from unirl_env.arguments.values import truth, whole
 from unirl_env.envs.by_snapshot import BySnapshot
 from unirl_env.envs.course import Course
 from unirl_env.envs.info import identity, of_samples
@@ -30,10 +31,9 @@ from unirl_env.envs.options import (
     require_same_size,
     restarting_rows,
 )
-from unirl_env.envs.prompts import MAX_CHARACTERS, PromptSource
 from unirl_env.envs.roster import Roster
 from unirl_env.envs.snapshot import Snapshot, facts_of, require_like
-from unirl_env.indices import as_indices
+from unirl_env.prompts.sources import MAX_CHARACTERS, PromptSource
 from unirl_env.types import Prompt, Sample
 
 __all__ = ["GenerativeVectorEnv"]

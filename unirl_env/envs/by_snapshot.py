@@ -7,7 +7,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from unirl_env.copies import KeepsArguments, carried, carried_spec
+from unirl_env.arguments.copies import KeepsArguments, carried, carried_spec
 
 __all__ = ["SPACES", "BySnapshot", "draws_of", "set_draws"]
 

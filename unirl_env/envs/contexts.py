@@ -10,7 +10,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from unirl_env.envs.readings import Readings, prompt_key
-from unirl_env.models.base import NEGATIVE, Denoiser
+from unirl_env.models.denoiser import NEGATIVE, Denoiser
 from unirl_env.types import Prompt
 
 __all__ = ["Contexts", "context_spaces"]

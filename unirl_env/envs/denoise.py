@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from unirl_env.arguments import ENVIRONMENTS
-from unirl_env.checks import truth, whole
+from unirl_env.arguments.names import ENVIRONMENTS
+from unirl_env.arguments.values import truth, whole
 from unirl_env.envs.activity import ActivityVectorEnv
 from unirl_env.envs.contexts import Contexts
 from unirl_env.envs.denoising import Denoising
-from unirl_env.models.base import Denoiser
+from unirl_env.models.denoiser import Denoiser
 
 __all__ = ["DenoiseVectorEnv"]
 

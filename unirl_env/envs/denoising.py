@@ -11,13 +11,13 @@ from gymnasium import spaces
 from torch import Tensor
 
 import unirl_env.functional as F
+from unirl_env.arguments.indices import as_indices
 from unirl_env.envs.activity import Activity
 from unirl_env.envs.contexts import context_spaces
 from unirl_env.envs.roster import Roster
 from unirl_env.errors import ConfigError, ContractError, ShapeError
 from unirl_env.functional.noise import INITIAL
-from unirl_env.indices import as_indices
-from unirl_env.models.base import Denoiser
+from unirl_env.models.denoiser import Denoiser
 from unirl_env.types import Prompt, Sample
 
 __all__ = ["Denoising", "NextLatents"]

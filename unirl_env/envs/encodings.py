@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 
 from unirl_env.errors import PromptError
-from unirl_env.models.language import Encoded, LanguageModel
+from unirl_env.models.words import Encoded, LanguageModel
 from unirl_env.types import Prompt
 
 __all__ = ["encode_prompts", "input_limits", "padded_inputs", "space_of"]

@@ -9,8 +9,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from unirl_env.arguments import ENVIRONMENTS
-from unirl_env.checks import truth, whole
+from unirl_env.arguments.names import ENVIRONMENTS
+from unirl_env.arguments.values import truth, whole
 from unirl_env.envs.activity import ActivityVectorEnv
 from unirl_env.envs.denoising import Denoising
 from unirl_env.envs.hybrid_acts import hybrid_act
@@ -20,8 +20,8 @@ from unirl_env.envs.roster import Roster
 from unirl_env.envs.two_phases import TwoPhases
 from unirl_env.envs.writing import Writing
 from unirl_env.errors import ConfigError, ContractError, PromptError
-from unirl_env.models.language import Encoded
 from unirl_env.models.unified import UnifiedModel
+from unirl_env.models.words import Encoded
 from unirl_env.types import Prompt
 
 __all__ = ["NUM_STEPS", "HybridVectorEnv"]

@@ -10,7 +10,7 @@ from torch import Tensor
 from unirl_env.envs.contexts import Contexts
 from unirl_env.envs.readings import Readings, prompt_key
 from unirl_env.errors import ContractError
-from unirl_env.models.base import NEGATIVE
+from unirl_env.models.denoiser import NEGATIVE
 from unirl_env.models.unified import UnifiedModel
 from unirl_env.types import Prompt
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unirl_env.arguments.indices import as_array
 from unirl_env.envs.contract import told
 from unirl_env.envs.roster import Roster
-from unirl_env.indices import as_array
 from unirl_env.types import Sample, Scores
 
 __all__ = ["folded", "identity", "of_row", "of_samples", "of_scores", "teach_gymnasium_text", "told"]

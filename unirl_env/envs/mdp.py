@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from unirl_env.arguments import ENVIRONMENTS
-from unirl_env.checks import whole
+from unirl_env.arguments.names import ENVIRONMENTS
+from unirl_env.arguments.values import whole
 from unirl_env.envs.acting import Acting
 from unirl_env.envs.activity import ActivityVectorEnv
 from unirl_env.errors import ConfigError
-from unirl_env.models.mdp import MDP
+from unirl_env.models.process import MDP
 
 __all__ = ["MDPVectorEnv"]
 

@@ -9,10 +9,10 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
 
-from unirl_env.checks import as_whole, whole
-from unirl_env.envs.prompts import as_prompts
+from unirl_env.arguments.indices import as_indices, as_mask
+from unirl_env.arguments.values import as_whole, whole
 from unirl_env.errors import ConfigError
-from unirl_env.indices import as_indices, as_mask
+from unirl_env.prompts.sources import as_prompts
 from unirl_env.types import Prompt
 
 __all__ = [

@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from unirl_env.copies import carried_spec
+from unirl_env.arguments.copies import carried_spec
 from unirl_env.envs.by_snapshot import draws_of, set_draws
 from unirl_env.envs.contract import told
 from unirl_env.envs.info import of_row

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from unirl_env.checks import is_whole
+from unirl_env.arguments.values import is_whole
 from unirl_env.envs.course import Course
 from unirl_env.envs.roster import Roster
 from unirl_env.errors import ContractError

@@ -6,14 +6,14 @@ from typing import Any
 
 from gymnasium.vector import AutoresetMode
 
-from unirl_env.arguments import ENVIRONMENTS
-from unirl_env.checks import truth, whole
+from unirl_env.arguments.names import ENVIRONMENTS
+from unirl_env.arguments.values import truth, whole
 from unirl_env.envs.activity import ActivityVectorEnv
 from unirl_env.envs.conversation import WAIT
 from unirl_env.envs.tools import Tool
 from unirl_env.envs.writing import Writing
 from unirl_env.errors import ConfigError
-from unirl_env.models.language import Encoded, LanguageModel
+from unirl_env.models.words import Encoded, LanguageModel
 
 __all__ = ["MAX_NEW_TOKENS", "MAX_PROMPT_TOKENS", "WAIT", "TokenVectorEnv"]
 

@@ -15,7 +15,7 @@ from unirl_env.envs.conversation import Conversation, checked_tokens
 from unirl_env.envs.encodings import encode_prompts, input_limits, padded_inputs, space_of
 from unirl_env.envs.roster import Roster
 from unirl_env.envs.tools import Tool, ask_tool
-from unirl_env.models.language import Encoded, LanguageModel
+from unirl_env.models.words import Encoded, LanguageModel
 from unirl_env.types import Sample
 
 __all__ = ["Said", "Writing"]

@@ -1,10 +1,10 @@
 """Model families: adapters that tell an environment and a policy how a model encodes, denoises, decodes."""
 
-from unirl_env.models.base import Denoiser
-from unirl_env.models.language import Encoded, LanguageModel
-from unirl_env.models.language_check import LanguageModelReport, check_language_model
-from unirl_env.models.mdp import MDP
+from unirl_env.models.denoiser import Denoiser
+from unirl_env.models.process import MDP
+from unirl_env.models.shared.language_check import LanguageModelReport, check_language_model
 from unirl_env.models.unified import PictureTokens, UnifiedModel
+from unirl_env.models.words import Encoded, LanguageModel
 from unirl_env.registry import Registry
 
 __all__ = [
@@ -50,8 +50,8 @@ UNIFIED_MODELS = Registry(
         "bagel": "unirl_env.models.bagel:Bagel",
         "composed": "unirl_env.models.composed:Composed",
         "hunyuan_image3": "unirl_env.models.hunyuan_image3:HunyuanImage3",
-        "janus": "unirl_env.models.janus:Janus",
+        "janus": "unirl_env.models.janus.model:Janus",
         "tiny_unified": "unirl_env.models.tiny.unified:TinyUnified",
-        "unified_flow": "unirl_env.models.unified_flow:UnifiedFlow",
+        "unified_flow": "unirl_env.models.unified_flow.model:UnifiedFlow",
     },
 )

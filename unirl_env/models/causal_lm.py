@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unirl_env.checks import truth
+from unirl_env.arguments.values import truth
 from unirl_env.errors import ConfigError, PromptError
-from unirl_env.models.alone import reads_alone
-from unirl_env.models.borders import longest_text
-from unirl_env.models.causal_network import CausalNetwork
-from unirl_env.models.exports import write_adapters, write_weights
-from unirl_env.models.language import Encoded, LanguageModel
-from unirl_env.models.loading import complete, load, not_found
 from unirl_env.models.options import as_dtype
-from unirl_env.models.output_layer import output_weight
-from unirl_env.models.spelling import Spelling
-from unirl_env.models.templates import check_rows, check_template, rendered, spelling_of
+from unirl_env.models.shared.alone import reads_alone
+from unirl_env.models.shared.borders import longest_text
+from unirl_env.models.shared.causal_network import CausalNetwork
+from unirl_env.models.shared.exports import write_adapters, write_weights
+from unirl_env.models.shared.loading import complete, load, not_found
+from unirl_env.models.shared.output_layer import output_weight
+from unirl_env.models.shared.spelling import Spelling
+from unirl_env.models.shared.templates import check_rows, check_template, rendered, spelling_of
+from unirl_env.models.words import Encoded, LanguageModel
 from unirl_env.types import Prompt
 
 __all__ = ["CausalLM"]

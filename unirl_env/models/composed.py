@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from unirl_env.errors import ConfigError
-from unirl_env.models.base import Denoiser
-from unirl_env.models.language import Encoded, LanguageModel
+from unirl_env.models.denoiser import Denoiser
 from unirl_env.models.making import make_model
 from unirl_env.models.unified import UnifiedModel
+from unirl_env.models.words import Encoded, LanguageModel
 from unirl_env.types import Prompt, Sample
 
 __all__ = ["Composed", "Painter", "TwoNetworks", "Writer"]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import unirl_env.functional as F
-from unirl_env.checks import number
+from unirl_env.arguments.values import number
 from unirl_env.functional.mixtures import GaussianMixture, mixture_velocity
-from unirl_env.models.base import Denoiser
+from unirl_env.models.denoiser import Denoiser
 from unirl_env.types import Prompt, Sample
 
 __all__ = ["GaussianMixtureDenoiser", "MixtureNetwork"]

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from unirl_env.arguments import MODEL_OPTIONS
+from unirl_env.arguments.names import MODEL_OPTIONS
 from unirl_env.errors import ConfigError, ContractError, UnknownArgument
-from unirl_env.models.base import Denoiser
-from unirl_env.models.language import LanguageModel
-from unirl_env.models.mdp import MDP
+from unirl_env.models.denoiser import Denoiser
+from unirl_env.models.process import MDP
 from unirl_env.models.unified import UnifiedModel
+from unirl_env.models.words import LanguageModel
 from unirl_env.registry import Registry
 
 __all__ = ["check_options", "is_model", "label_of", "make_model", "model_class"]

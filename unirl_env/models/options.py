@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from unirl_env.arguments import FAMILIES, MODEL_OPTIONS
+from unirl_env.arguments.names import FAMILIES, MODEL_OPTIONS
 from unirl_env.errors import ConfigError
 
 __all__ = ["ModelChoice", "as_dtype", "model_choice"]

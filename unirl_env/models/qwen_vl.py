@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unirl_env.checks import truth
+from unirl_env.arguments.values import truth
 from unirl_env.errors import ConfigError, PromptError
-from unirl_env.models import packed
+from unirl_env.media.pixels import load_picture
 from unirl_env.models.causal_lm import CausalLM
-from unirl_env.models.exports import write_adapters, write_weights
-from unirl_env.models.faithful import hold
-from unirl_env.models.language import Encoded, LanguageModel
-from unirl_env.models.loading import complete, load
-from unirl_env.models.output_layer import output_states
-from unirl_env.models.templates import rendered
-from unirl_env.models.vision import picture_features, picture_places, widened
-from unirl_env.pixels import load_picture
+from unirl_env.models.shared import packed
+from unirl_env.models.shared.exports import write_adapters, write_weights
+from unirl_env.models.shared.faithful import hold
+from unirl_env.models.shared.loading import complete, load
+from unirl_env.models.shared.output_layer import output_states
+from unirl_env.models.shared.templates import rendered
+from unirl_env.models.shared.vision import picture_features, picture_places, widened
+from unirl_env.models.words import Encoded, LanguageModel
 from unirl_env.types import Prompt
 
 __all__ = ["QwenVL"]

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unirl_env.checks import truth, whole
+from unirl_env.arguments.values import truth, whole
 from unirl_env.errors import ConfigError, ModelNotFound
-from unirl_env.models.base import Denoiser
-from unirl_env.models.exports import in_order, settle_header
-from unirl_env.models.flow_schedule import FlowSchedule, require_scheduler
-from unirl_env.models.loading import cause_of, complete, public
-from unirl_env.models.lots import in_lots, pictures_at_once
+from unirl_env.errors.quiet import quiet_loading, unheard
+from unirl_env.models.denoiser import Denoiser
 from unirl_env.models.options import as_dtype
-from unirl_env.quiet import quiet_loading, unheard
+from unirl_env.models.shared.exports import in_order, settle_header
+from unirl_env.models.shared.flow_schedule import FlowSchedule, require_scheduler
+from unirl_env.models.shared.loading import cause_of, complete, public
+from unirl_env.models.shared.lots import in_lots, pictures_at_once
 from unirl_env.types import Prompt, Sample
 
 __all__ = ["SD3Denoiser"]

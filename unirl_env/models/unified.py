@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from unirl_env.copies import FromArguments
-from unirl_env.models.base import Denoiser, identity_of
-from unirl_env.models.language import LanguageModel
+from unirl_env.arguments.copies import FromArguments
+from unirl_env.models.denoiser import Denoiser, identity_of
+from unirl_env.models.words import LanguageModel
 from unirl_env.types import Prompt, Sample
 
 __all__ = ["PictureTokens", "UnifiedModel"]

@@ -8,10 +8,9 @@ from typing import Any
 
 from unirl_env.errors import ConfigError
 from unirl_env.modes.mode import Mode
-from unirl_env.registration import spec_of
 from unirl_env.registry import Registry
 
-__all__ = ["MODES", "Mode", "mode_of", "mode_of_run"]
+__all__ = ["MODES", "Mode", "mode_of"]
 
 MODES = Registry(
     "mode",
@@ -58,18 +57,6 @@ def mode_of(arguments: Mapping[str, Any]) -> Mode:
     if lacking := [name for name in ("name", "argument", "environment") if not hasattr(found, name)]:
         raise ConfigError(f"`mode` must say its `{lacking[0]}`, which {type(found).__name__} does not.")
     return found
-
-
-def mode_of_run(cfg: Any) -> Mode:
-    """The mode of a run's environment, from its id and `model.options`.
-
-    Args:
-        cfg: A `RunConfig`.
-
-    Raises:
-        ConfigError: If there is no such id, or its mode is none.
-    """
-    return mode_of({**spec_of(cfg.model.env, "model.env").kwargs, **cfg.model.options})
 
 
 def _implied(arguments: Mapping[str, Any]) -> str:

@@ -6,11 +6,12 @@ from typing import Any, ClassVar
 
 from unirl_env.envs.denoise import DenoiseVectorEnv
 from unirl_env.episode import EpisodeBatch
+from unirl_env.errors import ConfigError
 from unirl_env.models import DENOISERS
 from unirl_env.modes.mode import MakeEnv, Mode
 from unirl_env.rollouts.local import LocalRollout
 
-__all__ = ["DENOISING", "Denoising"]
+__all__ = ["DENOISING", "Denoising", "check_latents"]
 
 
 class Denoising(Mode):
@@ -75,9 +76,27 @@ class Denoising(Mode):
 
     def check(self, config: Any) -> None:
         """Steps and engine."""
-        from unirl_env.agents.checks import check_latents
-
         check_latents(config)
+
+
+def check_latents(config: Any) -> None:
+    """Refuse settings of an agent that cannot work where latents are denoised.
+
+    Raises:
+        ConfigError: Naming the setting, its value and the remedy.
+    """
+    if config.engine != "local":
+        raise ConfigError(
+            f"`engine` must be 'local' where latents are denoised, got {config.engine!r}: vLLM and SGLang "
+            "generate tokens."
+        )
+    try:
+        config.trained_steps(0)
+    except ConfigError as error:
+        raise ConfigError(
+            f"`steps` must leave a step to train of the {config.num_steps} denoising steps of an "
+            f"episode: {error}"
+        ) from error
 
 
 DENOISING = Denoising()

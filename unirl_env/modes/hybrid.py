@@ -10,8 +10,9 @@ from unirl_env.envs.tokens import MAX_NEW_TOKENS
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ConfigError
 from unirl_env.models import UNIFIED_MODELS, UnifiedModel
+from unirl_env.modes.denoising import check_latents
 from unirl_env.modes.mode import MakeEnv, Mode
-from unirl_env.modes.tokens import read_once
+from unirl_env.modes.tokens import check_tokens, read_once
 from unirl_env.policies.hybrid_actor import HybridActor
 from unirl_env.rollouts.hybrid import HybridRollout
 from unirl_env.types import Prompt
@@ -111,8 +112,6 @@ class Hybrid(Mode):
 
     def check(self, config: Any) -> None:
         """Both phases' settings; and nothing but this process generates."""
-        from unirl_env.agents.checks import check_latents, check_tokens
-
         if config.engine != "local":
             raise ConfigError(
                 f"`engine` must be 'local' for a model that writes and draws, got {config.engine!r}: vLLM "

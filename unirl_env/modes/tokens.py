@@ -17,7 +17,7 @@ from unirl_env.rollouts.engines import ENGINES, Engine
 from unirl_env.rollouts.tokens import TokenRollout
 from unirl_env.types import Prompt
 
-__all__ = ["ENHANCING", "TOKENS", "Enhancing", "Tokens", "read_once"]
+__all__ = ["ENHANCING", "TOKENS", "Enhancing", "Tokens", "check_tokens", "read_once"]
 
 PIXELS = ("max_images", "min_pixels", "max_pixels")
 """What engines must know of a model that reads pictures."""
@@ -103,8 +103,6 @@ class Tokens(Mode):
 
     def check(self, config: Any) -> None:
         """Sampling, weights of tokens, micro-batches."""
-        from unirl_env.agents.checks import check_tokens
-
         check_tokens(config)
 
     def check_prompts(self, model: Any, prompts: Iterable[Prompt], arguments: Mapping[str, Any]) -> None:
@@ -118,6 +116,16 @@ class Enhancing(Tokens):
     name = "pe"
     embedded = "unirl/TinyPromptEnhancer-T2I-v0"
     gives: ClassVar[Mapping[str, bool]] = {"text": True, "tokens": True, "image": False, "pictures": False}
+
+
+def check_tokens(config: Any) -> None:
+    """Refuse an engine that is none: neither a registered name nor the path of one's own.
+
+    Raises:
+        ConfigError: Naming the nearest that there is.
+    """
+    if config.engine not in ENGINES:
+        ENGINES.get(config.engine)
 
 
 def read_once(model: LanguageModel, prompts: Iterable[Prompt], arguments: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from unirl_env.lazy import lazily
+from unirl_env.registry import lazily
 
 if TYPE_CHECKING:
     from unirl_env.policies.actor import FlowActor, LoRAConfig

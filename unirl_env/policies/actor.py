@@ -10,10 +10,10 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 import unirl_env.functional as F
-from unirl_env.checks import number
+from unirl_env.arguments.values import number
 from unirl_env.errors import ContractError
 from unirl_env.functional import SDEStep
-from unirl_env.models.base import NEGATIVE, Denoiser
+from unirl_env.models.denoiser import NEGATIVE, Denoiser
 from unirl_env.models.options import as_dtype
 from unirl_env.policies.trained import LoRAConfig, TrainedNetwork
 

@@ -15,7 +15,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 import unirl_env.functional as F
-from unirl_env.checks import number
+from unirl_env.arguments.values import number
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.functional import TokenStep
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unirl_env.envs.conversation import WAIT
 from unirl_env.errors import ConfigError
 from unirl_env.functional import SDEStep, TokenStep
-from unirl_env.models.base import NEGATIVE
+from unirl_env.models.denoiser import NEGATIVE
 from unirl_env.models.unified import UnifiedModel
 from unirl_env.policies.actor import ANNOUNCED, FlowActor
 from unirl_env.policies.token_actor import TokenActor

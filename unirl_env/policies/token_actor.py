@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 import unirl_env.functional as F
-from unirl_env.checks import number, whole
+from unirl_env.arguments.values import number, whole
 from unirl_env.errors import ConfigError
 from unirl_env.functional import TokenStep
-from unirl_env.models.language import LanguageModel
-from unirl_env.packing import pack_prefixes
+from unirl_env.models.words import LanguageModel
+from unirl_env.policies.packing import pack_prefixes
 from unirl_env.policies.trained import LoRAConfig, TrainedNetwork
 
 __all__ = ["TokenActor", "check_sampling"]
@@ -73,7 +73,7 @@ class TokenActor(TrainedNetwork):
         """Score given tokens `[N]`, with gradient to the trainable weights.
 
         Args:
-            obs: A packed row, as `unirl_env.packing` makes it.
+            obs: A packed row, as `unirl_env.policies.packing` makes it.
             tokens: The tokens that follow the places `obs["source"]` `[N]` of the row.
         """
         step = F.score_tokens(

@@ -3,7 +3,7 @@
 Every name loads its module on first use, so that a scorer's libraries are needed only where it is.
 """
 
-from unirl_env.lazy import lazily
+from unirl_env.registry import lazily
 
 _HOMES = {
     "AestheticScore": "learned.aesthetic",

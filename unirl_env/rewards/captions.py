@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unirl_env.shapes import Caption, parse_caption
+from unirl_env.prompts.shapes import Caption, parse_caption
 from unirl_env.types import Prompt
 
 __all__ = ["caption_of", "require_caption"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from unirl_env.checks import is_number
+from unirl_env.arguments.values import is_number
 from unirl_env.errors import ConfigError
 from unirl_env.rewards.scoring import checked_scorer, is_pointwise, score_safely
 from unirl_env.types import Prompt, Sample, Scorer, Scores

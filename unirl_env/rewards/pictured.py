@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from unirl_env.checks import is_number
+from unirl_env.arguments.values import is_number
 from unirl_env.errors import ConfigError
 from unirl_env.rewards.scoring import checked_scorer, is_pointwise, place_scores, score_safely
 from unirl_env.types import Prompt, Sample, Scorer, Scores

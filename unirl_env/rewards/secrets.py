@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unirl_env.errors import ConfigError
-from unirl_env.masks import REFERENCE, is_secret_name, remember
+from unirl_env.errors.masks import REFERENCE, is_secret_name, remember
 
 __all__ = ["remember_environment", "resolved", "secret"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 import unirl_env.functional as F
 from unirl_env.episode import Phase
 from unirl_env.functional import SDEStep
-from unirl_env.models.base import NEGATIVE
+from unirl_env.models.denoiser import NEGATIVE
 from unirl_env.policies.actor import FlowActor
 from unirl_env.rollouts.base import Told, distinct
 from unirl_env.rollouts.engines.base import Answer, Request

@@ -11,9 +11,9 @@ import gymnasium as gym
 import torch
 
 from unirl_env.envs.info import told
-from unirl_env.envs.prompts import as_prompts
 from unirl_env.episode import EpisodeBatch
 from unirl_env.policies.hybrid_actor import HybridActor
+from unirl_env.prompts.sources import as_prompts
 from unirl_env.rollouts.base import MakeEnv, Rollout, Told, of_lot
 from unirl_env.rollouts.drawing import draw_latents, draw_tokens
 from unirl_env.rollouts.engines.base import Answer, Engine, Request

@@ -26,7 +26,7 @@ from unirl_env.errors import ContractError
 from unirl_env.rollouts.callbacks import RunnerCallbacks
 from unirl_env.rollouts.sync import require_version
 from unirl_env.types import Prompt
-from unirl_env.world import ForeignWorld, World
+from unirl_env.worlds.world import ForeignWorld, World
 
 __all__ = ["GenerativeEnvRunner"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unirl_env.envs.tokens import WAIT
 from unirl_env.episode import Phase
-from unirl_env.models.language import Encoded
+from unirl_env.models.words import Encoded
 from unirl_env.rollouts.base import distinct
 from unirl_env.rollouts.engines.base import Answer
 

@@ -10,10 +10,10 @@ import gymnasium as gym
 import torch
 
 from unirl_env.envs.info import told
-from unirl_env.envs.prompts import as_prompts
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ConfigError, ContractError, EngineLost, StaleWeights
 from unirl_env.policies.token_actor import TokenActor
+from unirl_env.prompts.sources import as_prompts
 from unirl_env.rollouts.base import MakeEnv, Rollout, Told, of_lot
 from unirl_env.rollouts.engines.base import Answer, Engine, Request
 from unirl_env.rollouts.requests import EpisodeRequest

@@ -13,6 +13,7 @@ from fastapi import Depends, FastAPI, Request, Security
 from fastapi.security import HTTPBearer
 from starlette.responses import Response
 
+from unirl_env import __version__
 from unirl_env.rewards.spec import build_scorer
 from unirl_env.rewards.wire import PROTOCOL, TENSORS, scores_as_json
 from unirl_env.service.batching import Abandoned, Outcome, Unjudgeable
@@ -23,7 +24,6 @@ from unirl_env.service.schema import HealthReply, RewardsReply, ScoreReply
 from unirl_env.service.settings import ServiceSettings, check_settings
 from unirl_env.service.work import RewardService
 from unirl_env.types import Scorer
-from unirl_env.version import __version__
 
 __all__ = ["create_app"]
 

@@ -13,13 +13,13 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import nn
 
 import unirl_env.functional as F
-from unirl_env.checks import is_number, is_whole, truth
-from unirl_env.copies import FromArguments
+from unirl_env.arguments.copies import FromArguments
+from unirl_env.arguments.values import is_number, is_whole, truth
 from unirl_env.envs.contexts import Contexts
 from unirl_env.envs.info import of_samples, told
 from unirl_env.errors import ConfigError, ContractError
-from unirl_env.models.base import Denoiser
-from unirl_env.models.generate import draw_latents
+from unirl_env.models.denoiser import Denoiser
+from unirl_env.models.shared.generate import draw_latents
 from unirl_env.types import Prompt, Sample
 from unirl_env.wrappers.base import Wrapper
 from unirl_env.wrappers.episodes import as_numpy

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from unirl_env.copies import Carried
+from unirl_env.arguments.copies import Carried
 from unirl_env.envs.info import told
 from unirl_env.errors import ConfigError, ContractError, MissingExtra
 from unirl_env.types import Sample, Scores

@@ -11,11 +11,11 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from unirl_env.checks import is_number, truth
-from unirl_env.copies import Carried
+from unirl_env.arguments.copies import Carried
+from unirl_env.arguments.values import is_number, truth
 from unirl_env.envs.info import of_scores, told
-from unirl_env.envs.prompts import PromptSource
 from unirl_env.errors import ConfigError, ScorerError
+from unirl_env.prompts.sources import PromptSource
 from unirl_env.rewards.asks import require_judgeable
 from unirl_env.rewards.background import Background, PendingScores
 from unirl_env.rewards.scoring import checked_scorer, place_scores, score_safely, scorer_name

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
-from unirl_env.checks import is_number
-from unirl_env.copies import Carried
+from unirl_env.arguments.copies import Carried
+from unirl_env.arguments.values import is_number
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.wrappers.base import Wrapper
 from unirl_env.wrappers.episodes import EpisodeRows, as_numpy

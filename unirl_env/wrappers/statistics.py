@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from unirl_env.checks import whole
+from unirl_env.arguments.values import whole
 from unirl_env.envs.info import told
 from unirl_env.types import Scores
 from unirl_env.wrappers.base import Wrapper

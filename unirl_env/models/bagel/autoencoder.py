@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from unirl_env.models.bagel.published import Published
-from unirl_env.models.lots import in_lots, pictures_at_once
+from unirl_env.models.shared.lots import in_lots, pictures_at_once
 
 __all__ = ["Autoencoder", "as_diffusers"]
 

@@ -14,8 +14,8 @@ from unirl_env.models.bagel.patches import CHANNELS
 from unirl_env.models.bagel.pictures import grid_positions
 from unirl_env.models.bagel.seeing import Reading
 from unirl_env.models.bagel.text import BagelText, layer_names
-from unirl_env.models.base import Denoiser
-from unirl_env.models.lots import in_lots
+from unirl_env.models.denoiser import Denoiser
+from unirl_env.models.shared.lots import in_lots
 from unirl_env.types import Prompt, Sample
 
 __all__ = ["PICTURES", "BagelImage"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from unirl_env.checks import whole
+from unirl_env.arguments.values import whole
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.models.bagel.autoencoder import Autoencoder
 from unirl_env.models.bagel.image import PICTURES, BagelImage

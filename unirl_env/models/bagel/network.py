@@ -15,7 +15,7 @@ from unirl_env.models.bagel.patches import LATENT_WIDTH, grid_places, joined, pa
 from unirl_env.models.bagel.published import VisionSizes
 from unirl_env.models.bagel.seeing import Drawn, Reading, Recorded, Seeing
 from unirl_env.models.bagel.vision import VisionTower
-from unirl_env.models.vision import distinct_pictures, picture_places
+from unirl_env.models.shared.vision import distinct_pictures, picture_places
 
 __all__ = ["LATENT_SIDE", "VISION_SIDE", "BagelNetwork"]
 

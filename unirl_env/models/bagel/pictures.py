@@ -11,10 +11,10 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from unirl_env.errors import PromptError
+from unirl_env.media.pixels import load_picture, picture_digest
 from unirl_env.models.bagel.autoencoder import Autoencoder
 from unirl_env.models.bagel.patches import LATENT_WIDTH, PATCH, parted
 from unirl_env.models.bagel.published import VisionSizes
-from unirl_env.pixels import load_picture, picture_digest
 from unirl_env.types import Prompt
 
 __all__ = ["PromptPictures", "grid_positions", "seen_size"]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from unirl_env.errors import ConfigError, ModelNotFound
-from unirl_env.models.loading import load, not_found
+from unirl_env.models.shared.loading import load, not_found
 
 __all__ = ["Published", "VisionSizes"]
 

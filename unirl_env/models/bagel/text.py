@@ -14,10 +14,10 @@ from unirl_env.models.bagel.network import BagelNetwork
 from unirl_env.models.bagel.pictures import PromptPictures, grid_positions
 from unirl_env.models.bagel.published import Published
 from unirl_env.models.bagel.seeing import Cached, Packed
-from unirl_env.models.exports import merged_state, write_adapters
-from unirl_env.models.language import Encoded, LanguageModel
-from unirl_env.models.output_layer import output_states, output_weight
-from unirl_env.models.spelling import Spelling
+from unirl_env.models.shared.exports import merged_state, write_adapters
+from unirl_env.models.shared.output_layer import output_states, output_weight
+from unirl_env.models.shared.spelling import Spelling
+from unirl_env.models.words import Encoded, LanguageModel
 from unirl_env.types import Prompt
 
 __all__ = ["BagelText", "layer_names"]

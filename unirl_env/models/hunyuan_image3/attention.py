@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from unirl_env.models.packed import Packing, packed_attention
-from unirl_env.models.prefix import Prefix
+from unirl_env.models.shared.packed import Packing, packed_attention
+from unirl_env.models.shared.prefix import Prefix
 
 __all__ = ["Attend", "Cached", "Packed", "Picture", "Reading"]
 

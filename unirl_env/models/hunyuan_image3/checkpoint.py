@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from unirl_env.errors import ConfigError
-from unirl_env.models.exports import write_adapters, write_weights
 from unirl_env.models.hunyuan_image3.autoencoder import Autoencoder
 from unirl_env.models.hunyuan_image3.network import FROZEN, config_class, network_class
 from unirl_env.models.hunyuan_image3.settings import Settings
-from unirl_env.models.loading import load, not_found
+from unirl_env.models.shared.exports import write_adapters, write_weights
+from unirl_env.models.shared.loading import load, not_found
 
 __all__ = ["Checkpoint"]
 

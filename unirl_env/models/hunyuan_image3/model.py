@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from unirl_env.checks import whole
+from unirl_env.arguments.values import whole
 from unirl_env.errors import ConfigError
 from unirl_env.models.hunyuan_image3.checkpoint import Checkpoint
 from unirl_env.models.hunyuan_image3.network import PICTURE_PARTS

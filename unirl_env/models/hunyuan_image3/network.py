@@ -14,7 +14,7 @@ from unirl_env.models.hunyuan_image3.decoder import Decoder
 from unirl_env.models.hunyuan_image3.picture import FromTokens, TimeEmbedding, ToTokens
 from unirl_env.models.hunyuan_image3.rotary import picture_positions, word_positions
 from unirl_env.models.hunyuan_image3.settings import MODEL_TYPES, Settings
-from unirl_env.models.prefix import Prefix
+from unirl_env.models.shared.prefix import Prefix
 
 __all__ = ["FROZEN", "PICTURE_PARTS", "build", "config_class", "network_class"]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from unirl_env.errors import ConfigError, PromptError
 from unirl_env.models.hunyuan_image3.settings import Settings
-from unirl_env.models.spelling import Spelling
+from unirl_env.models.shared.spelling import Spelling
 from unirl_env.types import Prompt
 
 __all__ = ["TASKS", "Template"]

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 import unirl_env.functional as F
 from unirl_env.errors import PromptError
-from unirl_env.models.base import Denoiser
+from unirl_env.models.denoiser import Denoiser
 from unirl_env.models.hunyuan_image3.attention import Cached, Packed
 from unirl_env.models.hunyuan_image3.checkpoint import Checkpoint
 from unirl_env.models.hunyuan_image3.template import Template
-from unirl_env.models.language import Encoded, LanguageModel
-from unirl_env.models.lots import in_lots, pictures_at_once
-from unirl_env.models.output_layer import output_states, output_weight
-from unirl_env.models.packed import Packing
-from unirl_env.models.prefix import Prefix
+from unirl_env.models.shared.lots import in_lots, pictures_at_once
+from unirl_env.models.shared.output_layer import output_states, output_weight
+from unirl_env.models.shared.packed import Packing
+from unirl_env.models.shared.prefix import Prefix
+from unirl_env.models.words import Encoded, LanguageModel
 from unirl_env.types import Prompt, Sample
 
 __all__ = ["TARGETS", "ImageView", "TextView"]

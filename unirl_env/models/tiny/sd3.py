@@ -7,9 +7,11 @@ from typing import Any
 
 from unirl_env.models.sd3 import SD3Denoiser
 from unirl_env.models.tiny import sd3_path
-from unirl_env.models.tiny.sd3_build import MAX_TOKENS
 
-__all__ = ["TinySD3Denoiser"]
+__all__ = ["MAX_TOKENS", "TinySD3Denoiser"]
+
+MAX_TOKENS = 10
+"""The longest caption has 8 words; begin and end make 10."""
 
 
 class TinySD3Denoiser(SD3Denoiser):

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unirl_env.pixels import in_8_bits
+from unirl_env.media.pixels import in_8_bits
 
 __all__ = ["AnswerCache", "answer_key", "picture_key"]
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, TypeVar
 
-from unirl_env.checks import require, require_number
+from unirl_env.arguments.values import require, require_number
 from unirl_env.errors import ConfigError, MissingExtra, UnirlError, WireError
-from unirl_env.masks import HIDDEN, hide, masked
+from unirl_env.errors.masks import HIDDEN, hide, masked
 from unirl_env.rewards.external.rate_limit import RateLimit
 from unirl_env.rewards.external.turns import CallFailed, Turn
 from unirl_env.rewards.refusals import PASSING, THIS_REQUEST, retry_after, words_of

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import torch
 
-from unirl_env.checks import require, require_number
+from unirl_env.arguments.values import require, require_number
 from unirl_env.errors import ConfigError, ContractError, WireError
-from unirl_env.pixels import png_uri
+from unirl_env.media.pixels import png_uri
 from unirl_env.rewards.asks import Ask
 from unirl_env.rewards.external.calls import Calls
 from unirl_env.rewards.external.rate_limit import RateLimit

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import torch
 
-from unirl_env.checks import require, require_number
+from unirl_env.arguments.values import require, require_number
 from unirl_env.errors import WireError
-from unirl_env.pixels import png_uri
+from unirl_env.media.pixels import png_uri
 from unirl_env.rewards.asks import Ask
 from unirl_env.rewards.external.answer_cache import AnswerCache, answer_key, picture_key
 from unirl_env.rewards.external.calls import Calls

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from unirl_env.checks import require_number
+from unirl_env.arguments.values import require_number
 
 __all__ = ["RateLimit"]
 

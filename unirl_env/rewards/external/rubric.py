@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from unirl_env.errors import ConfigError, ContractError
-from unirl_env.regular_files import require_regular
+from unirl_env.media.files import require_regular
 from unirl_env.rewards.texts.answers import expected_answers
 from unirl_env.types import Prompt
 

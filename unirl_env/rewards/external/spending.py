@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from unirl_env.checks import is_number, is_whole
+from unirl_env.arguments.values import is_number, is_whole
 from unirl_env.errors import ConfigError
 
 __all__ = ["Spending"]

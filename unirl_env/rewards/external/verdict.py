@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unirl_env.checks import is_number
+from unirl_env.arguments.values import is_number
 from unirl_env.errors import ConfigError, WireError
 from unirl_env.rewards.texts.answers import final_part
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from unirl_env.copies import FromArguments
+from unirl_env.arguments.copies import FromArguments
 from unirl_env.errors import ModelNotFound
 from unirl_env.rewards.inputs import in_blocks, picture_of
 from unirl_env.rewards.learned.open_clip_model import OpenCLIPModel

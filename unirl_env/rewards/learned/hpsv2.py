@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from unirl_env.copies import FromArguments
+from unirl_env.arguments.copies import FromArguments
 from unirl_env.errors import ConfigError
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.learned.open_clip_model import OpenCLIPModel, letterboxed

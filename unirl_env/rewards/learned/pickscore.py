@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from unirl_env.copies import FromArguments
-from unirl_env.pixels import in_8_bits
-from unirl_env.quiet import quiet_loading
+from unirl_env.arguments.copies import FromArguments
+from unirl_env.errors.quiet import quiet_loading
+from unirl_env.media.pixels import in_8_bits
 from unirl_env.rewards.inputs import check_blocks, in_blocks, picture_of
 from unirl_env.rewards.learned.weights import device_of, dtype_of, not_found
 from unirl_env.types import Prompt, Sample, Scores

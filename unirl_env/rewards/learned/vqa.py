@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unirl_env.copies import FromArguments
+from unirl_env.arguments.copies import FromArguments
 from unirl_env.errors import ConfigError
 from unirl_env.rewards.asks import Ask
 from unirl_env.rewards.inputs import check_blocks, picture_of

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from unirl_env.errors import ConfigError, ModelNotFound
-from unirl_env.pixels import in_8_bits
-from unirl_env.quiet import quiet_loading
+from unirl_env.errors.quiet import quiet_loading
+from unirl_env.media.pixels import in_8_bits
 
 __all__ = ["Reader", "Row", "rows_for"]
 

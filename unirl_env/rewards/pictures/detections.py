@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from unirl_env.checks import is_whole
-from unirl_env.shapes import PLACES, Caption
+from unirl_env.arguments.values import is_whole
+from unirl_env.prompts.shapes import PLACES, Caption
 
 __all__ = [
     "ASPECTS",
@@ -56,7 +56,7 @@ class Clause:
         colour: The colour of all of them; empty if any will do.
         relation: How all of them lie to those of clause `target`; empty if anyhow.
         target: The index of an earlier clause.
-        place: Where in the picture they lie, a name of `unirl_env.shapes.PLACES`; empty if anywhere.
+        place: Where in the picture they lie, a name of `unirl_env.prompts.shapes.PLACES`; empty if anywhere.
     """
 
     label: str

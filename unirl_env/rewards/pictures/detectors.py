@@ -16,17 +16,17 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from unirl_env.checks import is_number
-from unirl_env.copies import FromArguments
+from unirl_env.arguments.copies import FromArguments
+from unirl_env.arguments.values import is_number
 from unirl_env.errors import ConfigError
-from unirl_env.pixels import in_8_bits
-from unirl_env.quiet import quiet_loading
+from unirl_env.errors.quiet import quiet_loading
+from unirl_env.media.pixels import in_8_bits
+from unirl_env.prompts.shapes import COLOURS, SHAPES
 from unirl_env.registry import Registry
 from unirl_env.rewards.inputs import check_blocks
 from unirl_env.rewards.learned.weights import device_of, dtype_of, not_found
 from unirl_env.rewards.pictures.detections import Detection
 from unirl_env.rewards.pictures.shapes import find_blobs, read_picture
-from unirl_env.shapes import COLOURS, SHAPES
 
 __all__ = ["DETECTORS", "ShapesDetector", "TransformersDetector"]
 

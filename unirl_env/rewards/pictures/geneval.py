@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unirl_env.checks import is_number, is_whole
+from unirl_env.arguments.values import is_number, is_whole
 from unirl_env.errors import ConfigError, ContractError
+from unirl_env.prompts.shapes import parse_caption
 from unirl_env.registry import Registry, instance
 from unirl_env.rewards.asks import Ask
 from unirl_env.rewards.inputs import picture_of
@@ -27,7 +28,6 @@ from unirl_env.rewards.pictures.detectors import DETECTORS
 from unirl_env.rewards.pictures.named_colours import COLOUR_NAMERS
 from unirl_env.rewards.scoring import is_pointwise
 from unirl_env.rewards.unjudged import Unjudged
-from unirl_env.shapes import parse_caption
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["GenEvalScorer"]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from unirl_env.checks import is_number, is_whole
+from unirl_env.arguments.values import is_number, is_whole
 from unirl_env.errors import ConfigError, ScorerError
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.types import Prompt, Sample, Scores

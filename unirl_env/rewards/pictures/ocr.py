@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from unirl_env.checks import is_number, is_whole
+from unirl_env.arguments.values import is_number, is_whole
 from unirl_env.errors import ConfigError
-from unirl_env.pixels import in_8_bits
+from unirl_env.media.pixels import in_8_bits
 from unirl_env.rewards.asks import Ask
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.pictures.ocr_engines import ENGINES

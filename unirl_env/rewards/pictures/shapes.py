@@ -18,9 +18,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from unirl_env.errors import ScorerError
-from unirl_env.rewards.captions import caption_of, require_caption
-from unirl_env.rewards.inputs import picture_of
-from unirl_env.shapes import (
+from unirl_env.prompts.shapes import (
     BACKGROUND,
     COLOURS,
     PLACES,
@@ -30,6 +28,8 @@ from unirl_env.shapes import (
     Scenes,
     render,
 )
+from unirl_env.rewards.captions import caption_of, require_caption
+from unirl_env.rewards.inputs import picture_of
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["Blob", "ShapesScorer", "TemplateScorer", "find_blobs", "read_picture"]
@@ -199,7 +199,7 @@ class ShapesScorer:
     The dense half gives a gradient where nothing is right yet, the strict half keeps the optimum sharp.
     The aspects are reported as parts, too; `position` is NaN for a caption that names none ("two red
     circles"). The caption is `metadata["caption"]` where a prompt has one, else its text. One outside the
-    grammar of `unirl_env.shapes` and a picture that is not finite give an invalid score.
+    grammar of `unirl_env.prompts.shapes` and a picture that is not finite give an invalid score.
     """
 
     name = "shapes"

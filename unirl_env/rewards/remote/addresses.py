@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from unirl_env.checks import require
+from unirl_env.arguments.values import require
 from unirl_env.errors import ConfigError
 
 __all__ = ["checked_urls", "is_loopback", "is_this_machine", "require_address", "warn_of_plain_http"]

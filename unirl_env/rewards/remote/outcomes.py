@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from unirl_env.errors import ConfigError, ContractError, UnirlError
-from unirl_env.masks import hide
+from unirl_env.errors.masks import hide
 from unirl_env.rewards.refusals import PASSING, retry_after, words_of
 
 __all__ = ["Again", "TooLarge", "check_reply"]

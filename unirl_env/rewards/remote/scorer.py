@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
-from unirl_env.checks import require, require_number
+from unirl_env.arguments.values import require, require_number
 from unirl_env.errors import ConfigError, ContractError, ServiceLost, WireError
 from unirl_env.rewards.heard import note
 from unirl_env.rewards.remote.addresses import checked_urls

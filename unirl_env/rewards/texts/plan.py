@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from unirl_env.prompts.shapes import COLOURS, COUNTS, PLACES, RELATIONS, SHAPES, Caption
 from unirl_env.rewards.captions import caption_of, require_caption
 from unirl_env.rewards.texts.answers import answer_part
 from unirl_env.rewards.texts.thoughts import Thinking
-from unirl_env.shapes import COLOURS, COUNTS, PLACES, RELATIONS, SHAPES, Caption
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["PlanScorer"]
@@ -44,8 +44,8 @@ class PlanScorer:
 
     A text names an aspect rightly if it names what the caption does and nothing else of the kind: "red or
     blue" is wrong for a red circle. The caption is `metadata["caption"]` where a prompt has one, else its
-    text; one outside the grammar of `unirl_env.shapes` gives an invalid score. Words count, their order does
-    not; of a reasoning model, those after its thoughts. The aspects are reported as parts, 0 or 1 each.
+    text; one outside the grammar of `unirl_env.prompts.shapes` gives an invalid score. Words count, their
+    order does not; of a reasoning model, those after its thoughts. The aspects are reported as parts, 0 or 1 each.
 
     Args:
         thinking: How thoughts are told from the answer: settings of `Thinking`, such as `{opened: true}`.

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from unirl_env.checks import is_number
+from unirl_env.arguments.values import is_number
 from unirl_env.errors import ConfigError
 from unirl_env.rewards.asks import Ask
 from unirl_env.rewards.texts.answers import answer_part, answer_text

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unirl_env.checks import is_whole
+from unirl_env.arguments.values import is_whole
 from unirl_env.errors import ConfigError
 from unirl_env.rewards.over_pictures import over_several
 from unirl_env.rewards.scoring import checked_scorer, is_pointwise

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from unirl_env.checks import is_whole
+from unirl_env.arguments.values import is_whole
 from unirl_env.errors import ConfigError
 from unirl_env.rewards.videos.block_matching import grey_frames, moved
 from unirl_env.rewards.videos.frames import video_of

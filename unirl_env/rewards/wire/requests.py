@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import WireError
-from unirl_env.pixels import load_picture
+from unirl_env.media.pixels import load_picture
 from unirl_env.rewards.wire.tensors import Limits, TensorReader, TensorWriter
 from unirl_env.rewards.wire.words import read_words
 from unirl_env.types import Prompt, Sample

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import PromptError, WireError
-from unirl_env.pixels import in_8_bits, load_picture, png_bytes
+from unirl_env.media.pixels import in_8_bits, load_picture, png_bytes
 
 __all__ = ["Limits", "TensorReader", "TensorWriter", "png_pixels", "read_png"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unirl_env.models.language import LanguageModel
+from unirl_env.models.words import LanguageModel
 from unirl_env.rollouts.engines.base import Request
 
 __all__ = ["PaddedContexts", "distinct_contexts"]

@@ -93,7 +93,7 @@ class LocalEngine(Engine):
                 )
 
     def _continue(self, requests: Sequence[Request], temperature: float) -> list[Answer]:
-        from unirl_env.models.cache import roomy_cache
+        from unirl_env.models.shared.cache import roomy_cache
 
         actor, model, network = self.actor, self.actor.language_model, self.actor.network
         head = model.head(network)
@@ -135,6 +135,6 @@ class LocalEngine(Engine):
 
 def _select(cache: Any, rows: Tensor, count: int, streams: int) -> None:
     """Keep the states of the sequences at `rows` `[b]`, which may repeat some, of `count`."""
-    from unirl_env.models.cache import select_rows
+    from unirl_env.models.shared.cache import select_rows
 
     select_rows(cache, torch.cat([rows + count * stream for stream in range(streams)]))

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from unirl_env.errors import EngineError
-from unirl_env.pixels import load_picture, png_uri, to_pil
+from unirl_env.media.pixels import load_picture, png_uri, to_pil
 from unirl_env.rollouts.engines.base import Request
 
 __all__ = ["Pictures"]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from unirl_env.errors import EngineError
-from unirl_env.masks import remember
+from unirl_env.errors.masks import remember
 
 __all__ = ["ServerProcess", "free_port"]
 

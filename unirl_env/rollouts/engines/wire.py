@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from unirl_env.errors import EngineError, EngineLost, MissingExtra
-from unirl_env.masks import hide, masked, remember
+from unirl_env.errors.masks import hide, masked, remember
 
 __all__ = ["Wire"]
 

@@ -1,0 +1,1 @@
+"""How the embedded models were made: architecture, data and training of each. Not part of the wheel."""

@@ -1,0 +1,108 @@
+"""Diffusers' autoencoder of pictures: the frozen way between pixels and latents."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unirl_env.errors import ConfigError
+from unirl_env.models.shared.loading import complete, load
+from unirl_env.models.shared.lots import in_lots, pictures_at_once
+from unirl_env.types import Sample
+
+__all__ = ["Autoencoder"]
+
+
+class Autoencoder:
+    """Pictures to latents of mean 0 and deviation 1, and back; the weights load on first use.
+
+    Args:
+        pretrained: A hub id or a directory that holds an `AutoencoderKL` in `subfolder`.
+        subfolder: Where in it.
+        revision: Branch, tag or commit of the hub repository.
+        dtype: Of weights and activations.
+        device: Where it lives.
+        alternative: The environment id that an error points to.
+
+    Raises:
+        ModelNotFound: If it cannot be loaded.
+        ConfigError: If it scales each channel of its latents by itself.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        *,
+        subfolder: str = "vae",
+        revision: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        alternative: str = "unirl/TinySD3-T2I-v0",
+    ):
+        self.pretrained, self.subfolder, self.revision = str(pretrained), subfolder, revision
+        self.dtype, self.device, self.alternative = dtype, torch.device(device), alternative
+        from diffusers import AutoencoderKL
+
+        config = self._load(AutoencoderKL.load_config)
+        for name in ("latents_mean", "latents_std"):
+            if config.get(name) is not None:
+                raise ConfigError(
+                    f"`{name}` of an autoencoder must be null: latents are scaled by one number, "
+                    f"`scaling_factor`, got {config[name]!r:.80}; try another autoencoder."
+                )
+        self.scale = 2 ** (len(config["block_out_channels"]) - 1)
+        self.channels: int = config["latent_channels"]
+        self._factor, self._shift = config["scaling_factor"], config.get("shift_factor") or 0.0
+
+    @torch.no_grad()
+    def latents(self, pictures: Tensor) -> Tensor:
+        """The likeliest latents `[B, C, h, w]` float32 of pictures `[B, 3, H, W]` in [0, 1]."""
+
+        def read(pictures: Tensor) -> Tensor:
+            pictures = pictures.to(self.device, self.dtype) * 2 - 1
+            return self._weights.encode(pictures).latent_dist.mode().float().cpu()
+
+        return (in_lots(read, pictures, rows=self._rows(pictures.shape[-2:])) - self._shift) * self._factor
+
+    @torch.no_grad()
+    def samples(self, latents: Tensor) -> list[Sample]:
+        """Latents `[B, C, h, w]` as samples with an `image` `[3, H, W]` float32 in [0, 1]."""
+
+        def draw(latents: Tensor) -> Tensor:
+            latents = latents.to(self.device, self.dtype) / self._factor + self._shift
+            pictures = self._weights.decode(latents, return_dict=False)[0]
+            return (pictures.float() / 2 + 0.5).clamp(0, 1).cpu()
+
+        height, width = (side * self.scale for side in latents.shape[-2:])
+        pictures = in_lots(draw, latents, rows=self._rows((height, width)))
+        # Clones, because a view would carry the whole batch along wherever it is sent.
+        return [Sample(image=picture.clone()) for picture in pictures]
+
+    def save(self, directory: str) -> None:
+        """Write it where `pretrained=directory` finds it."""
+        self._weights.save_pretrained(f"{directory}/{self.subfolder}")
+
+    @cached_property
+    def _weights(self) -> Any:
+        from diffusers import AutoencoderKL
+
+        return (
+            self._load(complete(AutoencoderKL.from_pretrained), torch_dtype=self.dtype).to(self.device).eval()
+        )
+
+    def _rows(self, size: tuple[int, int]) -> int:
+        return pictures_at_once(*size)
+
+    def _load(self, loader: Any, **options: Any) -> Any:
+        return load(
+            loader,
+            self.pretrained,
+            kind="a model with an autoencoder of diffusers",
+            alternative=self.alternative,
+            subfolder=self.subfolder,
+            revision=self.revision,
+            **options,
+        )

@@ -1,0 +1,94 @@
+"""The trained half of a causal language model: how it is loaded, and what its last hidden states are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from unirl_env.errors import ContractError, ModelNotFound
+from unirl_env.models.shared import packed
+from unirl_env.models.shared.alone import read_alone, reads_alone
+from unirl_env.models.shared.borders import changing_rotary
+from unirl_env.models.shared.faithful import Way, settle
+from unirl_env.models.shared.output_layer import logit_scale, output_states, require_no_cap
+from unirl_env.models.words import LanguageModel
+
+__all__ = ["CausalNetwork"]
+
+
+class CausalNetwork:
+    """What an adapter knows of networks of one configuration.
+
+    Args:
+        config: Of the text model.
+        pretrained: For errors.
+
+    Raises:
+        ConfigError: If the logits of such a network are no hidden states times a matrix.
+    """
+
+    def __init__(self, config: Any, pretrained: str):
+        require_no_cap(config, pretrained)
+        self._border, self._scale = changing_rotary(config), logit_scale(config)
+        self._way: Way | None = None
+
+    def load(self, model: LanguageModel, loader: Callable[..., nn.Module]) -> nn.Module:
+        """A fresh network in evaluation mode, the first one held against transformers' own forward pass.
+
+        Args:
+            model: The adapter.
+            loader: Loads it with an `attn_implementation`.
+
+        Raises:
+            ModelNotFound: If it cannot be loaded.
+            ConfigError: If it is not scored or sampled as transformers itself would.
+        """
+        name = packed.register()
+        try:
+            network = loader(attn_implementation=name)
+        except ModelNotFound as error:
+            if error.__cause__ is None or name not in str(error.__cause__):
+                raise
+            # Some families choose among attentions of their own, and know no other.
+            network = loader(attn_implementation="eager")
+        network = network.to(model.device).eval()
+        if self._way is None:
+            self._way = settle(model, network)
+        self._way.take(network)
+        return network
+
+    def hidden(
+        self,
+        network: nn.Module,
+        tokens: Tensor,
+        positions: Tensor,
+        lengths: Tensor | None,
+        mask: Tensor | None,
+        cache: Any,
+    ) -> Tensor:
+        """See `LanguageModel.hidden`.
+
+        Raises:
+            ContractError: If a text is longer than its rotary frequencies stay the same.
+        """
+        border = self._border
+        if border is not None and lengths is not None and int(lengths.max()) > border:
+            raise ContractError(
+                f"Texts must have at most {border} tokens, behind which {type(network).__name__} changes its "
+                f"rotary frequencies for all of them, got {int(lengths.max())}; try shorter prompts or "
+                "answers."
+            )
+        backbone = network.base_model
+        if backbone is network:  # some families misname theirs
+            backbone = network.model
+        if reads_alone(network):
+            states = read_alone(backbone, tokens, lengths=lengths, mask=mask, cache=cache)
+        else:
+            if lengths is not None:
+                options = {"use_cache": False, **packed.packed_keywords(lengths, tokens.device)}
+            else:
+                options = {"use_cache": cache is not None, "past_key_values": cache, "attention_mask": mask}
+            states = backbone(input_ids=tokens, position_ids=positions[0], **options).last_hidden_state
+        return output_states(network.get_output_embeddings(), states, self._scale)

@@ -1,0 +1,1 @@
+"""A run: from settings to a trained policy, its record and its report."""

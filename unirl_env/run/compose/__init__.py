@@ -1,0 +1,1 @@
+"""A run's settings from recipes, files and what was typed."""

@@ -1,0 +1,156 @@
+"""From a run's settings to an agent: the one place that translates them into RLlib's dialect."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, fields
+from itertools import chain
+from typing import Any, get_type_hints
+
+from unirl_env.agents import Agent, AgentConfig
+from unirl_env.agents.knobs import check_knobs, knob_kinds
+from unirl_env.agents.names import default_config
+from unirl_env.agents.rllib_words import knob_names
+from unirl_env.agents.settings import FLAT, NESTED, rebuilt, take_over
+from unirl_env.errors import ConfigError
+from unirl_env.prompts.sources import PromptSource
+from unirl_env.rewards import for_mode
+from unirl_env.rewards.spec import build_scorer
+from unirl_env.run.preflight import Prompts
+from unirl_env.run.record import provenance
+from unirl_env.run.world_parts import check_prompts, check_targets, mode_of_run, model_sources, world_options
+from unirl_env.settings import RunConfig
+
+__all__ = ["Parts", "agent_config", "build_agent", "build_parts", "check_agent", "chosen", "own_settings"]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of, besides its settings; `notes` are said at its start."""
+
+    agent: Any
+    heldout: Any = None
+    sources: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def build_parts(cfg: RunConfig, prompts: Prompts | None = None, train: PromptSource | None = None) -> Parts:
+    """The agent and the held-out scorer that the settings describe.
+
+    Args:
+        cfg: The settings.
+        prompts: Those of the run, all of which the model is to read first.
+        train: Those of `prompts.train`, where they are read already.
+    """
+    heldout = cfg.reward.heldout
+    if heldout is not None:
+        heldout = build_scorer(for_mode(heldout, mode_of_run(cfg), "reward.heldout"))
+    # Before anything large is loaded: a branch that has moved ends a continued run.
+    sources = model_sources(cfg)
+    known = {name: provenance.model_fingerprint(*each) for name, each in sources.items()}
+    check_targets(cfg, sources["model"][0] if "model" in sources else None)
+    if prompts is not None:
+        check_prompts(cfg, chain(prompts.train, prompts.heldout or ()))
+    agent = build_agent(cfg, train if prompts is None else prompts.train)
+    return Parts(agent, heldout, known, chosen(cfg, agent.config))
+
+
+def build_agent(cfg: RunConfig, prompts: PromptSource | None = None) -> Agent:
+    """Build the agent, its runners and its learners; it starts Ray unless that runs.
+
+    Args:
+        cfg: The settings.
+        prompts: Those of `prompts.train`, where they are read already.
+
+    Raises:
+        ConfigError: If the settings cannot work.
+        ClusterError: If Ray does not start, or has no room for them.
+    """
+    config = agent_config(cfg, prompts)
+    config.validate()
+    return config.build_algo()
+
+
+def check_agent(cfg: RunConfig, prompts: PromptSource | None = None) -> None:
+    """Refuse an agent and options that cannot work; nothing is loaded and no process is started.
+
+    Args:
+        cfg: The settings.
+        prompts: Those of `prompts.train`, where they are read already.
+
+    Raises:
+        ConfigError: Naming the setting, its value and the remedy.
+    """
+    agent_config(cfg, prompts).validate()
+
+
+def agent_config(cfg: RunConfig, prompts: PromptSource | None = None) -> AgentConfig:
+    """The settings as an `AgentConfig`.
+
+    Args:
+        cfg: The settings.
+        prompts: Those of `prompts.train`, where they are read already.
+
+    Raises:
+        ConfigError: If the agent or one of its options is unknown.
+    """
+    cfg.check()
+    config = default_config(cfg.agent.name)
+    _check_options(cfg, type(config))
+    source = prompts or PromptSource.of(cfg.prompts.train, max_characters=cfg.prompts.max_characters)
+    config = config.environment(
+        cfg.model.env, env_config={**world_options(cfg), "prompts": source}
+    ).debugging(seed=cfg.seed)
+    for group in (cfg.agent, cfg.rollout):
+        take_over(config, group)
+    return config.training(prompts=source, steps=cfg.steps, policy=cfg.policy, **cfg.agent.options)
+
+
+def own_settings(name: str) -> dict[str, Any]:
+    """What an algorithm sets otherwise than the settings of a run do by default, by the names of a run.
+
+    Raises:
+        ConfigError: If there is no such algorithm.
+    """
+    config, found = default_config(name), {}
+    for section, kind in get_type_hints(RunConfig).items():
+        group = getattr(config, section) if section in NESTED else None
+        group = rebuilt(kind, config) if kind in FLAT else group
+        for field in () if group is None else fields(kind):
+            own, usual = (getattr(each, field.name) for each in (group, kind()))
+            if own != usual:
+                found[f"{section}.{field.name}"] = own
+    return found
+
+
+def _check_options(cfg: RunConfig, kind: type[AgentConfig]) -> None:
+    """Refuse what is no knob of the algorithm or cannot work, and what is every agent's and set elsewhere."""
+    knobs = knob_names(kind)
+    for name, value in cfg.agent.options.items():
+        if name in knobs:
+            continue
+        if name in vars(cfg.agent):
+            remedy = f"it is a setting of every agent; try `agent.{name}={value}`"
+        else:
+            near = difflib.get_close_matches(name, knobs, n=1)
+            known = ", ".join(knobs) or "none of its own"
+            remedy = f"did you mean `agent.options.{near[0]}`?" if near else f"it has {known}."
+        raise ConfigError(
+            f"`agent.options.{name}` must be a knob of {cfg.agent.name}, and is none, got {value!r}; {remedy}"
+        )
+    config = kind().training(**cfg.agent.options)
+    for group in knob_kinds(kind):
+        check_knobs(rebuilt(group, config), "agent.options.")
+
+
+def chosen(cfg: RunConfig, config: AgentConfig) -> tuple[str, ...]:
+    """What the settings left open and was chosen, in sentences."""
+    if cfg.agent.anchor is not None or cfg.rollout.engine == "local":
+        return ()
+    whose = {"rollout": "the engine's, as recorded", "replay": "replayed by the learner"}[
+        config.old_log_probs
+    ]
+    return (
+        f"Old log-probabilities are {whose} (`agent.anchor` is null, `agent.name` {cfg.agent.name} and "
+        f"`rollout.engine` {cfg.rollout.engine}).",
+    )

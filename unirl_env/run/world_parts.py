@@ -1,0 +1,158 @@
+"""From a run's settings to its world's arguments, and what can be known of them before anything loads."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from unirl_env.errors import ConfigError
+from unirl_env.models.making import make_model
+from unirl_env.models.options import ModelChoice, model_choice
+from unirl_env.modes import Mode, mode_of
+from unirl_env.rewards import for_mode
+from unirl_env.rewards.secrets import resolved
+from unirl_env.settings import RunConfig
+from unirl_env.types import Prompt
+from unirl_env.worlds.arguments import check_arguments, pick_device
+from unirl_env.worlds.registration import OURS, spec_of
+
+__all__ = ["check_prompts", "check_targets", "check_world", "mode_of_run", "model_sources", "world_options"]
+
+
+def check_world(cfg: RunConfig) -> None:
+    """Refuse arguments that no environment or model of this kind takes, and models that are not there.
+
+    Raises:
+        ConfigError: Naming the argument.
+        ModelNotFound: If `model.pretrained` is a folder that is missing or holds no model.
+    """
+    spec = spec_of(cfg.model.env, "model.env")
+    if spec.vector_entry_point != OURS:
+        return  # somebody's own, which takes what it takes
+    try:
+        check_arguments({**spec.kwargs, **world_options(cfg)})
+    except ConfigError as error:
+        where = "" if not cfg.model.options or "`model." in str(error) else "`model.options`: "
+        raise ConfigError(f"{where}{error}") from error
+
+
+def check_prompts(cfg: RunConfig, prompts: Iterable[Prompt]) -> None:
+    """Let the mode look at every prompt once: one that does not fit would stop the run hours later.
+
+    Raises:
+        PromptError: Naming the prompt.
+    """
+    arguments = _arguments(cfg)
+    mode = mode_of(arguments)
+    mode.check_prompts(_made(mode.choice(arguments), mode), prompts, arguments)
+
+
+def check_targets(cfg: RunConfig, source: str | Path | None) -> None:
+    """Refuse layers for adapters that the weights of a directory have not.
+
+    The weights' names are read, not the weights. A hub id is judged when its network is there.
+
+    Raises:
+        ConfigError: Naming the layer, and the nearest that there is.
+    """
+    targets = cfg.policy.lora_targets
+    if not targets or _choice(cfg).family == "unified_model" or source is None:
+        return
+    layers = _layers(Path(source))
+    for target in targets if layers else ():
+        if not any(f".{layer}".endswith(f".{target}") for layer in layers):
+            short = sorted({layer.rpartition(".")[2] for layer in layers} - {"0"})
+            near = difflib.get_close_matches(target, [*short, *layers], n=1)
+            remedy = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(short[:20])}."
+            raise ConfigError(
+                f"`policy.lora_targets` must name layers of {cfg.model.env}, got {target!r}, as which "
+                f"none is called; {remedy}"
+            )
+
+
+def model_sources(cfg: RunConfig) -> dict[str, tuple[str, str | None]]:
+    """Every model that a run loads weights of, as `(hub id or directory, revision)`.
+
+    Returns:
+        The environment's own as `model`, and what it consists of or draws with by the names of the settings;
+        models in closed form have none.
+    """
+    arguments = _arguments(cfg)
+    mode = mode_of(arguments)
+    choice = mode.choice(arguments)
+    described = {"model": choice}
+    for name in ("writer", "painter"):
+        if isinstance(part := choice.options.get(name), Mapping):
+            described[f"model.{name}"] = model_choice(part)
+    if isinstance(generator := arguments.get("generator"), Mapping):
+        described["model.generator"] = model_choice(generator)
+    found = {}
+    for name, each in described.items():
+        made = _made(each, mode if name == "model" else mode_of({each.family: each.name}))
+        pretrained = getattr(made, "pretrained", None)
+        if pretrained is not None:
+            found[name] = (str(pretrained), each.options.get("revision"))
+    return found
+
+
+def mode_of_run(cfg: RunConfig) -> Mode:
+    """The mode of a run's environment, from its id and `model.options`.
+
+    Raises:
+        ConfigError: If there is no such id, or its mode is none.
+    """
+    return mode_of({**spec_of(cfg.model.env, "model.env").kwargs, **cfg.model.options})
+
+
+def world_options(cfg: RunConfig) -> dict[str, Any]:
+    """Keyword arguments of the environment; what is null keeps the id's own default."""
+    model = cfg.model
+    chosen = {
+        "pretrained": model.pretrained,
+        "revision": model.revision,
+        "num_steps": model.num_steps,
+        "height": model.height,
+        "width": model.width,
+        "dtype": model.dtype,
+        "device": pick_device(model.device),
+        "offload": model.offload or None,
+        "rows_per_forward": model.rows_per_forward,
+        "max_new_tokens": model.max_new_tokens,
+        "max_prompt_tokens": model.max_prompt_tokens,
+        "prompts": cfg.prompts.train,
+        "max_characters": cfg.prompts.max_characters,
+        "scorer": for_mode(cfg.reward.train, mode_of_run(cfg)),
+        "overlap": cfg.reward.overlap or None,
+        "on_invalid": "raise" if cfg.reward.on_error == "raise" else "nan",
+    }
+    return {name: value for name, value in chosen.items() if value is not None} | resolved(
+        model.options, "model.options"
+    )
+
+
+def _arguments(cfg: RunConfig) -> dict[str, Any]:
+    """All arguments of the environment: those of its id, and the settings over them."""
+    return {**spec_of(cfg.model.env, "model.env").kwargs, **world_options(cfg)}
+
+
+def _choice(cfg: RunConfig) -> ModelChoice:
+    arguments = _arguments(cfg)
+    return mode_of(arguments).choice(arguments)
+
+
+def _made(choice: ModelChoice, mode: Mode) -> Any:
+    return make_model(mode.models, choice.name, choice.options)
+
+
+def _layers(source: Path) -> set[str]:
+    """Names of the layers whose weights a directory holds: of the transformer, where it is a pipeline's."""
+    from safetensors import safe_open
+
+    folder = source / "transformer" if (source / "transformer").is_dir() else source
+    found: set[str] = set()
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            found |= {name.removesuffix(".weight") for name in file.keys() if name.endswith(".weight")}
+    return found

@@ -1,0 +1,157 @@
+"""The settings of an algorithm: its optimizer, and how rewards become gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from unirl_env.errors import ConfigError
+from unirl_env.settings.fields import Settings, setting
+
+__all__ = ["NUM_MINIBATCHES", "AgentSettings"]
+
+NUM_MINIBATCHES = 2
+"""The default, which gives way to `minibatch_size`."""
+
+
+@dataclass
+class AgentSettings(Settings):
+    """The algorithm and its optimizer."""
+
+    name: str = setting("flow_dppo", python=False)
+    """`grpo`, `flow_dppo` or `drpo`; for texts `gspo`, too; or the path of your own,
+    `package.module:ReinforceConfig`."""
+    options: dict[str, Any] = setting({}, python=False)
+    """The algorithm's own knobs (clip_low_nats, kl_threshold_nats, epsilon, ...)."""
+    lr: float = setting(3e-4, above=0)
+    """Learning rate of AdamW."""
+    warmup_iterations: int = setting(0, least=0)
+    """Iterations over which the learning rate rises to `lr`."""
+    betas: tuple[float, float] = setting((0.9, 0.999))
+    """AdamW's moments."""
+    weight_decay: float = setting(0.0, least=0)
+    """AdamW's weight decay."""
+    adam_epsilon: float = setting(1e-8, above=0, hint="1e-8")
+    """What AdamW adds to the root of the second moment, in units of a gradient after clipping. Weights whose
+    gradients are smaller move less than `lr`; those of latents are small, because their loss is a mean over
+    elements."""
+    grad_clip: float | None = setting(1.0, above=0, hint="1.0")
+    """The most that the norm of the whole gradient may be; null does not clip."""
+    num_epochs: int = setting(1, least=1)
+    """Passes over the episodes of a rollout."""
+    num_minibatches: int = setting(NUM_MINIBATCHES, least=1)
+    """Optimizer steps per epoch, on disjoint parts of the episodes, whatever the number of learners."""
+    minibatch_size: int | None = setting(None, least=1)
+    """In place of the number: episodes that each learner takes in a step, which grows with the learners."""
+    shuffle_batch_per_epoch: Any = setting(False, choices=(False, True, "group", "episode"))
+    """Deal the episodes out anew in every epoch: by whole `group`s, by `episode`, or true, which is by groups
+    where minibatches hold whole ones. Changes with the seed, the iteration and the epoch only."""
+    micro_batch_size: int | None = setting(None, least=1, may_change=True)
+    """Episodes per forward and backward; null takes the whole minibatch. Changes memory, not results."""
+    micro_batch_tokens: int | None = setting(None, least=1, may_change=True)
+    """Packed tokens per forward and backward of a language model. Changes memory, not results."""
+    aggregate: str | None = setting(None, choices=("token_mean", "sequence_mean", "horizon"), inherits=True)
+    """How tokens of texts of unequal length are weighed: `token_mean` (each token alike), `sequence_mean`
+    (each text alike), `horizon` (sums over `horizon`, as Dr. GRPO). Null is the algorithm's own:
+    `sequence_mean` for `gspo`, whose texts have one ratio each, and `token_mean` for the others."""
+    horizon: int | None = setting(None, least=1)
+    """What sums over a text's tokens are divided by under `horizon`."""
+    mask_truncated: bool = setting(False)
+    """Leave texts out of the loss that the length limit ended."""
+    idle_episodes: str = setting("count", choices=("count", "leave_out"))
+    """Episodes of advantage 0 (in groups of equal rewards): `count` in what sums are divided by, so that a
+    minibatch with few others takes a small step; `leave_out` divides by the others only, and takes them out
+    of the KL to the untrained model, too, as if they had not been drawn."""
+    train_phases: list[str] | None = setting(None)
+    """Which phases of a text with a picture are trained, of `text` and `image`; null trains both."""
+    phase_rewards: dict[str, str] = setting({})
+    """For a phase, the part of the reward that it is paid instead of the whole."""
+    phase_weights: dict[str, float] = setting({})
+    """For a phase, the weight of its loss; 1 without. The units of phases differ: a loss on tokens is a mean
+    over tokens of nats, one on latents a mean over steps of nats per element. With S stochastic steps, D
+    elements of a latent and L trained tokens of the mean text, a nat of text weighs S D / L times a nat of
+    picture (under `aggregate: horizon` S D / horizon): 223 times on the embedded unified model, some
+    thousands at the size of SD3. `{image: S D / L}` makes them equal. AdamW divides much of it out where no
+    weight serves both phases."""
+    advantage_scale: str = setting("group", choices=("group", "batch", "none", "leave_one_out"))
+    """What centred rewards are divided by: the std of the `group`, of the `batch`, or `none`; `leave_one_out`
+    centres on the others of the group, and does not divide."""
+    advantage_parts: dict[str, float] = setting({})
+    """Parts of the reward that are normalised within their groups one by one and then added (GDPO), with
+    their weights; empty takes the reward itself."""
+    advantage_clip: float | None = setting(None, above=0)
+    """Bound on the size of an advantage, in units of what `advantage_scale` divides by: of the group's std
+    under `group`, where none of G episodes exceeds sqrt(G - 1) (a bound of 5 does nothing up to G = 26), of
+    the batch's under `batch` and `advantage_parts`, of the reward itself under `none` and `leave_one_out`."""
+    max_log_ratio: float = setting(20.0, above=0, most=40)
+    """Where the log-ratio of new and old policy is cut, in nats per token (of latents: per element, so that
+    20 is D times 20 nats of an action). Entries beyond it have no gradient. It guards against overflow; the
+    algorithm's own knobs are the trust region."""
+    reference_kl: float = setting(0.0, least=0)
+    """Weight of the KL to the untrained model, per nat of it: of a token, or of a latent's step (a mean over
+    elements, as the loss it is added to). The gradient takes the visited states as given: that a step changes
+    the KL which later steps will pay is left out."""
+    kl_estimator: str = setting("k2", choices=("k2", "k3"))
+    """How that KL pulls on tokens: `k2` as itself, `k3` as the reversed KL. On latents it is exact."""
+    anchor: str | None = setting(None, choices=("rollout", "replay"), inherits=True)
+    """Old log-probs and means: as the `rollout` recorded them, or by `replay` under the same weights. Null is
+    the rollout's for the engine `local`, and replay for others, whose rounding would pass for a change of the
+    policy; for `flow_dppo` always the rollout's, because DPPO is defined by the policy that sampled."""
+    self_check: bool = setting(True)
+    """Stop unless the first update finds what the rollout recorded."""
+    self_check_tolerance: float | None = setting(1e-4, above=0)
+    """Largest |ratio - 1| against the anchor that the first update may show; null for no bound, as below."""
+    self_check_gap_mean: float | None = setting(0.25, above=0)
+    """Mean distance in nats, over tokens or denoising steps, between recorded and learner's log-probs that it
+    may show: ten times what bfloat16 costs between vLLM and transformers, and far below a wrong policy's."""
+    self_check_gap_max: float | None = setting(5.0, above=0)
+    """The same of a single token or step: rare tokens may differ much, none by a factor of 150."""
+    self_check_kl: float | None = setting(0.25, above=0)
+    """Largest KL in nats, over all elements of a latent, between the learner's step and the recorded one."""
+
+    def check(self, prefix: str = "") -> None:
+        """Refuse what trains nothing or contradicts itself, too."""
+        if self.kl_estimator == "k1":
+            raise ConfigError(
+                f"`{prefix}kl_estimator` must be k2 or k3, got 'k1': the mean of its gradient is 0, so that "
+                "it would not pull at all; try k2."
+            )
+        super().check(prefix)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(
+                f"`{prefix}betas` must be two numbers in [0, 1), got {list(self.betas)}; try [0.9,0.999]."
+            )
+        if (self.aggregate == "horizon") != (self.horizon is not None):
+            raise ConfigError(
+                f"`{prefix}horizon` must be given with `{prefix}aggregate=horizon` and no other, got "
+                f"{self.horizon} with {self.aggregate}; try the limit of new tokens."
+            )
+        self._check_phases(prefix)
+        self._check_parts(prefix)
+
+    def _check_phases(self, prefix: str) -> None:
+        phases = self.train_phases
+        if phases is not None and (not phases or len(set(phases)) < len(phases)):
+            raise ConfigError(
+                f"`{prefix}train_phases` must name phases once each, or be null for all, got {list(phases)}"
+                f"{'' if phases else ': nothing would be trained'}; try null."
+            )
+        for phase, weight in self.phase_weights.items():
+            if not weight > 0:
+                raise ConfigError(
+                    f"`{prefix}phase_weights` must be positive, got {weight} for {phase!r}; try "
+                    f"`{prefix}train_phases` to leave a phase out."
+                )
+
+    def _check_parts(self, prefix: str) -> None:
+        for name, weight in self.advantage_parts.items():
+            if weight == 0:
+                raise ConfigError(
+                    f"`{prefix}advantage_parts` must be finite weights other than 0, got {weight!r} for "
+                    f"{name!r}; try leaving it out."
+                )
+        if self.advantage_parts and self.advantage_scale != "group":
+            raise ConfigError(
+                f"`{prefix}advantage_scale` must stay group with `{prefix}advantage_parts`, which normalises "
+                f"each part within its group, got {self.advantage_scale!r}; try group."
+            )

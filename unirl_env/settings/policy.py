@@ -1,0 +1,103 @@
+"""The settings of the policy: how the trained network acts, and which of its steps are trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from unirl_env.errors import ConfigError
+from unirl_env.settings.fields import Settings, setting
+from unirl_env.settings.world import DTYPES
+
+__all__ = ["PolicySettings", "StepSettings"]
+
+
+@dataclass
+class StepSettings(Settings):
+    """Which denoising steps are stochastic, and thereby trained.
+
+    The others are deterministic: their share of the gradient is not seen, and leaving the untrained model
+    there costs no KL. Seen is, for T = 10, shift 3, `eta` 0.7 and data as wide as the noise: 0.90 of the true
+    gradient by `all`, 0.27 by the fraction (0, 0.5), 0.45 by a window of four (0.18, 0.46 and 0.72 in its
+    places); less of narrower data, settled in the last steps: 0.76, 0.15 and 0.36 of 0.6 of the width.
+    """
+
+    kind: str = setting("fraction", choices=("all", "none", "fraction", "random", "window"))
+    """`all` (but the last, whose noise would stay in the picture), `fraction`, `random` or `window`; for
+    losses that score no step `none`: the ODE is played, and what it ends with is trained on."""
+    fraction: tuple[float, float] = setting((0.0, 0.5))
+    """The range of the schedule to choose from."""
+    count: int | None = setting(None, least=1)
+    """How many steps `random` draws."""
+    window: int = setting(4, least=1)
+    """The width of the sliding window."""
+    stride: int | None = setting(None, least=1)
+    """How far the window moves; null leaves an overlap of one."""
+    iterations_per_window: int = setting(25, least=1)
+    """How long the window rests in one place."""
+
+    def check(self, prefix: str = "") -> None:
+        """Refuse ranges without a step, too."""
+        super().check(prefix)
+        low, high = self.fraction
+        if not 0 <= low < high <= 1:
+            raise ConfigError(
+                f"`{prefix}fraction` must satisfy 0 <= low < high <= 1, got {low}, {high}; try [0.0, 0.5]."
+            )
+        if self.kind == "random" and self.count is None:
+            raise ConfigError(
+                f"`{prefix}count` must be a whole number of at least 1 with `{prefix}kind` random, got null: "
+                f"no step would be trained; try {prefix}count=3."
+            )
+
+
+@dataclass
+class PolicySettings(Settings):
+    """How the trained network acts."""
+
+    lora_rank: int | None = setting(16, least=1)
+    """Rank of the adapters; null trains all weights."""
+    lora_alpha: int = setting(32, least=1, why="adapters of scale 0 change nothing")
+    """Scale of the adapters."""
+    lora_targets: list[str] | None = setting(None)
+    """Layers that adapters attach to; null takes the model family's own list."""
+    guidance: float = setting(1.0)
+    """Classifier-free guidance, the same in rollout and update; 1 is none."""
+    dynamics: str = setting("flow", choices=("flow", "dance", "cps"))
+    """The stochastic step: `flow`, `dance` or `cps`."""
+    eta: float = setting(
+        0.7, above=0, why="without noise no step has a log-probability to train on", hint="0.7"
+    )
+    """Its noise level."""
+    storage_dtype: str = setting("float32", choices=DTYPES)
+    """What latents are rounded to before they are scored and stored."""
+    temperature: float = setting(
+        1.0, above=0, why="a greedy policy has no log-probability to train on", hint="1.0"
+    )
+    """What a language model's logits are divided by, in rollout and update."""
+    top_p: float = setting(1.0, above=0, most=1)
+    """Sample among the likeliest tokens of this mass; 1 keeps all."""
+    top_k: int = setting(0, least=0)
+    """Sample among this many likeliest tokens; 0 keeps all."""
+    eval_temperature: float | None = setting(None, least=0)
+    """The temperature of evaluation; 0 decodes greedily, null takes `temperature`."""
+    gradient_checkpointing: bool = setting(False)
+    """Recompute activations in the backward pass: less memory, more time."""
+
+    def check(self, prefix: str = "") -> None:
+        """Refuse a policy that trains nothing, too."""
+        super().check(prefix)
+        if self.top_k == 1:
+            raise ConfigError(
+                f"`{prefix}top_k` must be 0 or at least 2, got 1: of a single token there is nothing to "
+                "choose, so nothing would be learned; try 0, which keeps all tokens."
+            )
+        if self.lora_rank is None and self.lora_targets is not None:
+            raise ConfigError(
+                f"`{prefix}lora_targets` must be null where `{prefix}lora_rank` is, got {self.lora_targets}: "
+                f"all weights are trained; try `{prefix}lora_rank=16`."
+            )
+        if self.lora_targets is not None and not self.lora_targets:
+            raise ConfigError(
+                f"`{prefix}lora_targets` must name a layer, or be null for the model family's own list, got "
+                "[]: without adapters nothing is trained; try null."
+            )

@@ -1,0 +1,111 @@
+"""What several groups of settings must satisfy together, before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from unirl_env.errors import ConfigError
+from unirl_env.settings.agent import NUM_MINIBATCHES, AgentSettings
+from unirl_env.settings.rollout import RolloutSettings
+
+if TYPE_CHECKING:
+    from unirl_env.settings import RunConfig
+
+__all__ = ["check_run", "check_shares"]
+
+
+def check_run(cfg: RunConfig) -> None:
+    """Refuse groups of a run that are sound by themselves and cannot work together.
+
+    Raises:
+        ConfigError: Naming the field, its value and the remedy.
+    """
+    if cfg.model.num_steps == 0 and cfg.model.max_new_tokens == 0:
+        raise ConfigError(
+            "`model.num_steps` must be at least 1 where `model.max_new_tokens` is 0, got 0: there is nothing "
+            "to play; try 10."
+        )
+    _check_alarm(cfg)
+    check_shares(cfg.agent, cfg.rollout, "agent.", "rollout.")
+    _check_overlap(cfg)
+
+
+def check_shares(agent: AgentSettings, rollout: RolloutSettings, ours: str = "", theirs: str = "") -> None:
+    """Refuse runners, epochs and minibatches that do not divide an iteration's episodes as they are meant to.
+
+    Args:
+        agent: How often and in which parts the episodes are learnt from.
+        rollout: How many there are, and the processes.
+        ours: What the names of the agent's settings begin with in an error.
+        theirs: What those of the rollout begin with.
+
+    Raises:
+        ConfigError: Naming the setting, its value and the remedy.
+    """
+    num_prompts, group_size, runners = rollout.num_prompts, rollout.group_size, rollout.num_env_runners
+    if runners and num_prompts % runners:
+        raise ConfigError(
+            f"`{theirs}num_prompts` must be divisible by `{theirs}num_env_runners` ({runners}), got "
+            f"{num_prompts}: each runner takes whole groups; try "
+            f"{theirs}num_prompts={_next_multiple(num_prompts, runners)}."
+        )
+    episodes, learners = num_prompts * group_size, max(1, rollout.num_learners)
+    minibatch_size, num_minibatches = agent.minibatch_size, agent.num_minibatches
+    name, shares = "num_minibatches", num_minibatches * learners
+    if minibatch_size is not None:
+        name, shares = "minibatch_size", minibatch_size * learners
+    if episodes % shares:
+        raise ConfigError(
+            f"`{theirs}num_prompts` x `{theirs}group_size` must be divisible by `{ours}{name}` x "
+            f"`{theirs}num_learners`, got {num_prompts} x {group_size} = {episodes} and {shares}; "
+            f"try {theirs}group_size={_next_multiple(group_size, shares)}."
+        )
+    if minibatch_size is not None and num_minibatches not in (NUM_MINIBATCHES, episodes // shares):
+        raise ConfigError(
+            f"`{ours}num_minibatches` must be {episodes // shares} or stay unset with "
+            f"`{ours}minibatch_size` = {minibatch_size}, got {num_minibatches}; try one of the two."
+        )
+    size = shares if minibatch_size is not None else episodes // num_minibatches
+    if agent.shuffle_batch_per_epoch == "group" and size % group_size:
+        whole = max(n for n in range(1, num_prompts + 1) if n * size <= episodes and num_prompts % n == 0)
+        raise ConfigError(
+            f"`{ours}shuffle_batch_per_epoch` must be 'episode' or False where minibatches cut a group, got "
+            f"'group' with minibatches of {size} episodes and groups of {group_size}; try "
+            f"{ours}num_minibatches={whole}, of whole groups."
+        )
+
+
+def _check_alarm(cfg: RunConfig) -> None:
+    alarm = cfg.alarm
+    if "gap" in alarm.stops and alarm.stop not in ("all", ["all"]) and cfg.reward.heldout is None:
+        raise ConfigError(
+            "`alarm.stop` must name what is watched, got `gap` without held-out scores; try a scorer for "
+            "`reward.heldout`, and `alarm.heldout_every=5`."
+        )
+    if cfg.rollout.keep_samples:
+        return
+    watched = {
+        "alarm.diversity": (alarm.diversity is not None, "null"),
+        "alarm.heldout_every": (cfg.reward.heldout is not None and alarm.heldout_every > 0, "0"),
+    }
+    for name, (wanted, nothing) in watched.items():
+        if wanted:
+            raise ConfigError(
+                f"`rollout.keep_samples` must be true where `{name}` is watched, got false: it is "
+                f"taken from the samples; try `{name}={nothing}`, or to keep them."
+            )
+
+
+def _check_overlap(cfg: RunConfig) -> None:
+    rollout = cfg.rollout
+    share = rollout.num_prompts * rollout.group_size // max(1, rollout.num_env_runners)
+    if cfg.reward.overlap and (rollout.batch_size is None or rollout.batch_size >= share):
+        raise ConfigError(
+            f"`rollout.batch_size` must be less than the {share} episodes of a runner's share with "
+            f"`reward.overlap`, got {rollout.batch_size}: a single lot has no next one to be played while it "
+            f"is judged; try rollout.batch_size={max(1, share // 8)}."
+        )
+
+
+def _next_multiple(value: int, divisor: int) -> int:
+    return -(-value // divisor) * divisor

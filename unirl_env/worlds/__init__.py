@@ -1,0 +1,26 @@
+"""Worlds: what is frozen, made once from the arguments of an id. Each name loads on first use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from unirl_env.registry import lazily
+
+if TYPE_CHECKING:
+    from unirl_env.worlds.entry_points import make_env, make_vector_env
+    from unirl_env.worlds.registration import register
+    from unirl_env.worlds.world import ForeignWorld, World, world_of
+
+__all__ = ["ForeignWorld", "World", "make_env", "make_vector_env", "register", "world_of"]
+
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "ForeignWorld": "world",
+        "World": "world",
+        "make_env": "entry_points",
+        "make_vector_env": "entry_points",
+        "register": "registration",
+        "world_of": "world",
+    },
+)

@@ -1,0 +1,207 @@
+"""The environment ids. Entry points are strings, so that registering them imports nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+
+from unirl_env.worlds.registration import announce
+
+__all__ = ["IDS", "register_ids"]
+
+ENHANCE = (
+    "You rewrite what a user wants to see as a prompt for an image generator. Keep everything that the user "
+    "asks for: every object, number, colour, place, lettering and style. Add what makes the picture "
+    "concrete: composition, light, material, viewpoint. Answer with the enhanced prompt alone, in one "
+    "paragraph of at most 80 words."
+)
+"""What a prompt enhancer is told."""
+
+IDS: dict[str, dict[str, Any]] = {
+    "unirl/SD3-T2I-v0": {
+        "denoiser": "sd3",
+        "pretrained": "stabilityai/stable-diffusion-3.5-medium",
+        "height": 512,
+        "width": 512,
+        "num_steps": 10,
+        "prompts": "scenes_train",
+        "scorer": "clip",
+    },
+    "unirl/TinySD3-T2I-v0": {
+        "denoiser": "tiny_sd3",
+        "num_steps": 8,
+        "prompts": "shapes_train",
+        "scorer": "shapes",
+    },
+    "unirl/Qwen3-Math-v0": {
+        "language_model": "causal_lm",
+        "pretrained": "Qwen/Qwen3-4B-Base",
+        "max_new_tokens": 2048,
+        "max_prompt_tokens": 512,
+        "prompts": "math_train",
+        "scorer": "math",
+    },
+    "unirl/QwenVL-VQA-v0": {
+        "language_model": "qwen_vl",
+        "pretrained": "Qwen/Qwen2.5-VL-3B-Instruct",
+        "max_new_tokens": 256,
+        "max_prompt_tokens": 1024,
+        "max_pixels": 512 * 512,
+        "prompts": "shapes_vqa_train",
+        "scorer": "exact",
+    },
+    "unirl/TinyQwen3-Math-v0": {
+        "language_model": "tiny_qwen3",
+        "max_new_tokens": 8,
+        "max_prompt_tokens": 32,
+        "prompts": "sums_train",
+        "scorer": "exact",
+    },
+    "unirl/PromptEnhancer-T2I-v0": {
+        "language_model": "causal_lm",
+        "pretrained": "Qwen/Qwen3-4B-Instruct-2507",
+        "system": ENHANCE,
+        "max_new_tokens": 256,
+        "max_prompt_tokens": 512,
+        "generator": {
+            "denoiser": "sd3",
+            "pretrained": "stabilityai/stable-diffusion-3.5-medium",
+            "height": 512,
+            "width": 512,
+            "dtype": "bfloat16",
+            "num_steps": 20,
+            "guidance": 4.5,
+            "rows": 4,
+        },
+        "prompts": "scenes_train",
+        "scorer": {"name": "pictured", "scorer": "clip"},
+    },
+    "unirl/TinyPromptEnhancer-T2I-v0": {
+        "language_model": "tiny_enhancer",
+        "max_new_tokens": 16,
+        "max_prompt_tokens": 32,
+        "generator": {"denoiser": "tiny_sd3", "num_steps": 4, "guidance": 3.0, "context_cache": 1024},
+        "prompts": "requests_train",
+        "scorer": {"name": "pictured", "scorer": "shapes"},
+    },
+    "unirl/EnhancerAndSD3-T2I-v0": {
+        "unified_model": "composed",
+        "model_options": {
+            "writer": {
+                "language_model": "causal_lm",
+                "pretrained": "Qwen/Qwen3-4B-Instruct-2507",
+                "system": ENHANCE,
+            },
+            "painter": {
+                "denoiser": "sd3",
+                "pretrained": "stabilityai/stable-diffusion-3.5-medium",
+                "height": 512,
+                "width": 512,
+            },
+        },
+        "max_new_tokens": 256,
+        "max_prompt_tokens": 512,
+        "num_steps": 10,
+        "prompts": "scenes_train",
+        "scorer": {"name": "pictured", "scorer": "clip"},
+    },
+    "unirl/TinyEnhancerAndSD3-T2I-v0": {
+        "unified_model": "composed",
+        "model_options": {
+            "writer": {"language_model": "tiny_enhancer"},
+            "painter": {"denoiser": "tiny_sd3"},
+        },
+        "max_new_tokens": 16,
+        "max_prompt_tokens": 32,
+        "num_steps": 8,
+        "prompts": "requests_train",
+        "scorer": {"name": "pictured", "scorer": "shapes"},
+    },
+    "unirl/TinyQwenVL-VQA-v0": {
+        "language_model": "tiny_qwen_vl",
+        "max_new_tokens": 8,
+        "max_prompt_tokens": 96,
+        "prompts": "shapes_vqa_train",
+        "scorer": "exact",
+    },
+    "unirl/HunyuanImage3-T2I-v0": {
+        "unified_model": "hunyuan_image3",
+        "pretrained": "tencent/HunyuanImage-3.0-Instruct",
+        "height": 1024,
+        "width": 1024,
+        "dtype": "bfloat16",
+        "max_new_tokens": 1024,
+        "max_prompt_tokens": 1280,
+        "num_steps": 10,
+        "model_options": {"task": "recaption", "system": "en_recaption", "max_prompt_tokens": 1280},
+        "prompts": "scenes_train",
+        "scorer": {"name": "pictured", "scorer": "clip"},
+    },
+    "unirl/Bagel-T2I-v0": {
+        "unified_model": "bagel",
+        "pretrained": "ByteDance-Seed/BAGEL-7B-MoT",
+        "height": 512,
+        "width": 512,
+        "dtype": "bfloat16",
+        "thinking": True,
+        "max_new_tokens": 512,
+        "max_prompt_tokens": 512,
+        "num_steps": 15,
+        "prompts": "scenes_train",
+        "scorer": {"name": "pictured", "scorer": "clip"},
+    },
+    "unirl/Bagel-Edit-v0": {
+        "unified_model": "bagel",
+        "pretrained": "ByteDance-Seed/BAGEL-7B-MoT",
+        "height": 512,
+        "width": 512,
+        "dtype": "bfloat16",
+        "max_images": 1,
+        "edits": True,
+        "max_new_tokens": 0,
+        "max_prompt_tokens": 2944,
+        "num_steps": 15,
+        "prompts": "unified_edits_train",
+        "scorer": {"name": "pictured", "scorer": "clip"},
+    },
+    "unirl/Janus-T2I-v0": {
+        "unified_model": "janus",
+        "pretrained": "deepseek-community/Janus-Pro-1B",
+        "max_new_tokens": 0,
+        "max_prompt_tokens": 256,
+        "prompts": "scenes_train",
+        "scorer": {"name": "pictured", "scorer": "clip"},
+    },
+    "unirl/TinyUnified-T2I-v0": {
+        "unified_model": "tiny_unified",
+        "max_new_tokens": 8,
+        "max_prompt_tokens": 48,
+        "num_steps": 8,
+        "prompts": "unified_train",
+        "scorer": {"name": "pictured", "scorer": "shapes"},
+    },
+    "unirl/TinyUnified-Edit-v0": {
+        "unified_model": "tiny_unified",
+        "edits": True,
+        "max_new_tokens": 8,
+        "max_prompt_tokens": 48,
+        "num_steps": 8,
+        "prompts": "unified_edits_train",
+        "scorer": {"name": "pictured", "scorer": "shapes"},
+    },
+    "unirl/GaussianMixture-v0": {
+        "denoiser": "gaussian_mixture",
+        "num_steps": 10,
+        "prompts": ["a sample"],
+        "scorer": "linear",
+    },
+}
+"""Id to the keyword arguments of its entry points."""
+
+
+def register_ids() -> None:
+    """Register every id with Gymnasium, and with RLlib as soon as that is there, once."""
+    for name, arguments in IDS.items():
+        if name not in gym.registry:
+            announce(name, arguments, home=__name__.partition(".")[0])
