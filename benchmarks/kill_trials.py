@@ -55,7 +55,7 @@ COMMON = [
     "logging.progress=false",
     "rollout.timeout_s=600",
 ]
-MODULES = {"checkpoint", "files", "launch", "logbook", "loop", "run_folder", "samples_folder"}
+MODULES = {"checkpoint", "files", "launch", "logbook", "loop", "folder", "samples"}
 """Modules that write; every second kill falls into one of them, where most can go wrong."""
 CLOCKS = ("seconds", "episodes_per_second")
 
@@ -310,7 +310,6 @@ def main():
     root, os.environ["RAY_ADDRESS"] = cluster.pid, address
     import diffusers
     import transformers
-    import unirl_env.build
 
     import unirl_env.run.launch  # noqa: F401
 

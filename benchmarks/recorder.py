@@ -192,10 +192,10 @@ def main() -> int:
     cluster = ray_cluster()
     import diffusers
     import transformers
-    import unirl_env.build
 
     import unirl_env
-    import unirl_env.run.launch
+    import unirl_env.train
+    from unirl_env.agents import AgentConfig  # noqa: F401, loads what every case needs, in any commit
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()

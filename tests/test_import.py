@@ -80,7 +80,7 @@ def test_everything_but_the_agents_works_without_ray():
         sys.modules["ray"] = None  # importing it now raises
         sys.path.insert(0, TESTS)
         import unirl_env
-        import unirl_env.functional, unirl_env.envs, unirl_env.models, unirl_env.build
+        import unirl_env.functional, unirl_env.envs, unirl_env.models, unirl_env.worlds
         import unirl_env.policies.actor, unirl_env.rollouts.local, unirl_env.wrappers, unirl_env.rewards
         from worlds import PlainDenoiser, maker
         from unirl_env.types import Prompt

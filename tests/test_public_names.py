@@ -13,7 +13,6 @@ import unirl_env
 ROOT = Path(__file__).parents[1]
 ROOMS = [
     "agents",
-    "build",
     "envs",
     "functional",
     "models",
@@ -21,13 +20,13 @@ ROOMS = [
     "policies",
     "rewards",
     "rollouts",
+    "worlds",
     "wrappers",
 ]
 MODULES = [
     "errors",
-    "packing",
     "types",
-    "world",
+    "policies.packing",
     "models.hunyuan_image3",
     "modes.playing",
     "rollouts.engines",

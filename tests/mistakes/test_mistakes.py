@@ -66,12 +66,12 @@ def test_in_python(snippet, says, tmp_path):
     import numpy as np
 
     import unirl_env
-    from unirl_env import agents, build, rewards
+    from unirl_env import agents, rewards, worlds
     from unirl_env import settings as config
     from unirl_env.prompts.sources import PromptSource
     from unirl_env.train import settings
 
-    known = dict(gym=gym, np=np, unirl_env=unirl_env, agents=agents, build=build, config=config)
+    known = dict(gym=gym, np=np, unirl_env=unirl_env, agents=agents, worlds=worlds, config=config)
     known |= dict(rewards=rewards, settings=settings, prompts=PromptSource, folder=str(tmp_path))
     with pytest.raises(errors.UnirlError) as caught:
         eval(snippet, known)

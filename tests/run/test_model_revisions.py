@@ -5,11 +5,11 @@ import json
 import pytest
 from door_fakes import small_config
 
-from unirl_env import build
 from unirl_env.errors import ConfigError
 from unirl_env.models.tiny import qwen3_path
 from unirl_env.run.record import provenance
 from unirl_env.run.record.provenance import model_fingerprint, record
+from unirl_env.run.world_parts import model_sources
 
 OLD, NEW = "a" * 40, "b" * 40
 
@@ -112,7 +112,7 @@ def test_a_commit_that_is_found_out_later_is_kept(note):
     ids=["language model", "with a generator", "of two models", "in closed form"],
 )
 def test_every_model_of_a_run_has_a_fingerprint(tmp_path, settings, names):
-    found = build.model_sources(small_config(tmp_path, **settings))
+    found = model_sources(small_config(tmp_path, **settings))
     assert sorted(found) == names
     assert all(len(provenance.model_fingerprint(*each)) == 64 for each in found.values())
 
@@ -131,7 +131,7 @@ def test_a_changed_file_of_a_local_language_model_is_noticed(tmp_path, note):
     )
 
     def sources():
-        return {name: model_fingerprint(*each) for name, each in build.model_sources(cfg).items()}
+        return {name: model_fingerprint(*each) for name, each in model_sources(cfg).items()}
 
     record(note, sources(), {})
     (folder / "generation_config.json").write_text('{"eos_token_id": 7}')

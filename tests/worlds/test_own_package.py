@@ -120,7 +120,7 @@ print('torch' in sys.modules, full_id('{NAME}/Orbit-v0'))
     def test_the_names_that_are_known_are_those_that_the_classes_take(self):
         import inspect
 
-        from unirl_env.arguments.names import names as arguments
+        from unirl_env.arguments import names as arguments
         from unirl_env.envs import DenoiseVectorEnv, HybridVectorEnv, TokenVectorEnv
         from unirl_env.envs.base import GenerativeVectorEnv
         from unirl_env.wrappers import DrawWrapper

@@ -30,7 +30,7 @@ class UnifiedFlow(UnifiedModel):
 
     The text ends with the begin-of-image token, which is an action; nothing more stands before the picture.
     A picture that a prompt brings is read as a latent, too, by the frozen autoencoder. The directory holds
-    the network (`models.unified_network`) as `save_pretrained` writes it, its tokenizer, and an autoencoder
+    the network (`models.unified_flow.network`) as `save_pretrained` writes it, its tokenizer, and an autoencoder
     of diffusers in `vae`.
 
     Args:
@@ -68,13 +68,11 @@ class UnifiedFlow(UnifiedModel):
         max_images: int = 1,
         max_prompt_tokens: int = 256,
     ):
-        from unirl_env.models.unified_flow.model import (
-            network as unified_network,  # makes the family known to transformers
-        )
+        from unirl_env.models.unified_flow import network  # makes the family known to transformers
 
         self.pretrained, self.revision = str(pretrained), revision
         self.config = self._config
-        if self.config.model_type != unified_network.UnifiedFlowConfig.model_type:
+        if self.config.model_type != network.UnifiedFlowConfig.model_type:
             raise ConfigError(
                 f"`pretrained` must be {self.KIND}, got {self.config.model_type!r} in {self.pretrained!r}; "
                 f"try `{self.ALTERNATIVE}`."

@@ -34,7 +34,7 @@ from unirl_env.settings.literal import first_line, from_yaml, shielded, shielded
 
 __all__ = ["CONFIGS", "SHARED", "composed", "is_recipe", "options", "recipes", "without_defaults"]
 
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 SHARED = (*GROUPS, "knobs", "service")
 RESOLVER = re.compile(r"\$\{\s*[A-Za-z_][\w.]*\s*:")
 """What asks OmegaConf or Hydra for more than a setting: `${oc.env:HOME}`, `${now:%H}`."""
