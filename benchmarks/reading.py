@@ -3,7 +3,7 @@
     python benchmarks/reading.py                  # all figures
     python benchmarks/reading.py lines            # code lines (no docstrings, comments, blanks) by room
     python benchmarks/reading.py entered --list   # with the names of the files
-    python benchmarks/reading.py rooms --draw docs/images/rooms.svg
+    python benchmarks/reading.py rooms --draw docs/images/rooms.png
 
 A step is one of `unirl/TinySD3-T2I-v0` that does not end its episodes; an update and an iteration are those
 of GRPO on `unirl/GaussianMixture-v0` in one process, after the first, which checks itself. What libraries
@@ -147,10 +147,65 @@ def arrows(texts: dict[str, str]) -> set[tuple[str, str]]:
     return {(here, there) for here, there in found if there in rooms and here != "__init__"}
 
 
+def heights(rooms: set[str], between: set[tuple[str, str]]) -> dict[str, int]:
+    """How high a room stands: above all that it imports; rooms of a circle share their height."""
+    below = {name: {there for here, there in between if here == name} for name in rooms}
+
+    def reached(name: str) -> set[str]:
+        found, queue = set(), [name]
+        while queue:
+            fresh = below[queue.pop()] - found
+            found |= fresh
+            queue += fresh
+        return found
+
+    everything = {name: reached(name) for name in rooms}
+    height: dict[str, int] = {}
+    for name in sorted(rooms, key=lambda name: (len(everything[name]), name not in everything[name])):
+        lower = [there for there in everything[name] if name not in everything[there]]
+        height[name] = 1 + max((height[there] for there in lower), default=-1)
+    return height
+
+
+def draw(texts: dict[str, str], path: Path) -> None:
+    """The rooms with their lines of code, and the imports between them: down in blue, up in red."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    between, rooms = arrows(texts), {room(name) for name in texts} - {"__init__"}
+    height, lines = heights(rooms, between), Counter()
+    for name, text in texts.items():
+        lines[room(name)] += code_lines(text)
+    floors = [[n for n in sorted(rooms) if height[n] == level] for level in range(max(height.values()) + 1)]
+    place = {}
+    for level, names in enumerate(floors):
+        # Below the middle of those that import it, so that arrows are short.
+        names.sort(key=lambda name: -lines[name])
+        order = names[::2] + names[1::2][::-1]
+        for number, name in enumerate(order):
+            place[name] = ((number + 0.5) / len(order) * 24, level)
+    figure, axes = plt.subplots(figsize=(14, 0.95 * len(floors) + 0.6))
+    for here, there in sorted(between):
+        (x, y), (u, v) = place[here], place[there]
+        style = {"color": "#c0392b", "alpha": 0.9} if v >= y else {"color": "#4a6fa5", "alpha": 0.28}
+        axes.annotate("", (u, v + 0.2), (x, y - 0.2), arrowprops={"arrowstyle": "-|>", "lw": 0.9, **style})
+    for name, (x, y) in place.items():
+        label = f"{name}\n{lines[name]}"
+        box = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": "#333333"}
+        axes.text(x, y, label, ha="center", va="center", fontsize=8 if len(rooms) > 40 else 9.5, bbox=box)
+    axes.set(xlim=(0, 24), ylim=(-0.6, len(floors) - 0.4))
+    axes.set_title(f"{len(rooms)} rooms, {len(between)} arrows, {sum(lines.values())} lines of code")
+    axes.axis("off")
+    figure.savefig(path, dpi=80, bbox_inches="tight")
+
+
 def main() -> None:
     """Print what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="*", help="entered, lines, long, rooms; all of them without")
+    parser.add_argument("--draw", type=Path, help="with `rooms`: a picture of them")
     parser.add_argument("--list", action="store_true", help="name the files that are entered")
     given = parser.parse_args()
     wanted, texts = given.what or ["entered", "lines", "long", "rooms"], sources()
@@ -171,6 +226,8 @@ def main() -> None:
     if "rooms" in wanted:
         rooms = {room(name) for name in texts} - {"__init__"}
         print(f"{len(rooms)} rooms, {len(arrows(texts))} arrows between them")
+        if given.draw is not None:
+            draw(texts, given.draw)
 
 
 if __name__ == "__main__":
