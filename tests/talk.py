@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import torch
 
-from unirl_env.envs.tokens import WAIT, TokenVectorEnv
+from unirl_env.envs.writing import WAIT, TokenVectorEnv
 from unirl_env.models.words import Encoded, LanguageModel
 from unirl_env.types import Scores
 from unirl_env.wrappers.reward import RewardWrapper

@@ -9,7 +9,7 @@ from talk import ALPHABET, EOS, MODEL, PAD, USER, SeeingModel, SpellingModel, sp
 from worlds import PlainDenoiser
 
 from unirl_env.envs import HybridVectorEnv
-from unirl_env.envs.conversation import WAIT
+from unirl_env.envs.token_rows import WAIT
 from unirl_env.models.unified import PictureTokens, UnifiedModel
 from unirl_env.types import Prompt, Sample, Scores
 from unirl_env.wrappers.reward import RewardWrapper

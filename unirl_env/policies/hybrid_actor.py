@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from unirl_env.envs.conversation import WAIT
+from unirl_env.envs.token_rows import WAIT
 from unirl_env.errors import ConfigError
 from unirl_env.functional import SDEStep, TokenStep
 from unirl_env.models.denoiser import NEGATIVE

@@ -9,7 +9,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from unirl_env.envs.info import told
+from unirl_env.envs.contract import env_attr
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ConfigError
 from unirl_env.rewards.background import settled
@@ -47,7 +47,7 @@ class Told:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return told(self._env, name)
+        return env_attr(self._env, name)
 
 
 class Rollout:

@@ -10,7 +10,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from unirl_env.envs.contract import told
+from unirl_env.envs.contract import env_attr
 from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.errors import ContractError
 from unirl_env.policies.head_actor import HeadActor
@@ -91,7 +91,7 @@ class HeadRollout(Rollout):
         self, env: gym.vector.VectorEnv, seed: int, options: dict[str, Any], greedy: bool, keep_samples: bool
     ) -> dict[str, Any]:
         obs, info = env.reset(seed=seed, options=options)
-        prompts, seeds = tuple(told(env, "playing")), torch.as_tensor(info["episode_seed"]).cpu()
+        prompts, seeds = tuple(env_attr(env, "playing")), torch.as_tensor(info["episode_seed"]).cpu()
         device = next(self.actor.parameters()).device
         over, cut = torch.zeros((2, len(prompts)), dtype=torch.bool)
         verdicts, head, steps = Verdicts(len(prompts)), self.actor.head, []

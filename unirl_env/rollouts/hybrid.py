@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium as gym
 import torch
 
-from unirl_env.envs.info import told
+from unirl_env.envs.contract import env_attr
 from unirl_env.episode import EpisodeBatch
 from unirl_env.policies.hybrid_actor import HybridActor
 from unirl_env.prompts.sources import as_prompts
@@ -125,7 +125,7 @@ class HybridRollout(Rollout):
     ) -> dict[str, Any]:
         """One batch of episodes from reset to their ends, as fields of an `EpisodeBatch`."""
         obs, info = env.reset(seed=seed, options=options)
-        prompts, seeds = told(env, "playing"), torch.as_tensor(info["episode_seed"])
+        prompts, seeds = env_attr(env, "playing"), torch.as_tensor(info["episode_seed"])
         world, played = Told(env), Played.begun(obs, len(prompts))
         phases = {}
         if world.max_new_tokens:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import unirl_env.functional as F
-from unirl_env.envs.info import told
-from unirl_env.envs.readings import prompt_key
+from unirl_env.envs.contract import env_attr
+from unirl_env.envs.encodings import prompt_key
 from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.functional import SDEStep
 from unirl_env.policies.actor import ANNOUNCED, FlowActor
@@ -105,7 +105,7 @@ class LocalRollout(Rollout):
         world = Told(env)
         explored = set(world.stochastic_steps)
         kept = kept_steps(explored, world.num_steps, keep_final)
-        prompts, seeds = told(env, "playing"), info["episode_seed"]
+        prompts, seeds = env_attr(env, "playing"), info["episode_seed"]
         first, row = distinct([(prompt_key(prompt, prompt.text), prompt.negative) for prompt in prompts])
         context = {name: tensor[first] for name, tensor in obs.items() if name not in ANNOUNCED}
         shape, device = obs["latent"].shape[1:], obs["latent"].device

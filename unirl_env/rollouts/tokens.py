@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium as gym
 import torch
 
-from unirl_env.envs.info import told
+from unirl_env.envs.contract import env_attr
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ConfigError, ContractError, EngineLost, StaleWeights
 from unirl_env.policies.token_actor import TokenActor
@@ -156,7 +156,7 @@ def _play(
 ) -> dict[str, Any]:
     """One batch of episodes from reset to their ends, as fields of an `EpisodeBatch`."""
     obs, info = env.reset(seed=seed, options=of_lot(lot))
-    prompts, seeds = told(env, "playing"), torch.as_tensor(info["episode_seed"])
+    prompts, seeds = env_attr(env, "playing"), torch.as_tensor(info["episode_seed"])
     world, played = Told(env), Played.begun(obs, len(lot))
     written = write(env, played, ask, prompts, seeds)
     spaces = world.language_model.input_spaces

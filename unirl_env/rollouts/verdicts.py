@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from gymnasium.vector import VectorEnv
 
-from unirl_env.envs.info import told
+from unirl_env.envs.contract import env_attr
 from unirl_env.errors import ContractError
 from unirl_env.rewards.background import PendingScores
 from unirl_env.types import FAULTS, Sample, Scores
@@ -27,12 +27,12 @@ class Verdicts:
 
     def take(self, env: VectorEnv) -> None:
         """Note the episodes that the last step of `env` has finished: their samples and their scores."""
-        for i, sample in told(env, "finished").items():
+        for i, sample in env_attr(env, "finished").items():
             self._samples[i] = sample
-        scores = told(env, "scores", None)
+        scores = env_attr(env, "scores", None)
         if scores is None:
             return
-        now = torch.from_numpy(told(env, "judged"))
+        now = torch.from_numpy(env_attr(env, "judged"))
         self._judged |= now
         if isinstance(scores, PendingScores):
             self._later.append((scores, now))

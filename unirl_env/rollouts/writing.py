@@ -10,7 +10,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from unirl_env.envs.info import told
+from unirl_env.envs.contract import env_attr
 from unirl_env.rollouts.engines.base import Answer, Request
 from unirl_env.rollouts.texts import Written
 from unirl_env.rollouts.verdicts import Verdicts
@@ -80,7 +80,7 @@ def write(
     Returns:
         The log-probabilities of what was written.
     """
-    model = told(env, "language_model", None) or told(env, "unified_model").text
+    model = env_attr(env, "language_model", None) or env_attr(env, "unified_model").text
     written = Written(len(prompts), played.obs["tokens"].shape[1])
     while (writing := played.writing).any():
         rows = writing.nonzero().flatten()
@@ -100,7 +100,7 @@ def _requests(
     tokens = torch.as_tensor(obs["tokens"])[rows].tolist()
     length = torch.as_tensor(obs["length"])[rows].tolist()
     prompt_length = torch.as_tensor(obs["prompt_length"])[rows].tolist()
-    encodings, most = told(env, "encodings"), told(env, "max_new_tokens")
+    encodings, most = env_attr(env, "encodings"), env_attr(env, "max_new_tokens")
     return [
         Request(
             tokens=tuple(tokens[i][: length[i]]),
