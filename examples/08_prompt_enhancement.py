@@ -13,7 +13,7 @@ import unirl_env.functional as F
 from unirl_env.policies import TokenActor
 from unirl_env.policies.packing import pack_continuations
 from unirl_env.rollouts import LocalEngine, TokenRollout
-from unirl_env.worlds.world import world_of
+from unirl_env.worlds import world_of
 
 
 def main(iterations=25, num_prompts=8, group_size=8, lr=5e-4, epsilon=0.5, seed=0):

@@ -17,6 +17,7 @@ ROOMS = [
     "functional",
     "models",
     "modes",
+    "monitor",
     "policies",
     "rewards",
     "rollouts",

@@ -17,6 +17,7 @@ _SUBMODULES = (
     "functional",
     "models",
     "modes",
+    "monitor",
     "policies",
     "rewards",
     "rollouts",

@@ -121,7 +121,7 @@ print('torch' in sys.modules, full_id('{NAME}/Orbit-v0'))
         import inspect
 
         from unirl_env.arguments import names as arguments
-        from unirl_env.envs import DenoiseVectorEnv, HybridVectorEnv, TokenVectorEnv
+        from unirl_env.envs import DenoiseVectorEnv, HybridVectorEnv, MDPVectorEnv, TokenVectorEnv
         from unirl_env.envs.vector_env import GenerativeVectorEnv
         from unirl_env.wrappers import DrawWrapper
 
@@ -134,9 +134,14 @@ print('torch' in sys.modules, full_id('{NAME}/Orbit-v0'))
                 *but,
             }
 
-        for kind, model in zip(
-            (DenoiseVectorEnv, TokenVectorEnv, HybridVectorEnv), arguments.FAMILIES, strict=True
-        ):
+        kinds = {
+            "denoiser": DenoiseVectorEnv,
+            "language_model": TokenVectorEnv,
+            "mdp": MDPVectorEnv,
+            "unified_model": HybridVectorEnv,
+        }
+        assert set(kinds) == set(arguments.FAMILIES)
+        for model, kind in kinds.items():
             assert takes(kind, model) | takes(GenerativeVectorEnv) == set(kind.arguments)
         assert takes(DrawWrapper, "env", "generator") == set(arguments.DRAW)
 

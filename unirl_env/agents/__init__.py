@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from unirl_env.agents.loss import Context, Loss, Metric
     from unirl_env.agents.rows import Rows
     from unirl_env.functional import SDEStep, TokenStep
-    from unirl_env.monitor.callback import HackingCallback
 
 __all__ = [
     "AGENTS",
@@ -29,7 +28,6 @@ __all__ = [
     "FlowDPPOConfig",
     "GRPOConfig",
     "GSPOConfig",
-    "HackingCallback",
     "Loss",
     "Metric",
     "Rows",
@@ -60,7 +58,6 @@ _HOMES = {
     "GRPOConfig": "grpo",
     "GSPO": "gspo",
     "GSPOConfig": "gspo",
-    "HackingCallback": "hacking_callback",
     "Loss": "loss",
     "Metric": "metrics",
     "Rows": "rows",

@@ -28,7 +28,8 @@ class HackingCallback(RLlibCallback):
 
     Example:
         >>> from functools import partial
-        >>> from unirl_env.agents import FlowDPPOConfig, HackingCallback
+        >>> from unirl_env.agents import FlowDPPOConfig
+        >>> from unirl_env.monitor import HackingCallback
         >>> config = FlowDPPOConfig().environment("unirl/TinySD3-T2I-v0")
         >>> config = config.callbacks(partial(HackingCallback, heldout="template"))
 

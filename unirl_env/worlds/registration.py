@@ -200,11 +200,12 @@ def _unknown(module: str, bare: str, name: str, label: str) -> str:
 
 
 def _importing() -> str:
-    """The module whose import makes this call, or `__main__` where none does."""
+    """The module whose import makes this call, or `__main__` where no other process could import it."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_name != "<module>":
         frame = frame.f_back
-    return frame.f_globals.get("__name__", "__main__")
+    name = frame.f_globals.get("__name__", "__main__")
+    return name if name in sys.modules else "__main__"
 
 
 def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -30,8 +30,8 @@ class UnifiedFlow(UnifiedModel):
 
     The text ends with the begin-of-image token, which is an action; nothing more stands before the picture.
     A picture that a prompt brings is read as a latent, too, by the frozen autoencoder. The directory holds
-    the network (`models.unified_flow.network`) as `save_pretrained` writes it, its tokenizer, and an autoencoder
-    of diffusers in `vae`.
+    the network (`models.unified_flow.network`) as `save_pretrained` writes it, its tokenizer, and an
+    autoencoder of diffusers in `vae`.
 
     Args:
         pretrained: A hub id or a directory.

@@ -45,7 +45,8 @@ class PlanScorer:
     A text names an aspect rightly if it names what the caption does and nothing else of the kind: "red or
     blue" is wrong for a red circle. The caption is `metadata["caption"]` where a prompt has one, else its
     text; one outside the grammar of `unirl_env.prompts.shapes` gives an invalid score. Words count, their
-    order does not; of a reasoning model, those after its thoughts. The aspects are reported as parts, 0 or 1 each.
+    order does not; of a reasoning model, those after its thoughts. The aspects are reported as parts, 0 or 1
+    each.
 
     Args:
         thinking: How thoughts are told from the answer: settings of `Thinking`, such as `{opened: true}`.

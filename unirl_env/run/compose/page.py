@@ -1,4 +1,4 @@
-"""The table of all settings, from the dataclasses: `python -m unirl_env.run.compose.page docs/settings.md`."""
+"""The table of all settings: `python -m unirl_env.run.compose.page docs/settings.md`."""
 
 from __future__ import annotations
 
