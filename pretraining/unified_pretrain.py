@@ -106,7 +106,7 @@ class _Lessons:
         if kind >= BLANK + DIRECT:
             untold = rng.random() < part.untold
             plan = mistaken(wanted, rng) if untold or rng.random() < part.wrong else wanted
-            said_plan, learned = self.model.words.spelling.ids(plan_of(plan)), not untold
+            said_plan, learned = self.model.text.spelling.ids(plan_of(plan)), not untold
         drawn = mistaken(plan, rng) if rng.random() < part.stray else plan
         return _Lesson([*prompt, *said_plan, *self.begin], len(prompt), learned, drawn, request.source)
 

@@ -161,7 +161,7 @@ MUTANTS = [
     (Chatty, {}, "its text must stay as it is"),
     (Impatient, {"autoreset_mode": "disabled"}, "no part in the action"),
     (Sloppy, {}, "no mapping of the phases' parts, or no tokens, must be refused"),
-    (Crowded, {}, "must not depend on its place in the batch, whatever the others do"),
+    (Crowded, {}, "must not depend on its place in the batch, nor on the others"),
     (Bare, {}, "must have a picture where the episode came to it only"),
     (Illiterate, {}, "`Sample.text` must be the generated text"),
     (Forgetful, {}, "must bring back the observation and info of the snapshot, in either phase"),

@@ -27,7 +27,7 @@ def actor(composed):
 
 def test_the_finished_text_is_what_the_denoiser_reads(composed):
     written = composed.context(Prompt("draw something", id="1", negative="grey"), TEXT)
-    alone = composed.image.inner.encode([Prompt(TEXT)])
+    alone = composed.image.encode([Prompt(TEXT)])
     assert set(written) == set(composed.context_keys) == set(alone)
     for name, tensor in alone.items():
         assert torch.equal(written[name], tensor)
@@ -47,14 +47,14 @@ def test_views_answer_like_the_models_alone(composed):
         "positions": torch.arange(len(encoded.tokens))[None],
         "source": torch.tensor([len(encoded.tokens) - 1]),
     }
-    alone = TokenActor(composed.text.inner)
+    alone = TokenActor(composed.text)
     assert torch.equal(
         both.text.score(obs, torch.tensor([5])).log_prob, alone.score(obs, torch.tensor([5])).log_prob
     )
     latent = torch.randn(2, *composed.image.latent_shape, generator=torch.Generator().manual_seed(0))
     obs = {"latent": latent, "sigma": torch.tensor([0.9, 0.9]), "sigma_next": torch.tensor([0.7, 0.7])}
     obs |= composed.image.encode([Prompt(TEXT), Prompt("two blue squares")])
-    painter = FlowActor(composed.image.inner)
+    painter = FlowActor(composed.image)
     assert torch.equal(both.image.velocity(obs), painter.velocity(obs))
 
 

@@ -71,9 +71,9 @@ class TestTheModel:
     def test_each_word_is_one_token(self, model):
         for name in SETS:
             for prompt in shipped_prompts(name):
-                tokens = model.words.spelling.ids(prompt.text)
+                tokens = model.text.spelling.ids(prompt.text)
                 assert len(tokens) == len(prompt.text.split()), prompt.text
-        assert model.text.decode(model.words.spelling.ids("Ünknown 🙂 red")) == "Ünknown 🙂 red"
+        assert model.text.decode(model.text.spelling.ids("Ünknown 🙂 red")) == "Ünknown 🙂 red"
 
     def test_prompts_of_all_sets_fit(self, model):
         for name in SETS:

@@ -14,7 +14,7 @@ from torch import Tensor
 from unirl_env.errors import ContractError, PromptError
 from unirl_env.models.denoiser import NEGATIVE, Denoiser
 from unirl_env.models.unified import UnifiedModel
-from unirl_env.models.words import Encoded, LanguageModel
+from unirl_env.models.words import Encoded, Words
 from unirl_env.types import Prompt
 
 __all__ = [
@@ -200,7 +200,7 @@ LARGEST = 2**31 - 1
 """Positions and grid sizes lie far below; a box up to the end of int64 could not be sampled from."""
 
 
-def input_limits(language_model: LanguageModel, max_prompt_tokens: int) -> dict[str, tuple[Any, ...]]:
+def input_limits(language_model: Words, max_prompt_tokens: int) -> dict[str, tuple[Any, ...]]:
     """Name of each input beside the tokens to its padded shape and dtype."""
     limits = {}
     for name, (shape, dtype) in language_model.input_spaces.items():
@@ -218,7 +218,7 @@ def space_of(limit: tuple[Any, ...]) -> spaces.Box:
 
 
 def encode_prompts(
-    language_model: LanguageModel,
+    language_model: Words,
     prompts: Sequence[Prompt],
     max_prompt_tokens: int,
     limits: Mapping[str, tuple[Any, ...]],
@@ -253,7 +253,7 @@ def padded_inputs(
     return padded
 
 
-def _check_rows(encoded: Encoded, prompt: Prompt, language_model: LanguageModel) -> None:
+def _check_rows(encoded: Encoded, prompt: Prompt, language_model: Words) -> None:
     """Refuse tokens beyond the embeddings: reading one would end the run, on a GPU without a word of why."""
     end = language_model.first_id + language_model.vocab_size
     beyond = encoded.tokens[encoded.tokens >= end].unique().tolist()

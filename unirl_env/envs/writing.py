@@ -20,7 +20,7 @@ from unirl_env.envs.token_rows import WAIT, TokenRows, checked_tokens
 from unirl_env.envs.tools import Tool, ask_tool
 from unirl_env.envs.vector_env import GenerativeVectorEnv
 from unirl_env.errors import ConfigError
-from unirl_env.models.words import Encoded, LanguageModel
+from unirl_env.models.words import Encoded, Words
 from unirl_env.types import Sample
 
 __all__ = ["MAX_NEW_TOKENS", "MAX_PROMPT_TOKENS", "WAIT", "NextTokens", "TokenVectorEnv", "Writing"]
@@ -66,7 +66,7 @@ class Writing(Activity):
 
     def __init__(
         self,
-        language_model: LanguageModel,
+        language_model: Words,
         *,
         num_envs: int,
         max_new_tokens: int,
@@ -343,7 +343,7 @@ class TokenVectorEnv(GenerativeVectorEnv):
 
     def __init__(
         self,
-        language_model: LanguageModel,
+        language_model: Words,
         *,
         num_envs: int = 1,
         max_new_tokens: int = MAX_NEW_TOKENS,

@@ -18,9 +18,9 @@ from unirl_env.errors.quiet import quiet_loading, unheard
 from unirl_env.models.denoiser import Denoiser
 from unirl_env.models.options import as_dtype
 from unirl_env.models.shared.exports import in_order, settle_header
+from unirl_env.models.shared.fixed_batches import in_fixed_batches, pictures_at_once
 from unirl_env.models.shared.flow_schedule import FlowSchedule, require_scheduler
 from unirl_env.models.shared.loading import cause_of, complete, public
-from unirl_env.models.shared.lots import in_lots, pictures_at_once
 from unirl_env.types import Prompt, Sample
 
 __all__ = ["SD3Denoiser"]
@@ -167,7 +167,7 @@ class SD3Denoiser(Denoiser):
             pictures = vae.decode(latents, return_dict=False)[0]
             return (pictures.float() / 2 + 0.5).clamp(0, 1).cpu()
 
-        pictures = in_lots(draw, latents, rows=self._decoded_at_once)
+        pictures = in_fixed_batches(draw, latents, rows=self._decoded_at_once)
         self._offload_again()
         # Clones, because a view would carry the whole batch along wherever it is sent.
         return [Sample(image=picture.clone()) for picture in pictures]
@@ -195,7 +195,7 @@ class SD3Denoiser(Denoiser):
             )[0]
 
         embeds, pooled = context["prompt_embeds"], context["pooled_prompt_embeds"]
-        return in_lots(forward, latent, sigma, embeds, pooled, rows=self.rows_per_forward)
+        return in_fixed_batches(forward, latent, sigma, embeds, pooled, rows=self.rows_per_forward)
 
     def save_adapters(self, network: nn.Module, directory: str) -> None:
         """Write `pytorch_lora_weights.safetensors`, which `pipeline.load_lora_weights` reads."""

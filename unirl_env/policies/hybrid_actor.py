@@ -45,16 +45,17 @@ class Facet(TrainedNetwork):
         self.model = model
         self._frozen: list[nn.Module] = []
 
-    def of(self, owner: HybridActor) -> Facet:
-        """Act with the network of `owner`."""
+    def of(self, owner: HybridActor, phase: str) -> Facet:
+        """Act with the part of the network of `owner` that `phase` takes."""
+        self._phase = phase
         # Not as an attribute of a module: the owner would then be a part of its own part.
         object.__setattr__(self, "_owner", owner)
         return self
 
     @property
     def network(self) -> nn.Module:
-        """The owner's, at this moment."""
-        return self._owner.network
+        """The owner's, at this moment, as far as this phase takes it."""
+        return self._owner.model.part(self._owner.network, self._phase)
 
     @property
     def lora(self) -> LoRAConfig | None:
@@ -142,16 +143,16 @@ class HybridActor(TrainedNetwork):
             "top_k": top_k,
             "chunk_bytes": chunk_bytes,
         }
-        self.text = TextFacet(unified_model.text, **sampling).of(self)
+        self.text = TextFacet(unified_model.text, **sampling).of(self, "text")
         if unified_model.discrete:
             if drawing.get("guidance", 1.0) != 1.0:
                 raise ConfigError(
                     f"`guidance` must be 1 where pictures are tokens, got {drawing['guidance']}; the model's "
                     "own option says how they are guided."
                 )
-            self.image = TextFacet(unified_model.image, **sampling).of(self)
+            self.image = TextFacet(unified_model.image, **sampling).of(self, "image")
         else:
-            self.image = LatentFacet(unified_model.image, **drawing).of(self)
+            self.image = LatentFacet(unified_model.image, **drawing).of(self, "image")
         for phase in set(PHASES) - set(train_phases):
             for parameter in unified_model.private(self.network, phase):
                 parameter.requires_grad_(False)
@@ -208,7 +209,8 @@ class HybridActor(TrainedNetwork):
         return self.facet(phase).score(obs, action)
 
     def _adapted(self) -> Iterator[nn.Module]:
-        yield from self.model.parts(self.network)
+        # One backbone is the part of both phases.
+        yield from dict.fromkeys(self.model.part(self.network, phase) for phase in PHASES)
 
 
 WRITTEN = ("tokens", "length", "prompt_length", "is_action", "pixel_values", "image_grid_thw", "positions")

@@ -11,7 +11,7 @@ import unirl_env.functional as F
 from unirl_env.arguments.values import number, whole
 from unirl_env.errors import ConfigError
 from unirl_env.functional import TokenStep
-from unirl_env.models.words import LanguageModel
+from unirl_env.models.backbone import TokenBackbone
 from unirl_env.policies.packing import pack_prefixes
 from unirl_env.policies.trained import LoRAConfig, TrainedNetwork
 
@@ -42,7 +42,7 @@ class TokenActor(TrainedNetwork):
 
     def __init__(
         self,
-        language_model: LanguageModel,
+        language_model: TokenBackbone,
         *,
         lora: LoRAConfig | None = None,
         temperature: float = 1.0,
@@ -65,7 +65,7 @@ class TokenActor(TrainedNetwork):
         self.chunk_bytes = chunk_bytes
 
     @property
-    def language_model(self) -> LanguageModel:
+    def language_model(self) -> TokenBackbone:
         """The model family's adapter."""
         return self.model
 

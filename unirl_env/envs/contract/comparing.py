@@ -180,7 +180,7 @@ def check_place(env: VectorEnv, act: Act, seed: int, max_steps: int) -> None:
                     and bool(seen_over[row]) == bool(now_over[places[row]])
                     for row in rows
                 ),
-                "An episode must not depend on its place in the batch, whatever the others do.",
+                "An episode must not depend on its place in the batch, nor on the others.",
             )
 
 

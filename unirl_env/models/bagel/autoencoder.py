@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from unirl_env.models.bagel.published import Published
-from unirl_env.models.shared.lots import in_lots, pictures_at_once
+from unirl_env.models.shared.fixed_batches import in_fixed_batches, pictures_at_once
 
 __all__ = ["Autoencoder", "as_diffusers"]
 
@@ -47,7 +47,7 @@ class Autoencoder:
             return (pictures.float() / 2 + 0.5).clamp(0, 1).cpu()
 
         height, width = (8 * side for side in latents.shape[2:])
-        return in_lots(draw, latents, rows=pictures_at_once(height, width))
+        return in_fixed_batches(draw, latents, rows=pictures_at_once(height, width))
 
     @cached_property
     def _module(self) -> nn.Module:

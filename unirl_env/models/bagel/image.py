@@ -15,7 +15,8 @@ from unirl_env.models.bagel.pictures import grid_positions
 from unirl_env.models.bagel.seeing import Reading
 from unirl_env.models.bagel.text import BagelText, layer_names
 from unirl_env.models.denoiser import Denoiser
-from unirl_env.models.shared.lots import in_lots
+from unirl_env.models.shared.fixed_batches import in_fixed_batches
+from unirl_env.models.unified import SharedBackbone
 from unirl_env.types import Prompt, Sample
 
 __all__ = ["PICTURES", "BagelImage"]
@@ -25,7 +26,7 @@ PICTURES = ("pixel_values", "image_grid_thw")
 """Of the text view's inputs, those that the image view reads; positions follow from the grids."""
 
 
-class BagelImage(Denoiser):
+class BagelImage(SharedBackbone, Denoiser):
     """Latents `[16, H / 8, W / 8]` of FLUX's autoencoder.
 
     Args:
@@ -47,7 +48,8 @@ class BagelImage(Denoiser):
         max_prompt_tokens: int,
         rows_per_forward: int | None,
     ):
-        self._text, self._autoencoder = text, autoencoder
+        self._text = self.whole = text
+        self._autoencoder = autoencoder
         self.latent_shape = (CHANNELS, height // 8, width // 8)
         self.max_prompt_tokens, self.rows_per_forward = max_prompt_tokens, rows_per_forward
         self.lora_targets = layer_names(text.layers, "_moe_gen")
@@ -95,10 +97,6 @@ class BagelImage(Denoiser):
         # Clones, because a view would carry the whole batch along wherever it is sent.
         return [Sample(image=picture.clone()) for picture in self._autoencoder.decode(latents)]
 
-    def network(self) -> nn.Module:
-        """The whole network, freshly loaded."""
-        return self._text.network()
-
     def read(self, network: nn.Module, context: Mapping[str, Tensor]) -> Reading:
         """Keys and values of P texts, in one pass, trimmed to the longest.
 
@@ -122,15 +120,7 @@ class BagelImage(Denoiser):
             return network.velocity(latent, sigma, context.pick(row).trimmed(), ends)
 
         rows = torch.arange(len(latent), device=latent.device)
-        return in_lots(forward, rows, latent, sigma, rows=self.rows_per_forward)
-
-    def save_adapters(self, network: nn.Module, directory: str) -> None:
-        """`adapter_config.json` and `adapter_model.safetensors`, for peft."""
-        self._text.save_adapters(network, directory)
-
-    def save_weights(self, network: nn.Module, directory: str) -> None:
-        """A directory like the published one, adapters merged in."""
-        self._text.save_weights(network, directory)
+        return in_fixed_batches(forward, rows, latent, sigma, rows=self.rows_per_forward)
 
     def _read(self, network: nn.Module, context: Mapping[str, Tensor]) -> Reading:
         length = context["length"]

@@ -16,7 +16,7 @@ from unirl_env.models.bagel.pictures import PromptPictures
 from unirl_env.models.bagel.published import Published
 from unirl_env.models.bagel.text import BagelText
 from unirl_env.models.options import as_dtype
-from unirl_env.models.unified import UnifiedModel
+from unirl_env.models.unified import SharedBackbone, UnifiedModel
 
 __all__ = ["Bagel"]
 
@@ -25,7 +25,7 @@ PIXELS = 16
 TEXT_TOKENS = 512
 
 
-class Bagel(UnifiedModel):
+class Bagel(SharedBackbone, UnifiedModel):
     """BAGEL-7B-MoT and whatever is published in the same form (`ema.safetensors`, `ae.safetensors`).
 
     With `thinking` the model plans in words, `<|im_start|><think>...</think><|im_end|>`, and the picture
@@ -95,7 +95,7 @@ class Bagel(UnifiedModel):
             pictures = PromptPictures(autoencoder, published.vision, height=height, width=width)
             tokens += max_images * sum(count + 2 for count in pictures.tokens)
         self.pretrained, self.max_images = published.pretrained, max_images
-        self.text = BagelText(
+        self.text = self.whole = BagelText(
             published,
             pictures,
             dtype=dtype,
@@ -115,10 +115,6 @@ class Bagel(UnifiedModel):
         self.opens = self.text.eos_ids
         self.context_keys = ("tokens", "length", *(PICTURES if max_images else ()))
         self.lora_targets = (*self.text.lora_targets, *self.image.lora_targets)
-
-    def network(self) -> nn.Module:
-        """The whole network, freshly loaded."""
-        return self.text.network()
 
     def opening(self, ended_by: int | None) -> list[int]:
         """Nothing; but where a thought was begun and none is written, its end.
@@ -145,11 +141,3 @@ class Bagel(UnifiedModel):
             own += [*network.vae2llm.parameters(), *network.time_embedder.parameters()]
             own += [weight for name, weight in decoder.layers.named_parameters() if "_moe_gen" in name]
         return tuple(own)
-
-    def save_adapters(self, network: nn.Module, directory: str) -> None:
-        """`adapter_config.json` and `adapter_model.safetensors`, for peft."""
-        self.text.save_adapters(network, directory)
-
-    def save_weights(self, network: nn.Module, directory: str) -> None:
-        """A directory like the published one, adapters merged in."""
-        self.text.save_weights(network, directory)

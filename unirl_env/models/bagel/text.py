@@ -46,8 +46,6 @@ class BagelText(LanguageModel):
         max_images: The most pictures of a prompt.
     """
 
-    position_axes = 1
-
     def __init__(
         self,
         published: Published,

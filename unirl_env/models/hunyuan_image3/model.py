@@ -16,7 +16,7 @@ from unirl_env.models.hunyuan_image3.sizes import bucket
 from unirl_env.models.hunyuan_image3.template import TASKS, Template
 from unirl_env.models.hunyuan_image3.views import TARGETS, ImageView, TextView
 from unirl_env.models.options import as_dtype
-from unirl_env.models.unified import UnifiedModel
+from unirl_env.models.unified import SharedBackbone, UnifiedModel
 
 __all__ = ["HunyuanImage3"]
 
@@ -24,7 +24,7 @@ PROMPT_NAME = re.compile(r"en(_[a-z]+)+")
 """What names a published system prompt rather than being one."""
 
 
-class HunyuanImage3(UnifiedModel):
+class HunyuanImage3(SharedBackbone, UnifiedModel):
     """A decoder of 64 experts per layer that thinks in words and denoises latents behind them.
 
     Reads a checkpoint in the published layout (tencent/HunyuanImage-3.0 and -Instruct) with code of its own;
@@ -95,7 +95,7 @@ class HunyuanImage3(UnifiedModel):
             system=system,
             ratio=bucket(height, width, base=settings.base_size, unit=unit),
         )
-        self._checkpoint, self._template = checkpoint, template
+        self.whole, self._template = checkpoint, template
         self.text = TextView(checkpoint, template)
         self.image = ImageView(
             checkpoint,
@@ -108,10 +108,6 @@ class HunyuanImage3(UnifiedModel):
         )
         self.opens = template.opens
 
-    def network(self) -> nn.Module:
-        """The backbone, freshly loaded; neither autoencoder nor vision tower."""
-        return self._checkpoint.network()
-
     def opening(self, ended_by: int | None) -> list[int]:
         """Marks of the answer, the picture's beginning, its size and its ratio."""
         return self._template.opening(ended_by)
@@ -122,11 +118,3 @@ class HunyuanImage3(UnifiedModel):
         if phase == "image":
             parts = tuple(getattr(network, name) for name in PICTURE_PARTS)
         return (parameter for part in parts for parameter in part.parameters())
-
-    def save_adapters(self, network: nn.Module, directory: str) -> None:
-        """`adapter_config.json` and `adapter_model.safetensors`, for peft."""
-        self._checkpoint.save_adapters(network, directory)
-
-    def save_weights(self, network: nn.Module, directory: str) -> None:
-        """The whole checkpoint in the published layout: adapters merged in, what is frozen as it was."""
-        self._checkpoint.save_weights(network, directory)

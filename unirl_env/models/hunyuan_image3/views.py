@@ -14,10 +14,11 @@ from unirl_env.models.denoiser import Denoiser
 from unirl_env.models.hunyuan_image3.attention import Cached, Packed
 from unirl_env.models.hunyuan_image3.checkpoint import Checkpoint
 from unirl_env.models.hunyuan_image3.template import Template
-from unirl_env.models.shared.lots import in_lots, pictures_at_once
+from unirl_env.models.shared.fixed_batches import in_fixed_batches, pictures_at_once
 from unirl_env.models.shared.output_layer import output_states, output_weight
 from unirl_env.models.shared.packed import Packing
 from unirl_env.models.shared.prefix import Prefix
+from unirl_env.models.unified import SharedBackbone
 from unirl_env.models.words import Encoded, LanguageModel
 from unirl_env.types import Prompt, Sample
 
@@ -27,7 +28,7 @@ TARGETS = ("self_attn.qkv_proj", "self_attn.o_proj", "shared_mlp.gate_and_up_pro
 """Layers that every token passes. The experts, 97 % of the weights, stay as they are."""
 
 
-class TextView(LanguageModel):
+class TextView(SharedBackbone, LanguageModel):
     """Words: thoughts about a picture, or its description.
 
     Args:
@@ -35,12 +36,11 @@ class TextView(LanguageModel):
         template: Its chat.
     """
 
-    position_axes = 1
-    input_spaces: Mapping[str, tuple[tuple[int, ...], str]] = {}
     lora_targets = TARGETS
 
     def __init__(self, checkpoint: Checkpoint, template: Template):
-        self._checkpoint, self._template = checkpoint, template
+        self.whole = checkpoint
+        self._template = template
         self.pretrained, self.revision = checkpoint.pretrained, checkpoint.revision
         self.dtype, self.device = checkpoint.dtype, checkpoint.device
         settings = checkpoint.settings
@@ -58,10 +58,6 @@ class TextView(LanguageModel):
     def reply(self, text: str) -> list[int]:
         """A turn of the user; plain text where the checkpoint knows no chats."""
         return self._template.reply(text)
-
-    def network(self) -> nn.Module:
-        """The whole backbone, freshly loaded."""
-        return self._checkpoint.network()
 
     def hidden(
         self,
@@ -83,16 +79,8 @@ class TextView(LanguageModel):
         """The output layer's weight `[V, D]`, with columns for what it adds (`models.output_layer`)."""
         return output_weight(network.lm_head)
 
-    def save_adapters(self, network: nn.Module, directory: str) -> None:
-        """`adapter_config.json` and `adapter_model.safetensors`, for peft."""
-        self._checkpoint.save_adapters(network, directory)
 
-    def save_weights(self, network: nn.Module, directory: str) -> None:
-        """The whole checkpoint in the published layout, adapters merged in."""
-        self._checkpoint.save_weights(network, directory)
-
-
-class ImageView(Denoiser):
+class ImageView(SharedBackbone, Denoiser):
     """A picture behind a text, whose keys and values are kept for all steps.
 
     Args:
@@ -118,7 +106,8 @@ class ImageView(Denoiser):
         max_prompt_tokens: int,
         rows_per_forward: int | None,
     ):
-        self._checkpoint, self._template = checkpoint, template
+        self.whole = checkpoint
+        self._template = template
         self.shift, self.rows_per_forward = shift, rows_per_forward
         self.max_prompt_tokens = max_prompt_tokens
         self._room = max_prompt_tokens + len(template.opening(None))
@@ -145,7 +134,7 @@ class ImageView(Denoiser):
                     f"{len(row) + self.max_prompt_tokens - self._room} in {prompt.id[:60]!r}; try a larger "
                     "`max_prompt_tokens` among the model's options."
                 )
-        tokens = torch.full((len(rows), self._room), self._checkpoint.settings.pad_id, dtype=torch.int64)
+        tokens = torch.full((len(rows), self._room), self.whole.settings.pad_id, dtype=torch.int64)
         for number, row in enumerate(rows):
             tokens[number, : len(row)] = torch.tensor(row)
         return {"tokens": tokens, "length": torch.tensor([len(row) for row in rows])}
@@ -153,7 +142,7 @@ class ImageView(Denoiser):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Sample]:
         """Pictures `[3, H, W]` float32 in [0, 1]."""
-        decoder, vae = self._checkpoint.decoder, self._checkpoint.settings.vae
+        decoder, vae = self.whole.decoder, self.whole.settings.vae
         weight = next(decoder.parameters())
 
         def draw(latents: Tensor) -> Tensor:
@@ -161,12 +150,8 @@ class ImageView(Denoiser):
             film = decoder(latents.to(weight)[:, :, None])
             return (film[:, :, -1].float() / 2 + 0.5).clamp(0, 1).cpu()
 
-        pictures = in_lots(draw, latents, rows=self._decoded_at_once)
+        pictures = in_fixed_batches(draw, latents, rows=self._decoded_at_once)
         return [Sample(image=picture.clone()) for picture in pictures]
-
-    def network(self) -> nn.Module:
-        """The whole backbone, freshly loaded."""
-        return self._checkpoint.network()
 
     def read(self, network: nn.Module, context: Mapping[str, Tensor]) -> Prefix:
         """Keys and values of the texts up to their pictures, in one causal pass."""
@@ -185,12 +170,4 @@ class ImageView(Denoiser):
             return network.picture(latent, sigma, context.pick(row))
 
         rows = torch.arange(len(latent), device=latent.device)
-        return in_lots(forward, latent, sigma, rows, rows=self.rows_per_forward)
-
-    def save_adapters(self, network: nn.Module, directory: str) -> None:
-        """`adapter_config.json` and `adapter_model.safetensors`, for peft."""
-        self._checkpoint.save_adapters(network, directory)
-
-    def save_weights(self, network: nn.Module, directory: str) -> None:
-        """The whole checkpoint in the published layout, adapters merged in."""
-        self._checkpoint.save_weights(network, directory)
+        return in_fixed_batches(forward, latent, sigma, rows, rows=self.rows_per_forward)
