@@ -28,7 +28,7 @@ from pretraining.qwen3_build import save
 from pretraining.unified_build import build_tiny_unified, tiny_tokenizer
 from pretraining.unified_data import Request, captions, mistaken, plan_of, said, sample_edit
 from pretraining.unified_sampling import evaluate
-from unirl_env.models.tiny.unified import TinyUnified
+from unirl_env.models.tiny import TinyUnified
 from unirl_env.prompts.shapes import Caption, draw
 from unirl_env.types import Prompt
 

@@ -12,7 +12,7 @@ import torch
 from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.models.options import model_choice
 from unirl_env.models.sd3 import SD3Denoiser
-from unirl_env.models.tiny.sd3 import TinySD3Denoiser
+from unirl_env.models.tiny import TinySD3Denoiser
 from unirl_env.policies.actor import FlowActor, LoRAConfig
 from unirl_env.rollouts.local import LocalRollout
 from unirl_env.types import Prompt

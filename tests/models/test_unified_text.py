@@ -5,7 +5,7 @@ import torch
 from unified_cases import PICTURE, PROMPTS, latents, scattered
 
 from unirl_env.errors import PromptError
-from unirl_env.models.tiny.unified import TinyUnified
+from unirl_env.models.tiny import TinyUnified
 from unirl_env.models.unified_flow.network import patches_of
 from unirl_env.policies.packing import pack_prefixes
 from unirl_env.policies.token_actor import TokenActor

@@ -9,8 +9,7 @@ import unirl_env.functional as F
 from pretraining.qwen3_build import tiny_tokenizer
 from unirl_env.errors import ConfigError
 from unirl_env.models.causal_lm import CausalLM
-from unirl_env.models.tiny.qwen_vl import TinyQwenVL
-from unirl_env.models.tiny.unified import TinyUnified
+from unirl_env.models.tiny import TinyQwenVL, TinyUnified
 from unirl_env.policies.hybrid_actor import HybridActor
 from unirl_env.policies.token_actor import TokenActor
 from unirl_env.policies.trained import LoRAConfig

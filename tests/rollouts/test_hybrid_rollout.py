@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from unirl_env.models.tiny.unified import TinyUnified
+from unirl_env.models.tiny import TinyUnified
 from unirl_env.policies.actor import FlowActor
 from unirl_env.policies.hybrid_actor import HybridActor
 from unirl_env.policies.token_actor import TokenActor
