@@ -16,11 +16,10 @@ from unirl_env.arguments.values import truth, whole
 from unirl_env.errors import ConfigError
 from unirl_env.errors.quiet import unheard
 from unirl_env.models.denoiser import Denoiser
-from unirl_env.models.options import as_dtype
 from unirl_env.models.shared.exports import in_order, settle_header
 from unirl_env.models.shared.fixed_batches import in_fixed_batches, pictures_at_once
 from unirl_env.models.shared.flow_schedule import FlowSchedule, require_scheduler
-from unirl_env.models.shared.loading import Source, complete
+from unirl_env.models.shared.loading import Source, as_dtype, complete
 from unirl_env.types import Prompt, Sample
 
 __all__ = ["SD3Denoiser"]

@@ -14,7 +14,7 @@ from unirl_env.arguments.values import number
 from unirl_env.errors import ContractError
 from unirl_env.functional import SDEStep
 from unirl_env.models.denoiser import NEGATIVE, Denoiser
-from unirl_env.models.options import as_dtype
+from unirl_env.models.shared.loading import as_dtype
 from unirl_env.policies.trained import LoRAConfig, TrainedNetwork
 
 __all__ = ["FlowActor", "LoRAConfig"]

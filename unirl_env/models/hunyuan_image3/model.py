@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +12,15 @@ from torch import Tensor, nn
 import unirl_env.functional as F
 from unirl_env.arguments.values import whole
 from unirl_env.errors import ConfigError, PromptError
+from unirl_env.models.backbone import ForwardOptions
 from unirl_env.models.denoiser import Denoiser
 from unirl_env.models.hunyuan_image3.attention import Cached, Packed
 from unirl_env.models.hunyuan_image3.checkpoint import Checkpoint
 from unirl_env.models.hunyuan_image3.network import PICTURE_PARTS
 from unirl_env.models.hunyuan_image3.settings import bucket
 from unirl_env.models.hunyuan_image3.template import TASKS, Template
-from unirl_env.models.options import as_dtype
 from unirl_env.models.shared.fixed_batches import in_fixed_batches, pictures_at_once
+from unirl_env.models.shared.loading import as_dtype
 from unirl_env.models.shared.output_layer import output_states, output_weight
 from unirl_env.models.shared.packed import Packing
 from unirl_env.models.shared.prefix import Prefix
@@ -65,19 +66,12 @@ class TextView(SharedBackbone, LanguageModel):
         return self._template.reply(text)
 
     def hidden(
-        self,
-        network: nn.Module,
-        tokens: Tensor,
-        positions: Tensor,
-        *,
-        inputs: Mapping[str, Tensor] | None = None,
-        lengths: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Any = None,
+        self, network: nn.Module, tokens: Tensor, positions: Tensor, **how: Unpack[ForwardOptions]
     ) -> Tensor:
         """The last hidden states `[1, L, D]` packed, `[B, t, D]` with a cache."""
+        lengths = how.get("lengths")
         packed = None if lengths is None else Packed(Packing.of(lengths, tokens.device))
-        states = network.text(tokens, positions[0], packed or Cached(cache, mask))
+        states = network.text(tokens, positions[0], packed or Cached(how.get("cache"), how.get("mask")))
         return output_states(network.lm_head, states)
 
     def head(self, network: nn.Module) -> Tensor:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from unirl_env.errors import ConfigError, ContractError, ShapeError
+from unirl_env.models.backbone import ForwardOptions
 from unirl_env.models.janus.text import JanusText, read_states
 from unirl_env.models.shared.fixed_batches import in_fixed_batches, pictures_at_once
 from unirl_env.models.shared.output_layer import output_states, output_weight
@@ -63,24 +63,20 @@ class JanusPictures(SharedBackbone, PictureTokens):
         self._painted_at_once = pictures_at_once(side, side)
 
     def hidden(
-        self,
-        network: nn.Module,
-        tokens: Tensor,
-        positions: Tensor,
-        *,
-        inputs: Mapping[str, Tensor] | None = None,
-        lengths: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Any = None,
+        self, network: nn.Module, tokens: Tensor, positions: Tensor, **how: Unpack[ForwardOptions]
     ) -> Tensor:
         """What the generation head's last layer reads, `[1, L, D]` packed or `[B, t, D]` with a cache."""
-        along = 0 if lengths is None else 1  # a stream is more rows, or more sequences in the one row
+        along = (
+            0 if how.get("lengths") is None else 1
+        )  # a stream is more rows, or more sequences in the one row
         if self.streams > 1:
             tokens = torch.cat([tokens, self._blanked(tokens)], along)
             positions = torch.cat([positions, positions], along + 1)
-            lengths, mask = (None if each is None else torch.cat([each, each]) for each in (lengths, mask))
+            for name in ("lengths", "mask"):
+                if how.get(name) is not None:
+                    how[name] = torch.cat([how[name], how[name]])
         embedded = self._embedded(network, tokens)
-        states = read_states(network, embedded, positions, lengths=lengths, mask=mask, cache=cache)
+        states = read_states(network, embedded, positions, how)
         head = network.base_model.generation_head
         states = head.activation_fn(head.proj_out(states))
         if self.streams > 1:
