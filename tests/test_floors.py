@@ -180,8 +180,8 @@ def test_imports_point_down():
         ("agents.base", "import hydra"),
         ("agents.base", "from unirl_env.run.parts import build_agent"),
         ("run.parts", "def f():\n    import unirl_env.train"),
-        ("service.app", "from unirl_env.envs.base import GenerativeVectorEnv"),
-        ("envs.base", "from .roster import Roster"),
+        ("service.app", "from unirl_env.envs.vector_env import GenerativeVectorEnv"),
+        ("envs.vector_env", "from .groups import Groups"),
     ],
 )
 def test_a_wrong_import_is_seen(name, text):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from unirl_env.envs.denoise import DenoiseVectorEnv
+from unirl_env.envs.denoising import DenoiseVectorEnv
 from unirl_env.errors import ConfigError
 from unirl_env.models import DENOISERS
 from unirl_env.modes.mode import MakeEnv, Mode

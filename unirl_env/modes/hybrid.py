@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from unirl_env.envs.hybrid import HybridVectorEnv
-from unirl_env.envs.tokens import MAX_NEW_TOKENS
+from unirl_env.envs.writing import MAX_NEW_TOKENS
 from unirl_env.errors import ConfigError
 from unirl_env.models import UNIFIED_MODELS, UnifiedModel
 from unirl_env.modes.denoising import check_latents

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from unirl_env.envs.encodings import encode_prompts, input_limits
-from unirl_env.envs.tokens import MAX_NEW_TOKENS, MAX_PROMPT_TOKENS, TokenVectorEnv
+from unirl_env.envs.writing import MAX_NEW_TOKENS, MAX_PROMPT_TOKENS, TokenVectorEnv
 from unirl_env.errors import ConfigError
 from unirl_env.models import LANGUAGE_MODELS, LanguageModel
 from unirl_env.modes.mode import MakeEnv, Mode

@@ -9,7 +9,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from unirl_env.envs.info import told
+from unirl_env.envs.contract import env_attr
 from unirl_env.errors import ContractError
 from unirl_env.rewards.background import PendingScores
 from unirl_env.rollouts.request import EpisodeRequest, RolloutRequest
@@ -73,7 +73,7 @@ class LiveEpisodes:
         Raises:
             ContractError: If nobody says it, and there is no default.
         """
-        return told(self._env, name, *default)
+        return env_attr(self._env, name, *default)
 
     def step(self, action: Any) -> None:
         """Step the environment, and note which episodes that has ended, with their samples and scores."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import unirl_env.functional as F
-from unirl_env.envs.readings import prompt_key
+from unirl_env.envs.encodings import prompt_key
 from unirl_env.episode import Phase
 from unirl_env.functional import SDEStep
 from unirl_env.models.denoiser import NEGATIVE

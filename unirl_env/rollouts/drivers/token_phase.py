@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unirl_env.envs.tokens import WAIT
+from unirl_env.envs.writing import WAIT
 from unirl_env.episode import Phase
 from unirl_env.models.words import Encoded
 from unirl_env.rollouts.drivers.driver import distinct

@@ -50,7 +50,7 @@ class LocalEngine(Engine):
     ):
         if rows is not None and rows < 1:
             raise ConfigError(f"`rows` must be at least 1, got {rows}; try None, which decodes all at once.")
-        self.actor, self.head, self.rows = actor, actor.head(phase), rows
+        self.actor, self.head, self.phase, self.rows = actor, actor.head(phase), phase, rows
         self.eos_ids = tuple(self.head.model.eos_ids if eos_ids is None else eos_ids)
 
     def load_weights(self, version: int, actor: Actor) -> None:
@@ -80,7 +80,7 @@ class LocalEngine(Engine):
         Contexts of about one length together need little padding; members of a group stay together.
         """
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].tokens))
-        padded = self.head.model.padded(self.actor.network)
+        padded = self.head.model.padded(self.actor.part(self.phase))
         lots: list[list[int]] = []
         for i in order:
             full = not lots or len(lots[-1]) == self.rows
@@ -103,7 +103,7 @@ class LocalEngine(Engine):
     def _continue(self, requests: Sequence[Request], temperature: float) -> list[Answer]:
         from unirl_env.models.shared.cache import roomy_cache
 
-        model, network = self.head.model, self.actor.network
+        model, network = self.head.model, self.actor.part(self.phase)
         output = model.head(network)
         contexts, row = distinct_contexts(requests)
         cache = roomy_cache(network.config)

@@ -1,25 +1,27 @@
 """The vector environment that every generative mode shares: groups, prompts, seeds, autoreset, snapshots.
 
-What an action is and when an episode ends is the subclass's affair; see `envs/denoise.py`.
+What an action is and when an episode ends says the `Activity` that it holds; see `envs/denoising.py`.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
 
 from unirl_env.arguments.indices import as_indices
 from unirl_env.arguments.values import truth, whole
-from unirl_env.envs.by_snapshot import BySnapshot
-from unirl_env.envs.course import Course
+from unirl_env.envs.activity import Activity
+from unirl_env.envs.groups import Groups, ResetState
 from unirl_env.envs.info import identity, of_samples
-from unirl_env.envs.options import (
+from unirl_env.envs.reset_options import (
     asked_prompts,
     checked_autoreset,
     checked_choice,
@@ -29,17 +31,15 @@ from unirl_env.envs.options import (
     checked_seed,
     masked_rows,
     require_same_size,
-    restarting_rows,
 )
-from unirl_env.envs.roster import Roster
-from unirl_env.envs.snapshot import Snapshot, facts_of, require_like
+from unirl_env.envs.snapshot import BySnapshot, Snapshot, facts_of, require_like
 from unirl_env.prompts.sources import MAX_CHARACTERS, PromptSource
 from unirl_env.types import Prompt, Sample
 
 __all__ = ["GenerativeVectorEnv"]
 
 
-class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv, ABC):
+class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv):
     """`num_envs` episodes of one generative model, stepped together as tensors.
 
     The episodes are P groups of `group_size`: the episodes of a group answer the same prompt. Every
@@ -75,6 +75,8 @@ class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv, ABC):
         PromptError: If the prompts cannot be used.
     """
 
+    _activity: Activity
+
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 4}
     laws: Sequence[Any] = ()
 
@@ -107,35 +109,17 @@ class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv, ABC):
         }
         """Options of `reset` that autoresets keep, as the constructor has them."""
         self.finished: dict[int, Sample] = {}
-        self._course: Course | None = None
-        self._roster: Roster | None = None
+        self._reset_state: ResetState | None = None
+        self._groups: Groups | None = None
         self._done = np.ones(num_envs, dtype=bool)
 
-    # What a mode fills in.
-
-    @abstractmethod
-    def _begin(self, rows: np.ndarray, roster: Roster, options: Mapping[str, Any]) -> None:
-        """Start the episodes at `rows` as `roster` has them; must change nothing if it raises."""
-
-    @abstractmethod
-    def _advance(self, actions: Any, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Apply the actions of the `active` episodes; return (terminated, truncated), each bool `[B]`."""
-
-    @abstractmethod
-    def _observe(self) -> dict[str, Any]:
-        """The observation in the chosen backend."""
-
-    @abstractmethod
-    def _finish(self, rows: np.ndarray) -> list[Sample]:
-        """The samples of the finished episodes at `rows`."""
-
-    @abstractmethod
-    def _model_state(self) -> dict[str, Any]:
-        """The mode's own state, as immutable values."""
-
-    @abstractmethod
-    def _select_model_state(self, state: dict[str, Any], rows: np.ndarray) -> None:
-        """Become `state`, with episode i continuing the state's episode `rows[i]`."""
+    def _play(self, activity: Activity) -> None:
+        """Take the activity and its spaces; a mode makes it in its constructor."""
+        self._activity = activity
+        self.single_action_space = activity.action_space
+        self.single_observation_space = spaces.Dict(dict(activity.observation_spaces))
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
 
     # The two verbs.
 
@@ -146,7 +130,7 @@ class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv, ABC):
 
         Args:
             seed: Key of all noise of these episodes, and of the order of the prompts from here on.
-                Without one, the next key in the course of the last seed.
+                Without one, the key after that of the last reset.
             options: `prompts` (P prompts or texts, instead of the source's next ones), `group_size`,
                 `same_noise`, `sample_offset` (P integers: the sample id of each group's first episode,
                 so that workers can share out a group's samples), `reset_mask` (bool `[B]`, whole groups
@@ -165,16 +149,16 @@ class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv, ABC):
         super().reset(seed=seed)
         rows = masked_rows(options.get("reset_mask"), self.num_envs, self.group_size)
         partial = len(rows) < self.num_envs
-        if partial and self._course is None:
+        if partial and self._reset_state is None:
             raise ResetNeeded("The first `reset` must start every episode; call it without `reset_mask`.")
-        held = dict(self._course.options if partial else self._defaults)
+        held = dict(self._reset_state.options if partial else self._defaults)
         held = self._checked_held(held | {name: options[name] for name in held if name in options})
         if partial:
             require_same_size(held["group_size"], self.group_size)
-        if seed is None and self._course is None:
+        if seed is None and self._reset_state is None:
             seed = int(self.np_random.integers(2**62))
-        course = self._course.next() if seed is None else Course(seed)
-        self._start(rows, course.holding(held), options)
+        reset_state = self._reset_state.next() if seed is None else ResetState(seed)
+        self._start(rows, reset_state.holding(held), options)
         self.finished = {}
         return self._observe(), self._info()
 
@@ -190,9 +174,9 @@ class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv, ABC):
             ResetNeeded: Before the first reset, and in mode DISABLED once all episodes are finished.
             ShapeError: If the actions do not have the action space's shape.
         """
-        if self._roster is None:
+        if self._groups is None:
             raise ResetNeeded("`step` was called before `reset`; call `env.reset(seed=...)` first.")
-        restarting = restarting_rows(self.metadata["autoreset_mode"], self._done, self.group_size)
+        restarting = self._restarting()
         active, self.finished = ~self._done, {}
         if np.count_nonzero(active):
             terminated, truncated = self._advance(actions, active)
@@ -204,7 +188,7 @@ class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv, ABC):
         else:
             terminated, truncated = np.zeros((2, self.num_envs), dtype=bool)
         if restarting is not None:
-            self._start(np.flatnonzero(restarting), self._course.next(), {})
+            self._start(np.flatnonzero(restarting), self._reset_state.next(), {})
             terminated, truncated = terminated & ~restarting, truncated & ~restarting
         results = (np.zeros(self.num_envs, dtype=np.float32), terminated, truncated)
         return self._observe(), *map(self._array, results), self._info()
@@ -214,12 +198,12 @@ class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv, ABC):
     @property
     def started(self) -> bool:
         """Whether `reset` has been called."""
-        return self._roster is not None
+        return self._groups is not None
 
     @property
     def playing(self) -> tuple[Prompt, ...]:
         """The B prompts of the present episodes."""
-        return self._roster.prompts if self._roster is not None else ()
+        return self._groups.prompts if self._groups is not None else ()
 
     @property
     def group_size(self) -> int:
@@ -228,14 +212,16 @@ class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv, ABC):
 
     def snapshot(self) -> Snapshot:
         """The whole state, in the middle of an episode too."""
-        if self._roster is None:
+        if self._groups is None:
             raise ResetNeeded("There is no state before the first `reset`; call `env.reset(seed=...)` first.")
-        return Snapshot(self._roster, self._course, self._done.copy(), self._model_state(), facts_of(self))
+        return Snapshot(
+            self._groups, self._reset_state, self._done.copy(), self._activity.state(), facts_of(self)
+        )
 
     def restore(self, snapshot: Snapshot) -> tuple[dict[str, Any], dict[str, Any]]:
         """Go back to `snapshot` of an environment like this one; returns its observation and info."""
         require_like(snapshot, self)
-        return self._become(snapshot, np.arange(self.num_envs), snapshot.roster)
+        return self._become(snapshot, np.arange(self.num_envs), snapshot.groups)
 
     def fork(self, indices: Sequence[int]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Let episode i go on from where episode `indices[i]` stands, so that trees can branch.
@@ -247,54 +233,89 @@ class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv, ABC):
         """
         snapshot, count = self.snapshot(), self.num_envs
         rows = as_indices("indices", indices, count, count=count)
-        return self._become(snapshot, rows, snapshot.roster.fork(rows))
+        return self._become(snapshot, rows, snapshot.groups.fork(rows))
 
     # Shared machinery.
 
+    def _begin(self, rows: np.ndarray, groups: Groups, options: Mapping[str, Any]) -> None:
+        """Start the episodes at `rows` as `groups` has them; changes nothing if it raises."""
+        self._activity.begin(rows, self._activity.prepared(rows, groups, options))
+
+    def _advance(self, actions: Any, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Apply the actions of the `active` episodes; return (terminated, truncated), each bool `[B]`."""
+        self._activity.advance(self._activity.checked(actions, active, self._groups))
+        return self._activity.ended()
+
+    def _observe(self) -> dict[str, Any]:
+        return self._activity.observe()
+
+    def _finish(self, rows: np.ndarray) -> list[Sample]:
+        return self._activity.finish(rows)
+
     def _facts(self) -> dict[str, Any]:
         """What an environment must have in common with this one to go on from its snapshots."""
-        return {}
+        seen = self._activity.observation_spaces.items()
+        return {
+            "actions": str(self._activity.action_space),
+            **{f"observation `{name}`": f"{space.dtype} {list(space.shape)}" for name, space in seen},
+            **self._activity.facts(),
+        }
+
+    def _restarting(self) -> np.ndarray | None:
+        """The episodes `[B]` bool that the next step starts anew: groups in which all are done; or None.
+
+        Raises:
+            ResetNeeded: If all are done and nothing starts by itself.
+        """
+        if self.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP:
+            done = self._done.reshape(-1, self.group_size).all(axis=1)
+            return np.repeat(done, self.group_size) if done.any() else None
+        if np.count_nonzero(self._done) == len(self._done):
+            raise ResetNeeded(
+                "`step` was called on a finished batch in mode DISABLED; call `env.reset(...)`."
+            )
+        return None
 
     def _checked_held(self, held: Mapping[str, Any]) -> dict[str, Any]:
         """The options that autoresets keep; a mode checks its own, too."""
         size = checked_group_size(held["group_size"], self.num_envs)
         return {**held, "group_size": size, "same_noise": truth("same_noise", held["same_noise"])}
 
-    def _start(self, rows: np.ndarray, course: Course, options: Mapping[str, Any]) -> None:
+    def _start(self, rows: np.ndarray, reset_state: ResetState, options: Mapping[str, Any]) -> None:
         """Start the groups at `rows`, with the prompts of the options or the source's next ones."""
-        size = course.options["group_size"]
+        size = reset_state.options["group_size"]
         count = len(rows) // size
         if options.get("prompts") is None:
-            prompts = self.prompts.take(course.position, count, seed=course.seed)
-            course = course.past(count)
+            prompts = self.prompts.take(reset_state.position, count, seed=reset_state.seed)
+            reset_state = reset_state.past(count)
         else:
             prompts = asked_prompts(options["prompts"], count, size, max_characters=self.max_characters)
-        roster = Roster.new(
-            course.key,
+        groups = Groups.new(
+            reset_state.key,
             prompts,
             size,
             sample_offset=checked_offset(options.get("sample_offset"), count),
-            same_noise=course.options["same_noise"],
+            same_noise=reset_state.options["same_noise"],
         )
         if len(rows) < self.num_envs:
-            roster = self._roster.put(rows, roster)
-        self._begin(rows, roster, course.options)
-        self._roster, self._course = roster, course
+            groups = self._groups.put(rows, groups)
+        self._begin(rows, groups, reset_state.options)
+        self._groups, self._reset_state = groups, reset_state
         self._done[rows] = False
 
     def _held(self, name: str) -> Any:
-        return (self._course.options if self._course else self._defaults)[name]
+        return (self._reset_state.options if self._reset_state else self._defaults)[name]
 
     def _become(
-        self, snapshot: Snapshot, rows: np.ndarray, roster: Roster
+        self, snapshot: Snapshot, rows: np.ndarray, groups: Groups
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        self._select_model_state(snapshot.model_state, rows)
-        self._roster, self._course, self._done = roster, snapshot.course, snapshot.done[rows]
+        self._activity.select(snapshot.model_state, rows)
+        self._groups, self._reset_state, self._done = groups, snapshot.reset_state, snapshot.done[rows]
         self.finished = {}
         return self._observe(), self._info()
 
     def _info(self) -> dict[str, Any]:
-        return identity(self._roster, objects=self.info_objects) | of_samples(self, self.finished)
+        return identity(self._groups, objects=self.info_objects) | of_samples(self, self.finished)
 
     def _array(self, values: np.ndarray) -> Any:
         return torch.from_numpy(values).to(self.device) if self.array_backend == "torch" else values

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from unirl_env.envs.contract import told
-from unirl_env.envs.conversation import WAIT
-from unirl_env.envs.laws import as_array, due_samples, law, same
+from unirl_env.envs.contract import env_attr
+from unirl_env.envs.contract.comparing import (
+    Act,
+    as_array,
+    copied,
+    due_samples,
+    ended,
+    law,
+    like,
+    same,
+    some_rows,
+)
+from unirl_env.envs.token_rows import WAIT
 from unirl_env.errors import UnirlError
 
 __all__ = ["check_tokens"]
@@ -20,9 +28,7 @@ __all__ = ["check_tokens"]
 ENTRIES = ("tokens", "length", "prompt_length", "is_action")
 
 
-def check_tokens(
-    env: VectorEnv, act: Callable[[dict[str, Any]], Any], seed: int, max_steps: int = 100_000
-) -> None:
+def check_tokens(env: VectorEnv, act: Act, seed: int, max_steps: int = 100_000) -> None:
     """Play a batch and compare what is said with what is observed.
 
     Args:
@@ -41,30 +47,30 @@ def check_tokens(
     missing = [name for name in ENTRIES if name not in env.single_observation_space.spaces]
     law(not missing, f"Observations of tokens must have {list(ENTRIES)}, got none of {missing}.")
     obs, _ = env.reset(seed=seed)
-    now = _copied(obs)
+    now = copied(obs)
     law(
         (now["length"] == now["prompt_length"]).all() and not now["is_action"].any(),
         "An episode must begin with its prompt alone: `length` is `prompt_length`, and nothing an action.",
     )
-    _check_refusals(env, now)
+    _check_refusals(env, obs, now)
     done = np.zeros(env.num_envs, dtype=bool)
     for _ in range(max_steps):
         actions = act(obs)
         said = as_array(actions).copy()
         obs, _, terminated, truncated, _ = env.step(actions)
-        before, now = now, _copied(obs)
+        before, now = now, copied(obs)
         over, cut = as_array(terminated), as_array(truncated)
-        samples = told(env, "finished")
+        samples = env_attr(env, "finished")
         for row in np.flatnonzero(~done):
-            _check_row(_row(before, row), _row(now, row), int(said[row]))
+            _checksome_rows(some_rows(before, row), some_rows(now, row), int(said[row]))
         for row in due_samples(env, over | cut, (over | cut) & ~done):
-            _check_sample(_row(now, row), samples[row], bool(cut[row]))
+            _check_sample(some_rows(now, row), samples[row], bool(cut[row]))
         done |= over | cut
         if done.all():
             return
 
 
-def _check_row(before: dict[str, Any], now: dict[str, Any], said: int) -> None:
+def _checksome_rows(before: dict[str, Any], now: dict[str, Any], said: int) -> None:
     """One episode took one step."""
     start, end = int(before["length"]), int(now["length"])
     law(end > start, "An action must lengthen the conversation.")
@@ -91,29 +97,15 @@ def _check_sample(row: dict[str, Any], sample: Any, cut: bool) -> None:
     law(sample.truncated == cut, "`Sample.truncated` must say whether the limit ended the text.")
 
 
-def _check_refusals(env: VectorEnv, now: dict[str, Any]) -> None:
+def _check_refusals(env: VectorEnv, obs: dict[str, Any], now: dict[str, Any]) -> None:
     if env.metadata["autoreset_mode"] is AutoresetMode.DISABLED:
-        obs, _, terminated, truncated, _ = env.step(_full(env, WAIT))
+        after, _, terminated, truncated, _ = env.step(like(obs, np.full(env.num_envs, WAIT)))
         law(
-            same(_copied(obs), now) and not (as_array(terminated) | as_array(truncated)).any(),
+            same(copied(after), now) and not ended(terminated, truncated).any(),
             "An episode that waits must stay as it is.",
         )
     try:
-        env.step(_full(env, int(env.single_action_space.n)))
+        env.step(like(obs, np.full(env.num_envs, int(env.single_action_space.n))))
     except (UnirlError, ValueError):
         return
     law(False, "A token that the vocabulary lacks must be refused.")
-
-
-def _full(env: VectorEnv, token: int) -> Any:
-    actions = np.full(env.num_envs, token, dtype=np.int64)
-    return torch.from_numpy(actions) if told(env, "array_backend") == "torch" else actions
-
-
-def _copied(obs: dict[str, Any]) -> dict[str, Any]:
-    """Live buffers would change under the comparison."""
-    return {name: as_array(obs[name]).copy() for name in ENTRIES}
-
-
-def _row(obs: dict[str, Any], row: int) -> dict[str, Any]:
-    return {name: value[row] for name, value in obs.items()}

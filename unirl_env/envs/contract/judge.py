@@ -11,11 +11,22 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from unirl_env.envs.contract import told
-from unirl_env.envs.default_acts import Act, default_act
-from unirl_env.envs.info_laws import check_copies, check_info
-from unirl_env.envs.laws import all_alike, as_array, digest, due_samples, law, same, seeds, some_rows
-from unirl_env.envs.own_laws import check_own_laws, named_laws
+from unirl_env.envs.contract import env_attr
+from unirl_env.envs.contract.comparing import (
+    Act,
+    all_alike,
+    as_array,
+    default_act,
+    digest,
+    due_samples,
+    ended,
+    law,
+    same,
+    seeds,
+    some_rows,
+)
+from unirl_env.envs.contract.info_laws import check_copies, check_info
+from unirl_env.envs.contract.laws import check_own_laws, named_laws
 from unirl_env.errors import ConfigError, ContractError
 
 __all__ = ["check_vector_env"]
@@ -81,7 +92,7 @@ def _check_declarations(env: VectorEnv) -> None:
 
 
 def _check_order_guard(env: VectorEnv) -> None:
-    if told(env, "started"):
+    if env_attr(env, "started"):
         return
     try:
         env.step(env.action_space.sample())
@@ -128,7 +139,7 @@ def _check_seeding(env: VectorEnv, obs: dict[str, Any], info: dict[str, Any], se
 def _check_keyed_noise(env: VectorEnv, seed: int) -> None:
     """An episode must begin alike wherever it stands in the batch."""
     env.reset(seed=seed, options={"group_size": 1})
-    prompts, offsets = list(told(env, "playing")), list(range(env.num_envs))
+    prompts, offsets = list(env_attr(env, "playing")), list(range(env.num_envs))
     options = {"group_size": 1, "prompts": prompts, "sample_offset": offsets}
     straight, info = env.reset(seed=seed, options=options)
     turned, turned_info = env.reset(
@@ -173,7 +184,7 @@ def _check_end(env: VectorEnv, act: Act, seed: int, max_steps: int) -> None:
     restarting = over
     for _ in range(max_steps):
         obs, _, terminated, truncated, _ = env.step(act(obs))
-        over = over | as_array(terminated) | as_array(truncated)
+        over = over | ended(terminated, truncated)
         restarting = ~np.isin(group, group[~over])
         if restarting.any():
             break
@@ -181,13 +192,13 @@ def _check_end(env: VectorEnv, act: Act, seed: int, max_steps: int) -> None:
         obs, rewards, terminated, truncated, info = env.step(env.action_space.sample())
     except ResetNeeded as error:
         raise ContractError("In mode NEXT_STEP the step after the end must reset, not raise.") from error
-    ended = as_array(terminated) | as_array(truncated)
+    over = ended(terminated, truncated)
     law(
-        not ended[restarting].any() and not (as_array(rewards)[restarting] != 0).any(),
+        not over[restarting].any() and not (as_array(rewards)[restarting] != 0).any(),
         "In mode NEXT_STEP the step after the end must only reset: no reward, no end.",
     )
     law(
-        not set(told(env, "finished")) & set(np.flatnonzero(restarting).tolist()),
+        not set(env_attr(env, "finished")) & set(np.flatnonzero(restarting).tolist()),
         "The step that resets must not bring samples.",
     )
     law(
@@ -217,7 +228,7 @@ def _check_ownership(env: VectorEnv, act: Act, seed: int) -> None:
 def _check_snapshots(env: VectorEnv, act: Act, seed: int, max_steps: int) -> None:
     obs, info = env.reset(seed=seed)
     stepped = env.step(act(obs))
-    done = as_array(stepped[2]) | as_array(stepped[3])
+    done = ended(*stepped[2:4])
     if done.all():
         # Nothing would be left to play.
         done, (obs, info) = np.zeros_like(done), env.reset(seed=seed)
@@ -269,7 +280,7 @@ def _play(
         new = (over | cut) & ~done
         due = due_samples(env, over | cut, new)
         law(
-            all(told(env, "finished").get(row) is not None for row in due),
+            all(env_attr(env, "finished").get(row) is not None for row in due),
             "`finished` must hold the sample of every episode that has just finished.",
         )
         check_info(env, info, due)

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from unirl_env.envs.contract import told
-from unirl_env.envs.conversation import WAIT
-from unirl_env.envs.latent_laws import check_latents
-from unirl_env.envs.laws import all_alike, as_array, digest, due_samples, law, same, seeds
+from unirl_env.envs.contract import env_attr
+from unirl_env.envs.contract.comparing import (
+    Act,
+    all_alike,
+    as_array,
+    check_place,
+    copied,
+    digest,
+    due_samples,
+    ended,
+    law,
+    present,
+    same,
+    seeds,
+    some_rows,
+)
+from unirl_env.envs.contract.laws import check_latents
+from unirl_env.envs.token_rows import WAIT
 from unirl_env.errors import UnirlError
 
 __all__ = ["check_hybrid"]
@@ -21,8 +33,6 @@ __all__ = ["check_hybrid"]
 ENTRIES = ("phase", "tokens", "length", "prompt_length", "is_action")
 DRAWN = ("latent", "step", "image_tokens", "image_length")
 TEXT, IMAGE = 0, 1
-
-Act = Callable[[dict[str, Any]], Any]
 
 
 def check_hybrid(env: VectorEnv, act: Act, seed: int, max_steps: int = 100_000) -> None:
@@ -47,14 +57,14 @@ def check_hybrid(env: VectorEnv, act: Act, seed: int, max_steps: int = 100_000) 
         check_latents(env, act, seed)
     _check_refusals(env, seed)
     _check_episodes(env, act, seed, max_steps)
-    _check_place(env, act, seed, max_steps)
+    check_place(env, act, seed, max_steps)
     for phase in (TEXT, IMAGE):
         _check_middle(env, act, seed, max_steps, phase)
 
 
 def _check_refusals(env: VectorEnv, seed: int) -> None:
     """Malformed actions are refused, and change nothing."""
-    before = _copied(env.reset(seed=seed)[0])
+    before = copied(env.reset(seed=seed)[0])
     env.action_space.seed(seed)
     good, parts = env.action_space.sample(), list(env.single_action_space)
     bad = [[good[name] for name in parts], {**good, "no_such_part": good[parts[0]]}, {}]
@@ -68,13 +78,13 @@ def _check_refusals(env: VectorEnv, seed: int) -> None:
         except (UnirlError, ValueError):
             continue
         law(False, "Actions that are no mapping of the phases' parts, or no tokens, must be refused.")
-    law(same(before, _copied(_again(env))), "A refused action must change nothing.")
+    law(same(before, copied(present(env))), "A refused action must change nothing.")
 
 
 def _check_episodes(env: VectorEnv, act: Act, seed: int, max_steps: int) -> None:
     """Every step of a batch, row by row."""
     obs, _ = env.reset(seed=seed)
-    now = _copied(obs)
+    now = copied(obs)
     writes = "token" in env.single_action_space.spaces
     law(
         (now["phase"] == (TEXT if writes else IMAGE)).all() and not now["is_action"].any(),
@@ -86,21 +96,21 @@ def _check_episodes(env: VectorEnv, act: Act, seed: int, max_steps: int) -> None
         if env.metadata["autoreset_mode"] is AutoresetMode.DISABLED and kinds not in waited:
             waited.add(kinds)
             _check_standing_still(env, act(obs), now, done)
-            obs = _again(env)
+            obs = present(env)
         actions = act(obs)
         said = {name: as_array(part).copy() for name, part in actions.items()}
         obs, _, terminated, truncated, _ = env.step(actions)
-        before, now = now, _copied(obs)
+        before, now = now, copied(obs)
         over, cut = as_array(terminated), as_array(truncated)
-        samples = told(env, "finished")
+        samples = env_attr(env, "finished")
         for row in np.flatnonzero(~done):
-            was, has, did = (_row(values, row) for values in (before, now, said))
+            was, has, did = (some_rows(values, row) for values in (before, now, said))
             law(has["phase"] >= was["phase"], "`phase` must never go back within an episode.")
             law(has["prompt_length"] == was["prompt_length"], "`prompt_length` must not change.")
             (_check_drawing if was["phase"] == IMAGE else _check_writing)(was, has, did)
             law(not (cut[row] and was["phase"] == IMAGE), "A picture must not be truncated.")
         for row in due_samples(env, over | cut, (over | cut) & ~done):
-            _check_sample(_row(now, row), samples[row], bool(cut[row]), writes)
+            _check_sample(some_rows(now, row), samples[row], bool(cut[row]), writes)
         done |= over | cut
         if done.all():
             return
@@ -170,37 +180,13 @@ def _check_standing_still(env: VectorEnv, actions: Any, now: dict[str, Any], don
         held.append((TEXT, {**actions, "token": wait}))
     for phase, partly in held:
         if partly:
-            after = _copied(env.unwrapped.step(partly)[0])
+            after = copied(env.unwrapped.step(partly)[0])
             rows = np.flatnonzero((now["phase"] == phase) & ~done)
             law(
-                all(same(_row(now, row), _row(after, row)) for row in rows),
+                all(same(some_rows(now, row), some_rows(after, row)) for row in rows),
                 "An episode whose phase has no part in the action, or that waits, must stay as it is.",
             )
             env.unwrapped.restore(snapshot)
-
-
-def _check_place(env: VectorEnv, act: Act, seed: int, max_steps: int) -> None:
-    """What an episode sees must not depend on its place in the batch, in both phases."""
-    env.reset(seed=seed, options={"group_size": 1})
-    prompts, offsets = list(told(env, "playing")), list(range(env.num_envs))
-    options = {"group_size": 1, "prompts": prompts, "sample_offset": offsets}
-    turned = {"group_size": 1, "prompts": prompts[::-1], "sample_offset": offsets[::-1]}
-    obs, _ = env.reset(seed=seed, options=options)
-    done, history = np.zeros(env.num_envs, dtype=bool), []
-    while not done.all() and len(history) < max_steps:
-        actions = act(obs)
-        actions = {name: as_array(part).copy() for name, part in actions.items()}
-        obs, _, terminated, truncated, _ = env.step(_like(obs, actions))
-        history.append((actions, _copied(obs), done.copy()))
-        done |= as_array(terminated) | as_array(truncated)
-    obs, _ = env.reset(seed=seed, options=turned)
-    for actions, seen, over in history:
-        obs, *_ = env.step(_like(obs, {name: part[::-1].copy() for name, part in actions.items()}))
-        now = _copied(obs)
-        law(
-            all(same(_row(seen, row), _row(now, env.num_envs - 1 - row)) for row in np.flatnonzero(~over)),
-            "An episode must not depend on its place in the batch, whichever phase the others are in.",
-        )
 
 
 def _check_middle(env: VectorEnv, act: Act, seed: int, max_steps: int, phase: int) -> None:
@@ -209,19 +195,19 @@ def _check_middle(env: VectorEnv, act: Act, seed: int, max_steps: int, phase: in
     done, draws = np.zeros(env.num_envs, dtype=bool), phase == IMAGE and set(obs) & set(DRAWN)
     for _ in range(max_steps):
         obs, _, terminated, truncated, info = env.step(act(obs))
-        done |= as_array(terminated) | as_array(truncated)
+        done |= ended(terminated, truncated)
         moved = as_array(obs["image_length" if "image_length" in obs else "step"]) > 0 if draws else True
         rows = np.flatnonzero(~done & (as_array(obs["phase"]) == phase) & moved)
         if len(rows) or done.all():
             break
     if done.all():
         return
-    snapshot, before = env.unwrapped.snapshot(), digest(_copied(obs), info)
+    snapshot, before = env.unwrapped.snapshot(), digest(copied(obs), info)
     runs = []
     for _ in range(2):
-        back, told = env.unwrapped.restore(snapshot)
+        back, who = env.unwrapped.restore(snapshot)
         law(
-            before == digest(_copied(back), told),
+            before == digest(copied(back), who),
             "`restore` must bring back the observation and info of the snapshot, in either phase.",
         )
         runs.append(_rest(env, act, back, done, max_steps))
@@ -241,35 +227,10 @@ def _rest(env: VectorEnv, act: Act, obs: dict[str, Any], done: np.ndarray, max_s
     done, trace = done.copy(), []
     while not done.all() and len(trace) < max_steps:
         obs, _, terminated, truncated, _ = env.step(act(obs))
-        trace.append(digest(_copied(obs)))
-        done |= as_array(terminated) | as_array(truncated)
+        trace.append(digest(copied(obs)))
+        done |= ended(terminated, truncated)
     return trace
-
-
-def _again(env: VectorEnv) -> dict[str, Any]:
-    """The present observation."""
-    return env.unwrapped.restore(env.unwrapped.snapshot())[0]
-
-
-def _like(obs: dict[str, Any], actions: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Actions in the array type of the observation."""
-    if isinstance(obs["length"], np.ndarray):
-        return actions
-    return {name: torch.from_numpy(part).to(obs["length"].device) for name, part in actions.items()}
 
 
 def _kept(was: dict[str, Any], has: dict[str, Any], length: int) -> bool:
     return all(np.array_equal(was[name][:length], has[name][:length]) for name in ("tokens", "is_action"))
-
-
-def _copied(obs: dict[str, Any]) -> dict[str, Any]:
-    """Live buffers would change under the comparison; what lies beyond a row's end means nothing."""
-    copied = {name: as_array(value).copy() for name, value in obs.items()}
-    for name, length in (("tokens", "length"), ("is_action", "length"), ("image_tokens", "image_length")):
-        if name in copied:
-            copied[name][np.arange(copied[name].shape[1]) >= copied[length][:, None]] = 0
-    return copied
-
-
-def _row(values: dict[str, Any], row: int) -> dict[str, Any]:
-    return {name: value[row] for name, value in values.items()}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -13,11 +14,11 @@ import unirl_env.functional as F
 from unirl_env.prompts.sources import sample_offsets
 from unirl_env.types import Prompt
 
-__all__ = ["Roster"]
+__all__ = ["Groups", "ResetState"]
 
 
 @dataclass(frozen=True)
-class Roster:
+class Groups:
     """The identity of B episodes. Immutable, so that snapshots share it.
 
     Attributes:
@@ -46,7 +47,7 @@ class Roster:
         *,
         sample_offset: Sequence[int] | None = None,
         same_noise: bool = False,
-    ) -> Roster:
+    ) -> Groups:
         """`group_size` episodes for each prompt.
 
         Args:
@@ -90,8 +91,8 @@ class Roster:
         """True `[B]`; likewise."""
         return np.ones(len(self.prompts), dtype=bool)
 
-    def take(self, rows: np.ndarray) -> Roster:
-        """The roster in which episode i is this roster's episode `rows[i]`."""
+    def take(self, rows: np.ndarray) -> Groups:
+        """The groups in which episode i is this groups's episode `rows[i]`."""
         return replace(
             self,
             prompts=tuple(self.prompts[row] for row in rows),
@@ -100,7 +101,7 @@ class Roster:
             start_seed=self.start_seed[rows],
         )
 
-    def fork(self, rows: np.ndarray) -> Roster:
+    def fork(self, rows: np.ndarray) -> Groups:
         """Like `take`; each further heir of an episode gets a noise key of its own."""
         heirs, taken = Counter(), self.take(rows)
         seeds, forks = taken.episode_seed.copy(), self.forks + 1
@@ -111,8 +112,8 @@ class Roster:
             heirs[row] += 1
         return replace(taken, episode_seed=seeds, forks=forks)
 
-    def put(self, rows: np.ndarray, new: Roster) -> Roster:
-        """The roster with `new`'s episodes at `rows`.
+    def put(self, rows: np.ndarray, new: Groups) -> Groups:
+        """The groups with `new`'s episodes at `rows`.
 
         A group is numbered by its place, unless forked episodes elsewhere have that number: then by the
         next one that is free.
@@ -131,3 +132,37 @@ class Roster:
             group[rows[first : first + size]] = number
         episode[rows], start[rows] = new.episode_seed, new.start_seed
         return replace(self, prompts=tuple(prompts), group=group, episode_seed=episode, start_seed=start)
+
+
+@dataclass(frozen=True)
+class ResetState:
+    """How the resets of an environment follow each other. Immutable, so that snapshots share it.
+
+    Attributes:
+        seed: The seed that the user gave last, or one drawn for a user who gave none.
+        resets: How many resets without a seed came since.
+        position: How many prompts were taken from the source since.
+        options: The reset options that hold on for autoresets, such as `group_size`.
+    """
+
+    seed: int
+    resets: int = 0
+    position: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> int:
+        """The key of the noise of the present episodes."""
+        return F.derive_seed(self.seed, "reset", self.resets) if self.resets else self.seed
+
+    def next(self) -> ResetState:
+        """The state after one more reset without a seed."""
+        return replace(self, resets=self.resets + 1)
+
+    def holding(self, options: Mapping[str, Any]) -> ResetState:
+        """The state with other options."""
+        return replace(self, options=dict(options))
+
+    def past(self, prompts: int) -> ResetState:
+        """The state after `prompts` more prompts were taken."""
+        return replace(self, position=self.position + prompts)

@@ -1,4 +1,4 @@
-"""The autoencoder of FLUX, published under the names of its own code, as diffusers' `AutoencoderKL`."""
+"""The autoencoder of FLUX, by diffusers' `AutoencoderKL`, and pictures and latents as rows of patches."""
 
 from __future__ import annotations
 
@@ -11,9 +11,43 @@ import torch
 from torch import Tensor, nn
 
 from unirl_env.models.bagel.published import Published
-from unirl_env.models.shared.lots import in_lots, pictures_at_once
+from unirl_env.models.shared.fixed_batches import in_fixed_batches, pictures_at_once
 
-__all__ = ["Autoencoder", "as_diffusers"]
+__all__ = [
+    "CHANNELS",
+    "LATENT_WIDTH",
+    "PATCH",
+    "Autoencoder",
+    "as_diffusers",
+    "grid_places",
+    "joined",
+    "parted",
+]
+
+CHANNELS, PATCH = 16, 2
+"""Of a latent, and the latents along the side of a token."""
+LATENT_WIDTH = CHANNELS * PATCH**2
+
+
+def parted(planes: Tensor, patch: int = PATCH) -> tuple[Tensor, tuple[int, int]]:
+    """Planes `[N, C, H, W]` as patches `[N, L, patch * patch * C]`, and how many rows and columns of them."""
+    count, channels, height, width = planes.shape
+    grid = height // patch, width // patch
+    split = planes.reshape(count, channels, grid[0], patch, grid[1], patch)
+    return split.permute(0, 2, 4, 3, 5, 1).reshape(count, grid[0] * grid[1], -1), grid
+
+
+def joined(patches: Tensor, grid: tuple[int, int], patch: int = PATCH) -> Tensor:
+    """The planes `[N, C, H, W]` whose patches are `patches` `[N, L, patch * patch * C]`."""
+    split = patches.reshape(len(patches), *grid, patch, patch, -1)
+    return split.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, grid[0] * patch, grid[1] * patch)
+
+
+def grid_places(rows: int, columns: int, side: int, device: torch.device | str) -> Tensor:
+    """Places `[rows * columns]` int64 in a table of a square of `side` by `side`."""
+    row = torch.arange(rows, device=device)[:, None]
+    return (row * side + torch.arange(columns, device=device)).flatten()
+
 
 SCALE, SHIFT = 0.3611, 0.1159
 ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
@@ -47,7 +81,7 @@ class Autoencoder:
             return (pictures.float() / 2 + 0.5).clamp(0, 1).cpu()
 
         height, width = (8 * side for side in latents.shape[2:])
-        return in_lots(draw, latents, rows=pictures_at_once(height, width))
+        return in_fixed_batches(draw, latents, rows=pictures_at_once(height, width))
 
     @cached_property
     def _module(self) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What has been said in each episode of a batch: prompt, actions and replies, as rows of tokens."""
+"""What stands in each episode of a batch: prompt, actions and replies, as rows of tokens."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from unirl_env.errors import ContractError, ShapeError
 
-__all__ = ["WAIT", "Conversation", "checked_tokens"]
+__all__ = ["WAIT", "TokenRows", "checked_tokens"]
 
 WAIT = -1
 """The action of an episode that does nothing at this step, in autoreset mode DISABLED."""
 
 
 @dataclass(frozen=True)
-class Conversation:
+class TokenRows:
     """B rows of tokens that only ever grow at their ends.
 
     What lies before `length[i]` in row i never changes, so that a snapshot need not copy the buffers: it
@@ -42,7 +42,7 @@ class Conversation:
     mirror: tuple[Tensor, Tensor] | None = None
 
     @classmethod
-    def empty(cls, num_envs: int, max_length: int, pad_id: int) -> Conversation:
+    def empty(cls, num_envs: int, max_length: int, pad_id: int) -> TokenRows:
         """Rows in which nothing has been said."""
         return cls(
             tokens=np.full((num_envs, max_length), pad_id, dtype=np.int64),
@@ -52,7 +52,7 @@ class Conversation:
             pad_id=pad_id,
         )
 
-    def started(self, rows: np.ndarray, prompts: Sequence[np.ndarray]) -> Conversation:
+    def started(self, rows: np.ndarray, prompts: Sequence[np.ndarray]) -> TokenRows:
         """New buffers, without a mirror, in which `rows` begin anew with `prompts`; the others stay."""
         tokens, is_action = self.tokens.copy(), self.is_action.copy()
         length, prompt_length = self.length.copy(), self.prompt_length.copy()
@@ -60,9 +60,9 @@ class Conversation:
         for row, prompt in zip(rows, prompts, strict=True):
             tokens[row, : len(prompt)] = prompt
             length[row] = prompt_length[row] = len(prompt)
-        return Conversation(tokens, is_action, length, prompt_length, self.pad_id)
+        return TokenRows(tokens, is_action, length, prompt_length, self.pad_id)
 
-    def said(self, rows: np.ndarray, token: np.ndarray) -> Conversation:
+    def with_actions(self, rows: np.ndarray, token: np.ndarray) -> TokenRows:
         """One action more in each of `rows`; written into the same buffers."""
         at = self.length[rows]
         self.tokens[rows, at], self.is_action[rows, at] = token, True
@@ -74,9 +74,9 @@ class Conversation:
         length = self.length.copy()
         length[rows] = at + 1
         # Written out: `dataclasses.replace` takes as long as the rest of it.
-        return Conversation(self.tokens, self.is_action, length, self.prompt_length, self.pad_id, self.mirror)
+        return TokenRows(self.tokens, self.is_action, length, self.prompt_length, self.pad_id, self.mirror)
 
-    def heard(self, row: int, reply: Sequence[int]) -> Conversation:
+    def with_reply(self, row: int, reply: Sequence[int]) -> TokenRows:
         """A reply of the world at the end of `row`; written into the same buffers."""
         at = int(self.length[row])
         span = slice(at, at + len(reply))
@@ -88,15 +88,15 @@ class Conversation:
         length[row] += len(reply)
         return replace(self, length=length)
 
-    def taken(self, rows: np.ndarray) -> Conversation:
+    def taken(self, rows: np.ndarray) -> TokenRows:
         """Clean buffers, without a mirror, in which row i goes on from row `rows[i]` of this one."""
         tokens, is_action, length = self.tokens[rows], self.is_action[rows], self.length[rows]
         beyond = np.arange(tokens.shape[1]) >= length[:, None]
         tokens[beyond], is_action[beyond] = self.pad_id, False
         prompt_length = self.prompt_length[rows]
-        return Conversation(tokens, is_action, length, prompt_length, self.pad_id)
+        return TokenRows(tokens, is_action, length, prompt_length, self.pad_id)
 
-    def on(self, device: torch.device) -> Conversation:
+    def on(self, device: torch.device) -> TokenRows:
         """The same conversation, mirrored on `device`."""
         pair = tuple(torch.from_numpy(each).to(device, copy=True) for each in (self.tokens, self.is_action))
         return replace(self, mirror=pair)

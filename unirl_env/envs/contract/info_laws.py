@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from unirl_env.envs.contract import told
-from unirl_env.envs.laws import as_array, digest, law, seeds
+from unirl_env.envs.contract import env_attr
+from unirl_env.envs.contract.comparing import Act, as_array, digest, ended, law, like, seeds
 
 __all__ = ["check_copies", "check_info"]
 
@@ -33,7 +33,7 @@ def check_info(env: VectorEnv, info: dict[str, Any], due: Sequence[int] = ()) ->
     Raises:
         ContractError: With the law that was broken.
     """
-    objects = told(env, "info_objects")
+    objects = env_attr(env, "info_objects")
     for name in OBJECTS if objects else PLAIN:
         law(name in info, f"`info` must have {name!r}, got {sorted(info)}.")
         law(len(info[name]) == env.num_envs, f"`info[{name!r}]` must have one entry per episode.")
@@ -41,7 +41,7 @@ def check_info(env: VectorEnv, info: dict[str, Any], due: Sequence[int] = ()) ->
         _check_plain(info, env.num_envs, "info")
     brought = as_array(info.get("_samples" if objects else "_sample", np.zeros(env.num_envs, dtype=bool)))
     law(brought[list(due)].all(), "`info` must hold the sample of every episode that has just finished.")
-    prompts = told(env, "playing")
+    prompts = env_attr(env, "playing")
     law(len(prompts) == env.num_envs, f"`playing` must hold {env.num_envs} prompts, got {len(prompts)}.")
     by_group: dict[int, set[str]] = {}
     for group, prompt in zip(info["group"], prompts, strict=True):
@@ -50,7 +50,7 @@ def check_info(env: VectorEnv, info: dict[str, Any], due: Sequence[int] = ()) ->
     law(len(set(seeds(info))) == env.num_envs, "`info['episode_seed']` must differ between episodes.")
 
 
-def check_copies(env: VectorEnv, act: Callable[[dict[str, Any]], Any], seed: int) -> None:
+def check_copies(env: VectorEnv, act: Act, seed: int) -> None:
     """Pickle and copy the environment in the middle of its episodes, and go on with all three.
 
     Raises:
@@ -59,9 +59,9 @@ def check_copies(env: VectorEnv, act: Callable[[dict[str, Any]], Any], seed: int
     obs, _ = env.reset(seed=seed)
     actions = act(obs)
     obs, _, terminated, truncated, _ = env.step(actions)
-    over = as_array(terminated) | as_array(truncated)
+    over = ended(terminated, truncated)
     # Tensors may be live buffers, which the original changes.
-    obs = {name: as_array(value).copy() for name, value in obs.items()}
+    obs = like(obs, {name: as_array(value).copy() for name, value in obs.items()})
     # By the pickler that Ray and Gymnasium send environments with; it takes classes that no module names.
     ways = {"pickled": lambda: pickle.loads(_sent(env)), "deep-copied": lambda: copy.deepcopy(env)}
     twins = {}
@@ -89,7 +89,7 @@ def _trace(
     env: VectorEnv,
     obs: dict[str, Any],
     over: np.ndarray,
-    act: Callable[[dict[str, Any]], Any],
+    act: Act,
     actions: Any,
 ) -> list[int]:
     """What the next steps bring, as a number each; `actions` begin episodes anew, where they mean nothing."""
@@ -98,19 +98,13 @@ def _trace(
     for _ in range(STEPS):
         if disabled and over.all():
             obs, info = env.reset()
-            rewards = terminated = truncated = np.zeros(env.num_envs)
+            rewards = terminated = truncated = np.zeros(env.num_envs, dtype=bool)
         else:
-            actions = actions if over.all() else act(_as(env, obs))
+            actions = actions if over.all() else act(obs)
             obs, rewards, terminated, truncated, info = env.step(actions)
-        over = as_array(terminated).astype(bool) | as_array(truncated).astype(bool)
+        over = ended(terminated, truncated)
         trace.append(digest({**obs, "rewards": rewards, "terminated": terminated}, info))
     return trace
-
-
-def _as(env: VectorEnv, obs: dict[str, Any]) -> dict[str, Any]:
-    if told(env, "array_backend") != "torch":
-        return obs
-    return {name: torch.as_tensor(value) for name, value in obs.items()}
 
 
 def _check_plain(info: Mapping[str, Any], count: int, where: str) -> None:

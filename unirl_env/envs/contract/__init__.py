@@ -10,7 +10,7 @@ import gymnasium as gym
 from unirl_env.errors import ContractError
 from unirl_env.types import Prompt, Sample
 
-__all__ = ["OPTIONAL", "GenerativeEnv", "told"]
+__all__ = ["OPTIONAL", "GenerativeEnv", "env_attr"]
 
 
 class GenerativeEnv(Protocol):
@@ -75,7 +75,7 @@ a scorer said of the samples of the last step, and of which rows."""
 _MISSING = object()
 
 
-def told(env: gym.vector.VectorEnv, name: str, default: Any = _MISSING) -> Any:
+def env_attr(env: gym.vector.VectorEnv, name: str, default: Any = _MISSING) -> Any:
     """What the outermost environment that knows `name` says, whatever wrappers are around it.
 
     Wrappers that change what the environment beneath them says say it in its place.

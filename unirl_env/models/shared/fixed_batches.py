@@ -1,7 +1,7 @@
-"""Forwards in lots of one size: they bound memory, and make a row's result independent of the batch's size.
+"""Forwards in batches of one size: they bound memory, and a row's result does not depend on the whole batch.
 
 Matrix libraries choose another order of summation for another number of rows, so a network's last bits change
-with the size of its batch. In lots of one fixed size, the last one padded, they do not.
+with the size of its batch. In batches of one fixed size, the last one padded, they do not.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["in_lots", "pictures_at_once"]
+__all__ = ["in_fixed_batches", "pictures_at_once"]
 
 PIXELS_AT_ONCE = 128 * 128
 """In one forward: small pictures are faster together, and large ones fill a device by themselves."""
 
 
-def in_lots(function: Callable[..., Tensor], *batches: Tensor, rows: int | None) -> Tensor:
+def in_fixed_batches(function: Callable[..., Tensor], *batches: Tensor, rows: int | None) -> Tensor:
     """`function(*batches)`, evaluated `rows` rows at a time.
 
     Args:
         function: Of tensors `[n, ...]`, to `[n, ...]`; row i must depend on row i alone.
         *batches: Tensors `[N, ...]`.
-        rows: Size of a lot, the last one filled up with copies of its last row; None evaluates all at once.
+        rows: Size of a batch, the last one filled up with copies of its last row; None evaluates all at once.
 
     Returns:
         `[N, ...]`.
@@ -33,11 +33,11 @@ def in_lots(function: Callable[..., Tensor], *batches: Tensor, rows: int | None)
         return function(*batches)
     results = []
     for start in range(0, count, rows):
-        lot = [batch[start : start + rows] for batch in batches]
-        size = len(lot[0])
+        fixed = [batch[start : start + rows] for batch in batches]
+        size = len(fixed[0])
         if size < rows:
-            lot = [torch.cat([part, part[-1:].expand(rows - size, *part.shape[1:])]) for part in lot]
-        results.append(function(*lot)[:size])
+            fixed = [torch.cat([part, part[-1:].expand(rows - size, *part.shape[1:])]) for part in fixed]
+        results.append(function(*fixed)[:size])
     return torch.cat(results)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
 
 from unirl_env.arguments.indices import as_indices, as_mask
@@ -25,7 +24,6 @@ __all__ = [
     "checked_seed",
     "masked_rows",
     "require_same_size",
-    "restarting_rows",
 ]
 
 ONCE = ("prompts", "sample_offset", "reset_mask")
@@ -160,17 +158,3 @@ def masked_rows(mask: Any, num_envs: int, group_size: int) -> np.ndarray:
     if (groups.any(axis=1) != groups.all(axis=1)).any():
         raise ConfigError("`reset_mask` must cover whole groups: their episodes share a prompt.")
     return np.flatnonzero(mask)
-
-
-def restarting_rows(mode: AutoresetMode, done: np.ndarray, group_size: int) -> np.ndarray | None:
-    """The episodes `[B]` bool that the next step starts anew, whole groups of those that are `done`; or None.
-
-    Raises:
-        ResetNeeded: If all are done and nothing starts by itself.
-    """
-    if mode is AutoresetMode.NEXT_STEP:
-        whole = done.reshape(-1, group_size).all(axis=1)
-        return np.repeat(whole, group_size) if whole.any() else None
-    if np.count_nonzero(done) == len(done):
-        raise ResetNeeded("`step` was called on a finished batch in mode DISABLED; call `env.reset(...)`.")
-    return None
