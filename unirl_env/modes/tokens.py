@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 from unirl_env.envs.encodings import encode_prompts, input_limits
 from unirl_env.envs.writing import MAX_NEW_TOKENS, MAX_PROMPT_TOKENS, TokenVectorEnv
 from unirl_env.errors import ConfigError
-from unirl_env.models import LANGUAGE_MODELS
-from unirl_env.models.words import Words
+from unirl_env.models import LANGUAGE_MODELS, LanguageModel
 from unirl_env.modes.mode import MakeEnv, Mode
 from unirl_env.policies.actor import Actor
 from unirl_env.rewards.secrets import resolved
@@ -101,7 +100,7 @@ def check_tokens(config: Any) -> None:
         ENGINES.get(config.engine)
 
 
-def read_once(model: Words, prompts: Iterable[Prompt], arguments: Mapping[str, Any]) -> None:
+def read_once(model: LanguageModel, prompts: Iterable[Prompt], arguments: Mapping[str, Any]) -> None:
     """Let a language model read every prompt.
 
     Raises:

@@ -104,11 +104,6 @@ class Actor(nn.Module):
             raise ContractError(f"`phase` must be one of {', '.join(map(repr, self.heads))}, got {phase!r}.")
         return self.heads[phase]
 
-    def part(self, phase: str | None = None) -> nn.Module:
-        """What the head of `phase` takes of the network: of one backbone, all of it."""
-        part = getattr(self.model, "part", None)
-        return self.network if part is None else part(self.network, phase)
-
     def read(self, obs: Mapping[str, Tensor], *, phase: str | None = None) -> Any:
         """The contexts of latents, read once for many steps; see `LatentHead.read`."""
         return self.latent_head(phase).read(self.part(phase), obs)
@@ -278,9 +273,12 @@ class Actor(nn.Module):
                     f"try some of {sorted({name.rpartition('.')[2] for name in names})}."
                 )
 
+    def part(self, phase: str | None) -> nn.Module:
+        """What `phase` acts with of the network: all of it, where there is one phase or one backbone."""
+        return self.network if len(self.heads) == 1 else self.model.part(self.network, phase)
+
     def _adapted(self) -> tuple[nn.Module, ...]:
         """The networks that adapters attach to one by one."""
-        # One backbone is the part of both phases.
         return tuple(dict.fromkeys(self.part(phase) for phase in self.heads))
 
     def _adapter_layers(self) -> Iterator[nn.Module]:

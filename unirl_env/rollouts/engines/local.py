@@ -50,8 +50,7 @@ class LocalEngine(Engine):
     ):
         if rows is not None and rows < 1:
             raise ConfigError(f"`rows` must be at least 1, got {rows}; try None, which decodes all at once.")
-        self.actor, self.phase, self.rows = actor, phase, rows
-        self.head = actor.head(phase)
+        self.actor, self.head, self.phase, self.rows = actor, actor.head(phase), phase, rows
         self.eos_ids = tuple(self.head.model.eos_ids if eos_ids is None else eos_ids)
 
     def load_weights(self, version: int, actor: Actor) -> None:
