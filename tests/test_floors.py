@@ -45,7 +45,6 @@ WITHOUT_RAY = {
     "rollouts.drivers.actions",
     "rollouts.drivers.driver",
     "rollouts.drivers.latents",
-    "rollouts.drivers.token_phase",
     "rollouts.drivers.tokens",
     "rollouts.live_episodes",
     "rollouts.play",

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
 from typing import ClassVar
-
-import torch
-from torch import Tensor
 
 from unirl_env.episode import Phase
 from unirl_env.rollouts.live_episodes import LiveEpisodes
 from unirl_env.rollouts.request import RolloutRequest
 
-__all__ = ["Driver", "distinct"]
+__all__ = ["Driver"]
 
 
 class Driver(ABC):
@@ -49,15 +45,3 @@ class Driver(ABC):
 
     def close(self) -> None:  # noqa: B027  # most have nothing to give back
         """Give back what is held."""
-
-
-def distinct(keys: Sequence[Hashable]) -> tuple[Tensor, Tensor]:
-    """The first of B episodes with each key `[P]`, and for each episode which of them it shares `[B]`."""
-    places: dict[Hashable, int] = {}
-    first, row = [], []
-    for i, key in enumerate(keys):
-        if key not in places:
-            places[key] = len(first)
-            first.append(i)
-        row.append(places[key])
-    return torch.tensor(first), torch.tensor(row)
