@@ -20,7 +20,7 @@ FLOORS = {
     "worlds": 6, "service": 6,
     "policies": 7,
     "rollouts": 8,
-    "modes.denoising": 9, "modes.tokens": 9, "modes.hybrid": 9, "modes.playing": 9, "modes.mdp": 9,
+    "modes.shipped": 9, "modes.playing": 9,
     "agents": 10, "monitor": 10,
     "run": 11,
     "train": 12, "evaluate": 12,
