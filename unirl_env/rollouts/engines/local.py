@@ -71,26 +71,26 @@ class LocalEngine(Engine):
         temperature = self.head.temperature if temperature is None else float(temperature)
         answers: list[Answer | None] = [None] * len(requests)
         with self.actor.reference() if base else nullcontext():
-            for lot in self._lots(requests):
-                found = self._continue([requests[i] for i in lot], temperature)
-                for i, answer in zip(lot, found, strict=True):
+            for batch in self._batches(requests):
+                found = self._continue([requests[i] for i in batch], temperature)
+                for i, answer in zip(batch, found, strict=True):
                     answers[i] = answer
         return answers
 
-    def _lots(self, requests: Sequence[Request]) -> list[list[int]]:
+    def _batches(self, requests: Sequence[Request]) -> list[list[int]]:
         """Numbers of the requests that are decoded together.
 
         Contexts of about one length together need little padding; members of a group stay together.
         """
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].tokens))
         padded = self.head.model.padded(self.actor.part(self.phase))
-        lots: list[list[int]] = []
+        batches: list[list[int]] = []
         for i in order:
-            full = not lots or len(lots[-1]) == self.rows
-            if full or not (padded or len(requests[i].tokens) == len(requests[lots[-1][0]].tokens)):
-                lots.append([])
-            lots[-1].append(i)
-        return lots
+            full = not batches or len(batches[-1]) == self.rows
+            if full or not (padded or len(requests[i].tokens) == len(requests[batches[-1][0]].tokens)):
+                batches.append([])
+            batches[-1].append(i)
+        return batches
 
     def _check(self, requests: Sequence[Request]) -> None:
         most = self.head.model.max_context
