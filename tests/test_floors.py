@@ -46,7 +46,6 @@ WITHOUT_RAY = {
     "rollouts.drivers.driver",
     "rollouts.drivers.latents",
     "rollouts.drivers.tokens",
-    "rollouts.live_episodes",
     "rollouts.play",
     "rollouts.request",
 }
