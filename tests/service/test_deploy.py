@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from unirl_env.errors import ConfigError
-from unirl_env.rewards.remote.scorer import RemoteScorer
+from unirl_env.rewards.remote.remote_scorer import RemoteScorer
 from unirl_env.service.replicas import replicas_of
 from unirl_env.service.settings import ServiceSettings
 from unirl_env.types import Prompt, Sample

@@ -3,7 +3,7 @@
 import pytest
 
 from unirl_env.errors import ConfigError
-from unirl_env.rewards.remote.addresses import is_loopback
+from unirl_env.http import is_loopback
 from unirl_env.rewards.wire import Limits
 from unirl_env.service import __main__ as door
 from unirl_env.service.settings import ServiceSettings, check_door, check_settings, read_settings

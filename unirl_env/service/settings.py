@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from unirl_env.errors import ConfigError
-from unirl_env.rewards.remote.addresses import is_loopback
+from unirl_env.http import is_loopback
 from unirl_env.rewards.spec import needs_of
 from unirl_env.rewards.wire import Limits
 from unirl_env.settings.literal import first_line, from_yaml, shielded, unshielded

@@ -15,6 +15,7 @@ from unirl_env.errors import ConfigError, ContractError
 from unirl_env.prompts.shapes import parse_caption
 from unirl_env.registry import Registry, instance
 from unirl_env.rewards.asks import Ask
+from unirl_env.rewards.faults import PromptFaults
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.pictures.detections import (
     ASPECTS,
@@ -27,7 +28,6 @@ from unirl_env.rewards.pictures.detections import (
 from unirl_env.rewards.pictures.detectors import DETECTORS
 from unirl_env.rewards.pictures.named_colours import COLOUR_NAMERS
 from unirl_env.rewards.scoring import is_pointwise
-from unirl_env.rewards.unjudged import Unjudged
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["GenEvalScorer"]
@@ -104,7 +104,7 @@ class GenEvalScorer:
         self._detect = _made(DETECTORS, detector)
         self._name_colours = _made(COLOUR_NAMERS, colours)
         self.pointwise = is_pointwise(self._detect, self._name_colours)
-        self._unjudged = Unjudged(self.name)
+        self._cannot_judge = PromptFaults(self.name)
 
     def asks(self, prompt: Prompt) -> Wish:
         """The wish of a prompt.
@@ -161,7 +161,7 @@ class GenEvalScorer:
         try:
             return self.asks(prompt)
         except ValueError as error:
-            self._unjudged(prompt, str(error))
+            self._cannot_judge(prompt, str(error))
             return None
 
     def _check_known(self, wish: Wish) -> None:

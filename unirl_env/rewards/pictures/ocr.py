@@ -15,9 +15,9 @@ from unirl_env.arguments.values import is_number, is_whole
 from unirl_env.errors import ConfigError
 from unirl_env.media.pixels import in_8_bits
 from unirl_env.rewards.asks import Ask
+from unirl_env.rewards.faults import PromptFaults
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.pictures.ocr_engines import ENGINES
-from unirl_env.rewards.unjudged import Unjudged
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["OCRScorer", "edit_distance"]
@@ -85,7 +85,7 @@ class OCRScorer:
         self.match, self.contained, self.key = match, bool(contained), key
         self.asks = self.asks_with(key)
         self._read = ENGINES[engine](float(confidence), threads)
-        self._unjudged = Unjudged(self.name)
+        self._cannot_judge = PromptFaults(self.name)
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
         """Score the picture of every sample against the text that its prompt asks for.
@@ -103,7 +103,7 @@ class OCRScorer:
         try:
             expected = _expected(prompt, self.key)
         except ValueError as error:
-            self._unjudged(prompt, str(error))
+            self._cannot_judge(prompt, str(error))
             return math.nan, math.nan, math.nan
         if not bool(picture.isfinite().all()):
             return math.nan, math.nan, math.nan

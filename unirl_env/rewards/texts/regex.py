@@ -12,9 +12,9 @@ import torch
 from unirl_env.arguments.values import is_number
 from unirl_env.errors import ConfigError
 from unirl_env.rewards.asks import Ask
+from unirl_env.rewards.faults import PromptFaults
 from unirl_env.rewards.texts.answers import answer_part, answer_text
 from unirl_env.rewards.texts.thoughts import Thinking
-from unirl_env.rewards.unjudged import Unjudged
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["RegexScorer"]
@@ -86,7 +86,7 @@ class RegexScorer:
         self.mode, self.flags, self.expected = mode, flags, expected
         self.timeout, self.key = float(timeout), key
         self.part, self.thinking = part, Thinking.of(thinking)
-        self._unjudged = Unjudged(self.name)
+        self._cannot_judge = PromptFaults(self.name)
         self._compiled: dict[str, Any] = {}
         self._pattern = pattern
         self.asks = self.asks_with(pattern, flags=flags, key=key)
@@ -143,7 +143,7 @@ class RegexScorer:
         return self._compiled[pattern]
 
     def _invalid(self, prompt: Prompt, why: str) -> float:
-        self._unjudged(prompt, why)
+        self._cannot_judge(prompt, why)
         return math.nan
 
 
