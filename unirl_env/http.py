@@ -6,7 +6,6 @@ What an answer means to a judge, a service or an engine, each of them says itsel
 
 from __future__ import annotations
 
-import importlib
 import ipaddress
 import json
 import logging
@@ -24,8 +23,9 @@ from functools import lru_cache
 from typing import Any, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
+from unirl_env.arguments.extras import needed
 from unirl_env.arguments.values import require
-from unirl_env.errors import ConfigError, MissingExtra, UnirlError
+from unirl_env.errors import ConfigError, UnirlError
 from unirl_env.errors.masks import hide, masked
 
 __all__ = [
@@ -364,18 +364,6 @@ def try_again(
         sleep=sleep,
         reraise=True,
     )(attempt)
-
-
-def needed(library: str, extra: str) -> Any:
-    """An optional library.
-
-    Raises:
-        MissingExtra: If it is not installed.
-    """
-    try:
-        return importlib.import_module(library)
-    except ImportError as error:
-        raise MissingExtra(error.name or library, extra) from error
 
 
 # Addresses.

@@ -1,11 +1,15 @@
-"""Classes that share arguments, each of which is named and explained once."""
+"""What classes take: options held against them, and arguments that several share."""
 
 from __future__ import annotations
 
+import difflib
 import inspect
+from collections.abc import Collection, Iterable
 from typing import Any
 
-__all__ = ["PassesOptions"]
+from unirl_env.errors import ConfigError
+
+__all__ = ["PassesOptions", "options_of", "require_own"]
 
 
 class PassesOptions:
@@ -27,3 +31,39 @@ class PassesOptions:
                 if name != "self" and name not in found:
                     found[name] = one.replace(kind=one.KEYWORD_ONLY)
         cls.__signature__ = inspect.Signature([*found.values()])
+
+
+def require_own(options: Iterable[Any], known: Collection[str] | None, words: str) -> None:
+    """Refuse options that something does not take.
+
+    Args:
+        options: Their names.
+        known: What it takes; None where that cannot be said.
+        words: How the error begins, up to what it got.
+
+    Raises:
+        ConfigError: Naming the first, and the nearest that there is.
+    """
+    for option in options if known is not None else ():
+        if option not in known:
+            near = difflib.get_close_matches(str(option), known, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else f"it has {', '.join(sorted(known)) or 'none'}."
+            raise ConfigError(f"{words}, got {option!r}, which is none; {hint}")
+
+
+def options_of(target: Any) -> set[str] | None:
+    """The keyword arguments of a class, with those that it passes up; None where it takes any, or is none."""
+    if not inspect.isclass(target):
+        return None
+    found: set[str] = set()
+    for kind in target.__mro__:
+        if "__init__" not in vars(kind):
+            continue
+        if kind is object:
+            return found
+        parameters = inspect.signature(kind.__init__).parameters.values()
+        found |= {one.name for one in parameters if one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)}
+        found.discard("self")
+        if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+            return found
+    return None

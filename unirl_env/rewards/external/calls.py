@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from unirl_env.arguments.copies import MadeAnew
+from unirl_env.arguments.extras import needed
 from unirl_env.arguments.signatures import PassesOptions
 from unirl_env.arguments.values import require, require_number
 from unirl_env.errors import ConfigError, WireError
@@ -17,7 +18,6 @@ from unirl_env.http import (
     CallFailed,
     Client,
     Deadline,
-    needed,
     require_address,
     together,
     try_again,
