@@ -13,24 +13,26 @@ __all__ = ["PassesOptions", "options_of", "require_own"]
 
 
 class PassesOptions:
-    """Shows whole signatures of subclasses that take `**options` for the class above.
+    """Shows whole signatures of classes that take `**options` for another one.
 
-    So `help`, and whoever holds the options of a configuration against a class, see all of them.
+    So `help`, and whoever holds the options of a configuration against a class, see all of them. The other
+    one is `passes_to` of the class's definition, by default the class above.
     """
 
-    def __init_subclass__(cls, **arguments: Any) -> None:
-        """Replace `**options` by the arguments that the class above names."""
+    def __init_subclass__(cls, passes_to: type | None = None, **arguments: Any) -> None:
+        """Replace `**options` by the arguments that the other class names."""
         super().__init_subclass__(**arguments)
-        own = inspect.signature(cls.__init__, eval_str=False)
-        found = {name: one for name, one in own.parameters.items() if name != "self"}
-        rest = next((name for name, one in found.items() if one.kind is one.VAR_KEYWORD), None)
-        above = getattr(cls.__mro__[1], "__signature__", None) or inspect.signature(cls.__mro__[1].__init__)
-        if rest is not None:
-            del found[rest]
-            for name, one in above.parameters.items():
-                if name != "self" and name not in found:
-                    found[name] = one.replace(kind=one.KEYWORD_ONLY)
+        found = {name: one for name, one in _parameters(cls).items() if one.kind is not one.VAR_KEYWORD}
+        if len(found) < len(_parameters(cls)):
+            for name, one in inspect.signature(passes_to or cls.__mro__[1]).parameters.items():
+                found.setdefault(name, one.replace(kind=one.KEYWORD_ONLY))
         cls.__signature__ = inspect.Signature([*found.values()])
+
+
+def _parameters(kind: type) -> dict[str, inspect.Parameter]:
+    """Those of a class's own constructor."""
+    parameters = inspect.signature(kind.__init__).parameters
+    return {name: one for name, one in parameters.items() if name != "self"}
 
 
 def require_own(options: Iterable[Any], known: Collection[str] | None, words: str) -> None:
@@ -55,15 +57,16 @@ def options_of(target: Any) -> set[str] | None:
     """The keyword arguments of a class, with those that it passes up; None where it takes any, or is none."""
     if not inspect.isclass(target):
         return None
+    if "__signature__" in vars(target):
+        return set(inspect.signature(target).parameters)
     found: set[str] = set()
     for kind in target.__mro__:
         if "__init__" not in vars(kind):
             continue
         if kind is object:
             return found
-        parameters = inspect.signature(kind.__init__).parameters.values()
+        parameters = _parameters(kind).values()
         found |= {one.name for one in parameters if one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)}
-        found.discard("self")
         if not any(one.kind is one.VAR_KEYWORD for one in parameters):
             return found
     return None

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from unirl_env.arguments.signatures import PassesOptions
 from unirl_env.arguments.values import is_whole
 from unirl_env.errors import ConfigError
+from unirl_env.rewards.learned.loading import Placement
 from unirl_env.rewards.videos.block_matching import grey_frames, moved
 from unirl_env.rewards.videos.frames import video_of
 from unirl_env.types import Prompt, Sample, Scores
@@ -24,7 +26,7 @@ KNOWN = 2 / 3
 """The least share of the blocks that must be found again; of unlike pictures, half are by chance."""
 
 
-class TemporalConsistency:
+class TemporalConsistency(PassesOptions, passes_to=Placement):
     """How alike the frames of a video are, 1 where nothing changes.
 
     Without a model: the structural similarity of neighbouring frames, in grey, reduced to `side` pixels and
@@ -40,10 +42,7 @@ class TemporalConsistency:
             `"local-dir:/path"`.
         pretrained: A tag of its weights, or the path of a checkpoint.
         side: The shorter side of the reduced frames in pixels, without a model.
-        device: Where the model computes; `"auto"` is a GPU if there is one.
-        dtype: `"float32"`, `"float16"` or `"bfloat16"`, of the model's weights.
-        batch_size: The most frames that go through the model at once.
-        rows_per_forward: Always exactly so many, so that a score is bitwise the same in any company.
+        **network: Where and how the model computes; see `unirl_env.rewards.learned.loading.Placement`.
 
     Raises:
         MissingExtra: If a model is named and open_clip is not installed.
@@ -65,25 +64,14 @@ class TemporalConsistency:
         pretrained: str | os.PathLike | None = None,
         *,
         side: int = 64,
-        device: str | torch.device = "cpu",
-        dtype: str = "float32",
-        batch_size: int = 64,
-        rows_per_forward: int | None = None,
+        **network: Any,
     ):
         self.side = _checked_side(side)
         self._model = None
         if model is not None:
             from unirl_env.rewards.learned.open_clip_model import OpenCLIPModel
 
-            self._model = OpenCLIPModel(
-                model,
-                pretrained,
-                asker="TemporalConsistency",
-                device=device,
-                dtype=dtype,
-                batch_size=batch_size,
-                rows_per_forward=rows_per_forward,
-            )
+            self._model = OpenCLIPModel(model, pretrained, Placement(**network), asker="TemporalConsistency")
 
     @torch.no_grad()
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
