@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as nnf
@@ -66,12 +67,12 @@ class TemporalConsistency(PassesOptions, passes_to=Placement):
         side: int = 64,
         **network: Any,
     ):
-        self.side = _checked_side(side)
+        self.side, placement = _checked_side(side), Placement(**network)
         self._model = None
         if model is not None:
             from unirl_env.rewards.learned.open_clip_model import OpenCLIPModel
 
-            self._model = OpenCLIPModel(model, pretrained, Placement(**network), asker="TemporalConsistency")
+            self._model = OpenCLIPModel(model, pretrained, placement, asker="TemporalConsistency")
 
     @torch.no_grad()
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
