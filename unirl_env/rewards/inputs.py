@@ -11,7 +11,7 @@ from torch import Tensor
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.types import Sample
 
-__all__ = ["blocks_of", "check_blocks", "in_blocks", "picture_of", "require_pixels"]
+__all__ = ["blocks_of", "check_blocks", "in_blocks", "picture_of", "require_pixels", "video_of"]
 
 OVERSHOOT = 2.0
 """So far beyond black and white, pixels count as them; farther away, they have another scale."""
@@ -28,12 +28,20 @@ def picture_of(sample: Sample, name: str) -> Tensor:
         ContractError: If there is none, or its pixels are no floats in [0, 1]; those that are not finite
             are the scorer's affair.
     """
-    image = sample.image
-    if image is None or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
-        got = None if image is None else list(image.shape)
-        raise ContractError(f"`Sample.image` must be [3, H, W] for the reward `{name}`, got {got}.")
-    require_pixels(image, "image", name)
-    return image
+    return _pixels_of(sample, "image", 3, name)
+
+
+def video_of(sample: Sample, name: str) -> Tensor:
+    """The video `[F, 3, H, W]` of a sample.
+
+    Args:
+        sample: What is judged.
+        name: The scorer that asks, for the message.
+
+    Raises:
+        ContractError: If there is none, it has no frames, or its pixels are no floats in [0, 1].
+    """
+    return _pixels_of(sample, "video", 4, name)
 
 
 def require_pixels(pixels: Tensor, field: str, name: str) -> None:
@@ -115,3 +123,13 @@ def in_blocks(
     """
     blocks = blocks_of(rows, batch_size, rows_per_forward)
     return torch.cat([compute(torch.stack(block))[:count] for block, count in blocks])
+
+
+def _pixels_of(sample: Sample, field: str, rank: int, name: str) -> Tensor:
+    pixels = getattr(sample, field)
+    if pixels is None or pixels.ndim != rank or pixels.shape[-3] != 3 or not pixels.numel():
+        shape = "[3, H, W]" if rank == 3 else "[F, 3, H, W]"
+        got = None if pixels is None else list(pixels.shape)
+        raise ContractError(f"`Sample.{field}` must be {shape} for the reward `{name}`, got {got}.")
+    require_pixels(pixels, field, name)
+    return pixels

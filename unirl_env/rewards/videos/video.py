@@ -14,9 +14,9 @@ from torch import Tensor
 from unirl_env.arguments.signatures import PassesOptions
 from unirl_env.arguments.values import is_whole
 from unirl_env.errors import ConfigError
+from unirl_env.rewards.inputs import video_of
 from unirl_env.rewards.learned.loading import Placement
 from unirl_env.rewards.videos.block_matching import grey_frames, moved
-from unirl_env.rewards.videos.frames import video_of
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["MotionScorer", "TemporalConsistency"]
