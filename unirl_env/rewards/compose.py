@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from unirl_env.arguments.values import is_number
+from unirl_env.arguments.values import is_number, require
 from unirl_env.errors import ConfigError
 from unirl_env.rewards.scoring import checked_scorer, is_pointwise, place_scores, score_safely, scorer_name
 from unirl_env.types import Prompt, Sample, Scorer, Scores
@@ -201,8 +201,7 @@ class Normalized(Around):
             if number is not None
         }
         for label, number in given.items():
-            if not is_number(number):
-                raise ConfigError(f"`{label}` must be a finite number, got {number!r}.")
+            require(label, number, is_number(number), "a finite number")
         if set(given) not in ({"mean", "std"}, {"low", "high"}):
             raise ConfigError(
                 "A scale must have either `mean` and `std` or `low` and `high`, got "
@@ -250,8 +249,7 @@ class Pictured(Around):
 
     def __init__(self, scorer: Scorer, otherwise: float = 0.0, *, name: str = ""):
         super().__init__(scorer, name)
-        if not is_number(otherwise):
-            raise ConfigError(f"`otherwise` must be a finite number, got {otherwise!r}; try 0.0.")
+        require("otherwise", otherwise, is_number(otherwise), "a finite number", "try 0.0")
         self.otherwise = float(otherwise)
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from unirl_env.arguments.values import is_whole, require
-from unirl_env.errors import ConfigError
 from unirl_env.rewards.compose import Around
 from unirl_env.rewards.inputs import video_of
 from unirl_env.rewards.scoring import score_safely
@@ -78,8 +77,7 @@ class OverFrames(Around):
     def __init__(self, scorer: Scorer, aggregate: str = "mean", every: int = 1, *, name: str = ""):
         super().__init__(scorer, name)
         self._aggregate = _aggregated(aggregate)
-        if not is_whole(every) or every < 1:
-            raise ConfigError(f"`every` must be a whole number from 1 on, got {every!r}; try 1.")
+        require("every", every, is_whole(every) and every >= 1, "a whole number from 1 on", "try 1")
         self.every = every
 
     @staticmethod
@@ -158,7 +156,6 @@ def _aggregated(aggregate: str) -> Callable[[Tensor], Tensor]:
     if aggregate in AGGREGATES:
         return AGGREGATES[aggregate]
     percent = re.fullmatch(r"p([1-9]\d?)", str(aggregate))
-    if aggregate != "median" and not percent:
-        raise ConfigError(f"`aggregate` must be one of {SHOWN}, got {aggregate!r}; try 'mean'.")
+    require("aggregate", aggregate, aggregate == "median" or percent, f"one of {SHOWN}", "try 'mean'")
     share = 0.5 if aggregate == "median" else int(percent[1]) / 100
     return lambda values: values.quantile(share)

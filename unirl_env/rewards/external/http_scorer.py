@@ -220,8 +220,7 @@ def _checked_fields(fields: Any) -> dict[str, str]:
         if field not in (*OF_SAMPLE, *OF_PROMPT) and not str(field).startswith("metadata."):
             known = [*OF_PROMPT, *OF_SAMPLE, "metadata.KEY"]
             raise ConfigError(f"A field must be one of {known}, got {field!r}; try `fields: [prompt, text]`.")
-    if not named:
-        raise ConfigError(f"`fields` must be a list or a mapping of what is sent, got {fields!r}.")
+    require("fields", fields, named, "a list or a mapping of what is sent")
     return named
 
 

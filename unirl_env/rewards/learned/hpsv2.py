@@ -8,7 +8,7 @@ from typing import Any
 
 from unirl_env.arguments.copies import FromArguments
 from unirl_env.arguments.signatures import PassesOptions
-from unirl_env.errors import ConfigError
+from unirl_env.arguments.values import require
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.learned.loading import Placement, hub_file
 from unirl_env.rewards.learned.open_clip_model import OpenCLIPModel, letterboxed
@@ -62,8 +62,7 @@ class HPSv2Score(PassesOptions, FromArguments, passes_to=Placement):
         scale: float = 1.0,
         **network: Any,
     ):
-        if version not in FILES:
-            raise ConfigError(f"`version` must be one of {list(FILES)}, got {version!r}.")
+        require("version", version, version in FILES, f"one of {list(FILES)}")
         self.scale = float(scale)
         if checkpoint is None:
             checkpoint = hub_file(REPOSITORY, FILES[version], asker="HPSv2Score", option="checkpoint")

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from unirl_env.arguments.copies import FromArguments
 from unirl_env.arguments.signatures import PassesOptions
-from unirl_env.arguments.values import is_number
-from unirl_env.errors import ConfigError, ModelNotFound
+from unirl_env.arguments.values import is_number, require
+from unirl_env.errors import ModelNotFound
 from unirl_env.errors.quiet import quiet_loading
 from unirl_env.media.pixels import to_pil
 from unirl_env.rewards.inputs import picture_of
@@ -73,8 +73,7 @@ class ImageRewardScore(PassesOptions, FromArguments, passes_to=Placement):
         scale: float = 1.0,
         **network: Any,
     ):
-        if not is_number(scale):
-            raise ConfigError(f"`scale` must be a finite number, got {scale!r}.")
+        require("scale", scale, is_number(scale), "a finite number")
         self.placement, self.scale = Placement(batch_size=batch_size, **network), float(scale)
         state, text = _published(str(model), revision)
         try:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unirl_env.arguments.values import require
 from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.rewards.inputs import blocks_of, check_blocks, in_blocks
 
@@ -75,8 +76,7 @@ def dtype_of(dtype: str) -> torch.dtype:
     Raises:
         ConfigError: If it is none of `"float32"`, `"float16"` and `"bfloat16"`.
     """
-    if dtype not in DTYPES:
-        raise ConfigError(f"`dtype` must be one of {list(DTYPES)}, got {dtype!r}.")
+    require("dtype", dtype, dtype in DTYPES, f"one of {list(DTYPES)}")
     return getattr(torch, dtype)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unirl_env.arguments.copies import FromArguments
 from unirl_env.arguments.signatures import PassesOptions
+from unirl_env.arguments.values import require
 from unirl_env.errors import ConfigError
 from unirl_env.rewards.asks import Ask
 from unirl_env.rewards.inputs import picture_of
@@ -98,8 +99,7 @@ class VQAScore(PassesOptions, FromArguments, passes_to=Placement):
         max_pixels: int | None = None,
         **network: Any,
     ):
-        if aggregation not in AGGREGATIONS:
-            raise ConfigError(f"`aggregation` must be one of {list(AGGREGATIONS)}, got {aggregation!r}.")
+        require("aggregation", aggregation, aggregation in AGGREGATIONS, f"one of {list(AGGREGATIONS)}")
         if not isinstance(template, str) or "{prompt}" not in template:
             raise ConfigError(
                 f"`template` must hold {{prompt}}, got {template!r}; try "

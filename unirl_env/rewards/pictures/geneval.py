@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unirl_env.arguments.values import is_number, is_whole
+from unirl_env.arguments.values import is_number, is_whole, require
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.prompts.shapes import parse_caption
 from unirl_env.registry import Registry, instance
@@ -92,11 +92,9 @@ class GenEvalScorer:
         max_objects: int = 16,
         dead_zone: float = 0.1,
     ):
-        if value not in VALUES:
-            raise ConfigError(f"`value` must be one of {list(VALUES)}, got {value!r}.")
+        require("value", value, value in VALUES, f"one of {list(VALUES)}")
         for label, number in (("counting_threshold", counting_threshold), ("dead_zone", dead_zone)):
-            if not is_number(number) or not 0 <= number < 1:
-                raise ConfigError(f"`{label}` must be a number in [0, 1), got {number!r}.")
+            require(label, number, is_number(number) and 0 <= number < 1, "a number in [0, 1)")
         if not is_whole(max_objects) or max_objects < 1:
             raise ConfigError(f"`max_objects` must be a whole number from 1 on, got {max_objects!r}.")
         self.value, self.max_objects = value, max_objects

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unirl_env.arguments.signatures import PassesOptions
+from unirl_env.arguments.values import require
 from unirl_env.errors import ConfigError
 from unirl_env.registry import Registry
 from unirl_env.rewards.learned.loading import Placement
@@ -122,8 +123,7 @@ class CLIPColours(PassesOptions, passes_to=Placement):
     ):
         from unirl_env.rewards.learned.open_clip_model import OpenCLIPModel
 
-        if isinstance(names, str) or len(names) < 2:
-            raise ConfigError(f"`names` must be at least two colours, got {names!r}.")
+        require("names", names, not isinstance(names, str) and len(names) >= 2, "at least two colours")
         self.names = tuple(names)
         self._model = OpenCLIPModel(model, pretrained, Placement(**network), asker="CLIPColours")
         self._words: dict[str, Tensor] = {}

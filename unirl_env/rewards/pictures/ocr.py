@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from unirl_env.arguments.values import is_number, is_whole
+from unirl_env.arguments.values import is_number, is_whole, require
 from unirl_env.errors import ConfigError
 from unirl_env.media.pixels import in_8_bits
 from unirl_env.rewards.asks import Ask
@@ -76,12 +76,10 @@ class OCRScorer:
         key: str = "ocr_text",
     ):
         for label, value, choices in (("engine", engine, ENGINES), ("match", match, MATCHES)):
-            if value not in choices:
-                raise ConfigError(f"`{label}` must be one of {list(choices)}, got {value!r}.")
+            require(label, value, value in choices, f"one of {list(choices)}")
         if not is_number(confidence) or not 0 <= confidence <= 1:
             raise ConfigError(f"`confidence` must be a number in [0, 1], got {confidence!r}; try 0.5.")
-        if not is_whole(threads) or threads < 1:
-            raise ConfigError(f"`threads` must be a whole number from 1 on, got {threads!r}.")
+        require("threads", threads, is_whole(threads) and threads >= 1, "a whole number from 1 on")
         self.match, self.contained, self.key = match, bool(contained), key
         self.asks = self.asks_with(key)
         self._read = ENGINES[engine](float(confidence), threads)

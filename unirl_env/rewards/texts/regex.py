@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from unirl_env.arguments.values import is_number
+from unirl_env.arguments.values import is_number, require
 from unirl_env.errors import ConfigError
 from unirl_env.rewards.asks import Ask
 from unirl_env.rewards.faults import PromptFaults
@@ -77,8 +77,7 @@ class RegexScorer:
     ):
         named = (("mode", mode, MODES), ("expected", expected, EXPECTED), ("part", part, PARTS))
         for label, value, choices in named:
-            if value not in choices:
-                raise ConfigError(f"`{label}` must be one of {list(choices)}, got {value!r}.")
+            require(label, value, value in choices, f"one of {list(choices)}")
         if not isinstance(flags, str) or set(flags) - set(FLAGS):
             raise ConfigError(f"`flags` must be letters of {''.join(FLAGS)!r}, got {flags!r}.")
         if not is_number(timeout) or not timeout > 0:

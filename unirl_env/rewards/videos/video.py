@@ -12,7 +12,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from unirl_env.arguments.signatures import PassesOptions
-from unirl_env.arguments.values import is_whole
+from unirl_env.arguments.values import is_whole, require
 from unirl_env.errors import ConfigError
 from unirl_env.rewards.inputs import video_of
 from unirl_env.rewards.learned.loading import Placement
@@ -152,8 +152,7 @@ class MotionScorer:
                 f"{floor} and {enough}; try 0.002 and 0.01."
             )
         for label, number in (("lag", lag), ("pairs", pairs)):
-            if not is_whole(number) or number < 1:
-                raise ConfigError(f"`{label}` must be a whole number from 1 on, got {number!r}.")
+            require(label, number, is_whole(number) and number >= 1, "a whole number from 1 on")
         if not 0 < share <= 1:
             raise ConfigError(f"`share` must lie in (0, 1], got {share}; try 0.05.")
         self.enough, self.floor = float(enough), float(floor)
@@ -192,8 +191,7 @@ class MotionScorer:
 
 
 def _checked_side(side: int) -> int:
-    if not is_whole(side) or side < 16:
-        raise ConfigError(f"`side` must be a whole number of pixels from 16 on, got {side!r}; try 64.")
+    require("side", side, is_whole(side) and side >= 16, "a whole number of pixels from 16 on", "try 64")
     return side
 
 
