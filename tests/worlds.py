@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import unirl_env.functional as F
-from unirl_env.envs.denoise import DenoiseVectorEnv
+from unirl_env.envs.denoising import DenoiseVectorEnv
 from unirl_env.models.denoiser import Denoiser
 from unirl_env.types import Sample, Scores
 from unirl_env.wrappers.reward import RewardWrapper
@@ -73,7 +73,7 @@ def world(denoiser=None, *, num_envs=4, scored=False, **options):
 
 
 def maker(denoiser, **options):
-    """`make_env` of a `LocalRollout`."""
+    """`make_env` of a `Rollout`."""
 
     def make_env(num_envs, num_steps=None):
         own = {} if num_steps is None else {"num_steps": num_steps}

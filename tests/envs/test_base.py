@@ -179,7 +179,7 @@ class TestOptions:
         with pytest.raises((ConfigError, PromptError)):
             env.reset(options=options)
         after = env.snapshot()
-        assert after.roster is before.roster and after.course is before.course
+        assert after.groups is before.groups and after.reset_state is before.reset_state
         assert after.model_state["latent"] is before.model_state["latent"]
         assert env.group_size == 1 and not env.step(obs["latent"])[2].any()
 

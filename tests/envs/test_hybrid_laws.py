@@ -140,9 +140,10 @@ class Illiterate(HybridVectorEnv):
 class Forgetful(HybridVectorEnv):
     """Leaves the denoising step out of its snapshots."""
 
-    def _select_model_state(self, state, rows):
+    def _become(self, snapshot, rows, groups):
+        state = snapshot.model_state
         image = {**state["image"], "step": np.zeros_like(state["image"]["step"])}
-        super()._select_model_state({**state, "image": image}, rows)
+        return super()._become(replace(snapshot, model_state={**state, "image": image}), rows, groups)
 
 
 class Scattering(HybridVectorEnv):
@@ -160,7 +161,7 @@ MUTANTS = [
     (Chatty, {}, "its text must stay as it is"),
     (Impatient, {"autoreset_mode": "disabled"}, "no part in the action"),
     (Sloppy, {}, "no mapping of the phases' parts, or no tokens, must be refused"),
-    (Crowded, {}, "must not depend on its place in the batch, whichever phase"),
+    (Crowded, {}, "must not depend on its place in the batch, nor on the others"),
     (Bare, {}, "must have a picture where the episode came to it only"),
     (Illiterate, {}, "`Sample.text` must be the generated text"),
     (Forgetful, {}, "must bring back the observation and info of the snapshot, in either phase"),

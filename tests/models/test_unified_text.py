@@ -5,10 +5,10 @@ import torch
 from unified_cases import PICTURE, PROMPTS, latents, scattered
 
 from unirl_env.errors import PromptError
-from unirl_env.models.tiny.unified import TinyUnified
+from unirl_env.models.tiny import TinyUnified
 from unirl_env.models.unified_flow.network import patches_of
+from unirl_env.policies.actor import Actor
 from unirl_env.policies.packing import pack_prefixes
-from unirl_env.policies.token_actor import TokenActor
 from unirl_env.rollouts.engines.base import Request
 from unirl_env.rollouts.engines.local import LocalEngine
 from unirl_env.types import Prompt
@@ -55,7 +55,7 @@ class TestText:
 
     def test_what_is_generated_is_scored_alike(self, model, network):
         """Answers that say the marks of pictures, behind prompts with and without one."""
-        actor = TokenActor(model.text)
+        actor = Actor(model.text)
         actor.network = network
         requests = []
         for i, prompt in enumerate(PROMPTS):
@@ -116,13 +116,13 @@ class TestPrompts:
     @pytest.mark.parametrize("name", ["source_token_id", "source_start_token_id", "begin_image_token_id"])
     def test_marks_that_are_typed_are_text(self, model, name):
         number = getattr(model.config, name)
-        (mark,) = model.words.spelling.named([number])
+        (mark,) = model.text.spelling.named([number])
         for prompt in (Prompt(f"a {mark}"), Prompt(f"a {mark}", images=(PICTURE,))):
             typed, usual = (
                 model.text.encode(Prompt(text, images=prompt.images)).tokens for text in (prompt.text, "a")
             )
             assert (typed == number).sum() == (usual == number).sum()
-            assert prompt.text in model.words._tokenizer.decode(typed)
+            assert prompt.text in model.text.tokenizer.decode(typed)
 
     def test_pictures_of_any_size_are_resized(self, model):
         large = torch.nn.functional.interpolate(PICTURE[None], (64, 64))[0]

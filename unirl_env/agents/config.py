@@ -22,6 +22,7 @@ from unirl_env.agents.rllib_words import RLLIBS_OWN, check_rllib_words, own_name
 from unirl_env.agents.settings import NESTED, defaults, laid_over
 from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
+from unirl_env.policies.rl_module import GenerativePolicy
 from unirl_env.rollouts.runner import GenerativeEnvRunner
 from unirl_env.worlds.world import ForeignWorld, World
 
@@ -125,7 +126,9 @@ class AgentConfig(OfMode, EpochSettings, EvaluationSettings, BatchSize, Algorith
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """The policy of the environment's own model."""
-        return RLModuleSpec(module_class=self.mode.policy, model_config=self.policy_options())
+        return RLModuleSpec(
+            module_class=self.mode.policy or GenerativePolicy, model_config=self.policy_options()
+        )
 
     def thresholds(self, phase: Phase) -> dict[str, tuple[float, str]]:
         """Settings that must lie above the noise floor of a phase.

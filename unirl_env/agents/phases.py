@@ -11,7 +11,7 @@ from torch import Tensor
 import unirl_env.functional as F
 from unirl_env.agents.rows import Rows, flat_rows, latent_lots, latent_rows, token_lots, token_rows
 from unirl_env.functional import SDEStep, TokenStep
-from unirl_env.policies.heads import ActionStep
+from unirl_env.policies.distributions import ActionStep
 from unirl_env.registry import Registry
 
 __all__ = ["KINDS", "Losses", "PhaseKind", "Step"]

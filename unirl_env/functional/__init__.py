@@ -10,7 +10,6 @@ from unirl_env.functional.advantages import (
     leave_one_out_advantages,
 )
 from unirl_env.functional.divergences import gaussian_kl, gaussian_tv, mean_to_nats, nats_to_mean
-from unirl_env.functional.kernels import transition
 from unirl_env.functional.losses import (
     dppo_loss,
     drpo_gaussian_loss,
@@ -25,7 +24,7 @@ from unirl_env.functional.losses import (
 )
 from unirl_env.functional.noise import derive_seed, episode_seed, keyed_noise, keyed_uniform
 from unirl_env.functional.schedules import dynamic_shift_sigmas, flow_sigmas
-from unirl_env.functional.sde import SDEStep, sde_step
+from unirl_env.functional.sde import SDEStep, sde_step, transition
 from unirl_env.functional.steps import choose_steps
 from unirl_env.functional.tokens import TokenStep, score_tokens, token_step
 

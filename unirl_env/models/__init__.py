@@ -27,7 +27,7 @@ DENOISERS = Registry(
     {
         "gaussian_mixture": "unirl_env.models.gaussian_mixture:GaussianMixtureDenoiser",
         "sd3": "unirl_env.models.sd3:SD3Denoiser",
-        "tiny_sd3": "unirl_env.models.tiny.sd3:TinySD3Denoiser",
+        "tiny_sd3": "unirl_env.models.tiny:TinySD3Denoiser",
     },
 )
 
@@ -36,9 +36,9 @@ LANGUAGE_MODELS = Registry(
     {
         "causal_lm": "unirl_env.models.causal_lm:CausalLM",
         "qwen_vl": "unirl_env.models.qwen_vl:QwenVL",
-        "tiny_enhancer": "unirl_env.models.tiny.enhancer:TinyPromptEnhancer",
-        "tiny_qwen3": "unirl_env.models.tiny.qwen3:TinyQwen3",
-        "tiny_qwen_vl": "unirl_env.models.tiny.qwen_vl:TinyQwenVL",
+        "tiny_enhancer": "unirl_env.models.tiny:TinyPromptEnhancer",
+        "tiny_qwen3": "unirl_env.models.tiny:TinyQwen3",
+        "tiny_qwen_vl": "unirl_env.models.tiny:TinyQwenVL",
     },
 )
 
@@ -51,7 +51,7 @@ UNIFIED_MODELS = Registry(
         "composed": "unirl_env.models.composed:Composed",
         "hunyuan_image3": "unirl_env.models.hunyuan_image3:HunyuanImage3",
         "janus": "unirl_env.models.janus.model:Janus",
-        "tiny_unified": "unirl_env.models.tiny.unified:TinyUnified",
+        "tiny_unified": "unirl_env.models.tiny:TinyUnified",
         "unified_flow": "unirl_env.models.unified_flow.model:UnifiedFlow",
     },
 )

@@ -15,18 +15,18 @@ from unirl_env.errors import ConfigError, ContractError, UnknownArgument
 from unirl_env.models.denoiser import Denoiser
 from unirl_env.models.process import MDP
 from unirl_env.models.unified import UnifiedModel
-from unirl_env.models.words import LanguageModel
+from unirl_env.models.words import LanguageModel, Words
 from unirl_env.registry import Registry
 
 __all__ = ["check_options", "is_model", "label_of", "make_model", "model_class"]
 
 KINDS = {
     "denoiser": Denoiser,
-    "language model": LanguageModel,
+    "language model": Words,
     "mdp": MDP,
     "unified model": UnifiedModel,
 }
-"""By what a registry calls its models, what all of them are."""
+"""By what a registry calls its models, what all of them are: of a language model, the half of the world."""
 PLAIN = {"device": "cpu", "dtype": "float32", "offload": False}
 """What a model is that takes no such option: it need not be told so."""
 TAKES = {"device": "device='cpu'", "dtype": "dtype='float32'", "offload": "offload=False"}
@@ -66,8 +66,9 @@ def model_class(models: Registry, model: Any) -> Any:
         return found
     argument, right = models.kind.replace(" ", "_"), other.replace(" ", "_")
     remedy = f"{right}={model!r}" if right != argument else "'package.module:Class'"
+    whole = LanguageModel if wanted is Words else wanted
     raise ConfigError(
-        f"`{argument}` must be a {wanted.__name__}, by its name, its path, its class or itself, got "
+        f"`{argument}` must be a {whole.__name__}, by its name, its path, its class or itself, got "
         f"{model!r}, a {kind.__name__}; try {remedy}."
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unirl_env.envs.mdp import MDPVectorEnv
+from unirl_env.envs.acting import MDPVectorEnv
 from unirl_env.models import MDPS as NAMES
 from unirl_env.modes.playing import Playing
 

@@ -17,7 +17,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from unirl_env.arguments.names import unknown_arguments
 from unirl_env.arguments.values import truth, whole
-from unirl_env.envs.base import GenerativeVectorEnv
+from unirl_env.envs.vector_env import GenerativeVectorEnv
 from unirl_env.errors import ConfigError, ContractError, UnknownArgument
 from unirl_env.models import DENOISERS
 from unirl_env.models.making import UNEXPECTED, make_model

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import ConfigError
-from unirl_env.functional.checks import require_choice
 from unirl_env.functional.losses.terms import (
     MAX_LOG_RATIO,
     entries,
@@ -15,6 +14,7 @@ from unirl_env.functional.losses.terms import (
     ratio_metrics,
     require_token_log_prob,
 )
+from unirl_env.functional.require import require_choice
 
 __all__ = ["dppo_loss"]
 

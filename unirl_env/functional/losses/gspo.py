@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import ContractError, ShapeError
-from unirl_env.functional.checks import require_floating, require_shape
 from unirl_env.functional.losses.grpo import grpo_loss
 from unirl_env.functional.losses.terms import MAX_LOG_RATIO, mask_and_denominator
+from unirl_env.functional.require import require_floating, require_shape
 
 __all__ = ["gspo_loss"]
 

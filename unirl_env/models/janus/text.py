@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from unirl_env.errors import ConfigError, PromptError
-from unirl_env.models.causal_lm import CausalLM
 from unirl_env.models.shared import packed
+from unirl_env.models.shared.chat import ChatWords
 from unirl_env.models.shared.exports import merged_state, write_adapters
 from unirl_env.models.shared.faithful import hold
-from unirl_env.models.shared.loading import complete, load
-from unirl_env.models.shared.output_layer import output_states
+from unirl_env.models.shared.loading import Source, complete
+from unirl_env.models.shared.output_layer import output_states, output_weight
 from unirl_env.models.shared.spelling import Spelling
 from unirl_env.models.shared.templates import turn_borders
 from unirl_env.models.words import Encoded, LanguageModel
@@ -67,6 +67,7 @@ class JanusText(LanguageModel):
         system: str | None = None,
     ):
         self.pretrained, self.revision, self.system = str(pretrained), revision, system
+        self.source = Source(self.pretrained, self.KIND, self.ALTERNATIVE, {"revision": revision})
         config = self.config
         if config.model_type != "janus":
             raise ConfigError(
@@ -74,7 +75,7 @@ class JanusText(LanguageModel):
                 f"{self.pretrained!r}; try 'deepseek-community/Janus-Pro-1B'."
             )
         # Words are read and written as by any language model; only the chats have a form of their own.
-        self._words = CausalLM(self.pretrained, dtype=dtype, device=device, revision=revision, chat=False)
+        self._words = ChatWords(self.pretrained, dtype=dtype, device=device, revision=revision, chat=False)
         self.dtype, self.device = self._words.dtype, self._words.device
         self.vocab_size, self.max_context = self._words.vocab_size, self._words.max_context
         tokenizer = self.processor.tokenizer
@@ -142,7 +143,7 @@ class JanusText(LanguageModel):
 
     def head(self, network: nn.Module) -> Tensor:
         """The output layer's weight `[V, D]`, with columns for what it adds (`models.output_layer`)."""
-        return self._words.head(network)
+        return output_weight(network.get_output_embeddings())
 
     def save_adapters(self, network: nn.Module, directory: str) -> None:
         """`adapter_config.json` and `adapter_model.safetensors`, for peft and transformers."""
@@ -175,30 +176,21 @@ class JanusText(LanguageModel):
         """Transformers' configuration of the whole model."""
         from transformers import AutoConfig
 
-        return self.load(AutoConfig.from_pretrained)
+        return self.source.load(AutoConfig.from_pretrained)
 
     @cached_property
     def processor(self) -> Any:
         """Transformers' tokenizer, chat template and picture processor."""
         from transformers import AutoProcessor
 
-        return self.load(AutoProcessor.from_pretrained)
-
-    def load(self, loader: Any, **options: Any) -> Any:
-        """What `loader` makes of the checkpoint; see `loading.load`."""
-        return load(
-            loader,
-            self.pretrained,
-            kind=self.KIND,
-            alternative=self.ALTERNATIVE,
-            revision=self.revision,
-            **options,
-        )
+        return self.source.load(AutoProcessor.from_pretrained)
 
     def _whole(self, **options: Any) -> nn.Module:
         from transformers import JanusForConditionalGeneration
 
-        return self.load(complete(JanusForConditionalGeneration.from_pretrained), dtype=self.dtype, **options)
+        return self.source.load(
+            complete(JanusForConditionalGeneration.from_pretrained), dtype=self.dtype, **options
+        )
 
     def _turns(self, prompt: Prompt) -> list[dict[str, Any]]:
         """The chat of a prompt, contents as parts, which is how the template reads them."""
@@ -245,10 +237,7 @@ def read_states(
         mask: `[B, past + t]` bool, with a cache only.
         cache: A `DynamicCache` of transformers, updated in place.
     """
-    if lengths is not None:
-        options = {"use_cache": False, **packed.packed_keywords(lengths, embedded.device)}
-    else:
-        options = {"use_cache": cache is not None, "past_key_values": cache, "attention_mask": mask}
+    options = packed.reading_keywords(lengths, mask, cache, embedded.device)
     backbone = network.base_model.language_model
     return backbone(inputs_embeds=embedded, position_ids=positions[0], **options).last_hidden_state
 

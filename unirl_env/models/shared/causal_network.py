@@ -12,7 +12,7 @@ from unirl_env.models.shared import packed
 from unirl_env.models.shared.alone import read_alone, reads_alone
 from unirl_env.models.shared.borders import changing_rotary
 from unirl_env.models.shared.faithful import Way, settle
-from unirl_env.models.shared.output_layer import logit_scale, output_states, require_no_cap
+from unirl_env.models.shared.output_layer import logit_scale, output_states
 from unirl_env.models.words import LanguageModel
 
 __all__ = ["CausalNetwork"]
@@ -23,14 +23,9 @@ class CausalNetwork:
 
     Args:
         config: Of the text model.
-        pretrained: For errors.
-
-    Raises:
-        ConfigError: If the logits of such a network are no hidden states times a matrix.
     """
 
-    def __init__(self, config: Any, pretrained: str):
-        require_no_cap(config, pretrained)
+    def __init__(self, config: Any):
         self._border, self._scale = changing_rotary(config), logit_scale(config)
         self._way: Way | None = None
 
@@ -86,9 +81,6 @@ class CausalNetwork:
         if reads_alone(network):
             states = read_alone(backbone, tokens, lengths=lengths, mask=mask, cache=cache)
         else:
-            if lengths is not None:
-                options = {"use_cache": False, **packed.packed_keywords(lengths, tokens.device)}
-            else:
-                options = {"use_cache": cache is not None, "past_key_values": cache, "attention_mask": mask}
+            options = packed.reading_keywords(lengths, mask, cache, tokens.device)
             states = backbone(input_ids=tokens, position_ids=positions[0], **options).last_hidden_state
         return output_states(network.get_output_embeddings(), states, self._scale)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unirl_env.models.words import LanguageModel
+from unirl_env.models.backbone import TokenBackbone
 from unirl_env.rollouts.engines.base import Request
 
 __all__ = ["PaddedContexts", "distinct_contexts"]
@@ -50,7 +50,7 @@ class PaddedContexts:
 
     @classmethod
     def of(
-        cls, requests: Sequence[Request], model: LanguageModel, device: torch.device | str = "cpu"
+        cls, requests: Sequence[Request], model: TokenBackbone, device: torch.device | str = "cpu"
     ) -> PaddedContexts:
         """The contexts of `requests` for `model`, on `device`."""
         lengths = torch.tensor([len(request.tokens) for request in requests])

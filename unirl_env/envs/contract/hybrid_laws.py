@@ -1,0 +1,236 @@
+"""The laws of hybrid environments, beside those of every mode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from unirl_env.envs.contract import env_attr
+from unirl_env.envs.contract.comparing import (
+    Act,
+    all_alike,
+    as_array,
+    check_place,
+    copied,
+    digest,
+    due_samples,
+    ended,
+    law,
+    present,
+    same,
+    seeds,
+    some_rows,
+)
+from unirl_env.envs.contract.laws import check_latents
+from unirl_env.envs.token_rows import WAIT
+from unirl_env.errors import UnirlError
+
+__all__ = ["check_hybrid"]
+
+ENTRIES = ("phase", "tokens", "length", "prompt_length", "is_action")
+DRAWN = ("latent", "step", "image_tokens", "image_length")
+TEXT, IMAGE = 0, 1
+
+
+def check_hybrid(env: VectorEnv, act: Act, seed: int, max_steps: int = 100_000) -> None:
+    """Play a few batches, and compare what is written and drawn with what is observed.
+
+    Args:
+        env: A generative vector environment of two phases.
+        act: `act(obs) -> actions`.
+        seed: Key of the episodes.
+        max_steps: Where to stop looking.
+
+    Raises:
+        ContractError: With the law that was broken.
+    """
+    law(
+        isinstance(env.single_action_space, spaces.Dict),
+        f"`single_action_space` must be a Dict where there are two phases, got {env.single_action_space}.",
+    )
+    missing = [name for name in ENTRIES if name not in env.single_observation_space.spaces]
+    law(not missing, f"Observations of two phases must have {list(ENTRIES)}, got none of {missing}.")
+    if "latent" in env.single_observation_space.spaces:
+        check_latents(env, act, seed)
+    _check_refusals(env, seed)
+    _check_episodes(env, act, seed, max_steps)
+    check_place(env, act, seed, max_steps)
+    for phase in (TEXT, IMAGE):
+        _check_middle(env, act, seed, max_steps, phase)
+
+
+def _check_refusals(env: VectorEnv, seed: int) -> None:
+    """Malformed actions are refused, and change nothing."""
+    before = copied(env.reset(seed=seed)[0])
+    env.action_space.seed(seed)
+    good, parts = env.action_space.sample(), list(env.single_action_space)
+    bad = [[good[name] for name in parts], {**good, "no_such_part": good[parts[0]]}, {}]
+    if "token" in good:
+        bad.append({**good, "token": np.full(env.num_envs, env.single_action_space["token"].n)})
+    if env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP and len(parts) > 1:
+        bad += [{name: good[name]} for name in parts]
+    for actions in bad:
+        try:
+            env.step(actions)
+        except (UnirlError, ValueError):
+            continue
+        law(False, "Actions that are no mapping of the phases' parts, or no tokens, must be refused.")
+    law(same(before, copied(present(env))), "A refused action must change nothing.")
+
+
+def _check_episodes(env: VectorEnv, act: Act, seed: int, max_steps: int) -> None:
+    """Every step of a batch, row by row."""
+    obs, _ = env.reset(seed=seed)
+    now = copied(obs)
+    writes = "token" in env.single_action_space.spaces
+    law(
+        (now["phase"] == (TEXT if writes else IMAGE)).all() and not now["is_action"].any(),
+        "An episode must begin with its first phase that is not empty, and nothing an action.",
+    )
+    done, waited = np.zeros(env.num_envs, dtype=bool), set()
+    for _ in range(max_steps):
+        kinds = frozenset(now["phase"][~done].tolist())
+        if env.metadata["autoreset_mode"] is AutoresetMode.DISABLED and kinds not in waited:
+            waited.add(kinds)
+            _check_standing_still(env, act(obs), now, done)
+            obs = present(env)
+        actions = act(obs)
+        said = {name: as_array(part).copy() for name, part in actions.items()}
+        obs, _, terminated, truncated, _ = env.step(actions)
+        before, now = now, copied(obs)
+        over, cut = as_array(terminated), as_array(truncated)
+        samples = env_attr(env, "finished")
+        for row in np.flatnonzero(~done):
+            was, has, did = (some_rows(values, row) for values in (before, now, said))
+            law(has["phase"] >= was["phase"], "`phase` must never go back within an episode.")
+            law(has["prompt_length"] == was["prompt_length"], "`prompt_length` must not change.")
+            (_check_drawing if was["phase"] == IMAGE else _check_writing)(was, has, did)
+            law(not (cut[row] and was["phase"] == IMAGE), "A picture must not be truncated.")
+        for row in due_samples(env, over | cut, (over | cut) & ~done):
+            _check_sample(some_rows(now, row), samples[row], bool(cut[row]), writes)
+        done |= over | cut
+        if done.all():
+            return
+
+
+def _check_writing(was: dict[str, Any], has: dict[str, Any], did: dict[str, Any]) -> None:
+    start, end = int(was["length"]), int(has["length"])
+    law(
+        end > start and has["tokens"][start] == did["token"] and bool(has["is_action"][start]),
+        "While an episode writes, its action must be the next token, marked as an action.",
+    )
+    law(not has["is_action"][start + 1 : end].any(), "What follows a text by itself is no action.")
+    law(
+        end == start + 1 or has["phase"] == IMAGE,
+        "Only the opening of a picture may follow a text by itself.",
+    )
+    law(_kept(was, has, start), "What has been said must not change within an episode.")
+    law(
+        all(np.array_equal(was[name], has[name]) for name in DRAWN if name in was),
+        "While an episode writes, its picture must stay as it began.",
+    )
+
+
+def _check_drawing(was: dict[str, Any], has: dict[str, Any], did: dict[str, Any]) -> None:
+    law(
+        has["length"] == was["length"] and _kept(was, has, int(was["length"])),
+        "While an episode draws, its text must stay as it is.",
+    )
+    if "latent" in was:
+        law(
+            np.array_equal(has["latent"], did["latent"]) and has["step"] == was["step"] + 1,
+            "While an episode draws, its action must be the next latent.",
+        )
+    else:
+        count = int(was["image_length"])
+        law(
+            has["image_length"] == count + 1
+            and has["image_tokens"][count] == did["image_token"]
+            and np.array_equal(has["image_tokens"][:count], was["image_tokens"][:count]),
+            "While an episode draws, its action must be the next token of the picture.",
+        )
+
+
+def _check_sample(row: dict[str, Any], sample: Any, cut: bool, writes: bool) -> None:
+    pictured = any(made is not None for made in (sample.image, sample.video, sample.latent))
+    law(
+        pictured == (row["phase"] == IMAGE),
+        "`Sample` must have a picture where the episode came to it only.",
+    )
+    law(sample.truncated == cut, "`Sample.truncated` must say whether the limit ended the text.")
+    if writes:
+        said = row["tokens"][int(row["prompt_length"]) : int(row["length"])]
+        law(
+            sample.tokens is not None and np.array_equal(as_array(sample.tokens), said),
+            "`Sample.tokens` must be all tokens after the prompt.",
+        )
+        law(isinstance(sample.text, str), "`Sample.text` must be the generated text.")
+
+
+def _check_standing_still(env: VectorEnv, actions: Any, now: dict[str, Any], done: np.ndarray) -> None:
+    """In mode DISABLED, the phases whose parts are left out stand still; so do episodes that WAIT."""
+    snapshot = env.unwrapped.snapshot()
+    held = [(TEXT, {name: part for name, part in actions.items() if name != "token"})]
+    held += [(IMAGE, {"token": actions["token"]})] if "token" in actions else []
+    if "token" in actions:
+        wait = actions["token"] * 0 + WAIT
+        held.append((TEXT, {**actions, "token": wait}))
+    for phase, partly in held:
+        if partly:
+            after = copied(env.unwrapped.step(partly)[0])
+            rows = np.flatnonzero((now["phase"] == phase) & ~done)
+            law(
+                all(same(some_rows(now, row), some_rows(after, row)) for row in rows),
+                "An episode whose phase has no part in the action, or that waits, must stay as it is.",
+            )
+            env.unwrapped.restore(snapshot)
+
+
+def _check_middle(env: VectorEnv, act: Act, seed: int, max_steps: int, phase: int) -> None:
+    """Snapshots and heirs in the middle of a phase."""
+    obs, info = env.reset(seed=seed)
+    done, draws = np.zeros(env.num_envs, dtype=bool), phase == IMAGE and set(obs) & set(DRAWN)
+    for _ in range(max_steps):
+        obs, _, terminated, truncated, info = env.step(act(obs))
+        done |= ended(terminated, truncated)
+        moved = as_array(obs["image_length" if "image_length" in obs else "step"]) > 0 if draws else True
+        rows = np.flatnonzero(~done & (as_array(obs["phase"]) == phase) & moved)
+        if len(rows) or done.all():
+            break
+    if done.all():
+        return
+    snapshot, before = env.unwrapped.snapshot(), digest(copied(obs), info)
+    runs = []
+    for _ in range(2):
+        back, who = env.unwrapped.restore(snapshot)
+        law(
+            before == digest(copied(back), who),
+            "`restore` must bring back the observation and info of the snapshot, in either phase.",
+        )
+        runs.append(_rest(env, act, back, done, max_steps))
+    law(runs[0] == runs[1], "After `restore` the episodes must go on as they did, in either phase.")
+    env.unwrapped.restore(snapshot)
+    forked, heirs = env.unwrapped.fork([int(rows[-1])] * env.num_envs)
+    law(
+        all_alike(forked) and (as_array(forked["phase"]) == phase).all(),
+        "`fork` must let every heir start where its ancestor stands, in either phase.",
+    )
+    law(len(set(seeds(heirs))) == env.num_envs, "Heirs of one episode must differ in their noise.")
+    _rest(env, act, forked, np.zeros_like(done), max_steps)
+
+
+def _rest(env: VectorEnv, act: Act, obs: dict[str, Any], done: np.ndarray, max_steps: int) -> list[int]:
+    """Go on to the end of all that are not yet `done`; what is seen, as one number per step."""
+    done, trace = done.copy(), []
+    while not done.all() and len(trace) < max_steps:
+        obs, _, terminated, truncated, _ = env.step(act(obs))
+        trace.append(digest(copied(obs)))
+        done |= ended(terminated, truncated)
+    return trace
+
+
+def _kept(was: dict[str, Any], has: dict[str, Any], length: int) -> bool:
+    return all(np.array_equal(was[name][:length], has[name][:length]) for name in ("tokens", "is_action"))
