@@ -16,8 +16,7 @@ from unirl_env.rewards.faults import note_fault
 from unirl_env.rewards.remote.catalogue import ServedReward, agreed, asked
 from unirl_env.rewards.remote.service_client import ServiceClient, TooLarge
 from unirl_env.rewards.wire import ScoreRequest, encode_request
-from unirl_env.rewards.wire.replies import scores_from_json
-from unirl_env.rewards.wire.requests import RANKS, require_plain
+from unirl_env.rewards.wire.messages import RANKS, require_plain, scores_from_json
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["RemoteScorer"]
