@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import unirl_env.functional as F
-from unirl_env.agents.masters import Masters
+from unirl_env.agents.learner import Masters
 from unirl_env.models.tiny.qwen3 import TinyQwen3
 from unirl_env.models.tiny.sd3 import TinySD3Denoiser
 from unirl_env.policies.actor import FlowActor

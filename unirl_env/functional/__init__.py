@@ -10,8 +10,8 @@ from unirl_env.functional.advantages import (
     leave_one_out_advantages,
 )
 from unirl_env.functional.divergences import gaussian_kl, gaussian_tv, mean_to_nats, nats_to_mean
-from unirl_env.functional.kernels import transition
 from unirl_env.functional.losses import (
+    Metric,
     dppo_loss,
     drpo_gaussian_loss,
     drpo_loss,
@@ -25,7 +25,7 @@ from unirl_env.functional.losses import (
 )
 from unirl_env.functional.noise import derive_seed, episode_seed, keyed_noise, keyed_uniform
 from unirl_env.functional.schedules import dynamic_shift_sigmas, flow_sigmas
-from unirl_env.functional.sde import SDEStep, sde_step
+from unirl_env.functional.sde import SDEStep, sde_step, transition
 from unirl_env.functional.steps import choose_steps
 from unirl_env.functional.tokens import TokenStep, score_tokens, token_step
 
@@ -55,6 +55,7 @@ __all__ = [  # noqa: RUF022, grouped by topic
     "group_advantages",
     "leave_one_out_advantages",
     # losses
+    "Metric",
     "dppo_loss",
     "drpo_gaussian_loss",
     "drpo_loss",

@@ -42,7 +42,7 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import ConfigError, ShapeError
-from unirl_env.functional.kernels import transition
+from unirl_env.functional.sde import transition
 
 __all__ = ["PathPolicy", "PathValue", "any_policy_optimum", "gaussian_policy", "path_grid", "path_value"]
 
