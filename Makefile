@@ -25,9 +25,10 @@ test-vllm: $(VENV_VLLM)/.test  ## Run the tests of the vLLM engines on a real vL
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive \
 		$(VENV_VLLM)/bin/python -m pytest tests/rollouts/engines/test_vllm*.py $(ARGS)
 
-lint: $(VENV)/.test  ## Check style.
+lint: $(VENV)/.test  ## Check style and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(VENV)/.test  ## Mend style.
 	$(BIN)/ruff check --fix .

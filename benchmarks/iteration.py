@@ -19,7 +19,7 @@ from timing import interleaved, report
 from unirl_env.agents.by_name import default_config
 from unirl_env.envs import PromptSource
 from unirl_env.models.tiny.sd3 import TinySD3Denoiser
-from unirl_env.policies.actor import FlowActor, LoRAConfig
+from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.types import Scores
 
 STEPS, EXPLORED, PROMPTS, GROUP, MINIBATCHES = 8, (0, 1, 2, 3), 8, 12, 2
@@ -33,7 +33,7 @@ def brightness(samples, prompts):
 def bare_iteration():
     """The model's own calls, and nothing else."""
     denoiser = TinySD3Denoiser()
-    actor = FlowActor(denoiser, lora=LoRAConfig())
+    actor = Actor(denoiser, lora=LoRAConfig())
     parameters = [p for p in actor.network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-6)
     prompts = PromptSource.of("shapes_train").take(0, PROMPTS)

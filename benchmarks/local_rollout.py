@@ -20,7 +20,7 @@ from timing import interleaved, report
 import unirl_env.functional as F
 from pretraining.qwen3_build import build_tiny_qwen3
 from unirl_env.models.causal_lm import CausalLM
-from unirl_env.policies.token_actor import TokenActor
+from unirl_env.policies.actor import Actor
 from unirl_env.rollouts.engines import Request
 from unirl_env.rollouts.engines.local import LocalEngine
 from unirl_env.types import Prompt
@@ -35,7 +35,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         # Random weights end no text by themselves, and the lengths below are set, not learned.
         model = CausalLM(str(build_tiny_qwen3(directory)))
-        actor = TokenActor(model)
+        actor = Actor(model)
     network = actor.network
     network.generation_config.update(eos_token_id=None, top_k=0, top_p=1.0)
     # What the peer would use, were it not for our packed scoring.
@@ -109,9 +109,7 @@ def main() -> None:
 
 
 @torch.no_grad()
-def likely_ends(
-    actor: TokenActor, tokens: torch.Tensor, mask: torch.Tensor, *, rate: float
-) -> tuple[int, ...]:
+def likely_ends(actor: Actor, tokens: torch.Tensor, mask: torch.Tensor, *, rate: float) -> tuple[int, ...]:
     """Tokens that together have about the probability `rate` after the prompts: they stand in for the end."""
     logits = actor.network(tokens, attention_mask=mask).logits[:, -1]
     order = logits.softmax(-1).mean(0).sort()

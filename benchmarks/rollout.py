@@ -1,6 +1,6 @@
 """Rollouts against the model's own pipeline: same model, prompts, steps, batch and guidance, in one run.
 
-Prints the ratio of `StableDiffusion3Pipeline.__call__` to `LocalRollout.collect`: above 1, the environment
+Prints the ratio of `StableDiffusion3Pipeline.__call__` to `Rollout.collect`: above 1, the environment
 and the policy are faster. The environment encodes each distinct prompt once and keeps it, as in training.
 
     python benchmarks/rollout.py [--repeats 7] [--steps 8] [--prompts 8] [--group 12]
@@ -15,8 +15,9 @@ from timing import interleaved, report
 
 from unirl_env.envs import PromptSource
 from unirl_env.models.tiny.sd3 import TinySD3Denoiser
-from unirl_env.policies.actor import FlowActor
-from unirl_env.rollouts.local import LocalRollout
+from unirl_env.policies.actor import Actor
+from unirl_env.rollouts.play import Rollout
+from unirl_env.rollouts.request import RolloutRequest
 from unirl_env.types import Scores
 from unirl_env.worlds import make_vector_env
 
@@ -53,7 +54,7 @@ def main() -> None:
             autoreset_mode="disabled",
         )
 
-    rollout = LocalRollout(make_env, FlowActor(denoiser))
+    rollout = Rollout(make_env, Actor(denoiser))
     seeds = iter(range(10**6))
 
     def by_pipeline():
@@ -66,12 +67,14 @@ def main() -> None:
         )
 
     def deterministic():
-        rollout.collect(prompts, seed=next(seeds), group_size=args.group, stochastic_steps=[])
+        rollout.collect(RolloutRequest(prompts, seed=next(seeds), group_size=args.group, stochastic_steps=[]))
 
     def exploring():
         half = range(args.steps // 2)
         rollout.collect(
-            prompts, seed=next(seeds), group_size=args.group, stochastic_steps=half, keep_mean=True
+            RolloutRequest(
+                prompts, seed=next(seeds), group_size=args.group, stochastic_steps=half, keep_mean=True
+            )
         )
 
     times = interleaved({"pipeline": by_pipeline, "ode": deterministic, "sde": exploring}, args.repeats)

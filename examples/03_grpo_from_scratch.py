@@ -14,8 +14,8 @@ import torch
 
 import unirl_env.functional as F
 from unirl_env.envs import PromptSource
-from unirl_env.policies import FlowActor, LoRAConfig
-from unirl_env.rollouts import LocalRollout
+from unirl_env.policies import Actor, LoRAConfig
+from unirl_env.rollouts import Rollout, RolloutRequest
 
 
 def main(
@@ -45,16 +45,18 @@ def main(
     prompts: PromptSource = world.prompts
     torch.manual_seed(seed)  # the adapters' first values; all other noise is keyed
     lora = None if lora_rank is None else LoRAConfig(rank=lora_rank, alpha=2 * lora_rank)
-    actor = FlowActor(world.denoiser, lora=lora, eta=eta, keep_reference=lora is None)
-    rollout = LocalRollout(make_env, actor)
+    actor = Actor(world.denoiser, lora=lora, eta=eta, keep_reference=lora is None)
+    rollout = Rollout(make_env, actor)
     optimizer = torch.optim.AdamW([p for p in actor.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
 
     curve = []
     for iteration in range(iterations):
         batch = rollout.collect(
-            prompts.take(iteration * num_prompts, num_prompts, seed=seed),
-            group_size=group_size,
-            seed=F.derive_seed(seed, iteration),
+            RolloutRequest(
+                prompts.take(iteration * num_prompts, num_prompts, seed=seed),
+                group_size=group_size,
+                seed=F.derive_seed(seed, iteration),
+            )
         )
         advantages = F.group_advantages(batch.rewards, batch.group)
         steps = batch.phases["image"]

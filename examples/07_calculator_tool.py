@@ -11,9 +11,9 @@ import gymnasium as gym
 import torch
 
 import unirl_env.functional as F
-from unirl_env.policies import TokenActor
+from unirl_env.policies import Actor
 from unirl_env.policies.packing import pack_continuations
-from unirl_env.rollouts import LocalEngine, TokenRollout
+from unirl_env.rollouts import Rollout, RolloutRequest
 
 
 def make_env(num_envs):
@@ -45,15 +45,17 @@ def show(phase, language_model, count):
 
 def main(iterations=25, num_prompts=16, group_size=8, lr=3e-4, clip=0.2, seed=0):
     world = make_env(1).unwrapped
-    actor = TokenActor(world.language_model)
-    rollout = TokenRollout(make_env, LocalEngine(actor))
+    actor = Actor(world.language_model)
+    rollout = Rollout(make_env, actor)
     optimizer = torch.optim.AdamW(actor.parameters(), lr=lr, weight_decay=0.0)
     curve = []
     for iteration in range(iterations):
         batch = rollout.collect(
-            world.prompts.take(iteration * num_prompts, num_prompts, seed=seed),
-            group_size=group_size,
-            seed=F.derive_seed(seed, iteration),
+            RolloutRequest(
+                world.prompts.take(iteration * num_prompts, num_prompts, seed=seed),
+                group_size=group_size,
+                seed=F.derive_seed(seed, iteration),
+            )
         )
         phase, advantages = batch.phases["text"], F.group_advantages(batch.rewards, batch.group)
         packed = pack_continuations(phase, torch.arange(len(batch)))

@@ -10,9 +10,9 @@ the user asked for. DRPO in plain torch, no Ray.
 import torch
 
 import unirl_env.functional as F
-from unirl_env.policies import TokenActor
+from unirl_env.policies import Actor
 from unirl_env.policies.packing import pack_continuations
-from unirl_env.rollouts import LocalEngine, TokenRollout
+from unirl_env.rollouts import Rollout, RolloutRequest
 from unirl_env.worlds import world_of
 
 
@@ -20,15 +20,17 @@ def main(iterations=25, num_prompts=8, group_size=8, lr=5e-4, epsilon=0.5, seed=
     # Language model, generator, prompts and reward are made once, for batches of any size.
     played = {"array_backend": "torch", "autoreset_mode": "disabled"}
     world = world_of("unirl/TinyPromptEnhancer-T2I-v0", played)
-    actor = TokenActor(world.model)
-    rollout = TokenRollout(world.env, LocalEngine(actor))
+    actor = Actor(world.model)
+    rollout = Rollout(world.env, actor)
     optimizer = torch.optim.AdamW(actor.parameters(), lr=lr, weight_decay=0.0)
     curve = []
     for iteration in range(iterations):
         batch = rollout.collect(
-            world.prompts.take(iteration * num_prompts, num_prompts, seed=seed),
-            group_size=group_size,
-            seed=F.derive_seed(seed, iteration),
+            RolloutRequest(
+                world.prompts.take(iteration * num_prompts, num_prompts, seed=seed),
+                group_size=group_size,
+                seed=F.derive_seed(seed, iteration),
+            )
         )
         phase, advantages = batch.phases["text"], F.group_advantages(batch.rewards, batch.group)
         packed = pack_continuations(phase, torch.arange(len(batch)))

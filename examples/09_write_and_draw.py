@@ -1,7 +1,7 @@
 """A unified model writes a plan and then draws it: a hybrid episode by hand, token by token and step by step.
 
 The observation's `phase` says whose turn it is: 0 while an episode writes, 1 while it draws. The network is
-one; `actor.text` sees it as a language model, `actor.image` as a denoiser that has read the plan.
+one, with a head for each phase: one over the next token, one over the next latent of what was planned.
 
     python examples/09_write_and_draw.py      # seconds; writes runs/plans.png
 """
@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import unirl_env.functional as F
-from unirl_env.policies import HybridActor
+from unirl_env.policies import Actor
 
 WRITES, DRAWS = 0, 1
 
@@ -28,25 +28,25 @@ def main(env_id="unirl_env:unirl/TinyUnified-T2I-v0", num_envs=4, num_steps=8, s
         num_steps=num_steps,
     )
     model = env.unwrapped.unified_model
-    actor = HybridActor(model)
+    actor = Actor(model)
     obs, info = env.reset(seed=seed)
     seeds = info["episode_seed"].tolist()
     done = torch.zeros(num_envs, dtype=torch.bool)
     step = 0
     while (writes := (obs["phase"] == WRITES) & ~done).any():
         # One keyed number in [0, 1) per token; an episode whose picture has begun stands still meanwhile.
-        chosen = actor.text.act(obs, F.keyed_uniform(seeds, step)).token
+        chosen = actor.act(obs, F.keyed_uniform(seeds, step), phase="text").token
         obs, reward, ended, cut, info = env.step({"token": torch.where(writes, chosen, -1)})
         done, step = done | ended | cut, step + 1
     print(f"{step} steps of writing")
 
     context = {name: obs[name] for name in model.context_keys}
     with torch.no_grad():
-        plans = actor.image.read(context)  # once, for all steps of the picture
+        plans = actor.read(context, phase="image")  # once, for all steps of the picture
         while not done.all():
             k = int(obs["step"][~done][0])
             noise = F.keyed_noise(seeds, k, obs["latent"].shape[1:])
-            drawn = actor.image.act(obs, noise, reading=plans)
+            drawn = actor.act(obs, noise, phase="image", reading=plans)
             print(f"step {k} of drawing: sigma {obs['sigma'][0]:.2f} -> {obs['sigma_next'][0]:.2f}")
             obs, reward, ended, cut, info = env.step({"latent": drawn.latent})
             done = done | ended | cut

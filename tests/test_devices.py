@@ -7,8 +7,7 @@ import unirl_env.functional as F
 from unirl_env.agents.learner import Masters
 from unirl_env.models.tiny.qwen3 import TinyQwen3
 from unirl_env.models.tiny.sd3 import TinySD3Denoiser
-from unirl_env.policies.actor import FlowActor
-from unirl_env.policies.token_actor import TokenActor
+from unirl_env.policies.actor import Actor
 from unirl_env.rollouts.engines.base import Request
 from unirl_env.rollouts.engines.local import LocalEngine
 from unirl_env.types import Prompt
@@ -22,7 +21,7 @@ WORDS = ("3 + 4 =", "12 + 30 =", "7 + 7 =")
 @torch.no_grad()
 def test_latents_in_bfloat16_score_what_they_were_sampled_with(device):
     denoiser = TinySD3Denoiser(dtype="bfloat16", device=device, rows_per_forward=4)
-    actor = FlowActor(denoiser, storage_dtype="bfloat16").to(device)
+    actor = Actor(denoiser, storage_dtype="bfloat16").to(device)
     sigmas, shape = denoiser.sigmas(8).to(device), denoiser.latent_shape
     obs = {
         "latent": F.keyed_noise(range(8), -1, shape, device=device).bfloat16(),
@@ -41,7 +40,7 @@ def test_latents_in_bfloat16_score_what_they_were_sampled_with(device):
 @torch.no_grad()
 def test_tokens_score_what_they_were_sampled_with(device, dtype, most):
     model = TinyQwen3(dtype=dtype, device=device)
-    actor = TokenActor(model).to(device)
+    actor = Actor(model).to(device)
     prompts = [Prompt(text) for text in WORDS]
     requests = [
         Request(tuple(model.encode(prompt).tokens.tolist()), prompt, seed=i, max_new_tokens=6)

@@ -39,18 +39,17 @@ LIGHT = {floor: {"torch"} if floor == 1 else {"torch", "numpy", "gymnasium"} for
 """Libraries that modules import as they load; all others are imported inside functions."""
 WITHOUT_RAY = {
     "policies.actor",
-    "policies.head_actor",
+    "policies.by_phase",
+    "policies.distributions",
     "policies.heads",
-    "policies.hybrid_actor",
-    "policies.token_actor",
-    "rollouts.base",
-    "rollouts.drawing",
-    "rollouts.heads",
-    "rollouts.hybrid",
-    "rollouts.local",
-    "rollouts.requests",
-    "rollouts.tokens",
-    "rollouts.writing",
+    "rollouts.drivers.actions",
+    "rollouts.drivers.driver",
+    "rollouts.drivers.latents",
+    "rollouts.drivers.token_phase",
+    "rollouts.drivers.tokens",
+    "rollouts.live_episodes",
+    "rollouts.play",
+    "rollouts.request",
 }
 HYDRA = {"settings.literal", "run.compose", "train", "service.settings"}
 DOOR_TO_THE_ENVIRONMENT = {
@@ -177,7 +176,7 @@ def test_imports_point_down():
         ("models.sd3", "from unirl_env.models.unified_flow import network"),
         ("wrappers.reward", "def f():\n    import ray"),
         ("policies.actor", "import ray.rllib"),
-        ("rollouts.local", "from unirl_env.agents.base import Agent"),
+        ("rollouts.play", "from unirl_env.agents.base import Agent"),
         ("agents.base", "import hydra"),
         ("agents.base", "from unirl_env.run.parts import build_agent"),
         ("run.parts", "def f():\n    import unirl_env.train"),

@@ -81,12 +81,13 @@ def test_everything_but_the_agents_works_without_ray():
         sys.path.insert(0, TESTS)
         import unirl_env
         import unirl_env.functional, unirl_env.envs, unirl_env.models, unirl_env.worlds
-        import unirl_env.policies.actor, unirl_env.rollouts.local, unirl_env.wrappers, unirl_env.rewards
+        import unirl_env.policies.actor, unirl_env.rollouts.play, unirl_env.wrappers, unirl_env.rewards
         from worlds import PlainDenoiser, maker
         from unirl_env.types import Prompt
-        actor = unirl_env.policies.actor.FlowActor(PlainDenoiser())
-        rollout = unirl_env.rollouts.local.LocalRollout(maker(actor.denoiser), actor)
-        batch = rollout.collect([Prompt("a cat")], seed=0, group_size=3)
+        actor = unirl_env.policies.actor.Actor(PlainDenoiser())
+        rollout = unirl_env.rollouts.play.Rollout(maker(actor.model), actor)
+        request = unirl_env.rollouts.RolloutRequest([Prompt("a cat")], seed=0, group_size=3)
+        batch = rollout.collect(request)
         print(len(batch), bool(batch.rewards.isfinite().all()))
         """.replace("TESTS", repr(__file__.rpartition("/")[0]))
     )

@@ -73,7 +73,7 @@ def world(denoiser=None, *, num_envs=4, scored=False, **options):
 
 
 def maker(denoiser, **options):
-    """`make_env` of a `LocalRollout`."""
+    """`make_env` of a `Rollout`."""
 
     def make_env(num_envs, num_steps=None):
         own = {} if num_steps is None else {"num_steps": num_steps}

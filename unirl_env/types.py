@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Number
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 import torch
@@ -98,7 +98,7 @@ class Scores:
 
     value: Tensor
     parts: Mapping[str, Tensor] = field(default_factory=dict)
-    valid: Tensor | None = None
+    valid: Tensor = None  # type: ignore[assignment]  # never None once it is made
     faults: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -155,7 +155,7 @@ class Scores:
         )
 
 
-def _is_usual(value: Any, dtype: torch.dtype) -> bool:
+def _is_usual(value: Any, dtype: torch.dtype) -> TypeGuard[Tensor]:
     """Whether nothing needs to be read or refused; asked first, because an episode may end at every step."""
     return (
         type(value) is Tensor

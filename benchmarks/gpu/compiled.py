@@ -13,7 +13,7 @@ from measure import arguments, finish, report, seconds
 from sizes import RandomSD3
 
 import unirl_env.functional as F
-from unirl_env.policies.actor import FlowActor, LoRAConfig
+from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.types import Prompt
 
 ROWS = 16
@@ -24,7 +24,7 @@ def main() -> None:
     args = arguments(__doc__)
     pixels = 512 if args.size == "published" else 64
     denoiser = RandomSD3(args.size, height=pixels, width=pixels, dtype="bfloat16", device=args.device)
-    actor = FlowActor(denoiser, lora=LoRAConfig(32, 64), storage_dtype="bfloat16").to(args.device)
+    actor = Actor(denoiser, lora=LoRAConfig(32, 64), storage_dtype="bfloat16").to(args.device)
     shape, seeds = denoiser.latent_shape, list(range(ROWS))
     sigmas = denoiser.sigmas(10).to(args.device)
     obs = {

@@ -22,7 +22,7 @@ from sizes import RandomSD3
 
 import unirl_env.functional as F
 from unirl_env.agents import FlowDPPOConfig
-from unirl_env.policies.actor import FlowActor, LoRAConfig
+from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.types import Prompt, Scores
 
 PROMPTS, GROUP, STEPS, EXPLORED, MICRO = 4, 16, 10, 3, 8
@@ -60,7 +60,7 @@ def noise(device: str) -> dict[str, float]:
 @torch.no_grad()
 def gap(denoiser: RandomSD3) -> dict[str, float]:
     """16 latents sampled at once and scored 8 at a time, as log-probs per element and in nats."""
-    actor = FlowActor(denoiser, lora=LoRAConfig(32, 64), storage_dtype="bfloat16")
+    actor = Actor(denoiser, lora=LoRAConfig(32, 64), storage_dtype="bfloat16")
     actor = actor.to(denoiser.device)
     shape, count = denoiser.latent_shape, 2 * MICRO
     sigmas = denoiser.sigmas(STEPS).to(denoiser.device)
@@ -141,7 +141,7 @@ def iteration(size: str, options: dict, peak: float) -> dict:
 
 def network_flops(denoiser: RandomSD3) -> tuple[int, int]:
     """Operations of a row's forward, and of its forward and backward to the adapters."""
-    actor = FlowActor(denoiser, lora=LoRAConfig(32, 64)).to(denoiser.device)
+    actor = Actor(denoiser, lora=LoRAConfig(32, 64)).to(denoiser.device)
     obs = {
         "latent": torch.randn(1, *denoiser.latent_shape, device=denoiser.device),
         "sigma": torch.full((1,), 0.5, device=denoiser.device),

@@ -13,7 +13,7 @@ from measure import arguments, finish, memory_gib, report
 from sizes import SEED, RandomQwen3
 
 from unirl_env.agents.learner import Masters
-from unirl_env.policies.token_actor import TokenActor
+from unirl_env.policies.actor import Actor
 
 STEPS, LR, TEXTS = 200, 1e-6, 16
 SMALL = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8}
@@ -31,7 +31,7 @@ def train(dtype: str, size: str, device: str) -> dict:
     model = RandomQwen3(size, dtype=dtype, device=device)
     if size == "published":
         model.sizes = {**model.sizes, **SMALL, "num_key_value_heads": 4}
-    actor = TokenActor(model)
+    actor = Actor(model)
     length = 128 if size == "published" else 16
     generator = torch.Generator().manual_seed(SEED)
     tokens = torch.randint(0, 250, (TEXTS * length,), generator=generator).to(device)

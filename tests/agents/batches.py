@@ -6,11 +6,12 @@ from toy import POINTS, make_points
 import unirl_env.functional as F
 from unirl_env.agents.batching import share_out
 from unirl_env.prompts.sources import PromptSource
-from unirl_env.rollouts.local import LocalRollout
+from unirl_env.rollouts.play import Rollout
+from unirl_env.rollouts.request import RolloutRequest
 
 
 def play(policy, *, group_size=8, prompts=POINTS, seed=3, **options):
-    """A rollout of the toy by a `DenoisePolicy`."""
+    """A rollout of the toy by a `GenerativePolicy`."""
 
     def make_env(num_envs, num_steps=None):
         return make_points(
@@ -22,8 +23,10 @@ def play(policy, *, group_size=8, prompts=POINTS, seed=3, **options):
         )
 
     prompts = list(PromptSource.of(prompts))
-    rollout = LocalRollout(make_env, policy.actor)
-    return rollout.collect(prompts, seed=seed, group_size=group_size, keep_mean=True, **options)
+    rollout = Rollout(make_env, policy.actor)
+    return rollout.collect(
+        RolloutRequest(prompts, seed=seed, group_size=group_size, keep_mean=True, **options)
+    )
 
 
 def advantages_of(batch):

@@ -19,7 +19,8 @@ from unirl_env.agents.selfcheck import FirstUpdate
 from unirl_env.errors import ConfigError
 from unirl_env.functional.mixtures import GaussianMixture, mixture_velocity
 from unirl_env.prompts.sources import PromptSource
-from unirl_env.rollouts.local import LocalRollout
+from unirl_env.rollouts.play import Rollout
+from unirl_env.rollouts.request import RolloutRequest
 
 MIXTURE = {"means": [[-1.0, 0.3], [1.0, -0.2]], "stds": 0.4, "weights": [0.6, 0.4]}
 WORLDS = {
@@ -73,10 +74,12 @@ def make_env(world, num_envs, num_steps=None):
 def played(learner, world, iteration=0):
     """An iteration's episodes, as the agent's own settings have them played."""
     config = learner.config
-    rollout = LocalRollout(lambda *args, **more: make_env(world, *args, **more), learner.policy.actor)
+    rollout = Rollout(lambda *args, **more: make_env(world, *args, **more), learner.policy.actor)
     prompts = PromptSource.of(config.prompt_source()).take(0, config.num_prompts, seed=0)
     options = config.mode.training_options(config, iteration, checked=True)
-    batch = rollout.collect(prompts, seed=3 + iteration, group_size=config.group_size, **options)
+    batch = rollout.collect(
+        RolloutRequest(prompts, seed=3 + iteration, group_size=config.group_size, **options)
+    )
     if world == "tiny_sd3":  # of an untrained judge's rewards many are alike
         value = torch.linspace(0, 1, len(batch))
         batch = replace(batch, scores=type(batch.scores)(value))
@@ -244,7 +247,7 @@ def test_a_text_and_its_picture_may_have_unlike_losses():
     rollout = config.mode.rollout(config, lambda *args: make_env("unified", *args), learner.policy.actor)
     prompts = PromptSource.of(config.prompt_source()).take(0, config.num_prompts, seed=0)
     options = config.mode.training_options(config, 0, checked=False)
-    batch = rollout.collect(prompts, seed=3, group_size=config.group_size, **options)
+    batch = rollout.collect(RolloutRequest(prompts, seed=3, group_size=config.group_size, **options))
     batch = replace(batch, scores=type(batch.scores)(torch.linspace(0, 1, len(batch))))
     image = batch.phases["image"]
     drawn = torch.tensor([sample.image is not None for sample in batch.samples])

@@ -121,9 +121,6 @@ def test_micro_batches_hold_whole_episodes():
     assert by_episodes(phase, busy[:0], size=2, tokens=None) == []
 
 
-def test_samples_stay_behind():
-    batch = replace(batch_of(), samples=())
-    assert (
-        share_out(batch, {"image": torch.zeros(24)}, num_minibatches=1, num_learners=1)[0].batch.samples
-        is None
-    )
+def test_samples_prompts_and_scores_stay_behind():
+    (shard,) = share_out(batch_of(), {"image": torch.zeros(24)}, num_minibatches=1, num_learners=1)
+    assert not {"batch", "samples", "prompts", "scores"} & vars(shard).keys()

@@ -113,7 +113,7 @@ def test_all_weights_are_left_as_transformers_loads_them(cluster, tmp_path):
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
         for name, tensor in actor.trainable_state().items():
             assert torch.equal(loaded[name], tensor)
-        assert len(AutoTokenizer.from_pretrained(tmp_path)) == actor.language_model.vocab_size
+        assert len(AutoTokenizer.from_pretrained(tmp_path)) == actor.model.vocab_size
     finally:
         agent.stop()
 
@@ -136,9 +136,9 @@ def test_a_rollout_of_another_policy_is_noticed(cluster):
         actor, collect = runner.module.actor, runner.collect
 
         def hotter(*args, **options):
-            actor.temperature = 1.3
+            actor.head().temperature = 1.3
             batch = collect(*args, **options)
-            actor.temperature = 1.0
+            actor.head().temperature = 1.0
             return batch
 
         runner.collect = hotter

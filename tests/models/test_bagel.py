@@ -12,7 +12,7 @@ from bagel_cases import PROMPTS, SMALL, build, opened, packed_row
 from unirl_env.errors import ConfigError, ContractError, ModelNotFound, PromptError
 from unirl_env.models import UNIFIED_MODELS
 from unirl_env.models.bagel import Bagel
-from unirl_env.policies.token_actor import TokenActor
+from unirl_env.policies.actor import Actor
 from unirl_env.rollouts.engines.base import Request
 from unirl_env.rollouts.engines.local import LocalEngine
 from unirl_env.types import Prompt
@@ -131,7 +131,7 @@ class TestOpening:
 class TestEpisode:
     def test_think_then_draw(self, thinker):
         """An episode by hand: a thought by the local engine, and a picture that depends on it."""
-        actor, steps = TokenActor(thinker.text, temperature=1.0), 4
+        actor, steps = Actor(thinker.text, temperature=1.0), 4
         start = [tuple(thinker.text.encode(prompt).tokens.tolist()) for prompt in PROMPTS]
         requests = [
             Request(tokens, prompt, seed=i, max_new_tokens=24)

@@ -9,10 +9,10 @@ import unirl_env  # noqa: F401
 from unirl_env.envs import check_vector_env
 from unirl_env.envs.denoise import DenoiseVectorEnv
 from unirl_env.errors import PromptError
-from unirl_env.policies.hybrid_actor import HybridActor
+from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.policies.packing import pack_continuations
-from unirl_env.policies.trained import LoRAConfig
-from unirl_env.rollouts.hybrid import HybridRollout
+from unirl_env.rollouts.play import Rollout
+from unirl_env.rollouts.request import RolloutRequest
 from unirl_env.types import Prompt
 
 CAPTION = {"caption": "a red circle left of a blue square"}
@@ -61,14 +61,14 @@ def test_what_was_played_is_scored_alike(make, task):
 
     env = make(task, 1, **options).unwrapped
     model, prompts = env.unified_model, [env.prompts[i] for i in range(2)]
-    actor = HybridActor(model, lora=LoRAConfig(rank=2), guidance=2.0, eta=0.7)
+    actor = Actor(model, lora=LoRAConfig(rank=2), guidance=2.0, eta=0.7)
     generator = torch.Generator().manual_seed(0)
     for weight in actor.trainable_state().values():
         weight.copy_(0.05 * torch.randn(weight.shape, generator=generator))
     # So that some thoughts come to an end.
     actor.network.language_model.lm_head.weight.data[list(model.opens)] *= 4
-    rollout = HybridRollout(playing, actor)
-    batch = rollout.collect(prompts, seed=1, group_size=6)
+    rollout = Rollout(playing, actor)
+    batch = rollout.collect(RolloutRequest(prompts, seed=1, group_size=6))
     pictured = torch.tensor([sample.image is not None for sample in batch.samples])
     assert 0 < int(pictured.sum()) < len(batch), "some thoughts must come to a picture, and some not"
 

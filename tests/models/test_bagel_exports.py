@@ -8,8 +8,7 @@ from bagel_cases import PROMPTS, build, drawn, opened, packed_row
 from safetensors.torch import load_file
 
 from unirl_env.errors import ConfigError
-from unirl_env.policies.hybrid_actor import HybridActor
-from unirl_env.policies.trained import LoRAConfig
+from unirl_env.policies.actor import Actor, LoRAConfig
 
 ANSWERS = [[5, 9, 12], [40], [7, 8, 9, 10]]
 PER_LAYER = 7
@@ -23,7 +22,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def actor(model):
     """One network with adapters that matter, as both phases train them."""
-    actor = HybridActor(model, lora=LoRAConfig(rank=4, alpha=8))
+    actor = Actor(model, lora=LoRAConfig(rank=4, alpha=8))
     generator = torch.Generator().manual_seed(0)
     for weight in actor.trainable_state().values():
         weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
@@ -48,17 +47,17 @@ class TestTargets:
 
     @pytest.mark.parametrize("phase, other", [("text", "image"), ("image", "text")])
     def test_one_phase_freezes_what_only_the_other_reads(self, model, phase, other):
-        actor = HybridActor(model, lora=LoRAConfig(rank=2), train_phases=(phase,))
+        actor = Actor(model, lora=LoRAConfig(rank=2), train_phases=(phase,))
         trained = {name for name, p in actor.network.named_parameters() if p.requires_grad}
         draws = {name for name in trained if "_moe_gen" in name}
         assert bool(draws) is (phase == "image") and trained - draws
-        whole = HybridActor(model, train_phases=(phase,)).network
+        whole = Actor(model, train_phases=(phase,)).network
         frozen = {name for name, p in whole.named_parameters() if not p.requires_grad}
         assert ("language_model.lm_head.weight" in frozen) is (phase == "image")
         assert ("vae2llm.weight" in frozen) is (phase == "text")
 
     def test_tables_of_places_are_never_trained(self, model):
-        actor = HybridActor(model)
+        actor = Actor(model)
         frozen = {name for name, p in actor.network.named_parameters() if not p.requires_grad}
         assert frozen == {"latent_pos_embed.pos_embed", "vit_pos_embed.pos_embed"}
 

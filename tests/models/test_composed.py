@@ -6,8 +6,7 @@ from safetensors.torch import load_file
 
 from unirl_env.errors import ConfigError
 from unirl_env.models.composed import Composed
-from unirl_env.policies.hybrid_actor import HybridActor
-from unirl_env.policies.trained import LoRAConfig
+from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.types import Prompt
 
 TEXT = "a red circle at the top left"
@@ -22,7 +21,7 @@ def composed():
 def actor(composed):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return HybridActor(composed, lora=LoRAConfig(rank=4))
+        return Actor(composed, lora=LoRAConfig(rank=4))
 
 
 def test_the_finished_text_is_what_the_denoiser_reads(composed):
@@ -36,10 +35,9 @@ def test_the_finished_text_is_what_the_denoiser_reads(composed):
 
 
 def test_views_answer_like_the_models_alone(composed):
-    from unirl_env.policies.actor import FlowActor
-    from unirl_env.policies.token_actor import TokenActor
+    from unirl_env.policies.actor import Actor
 
-    both = HybridActor(composed)
+    both = Actor(composed)
     encoded = composed.text.encode(Prompt("3+4="))
     obs = {
         "tokens": encoded.tokens,
@@ -47,21 +45,22 @@ def test_views_answer_like_the_models_alone(composed):
         "positions": torch.arange(len(encoded.tokens))[None],
         "source": torch.tensor([len(encoded.tokens) - 1]),
     }
-    alone = TokenActor(composed.text.inner)
+    alone = Actor(composed.text.inner)
     assert torch.equal(
-        both.text.score(obs, torch.tensor([5])).log_prob, alone.score(obs, torch.tensor([5])).log_prob
+        both.score(obs, torch.tensor([5]), phase="text").log_prob,
+        alone.score(obs, torch.tensor([5])).log_prob,
     )
     latent = torch.randn(2, *composed.image.latent_shape, generator=torch.Generator().manual_seed(0))
     obs = {"latent": latent, "sigma": torch.tensor([0.9, 0.9]), "sigma_next": torch.tensor([0.7, 0.7])}
     obs |= composed.image.encode([Prompt(TEXT), Prompt("two blue squares")])
-    painter = FlowActor(composed.image.inner)
-    assert torch.equal(both.image.velocity(obs), painter.velocity(obs))
+    painter = Actor(composed.image.inner)
+    assert torch.equal(both.velocity(obs, phase="image"), painter.velocity(obs))
 
 
 @pytest.mark.parametrize("phase", ["text", "image"])
 def test_a_frozen_phase_has_no_weights_to_train(composed, phase):
     with torch.random.fork_rng():
-        actor = HybridActor(composed, lora=LoRAConfig(rank=2), train_phases=(phase,))
+        actor = Actor(composed, lora=LoRAConfig(rank=2), train_phases=(phase,))
     names = actor.trainable_state()
     assert names and all(name.startswith(f"{phase}.") for name in names)
 
@@ -73,10 +72,10 @@ def test_the_reference_is_the_untrained_model_in_both_views(composed, actor):
     latent = torch.zeros(1, *composed.image.latent_shape)
     obs = {"latent": latent, "sigma": torch.tensor([0.9]), "sigma_next": torch.tensor([0.7])}
     obs |= composed.image.encode([Prompt(TEXT)])
-    untrained = HybridActor(composed).image.velocity(obs)
-    with actor.image.reference():
-        assert torch.equal(actor.image.velocity(obs), untrained)
-    assert not torch.equal(actor.image.velocity(obs), untrained)
+    untrained = Actor(composed).velocity(obs, phase="image")
+    with actor.reference():
+        assert torch.equal(actor.velocity(obs, phase="image"), untrained)
+    assert not torch.equal(actor.velocity(obs, phase="image"), untrained)
 
 
 def test_adapters_of_both_are_written_where_their_libraries_load_them(composed, actor, tmp_path):
@@ -92,7 +91,7 @@ def test_weights_of_both_load_in_their_libraries(composed, tmp_path):
     from diffusers import SD3Transformer2DModel
     from transformers import AutoModelForCausalLM
 
-    HybridActor(composed).save_weights(str(tmp_path))
+    Actor(composed).save_weights(str(tmp_path))
     AutoModelForCausalLM.from_pretrained(tmp_path / "text")
     SD3Transformer2DModel.from_pretrained(tmp_path / "image")
 
@@ -113,4 +112,4 @@ def test_a_wrong_description_is_refused(wrong, words):
 
 def test_a_phase_that_is_none_is_refused(composed):
     with pytest.raises(ConfigError, match="train_phases"):
-        HybridActor(composed, train_phases=("sound",))
+        Actor(composed, train_phases=("sound",))

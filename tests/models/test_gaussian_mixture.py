@@ -14,8 +14,9 @@ from unirl_env.envs import check_vector_env
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.functional.mixtures import mixture_velocity
 from unirl_env.models.gaussian_mixture import GaussianMixtureDenoiser
-from unirl_env.policies.actor import FlowActor, LoRAConfig
-from unirl_env.rollouts.local import LocalRollout
+from unirl_env.policies.actor import Actor, LoRAConfig
+from unirl_env.rollouts.play import Rollout
+from unirl_env.rollouts.request import RolloutRequest
 from unirl_env.types import Prompt
 
 ID = "unirl/GaussianMixture-v0"
@@ -28,7 +29,7 @@ def make_rollout(actor, **options):
         steps = {} if num_steps is None else {"num_steps": num_steps}
         return make_vec(num_envs, array_backend="torch", autoreset_mode="disabled", **{**options, **steps})
 
-    return LocalRollout(make_env, actor)
+    return Rollout(make_env, actor)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -95,8 +96,8 @@ def test_the_network_starts_at_the_exact_velocity():
 def test_the_ode_samples_the_mixture(options):
     """60 steps of the rollout's own ODE: mean and variance within five standard errors of the mixture's."""
     denoiser = GaussianMixtureDenoiser(**options.get("model_options", {"shift": 1.0}))
-    batch = make_rollout(FlowActor(denoiser), denoiser=denoiser, num_steps=60, scorer="linear").collect(
-        [Prompt("a sample")], group_size=4000, seed=0, stochastic_steps=()
+    batch = make_rollout(Actor(denoiser), denoiser=denoiser, num_steps=60, scorer="linear").collect(
+        RolloutRequest([Prompt("a sample")], group_size=4000, seed=0, stochastic_steps=())
     )
     x = torch.stack([sample.latent for sample in batch.samples])
     mixture = denoiser.mixture
@@ -110,8 +111,10 @@ def test_the_ode_samples_the_mixture(options):
 
 
 def test_a_rollout_without_context_scores_itself_with_ratio_one():
-    actor = FlowActor(GaussianMixtureDenoiser(), keep_reference=True)
-    batch = make_rollout(actor).collect([Prompt("a"), Prompt("b")], group_size=3, seed=1, keep_mean=True)
+    actor = Actor(GaussianMixtureDenoiser(), keep_reference=True)
+    batch = make_rollout(actor).collect(
+        RolloutRequest([Prompt("a"), Prompt("b")], group_size=3, seed=1, keep_mean=True)
+    )
     phase = batch.select(torch.tensor([5, 0, 3])).phases["image"]
     assert phase.action.shape == (3, 9, 2)
     obs, action = phase.rows(torch.arange(3))
@@ -147,9 +150,9 @@ def test_half_precision_numbers_are_kept_in_it():
 
 def test_what_cannot_be_done_is_refused():
     with pytest.raises(ConfigError, match="lora_rank: null"):
-        FlowActor(GaussianMixtureDenoiser(), lora=LoRAConfig())
+        Actor(GaussianMixtureDenoiser(), lora=LoRAConfig())
     with pytest.raises(ContractError, match="guidance"):
-        FlowActor(GaussianMixtureDenoiser(), guidance=2.0).velocity(
+        Actor(GaussianMixtureDenoiser(), guidance=2.0).velocity(
             {"latent": torch.zeros(1, 2), "sigma": torch.ones(1)}
         )
     with pytest.raises(ConfigError, match="options of model 'gaussian_mixture' do not fit"):

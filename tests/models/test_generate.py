@@ -8,8 +8,9 @@ import unirl_env.functional as F
 from unirl_env.envs.contexts import Contexts
 from unirl_env.errors import ConfigError, ShapeError
 from unirl_env.models.shared.generate import draw_latents
-from unirl_env.policies.actor import FlowActor
-from unirl_env.rollouts.local import LocalRollout
+from unirl_env.policies.actor import Actor
+from unirl_env.rollouts.play import Rollout
+from unirl_env.rollouts.request import RolloutRequest
 from unirl_env.types import Prompt
 
 SEEDS = [3, 5, 2**62, 11]
@@ -20,8 +21,8 @@ def asked(negative=""):
 
 
 def evaluated(denoiser, prompts, guidance, num_steps=3):
-    """What `LocalRollout` evaluates to: seeds, and the last latents by the actor's own steps."""
-    actor = FlowActor(denoiser, guidance=guidance)
+    """What `Rollout` evaluates to: seeds, and the last latents by the actor's own steps."""
+    actor = Actor(denoiser, guidance=guidance)
     env = world(
         denoiser,
         num_envs=len(prompts),
@@ -31,8 +32,8 @@ def evaluated(denoiser, prompts, guidance, num_steps=3):
         autoreset_mode="disabled",
         scored=True,
     )
-    rollout = LocalRollout(lambda num_envs, num_steps=None: env, actor)
-    batch = rollout.collect(prompts, seed=4, stochastic_steps=())
+    rollout = Rollout(lambda num_envs, num_steps=None: env, actor)
+    batch = rollout.collect(RolloutRequest(prompts, seed=4, stochastic_steps=()))
     return actor.network, batch.episode_seed.tolist(), batch.samples
 
 

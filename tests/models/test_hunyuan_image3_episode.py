@@ -9,7 +9,7 @@ import torch
 from hunyuan_cases import write_tiny_checkpoint
 
 from unirl_env.models.hunyuan_image3 import HunyuanImage3
-from unirl_env.policies.trained import LoRAConfig, TrainedNetwork
+from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.types import Prompt
 
 PROMPT = Prompt("a cat")
@@ -73,7 +73,7 @@ def losses(model, network, episode):
 
 def trained(model, *, lora=None, checkpointing=False):
     """What every policy makes of `model.network()`."""
-    return TrainedNetwork(model, lora=lora, gradient_checkpointing=checkpointing)
+    return Actor(model, lora=lora, gradient_checkpointing=checkpointing)
 
 
 @pytest.fixture(scope="module")

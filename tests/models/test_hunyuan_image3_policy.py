@@ -8,10 +8,10 @@ from hunyuan_cases import write_tiny_checkpoint
 import unirl_env  # noqa: F401
 from unirl_env.envs import check_vector_env
 from unirl_env.episode import EpisodeBatch
-from unirl_env.policies.hybrid_actor import HybridActor
+from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.policies.packing import pack_continuations
-from unirl_env.policies.trained import LoRAConfig
-from unirl_env.rollouts.hybrid import HybridRollout
+from unirl_env.rollouts.play import Rollout
+from unirl_env.rollouts.request import RolloutRequest
 
 PROMPTS = ("a red circle", "two blue squares on the left")
 
@@ -52,15 +52,15 @@ def test_what_was_played_is_scored_alike(make):
         return make(num_envs, num_steps, autoreset_mode="disabled", **settings)
 
     model = make(1).unwrapped.unified_model
-    actor = HybridActor(model, lora=LoRAConfig(rank=2), guidance=2.0, eta=0.7, top_k=0)
+    actor = Actor(model, lora=LoRAConfig(rank=2), guidance=2.0, eta=0.7, top_k=0)
     generator = torch.Generator().manual_seed(0)
     for name, weight in actor.network.named_parameters():
         if "lora_" in name:
             weight.data = 0.05 * torch.randn(weight.shape, generator=generator)
         if name == "lm_head.weight":
             weight.data[list(model.opens)] *= 4  # so that some texts end with a picture
-    rollout = HybridRollout(playing, actor)
-    batch = rollout.collect(list(PROMPTS), seed=1, group_size=6)
+    rollout = Rollout(playing, actor)
+    batch = rollout.collect(RolloutRequest(list(PROMPTS), seed=1, group_size=6))
     assert isinstance(batch, EpisodeBatch) and set(batch.phases) == {"text", "image"}
     pictured = torch.tensor([sample.image is not None for sample in batch.samples])
     assert 0 < int(pictured.sum()) < len(batch), "some texts must come to a picture, and some not"

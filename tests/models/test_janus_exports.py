@@ -7,8 +7,7 @@ from janus_cases import rename, write_tiny_janus
 from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.models.janus.model import Janus
 from unirl_env.models.shared import packed
-from unirl_env.policies.token_actor import TokenActor
-from unirl_env.policies.trained import LoRAConfig
+from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.types import Prompt
 
 
@@ -49,7 +48,7 @@ class TestAdapters:
     def test_are_for_the_language_layers_and_load_in_peft(self, model, tmp_path):
         from peft import PeftModel
 
-        actor = moved(TokenActor(model.image, lora=LoRAConfig(rank=2, alpha=2)))
+        actor = moved(Actor(model.image, lora=LoRAConfig(rank=2, alpha=2)))
         names = list(actor.trainable_state())
         assert len(names) == 2 * len(model.lora_targets) == 2 * 2 * 7
         assert all("language_model.layers" in name for name in names)
@@ -70,7 +69,7 @@ class TestAdapters:
 class TestWeights:
     @pytest.mark.parametrize("lora", [None, LoRAConfig(rank=2, alpha=2)], ids=["whole", "adapters"])
     def test_are_what_transformers_loads(self, model, tmp_path, lora):
-        actor = moved(TokenActor(model.image, lora=lora))
+        actor = moved(Actor(model.image, lora=lora))
         expected = logits(model, actor.network)
         assert (expected - logits(model, model.network())).abs().max() > 0.1
         model.save_weights(actor.network, str(tmp_path))

@@ -6,7 +6,7 @@ from janus_cases import PROMPTS, ask, packed, write_tiny_janus
 
 from unirl_env.errors import ConfigError
 from unirl_env.models.janus.model import Janus
-from unirl_env.policies.token_actor import TokenActor
+from unirl_env.policies.actor import Actor
 from unirl_env.rollouts.engines.local import LocalEngine
 
 
@@ -22,13 +22,13 @@ def model(directory):
 
 @pytest.fixture(scope="module")
 def actor(model):
-    return TokenActor(model.image)
+    return Actor(model.image)
 
 
 @pytest.mark.parametrize("before", [(), ([5, 6, 7], [], [9] * 11)])
 def test_log_probs_are_those_of_the_learner(model, before):
     gentle = Janus(model.pretrained, guidance=1.5)
-    own = TokenActor(gentle.image)
+    own = Actor(gentle.image)
     requests = ask(gentle.image, before=before)
     answers = LocalEngine(own).generate(requests)
     obs, tokens = packed(requests, answers)
@@ -53,7 +53,7 @@ def test_greedy_pictures_are_those_of_transformers(model, actor):
     whole = JanusForConditionalGeneration.from_pretrained(model.pretrained).eval()
     requests = ask(model.image, group=1)
     answers = LocalEngine(actor).generate(requests, temperature=0)
-    free = TokenActor(Janus(model.pretrained).image)
+    free = Actor(Janus(model.pretrained).image)
     assert answers != LocalEngine(free).generate(requests, temperature=0)
     for request, answer in zip(requests, answers, strict=True):
         tokens = torch.tensor([request.tokens])

@@ -8,8 +8,7 @@ import unirl_env.functional as F
 from unirl_env.errors import ContractError, ShapeError
 from unirl_env.models.janus.model import Janus
 from unirl_env.models.shared.cache import roomy_cache
-from unirl_env.policies.token_actor import TokenActor
-from unirl_env.policies.trained import LoRAConfig
+from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.rollouts.engines import Request
 from unirl_env.rollouts.engines.local import LocalEngine
 
@@ -21,7 +20,7 @@ def model(tmp_path_factory, quiet_models):
 
 @pytest.fixture(scope="module")
 def actor(model):
-    return TokenActor(model.image)
+    return Actor(model.image)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +35,7 @@ class TestTheLaw:
     @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.7, "top_k": 20, "top_p": 0.9}])
     @pytest.mark.parametrize("before", [(), ([5, 6, 7], [], [9] * 11)])
     def test_log_probs_are_those_of_the_learner(self, model, actor, sampling, before):
-        own = TokenActor(model.image, **sampling)
+        own = Actor(model.image, **sampling)
         own.network = actor.network
         requests = ask(model.image, before=before)
         answers = LocalEngine(own).generate(requests)
@@ -87,7 +86,7 @@ class TestTheLaw:
         assert model.image.first_id <= int(likeliest.token) and float(likeliest.log_prob) == 0
 
     def test_texts_are_scored_as_they_are_written(self, model, actor):
-        own = TokenActor(model.text)
+        own = Actor(model.text)
         own.network = actor.network
         requests = ask(model.text, tokens=30)
         answers = LocalEngine(own).generate(requests)
@@ -169,7 +168,7 @@ class TestTheHead:
         assert torch.equal(weight.sum(1) - weight[:, : layer.in_features].sum(1) != 0, layer.bias != 0)
 
     def test_bias_and_weight_are_trained(self, model):
-        own = TokenActor(model.image)
+        own = Actor(model.image)
         requests = ask(model.image)
         obs, tokens = packed(requests, LocalEngine(own).generate(requests))
         own.score(obs, tokens).log_prob.mean().backward()
@@ -185,7 +184,7 @@ class TestTheHead:
 
     def test_in_half_precision(self, model):
         half = Janus(model.pretrained, dtype="bfloat16")
-        own = TokenActor(half.image, lora=LoRAConfig(rank=2))
+        own = Actor(half.image, lora=LoRAConfig(rank=2))
         requests = ask(half.image)
         obs, tokens = packed(requests, LocalEngine(own).generate(requests))
         assert half.image.head(own.network).dtype == torch.bfloat16
@@ -201,7 +200,7 @@ class TestTheNetwork:
         assert names == expected
 
     def test_gradients_are_the_same_recomputed(self, model):
-        plain, spare = (TokenActor(model.image, gradient_checkpointing=spare) for spare in (False, True))
+        plain, spare = (Actor(model.image, gradient_checkpointing=spare) for spare in (False, True))
         requests = ask(model.image)
         answers = LocalEngine(plain).generate(requests)
         assert answers == LocalEngine(spare).generate(requests)

@@ -11,7 +11,7 @@ from unirl_env.errors import ConfigError, ContractError, EngineError
 from unirl_env.models.causal_lm import CausalLM
 from unirl_env.models.shared import packed
 from unirl_env.models.shared.alone import read_alone, reads_alone
-from unirl_env.policies.token_actor import TokenActor
+from unirl_env.policies.actor import Actor
 from unirl_env.rollouts.engines import Request
 from unirl_env.rollouts.engines.local import LocalEngine
 from unirl_env.types import Prompt
@@ -54,7 +54,7 @@ def furthest(got, expected):
 
 def answered(model, network, reference, rows, rows_at_once=None):
     """How far the log-probabilities that the local engine reports lie from transformers' own."""
-    actor = TokenActor(model)
+    actor = Actor(model)
     requests = [
         Request(tuple(row.tolist()), Prompt(f"p{i}"), seed=i, max_new_tokens=6 - i % 3)
         for i, row in enumerate([*rows, rows[0]])
@@ -110,7 +110,7 @@ def test_recurrent_states_see_no_padding(tmp_path):
     model = CausalLM(write(tmp_path, "Qwen3_5", ALONE["Qwen3_5"]), chat=False)
     network = model.network()
     assert not model.padded(network)
-    lots = LocalEngine(TokenActor(model), rows=2)._lots(
+    lots = LocalEngine(Actor(model), rows=2)._lots(
         [Request(tuple(range(n)), Prompt("p"), seed=0, max_new_tokens=1) for n in (3, 2, 3, 3, 2)]
     )
     assert lots == [[1, 4], [0, 2], [3]]
@@ -158,7 +158,7 @@ class TestRotary:
             scores(model, network, texts((9, 17)))
         request = Request(tuple(range(12)), Prompt("p"), seed=0, max_new_tokens=5)
         with pytest.raises(EngineError, match="16 tokens"):
-            LocalEngine(TokenActor(model)).generate([request])
+            LocalEngine(Actor(model)).generate([request])
 
     def test_so_does_dynamic_scaling(self, tmp_path):
         rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}

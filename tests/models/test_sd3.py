@@ -13,8 +13,9 @@ from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.models.options import model_choice
 from unirl_env.models.sd3 import SD3Denoiser
 from unirl_env.models.tiny.sd3 import TinySD3Denoiser
-from unirl_env.policies.actor import FlowActor, LoRAConfig
-from unirl_env.rollouts.local import LocalRollout
+from unirl_env.policies.actor import Actor, LoRAConfig
+from unirl_env.rollouts.play import Rollout
+from unirl_env.rollouts.request import RolloutRequest
 from unirl_env.types import Prompt
 
 TEXTS = ["a red circle at the top left", "two blue squares", "a green triangle"]
@@ -64,8 +65,8 @@ def drawn_by_rollout(denoiser, *, guidance=1.0, actor=None, prompts=PROMPTS):
         )
         return envs[-1]
 
-    rollout = LocalRollout(make_env, actor or FlowActor(denoiser, guidance=guidance))
-    batch = rollout.collect(prompts, seed=11, stochastic_steps=[])
+    rollout = Rollout(make_env, actor or Actor(denoiser, guidance=guidance))
+    batch = rollout.collect(RolloutRequest(prompts, seed=11, stochastic_steps=[]))
     latents = envs[0].unwrapped.snapshot().model_state["latent"]
     start, _ = envs[0].reset(seed=11, options={"prompts": prompts})
     return start["latent"], latents, torch.stack([sample.image for sample in batch.samples])
@@ -96,7 +97,7 @@ class TestTheODE:
     @pytest.mark.parametrize("schedule", ["flow", "pipeline"])
     def test_reproduces_the_pipeline(self, tiny_dir, pipeline, schedule, guidance):
         denoiser = TinySD3Denoiser(tiny_dir, schedule=schedule)
-        actor = FlowActor(denoiser, guidance=guidance)
+        actor = Actor(denoiser, guidance=guidance)
         sigmas = np.linspace(1.0, 1 / STEPS, STEPS) if schedule == "flow" else None
         for prompts in (PROMPTS[1:2], PROMPTS):
             start, latents, pictures = drawn_by_rollout(
@@ -149,7 +150,7 @@ class TestTheODE:
     def test_bfloat16(self, tiny_dir):
         """Weights and activations in half precision, the steps in float32 and stored in bfloat16."""
         denoiser = TinySD3Denoiser(tiny_dir, dtype="bfloat16")
-        actor = FlowActor(denoiser, storage_dtype="bfloat16")
+        actor = Actor(denoiser, storage_dtype="bfloat16")
         assert {p.dtype for p in actor.network.parameters()} == {torch.bfloat16}
         start, latents, pictures = drawn_by_rollout(denoiser, actor=actor)
         assert latents.dtype == torch.bfloat16 and pictures.dtype == torch.float32
@@ -217,7 +218,7 @@ class TestTheFrozenHalf:
             return {id(thing): thing for thing in gc.get_objects() if type(thing) in kinds}
 
         before = set(alive())
-        actor = FlowActor(TinySD3Denoiser(tiny_dir), lora=LoRAConfig())
+        actor = Actor(TinySD3Denoiser(tiny_dir), lora=LoRAConfig())
         assert [type(part) for key, part in alive().items() if key not in before] == [SD3Transformer2DModel]
         del actor
         env = gym.make_vec("unirl/TinySD3-T2I-v0", num_envs=2, num_steps=1, pretrained=str(tiny_dir))
@@ -231,7 +232,7 @@ class TestTheFrozenHalf:
 class TestTheTrainedHalf:
     def test_every_adapter_target_exists_and_is_reached(self, tiny_dir):
         for kind in (SD3Denoiser, TinySD3Denoiser):
-            network = FlowActor(kind(str(tiny_dir), max_sequence_length=10), lora=LoRAConfig(rank=2)).network
+            network = Actor(kind(str(tiny_dir), max_sequence_length=10), lora=LoRAConfig(rank=2)).network
             adapted = {
                 name.rpartition(".lora_A")[0] for name, _ in network.named_parameters() if "lora_A" in name
             }
@@ -242,7 +243,7 @@ class TestTheTrainedHalf:
         from safetensors.torch import load_file
 
         denoiser = TinySD3Denoiser(tiny_dir)
-        actor = FlowActor(denoiser, lora=LoRAConfig(rank=4, alpha=8))
+        actor = Actor(denoiser, lora=LoRAConfig(rank=4, alpha=8))
         generator = torch.Generator().manual_seed(3)
         for tensor in actor.trainable_state().values():
             tensor.copy_(0.3 * torch.randn(tensor.shape, generator=generator))

@@ -7,8 +7,8 @@ from unified_cases import PICTURE, PROMPTS, latents, scattered
 from unirl_env.errors import PromptError
 from unirl_env.models.tiny.unified import TinyUnified
 from unirl_env.models.unified_flow.network import patches_of
+from unirl_env.policies.actor import Actor
 from unirl_env.policies.packing import pack_prefixes
-from unirl_env.policies.token_actor import TokenActor
 from unirl_env.rollouts.engines.base import Request
 from unirl_env.rollouts.engines.local import LocalEngine
 from unirl_env.types import Prompt
@@ -55,7 +55,7 @@ class TestText:
 
     def test_what_is_generated_is_scored_alike(self, model, network):
         """Answers that say the marks of pictures, behind prompts with and without one."""
-        actor = TokenActor(model.text)
+        actor = Actor(model.text)
         actor.network = network
         requests = []
         for i, prompt in enumerate(PROMPTS):

@@ -86,7 +86,7 @@ class Nameless(Playing):
         ({"mode": ""}, "`mode` must be one of"),
         ({"mode": "plain_ring:Compass"}, "`mode` must be one of .* or a `Mode`, got 'plain_ring:Compass'"),
         ({"mode": 3}, "or a `Mode`, got 3"),
-        ({"mode": Unfinished}, "`mode` must answer phases, policy, rollout, which Unfinished does not"),
+        ({"mode": Unfinished}, "`mode` must answer phases, rollout, which Unfinished does not"),
         ({"mode": Nameless}, "`mode` must say its `name`, which Nameless does not"),
     ],
 )

@@ -10,8 +10,10 @@ from worlds import PlainDenoiser, maker
 import unirl_env.functional as F
 from unirl_env.errors import CheckpointError, ConfigError, ContractError
 from unirl_env.models.tiny.sd3 import TinySD3Denoiser
-from unirl_env.policies.actor import FlowActor, LoRAConfig
-from unirl_env.rollouts.local import LocalRollout
+from unirl_env.policies.actor import Actor, LoRAConfig
+from unirl_env.policies.heads import LatentHead
+from unirl_env.rollouts.play import Rollout
+from unirl_env.rollouts.request import RolloutRequest
 from unirl_env.types import Prompt
 
 TEXTS = ["a red circle at the top left", "two blue squares", "a green triangle"]
@@ -49,7 +51,7 @@ def stir(actor, scale=0.1, seed=5):
 @pytest.fixture(scope="module")
 def stirred(tiny):
     torch.manual_seed(0)
-    return stir(FlowActor(tiny, lora=LoRAConfig(rank=4)))
+    return stir(Actor(tiny, lora=LoRAConfig(rank=4)))
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +65,7 @@ class TestRatioOne:
     @pytest.mark.parametrize("guidance", [1.0, 4.0])
     def test_scoring_what_was_sampled(self, tiny, stirred, dynamics, guidance):
         actor = copy.copy(stirred)
-        actor.dynamics, actor.guidance = dynamics, guidance
+        actor.heads = {"image": LatentHead(tiny, dynamics=dynamics, guidance=guidance)}
         obs = observation(tiny, negative=guidance != 1.0)
         with torch.no_grad():
             sampled = actor.act(obs, noise_for(obs))
@@ -92,7 +94,7 @@ class TestRatioOne:
     @pytest.mark.parametrize("network", ["float32", "bfloat16"])
     def test_it_is_exact_when_latents_are_stored_in_half_precision(self, tiny_dir, network):
         denoiser = TinySD3Denoiser(tiny_dir, dtype=network)
-        actor = stir(FlowActor(denoiser, lora=LoRAConfig(rank=4), storage_dtype="bfloat16"))
+        actor = stir(Actor(denoiser, lora=LoRAConfig(rank=4), storage_dtype="bfloat16"))
         obs = observation(denoiser, dtype=torch.bfloat16)
         with torch.no_grad():
             sampled = actor.act(obs, noise_for(obs))
@@ -111,8 +113,8 @@ class TestRatioOne:
     @pytest.mark.parametrize("network", ["float32", "bfloat16"])
     def test_with_rows_per_forward_it_is_exact_in_any_micro_batch(self, tiny_dir, network):
         denoiser = TinySD3Denoiser(tiny_dir, dtype=network, rows_per_forward=4)
-        actor = stir(FlowActor(denoiser, lora=LoRAConfig(rank=4), storage_dtype=network))
-        obs = observation(denoiser, rows=9, dtype=actor.storage_dtype)
+        actor = stir(Actor(denoiser, lora=LoRAConfig(rank=4), storage_dtype=network))
+        obs = observation(denoiser, rows=9, dtype=actor.head().storage_dtype)
         with torch.no_grad():
             sampled = actor.act(obs, noise_for(obs))
             for rows in ([8], [2, 0], [7, 6, 5, 4, 3]):
@@ -132,7 +134,7 @@ class TestRatioOne:
 
 class TestAdapters:
     def test_fresh_adapters_change_nothing(self, tiny):
-        plain, adapted = FlowActor(tiny), FlowActor(tiny, lora=LoRAConfig())
+        plain, adapted = Actor(tiny), Actor(tiny, lora=LoRAConfig())
         obs = observation(tiny)
         with torch.no_grad():
             assert torch.equal(plain.velocity(obs), adapted.velocity(obs))
@@ -150,7 +152,7 @@ class TestAdapters:
         stirred.zero_grad(set_to_none=True)
 
     def test_the_state_is_small_and_float32_even_under_half_precision(self, tiny_dir):
-        actor = FlowActor(TinySD3Denoiser(tiny_dir, dtype="bfloat16"), lora=LoRAConfig(rank=2))
+        actor = Actor(TinySD3Denoiser(tiny_dir, dtype="bfloat16"), lora=LoRAConfig(rank=2))
         state = actor.trainable_state()
         assert {tensor.dtype for tensor in state.values()} == {torch.float32}
         assert all("lora_" in name for name in state)
@@ -159,28 +161,28 @@ class TestAdapters:
         assert sum(t.numel() for t in state.values()) < 0.1 * sum(p.numel() for p in frozen)
 
     def test_targets_can_be_chosen_and_must_exist(self, tiny):
-        few = FlowActor(tiny, lora=LoRAConfig(targets=("attn.to_q",))).trainable_state()
+        few = Actor(tiny, lora=LoRAConfig(targets=("attn.to_q",))).trainable_state()
         assert few and all(".attn.to_q." in name for name in few)
         with pytest.raises(ConfigError, match=r"`lora_targets` must name layers.*no_such_layer"):
-            FlowActor(tiny, lora=LoRAConfig(targets=("no_such_layer",)))
+            Actor(tiny, lora=LoRAConfig(targets=("no_such_layer",)))
 
     def test_a_model_without_layers_for_them_says_so(self):
         denoiser = PlainDenoiser()
         denoiser.lora_targets = ()
         with pytest.raises(ConfigError, match="lora_rank: null"):
-            FlowActor(denoiser, lora=LoRAConfig())
+            Actor(denoiser, lora=LoRAConfig())
 
     def test_only_adapters_can_be_exported(self, tiny, tmp_path):
         with pytest.raises(ConfigError, match="trains all weights"):
-            FlowActor(tiny).save_adapters(tmp_path)
+            Actor(tiny).save_adapters(tmp_path)
         with pytest.raises(NotImplementedError, match="PlainDenoiser has no published form"):
-            FlowActor(PlainDenoiser(), lora=LoRAConfig()).save_adapters(tmp_path)
+            Actor(PlainDenoiser(), lora=LoRAConfig()).save_adapters(tmp_path)
 
 
 class TestReference:
     def untrained_and(self, tiny, **options):
         obs = observation(tiny)
-        actor = FlowActor(tiny, **options)
+        actor = Actor(tiny, **options)
         with torch.no_grad():
             before = actor.velocity(obs)
             stir(actor, scale=0.05)
@@ -218,12 +220,12 @@ class TestReference:
             assert torch.equal(actor.velocity(obs), after)
 
     def test_it_must_have_been_kept(self, tiny):
-        with pytest.raises(ContractError, match="keep_reference=True"), FlowActor(tiny).reference():
+        with pytest.raises(ContractError, match="keep_reference=True"), Actor(tiny).reference():
             pass
 
     def test_the_copy_is_neither_trained_nor_saved_but_moves_along(self):
-        actor = FlowActor(PlainDenoiser(), keep_reference=True)
-        plain = FlowActor(PlainDenoiser())
+        actor = Actor(PlainDenoiser(), keep_reference=True)
+        plain = Actor(PlainDenoiser())
         assert actor.state_dict().keys() == plain.state_dict().keys()
         assert len(list(actor.parameters())) == len(list(plain.parameters()))
         actor.to(torch.float64)
@@ -235,7 +237,7 @@ class TestGuidance:
     def test_it_is_the_extrapolation_of_two_velocities(self, tiny, stirred):
         obs = observation(tiny, negative=True)
         guided = copy.copy(stirred)
-        guided.guidance = 3.0
+        guided.heads = {"image": LatentHead(tiny, guidance=3.0)}
         with torch.no_grad():
             positive = stirred.velocity(obs)
             negative = stirred.velocity(
@@ -247,7 +249,7 @@ class TestGuidance:
 
     def test_one_forward_serves_both(self):
         denoiser, calls = PlainDenoiser(), []
-        actor = FlowActor(denoiser, guidance=2.0)
+        actor = Actor(denoiser, guidance=2.0)
         actor.network.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
         with torch.no_grad():
             actor.velocity(observation(denoiser, negative=True))
@@ -255,10 +257,10 @@ class TestGuidance:
 
     def test_it_needs_negative_prompts(self, tiny):
         with pytest.raises(ContractError, match="with_negative=True"):
-            FlowActor(tiny, guidance=4.0).velocity(observation(tiny))
+            Actor(tiny, guidance=4.0).velocity(observation(tiny))
 
     def test_without_it_negative_prompts_are_left_alone(self, tiny):
-        actor = FlowActor(tiny)
+        actor = Actor(tiny)
         with torch.no_grad():
             assert torch.equal(
                 actor.velocity(observation(tiny, negative=True)), actor.velocity(observation(tiny))
@@ -267,14 +269,14 @@ class TestGuidance:
 
 class TestState:
     def test_it_goes_over_to_another_actor(self, tiny):
-        one, other = stir(FlowActor(tiny, lora=LoRAConfig(rank=4))), FlowActor(tiny, lora=LoRAConfig(rank=4))
+        one, other = stir(Actor(tiny, lora=LoRAConfig(rank=4))), Actor(tiny, lora=LoRAConfig(rank=4))
         other.load_trainable_state({name: t.clone() for name, t in one.trainable_state().items()})
         obs = observation(tiny)
         with torch.no_grad():
             assert torch.equal(one.velocity(obs), other.velocity(obs))
 
     def test_a_part_may_be_loaded(self, tiny):
-        actor = FlowActor(tiny, lora=LoRAConfig(rank=4))
+        actor = Actor(tiny, lora=LoRAConfig(rank=4))
         name, tensor = next(iter(actor.trainable_state().items()))
         rest = {k: v.clone() for k, v in actor.trainable_state().items() if k != name}
         actor.load_trainable_state({name: torch.ones_like(tensor)})
@@ -282,7 +284,7 @@ class TestState:
         assert all(torch.equal(actor.trainable_state()[k], v) for k, v in rest.items())
 
     def test_another_dtype_is_converted(self):
-        actor = FlowActor(PlainDenoiser())
+        actor = Actor(PlainDenoiser())
         actor.load_trainable_state({"outer.bias": torch.full((48,), 0.5, dtype=torch.bfloat16)})
         assert actor.network.outer.bias.dtype == torch.float32 and (actor.network.outer.bias == 0.5).all()
 
@@ -300,14 +302,14 @@ class TestState:
         ],
     )
     def test_what_does_not_fit_is_named_and_nothing_is_loaded(self, wrong, words):
-        actor = FlowActor(PlainDenoiser())
+        actor = Actor(PlainDenoiser())
         before = {name: t.clone() for name, t in actor.trainable_state().items()}
         with pytest.raises(CheckpointError, match=words):
             actor.load_trainable_state({"inner.bias": torch.ones(16), **wrong})
         assert all(torch.equal(before[name], t) for name, t in actor.trainable_state().items())
 
     def test_the_state_refers_to_the_weights(self):
-        actor = FlowActor(PlainDenoiser())
+        actor = Actor(PlainDenoiser())
         actor.trainable_state()["outer.bias"].fill_(2)
         assert (actor.network.outer.bias == 2).all() and actor.network.outer.bias.requires_grad
 
@@ -316,21 +318,21 @@ class TestSettings:
     @pytest.mark.parametrize("value", ["float31", "int64", 16])
     def test_the_storage_dtype_is_a_floating_one(self, value):
         with pytest.raises(ConfigError, match="`storage_dtype`"):
-            FlowActor(PlainDenoiser(), storage_dtype=value)
+            Actor(PlainDenoiser(), storage_dtype=value)
 
     @pytest.mark.parametrize(
         "options", [{"dynamics": "brownian"}, {"eta": -1.0}, {"dynamics": "cps", "eta": 1.5}]
     )
     def test_an_impossible_kernel_is_refused_before_the_first_step(self, options):
         with pytest.raises(ConfigError, match=f"`{'eta' if 'eta' in options else 'dynamics'}`"):
-            FlowActor(PlainDenoiser(), **options)
+            Actor(PlainDenoiser(), **options)
 
     def test_activations_can_be_recomputed(self, tiny):
         obs = observation(tiny)
         grads = []
         for checkpointing in (False, True):
             torch.manual_seed(0)
-            actor = stir(FlowActor(tiny, lora=LoRAConfig(rank=4), gradient_checkpointing=checkpointing))
+            actor = stir(Actor(tiny, lora=LoRAConfig(rank=4), gradient_checkpointing=checkpointing))
             if checkpointing:
                 assert actor.network.is_gradient_checkpointing
             actor.score(obs, noise_for(obs)).log_prob.sum().backward()
@@ -339,11 +341,11 @@ class TestSettings:
         assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(*grads, strict=True))
         assert max(grad.abs().max() for grad in grads[0]) > 0.1
         with pytest.raises(ConfigError, match="cannot checkpoint"):
-            FlowActor(PlainDenoiser(), gradient_checkpointing=True)
+            Actor(PlainDenoiser(), gradient_checkpointing=True)
 
     def test_the_network_acts_in_evaluation_mode(self, tiny):
         assert not any(
-            module.training for module in FlowActor(tiny).network.modules() if isinstance(module, nn.Module)
+            module.training for module in Actor(tiny).network.modules() if isinstance(module, nn.Module)
         )
 
 
@@ -353,9 +355,11 @@ class TestRanks:
     )
     def test_latents_of_any_rank_through_world_policy_and_rollout(self, shape):
         denoiser = PlainDenoiser(shape)
-        actor = stir(FlowActor(denoiser, lora=LoRAConfig(rank=2), storage_dtype="bfloat16"), scale=0.1)
-        rollout = LocalRollout(maker(denoiser, num_steps=4), actor)
-        batch = rollout.collect([Prompt("a cat"), Prompt("a dog")], seed=0, group_size=3, keep_mean=True)
+        actor = stir(Actor(denoiser, lora=LoRAConfig(rank=2), storage_dtype="bfloat16"), scale=0.1)
+        rollout = Rollout(maker(denoiser, num_steps=4), actor)
+        batch = rollout.collect(
+            RolloutRequest([Prompt("a cat"), Prompt("a dog")], seed=0, group_size=3, keep_mean=True)
+        )
         phase = batch.phases["image"]
         assert phase.action.shape == phase.mean.shape == (6, 3, *shape)
         assert (

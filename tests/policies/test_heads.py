@@ -10,16 +10,18 @@ from mdp_cases import Throw, Walk
 from torch import distributions
 
 from unirl_env.errors import ConfigError, ContractError
-from unirl_env.policies.head_actor import HeadActor
-from unirl_env.policies.heads import Categorical, Gaussian, head_of
-from unirl_env.policies.trained import LoRAConfig
+from unirl_env.policies.actor import Actor, LoRAConfig
+from unirl_env.policies.distributions import Categorical, Gaussian, distribution_over
 
 SEEDS = torch.arange(1, 4001)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_a_categorical_is_torchs(temperature):
-    head, logits = head_of(spaces.Discrete(3, start=2), temperature=temperature), torch.randn(4000, 3)
+    head, logits = (
+        distribution_over(spaces.Discrete(3, start=2), temperature=temperature),
+        torch.randn(4000, 3),
+    )
     step = head.step(logits, draws=head.draws(SEEDS, 0, torch.device("cpu")))
     expected = distributions.Categorical(logits=logits / temperature)
     assert torch.allclose(step.log_prob, expected.log_prob(step.token - 2), atol=1e-6)
@@ -33,7 +35,7 @@ def test_a_categorical_is_torchs(temperature):
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_a_gaussian_is_torchs(temperature):
-    head = head_of(spaces.Box(-1, 1, (2, 3)), temperature=temperature)
+    head = distribution_over(spaces.Box(-1, 1, (2, 3)), temperature=temperature)
     mean, log_std = torch.randn(4000, 2, 3), torch.randn(2, 3)
     step = head.step((mean, log_std), draws=head.draws(SEEDS, 0, torch.device("cpu")))
     expected = distributions.Normal(mean, log_std.exp() * math.sqrt(temperature))
@@ -61,13 +63,13 @@ def test_scores_have_gradients_and_draws_have_none():
 )
 def test_actions_that_no_head_knows(space):
     with pytest.raises(ConfigError, match="`action_space` must be Discrete, or a Box"):
-        head_of(space)
+        distribution_over(space)
 
 
 @pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.Box(-1, 1, (2,))])
 def test_a_temperature_that_is_none(space):
     with pytest.raises(ConfigError, match="`temperature` must be positive, got 0"):
-        head_of(space, temperature=0)
+        distribution_over(space, temperature=0)
 
 
 @pytest.mark.parametrize(
@@ -83,17 +85,17 @@ def test_a_temperature_that_is_none(space):
 )
 def test_a_network_that_returns_something_else(space, output, words):
     with pytest.raises(ContractError, match=words):
-        head_of(space).step(output)
+        distribution_over(space).step(output)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 5, 8])
 def test_lots_of_one_size_change_no_bit_whatever_the_batch(rows):
     for process in (Walk(rows_per_forward=rows), Throw(rows_per_forward=rows)):
-        actor, count = HeadActor(process), 7
+        actor, count = Actor(process), 7
         for parameter in actor.parameters():
             torch.nn.init.normal_(parameter)
         seen = {name: torch.randn(count, 5 if name == "place" else 2) for name in ("place", "target")}
-        draws = actor.head.draws(SEEDS[:count], 0, torch.device("cpu"))
+        draws = actor.head().distribution.draws(SEEDS[:count], 0, torch.device("cpu"))
         whole = actor.act(seen, draws)
         apart = [
             actor.act({k: v[i : i + 1] for k, v in seen.items()}, draws[i : i + 1]) for i in range(count)
@@ -103,19 +105,19 @@ def test_lots_of_one_size_change_no_bit_whatever_the_batch(rows):
 
 
 def test_adapters_where_the_process_names_layers():
-    actor = HeadActor(Walk(), lora=LoRAConfig(rank=2))
+    actor = Actor(Walk(), lora=LoRAConfig(rank=2))
     assert set(actor.trainable_state()) == {
         "logits.lora_A.default.weight",
         "logits.lora_B.default.weight",
     }
     with pytest.raises(ConfigError, match="Throw names no layers for adapters"):
-        HeadActor(Throw(), lora=LoRAConfig(rank=2))
+        Actor(Throw(), lora=LoRAConfig(rank=2))
 
 
 def test_weights_are_written_by_the_names_of_the_network(tmp_path):
     from safetensors.torch import load_file
 
-    actor = HeadActor(Walk(), lora=LoRAConfig(rank=2))
+    actor = Actor(Walk(), lora=LoRAConfig(rank=2))
     with torch.no_grad():
         for parameter in actor.trainable_state().values():
             parameter.normal_()

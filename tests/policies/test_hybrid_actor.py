@@ -7,8 +7,10 @@ from janus_cases import write_tiny_janus
 
 import unirl_env.functional as F
 from unirl_env.errors import ConfigError
-from unirl_env.policies.hybrid_actor import HybridActor
-from unirl_env.rollouts.hybrid import HybridRollout
+from unirl_env.policies.actor import Actor
+from unirl_env.policies.by_phase import act_by_phase
+from unirl_env.rollouts.play import Rollout
+from unirl_env.rollouts.request import RolloutRequest
 
 ONE, TWO, TOKENS = "unirl/TinyUnified-T2I-v0", "unirl/TinyEnhancerAndSD3-T2I-v0", "unirl/Janus-T2I-v0"
 
@@ -39,7 +41,7 @@ def test_steps_are_those_of_a_whole_rollout(env_id, options):
     """The same keyed draws and noise: the same texts and pictures, and the same log-probabilities."""
     env = make(env_id, options[env_id])
     model = env.unwrapped.unified_model
-    actor = HybridActor(model, eta=0.7) if not model.discrete else HybridActor(model)
+    actor = Actor(model, eta=0.7) if not model.discrete else Actor(model)
     obs, info = env.reset(seed=5)
     prompts, seeds = info["prompt"], torch.as_tensor(info["episode_seed"])
     samples, done = [None] * 4, torch.zeros(4, dtype=torch.bool)
@@ -56,16 +58,16 @@ def test_steps_are_those_of_a_whole_rollout(env_id, options):
             noise = torch.cat(
                 [F.keyed_noise([int(s)], int(k), shape) for s, k in zip(seeds, obs["step"], strict=True)]
             )
-        step = actor.act(obs, uniform, noise)
+        step = act_by_phase(actor, obs, uniform, noise)
         for value in (0, 1):
             log_prob[value] += torch.where((phase == value) & ~done, step.log_prob, 0.0)
         obs, _, ended, cut, info = env.step(step.action)
         for i, sample in enumerate(info.get("samples", ())):
             samples[i] = sample or samples[i]
         done |= ended | cut
-    rollout = HybridRollout(lambda n, num_steps=None: make(env_id, options[env_id], n), actor)
+    rollout = Rollout(lambda n, num_steps=None: make(env_id, options[env_id], n), actor)
     offsets = [[p.id for p in prompts[:i]].count(prompt.id) for i, prompt in enumerate(prompts)]
-    batch = rollout.collect(list(prompts), seed=5, sample_offset=offsets)
+    batch = rollout.collect(RolloutRequest(list(prompts), seed=5, sample_offset=offsets))
     assert batch.episode_seed.tolist() == seeds.tolist()
     for mine, theirs in zip(samples, batch.samples, strict=True):
         assert mine.text == theirs.text and mine.truncated == theirs.truncated
@@ -82,8 +84,8 @@ def test_steps_are_those_of_a_whole_rollout(env_id, options):
 def test_without_draws_it_is_greedy(env_id, options):
     env = make(env_id, options[env_id])
     obs, _ = env.reset(seed=1)
-    actor = HybridActor(env.unwrapped.unified_model)
-    first, again = actor.act(obs), actor.act(obs)
+    actor = Actor(env.unwrapped.unified_model)
+    first, again = act_by_phase(actor, obs), act_by_phase(actor, obs)
     assert torch.equal(first.action["token"], again.action["token"])
     assert (first.log_prob == 0).all(), "a greedy choice has no distribution"
 
@@ -91,4 +93,4 @@ def test_without_draws_it_is_greedy(env_id, options):
 def test_guidance_of_picture_tokens_is_the_models_own(options):
     model = make(TOKENS, options[TOKENS]).unwrapped.unified_model
     with pytest.raises(ConfigError, match="guidance"):
-        HybridActor(model, guidance=2.0)
+        Actor(model, guidance=2.0)

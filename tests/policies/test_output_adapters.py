@@ -11,9 +11,7 @@ from unirl_env.errors import ConfigError
 from unirl_env.models.causal_lm import CausalLM
 from unirl_env.models.tiny.qwen_vl import TinyQwenVL
 from unirl_env.models.tiny.unified import TinyUnified
-from unirl_env.policies.hybrid_actor import HybridActor
-from unirl_env.policies.token_actor import TokenActor
-from unirl_env.policies.trained import LoRAConfig
+from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.rollouts.engines import Request
 from unirl_env.rollouts.engines.local import LocalEngine
 from unirl_env.types import Prompt
@@ -67,7 +65,7 @@ def gradients(actor, log_prob):
 class TestEveryAdapter:
     @pytest.fixture
     def actor(self, path, targets):
-        return moved(TokenActor(CausalLM(path, chat=False), lora=LoRAConfig(4, 8, targets)))
+        return moved(Actor(CausalLM(path, chat=False), lora=LoRAConfig(4, 8, targets)))
 
     def test_is_scored_and_trained_as_peft_has_it(self, actor):
         score = actor.score(observed(TEXT), TEXT[1:]).log_prob
@@ -112,11 +110,11 @@ class TestEveryAdapter:
 def test_a_target_that_names_no_layer_is_refused(path):
     for targets in [("q_proj", "lm_haed"), ("head",), ("all-linear",)]:
         with pytest.raises(ConfigError, match="`lora_targets` must"):
-            TokenActor(CausalLM(path, chat=False), lora=LoRAConfig(4, 8, targets))
+            Actor(CausalLM(path, chat=False), lora=LoRAConfig(4, 8, targets))
 
 
 def test_a_model_that_sees_pictures(quiet_models):
-    actor = moved(TokenActor(TinyQwenVL(), lora=LoRAConfig(4, 8, ("lm_head",))))
+    actor = moved(Actor(TinyQwenVL(), lora=LoRAConfig(4, 8, ("lm_head",))))
     assert isinstance(actor.network, Qwen3VLForConditionalGeneration)
     score, expected = actor.score(observed(TEXT, 3), TEXT[1:]).log_prob, own(actor.network, TEXT)
     assert (score - expected).abs().max() <= 1e-4
@@ -127,11 +125,12 @@ def test_a_model_that_sees_pictures(quiet_models):
 
 
 def test_a_model_that_draws(quiet_models):
-    actor = moved(HybridActor(TinyUnified(), lora=LoRAConfig(4, 8, ("lm_head",))))
-    score, expected = actor.score("text", observed(TEXT), TEXT[1:]).log_prob, own(actor.network, TEXT)
+    actor = moved(Actor(TinyUnified(), lora=LoRAConfig(4, 8, ("lm_head",))))
+    score = actor.score(observed(TEXT), TEXT[1:], phase="text").log_prob
+    expected = own(actor.network, TEXT)
     assert (score - expected).abs().max() <= 1e-4
     mine = gradients(actor, score)
     assert mine and all(grad.abs().max() > 0 for grad in mine.values())
-    frozen = HybridActor(TinyUnified(), lora=LoRAConfig(4, 8, ("q_proj", "lm_head")), train_phases=("image",))
+    frozen = Actor(TinyUnified(), lora=LoRAConfig(4, 8, ("q_proj", "lm_head")), train_phases=("image",))
     trained = [name for name, weight in frozen.network.named_parameters() if weight.requires_grad]
     assert trained and not any("lm_head" in name for name in trained)

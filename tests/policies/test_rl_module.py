@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from unirl_env.errors import CheckpointError, ContractError
-from unirl_env.policies.rl_module import DenoisePolicy, HybridPolicy, TokenPolicy
+from unirl_env.policies.rl_module import GenerativePolicy
 
 BOX = gym.spaces.Box(-16, 16, (2,))
 
 
 def make_policy(**options):
     options = {"model": "toy:PointDenoiser", "lora": {"rank": 4}, **options}
-    return DenoisePolicy(observation_space=BOX, action_space=BOX, model_config=options)
+    return GenerativePolicy(observation_space=BOX, action_space=BOX, model_config=options)
 
 
 def observation(count=5):
@@ -28,7 +28,7 @@ def observation(count=5):
 
 def test_scoring_what_was_sampled_gives_the_same_step():
     policy, obs = make_policy(), observation()
-    sampled = policy.forward_exploration({"obs": obs, "noise": torch.ones(5, 2)})
+    sampled = policy.forward_exploration({"obs": obs, "draws": torch.ones(5, 2)})
     assert not sampled["action_logp"].requires_grad
     scored = policy.forward_train({"obs": obs, "actions": sampled["actions"]})
     assert scored["log_prob"].requires_grad
@@ -52,15 +52,17 @@ def test_what_denoises_has_a_velocity_and_what_writes_has_none():
     ):
         with pytest.raises(ContractError, match=rf"{words}.*try rows.observed"):
             policy.velocity("image", wrong)
-    both = HybridPolicy(
+    both = GenerativePolicy(
         observation_space=BOX,
         action_space=BOX,
-        model_config={"model": "tiny_unified", "lora": {"rank": 4}},
+        model_config={"model": "unirl_env.models.tiny.unified:TinyUnified", "lora": {"rank": 4}},
     )
     for writes in (
         lambda: both.velocity("text", obs),
-        lambda: TokenPolicy(
-            observation_space=BOX, action_space=BOX, model_config={"model": "tiny_qwen3", "lora": {"rank": 4}}
+        lambda: GenerativePolicy(
+            observation_space=BOX,
+            action_space=BOX,
+            model_config={"model": "unirl_env.models.tiny.qwen3:TinyQwen3", "lora": {"rank": 4}},
         ).velocity("text", obs),
     ):
         with pytest.raises(ContractError, match=r"got `text`, in which T\w+ acts; try `context.score`"):
@@ -133,7 +135,7 @@ def test_the_reference_is_the_untrained_model():
 
 def test_an_incomplete_denoiser_is_named():
     with pytest.raises(ContractError, match=r"incomplete.*network"):
-        make_policy(model="test_rl_module:Incomplete")
+        make_policy(model="test_rl_module:Incomplete", models="denoiser")
 
 
 class Incomplete:
@@ -144,5 +146,5 @@ def test_rllibs_own_checkpoint_of_the_module(tmp_path):
     policy = make_policy()
     policy.set_state({name: tensor + 0.1 for name, tensor in policy.get_state().items()})
     policy.save_to_path(str(tmp_path))
-    restored = DenoisePolicy.from_checkpoint(str(tmp_path))
+    restored = GenerativePolicy.from_checkpoint(str(tmp_path))
     assert all(torch.equal(restored.get_state()[n], t) for n, t in policy.get_state().items())

@@ -7,9 +7,8 @@ import unirl_env.functional as F
 from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
 from unirl_env.models.tiny.qwen3 import TinyQwen3
+from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.policies.packing import pack_continuations
-from unirl_env.policies.token_actor import TokenActor
-from unirl_env.policies.trained import LoRAConfig
 from unirl_env.types import Prompt
 
 SUMS = ["12+34=", "99+1=", "7+8="]
@@ -23,7 +22,7 @@ def model():
 @pytest.fixture(scope="module")
 def actor(model):
     torch.manual_seed(0)
-    made = TokenActor(model, lora=LoRAConfig(rank=4))
+    made = Actor(model, lora=LoRAConfig(rank=4))
     with torch.no_grad():
         for tensor in made.trainable_state().values():
             tensor.add_(0.05 * torch.randn(tensor.shape))
@@ -68,7 +67,7 @@ def scored(actor, phase, index=range(6)):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_packed_scores_are_those_of_a_plain_forward_pass(model, actor, phase, temperature):
-    made = TokenActor(model, lora=LoRAConfig(rank=4), temperature=temperature)
+    made = Actor(model, lora=LoRAConfig(rank=4), temperature=temperature)
     made.load_trainable_state(actor.trainable_state())
     step, _ = scored(made, phase)
     torch.testing.assert_close(step.log_prob, plain(actor, phase, temperature), rtol=0, atol=2e-6)
@@ -93,7 +92,7 @@ def test_gradients_are_those_of_a_plain_forward_pass(actor, phase):
 
 
 def test_recomputing_activations_changes_nothing(model, actor, phase):
-    frugal = TokenActor(model, lora=LoRAConfig(rank=4), gradient_checkpointing=True)
+    frugal = Actor(model, lora=LoRAConfig(rank=4), gradient_checkpointing=True)
     frugal.load_trainable_state(actor.trainable_state())
     gradients = []
     for made in (actor, frugal):
@@ -107,7 +106,7 @@ def test_recomputing_activations_changes_nothing(model, actor, phase):
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.7}, {"top_p": 0.9}, {"top_k": 5, "top_p": 0.8}])
 def test_what_was_sampled_scores_the_same(model, actor, sampling):
-    made = TokenActor(model, lora=LoRAConfig(rank=4), **sampling)
+    made = Actor(model, lora=LoRAConfig(rank=4), **sampling)
     made.load_trainable_state(actor.trainable_state())
     encoded = [model.encode(Prompt(text)).tokens for text in SUMS]
     obs = {
@@ -157,4 +156,4 @@ def test_adapters_load_in_peft(model, actor, phase, tmp_path):
 )
 def test_what_cannot_be_trained_on_is_refused(model, setting):
     with pytest.raises(ConfigError, match=next(iter(setting))):
-        TokenActor(model, **setting)
+        Actor(model, **setting)

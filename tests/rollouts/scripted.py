@@ -4,8 +4,9 @@ import torch
 from talk import EOS, SpellingModel, spelled, talk
 
 from unirl_env.errors import EngineLost
+from unirl_env.rollouts.drivers.tokens import TextDriver
 from unirl_env.rollouts.engines import Answer, Engine
-from unirl_env.rollouts.tokens import TokenRollout
+from unirl_env.rollouts.play import Rollout
 from unirl_env.types import Prompt
 
 ONE, TWO = Prompt("1+1"), Prompt("2*3+4")
@@ -65,7 +66,7 @@ def player(lines, model=None, *, losses=(), actor=None, batch_size=None, **optio
             **{"scored": True, **options},
         )
 
-    return TokenRollout(make_env, Script(lines, losses), actor=actor, batch_size=batch_size)
+    return Rollout(make_env, {"text": TextDriver(Script(lines, losses), actor)}, batch_size=batch_size)
 
 
 def assert_same(one, other):

@@ -8,10 +8,11 @@ import torch
 from toy import POINTS, PointDenoiser, make_points, nearness
 
 from unirl_env.errors import ConfigError, ScorerError
-from unirl_env.policies.actor import FlowActor
+from unirl_env.policies.actor import Actor
 from unirl_env.prompts.sources import PromptSource
 from unirl_env.rewards.background import Background, PendingScores, settled
-from unirl_env.rollouts.local import LocalRollout
+from unirl_env.rollouts.play import Rollout
+from unirl_env.rollouts.request import RolloutRequest
 from unirl_env.types import Scores
 from unirl_env.worlds import make_env, make_vector_env
 from unirl_env.wrappers.reward import RewardWrapper
@@ -36,9 +37,9 @@ def collect(scorer, batch_size=4, **options):
         fixed = {"prompts": POINTS, "array_backend": "torch", "autoreset_mode": "disabled", "num_steps": 4}
         return make_points(num_envs, scorer=scorer, **{**fixed, **options})
 
-    actor = FlowActor(PointDenoiser())
-    rollout = LocalRollout(make, actor, batch_size=batch_size)
-    return rollout.collect(list(PromptSource.of(POINTS)), seed=3, group_size=3)
+    actor = Actor(PointDenoiser())
+    rollout = Rollout(make, actor, batch_size=batch_size)
+    return rollout.collect(RolloutRequest(list(PromptSource.of(POINTS)), seed=3, group_size=3))
 
 
 def test_the_scores_and_calls_are_those_of_a_patient_rollout():

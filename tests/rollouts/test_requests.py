@@ -7,41 +7,38 @@ from ray.exceptions import RayActorError
 
 from unirl_env.errors import ConfigError, ContractError, RunnerLost
 from unirl_env.rollouts.calls import share_requests
-from unirl_env.rollouts.requests import list_episodes, rollout_requests
+from unirl_env.rollouts.request import RolloutRequest
 from unirl_env.types import Prompt
 
 
 @pytest.mark.parametrize("shares", [0, 1, 2, 3, 5, 9])
 def test_shares_join_to_the_whole(shares):
     prompts = [Prompt(text) for text in "abcba"]
-    (whole,) = rollout_requests(prompts, 4, shares=0, seed=1)
-    parts = rollout_requests(prompts, 4, shares=shares, seed=1)
-    assert len(parts) == min(max(1, shares), 5) and all(part["prompts"] for part in parts)
-    assert list(chain(*(part["prompts"] for part in parts))) == prompts == whole["prompts"]
-    offsets = list(chain(*(part["sample_offset"] for part in parts)))
-    assert offsets == [0, 0, 0, 4, 4] == whole["sample_offset"]
-    starts = [part["first_group"] for part in parts]
-    assert starts == [sum(len(p["prompts"]) for p in parts[:i]) for i in range(len(parts))]
-    assert all(part["group_size"] == 4 and part["seed"] == 1 for part in parts)
+    request = RolloutRequest(prompts, seed=1, group_size=4)
+    (whole,), parts = request.share_out(0), request.share_out(shares)
+    assert len(parts) == min(max(1, shares), 5) and all(part.prompts for part in parts)
+    assert list(chain(*(part.prompts for part in parts))) == prompts == whole.prompts
+    offsets = list(chain(*(part.sample_offset for part in parts)))
+    assert offsets == [0, 0, 0, 4, 4] == whole.sample_offset
+    starts = [part.first_group for part in parts]
+    assert starts == [sum(len(p.prompts) for p in parts[:i]) for i in range(len(parts))]
+    assert all(part.group_size == 4 and part.seed == 1 for part in parts)
 
 
 def test_episodes_are_listed_group_by_group():
     prompts = [Prompt("a"), Prompt("b"), Prompt("a")]
-    episodes = list_episodes(prompts, 2, first_group=5)
+    request = RolloutRequest(prompts, seed=0, group_size=2, first_group=5)
+    episodes = request.episodes()
     assert [(e.prompt.id, e.sample, e.group) for e in episodes] == [
         ("a", 0, 5), ("a", 1, 5), ("b", 0, 6), ("b", 1, 6), ("a", 2, 7), ("a", 3, 7),
     ]  # fmt: skip
-    shares = [
-        list_episodes(part["prompts"], 2, part["sample_offset"], 5 + part["first_group"])
-        for part in rollout_requests(prompts, 2, shares=2)
-    ]
-    assert [*chain(*shares)] == episodes
+    assert [*chain(*(part.episodes() for part in request.share_out(2)))] == episodes
 
 
 @pytest.mark.parametrize("prompts, size, offset", [([], 1, None), ([Prompt("a")], 0, None)])
 def test_there_must_be_an_episode_to_play(prompts, size, offset):
     with pytest.raises(ConfigError, match="an episode at least"):
-        list_episodes(prompts, size, offset)
+        RolloutRequest(prompts, seed=0, group_size=size, sample_offset=offset).episodes()
 
 
 class FakeGroup:

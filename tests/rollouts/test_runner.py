@@ -9,6 +9,7 @@ from toy import POINTS, toy_config
 from unirl_env.agents import FlowDPPOConfig
 from unirl_env.errors import ContractError, StaleWeights
 from unirl_env.prompts.sources import PromptSource
+from unirl_env.rollouts.request import RolloutRequest
 from unirl_env.rollouts.runner import GenerativeEnvRunner
 
 
@@ -20,7 +21,9 @@ def make_runner(worker_index=1, runners=1, **settings):
 
 def collect(runner, count=4, **options):
     prompts = list(PromptSource.of(POINTS))[:count]
-    return runner.collect(prompts, **{"seed": 1, "weights_version": 0, "group_size": 8, **options})
+    return runner.collect(
+        RolloutRequest(prompts, **{"seed": 1, "weights_version": 0, "group_size": 8, **options})
+    )
 
 
 def test_a_rollout_of_whole_groups():
@@ -52,7 +55,7 @@ def test_published_weights_change_what_is_played():
 
 def test_an_attempt_returns_errors_as_themselves():
     runner = make_runner()
-    number, error = runner.attempt(5, "collect", {"prompts": [], "seed": 0, "weights_version": 9})
+    number, error = runner.attempt(5, "collect", {"request": RolloutRequest([], seed=0, weights_version=9)})
     assert number == 5 and isinstance(error, StaleWeights)
     assert "require_version" in error.__notes__[0], "where it happened is not lost"
     number, spaces = runner.attempt(6, "get_spaces", {})

@@ -9,10 +9,12 @@ from pretraining.qwen_vl_build import build_tiny_qwen_vl
 from unirl_env.episode import EpisodeBatch
 from unirl_env.models.qwen_vl import QwenVL
 from unirl_env.models.tiny.qwen3 import TinyQwen3
+from unirl_env.policies.actor import Actor
 from unirl_env.policies.packing import pack_continuations
-from unirl_env.policies.token_actor import TokenActor
+from unirl_env.rollouts.drivers.tokens import TextDriver
 from unirl_env.rollouts.engines.local import LocalEngine
-from unirl_env.rollouts.tokens import TokenRollout
+from unirl_env.rollouts.play import Rollout
+from unirl_env.rollouts.request import RolloutRequest
 from unirl_env.types import Prompt, Scores
 
 SUMS = [Prompt("What is 23 + 58?"), Prompt("7 + 11 = ?"), Prompt("Add 40 to 12.")]
@@ -28,14 +30,14 @@ def player(actor, *, rows=None, batch_size=None, **options):
             "unirl/TinyQwen3-Math-v0",
             num_envs=num_envs,
             vectorization_mode="vector_entry_point",
-            language_model=actor.language_model,
+            language_model=actor.model,
             scorer=length,
             array_backend="torch",
             autoreset_mode="disabled",
             **options,
         )
 
-    return TokenRollout(make_env, LocalEngine(actor, rows=rows), batch_size=batch_size)
+    return Rollout(make_env, {"text": TextDriver(LocalEngine(actor, rows=rows))}, batch_size=batch_size)
 
 
 def deviation(actor, batch):
@@ -56,12 +58,12 @@ def assert_same(one, other):
 
 @pytest.fixture(scope="module")
 def actor():
-    return TokenActor(TinyQwen3())
+    return Actor(TinyQwen3())
 
 
 @pytest.fixture(scope="module")
 def whole(actor):
-    return player(actor, max_new_tokens=24).collect(SUMS, seed=2, group_size=8)
+    return player(actor, max_new_tokens=24).collect(RolloutRequest(SUMS, seed=2, group_size=8))
 
 
 class TestTheLaw:
@@ -72,14 +74,19 @@ class TestTheLaw:
     @pytest.mark.parametrize("size", [1, 7, 23])
     def test_in_lots_of_any_size(self, actor, whole, size):
         lots = player(actor, batch_size=size, max_new_tokens=24)
-        assert_same(lots.collect(SUMS, seed=2, group_size=8), whole)
+        assert_same(lots.collect(RolloutRequest(SUMS, seed=2, group_size=8)), whole)
 
     def test_with_few_rows_at_a_time(self, actor, whole):
-        assert_same(player(actor, rows=5, max_new_tokens=24).collect(SUMS, seed=2, group_size=8), whole)
+        assert_same(
+            player(actor, rows=5, max_new_tokens=24).collect(RolloutRequest(SUMS, seed=2, group_size=8)),
+            whole,
+        )
 
     def test_shared_out_over_two_workers(self, actor, whole):
         parts = [
-            player(actor, max_new_tokens=24).collect(prompts, seed=2, group_size=8, first_group=first)
+            player(actor, max_new_tokens=24).collect(
+                RolloutRequest(prompts, seed=2, group_size=8, first_group=first)
+            )
             for prompts, first in ((SUMS[:1], 0), (SUMS[1:], 1))
         ]
         joined = EpisodeBatch.cat(parts)
@@ -87,12 +94,14 @@ class TestTheLaw:
         assert torch.equal(joined.group, whole.group) and deviation(actor, joined) <= 1e-5
 
     def test_alone(self, actor, whole):
-        one = player(actor, max_new_tokens=24).collect(SUMS[1:2], seed=2, sample_offset=[5])
+        one = player(actor, max_new_tokens=24).collect(RolloutRequest(SUMS[1:2], seed=2, sample_offset=[5]))
         expected = whole.select(torch.tensor([13])).phases["text"].action
         assert torch.equal(one.phases["text"].action, expected[:, : one.phases["text"].action.shape[1]])
 
     def test_greedy_texts_of_a_group_are_one(self, actor):
-        batch = player(actor, max_new_tokens=24).collect(SUMS, seed=0, group_size=2, temperature=0)
+        batch = player(actor, max_new_tokens=24).collect(
+            RolloutRequest(SUMS, seed=0, group_size=2, temperature=0)
+        )
         texts = [sample.text for sample in batch.samples]
         assert texts[::2] == texts[1::2] and batch.phases["text"].log_prob.abs().max() == 0
 
@@ -105,10 +114,12 @@ def test_ratio_one_across_the_turns_of_a_tool(actor):
         asked.append(text)
         return "is that so"
 
-    batch = player(actor, tool=tool, max_turns=3, max_new_tokens=160).collect(SUMS, seed=0, group_size=4)
+    batch = player(actor, tool=tool, max_turns=3, max_new_tokens=160).collect(
+        RolloutRequest(SUMS, seed=0, group_size=4)
+    )
     phase = batch.phases["text"]
     heard = (phase.action >= 0) & ~phase.mask
-    reply = actor.language_model.reply("is that so")
+    reply = actor.model.reply("is that so")
     assert 12 < len(asked) <= 24 and int(heard.sum()) > 12 * len(reply)
     assert (phase.log_prob[heard] == 0).all()
     assert deviation(actor, batch) <= 2e-5
@@ -118,7 +129,7 @@ class TestPictures:
     @pytest.fixture(scope="class")
     def seeing(self, tmp_path_factory):
         directory = build_tiny_qwen_vl(tmp_path_factory.mktemp("models") / "vl", seed=4)
-        actor = TokenActor(QwenVL(str(directory), max_images=2))
+        actor = Actor(QwenVL(str(directory), max_images=2))
         with torch.no_grad():
             for parameter in actor.network.parameters():
                 if parameter.ndim > 1:
@@ -135,14 +146,14 @@ class TestPictures:
             Prompt("which is larger?", images=tuple(pictures[1:])),
         ]
         options = {"max_new_tokens": 12, "max_prompt_tokens": 160}
-        batch = player(seeing, **options).collect(prompts, seed=0, group_size=3)
+        batch = player(seeing, **options).collect(RolloutRequest(prompts, seed=0, group_size=3))
         assert deviation(seeing, batch) <= 1e-5
         context = batch.phases["text"].context
         assert len(context["pixel_values"]) == 4 and context["image_grid_thw"].shape == (4, 2, 3)
-        lots = player(seeing, batch_size=5, **options).collect(prompts, seed=0, group_size=3)
+        lots = player(seeing, batch_size=5, **options).collect(RolloutRequest(prompts, seed=0, group_size=3))
         assert_same(lots, batch)
         assert deviation(seeing, lots) <= 1e-5
         object.__setattr__(prompts[1], "images", prompts[0].images)
-        other = player(seeing, **options).collect(prompts, seed=0, group_size=3)
+        other = player(seeing, **options).collect(RolloutRequest(prompts, seed=0, group_size=3))
         changed = (other.phases["text"].action[:, :12] != batch.phases["text"].action[:, :12]).any(1)
         assert changed.tolist() == [False] * 3 + [True] * 3 + [False] * 6, "pictures matter, each to its own"

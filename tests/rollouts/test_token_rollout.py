@@ -8,13 +8,14 @@ from talk import EOS, SeeingModel, SpellingModel, spelled
 import unirl_env.functional as F
 from unirl_env.episode import EpisodeBatch
 from unirl_env.rollouts.engines import Answer
+from unirl_env.rollouts.request import RolloutRequest
 from unirl_env.types import Prompt, Scores
 
 
 class TestRecords:
     def test_texts_of_unequal_length(self):
         rollout = player({"1+1": "2$", "2*3+4": "10 or so$"})
-        batch = rollout.collect([ONE, TWO], seed=5, group_size=2)
+        batch = rollout.collect(RolloutRequest([ONE, TWO], seed=5, group_size=2))
         phase = batch.phases["text"]
         assert phase.ragged and phase.observation == {}
         assert (
@@ -40,26 +41,26 @@ class TestRecords:
 
     def test_the_engine_is_asked_once_for_all(self):
         rollout = player({"1+1": "2$", "2*3+4": "10$"})
-        batch = rollout.collect([ONE, TWO], seed=5, temperature=0.5, base=True)
-        (asked,) = rollout.engine.asked
+        batch = rollout.collect(RolloutRequest([ONE, TWO], seed=5, temperature=0.5, base=True))
+        (asked,) = rollout.drivers["text"].engine.asked
         assert [request.prompt for request in asked] == [ONE, TWO]
         assert [request.seed for request in asked] == batch.episode_seed.tolist()
         assert [request.position for request in asked] == [0, 0]
         assert [request.max_new_tokens for request in asked] == [12, 12]
         assert list(asked[1].tokens) == SpellingModel().encode(TWO).tokens.tolist()
-        assert rollout.engine.log == [("generate", 0.5, True)]
+        assert rollout.drivers["text"].engine.log == [("generate", 0.5, True)]
 
     def test_an_empty_answer(self):
-        batch = player({"1+1": "$", "2*3+4": "ten$"}).collect([ONE, TWO], seed=0)
+        batch = player({"1+1": "$", "2*3+4": "ten$"}).collect(RolloutRequest([ONE, TWO], seed=0))
         assert batch.phases["text"].mask.sum(1).tolist() == [1, 4]
         assert batch.samples[0].text == "" and batch.rewards.tolist() == [1, 4]
 
     def test_all_may_be_empty(self):
-        batch = player({"1+1": "$"}).collect([ONE], seed=0, group_size=3)
+        batch = player({"1+1": "$"}).collect(RolloutRequest([ONE], seed=0, group_size=3))
         assert batch.phases["text"].action.tolist() == [[EOS]] * 3
 
     def test_all_may_be_truncated(self):
-        batch = player({"1+1": "x" * 30}).collect([ONE], seed=0, group_size=2)
+        batch = player({"1+1": "x" * 30}).collect(RolloutRequest([ONE], seed=0, group_size=2))
         assert batch.truncated.tolist() == [True, True] and batch.phases["text"].mask.sum(1).tolist() == [
             12,
             12,
@@ -67,30 +68,32 @@ class TestRecords:
         assert all(sample.truncated for sample in batch.samples)
 
     def test_an_end_at_the_limit_is_an_end(self):
-        batch = player({"1+1": "x" * 11 + "$", "2*3+4": "x" * 12}).collect([ONE, TWO], seed=0)
+        batch = player({"1+1": "x" * 11 + "$", "2*3+4": "x" * 12}).collect(RolloutRequest([ONE, TWO], seed=0))
         assert batch.truncated.tolist() == [False, True]
 
     def test_what_an_engine_says_after_the_end_is_dropped(self):
         rollout = player({"1+1": "2$", "2*3+4": "abcdef$"})
-        honest = rollout.collect([ONE, TWO], seed=0)
-        rollout.engine._said = lambda line: [*spelled(line[:-1]), EOS, *spelled("zzz")]
-        assert_same(rollout.collect([ONE, TWO], seed=0), honest)
+        honest = rollout.collect(RolloutRequest([ONE, TWO], seed=0))
+        rollout.drivers["text"].engine._said = lambda line: [*spelled(line[:-1]), EOS, *spelled("zzz")]
+        assert_same(rollout.collect(RolloutRequest([ONE, TWO], seed=0)), honest)
 
     def test_an_engine_may_answer_in_pieces(self):
         rollout = player({"1+1": "a long one$"})
-        whole = rollout.collect([ONE], seed=0)
+        whole = rollout.collect(RolloutRequest([ONE], seed=0))
         tokens = (*spelled("a long one"), EOS)
 
         def piece(request):
             cut = slice(request.position, request.position + 4)
             return Answer(tokens[cut], tuple(-1.0 - i for i in range(11))[cut])
 
-        rollout.engine._answer = piece
-        assert_same(rollout.collect([ONE], seed=0), whole)
-        assert [asked[0].position for asked in rollout.engine.asked[1:]] == [0, 4, 8]
+        rollout.drivers["text"].engine._answer = piece
+        assert_same(rollout.collect(RolloutRequest([ONE], seed=0)), whole)
+        assert [asked[0].position for asked in rollout.drivers["text"].engine.asked[1:]] == [0, 4, 8]
 
     def test_samples_are_kept_when_asked_for(self):
-        assert player({"1+1": "2$"}).collect([ONE], seed=0, keep_samples=False).samples is None
+        assert (
+            player({"1+1": "2$"}).collect(RolloutRequest([ONE], seed=0, keep_samples=False)).samples is None
+        )
 
     def test_failed_scores_are_kept_as_such(self):
         rollout = player({"1+1": "2$", "2*3+4": "10$"})
@@ -99,7 +102,7 @@ class TestRecords:
             torch.tensor([torch.nan if sample.text == "2" else 1.0 for sample in samples]),
             {"size": torch.tensor([float(len(sample.tokens)) for sample in samples])},
         )
-        batch = rollout.collect([ONE, TWO], seed=0)
+        batch = rollout.collect(RolloutRequest([ONE, TWO], seed=0))
         assert batch.scores.valid.tolist() == [False, True] and batch.rewards[0].isnan()
         assert batch.scores.parts["size"].tolist() == [2, 3], "they came at different steps"
 
@@ -107,7 +110,7 @@ class TestRecords:
 class TestConversations:
     def test_replies_stand_between_the_turns(self):
         rollout = player(CHAT, tool=echo, max_new_tokens=20)
-        batch = rollout.collect([ONE, TWO], seed=0)
+        batch = rollout.collect(RolloutRequest([ONE, TWO], seed=0))
         phase = batch.phases["text"]
         reply = SpellingModel().reply("2")
         first = [*spelled("say <2>"), EOS]
@@ -123,15 +126,15 @@ class TestConversations:
 
     def test_only_those_who_were_answered_are_asked_again(self):
         rollout = player(CHAT, tool=echo, max_new_tokens=20)
-        rollout.collect([ONE, TWO], seed=0)
-        first, second = rollout.engine.asked
+        rollout.collect(RolloutRequest([ONE, TWO], seed=0))
+        first, second = rollout.drivers["text"].engine.asked
         assert len(first) == 2 and [request.prompt for request in second] == [ONE]
         said = (*spelled("say <2>"), EOS, *SpellingModel().reply("2"))
         assert second[0].tokens == (*first[0].tokens, *said)
         assert second[0].position == len(said) and second[0].max_new_tokens == 20 - len(said)
 
     def test_a_reply_without_room_truncates(self):
-        batch = player(CHAT, tool=echo, max_new_tokens=10).collect([ONE, TWO], seed=0)
+        batch = player(CHAT, tool=echo, max_new_tokens=10).collect(RolloutRequest([ONE, TWO], seed=0))
         assert batch.truncated.tolist() == [True, False]
         assert batch.phases["text"].mask.sum(1).tolist() == [8, 4]
 
@@ -141,14 +144,21 @@ class TestLots:
 
     @pytest.mark.parametrize("size", [1, 2, 3, 5])
     def test_of_any_size(self, size):
-        whole = player(self.lines).collect([ONE, TWO], seed=3, group_size=3)
-        assert_same(player(self.lines, batch_size=size).collect([ONE, TWO], seed=3, group_size=3), whole)
+        whole = player(self.lines).collect(RolloutRequest([ONE, TWO], seed=3, group_size=3))
+        assert_same(
+            player(self.lines, batch_size=size).collect(RolloutRequest([ONE, TWO], seed=3, group_size=3)),
+            whole,
+        )
 
     def test_shared_out_over_two_workers(self):
-        whole = player(self.lines).collect([ONE, TWO, ONE], seed=3, group_size=2)
+        whole = player(self.lines).collect(RolloutRequest([ONE, TWO, ONE], seed=3, group_size=2))
         parts = [
-            player(self.lines).collect([ONE], seed=3, group_size=2, sample_offset=[0], first_group=0),
-            player(self.lines).collect([TWO, ONE], seed=3, group_size=2, sample_offset=[0, 2], first_group=1),
+            player(self.lines).collect(
+                RolloutRequest([ONE], seed=3, group_size=2, sample_offset=[0], first_group=0)
+            ),
+            player(self.lines).collect(
+                RolloutRequest([TWO, ONE], seed=3, group_size=2, sample_offset=[0, 2], first_group=1)
+            ),
         ]
         assert_same(EpisodeBatch.cat(parts), whole)
         assert len(set(whole.episode_seed.tolist())) == 6
@@ -158,10 +168,10 @@ class TestLots:
         made, make_env = [], rollout.make_env
         rollout.make_env = lambda num_envs: made.append(num_envs) or make_env(num_envs)
         for _ in range(2):
-            rollout.collect([ONE, TWO], seed=0, group_size=3)
+            rollout.collect(RolloutRequest([ONE, TWO], seed=0, group_size=3))
         assert made == [4, 2]
         rollout.close()
-        assert rollout.engine.closed
+        assert rollout.drivers["text"].engine.closed
 
 
 class TestPictures:
@@ -170,12 +180,12 @@ class TestPictures:
     def test_is_padded_to_the_largest_of_the_batch(self):
         prompts = [Prompt("3 dots"), Prompt("none"), Prompt("5 more dots")]
         rollout = player({prompt.id: "ok$" for prompt in prompts}, SeeingModel())
-        phase = rollout.collect(prompts, seed=0, group_size=2).phases["text"]
+        phase = rollout.collect(RolloutRequest(prompts, seed=0, group_size=2)).phases["text"]
         assert phase.context["pixel_values"].shape == (3, 5, 2)
         assert phase.context["image_grid_thw"][:, 0].tolist() == [[1, 1, 3], [1, 1, 0], [1, 1, 5]]
         assert phase.context["positions"].shape == (3, 3, 14)
         assert phase.context["pixel_values"][0].flatten().tolist() == [1, 2, 3, 4, 5, 6, 0, 0, 0, 0]
-        asked = rollout.engine.asked[0]
+        asked = rollout.drivers["text"].engine.asked[0]
         assert [len(request.inputs["pixel_values"]) for request in asked] == [3, 3, 0, 0, 5, 5]
         assert asked[0].inputs["pixel_values"] is asked[1].inputs["pixel_values"]
 
@@ -188,7 +198,9 @@ class TestPictures:
                 return encoded
 
         prompts = [Prompt("none"), Prompt("3 dots")]
-        batch = player({p.id: "ok$" for p in prompts}, Mixed(), batch_size=1).collect(prompts, seed=0)
+        batch = player({p.id: "ok$" for p in prompts}, Mixed(), batch_size=1).collect(
+            RolloutRequest(prompts, seed=0)
+        )
         context = batch.phases["text"].context
         assert context["pixel_values"].shape == (2, 3, 2) and context["image_grid_thw"].shape == (2, 1, 3)
         assert context["pixel_values"][0].sum() == 0 and context["image_grid_thw"][0].sum() == 0

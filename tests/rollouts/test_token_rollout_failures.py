@@ -5,24 +5,27 @@ from scripted import CHAT, ONE, TWO, assert_same, echo, player
 
 from unirl_env.errors import ConfigError, ContractError, EngineError, EngineLost, StaleWeights
 from unirl_env.rollouts.engines import Answer
+from unirl_env.rollouts.request import RolloutRequest
 
 
 class TestLoss:
     def test_an_engine_that_is_lost_between_rollouts_is_restarted(self):
         actor = object()
         rollout = player(CHAT, actor=actor)
-        load = rollout.engine.load_weights
+        load = rollout.drivers["text"].engine.load_weights
 
         def lost(version, actor):
-            rollout.engine.load_weights = load
+            rollout.drivers["text"].engine.load_weights = load
             raise EngineLost("the engine fell over")
 
-        rollout.engine.load_weights = lost
+        rollout.drivers["text"].engine.load_weights = lost
         rollout.load_weights(7)
-        assert rollout.engine.log == [("restart",), ("load", 7, actor)]
+        assert rollout.drivers["text"].engine.log == [("restart",), ("load", 7, actor)]
 
     def test_a_lost_engine_is_restarted_with_its_weights(self):
-        expected = player(CHAT, tool=echo, max_new_tokens=20).collect([ONE, TWO], seed=0, weights_version=4)
+        expected = player(CHAT, tool=echo, max_new_tokens=20).collect(
+            RolloutRequest([ONE, TWO], seed=0, weights_version=4)
+        )
         calls = []
 
         def tool(text, prompt):
@@ -32,20 +35,20 @@ class TestLoss:
         actor = object()
         rollout = player(CHAT, actor=actor, losses=[True, False, True], tool=tool, max_new_tokens=20)
         rollout.load_weights(4)
-        batch = rollout.collect([ONE, TWO], seed=0, weights_version=4)
+        batch = rollout.collect(RolloutRequest([ONE, TWO], seed=0, weights_version=4))
         assert_same(batch, expected)
         again = [("restart",), ("load", 4, actor), ("generate", None, False)]
         lost = ("generate", None, False)
-        assert rollout.engine.log == [("load", 4, actor), lost, *again, lost, *again]
+        assert rollout.drivers["text"].engine.log == [("load", 4, actor), lost, *again, lost, *again]
         assert sorted(calls) == ["say <2>", "ten", "two"], "no turn happens twice"
         assert rollout._env(2).scored == 2, "no text is judged twice"
 
     def test_an_engine_that_stays_lost_ends_it(self):
         rollout = player(CHAT, actor=object(), losses=[True] * 3)
         with pytest.raises(EngineLost, match=r"3 times.*fell over"):
-            rollout.collect([ONE], seed=0)
-        assert [entry[0] for entry in rollout.engine.log].count("generate") == 3
-        batch = rollout.collect([TWO], seed=0)
+            rollout.collect(RolloutRequest([ONE], seed=0))
+        assert [entry[0] for entry in rollout.drivers["text"].engine.log].count("generate") == 3
+        batch = rollout.collect(RolloutRequest([TWO], seed=0))
         assert batch.rewards.tolist() == [4], "and the next rollout is whole"
 
     def test_other_failures_are_not_repeated(self):
@@ -54,9 +57,9 @@ class TestLoss:
         def refuse(requests, **how):
             raise EngineError("too long")
 
-        rollout.engine.generate = refuse
+        rollout.drivers["text"].engine.generate = refuse
         with pytest.raises(EngineError, match="too long"):
-            rollout.collect([ONE], seed=0)
+            rollout.collect(RolloutRequest([ONE], seed=0))
 
     def test_without_an_actor_there_are_no_weights_to_load(self):
         with pytest.raises(ConfigError, match="`actor`"):
@@ -74,7 +77,7 @@ class TestRefusals:
     )
     def test_impossible_requests_are_named(self, arguments, word):
         with pytest.raises(ConfigError, match=word):
-            player({"1+1": "2$"}).collect(**{"prompts": [ONE], "seed": 0, **arguments})
+            player({"1+1": "2$"}).collect(RolloutRequest(**{"prompts": [ONE], "seed": 0, **arguments}))
 
     def test_a_batch_size_is_positive(self):
         with pytest.raises(ConfigError, match="`batch_size`"):
@@ -84,12 +87,14 @@ class TestRefusals:
         rollout = player({"1+1": "2$"}, actor=object())
         rollout.load_weights(2)
         with pytest.raises(StaleWeights, match="version 3, got version 2"):
-            rollout.collect([ONE], seed=0, weights_version=3)
-        assert rollout.collect([ONE], seed=0, weights_version=3, base=True).weights_version == 3
+            rollout.collect(RolloutRequest([ONE], seed=0, weights_version=3))
+        assert (
+            rollout.collect(RolloutRequest([ONE], seed=0, weights_version=3, base=True)).weights_version == 3
+        )
 
     def test_an_environment_without_scores(self):
         with pytest.raises(ContractError, match="RewardWrapper"):
-            player({"1+1": "2$"}, scored=False).collect([ONE], seed=0)
+            player({"1+1": "2$"}, scored=False).collect(RolloutRequest([ONE], seed=0))
 
     @pytest.mark.parametrize(
         "answers, word",
@@ -101,6 +106,6 @@ class TestRefusals:
     )
     def test_an_engine_that_does_not_answer_as_it_must(self, answers, word):
         rollout = player({})
-        rollout.engine.generate = lambda requests, **how: answers
+        rollout.drivers["text"].engine.generate = lambda requests, **how: answers
         with pytest.raises(ContractError, match=word):
-            rollout.collect([ONE], seed=0)
+            rollout.collect(RolloutRequest([ONE], seed=0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import CheckpointError, ContractError
 from unirl_env.rollouts.callbacks import episode_lengths
 from unirl_env.rollouts.calls import learner_results, learners_live, share_requests
-from unirl_env.rollouts.requests import rollout_requests
+from unirl_env.rollouts.request import RolloutRequest
 from unirl_env.rollouts.sync import SyncReport, WeightSync
 from unirl_env.types import Prompt
 
@@ -70,12 +71,14 @@ class Agent(RLlibAlgorithm):
         self.last_batch = None  # its latents would lie beside those of the new one
         began = time.perf_counter()
         batch = self._collect(
-            self.source.take(iteration * config.num_prompts, config.num_prompts, seed=config.run_seed),
-            config.group_size,
-            seed=F.derive_seed(config.run_seed, "rollout", iteration),
-            keep_samples=config.keep_samples,
-            occasion="training",
-            **config.mode.training_options(config, iteration, checked=not self.first_update.pending),
+            RolloutRequest(
+                self.source.take(iteration * config.num_prompts, config.num_prompts, seed=config.run_seed),
+                seed=F.derive_seed(config.run_seed, "rollout", iteration),
+                group_size=config.group_size,
+                keep_samples=config.keep_samples,
+                occasion="training",
+                **config.mode.training_options(config, iteration, checked=not self.first_update.pending),
+            )
         )
         sampled = time.perf_counter()
         advantages, valid = credit(batch, config)
@@ -131,12 +134,14 @@ class Agent(RLlibAlgorithm):
             P x G episodes in the order of the prompts, with scores and without transitions to train on.
         """
         return self._collect(
-            list(prompts),
-            samples_per_prompt,
-            seed=seed,
-            base=base,
-            keep_samples=keep_samples,
-            **self.config.mode.evaluation_options(self.config, num_steps),
+            RolloutRequest(
+                list(prompts),
+                seed=seed,
+                group_size=samples_per_prompt,
+                base=base,
+                keep_samples=keep_samples,
+                **self.config.mode.evaluation_options(self.config, num_steps),
+            )
         )
 
     def export_adapters(self, directory: str | Path) -> None:
@@ -199,19 +204,14 @@ class Agent(RLlibAlgorithm):
 
     # Parts of an iteration.
 
-    def _collect(self, prompts: Sequence[Prompt], group_size: int, **options: Any) -> EpisodeBatch:
-        """Roll out P x G episodes; whole groups go to each runner."""
-        requests = rollout_requests(
-            prompts,
-            group_size,
-            shares=self.env_runner_group.num_remote_env_runners(),
-            weights_version=self.weights_version,
-            **options,
-        )
+    def _collect(self, request: RolloutRequest) -> EpisodeBatch:
+        """Roll out P x G episodes under the present weights; whole groups go to each runner."""
+        request = dataclasses.replace(request, weights_version=self.weights_version)
+        shares = request.share_out(self.env_runner_group.num_remote_env_runners())
         batches = share_requests(
             self.env_runner_group,
             "collect",
-            requests,
+            [{"request": share} for share in shares],
             revive=lambda: self.restore_env_runners(self.env_runner_group),
         )
         return EpisodeBatch.cat(batches) if len(batches) > 1 else batches[0]

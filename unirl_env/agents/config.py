@@ -36,6 +36,7 @@ from unirl_env.arguments.values import whole
 from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
 from unirl_env.modes import Mode, mode_of
+from unirl_env.policies.rl_module import GenerativePolicy
 from unirl_env.prompts.sources import PromptSource
 from unirl_env.rollouts.callbacks import check_callbacks
 from unirl_env.rollouts.engines.options import check_engine_options
@@ -158,7 +159,9 @@ class AgentConfig(BatchSize, AlgorithmConfig):
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """The policy of the environment's own model."""
-        return RLModuleSpec(module_class=self.mode.policy, model_config=self.policy_options())
+        return RLModuleSpec(
+            module_class=self.mode.policy or GenerativePolicy, model_config=self.policy_options()
+        )
 
     def thresholds(self, phase: Phase) -> dict[str, tuple[float, str]]:
         """Settings that must lie above the noise floor of a phase.

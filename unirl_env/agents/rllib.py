@@ -29,6 +29,7 @@ from unirl_env.errors import CheckpointError, ClusterError
 from unirl_env.monitor.score_metrics import score_metrics
 from unirl_env.rollouts.callbacks import episode_lengths, has_runner_callbacks
 from unirl_env.rollouts.calls import call_runners
+from unirl_env.rollouts.request import RolloutRequest
 from unirl_env.types import Prompt, Scores
 
 __all__ = ["RLlibAlgorithm", "log_episodes", "log_update"]
@@ -126,12 +127,14 @@ class RLlibAlgorithm(Algorithm):
         began, lengths, scores = time.perf_counter(), [], []
         for prompts, seed in plan.rounds(lengths):
             batch = self._collect(
-                prompts,
-                plan.samples,
-                seed=seed,
-                occasion="evaluation",
-                keep_samples=config.keep_samples,
-                **config.mode.evaluation_options(self.evaluation_config, plan.num_steps),
+                RolloutRequest(
+                    prompts,
+                    seed=seed,
+                    group_size=plan.samples,
+                    keep_samples=config.keep_samples,
+                    occasion="evaluation",
+                    **config.mode.evaluation_options(self.evaluation_config, plan.num_steps),
+                )
             )
             scores.append(batch.scores)
             lengths += episode_lengths(batch, config, plan.num_steps)

@@ -18,7 +18,7 @@ import unirl_env.functional as F
 from unirl_env.episode import Phase
 from unirl_env.errors import ContractError, ShapeError
 from unirl_env.functional import SDEStep, TokenStep
-from unirl_env.policies.heads import ActionStep
+from unirl_env.policies.distributions import ActionStep
 from unirl_env.policies.packing import pack_continuations, sequence_lengths
 from unirl_env.registry import Registry
 

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 
 import unirl_env.functional as F
+from unirl_env.prompts.sources import sample_offsets
 from unirl_env.types import Prompt
 
 __all__ = ["Roster"]
@@ -56,11 +57,7 @@ class Roster:
             same_noise: One initial noise per group.
         """
         if sample_offset is None:
-            seen: Counter[str] = Counter()
-            sample_offset = []
-            for prompt in prompts:
-                sample_offset.append(seen[prompt.id] * group_size)
-                seen[prompt.id] += 1
+            sample_offset = sample_offsets(prompts, group_size)
         episode, start = [], []
         for prompt, first in zip(prompts, sample_offset, strict=True):
             seeds = [F.episode_seed(key, prompt.id, int(first) + i) for i in range(group_size)]

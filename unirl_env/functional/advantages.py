@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import ConfigError, ShapeError
-from unirl_env.functional.checks import require_choice, require_floating, require_shape
+from unirl_env.functional.require import require_choice, require_floating, require_shape
 
 __all__ = ["gdpo_advantages", "group_advantages", "leave_one_out_advantages"]
 

@@ -63,7 +63,7 @@ class ChunkedScores(torch.autograd.Function):
         for cut in chunking.cuts(hidden.shape[0]):
             log_prob[cut], entropies[cut], floor, slope = _score(hidden[cut], head, token[cut], chunking)
             floors.append(floor)
-            if slopes is not None:
+            if slopes is not None and slope is not None:
                 slopes[cut] = slope
         ctx.chunking, ctx.floors = chunking, floors
         ctx.save_for_backward(*((hidden, weight, token) if slopes is None else (slopes,)))

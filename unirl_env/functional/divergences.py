@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import ConfigError
-from unirl_env.functional.checks import require_choice, require_floating, require_lead, require_shape
+from unirl_env.functional.require import require_choice, require_floating, require_lead, require_shape
 
 __all__ = ["gaussian_kl", "gaussian_tv", "mean_to_nats", "nats_to_mean"]
 

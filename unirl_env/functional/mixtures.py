@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import ConfigError, ShapeError
-from unirl_env.functional.checks import require_floating
+from unirl_env.functional.require import require_floating
 
 __all__ = [
     "GaussianMixture",

@@ -6,8 +6,8 @@ import math
 import random
 
 from unirl_env.errors import ConfigError
-from unirl_env.functional.checks import require_choice
 from unirl_env.functional.noise import derive_seed
+from unirl_env.functional.require import require_choice
 
 __all__ = ["choose_steps"]
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import ConfigError, ContractError, ShapeError
-from unirl_env.functional.checks import require_floating
 from unirl_env.functional.chunks import ChunkedScores, Chunking
+from unirl_env.functional.require import require_floating
 from unirl_env.functional.vocabulary import (
     cells,
     draw,
@@ -87,11 +87,12 @@ def token_step(
     if temperature == 0:
         return _likeliest(logits.detach(), token)
     if token is None:
-        _require_uniform(uniform, logits.shape[0])
+        uniform = _required_uniform(uniform, logits.shape[0])
     shifted = logits.float() / temperature
     shifted = shifted.sub_(shifted.detach().amax(-1, keepdim=True))
     rows = cells(shifted, lowest_kept(shifted.detach(), top_p, top_k), token)
     if token is None:
+        assert uniform is not None
         _require_finite(rows.total)
         token = draw(rows, uniform.to(logits.device))
     return TokenStep(token, token_log_prob(rows, token), entropy(rows))
@@ -158,7 +159,7 @@ def score_tokens(
         train_hidden=trained and hidden.requires_grad,
         train_weight=trained and weight.requires_grad,
     )
-    return TokenStep(token, *ChunkedScores.apply(hidden, weight, token, chunking))
+    return TokenStep(token, *ChunkedScores.apply(hidden, weight, token, chunking))  # type: ignore[no-untyped-call]
 
 
 def _likeliest(logits: Tensor, token: Tensor | None) -> TokenStep:
@@ -191,7 +192,7 @@ def _require_token(token: Tensor, count: int, like: str) -> None:
         )
 
 
-def _require_uniform(uniform: Tensor | None, count: int) -> None:
+def _required_uniform(uniform: Tensor | None, count: int) -> Tensor:
     if uniform is None:
         raise ShapeError(
             "`uniform` must be given to draw tokens, got None; try keyed_uniform(episode_seeds, step)."
@@ -202,6 +203,7 @@ def _require_uniform(uniform: Tensor | None, count: int) -> None:
             f"`uniform` must be float64 with one number per row of `logits` [{count}], got {uniform.dtype} "
             f"{list(uniform.shape)}; try keyed_uniform(episode_seeds, step)."
         )
+    return uniform
 
 
 def _require_finite(per_row: Tensor) -> None:

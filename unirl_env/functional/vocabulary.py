@@ -93,7 +93,7 @@ def _last_of_nucleus(shifted: Tensor, mass: Tensor, width: int) -> Tensor:
     floor = values.gather(-1, last)
     if width < shifted.shape[-1]:
         lacking = torch.nonzero(reached[:, -1] < mass[:, 0]).flatten()
-        for part in lacking.split(max(1, SORTED_AT_ONCE // shifted.shape[-1])):
+        for part in torch.split(lacking, max(1, SORTED_AT_ONCE // shifted.shape[-1])):
             floor[part] = _last_of_nucleus(shifted[part], mass[part], 16 * width)
     return floor
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from unirl_env.envs.denoise import DenoiseVectorEnv
-from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ConfigError
 from unirl_env.models import DENOISERS
 from unirl_env.modes.mode import MakeEnv, Mode
-from unirl_env.rollouts.local import LocalRollout
+from unirl_env.rollouts.play import Rollout
 
 __all__ = ["DENOISING", "Denoising", "check_latents"]
 
@@ -24,55 +23,19 @@ class Denoising(Mode):
     embedded = "unirl/TinySD3-T2I-v0"
     gives: ClassVar = {"image": True, "latent": True}
     steps = True
-
-    @property
-    def policy(self) -> type:
-        """A Gaussian over the next latent."""
-        from unirl_env.policies.rl_module import DenoisePolicy
-
-        return DenoisePolicy
+    head_settings = ("guidance", "dynamics", "eta", "storage_dtype")
 
     def phases(self, config: Any) -> dict[str, str]:
         """One, of latents."""
         return {"image": "latents"}
 
-    def actor_options(self, config: Any) -> dict[str, Any]:
-        """Guidance and kernel."""
-        policy = config.policy
-        return {
-            "guidance": policy.guidance,
-            "dynamics": policy.dynamics,
-            "eta": policy.eta,
-            "storage_dtype": policy.storage_dtype,
-        }
-
     def env_options(self, config: Any) -> dict[str, Any]:
         """Negative prompts where guidance needs them."""
         return {"with_negative": config.policy.guidance != 1.0}
 
-    def rollout(self, config: Any, make_env: MakeEnv, actor: Any) -> LocalRollout:
+    def rollout(self, config: Any, make_env: MakeEnv, actor: Any) -> Rollout:
         """The network beside its environment."""
-        return LocalRollout(make_env, actor, batch_size=config.rollout_batch_size)
-
-    def rollout_options(self, config: Any) -> dict[str, Any]:
-        """How the episodes of a group begin."""
-        return {"same_noise": config.same_noise}
-
-    def training_options(self, config: Any, iteration: int, *, checked: bool) -> dict[str, Any]:
-        """The steps that explore; the check of the first update compares means, whatever the loss needs."""
-        return {
-            "stochastic_steps": config.trained_steps(iteration),
-            "keep_mean": not checked or "mean" in config.needs,
-            "keep_final": "final" in config.needs,
-        }
-
-    def evaluation_options(self, config: Any, num_steps: int | None) -> dict[str, Any]:
-        """No noise on the way."""
-        return {"stochastic_steps": (), "num_steps": num_steps}
-
-    def env_steps(self, batch: EpisodeBatch, config: Any) -> int:
-        """T for each episode."""
-        return len(batch) * config.num_steps
+        return Rollout(make_env, actor, batch_size=config.rollout_batch_size)
 
     def check(self, config: Any) -> None:
         """Steps and engine."""

@@ -7,14 +7,13 @@ from typing import Any, ClassVar
 
 from unirl_env.envs.hybrid import HybridVectorEnv
 from unirl_env.envs.tokens import MAX_NEW_TOKENS
-from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ConfigError
 from unirl_env.models import UNIFIED_MODELS, UnifiedModel
 from unirl_env.modes.denoising import check_latents
 from unirl_env.modes.mode import MakeEnv, Mode
 from unirl_env.modes.tokens import check_tokens, read_once
-from unirl_env.policies.hybrid_actor import HybridActor
-from unirl_env.rollouts.hybrid import HybridRollout
+from unirl_env.policies.actor import Actor
+from unirl_env.rollouts.play import Rollout, drivers_of
 from unirl_env.types import Prompt
 
 __all__ = ["HYBRID", "Hybrid"]
@@ -34,13 +33,6 @@ class Hybrid(Mode):
     gives: ClassVar = {"text": False, "tokens": False, "image": False}
     steps = may_skip = True
 
-    @property
-    def policy(self) -> type:
-        """A categorical over the next token, and what draws the picture."""
-        from unirl_env.policies.rl_module import HybridPolicy
-
-        return HybridPolicy
-
     def phases(self, config: Any) -> dict[str, str]:
         """Those of text and image that are not empty."""
         options, found = config.env_options(), {}
@@ -53,62 +45,20 @@ class Hybrid(Mode):
         return found
 
     def actor_options(self, config: Any) -> dict[str, Any]:
-        """What is trained, what is sampled from, guidance and kernel."""
-        policy = config.policy
-        drawing = (
-            {}
-            if self._discrete(config)
-            else {
-                "dynamics": policy.dynamics,
-                "eta": policy.eta,
-                "storage_dtype": policy.storage_dtype,
-            }
-        )
-        return {
-            "train_phases": config.trained,
-            "temperature": policy.temperature,
-            "top_p": policy.top_p,
-            "top_k": policy.top_k,
-            "guidance": policy.guidance,
-            **drawing,
-        }
+        """What is trained, and the settings of both heads; pictures of tokens have no denoising kernel."""
+        names = ["temperature", "top_p", "top_k", "guidance"]
+        if not self._discrete(config):
+            names += ["dynamics", "eta", "storage_dtype"]
+        return {"train_phases": config.trained, **{name: getattr(config.policy, name) for name in names}}
 
     def env_options(self, config: Any) -> dict[str, Any]:
         """Negative prompts where guidance needs them."""
         return {"with_negative": True} if config.policy.guidance != 1.0 else {}
 
-    def rollout(self, config: Any, make_env: MakeEnv, actor: HybridActor) -> HybridRollout:
+    def rollout(self, config: Any, make_env: MakeEnv, actor: Actor) -> Rollout:
         """The network beside its environment."""
-        return HybridRollout(make_env, actor, batch_size=config.rollout_batch_size, **config.engine_options)
-
-    def rollout_options(self, config: Any) -> dict[str, Any]:
-        """How the pictures of a group begin."""
-        return {"same_noise": config.same_noise}
-
-    def training_options(self, config: Any, iteration: int, *, checked: bool) -> dict[str, Any]:
-        """The denoising steps that explore: none where pictures are not trained."""
-        if self.phases(config).get("image") != "latents":
-            return {}
-        if "image" not in config.trained:
-            return {"stochastic_steps": ()}
-        return {
-            "stochastic_steps": config.trained_steps(iteration),
-            "keep_mean": not checked or "mean" in config.needs,
-            "keep_final": "final" in config.needs,
-        }
-
-    def evaluation_options(self, config: Any, num_steps: int | None) -> dict[str, Any]:
-        """The temperature of evaluation, and no noise on the way of latents."""
-        options: dict[str, Any] = {"temperature": config.policy.eval_temperature}
-        if self.phases(config).get("image") == "latents":
-            options |= {"stochastic_steps": (), "num_steps": num_steps}
-        return options
-
-    def env_steps(self, batch: EpisodeBatch, config: Any) -> int:
-        """One for each token of the policy's, and T for each picture of latents."""
-        tokens = sum(int(phase.mask.sum()) for phase in batch.phases.values() if phase.kind == "tokens")
-        latents = self.phases(config).get("image") == "latents"
-        return tokens + (len(batch) * config.num_steps if latents else 0)
+        drivers = drivers_of(actor, **config.engine_options)
+        return Rollout(make_env, drivers, batch_size=config.rollout_batch_size)
 
     def check(self, config: Any) -> None:
         """Both phases' settings; and nothing but this process generates."""

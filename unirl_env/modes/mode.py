@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 import gymnasium as gym
 
-from unirl_env.episode import EpisodeBatch
 from unirl_env.models.options import ModelChoice, model_choice
 from unirl_env.registry import Registry
 from unirl_env.types import Prompt
@@ -28,8 +27,8 @@ class Mode(ABC):
     """One kind of environment, as an agent and a run must know it. Stateless: all is read from settings.
 
     A user's own is named in an environment's arguments (`mode="package.module:Mine"`, or the class or an
-    object), or registered (`MODES.register("mine", "package.module:Mine")`). Eight things must be said: the
-    five attributes without a default, and `policy`, `phases` and `rollout`; the rest have defaults.
+    object), or registered (`MODES.register("mine", "package.module:Mine")`). Five things must be said:
+    `name`, `argument` and `environment`, and `phases` and `rollout`; the rest have defaults.
 
     `config` is everywhere the agent's `AgentConfig`.
 
@@ -47,6 +46,9 @@ class Mode(ABC):
         generator: Whether environments take a `generator`, which draws what was written.
         steps: Whether the settings of denoising steps mean something: they are checked where they do.
         may_skip: Whether `num_steps=0` or `max_new_tokens=0` leaves a phase out instead of being a mistake.
+        policy: An RLlib module of one's own; None takes `GenerativePolicy`, whose `Actor` has a head for each
+            phase of the model.
+        head_settings: Which settings of the group `policy` its heads are made with.
     """
 
     name: ClassVar[str]
@@ -59,18 +61,17 @@ class Mode(ABC):
     generator: ClassVar[bool] = False
     steps: ClassVar[bool] = False
     may_skip: ClassVar[bool] = False
-
-    @property
-    @abstractmethod
-    def policy(self) -> type:
-        """The policy, as RLlib's module; imported on first use, because a world needs no Ray."""
+    policy: ClassVar[type | None] = None
+    head_settings: ClassVar[tuple[str, ...]] = ()
 
     def policy_options(self, config: Any) -> dict[str, Any]:
         """The policy's `model_config`; its model is the environment's."""
         choice, policy = self.choice(config.env_options()), config.policy
-        targets = policy.lora_targets
+        targets, name = policy.lora_targets, choice.name
         return {
-            "model": choice.name,
+            # By its path, because the policy does not know whose names these are.
+            "model": self.models.target(name) if isinstance(name, str) and name in self.models else name,
+            "models": self.models.kind,
             "model_options": {k: v for k, v in choice.options.items() if k not in PLACEMENT},
             "lora": None
             if policy.lora_rank is None
@@ -101,11 +102,13 @@ class Mode(ABC):
 
     @abstractmethod
     def rollout(self, config: Any, make_env: MakeEnv, actor: Any) -> Any:
-        """What plays episodes; a `unirl_env.rollouts.base.Rollout` is a good start.
+        """What plays episodes: most likely a `Rollout`, of which each phase has a driver.
 
-        Its `collect(prompts, *, seed, group_size, sample_offset, first_group, keep_samples, weights_version,
-        base, ...)` returns an `EpisodeBatch`, and `close()` ends it. With `load_weights(version)` it is told
-        of new weights.
+            return Rollout(make_env, actor, batch_size=config.rollout_batch_size)
+
+        plays all phases of the actor in this process; `Rollout(make_env, {"maze": MyDriver(actor)})` plays a
+        phase by a `unirl_env.rollouts.Driver` of one's own. Anything else has `collect(request)`, which
+        answers a `RolloutRequest` with an `EpisodeBatch`, `load_weights(version)` and `close()`.
 
         Args:
             config: The settings.
@@ -114,39 +117,52 @@ class Mode(ABC):
         """
 
     def actor_options(self, config: Any) -> dict[str, Any]:
-        """Arguments of the actor besides those that every actor takes."""
-        return {}
+        """Arguments of the `Actor` besides those that every actor takes: by default the heads' settings."""
+        return {name: getattr(config.policy, name) for name in self.head_settings}
 
     def env_options(self, config: Any) -> dict[str, Any]:
         """Arguments of a runner's environment besides those that the user gave."""
         return {}
 
-    def rollout_options(self, config: Any) -> dict[str, Any]:
-        """What every rollout is asked for: arguments of `collect`."""
-        return {}
-
     def training_options(self, config: Any, iteration: int, *, checked: bool) -> dict[str, Any]:
-        """What a training rollout is asked for.
+        """What a training rollout is asked for: fields of its `RolloutRequest`.
+
+        Of latents these are the steps that explore, none where pictures are not trained.
 
         Args:
             config: The settings.
             iteration: Its number, from 0.
-            checked: Whether the check of the first update is over.
+            checked: Whether the check of the first update is over; it compares means, whatever losses need.
         """
-        return {}
+        latents = self._latents(config)
+        asked: dict[str, Any] = {"same_noise": config.same_noise}
+        if latents and not latents & set(config.trained):
+            asked |= {"stochastic_steps": ()}
+        elif latents:
+            asked |= {
+                "stochastic_steps": config.trained_steps(iteration),
+                "keep_mean": not checked or "mean" in config.needs,
+                "keep_final": "final" in config.needs,
+            }
+        return asked
 
     def evaluation_options(self, config: Any, num_steps: int | None) -> dict[str, Any]:
-        """What a rollout is asked for that is to be compared with others.
+        """What a rollout is asked for that is to be compared with others: fields of its `RolloutRequest`.
+
+        Tokens and actions have the temperature of evaluation, and latents no noise on the way.
 
         Args:
             config: The settings.
             num_steps: Denoising steps, where there are such; None takes those of training.
         """
-        return {}
+        asked = {"same_noise": config.same_noise, "temperature": config.policy.eval_temperature}
+        if self._latents(config):
+            asked |= {"stochastic_steps": (), "num_steps": num_steps}
+        return asked
 
-    def env_steps(self, batch: EpisodeBatch, config: Any) -> int:
-        """Steps of the environment that a batch took: by default its unmasked transitions."""
-        return sum(int(phase.mask.sum()) for phase in batch.phases.values())
+    def _latents(self, config: Any) -> set[str]:
+        """The phases that denoise."""
+        return {name for name, kind in self.phases(config).items() if kind == "latents"}
 
     def check(self, config: Any) -> None:
         """Refuse settings that cannot work here.

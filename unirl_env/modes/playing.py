@@ -7,15 +7,15 @@ from typing import Any
 from unirl_env.errors import ConfigError
 from unirl_env.models.making import make_model
 from unirl_env.modes.mode import MakeEnv, Mode
-from unirl_env.policies.head_actor import HeadActor
-from unirl_env.policies.heads import Head, head_of
-from unirl_env.rollouts.heads import HeadRollout
+from unirl_env.policies.actor import Actor
+from unirl_env.policies.distributions import distribution_over
+from unirl_env.rollouts.play import Rollout
 
 __all__ = ["Playing"]
 
 
 class Playing(Mode):
-    """Episodes of one phase, `actions`, played step by step with a `HeadActor`.
+    """Episodes of one phase, `actions`, played step by step with an `ActionHead`.
 
     A subclass says its `name`, its `argument` and its `environment`. The model that the argument names has
     `action_space` (`Discrete`, or a `Box` of floating point numbers of rank 1 or more) and `network()`, a
@@ -31,49 +31,21 @@ class Playing(Mode):
     0, and otherwise draws as training does.
     """
 
-    @property
-    def policy(self) -> type:
-        """A network with the head of the action space."""
-        from unirl_env.policies.head_policy import HeadPolicy
-
-        return HeadPolicy
-
-    def policy_options(self, config: Any) -> dict[str, Any]:
-        """Of every mode; the model by its path, because the policy does not know whose names these are."""
-        options = super().policy_options(config)
-        name = options["model"]
-        named = isinstance(name, str) and name in self.models
-        return {**options, "model": self.models.target(name) if named else name}
+    head_settings = ("temperature",)
 
     def phases(self, config: Any) -> dict[str, str]:
-        """One, of the kind that the head gives."""
-        return {"actions": self.head(config).kind}
-
-    def head(self, config: Any) -> Head:
-        """The head over the model's actions.
+        """One, of the kind that the model's actions are.
 
         Raises:
-            ConfigError: If no head knows them.
+            ConfigError: If there is no distribution over them.
         """
         choice = self.choice(config.env_options())
         model = make_model(self.models, choice.name, choice.options)
-        return head_of(getattr(model, "action_space", None))
+        return {"actions": distribution_over(getattr(model, "action_space", None)).kind}
 
-    def actor_options(self, config: Any) -> dict[str, Any]:
-        """What is drawn from."""
-        return {"temperature": config.policy.temperature}
-
-    def rollout(self, config: Any, make_env: MakeEnv, actor: HeadActor) -> HeadRollout:
+    def rollout(self, config: Any, make_env: MakeEnv, actor: Actor) -> Rollout:
         """The network beside its environment."""
-        return HeadRollout(make_env, actor, batch_size=config.rollout_batch_size)
-
-    def rollout_options(self, config: Any) -> dict[str, Any]:
-        """How the episodes of a group begin."""
-        return {"same_noise": config.same_noise}
-
-    def evaluation_options(self, config: Any, num_steps: int | None) -> dict[str, Any]:
-        """The likeliest actions where the temperature of evaluation is 0."""
-        return {"greedy": config.policy.eval_temperature == 0}
+        return Rollout(make_env, actor, batch_size=config.rollout_batch_size)
 
     def check(self, config: Any) -> None:
         """Engine, temperatures, and the words of token models, which would say nothing here."""

@@ -7,14 +7,14 @@ from typing import Any, ClassVar
 
 from unirl_env.envs.encodings import encode_prompts, input_limits
 from unirl_env.envs.tokens import MAX_NEW_TOKENS, MAX_PROMPT_TOKENS, TokenVectorEnv
-from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ConfigError
 from unirl_env.models import LANGUAGE_MODELS, LanguageModel
 from unirl_env.modes.mode import MakeEnv, Mode
-from unirl_env.policies.token_actor import TokenActor
+from unirl_env.policies.actor import Actor
 from unirl_env.rewards.secrets import resolved
+from unirl_env.rollouts.drivers.tokens import TextDriver
 from unirl_env.rollouts.engines import ENGINES, Engine
-from unirl_env.rollouts.tokens import TokenRollout
+from unirl_env.rollouts.play import Rollout
 from unirl_env.types import Prompt
 
 __all__ = ["ENHANCING", "TOKENS", "Enhancing", "Tokens", "check_tokens", "read_once"]
@@ -33,45 +33,33 @@ class Tokens(Mode):
     embedded = "unirl/TinyQwen3-Math-v0"
     gives: ClassVar[Mapping[str, bool]] = {"text": True, "tokens": True}
     engines = generator = True
-
-    @property
-    def policy(self) -> type:
-        """A categorical over the next token."""
-        from unirl_env.policies.rl_module import TokenPolicy
-
-        return TokenPolicy
+    head_settings = ("temperature", "top_p", "top_k")
 
     def phases(self, config: Any) -> dict[str, str]:
         """One, of tokens."""
         return {"text": "tokens"}
 
-    def actor_options(self, config: Any) -> dict[str, Any]:
-        """What is sampled from."""
-        policy = config.policy
-        return {"temperature": policy.temperature, "top_p": policy.top_p, "top_k": policy.top_k}
-
     def env_options(self, config: Any) -> dict[str, Any]:
         """No pictures: padded for every episode they take much memory; rollouts read them once per prompt."""
         return {"with_inputs": False}
 
-    def rollout(self, config: Any, make_env: MakeEnv, actor: TokenActor) -> TokenRollout:
+    def rollout(self, config: Any, make_env: MakeEnv, actor: Actor) -> Rollout:
         """An engine that proposes, beside the environment that disposes."""
-        return TokenRollout(
-            make_env, self._engine(config, actor), actor=actor, batch_size=config.rollout_batch_size
-        )
+        driver = TextDriver(self._engine(config, actor), actor)
+        return Rollout(make_env, {"text": driver}, batch_size=config.rollout_batch_size)
 
-    def _engine(self, config: Any, actor: TokenActor) -> Engine:
+    def _engine(self, config: Any, actor: Actor) -> Engine:
         make = ENGINES.get(config.engine)
         options = resolved(config.engine_options, "engine_options")
         try:
             if config.engine == "local":
                 return make(actor, **options)
-            model, env = actor.language_model, config.env_options()
+            model, env, head = actor.model, config.env_options(), actor.head("text")
             settings = {
                 "eos_ids": model.eos_ids,
-                "temperature": actor.temperature,
-                "top_p": actor.top_p,
-                "top_k": actor.top_k,
+                "temperature": head.temperature,
+                "top_p": head.top_p,
+                "top_k": head.top_k,
                 "lora_rank": config.policy.lora_rank,
                 "revision": getattr(model, "revision", None),
                 "max_length": env.get("max_prompt_tokens", MAX_PROMPT_TOKENS)
@@ -84,22 +72,6 @@ class Tokens(Mode):
             raise ConfigError(
                 f"`engine_options` must fit the engine {config.engine!r}, got {options}: {error}"
             ) from error
-
-    def rollout_options(self, config: Any) -> dict[str, Any]:
-        """Nothing of its own."""
-        return {}
-
-    def training_options(self, config: Any, iteration: int, *, checked: bool) -> dict[str, Any]:
-        """The policy's own distribution."""
-        return {}
-
-    def evaluation_options(self, config: Any, num_steps: int | None) -> dict[str, Any]:
-        """The temperature of evaluation."""
-        return {"temperature": config.policy.eval_temperature}
-
-    def env_steps(self, batch: EpisodeBatch, config: Any) -> int:
-        """One for each token of the policy's."""
-        return int(batch.phases["text"].mask.sum())
 
     def check(self, config: Any) -> None:
         """Sampling, weights of tokens, micro-batches."""

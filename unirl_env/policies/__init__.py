@@ -5,21 +5,31 @@ from typing import TYPE_CHECKING
 from unirl_env.registry import lazily
 
 if TYPE_CHECKING:
-    from unirl_env.policies.actor import FlowActor, LoRAConfig
-    from unirl_env.policies.heads import Head
-    from unirl_env.policies.hybrid_actor import HybridActor
+    from unirl_env.policies.actor import Actor, LoRAConfig
+    from unirl_env.policies.by_phase import act_by_phase
+    from unirl_env.policies.heads import ActionHead, Head, LatentHead, TokenHead
     from unirl_env.policies.rl_module import GenerativePolicy
-    from unirl_env.policies.token_actor import TokenActor
 
-__all__ = ["FlowActor", "GenerativePolicy", "Head", "HybridActor", "LoRAConfig", "TokenActor"]
+__all__ = [
+    "ActionHead",
+    "Actor",
+    "GenerativePolicy",
+    "Head",
+    "LatentHead",
+    "LoRAConfig",
+    "TokenHead",
+    "act_by_phase",
+]
 
 _HOMES = {
-    "FlowActor": "actor",
+    "ActionHead": "heads",
+    "Actor": "actor",
     "GenerativePolicy": "rl_module",
     "Head": "heads",
-    "HybridActor": "hybrid_actor",
+    "LatentHead": "heads",
     "LoRAConfig": "actor",
-    "TokenActor": "token_actor",
+    "TokenHead": "heads",
+    "act_by_phase": "by_phase",
 }
 
 __getattr__, __dir__ = lazily(__name__, _HOMES)

@@ -1,45 +1,56 @@
-"""The denoising policy in plain torch: a network, its adapters, and one Gaussian step."""
+"""The policy in plain torch: one network, with adapters or whole, and a head for each phase."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as nnf
-from torch import Tensor
+from torch import Tensor, nn
 
-import unirl_env.functional as F
-from unirl_env.arguments.values import number
-from unirl_env.errors import ContractError
-from unirl_env.functional import SDEStep
-from unirl_env.models.denoiser import NEGATIVE, Denoiser
-from unirl_env.models.options import as_dtype
-from unirl_env.policies.trained import LoRAConfig, TrainedNetwork
+from unirl_env.errors import CheckpointError, ConfigError, ContractError
+from unirl_env.policies.heads import Head, LatentHead, heads_of
 
-__all__ = ["FlowActor", "LoRAConfig"]
-
-ANNOUNCED = ("latent", "sigma", "sigma_next", "step", "stochastic")
-"""Observation keys that are not context."""
-ROW = "context_row"
-"""Which context each row has, where contexts are given once."""
+__all__ = ["Actor", "LoRAConfig"]
 
 
-class FlowActor(TrainedNetwork):
-    """Turns the velocity of a denoising network into a Gaussian over the next latent.
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters, by peft.
 
-    Sampling and scoring are one code path, so that scoring what was sampled gives ratio one.
+    Attributes:
+        rank: Their rank.
+        alpha: Their scale is `alpha / rank`.
+        targets: Names of layers; None takes the model family's own list.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    targets: tuple[str, ...] | None = None
+
+
+class Actor(nn.Module):
+    """Acts with a model's network, and scores what was done by the same code.
 
     Args:
-        denoiser: The adapter of the model family; only its trained half is loaded.
+        model: The adapter of the model family: a denoiser, a language model, a unified model, or anything
+            with an `action_space`. Only its trained half is loaded.
         lora: Train adapters on a frozen network, or all weights if None.
-        guidance: Classifier-free guidance; other than 1 it needs negative prompts in the observation, and
-            evaluates both in one batched forward.
-        dynamics: `flow`, `dance` or `cps`.
-        eta: Noise level.
-        storage_dtype: What latents are rounded to before they are scored; the learner replays just that.
+        heads: How each phase is acted in, by its name; None takes those of `heads_of`.
+        train_phases: The phases that are trained, None all of them; weights of a unified model that only
+            another one reads are frozen.
         keep_reference: Keep a frozen copy of all weights for `reference()`; adapters need none.
-        gradient_checkpointing: Recompute activations in the backward pass, where the network can.
+        gradient_checkpointing: Recompute activations in the backward pass, where the network can; the layers
+            of transformers do so for tokens, not for latents.
+        **settings: Of the heads: `guidance`, `dynamics`, `eta` and `storage_dtype` of latents;
+            `temperature`, `top_p`, `top_k` and `chunk_bytes` of tokens; `temperature` of other actions.
+
+    Attributes:
+        network: What is trained.
+        heads: By the phases' names, in the order of an episode.
 
     Raises:
         ConfigError: If a setting is out of range, or the network cannot do what it is asked for.
@@ -47,113 +58,253 @@ class FlowActor(TrainedNetwork):
 
     def __init__(
         self,
-        denoiser: Denoiser,
+        model: Any,
         *,
         lora: LoRAConfig | None = None,
-        guidance: float = 1.0,
-        dynamics: str = "flow",
-        eta: float = 0.7,
-        storage_dtype: torch.dtype | str = torch.float32,
+        heads: Mapping[str, Head] | None = None,
+        train_phases: Sequence[str] | None = None,
         keep_reference: bool = False,
         gradient_checkpointing: bool = False,
+        **settings: Any,
     ):
-        # An impossible kernel is refused here, before a model is loaded.
-        eta, guidance = number("eta", eta), number("guidance", guidance)
-        F.transition(torch.zeros(1, 1), torch.zeros(1, 1), 0.5, 0.25, dynamics=dynamics, eta=eta)
-        storage_dtype = as_dtype("storage_dtype", storage_dtype)
-        super().__init__(
-            denoiser,
-            lora=lora,
-            keep_reference=keep_reference,
-            gradient_checkpointing=gradient_checkpointing,
-        )
-        self.guidance, self.dynamics, self.eta = guidance, dynamics, eta
-        self.storage_dtype = storage_dtype
+        super().__init__()
+        self.model = model
+        self.heads = heads_of(model, **settings) if heads is None else dict(heads)
+        trained = tuple(self.heads if train_phases is None else train_phases)
+        if not trained or not set(trained) <= set(self.heads):
+            raise ConfigError(f"`train_phases` must name some of {tuple(self.heads)}, got {list(trained)}.")
+        self.network = model.network().eval()
+        self.lora = lora
+        self._frozen: list[nn.Module] = []
+        self._layers: list[nn.Module] = []
+        if lora is None:
+            self.network.requires_grad_(True)
+            if keep_reference:
+                # In a list, so that the copy is neither moved into the state nor into the optimizer.
+                self._frozen = [copy.deepcopy(self.network).requires_grad_(False)]
+        else:
+            self._attach_adapters(lora)
+        # Once more: layers that peft adds begin in training mode.
+        self.network.eval()
+        if gradient_checkpointing:
+            self._checkpoint_gradients()
+        for phase in set(self.heads) - set(trained):
+            for parameter in model.private(self.network, phase):
+                parameter.requires_grad_(False)
 
-    @property
-    def denoiser(self) -> Denoiser:
-        """The model family's adapter."""
-        return self.model
-
-    def read(self, obs: Mapping[str, Tensor]) -> Any:
-        """What all steps of the episodes of `obs` share: their contexts as the network reads them.
-
-        Whoever takes many steps reads once and hands the result to `act`.
-
-        Args:
-            obs: Context, each `[N, ...]`; or each `[P, ...]` with `context_row` `[N]`.
+    def head(self, phase: str | None = None) -> Head:
+        """The head of `phase`; None where there is one.
 
         Raises:
-            ContractError: If guidance lacks negative prompts.
+            ContractError: If there is no such phase, or there are several.
         """
-        row = obs.get(ROW)
-        known = (*ANNOUNCED, ROW)
-        context = {k: v for k, v in obs.items() if k not in known and not k.startswith(NEGATIVE)}
-        if self.guidance != 1.0:
-            missing = [name for name in context if NEGATIVE + name not in obs]
-            if missing or not context:
-                raise ContractError(
-                    f"`guidance` {self.guidance} needs negative prompts in the observation, got none; "
-                    "make the environment with `with_negative=True`."
-                )
-            count = len(next(iter(context.values())))
-            context = {k: _cat_padded(obs[NEGATIVE + k], v) for k, v in context.items()}
-            row = None if row is None else torch.cat([row, row + count])
-        reading = self.denoiser.read(self.network, context)
-        return reading if row is None else self.denoiser.pick(reading, row)
+        if phase is None and len(self.heads) == 1:
+            return next(iter(self.heads.values()))
+        if phase not in self.heads:
+            raise ContractError(f"`phase` must be one of {', '.join(map(repr, self.heads))}, got {phase!r}.")
+        return self.heads[phase]
 
-    def act(self, obs: Mapping[str, Tensor], noise: Tensor | None = None, *, reading: Any = None) -> SDEStep:
-        """Sample the next latents.
+    def read(self, obs: Mapping[str, Tensor], *, phase: str | None = None) -> Any:
+        """The contexts of latents, read once for many steps; see `LatentHead.read`."""
+        return self.latent_head(phase).read(self.network, obs)
+
+    def act(
+        self, obs: Mapping[str, Tensor], draws: Tensor | None = None, *, phase: str | None = None, **more: Any
+    ) -> Any:
+        """Draw the next actions of N episodes.
 
         Args:
-            obs: An observation of `DenoiseVectorEnv`, each `[N, ...]`.
-            noise: `[N, ...]` standard normal, like the latents; None where no step is stochastic.
-            reading: What `read` returned for these N episodes; None reads them now.
+            obs: An observation of the environment as tensors `[N, ...]`.
+            draws: Keyed random numbers: noise like the latents, or `[N]` in [0, 1) for tokens. None where
+                nothing is left to chance.
+            phase: Of the episodes; None where there is one.
+            **more: What the head can be given beside: `reading` of latents, which `read` returned.
+
+        Returns:
+            A named tuple, whose first field is the action, with `log_prob` `[N]`.
         """
-        return self._step(obs, reading, noise=noise)
+        head = self.head(phase)
+        with self._recomputing(head):
+            return head.act(self.network, obs, draws, **more)
 
-    def score(self, obs: Mapping[str, Tensor], next_latent: Tensor) -> SDEStep:
-        """Score given next latents `[N, ...]`, with gradient to the trainable weights."""
-        return self._step(obs, None, next_latent=next_latent)
+    def likeliest(self, obs: Mapping[str, Tensor], *, phase: str | None = None) -> Any:
+        """The next actions without chance: those of the deterministic ODE, or the likeliest ones."""
+        return self.head(phase).likeliest(self.network, obs)
 
-    def velocity(self, obs: Mapping[str, Tensor], reading: Any = None) -> Tensor:
-        """The guided velocity `[N, ...]` in float32."""
-        latent, sigma = obs["latent"], obs["sigma"]
-        reading = self.read(obs) if reading is None else reading
-        if self.guidance == 1.0:
-            return self.denoiser.velocity(self.network, latent, sigma, reading).float()
-        doubled = self.denoiser.velocity(
-            self.network, torch.cat([latent, latent]), torch.cat([sigma, sigma]), reading
+    def score(self, obs: Mapping[str, Tensor], action: Tensor, *, phase: str | None = None) -> Any:
+        """Score given actions `[N, ...]`, with gradient to the trainable weights.
+
+        Args:
+            obs: Their observations, each `[N, ...]`; for tokens a packed row, as `policies.packing` makes it.
+            action: As `act` gives them.
+            phase: Theirs; None where there is one.
+        """
+        head = self.head(phase)
+        with self._recomputing(head):
+            return head.score(self.network, obs, action)
+
+    def velocity(self, obs: Mapping[str, Tensor], *, phase: str | None = None) -> Tensor:
+        """The guided velocity `[N, ...]` float32 of a phase that denoises, with gradient.
+
+        Raises:
+            ContractError: If the phase does not denoise.
+        """
+        return self.latent_head(phase).velocity(self.network, obs)
+
+    def latent_head(self, phase: str | None = None) -> LatentHead:
+        """The head of a phase that denoises latents.
+
+        Raises:
+            ContractError: If `phase` does something else.
+        """
+        head = self.head(phase)
+        if not isinstance(head, LatentHead):
+            raise ContractError(
+                f"A velocity must be asked of a phase that denoises latents, got `{phase}`, in which "
+                f"{type(head).__name__} acts; try `context.score`."
+            )
+        return head
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Within it, the actor is the untrained model.
+
+        Raises:
+            ContractError: If all weights are trained and no copy was kept.
+        """
+        if self.lora is not None:
+            layers = list(self._adapter_layers())
+            for layer in layers:
+                layer.enable_adapters(False)
+            try:
+                yield
+            finally:
+                for layer in layers:
+                    layer.enable_adapters(True)
+            return
+        if not self._frozen:
+            raise ContractError(
+                "The untrained weights must be kept, got none; try `keep_reference=True`, or adapters."
+            )
+        trained, self.network = self.network, self._frozen[0]
+        try:
+            yield
+        finally:
+            self.network = trained
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """The trained weights by name; references, not copies."""
+        return {name: p.detach() for name, p in self.network.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
+        """Load trained weights; those that `state` does not name stay as they are.
+
+        Raises:
+            CheckpointError: If a name is unknown or a shape differs.
+        """
+        own = self.trainable_state()
+        for name, value in state.items():
+            if name not in own or own[name].shape != value.shape:
+                expected = list(own[name].shape) if name in own else "no such weight"
+                raise CheckpointError(
+                    f"Weight `{name}` must fit this policy ({expected}), got shape {list(value.shape)}; "
+                    "check `lora_rank`, `lora_targets` and the model."
+                )
+        # Nothing is written before all of it fits.
+        for name, value in state.items():
+            own[name].copy_(value)
+
+    def save_adapters(self, directory: str) -> None:
+        """Write the adapters in the form that the family's own pipeline loads.
+
+        Raises:
+            ConfigError: If all weights are trained.
+        """
+        if self.lora is None:
+            raise ConfigError("There are no adapters to export: this policy trains all weights.")
+        self.model.save_adapters(self.network, directory)
+
+    def save_weights(self, directory: str) -> None:
+        """Write all weights in the form that the family's own library loads, adapters merged in."""
+        self.model.save_weights(self.network, directory)
+
+    def _apply(self, function, recurse=True):  # the frozen copy follows `.to(...)`
+        self._frozen = [module._apply(function) for module in self._frozen]
+        return super()._apply(function, recurse)
+
+    def _attach_adapters(self, lora: LoRAConfig) -> None:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        targets: Sequence[str] = lora.targets or self.model.lora_targets
+        if not targets:
+            raise ConfigError(
+                f"{type(self.model).__name__} names no layers for adapters; train all weights instead "
+                "(`lora_rank: null`)."
+            )
+        config = LoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, target_modules=list(targets), init_lora_weights="gaussian"
         )
-        without, with_prompt = doubled.float().chunk(2)
-        return without + self.guidance * (with_prompt - without)
+        self.network.requires_grad_(False)
+        try:
+            for part in self._adapted():
+                inject_adapter_in_model(config, part)
+        except ValueError as error:
+            raise ConfigError(
+                f"`lora_targets` must name layers of the network, got {list(targets)}: {error}"
+            ) from error
+        self._check_targets(lora.targets or ())
+        for name, parameter in self.network.named_parameters():
+            if "lora_" in name:
+                # Small steps vanish in half precision; the adapters are small enough for float32.
+                parameter.data = parameter.data.float()
+                parameter.requires_grad_(True)
 
-    def _step(
-        self,
-        obs: Mapping[str, Tensor],
-        reading: Any,
-        *,
-        noise: Tensor | None = None,
-        next_latent: Tensor | None = None,
-    ) -> SDEStep:
-        return F.sde_step(
-            self.velocity(obs, reading),
-            obs["latent"],
-            obs["sigma"],
-            obs["sigma_next"],
-            dynamics=self.dynamics,
-            eta=self.eta,
-            noise=noise,
-            next_latent=next_latent,
-            stochastic=obs.get("stochastic"),
-            storage_dtype=self.storage_dtype,
-        )
+    def _check_targets(self, targets: Sequence[str]) -> None:
+        """Refuse a name that no adapted layer has: peft passes over it where another one matches."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
 
+        parts = (module for part in self._adapted() for module in part.named_modules())
+        names = [name for name, module in parts if isinstance(module, BaseTunerLayer)]
+        for target in targets:
+            if not any(name == target or name.endswith(f".{target}") for name in names):
+                raise ConfigError(
+                    f"`lora_targets` must each name layers of the network, got {target!r}, which names none; "
+                    f"try some of {sorted({name.rpartition('.')[2] for name in names})}."
+                )
 
-def _cat_padded(first: Tensor, second: Tensor) -> Tensor:
-    """One after the other; texts `[P, L]` of unequal width are filled up with 0."""
-    if first.shape[1:] == second.shape[1:]:
-        return torch.cat([first, second])
-    width = max(first.shape[1], second.shape[1])
-    wide = (nnf.pad(part, [0] * 2 * (part.ndim - 2) + [0, width - part.shape[1]]) for part in (first, second))
-    return torch.cat(list(wide))
+    def _adapted(self) -> tuple[nn.Module, ...]:
+        """The networks that adapters attach to one by one."""
+        parts = getattr(self.model, "parts", None)
+        return (self.network,) if parts is None else parts(self.network)
+
+    def _adapter_layers(self) -> Iterator[nn.Module]:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        return (module for module in self.network.modules() if isinstance(module, BaseTunerLayer))
+
+    def _checkpoint_gradients(self) -> None:
+        for network in self._adapted():
+            if hasattr(network, "enable_gradient_checkpointing"):
+                network.enable_gradient_checkpointing()
+            elif getattr(network, "supports_gradient_checkpointing", False):
+                network.gradient_checkpointing_enable()
+                self._layers += [m for m in network.modules() if getattr(m, "gradient_checkpointing", False)]
+            else:
+                raise ConfigError(f"{type(network).__name__} cannot checkpoint gradients; turn it off.")
+
+    @contextmanager
+    def _recomputing(self, head: Head) -> Iterator[None]:
+        """Within it, transformers' layers recompute for `head`; a cache outside it would exclude that.
+
+        They do so in training mode only. The flag is set on the layers alone: dropout inside them would score
+        an action under another policy than the one that sampled it.
+        """
+        layers = self._layers if head.recomputes else ()
+        for layer in layers:
+            layer.training = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False

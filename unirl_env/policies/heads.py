@@ -1,198 +1,379 @@
-"""Heads: a network's output as a distribution over actions. Drawing and scoring are one function.
+"""Heads: what a network says, as a policy over the next latent, token or action.
 
-A head is chosen by the space of actions: a `Categorical` over `Discrete`, a `Gaussian` over `Box`.
+A head owns no weights. It is made of a model and of settings, and is given the network; how it draws and how
+it scores is one code path, so that scoring what was drawn gives ratio one.
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from gymnasium import spaces
-from torch import Tensor
+import torch.nn.functional as nnf
+from torch import Tensor, nn
 
 import unirl_env.functional as F
-from unirl_env.arguments.values import number
+from unirl_env.arguments.values import number, whole
 from unirl_env.errors import ConfigError, ContractError
-from unirl_env.functional import TokenStep
+from unirl_env.functional import SDEStep, TokenStep
+from unirl_env.models.denoiser import NEGATIVE
+from unirl_env.models.options import as_dtype
+from unirl_env.policies.distributions import distribution_over
+from unirl_env.policies.packing import pack_prefixes
 
-__all__ = ["ActionStep", "Categorical", "Gaussian", "Head", "head_of"]
+__all__ = ["ActionHead", "Head", "LatentHead", "TokenHead", "check_sampling", "heads_of"]
 
-LOG_STD = (-10.0, 5.0)
-"""Where a log-std is cut: beyond it, densities overflow float32 or drown in its rounding."""
-HALF_LOG_2_PI = 0.5 * math.log(2.0 * math.pi)
-
-
-class ActionStep(NamedTuple):
-    """What a `Gaussian` returns.
-
-    Attributes:
-        action: `[N, *shape]` float32, drawn or given.
-        log_prob: `[N]` float32 in nats of the whole action: the log of a density, which may be positive.
-        entropy: `[N]` float32 in nats, with gradient.
-    """
-
-    action: Tensor
-    log_prob: Tensor
-    entropy: Tensor
+ANNOUNCED = ("latent", "sigma", "sigma_next", "step", "stochastic")
+"""Observation keys of denoising that are not context."""
+ROW = "context_row"
+"""Which context each row has, where contexts are given once."""
+PICTURES = ("pixel_values", "image_grid_thw")
 
 
 class Head(ABC):
-    """A distribution over actions, made of what a network returns.
+    """How one phase of a model's episodes is acted in.
+
+    Args:
+        model: The model's view of the phase.
 
     Attributes:
         kind: The kind of phase that its actions make, as `Phase.kind` has it.
+        recomputes: Whether the layers of transformers may recompute activations in its passes.
     """
 
-    kind: ClassVar[str]
+    kind: str
+    recomputes: ClassVar[bool] = False
+
+    def __init__(self, model: Any):
+        self.model = model
 
     @abstractmethod
-    def draws(self, seeds: Tensor, step: int, device: torch.device) -> Tensor:
-        """Keyed random numbers `[N, ...]` for one action: a function of `seeds` `[N]` and `step`."""
-
-    @abstractmethod
-    def step(self, output: Any, *, action: Tensor | None = None, draws: Tensor | None = None) -> Any:
-        """Score the given `action`, or draw one with `draws`, or with neither take the likeliest one.
+    def act(self, network: nn.Module, obs: Mapping[str, Tensor], draws: Tensor | None = None) -> Any:
+        """Draw the next actions of N episodes.
 
         Args:
-            output: What the network returned for N rows.
-            action: `[N, ...]` to score, with gradient.
-            draws: What `draws` returned.
+            network: The model's.
+            obs: An observation of the environment as tensors `[N, ...]`.
+            draws: Keyed random numbers `[N, ...]`; None where nothing is left to chance.
 
         Returns:
-            A named tuple, whose first field is the action, with `log_prob` and `entropy`, each `[N]`.
+            A named tuple, whose first field is the action, with `log_prob` `[N]`.
         """
 
+    @abstractmethod
+    def score(self, network: nn.Module, obs: Mapping[str, Tensor], action: Tensor) -> Any:
+        """Score given actions `[N, ...]` as `act` draws them, with gradient to the trainable weights."""
 
-class Categorical(Head):
-    """One of n actions, from logits `[N, n]`.
+    def likeliest(self, network: nn.Module, obs: Mapping[str, Tensor]) -> Any:
+        """The next actions without chance."""
+        return self.act(network, obs)
+
+
+class LatentHead(Head):
+    """A Gaussian over the next latent, of the velocity of a denoising network.
 
     Args:
-        space: The actions.
-        temperature: What logits are divided by, drawn and scored alike; positive.
+        denoiser: The adapter of the model family.
+        guidance: Classifier-free guidance; other than 1 it needs negative prompts in the observation, and
+            evaluates both in one batched forward.
+        dynamics: `flow`, `dance` or `cps`.
+        eta: Noise level.
+        storage_dtype: What latents are rounded to before they are scored; the learner replays just that.
 
     Raises:
-        ConfigError: If the temperature is not positive.
+        ConfigError: If a setting is out of range.
     """
 
-    kind = "discrete"
+    kind = "latents"
 
-    def __init__(self, space: spaces.Discrete, *, temperature: float = 1.0):
-        self.count, self.first = int(space.n), int(space.start)
-        self.temperature = number("temperature", temperature)
-        if not self.temperature > 0:
-            raise ConfigError(f"`temperature` must be positive, got {temperature}; try 1.0.")
+    def __init__(
+        self,
+        denoiser: Any,
+        *,
+        guidance: float = 1.0,
+        dynamics: str = "flow",
+        eta: float = 0.7,
+        storage_dtype: torch.dtype | str = torch.float32,
+    ):
+        super().__init__(denoiser)
+        self.eta, self.guidance = number("eta", eta), number("guidance", guidance)
+        self.dynamics, self.storage_dtype = dynamics, as_dtype("storage_dtype", storage_dtype)
+        # An impossible kernel is refused here, before a model is loaded.
+        F.transition(torch.zeros(1, 1), torch.zeros(1, 1), 0.5, 0.25, dynamics=dynamics, eta=self.eta)
 
-    def draws(self, seeds: Tensor, step: int, device: torch.device) -> Tensor:
-        """A uniform number `[N]` float64 each."""
-        return F.keyed_uniform(seeds, step, device=device)
+    def read(self, network: nn.Module, obs: Mapping[str, Tensor]) -> Any:
+        """What all steps of the episodes of `obs` share: their contexts as the network reads them.
 
-    def step(self, output: Tensor, *, action: Tensor | None = None, draws: Tensor | None = None) -> TokenStep:
-        """As `Head.step`: a `TokenStep`, whose entropy has a gradient here.
+        Whoever takes many steps reads once and hands the result to `act`.
+
+        Args:
+            network: The denoiser's.
+            obs: Context, each `[N, ...]`; or each `[P, ...]` with `context_row` `[N]`.
 
         Raises:
-            ContractError: If the network gives no logits for the n actions.
+            ContractError: If guidance lacks negative prompts.
         """
-        if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] != self.count:
-            got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ContractError(f"The network must return logits [N, {self.count}], got {got}.")
-        greedy = action is None and draws is None
+        row = obs.get(ROW)
+        known = (*ANNOUNCED, ROW)
+        context = {k: v for k, v in obs.items() if k not in known and not k.startswith(NEGATIVE)}
+        if self.guidance != 1.0:
+            missing = [name for name in context if NEGATIVE + name not in obs]
+            if missing or not context:
+                raise ContractError(
+                    f"`guidance` {self.guidance} needs negative prompts in the observation, got none; "
+                    "make the environment with `with_negative=True`."
+                )
+            count = len(next(iter(context.values())))
+            context = {k: _cat_padded(obs[NEGATIVE + k], v) for k, v in context.items()}
+            row = None if row is None else torch.cat([row, row + count])
+        reading = self.model.read(network, context)
+        return reading if row is None else self.model.pick(reading, row)
+
+    def act(
+        self,
+        network: nn.Module,
+        obs: Mapping[str, Tensor],
+        draws: Tensor | None = None,
+        *,
+        reading: Any = None,
+    ) -> SDEStep:
+        """Draw the next latents.
+
+        Args:
+            network: The denoiser's.
+            obs: An observation of `DenoiseVectorEnv`, each `[N, ...]`.
+            draws: `[N, ...]` standard normal, like the latents; None where no step is stochastic.
+            reading: What `read` returned for these N episodes; None reads them now.
+        """
+        return self._step(network, obs, reading, noise=draws)
+
+    def score(self, network: nn.Module, obs: Mapping[str, Tensor], action: Tensor) -> SDEStep:
+        """Score given next latents `[N, ...]`, with gradient to the trainable weights."""
+        return self._step(network, obs, None, next_latent=action)
+
+    def likeliest(self, network: nn.Module, obs: Mapping[str, Tensor]) -> SDEStep:
+        """The next latents of the deterministic ODE."""
+        return self.act(network, {**obs, "stochastic": torch.zeros_like(obs["sigma"], dtype=torch.bool)})
+
+    def velocity(self, network: nn.Module, obs: Mapping[str, Tensor], reading: Any = None) -> Tensor:
+        """The guided velocity `[N, ...]` in float32."""
+        latent, sigma = obs["latent"], obs["sigma"]
+        reading = self.read(network, obs) if reading is None else reading
+        if self.guidance == 1.0:
+            return self.model.velocity(network, latent, sigma, reading).float()
+        doubled = self.model.velocity(
+            network, torch.cat([latent, latent]), torch.cat([sigma, sigma]), reading
+        )
+        without, with_prompt = doubled.float().chunk(2)
+        return without + self.guidance * (with_prompt - without)
+
+    def _step(
+        self, network: nn.Module, obs: Mapping[str, Tensor], reading: Any, **given: Tensor | None
+    ) -> SDEStep:
+        return F.sde_step(
+            self.velocity(network, obs, reading),
+            obs["latent"],
+            obs["sigma"],
+            obs["sigma_next"],
+            dynamics=self.dynamics,
+            eta=self.eta,
+            stochastic=obs.get("stochastic"),
+            storage_dtype=self.storage_dtype,
+            **given,
+        )
+
+
+class TokenHead(Head):
+    """A categorical over the next token, tempered and truncated.
+
+    Temperature, top-k and top-p belong to the policy: log-probs are those of the distribution that tokens are
+    sampled from, whether a token is drawn or given.
+
+    Args:
+        language_model: The adapter of the model family.
+        temperature: What logits are divided by; positive.
+        top_p: Sample among the likeliest tokens of this mass; 1 keeps all.
+        top_k: Sample among this many likeliest tokens; 0 keeps all.
+        chunk_bytes: Memory for logits at a time when scoring.
+
+    Raises:
+        ConfigError: If a setting is out of range.
+    """
+
+    kind = "tokens"
+    recomputes = True
+
+    def __init__(
+        self,
+        language_model: Any,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        chunk_bytes: int = 256 << 20,
+    ):
+        super().__init__(language_model)
+        self.temperature, self.top_p = number("temperature", temperature), number("top_p", top_p)
+        self.top_k, self.chunk_bytes = whole("top_k", top_k), chunk_bytes
+        check_sampling(self.temperature, self.top_p, self.top_k)
+
+    @torch.no_grad()
+    def act(self, network: nn.Module, obs: Mapping[str, Tensor], draws: Tensor | None = None) -> TokenStep:
+        """Draw the next token `[N]` of every episode, without a cache.
+
+        It reads the whole prefix for every token, for agents that act step by step; whole answers come from
+        an engine (`unirl_env.rollouts.engines`).
+
+        Args:
+            network: The language model's.
+            obs: An observation of `TokenVectorEnv` as tensors.
+            draws: `[N]` in [0, 1), as `F.keyed_uniform` makes it; None takes the likeliest token.
+        """
+        logits = self._hidden(network, pack_prefixes(obs)) @ self.model.head(network).T
         step = F.token_step(
-            output,
-            temperature=0.0 if greedy else self.temperature,
-            token=None if action is None else action - self.first,
+            logits.float(),
+            temperature=0.0 if draws is None else self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
             uniform=draws,
         )
-        log_probs = torch.log_softmax(output.float() / self.temperature, -1)
-        # Where an action is forbidden its share is 0, and 0 times -inf would be NaN.
-        entropy = -(log_probs.exp() * log_probs.clamp_min(torch.finfo(torch.float32).min)).sum(-1)
-        return TokenStep(step.token + self.first, step.log_prob, entropy)
+        return step._replace(token=step.token + self.model.first_id)
 
+    def score(self, network: nn.Module, obs: Mapping[str, Tensor], action: Tensor) -> TokenStep:
+        """Score given tokens `[N]`, with gradient to the trainable weights.
 
-class Gaussian(Head):
-    """Real actions, from a mean `[N, *shape]` and a log-std that broadcasts to it.
-
-    Actions are not bounded: what an environment does with one outside its space is the environment's affair.
-    The elements of an action are independent.
-
-    Args:
-        space: The actions.
-        temperature: What stds are multiplied by the root of, drawn and scored alike; positive.
-
-    Raises:
-        ConfigError: If the temperature is not positive.
-    """
-
-    kind = "continuous"
-
-    def __init__(self, space: spaces.Box, *, temperature: float = 1.0):
-        self.shape = tuple(space.shape)
-        temperature = number("temperature", temperature)
-        if not temperature > 0:
-            raise ConfigError(f"`temperature` must be positive, got {temperature}; try 1.0.")
-        self.widened = 0.5 * math.log(temperature)
-
-    def draws(self, seeds: Tensor, step: int, device: torch.device) -> Tensor:
-        """Standard normal noise `[N, *shape]`."""
-        return F.keyed_noise(seeds, step, self.shape, device=device)
-
-    def step(self, output: Any, *, action: Tensor | None = None, draws: Tensor | None = None) -> ActionStep:
-        """As `Head.step`; the likeliest action is the mean.
-
-        Raises:
-            ContractError: If the network gives no finite mean and log-std.
+        Args:
+            network: The language model's.
+            obs: A packed row, as `unirl_env.policies.packing` makes it.
+            action: The tokens that follow the places `obs["source"]` `[N]` of the row.
         """
-        mean, log_std = self._parameters(output)
-        if action is None:
-            action = (mean if draws is None else mean + log_std.exp() * draws.to(mean)).detach()
-        apart = (action.to(mean) - mean) / log_std.exp()
-        log_prob = -(0.5 * apart.square() + log_std + HALF_LOG_2_PI).flatten(1).sum(1)
-        entropy = (log_std + 0.5 + HALF_LOG_2_PI).flatten(1).sum(1)
-        return ActionStep(action, log_prob, entropy)
+        step = F.score_tokens(
+            self._hidden(network, obs),
+            self.model.head(network),
+            action - self.model.first_id,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            chunk_bytes=self.chunk_bytes,
+        )
+        return step._replace(token=action)
 
-    def _parameters(self, output: Any) -> tuple[Tensor, Tensor]:
-        pair = isinstance(output, tuple | list) and len(output) == 2
-        if not pair or not all(isinstance(part, Tensor) for part in output):
-            raise ContractError(
-                f"The network must return a mean and a log-std [N, {', '.join(map(str, self.shape))}], got "
-                f"{type(output).__name__}; try (mean, log_std)."
-            )
-        mean, log_std = output[0].float(), output[1].float()
-        try:
-            fits = tuple(mean.shape[1:]) == self.shape and log_std.expand_as(mean) is not None
-        except RuntimeError:
-            fits = False
-        if not fits:
-            raise ContractError(
-                f"The network must return a mean [N, {', '.join(map(str, self.shape))}] and a log-std that "
-                f"broadcasts to it, got {list(mean.shape)} and {list(log_std.shape)}."
-            )
-        if not bool(mean.isfinite().all()):
-            raise ContractError(
-                "The network must return a finite mean, got NaN or infinity; the policy has diverged: try a "
-                "smaller learning rate."
-            )
-        return mean, log_std.expand_as(mean).clamp(*LOG_STD) + self.widened
+    def _hidden(self, network: nn.Module, obs: Mapping[str, Tensor]) -> Tensor:
+        """The last hidden states `[N, D]` at the places that predict."""
+        hidden = self.model.hidden(
+            network,
+            obs["tokens"][None],
+            obs["positions"][:, None],
+            lengths=obs["lengths"],
+            inputs={name: obs[name] for name in PICTURES if name in obs} or None,
+        )
+        return hidden[0, obs["source"]]
 
 
-def head_of(space: Any, **options: Any) -> Head:
-    """The head over a space of actions.
+class ActionHead(Head):
+    """The distribution over a model's `action_space`, of what its network makes of an observation.
 
     Args:
-        space: Of one episode.
-        **options: Of the head: `temperature`.
+        model: What has `action_space`, and `network()`, a module from observations (a mapping of tensors
+            `[N, ...]`) to what the distribution is made of; maybe `rows_per_forward`.
+        temperature: Of the distribution.
 
     Raises:
-        ConfigError: If no head knows such a space.
+        ConfigError: If the temperature is not positive, or there is no distribution over the actions.
     """
-    if isinstance(space, spaces.Discrete):
-        return Categorical(space, **options)
-    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating) and space.shape:
-        return Gaussian(space, **options)
-    raise ConfigError(
-        f"`action_space` must be Discrete, or a Box of floating point numbers of rank 1 or more, got "
-        f"{space}; try one of them, or an actor of your own."
+
+    def __init__(self, model: Any, *, temperature: float = 1.0):
+        super().__init__(model)
+        self.temperature = temperature
+        self.distribution = distribution_over(model.action_space, temperature=temperature)
+        self.kind = self.distribution.kind
+
+    @torch.no_grad()
+    def act(self, network: nn.Module, obs: Mapping[str, Tensor], draws: Tensor | None = None) -> Any:
+        """Draw the actions of N episodes with what `distribution.draws` gave; without, the likeliest ones."""
+        return self._step(network, obs, draws=draws)
+
+    def score(self, network: nn.Module, obs: Mapping[str, Tensor], action: Tensor) -> Any:
+        """Score given actions `[N, ...]`, with gradient to the trainable weights."""
+        return self._step(network, obs, action=action)
+
+    def _step(self, network: nn.Module, obs: Mapping[str, Tensor], **given: Tensor | None) -> Any:
+        """The step; in batches of one size where the model asks for them, the last one filled up."""
+        rows = getattr(self.model, "rows_per_forward", None)
+        count = len(next(iter(obs.values())))
+        if rows is None or count == 0:
+            return self.distribution.step(network(dict(obs)), **given)
+        steps, device = [], next(iter(obs.values())).device
+        for start in range(0, count, rows):
+            at = torch.arange(start, start + rows, device=device).clamp_max(count - 1)
+            output = network({name: value[at] for name, value in obs.items()})
+            chosen = {name: None if value is None else value[at] for name, value in given.items()}
+            step = self.distribution.step(output, **chosen)
+            steps.append([part[: count - start] for part in step])
+        return type(step)(*(torch.cat(parts) for parts in zip(*steps, strict=True)))
+
+
+def heads_of(model: Any, **settings: Any) -> dict[str, Head]:
+    """The heads of a model's phases, by the phases' names in the order of an episode.
+
+    Args:
+        model: A denoiser (`image`), a language model (`text`), a unified model (both), or anything with an
+            `action_space` (`actions`).
+        **settings: Of the heads. In a unified model, those of `TokenHead` are for tokens of texts and
+            pictures, and those of `LatentHead` for latents; pictures of tokens know none of these, and
+            their `guidance` must be 1.
+
+    Raises:
+        ConfigError: If a setting is out of range.
+        ContractError: If the model is none of these.
+    """
+    if hasattr(model, "action_space"):
+        return {"actions": ActionHead(model, **settings)}
+    if hasattr(model, "text") and hasattr(model, "image"):
+        tokens = ("temperature", "top_p", "top_k", "chunk_bytes")
+        sampling = {name: settings.pop(name) for name in tokens if name in settings}
+        text = TokenHead(model.text, **sampling)
+        if not model.discrete:
+            return {"text": text, "image": LatentHead(model.image, **settings)}
+        if settings.get("guidance", 1.0) != 1.0:
+            raise ConfigError(
+                f"`guidance` must be 1 where pictures are tokens, got {settings['guidance']}; the model's "
+                "own option says how they are guided."
+            )
+        return {"text": text, "image": TokenHead(model.image, **sampling)}
+    if hasattr(model, "velocity"):
+        return {"image": LatentHead(model, **settings)}
+    if hasattr(model, "hidden"):
+        return {"text": TokenHead(model, **settings)}
+    raise ContractError(
+        "A policy's model must be a denoiser, a language model, a unified model, or have an `action_space` "
+        f"and a `network`, got {type(model).__name__}, which is incomplete."
     )
+
+
+def check_sampling(temperature: float, top_p: float, top_k: int) -> None:
+    """Refuse a distribution that cannot be sampled from or trained on.
+
+    Raises:
+        ConfigError: Naming the setting.
+    """
+    if not temperature > 0:
+        raise ConfigError(
+            f"`temperature` must be positive, got {temperature}: a greedy policy has no log-probability to "
+            "train on; try 1.0."
+        )
+    if not 0 < top_p <= 1:
+        raise ConfigError(f"`top_p` must lie in (0, 1], got {top_p}; try 1.0, which keeps all tokens.")
+    if top_k < 0:
+        raise ConfigError(f"`top_k` must be at least 0, got {top_k}; try 0, which keeps all tokens.")
+
+
+def _cat_padded(first: Tensor, second: Tensor) -> Tensor:
+    """One after the other; texts `[P, L]` of unequal width are filled up with 0."""
+    if first.shape[1:] == second.shape[1:]:
+        return torch.cat([first, second])
+    width = max(first.shape[1], second.shape[1])
+    wide = (nnf.pad(part, [0] * 2 * (part.ndim - 2) + [0, width - part.shape[1]]) for part in (first, second))
+    return torch.cat(list(wide))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -163,3 +164,18 @@ class PromptSource:
             keys = [hashlib.blake2b(f"{seed}/{epoch}/{i}".encode()).digest() for i in range(len(self))]
             self._order = ((seed, epoch), sorted(range(len(self)), key=keys.__getitem__))
         return self._order[1]
+
+
+def sample_offsets(prompts: Sequence[Prompt], group_size: int) -> list[int]:
+    """The sample id of each group's first episode `[P]`; a prompt that occurs again goes on with further ids.
+
+    Args:
+        prompts: P prompts, each of a group.
+        group_size: G, episodes per group.
+    """
+    seen: Counter[str] = Counter()
+    offsets = []
+    for prompt in prompts:
+        offsets.append(seen[prompt.id])
+        seen[prompt.id] += group_size
+    return offsets

@@ -6,19 +6,21 @@ from unirl_env.registry import lazily
 
 if TYPE_CHECKING:
     from unirl_env.rollouts.callbacks import PlayedEpisode
+    from unirl_env.rollouts.drivers.driver import Driver
+    from unirl_env.rollouts.drivers.tokens import TextDriver
     from unirl_env.rollouts.engines.local import LocalEngine
-    from unirl_env.rollouts.hybrid import HybridRollout
-    from unirl_env.rollouts.local import LocalRollout
-    from unirl_env.rollouts.tokens import TokenRollout
+    from unirl_env.rollouts.play import Rollout
+    from unirl_env.rollouts.request import RolloutRequest
 
-__all__ = ["HybridRollout", "LocalEngine", "LocalRollout", "PlayedEpisode", "TokenRollout"]
+__all__ = ["Driver", "LocalEngine", "PlayedEpisode", "Rollout", "RolloutRequest", "TextDriver"]
 
 _HOMES = {
-    "HybridRollout": "hybrid",
+    "Driver": "drivers.driver",
     "LocalEngine": "engines.local",
-    "LocalRollout": "local",
     "PlayedEpisode": "callbacks",
-    "TokenRollout": "tokens",
+    "Rollout": "play",
+    "RolloutRequest": "request",
+    "TextDriver": "drivers.tokens",
 }
 
 __getattr__, __dir__ = lazily(__name__, _HOMES)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from ray.rllib.utils import force_list
 
 from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.errors import ConfigError
-from unirl_env.rollouts.requests import list_episodes
+from unirl_env.rollouts.request import RolloutRequest
 from unirl_env.types import Prompt, Sample
 
 __all__ = ["PlayedEpisode", "RunnerCallbacks", "check_callbacks", "episode_lengths", "has_runner_callbacks"]
@@ -142,47 +142,44 @@ class RunnerCallbacks:
     def around(
         self,
         runner: Any,
-        play: Callable[[], EpisodeBatch],
-        prompts: Sequence[Prompt],
-        seed: int,
-        occasion: str | None,
-        options: Mapping[str, Any],
+        play: Callable[[RolloutRequest], EpisodeBatch],
+        request: RolloutRequest,
     ) -> EpisodeBatch:
         """Play a batch, and call what is to be called before and after.
 
         Args:
             runner: Whose batch it is.
             play: Plays it.
-            prompts: Its prompts.
-            seed: The key of its noise.
-            occasion: `"training"`, `"evaluation"`, or None where nobody is told.
-            options: How it is asked for.
+            request: What is asked for.
         """
-        if not self.wanted or occasion is None:
-            return play()
-        runner.config.in_evaluation = occasion == "evaluation"
+        if not self.wanted or request.occasion is None:
+            return play(request)
+        runner.config.in_evaluation = request.occasion == "evaluation"
         try:
-            return self._play(runner, play, prompts, seed, options)
+            return self._play(runner, play, request)
         finally:
             runner.config.in_evaluation = False
 
     def _play(
-        self,
-        runner: Any,
-        play: Callable[[], EpisodeBatch],
-        prompts: Sequence[Prompt],
-        seed: int,
-        options: Mapping[str, Any],
+        self, runner: Any, play: Callable[[RolloutRequest], EpisodeBatch], request: RolloutRequest
     ) -> EpisodeBatch:
         began = time.perf_counter()
-        episodes = list(_announced(prompts, seed, runner.config.in_evaluation, options))
+        episodes = [
+            PlayedEpisode(
+                f"{request.seed:016x}-{episode.prompt.id}-{episode.sample}",
+                episode.prompt,
+                episode.group,
+                runner.config.in_evaluation,
+            )
+            for episode in request.episodes()
+        ]
         about = {"env": runner.env.unwrapped, "rl_module": runner.module}
         for name in ("on_episode_created", "on_episode_start"):
             for i, episode in enumerate(episodes):
                 self._call(runner, name, episode=episode, env_index=i, **about)
-        batch = play()
+        batch = play(request)
         seconds = time.perf_counter() - began
-        lengths = episode_lengths(batch, runner.config, options.get("num_steps"))
+        lengths = episode_lengths(batch, runner.config, request.num_steps)
         for i, (episode, length) in enumerate(zip(episodes, lengths, strict=True)):
             episode.end(batch, i, length, seconds)
             more = {"episode": episode, "env_index": i, "prev_episode_chunks": []}
@@ -234,15 +231,6 @@ def episode_lengths(batch: EpisodeBatch, config: Any, num_steps: int | None = No
             counts = batch.phases[name].mask.sum(1).tolist()
             steps = [count + more for count, more in zip(steps, counts, strict=True)]
     return steps
-
-
-def _announced(
-    prompts: Sequence[Prompt], seed: int, evaluating: bool, options: Mapping[str, Any]
-) -> Iterator[PlayedEpisode]:
-    named = {name: options[name] for name in ("sample_offset", "first_group") if name in options}
-    for request in list_episodes(prompts, options.get("group_size", 1), **named):
-        id_ = f"{seed:016x}-{request.prompt.id}-{request.sample}"
-        yield PlayedEpisode(id_, request.prompt, request.group, evaluating)
 
 
 def _wanted(config: Any, name: str) -> bool:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -24,8 +23,8 @@ from unirl_env.envs.info import told
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ContractError
 from unirl_env.rollouts.callbacks import RunnerCallbacks
+from unirl_env.rollouts.request import RolloutRequest
 from unirl_env.rollouts.sync import require_version
-from unirl_env.types import Prompt
 from unirl_env.worlds.world import ForeignWorld, World
 
 __all__ = ["GenerativeEnvRunner"]
@@ -66,35 +65,17 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
 
     # What an agent calls.
 
-    def collect(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        seed: int,
-        weights_version: int,
-        occasion: str | None = None,
-        **options: Any,
-    ) -> EpisodeBatch:
-        """Play groups of episodes; the options are those of the rollout's `collect`.
-
-        RLlib's callbacks are called on the `occasion` of `"training"` and of `"evaluation"`.
+    def collect(self, request: RolloutRequest) -> EpisodeBatch:
+        """Play the episodes of `request`, and call RLlib's callbacks on its occasion.
 
         Returns:
             The episodes; on the CPU if they are to leave this process.
 
         Raises:
-            StaleWeights: If the policy does not hold the weights of `weights_version`.
+            StaleWeights: If the policy does not hold the weights that the request is about.
         """
-        require_version(self.weights_version, weights_version, f"Runner {self.worker_index or 0}")
-        play = partial(
-            self._player().collect,
-            prompts,
-            seed=seed,
-            weights_version=weights_version,
-            **self.config.mode.rollout_options(self.config),
-            **options,
-        )
-        batch = self.callbacks.around(self, play, prompts, seed, occasion, options)
+        require_version(self.weights_version, request.weights_version, f"Runner {self.worker_index or 0}")
+        batch = self.callbacks.around(self, self._player().collect, request)
         return batch if not self.worker_index else batch.to("cpu")
 
     def load_weights(self, version: int, weights: Mapping[str, Tensor] | ray.ObjectRef) -> None:
@@ -158,8 +139,16 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
         prompts = self.world.prompts.take(self._position, count, seed=self.config.run_seed)
         seed = F.derive_seed(self.config.run_seed, "sample", self.worker_index or 0, self._position)
         self._position += count
-        told = {"weights_version": self.weights_version, "occasion": "training"}
-        return self.collect(prompts, seed=seed, group_size=size, **told)
+        return self.collect(
+            RolloutRequest(
+                prompts,
+                seed=seed,
+                group_size=size,
+                same_noise=self.config.same_noise,
+                weights_version=self.weights_version,
+                occasion="training",
+            )
+        )
 
     def get_spaces(self) -> dict[str, tuple[gym.Space, gym.Space]]:
         """The environment's spaces, by RLlib's names."""

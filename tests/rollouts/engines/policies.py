@@ -4,9 +4,8 @@ import torch
 
 from unirl_env.episode import Phase
 from unirl_env.models.tiny.qwen3 import TinyQwen3
+from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.policies.packing import pack_continuations
-from unirl_env.policies.token_actor import TokenActor
-from unirl_env.policies.trained import LoRAConfig
 from unirl_env.rollouts.engines import Request
 from unirl_env.types import Prompt
 
@@ -21,7 +20,7 @@ def make_actor(rank=None, model=None, **settings):
     with torch.random.fork_rng(devices=[]):
         # Fresh adapters draw from the global generator.
         torch.manual_seed(0)
-        return TokenActor(model, lora=None if rank is None else LoRAConfig(rank=rank), **settings)
+        return Actor(model, lora=None if rank is None else LoRAConfig(rank=rank), **settings)
 
 
 def train(actor, seed, size=0.05):
@@ -73,8 +72,8 @@ def greedy(actor, asked):
             attention_mask=torch.ones_like(context),
             do_sample=False,
             max_new_tokens=request.max_new_tokens,
-            eos_token_id=list(actor.language_model.eos_ids),
-            pad_token_id=actor.language_model.pad_id,
+            eos_token_id=list(actor.model.eos_ids),
+            pad_token_id=actor.model.pad_id,
             **pictures,
         )
         said.append(tuple(tokens[0, context.shape[1] :].tolist()))

@@ -7,8 +7,7 @@ import unirl_env.functional as F
 from pretraining.qwen3_build import build_tiny_qwen3
 from unirl_env.errors import ConfigError, EngineError
 from unirl_env.models.causal_lm import CausalLM
-from unirl_env.policies.token_actor import TokenActor
-from unirl_env.policies.trained import LoRAConfig
+from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.rollouts.engines import ENGINES, Request
 from unirl_env.rollouts.engines.local import LocalEngine
 from unirl_env.types import Prompt
@@ -37,7 +36,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def actor(model):
-    return sharpened(TokenActor(model))
+    return sharpened(Actor(model))
 
 
 def ask(model, prompts=PROMPTS, group=4, tokens=20, seed=0):
@@ -61,7 +60,7 @@ def ask(model, prompts=PROMPTS, group=4, tokens=20, seed=0):
 def scored(actor, request, answer):
     """Log-probabilities of an answer as the learner computes them, without a cache."""
     tokens = torch.tensor(request.tokens + answer.tokens)[:-1]
-    positions = torch.arange(len(tokens)).expand(actor.language_model.position_axes, -1)
+    positions = torch.arange(len(tokens)).expand(actor.model.position_axes, -1)
     inputs = dict(request.inputs)
     if (known := inputs.pop("positions", None)) is not None:
         after = known.max() + 1 + torch.arange(len(tokens) - known.shape[1])
@@ -96,7 +95,7 @@ def assert_alike(found, expected):
 class TestTheLaw:
     @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.7, "top_k": 20, "top_p": 0.9}])
     def test_log_probs_are_those_of_the_learner(self, model, actor, sampling):
-        own = TokenActor(model, **sampling)
+        own = Actor(model, **sampling)
         own.network = actor.network
         requests = ask(model, tokens=30)
         answers = LocalEngine(own).generate(requests)
@@ -149,7 +148,7 @@ class TestTheLaw:
 
     def test_the_temperature_can_be_asked_for(self, model, actor):
         requests = ask(model)
-        hot = TokenActor(model, temperature=2.0)
+        hot = Actor(model, temperature=2.0)
         hot.network = actor.network
         assert_alike(
             LocalEngine(actor).generate(requests, temperature=2.0), LocalEngine(hot).generate(requests)
@@ -225,7 +224,7 @@ class TestWeights:
         assert engine.weights_version == 3
 
     def test_of_another_actor_they_are_taken_over(self, model):
-        ours, theirs = (TokenActor(model, lora=LoRAConfig(rank=2)) for _ in range(2))
+        ours, theirs = (Actor(model, lora=LoRAConfig(rank=2)) for _ in range(2))
         for tensor in theirs.trainable_state().values():
             tensor.normal_(0, 0.3, generator=torch.Generator().manual_seed(1))
         engine, requests = LocalEngine(ours), ask(model, group=1)
@@ -238,14 +237,14 @@ class TestWeights:
         assert_alike(engine.generate(requests), expected)
 
     def test_a_copy_kept_of_all_weights_is_the_base(self, model):
-        own = TokenActor(model, keep_reference=True)
+        own = Actor(model, keep_reference=True)
         engine, requests = LocalEngine(own), ask(model, group=1)
         before = engine.generate(requests)
         sharpened(own)
         assert_alike(engine.generate(requests, base=True), before)
 
     def test_a_network_that_recomputes_still_generates(self, model, actor):
-        own = TokenActor(model, gradient_checkpointing=True)
+        own = Actor(model, gradient_checkpointing=True)
         own.network.load_state_dict(actor.network.state_dict())
         requests = ask(model, group=1)
         assert_alike(LocalEngine(own).generate(requests), LocalEngine(actor).generate(requests))

@@ -143,7 +143,7 @@ def test_weights_that_others_loaded_are_refused(engine, untrained):
 def test_weights_that_cannot_be_read_leave_no_version(engine, untrained, monkeypatch):
     engine.load_weights(1, untrained)
     actor = make_actor()
-    monkeypatch.setattr(actor.language_model, "save_weights", lambda network, directory: None)
+    monkeypatch.setattr(actor.model, "save_weights", lambda network, directory: None)
     with pytest.raises(EngineError, match="vLLM refused"):
         engine.load_weights(2, actor)
     assert engine.weights_version is None

@@ -9,9 +9,11 @@ from policies import MAX_LENGTH, gap, greedy, make_actor, requests, train
 from unirl_env.envs.tokens import TokenVectorEnv
 from unirl_env.errors import EngineError, StaleWeights
 from unirl_env.policies.packing import pack_continuations
+from unirl_env.rollouts.drivers.tokens import TextDriver
 from unirl_env.rollouts.engines import ENGINES
 from unirl_env.rollouts.engines.local import LocalEngine
-from unirl_env.rollouts.tokens import TokenRollout
+from unirl_env.rollouts.play import Rollout
+from unirl_env.rollouts.request import RolloutRequest
 from unirl_env.types import Prompt, Scores
 from unirl_env.wrappers import RewardWrapper
 
@@ -76,7 +78,7 @@ def test_only_the_adapters_in_use_stay_on_the_disk(engine):
 def test_adapters_that_cannot_be_read_leave_no_version(engine, monkeypatch):
     actor = make_actor(rank=6)
     engine.load_weights(1, actor)
-    monkeypatch.setattr(actor.language_model, "save_adapters", lambda network, directory: None)
+    monkeypatch.setattr(actor.model, "save_adapters", lambda network, directory: None)
     with pytest.raises(EngineError, match="vLLM refused"):
         engine.load_weights(2, actor)
     with pytest.raises(StaleWeights):
@@ -97,7 +99,7 @@ def test_rollouts_agree_with_those_of_the_policys_own_network(engine):
     """Answers, a tool's replies and rewards; then the learner's scoring of what vLLM sampled."""
     # A small change: the embedded model must still end its turns, or the tool is never asked.
     actor = train(make_actor(rank=6), seed=6, size=0.004)
-    model = actor.language_model
+    model = actor.model
 
     def make_env(num_envs):
         env = TokenVectorEnv(
@@ -114,18 +116,18 @@ def test_rollouts_agree_with_those_of_the_policys_own_network(engine):
         return RewardWrapper(env, lambda samples, prompts: Scores([float(len(s.tokens)) for s in samples]))
 
     prompts = [Prompt("37+48="), Prompt("tell me a story " * 9)]
-    mine = TokenRollout(make_env, LocalEngine(actor), actor=actor)
-    theirs = TokenRollout(make_env, engine, actor=actor)
+    mine = Rollout(make_env, {"text": TextDriver(LocalEngine(actor))}, actor=actor)
+    theirs = Rollout(make_env, {"text": TextDriver(engine, actor)})
     theirs.load_weights(1)
     mine.load_weights(1)
-    expected = mine.collect(prompts, seed=3, group_size=2, weights_version=1, temperature=0)
-    batch = theirs.collect(prompts, seed=3, group_size=2, weights_version=1, temperature=0)
+    expected = mine.collect(RolloutRequest(prompts, seed=3, group_size=2, weights_version=1, temperature=0))
+    batch = theirs.collect(RolloutRequest(prompts, seed=3, group_size=2, weights_version=1, temperature=0))
     assert torch.equal(batch.phases["text"].action, expected.phases["text"].action)
     assert torch.equal(batch.phases["text"].mask, expected.phases["text"].mask)
     assert torch.equal(batch.rewards, expected.rewards)
     assert ((batch.phases["text"].action >= 0) & ~batch.phases["text"].mask).any()  # the tool spoke
 
-    batch = theirs.collect(prompts, seed=3, group_size=8, weights_version=1)
+    batch = theirs.collect(RolloutRequest(prompts, seed=3, group_size=8, weights_version=1))
     phase = batch.phases["text"]
     packed = pack_continuations(phase, torch.arange(len(batch)))
     with torch.no_grad():

@@ -35,15 +35,15 @@ def test_an_agent_trains_with_answers_from_vllm(env_id, rank, lr):
             assert 0 < agent.iteration_metrics["gap_max"] < 1e-4
         assert agent.iteration_metrics["weights_version"] == 3
         rollout = agent.env_runner_group.local_env_runner._player()
-        assert rollout.engine.weights_version == 3
+        assert rollout.drivers["text"].engine.weights_version == 3
         prompts = agent.source.take(0, 4, seed=0)
-        encoded = [rollout.actor.language_model.encode(prompt) for prompt in prompts]
+        encoded = [rollout.drivers["text"].actor.model.encode(prompt) for prompt in prompts]
         asked = [
             Request(tuple(each.tokens.tolist()), prompt, inputs=each.inputs, max_new_tokens=6)
             for each, prompt in zip(encoded, prompts, strict=True)
         ]
-        said = [answer.tokens for answer in rollout.engine.generate(asked, temperature=0)]
-        assert said == greedy(rollout.actor, asked), "vLLM has the weights of the last update"
+        said = [answer.tokens for answer in rollout.drivers["text"].engine.generate(asked, temperature=0)]
+        assert said == greedy(rollout.drivers["text"].actor, asked), "vLLM has the weights of the last update"
         untrained = agent.rollout_eval(prompts, base=True)
         assert len(untrained) == 4 and untrained.scores.valid.all()
     finally:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import ConfigError, ShapeError
-from unirl_env.functional.checks import require_choice
+from unirl_env.functional.require import require_choice
 
 __all__ = ["token_weights"]
 
@@ -59,4 +59,4 @@ def token_weights(
         return weight, float(max(1, int(lengths.sum())))
     if aggregate == "sequence_mean":
         return weight / lengths.clamp_min(1), float(max(1, sequences))
-    return weight, float(max(1, sequences * horizon))
+    return weight, float(max(1, sequences * (horizon or 0)))

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import ConfigError
-from unirl_env.functional.checks import require_choice
 from unirl_env.functional.losses.ratio import (
     MAX_LOG_RATIO,
     Metric,
@@ -16,6 +15,7 @@ from unirl_env.functional.losses.ratio import (
     ratio_metrics,
     require_token_log_prob,
 )
+from unirl_env.functional.require import require_choice
 
 __all__ = ["dppo_loss"]
 

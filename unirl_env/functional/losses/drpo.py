@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import ConfigError
-from unirl_env.functional.checks import require_floating, require_shape
 from unirl_env.functional.divergences import gaussian_kl
 from unirl_env.functional.losses.ratio import (
     MAX_LOG_RATIO,
@@ -19,6 +18,7 @@ from unirl_env.functional.losses.ratio import (
     require_positive_std,
     require_token_log_prob,
 )
+from unirl_env.functional.require import require_floating, require_shape
 
 __all__ = ["drpo_gaussian_loss", "drpo_loss"]
 

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import ConfigError
-from unirl_env.functional.checks import require_floating, require_shape
 from unirl_env.functional.divergences import gaussian_kl
 from unirl_env.functional.losses.ratio import (
     MAX_LOG_RATIO,
@@ -17,6 +16,7 @@ from unirl_env.functional.losses.ratio import (
     ratio_metrics,
     require_positive_std,
 )
+from unirl_env.functional.require import require_floating, require_shape
 
 __all__ = ["flow_dppo_loss"]
 

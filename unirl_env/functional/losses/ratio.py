@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import ConfigError, ContractError, ShapeError
-from unirl_env.functional.checks import require_floating, require_shape
+from unirl_env.functional.require import require_floating, require_shape
 
 __all__ = [
     "MAX_LOG_RATIO",

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import ConfigError, ShapeError
-from unirl_env.functional.checks import require_choice, require_floating, require_shape
 from unirl_env.functional.divergences import gaussian_kl
 from unirl_env.functional.losses.ratio import (
     MAX_LOG_RATIO,
@@ -15,6 +14,7 @@ from unirl_env.functional.losses.ratio import (
     require_max_log_ratio,
     require_positive_std,
 )
+from unirl_env.functional.require import require_choice, require_floating, require_shape
 
 __all__ = ["reference_kl", "token_reference_kl"]
 

@@ -17,7 +17,7 @@ from unirl_env.errors import ContractError, EngineError
 from unirl_env.types import Prompt
 
 if TYPE_CHECKING:
-    from unirl_env.policies.token_actor import TokenActor
+    from unirl_env.policies.actor import Actor
 
 __all__ = ["Answer", "Engine", "Request"]
 
@@ -104,7 +104,7 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def load_weights(self, version: int, actor: TokenActor) -> None:
+    def load_weights(self, version: int, actor: Actor) -> None:
         """Take over `actor`'s trained weights under the name `version`, and forget all cached states.
 
         Raises:

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from unirl_env.errors import ConfigError, EngineError, StaleWeights
-from unirl_env.policies.token_actor import check_sampling
+from unirl_env.policies.heads import check_sampling
 from unirl_env.rollouts.engines.base import Answer, Engine, Request
 from unirl_env.rollouts.engines.pictures import Pictures
 from unirl_env.rollouts.engines.weights import WeightsFolder
 
 if TYPE_CHECKING:
-    from unirl_env.policies.token_actor import TokenActor
+    from unirl_env.policies.actor import Actor
 
 __all__ = ["DiskEngine", "Made"]
 
@@ -137,7 +137,7 @@ class DiskEngine(Engine):
         pairs = zip(requests, made, strict=True)
         return [self._answer(request, one, label, temperature) for request, one in pairs]
 
-    def load_weights(self, version: int, actor: TokenActor) -> None:
+    def load_weights(self, version: int, actor: Actor) -> None:
         """Take over `actor`'s trained weights under the name `version`.
 
         Raises:
@@ -201,7 +201,7 @@ class DiskEngine(Engine):
 
         return snapshot_download(self.pretrained, revision=self.revision)
 
-    def _check_actor(self, actor: TokenActor) -> None:
+    def _check_actor(self, actor: Actor) -> None:
         rank = actor.lora.rank if actor.lora is not None else None
         if (rank is None) != (self.lora_rank is None) or (rank or 0) > (self.lora_rank or 0):
             raise ConfigError(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.errors import ConfigError, EngineError
-from unirl_env.policies.token_actor import TokenActor
+from unirl_env.policies.actor import Actor
 from unirl_env.rollouts.engines.base import Answer, Engine, Request
 from unirl_env.rollouts.engines.contexts import PaddedContexts, distinct_contexts
 from unirl_env.rollouts.engines.live import LiveRows, Record
@@ -31,7 +31,8 @@ class LocalEngine(Engine):
     very border between two tokens.
 
     Args:
-        actor: The policy; its `temperature`, `top_p` and `top_k` are the sampling settings.
+        actor: The policy.
+        phase: Which of its heads writes, by the head's own sampling settings; None where there is one.
         eos_ids: The tokens that end an answer; None takes the model's own.
         rows: The most sequences decoded together; None takes all at once. Bounds memory.
 
@@ -39,13 +40,20 @@ class LocalEngine(Engine):
         ConfigError: If `rows` is not positive.
     """
 
-    def __init__(self, actor: TokenActor, *, eos_ids: Sequence[int] | None = None, rows: int | None = None):
+    def __init__(
+        self,
+        actor: Actor,
+        *,
+        phase: str | None = None,
+        eos_ids: Sequence[int] | None = None,
+        rows: int | None = None,
+    ):
         if rows is not None and rows < 1:
             raise ConfigError(f"`rows` must be at least 1, got {rows}; try None, which decodes all at once.")
-        self.actor, self.rows = actor, rows
-        self.eos_ids = tuple(actor.language_model.eos_ids if eos_ids is None else eos_ids)
+        self.actor, self.head, self.rows = actor, actor.head(phase), rows
+        self.eos_ids = tuple(self.head.model.eos_ids if eos_ids is None else eos_ids)
 
-    def load_weights(self, version: int, actor: TokenActor) -> None:
+    def load_weights(self, version: int, actor: Actor) -> None:
         """Take over `actor`'s trained weights; of its own actor, only the version changes."""
         if actor is not self.actor:
             self.actor.load_trainable_state(actor.trainable_state())
@@ -57,7 +65,7 @@ class LocalEngine(Engine):
     ) -> list[Answer]:
         """Continue every request's context; see `Engine.generate`."""
         self._check(requests)
-        temperature = self.actor.temperature if temperature is None else float(temperature)
+        temperature = self.head.temperature if temperature is None else float(temperature)
         answers: list[Answer | None] = [None] * len(requests)
         with self.actor.reference() if base else nullcontext():
             for lot in self._lots(requests):
@@ -72,7 +80,7 @@ class LocalEngine(Engine):
         Contexts of about one length together need little padding; members of a group stay together.
         """
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].tokens))
-        padded = self.actor.language_model.padded(self.actor.network)
+        padded = self.head.model.padded(self.actor.network)
         lots: list[list[int]] = []
         for i in order:
             full = not lots or len(lots[-1]) == self.rows
@@ -82,7 +90,7 @@ class LocalEngine(Engine):
         return lots
 
     def _check(self, requests: Sequence[Request]) -> None:
-        most = self.actor.language_model.max_context
+        most = self.head.model.max_context
         for request in requests:
             wanted = len(request.tokens) + request.max_new_tokens
             if wanted > most:
@@ -95,12 +103,12 @@ class LocalEngine(Engine):
     def _continue(self, requests: Sequence[Request], temperature: float) -> list[Answer]:
         from unirl_env.models.shared.cache import roomy_cache
 
-        actor, model, network = self.actor, self.actor.language_model, self.actor.network
-        head = model.head(network)
+        model, network = self.head.model, self.actor.network
+        output = model.head(network)
         contexts, row = distinct_contexts(requests)
         cache = roomy_cache(network.config)
-        prompt = PaddedContexts.of(contexts, model, head.device)
-        row = row.to(head.device)
+        prompt = PaddedContexts.of(contexts, model, output.device)
+        row = row.to(output.device)
         hidden = model.hidden(
             network, prompt.tokens, prompt.positions, inputs=prompt.inputs, mask=prompt.mask, cache=cache
         )[:, -1][row]
@@ -108,14 +116,14 @@ class LocalEngine(Engine):
         live = LiveRows(
             requests, prompt.next_position[row], None if prompt.mask is None else prompt.mask[row]
         )
-        record = Record(len(requests), live.longest, head.device)
-        ends = torch.tensor(self.eos_ids, dtype=torch.int64, device=head.device)
+        record = Record(len(requests), live.longest, output.device)
+        ends = torch.tensor(self.eos_ids, dtype=torch.int64, device=output.device)
         for t in range(live.longest):
             step = F.token_step(
-                hidden @ head.T,
+                hidden @ output.T,
                 temperature=temperature,
-                top_p=actor.top_p,
-                top_k=actor.top_k,
+                top_p=self.head.top_p,
+                top_k=self.head.top_k,
                 uniform=live.uniform(t) if temperature else None,
             )
             token = step.token + model.first_id

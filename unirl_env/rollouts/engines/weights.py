@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 if TYPE_CHECKING:
-    from unirl_env.policies.token_actor import TokenActor
+    from unirl_env.policies.actor import Actor
 
 __all__ = ["WeightsFolder"]
 
@@ -35,7 +35,7 @@ class WeightsFolder:
         # Also at the interpreter's end, when nobody closed the engine.
         self._finalizer = weakref.finalize(self, _remove_all, self._made)
 
-    def write(self, label: str, actor: TokenActor) -> str:
+    def write(self, label: str, actor: Actor) -> str:
         """Write `actor`'s adapters, or all weights if it trains all, into a new directory.
 
         Args:
@@ -51,7 +51,7 @@ class WeightsFolder:
         if actor.lora is not None:
             actor.save_adapters(directory)
         else:
-            actor.language_model.save_weights(actor.network, directory)
+            actor.save_weights(directory)
         return directory
 
     def keep(self, directory: str) -> None:

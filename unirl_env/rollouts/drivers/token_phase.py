@@ -12,62 +12,57 @@ from torch import Tensor
 from unirl_env.envs.tokens import WAIT
 from unirl_env.episode import Phase
 from unirl_env.models.words import Encoded
-from unirl_env.rollouts.base import distinct
+from unirl_env.rollouts.drivers.driver import distinct
 from unirl_env.rollouts.engines.base import Answer
 
-__all__ = ["Written", "text_phase"]
+__all__ = ["lay_out", "token_phase"]
 
 
-class Written:
-    """The log-probabilities of what B episodes say, by its place after their prompts.
+def lay_out(
+    answers: Sequence[Answer],
+    rows: Tensor,
+    places: Sequence[int],
+    eos_ids: Sequence[int],
+    log_prob: Tensor,
+) -> Tensor:
+    """Answers as actions, one row per step; notes their log-probabilities.
 
-    Attributes:
-        log_prob: `[B, S]` float32.
+    Args:
+        answers: `b` of them.
+        rows: `[b]` int64, the episode of each.
+        places: `[b]`, how many tokens follow the prompt of each episode so far.
+        eos_ids: What stands after one of these is not an action: a tool may have the word.
+        log_prob: `[B, S]` float32, of each episode's tokens by their places after the prompt; changed.
+
+    Returns:
+        `[n, B]` int64, `WAIT` where an episode has nothing to say.
     """
-
-    def __init__(self, count: int, longest: int):
-        self.log_prob = torch.zeros(count, longest)
-
-    def lay_out(
-        self, answers: Sequence[Answer], rows: Tensor, places: Sequence[int], eos_ids: Sequence[int]
-    ) -> Tensor:
-        """Answers as actions, one row per step; notes their log-probabilities.
-
-        Args:
-            answers: `b` of them.
-            rows: `[b]` int64, the episode of each.
-            places: `[b]`, how many tokens follow the prompt of each episode so far.
-            eos_ids: What stands after one of these is not an action: a tool may have the word.
-
-        Returns:
-            `[n, B]` int64, `WAIT` where an episode has nothing to say.
-        """
-        counts = torch.tensor([len(answer.tokens) for answer in answers])
-        token = torch.tensor([*chain.from_iterable(answer.tokens for answer in answers)])
-        log_prob = torch.tensor([*chain.from_iterable(answer.log_probs for answer in answers)])
-        episode = rows.cpu().repeat_interleave(counts)
-        step = torch.arange(len(token)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-        self.log_prob[episode, step + torch.tensor(places).repeat_interleave(counts)] = log_prob
-        actions = torch.full((int(counts.max()), len(self.log_prob)), WAIT)
-        actions[step, episode] = token
-        ended = torch.isin(actions, torch.tensor(list(eos_ids), dtype=torch.int64)).int()
-        actions[ended.cumsum(0) > ended] = WAIT
-        return actions
+    counts = torch.tensor([len(answer.tokens) for answer in answers])
+    token = torch.tensor([*chain.from_iterable(answer.tokens for answer in answers)])
+    said = torch.tensor([*chain.from_iterable(answer.log_probs for answer in answers)])
+    episode = rows.cpu().repeat_interleave(counts)
+    step = torch.arange(len(token)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    log_prob[episode, step + torch.tensor(places).repeat_interleave(counts)] = said
+    actions = torch.full((int(counts.max()), len(log_prob)), WAIT)
+    actions[step, episode] = token
+    ended = torch.isin(actions, torch.tensor(list(eos_ids), dtype=torch.int64)).int()
+    actions[ended.cumsum(0) > ended] = WAIT
+    return actions
 
 
-def text_phase(
+def token_phase(
     obs: Mapping[str, Any],
     encodings: Sequence[Encoded],
     input_spaces: Mapping[str, tuple[tuple[int, ...], str]],
-    written: Written,
+    log_prob: Tensor,
 ) -> Phase:
-    """The phase `text` of finished episodes.
+    """The finished texts, or pictures of tokens, as a phase.
 
     Args:
         obs: The last observation, of the torch backend.
         encodings: B prompts as the model reads them; episodes with the same one share a row of the context.
         input_spaces: The model's.
-        written: What was noted on the way.
+        log_prob: `[B, S]` float32, what `lay_out` noted.
     """
     tokens, is_action = torch.as_tensor(obs["tokens"]), torch.as_tensor(obs["is_action"]).bool()
     length, prompt_length = torch.as_tensor(obs["length"]), torch.as_tensor(obs["prompt_length"])
@@ -84,7 +79,7 @@ def text_phase(
     return Phase(
         observation={},
         action=torch.where(said, tokens.gather(1, index), -1),
-        log_prob=torch.where(mask, written.log_prob[:, : len(place)].to(device), 0.0),
+        log_prob=torch.where(mask, log_prob[:, : len(place)].to(device), 0.0),
         mask=mask,
         context={
             "prompt": prompt.masked_fill(outside, 0),

@@ -1,0 +1,143 @@
+"""Denoising: the steps of all pictures together, in an environment of its own or behind a text."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+import unirl_env.functional as F
+from unirl_env.envs.readings import prompt_key
+from unirl_env.episode import Phase
+from unirl_env.functional import SDEStep
+from unirl_env.models.denoiser import NEGATIVE
+from unirl_env.policies.actor import Actor
+from unirl_env.policies.heads import ANNOUNCED
+from unirl_env.rollouts.drivers.driver import Driver, distinct
+from unirl_env.rollouts.live_episodes import LiveEpisodes
+from unirl_env.rollouts.request import RolloutRequest
+
+__all__ = ["LatentDriver"]
+
+SEEN = ("latent", "sigma", "sigma_next")
+"""What is recorded of a step's observation, beside its context."""
+
+
+class LatentDriver(Driver):
+    """Denoises the pictures of all episodes that have come to theirs.
+
+    Args:
+        actor: The policy.
+        phase: Which of its heads denoises; None where there is one.
+    """
+
+    truncates = False
+
+    def __init__(self, actor: Actor, phase: str | None = None):
+        self.actor, self.head, self.phase = actor, actor.latent_head(phase), phase
+
+    def play(self, live: LiveEpisodes, request: RolloutRequest) -> Phase | None:
+        """Take all denoising steps.
+
+        Returns:
+            The steps that `_kept_steps` names, masked where an episode has no picture; None without any.
+        """
+        num_steps = live.get_attr("num_steps")
+        if not num_steps:
+            return None
+        explored = set(live.get_attr("stochastic_steps"))
+        kept = _kept_steps(explored, num_steps, request.keep_final)
+        context, row = _contexts(live)
+        device, total = row.device, len(live)
+        rows = (~live.done).nonzero().flatten().to(device)
+        everyone = len(rows) == total
+        shape, keys = live.obs["latent"].shape[1:], live.seeds[rows.cpu()].tolist()
+        steps: list[tuple[dict[str, Tensor], SDEStep]] = []
+        with self.actor.reference() if request.base else nullcontext():
+            if len(rows):
+                # Only what is drawn is read: texts that ended without a picture are not in it.
+                used, place = row[rows].unique(return_inverse=True)
+                shared = {name: each[used] for name, each in context.items()}
+                reading = self.actor.read({**shared, "context_row": place}, phase=self.phase)
+            for k in range(num_steps if len(rows) else 0):
+                seen = {name: live.obs[name] for name in (*SEEN, "stochastic")}
+                obs = seen if everyone else {name: each[rows] for name, each in seen.items()}
+                # What is stored is what the policy sees: rounding later would score another state.
+                obs["latent"] = obs["latent"].to(self.head.storage_dtype)
+                noise = F.keyed_noise(keys, k, shape, device=device) if k in explored else None
+                step = self.actor.act(obs, noise, phase=self.phase, reading=reading)
+                if k in kept:
+                    steps.append((obs, step))
+                latent = _spread(step.latent, rows, total)
+                live.step({"latent": latent} if "phase" in live.obs else latent)
+        if not kept:
+            return None
+
+        def of_all(values: Sequence[Tensor], *sizes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            """`[B, S, ...]`, zeros where an episode has no picture."""
+            if not values:
+                return torch.zeros(total, len(kept), *sizes, dtype=dtype, device=device)
+            return _spread(torch.stack(list(values), 1), rows, total)
+
+        mask = torch.zeros(total, len(kept), dtype=torch.bool, device=device)
+        mask[rows] = True
+        stored = {"dtype": self.head.storage_dtype}
+        observation = {
+            "latent": of_all([obs["latent"] for obs, _ in steps], *shape, **stored),
+            "sigma": of_all([obs["sigma"] for obs, _ in steps]),
+            "sigma_next": of_all([obs["sigma_next"] for obs, _ in steps]),
+        }
+        if not explored:
+            # A step that was not drawn must say so, or it would be scored as if it had been.
+            observation["stochastic"] = torch.zeros_like(mask)
+        action = of_all([step.latent for _, step in steps], *shape, **stored)
+        return Phase(
+            observation=observation,
+            action=action,
+            log_prob=of_all([step.log_prob for _, step in steps]),
+            mask=mask,
+            context=context,
+            context_row=row,
+            mean=of_all([step.mean for _, step in steps], *shape) if request.keep_mean else None,
+            final=(latent if steps else action[:, 0]) if request.keep_final else None,
+        )
+
+
+def _kept_steps(explored: Collection[int], num_steps: int, keep_final: bool) -> tuple[int, ...]:
+    """The recorded steps: those that explore.
+
+    Where none does, but the finished latent is wanted, it is the last one, which ends in it: a phase then
+    has one row for each episode.
+    """
+    return (num_steps - 1,) if keep_final and not explored else tuple(sorted(explored))
+
+
+def _contexts(live: LiveEpisodes) -> tuple[dict[str, Tensor], Tensor]:
+    """What the network reads beside latents `[P, ...]`, and for each episode `[B]` which of it."""
+    model, obs = live.get_attr("unified_model", None), live.obs
+    if model is None:
+        context = {name: each for name, each in obs.items() if name not in ANNOUNCED}
+        keys = [(prompt_key(prompt, prompt.text), prompt.negative) for prompt in live.prompts]
+    else:
+        names = [*model.context_keys, *(NEGATIVE + name for name in model.context_keys)]
+        context = {name: torch.as_tensor(obs[name]) for name in names if name in obs}
+        for prefix in ("", NEGATIVE):
+            if f"{prefix}length" in context:
+                longest = int(context[f"{prefix}length"].max())
+                context[f"{prefix}tokens"] = context[f"{prefix}tokens"][:, :longest]
+        # Without a text, the episodes of a prompt have one context.
+        keys = [*range(len(live))]
+        if not live.get_attr("max_new_tokens"):
+            keys = [id(encoded) for encoded in live.get_attr("encodings")]
+    device = obs["latent"].device
+    first, row = (each.to(device) for each in distinct(keys))
+    return {name: each[first] for name, each in context.items()}, row
+
+
+def _spread(values: Tensor, rows: Tensor, total: int) -> Tensor:
+    """`values` `[n, ...]` of the episodes at `rows` among `total` ones, zeros elsewhere."""
+    if len(rows) == total:
+        return values
+    return values.new_zeros(total, *values.shape[1:]).index_copy(0, rows, values)
