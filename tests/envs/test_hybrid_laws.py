@@ -165,7 +165,7 @@ MUTANTS = [
     (Bare, {}, "must have a picture where the episode came to it only"),
     (Illiterate, {}, "`Sample.text` must be the generated text"),
     (Forgetful, {}, "must bring back the observation and info of the snapshot, in either phase"),
-    (Scattering, {}, "must let every heir start where its ancestor stands, in either phase"),
+    (Scattering, {}, "must let every copy start where its original stands, in either phase"),
 ]
 
 

@@ -226,7 +226,7 @@ class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv):
     def fork(self, indices: Sequence[int]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Let episode i go on from where episode `indices[i]` stands, so that trees can branch.
 
-        The first heir of an episode keeps its noise; each further heir draws fresh, keyed noise.
+        The first copy of an episode keeps its noise; each further copy draws fresh, keyed noise.
 
         Raises:
             ShapeError: Unless `indices` holds `num_envs` valid episode numbers.

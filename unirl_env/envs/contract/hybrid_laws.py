@@ -190,7 +190,7 @@ def _check_standing_still(env: VectorEnv, actions: Any, now: dict[str, Any], don
 
 
 def _check_middle(env: VectorEnv, act: Act, seed: int, max_steps: int, phase: int) -> None:
-    """Snapshots and heirs in the middle of a phase."""
+    """Snapshots and copies in the middle of a phase."""
     obs, info = env.reset(seed=seed)
     done, draws = np.zeros(env.num_envs, dtype=bool), phase == IMAGE and set(obs) & set(DRAWN)
     for _ in range(max_steps):
@@ -213,12 +213,12 @@ def _check_middle(env: VectorEnv, act: Act, seed: int, max_steps: int, phase: in
         runs.append(_rest(env, act, back, done, max_steps))
     law(runs[0] == runs[1], "After `restore` the episodes must go on as they did, in either phase.")
     env.unwrapped.restore(snapshot)
-    forked, heirs = env.unwrapped.fork([int(rows[-1])] * env.num_envs)
+    forked, who = env.unwrapped.fork([int(rows[-1])] * env.num_envs)
     law(
         all_alike(forked) and (as_array(forked["phase"]) == phase).all(),
-        "`fork` must let every heir start where its ancestor stands, in either phase.",
+        "`fork` must let every copy start where its original stands, in either phase.",
     )
-    law(len(set(seeds(heirs))) == env.num_envs, "Heirs of one episode must differ in their noise.")
+    law(len(set(seeds(who))) == env.num_envs, "Copies of one episode must differ in their noise.")
     _rest(env, act, forked, np.zeros_like(done), max_steps)
 
 

@@ -42,7 +42,7 @@ def check_vector_env(
 
     Args:
         env: A generative vector environment, wrapped or not; it is left freshly reset. Laws about groups and
-            heirs need `num_envs` of at least 2 to bite.
+            copies need `num_envs` of at least 2 to bite.
         act: `act(obs) -> actions`, deterministic; by default the environment's `example_act`, or actions that
             are drawn from its action space.
         seed: Key of the episodes.
@@ -248,13 +248,13 @@ def _check_snapshots(env: VectorEnv, act: Act, seed: int, max_steps: int) -> Non
     itself = env.unwrapped.fork(list(range(env.num_envs)))
     law(before == digest(*itself), "`fork` to every episode itself must change nothing.")
     env.unwrapped.restore(snapshot)
-    forked, heirs = env.unwrapped.fork([env.num_envs - 1] * env.num_envs)
+    forked, who = env.unwrapped.fork([env.num_envs - 1] * env.num_envs)
     law(
         all_alike(forked) and same(some_rows(forked, [0]), last),
-        "`fork` must let every heir start from its ancestor's observation.",
+        "`fork` must let every copy start from its original's observation.",
     )
-    law(seeds(heirs)[0] == seeds(back[1])[-1], "The first heir of an episode must keep its noise.")
-    law(len(set(seeds(heirs))) == env.num_envs, "Heirs of one episode must differ in their noise.")
+    law(seeds(who)[0] == seeds(back[1])[-1], "The first copy of an episode must keep its noise.")
+    law(len(set(seeds(who))) == env.num_envs, "Copies of one episode must differ in their noise.")
 
 
 def _play(
