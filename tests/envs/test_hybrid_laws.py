@@ -156,7 +156,7 @@ class Scattering(HybridVectorEnv):
 
 MUTANTS = [
     (Relapsing, {}, "`phase` must never go back"),
-    (Proud, {}, "What follows a text by itself is no action"),
+    (Proud, {}, "What follows an action by itself is no action"),
     (Fidgety, {}, "its picture must stay as it began"),
     (Chatty, {}, "its text must stay as it is"),
     (Impatient, {"autoreset_mode": "disabled"}, "no part in the action"),
