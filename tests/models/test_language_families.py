@@ -100,9 +100,7 @@ def test_a_text_is_read_without_its_neighbours(tmp_path):
     packed_row = torch.cat(rows)[None]
     with torch.no_grad():
         leaking = network.base_model(input_ids=packed_row).last_hidden_state[0, 9:22]
-        whole = read_alone(
-            network.base_model, packed_row, lengths=torch.tensor(LENGTHS), mask=None, cache=None
-        )
+        whole = read_alone(network.base_model, packed_row, {"lengths": torch.tensor(LENGTHS)})
     assert (leaking - whole[0, 9:22]).abs().max() > 0.1
 
 

@@ -19,7 +19,7 @@ from unirl_env.arguments.values import number, whole
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.functional import SDEStep, TokenStep
 from unirl_env.models.denoiser import NEGATIVE
-from unirl_env.models.options import as_dtype
+from unirl_env.models.shared.loading import as_dtype
 from unirl_env.policies.distributions import distribution_over
 from unirl_env.policies.packing import pack_prefixes
 
