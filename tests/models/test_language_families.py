@@ -108,7 +108,7 @@ def test_recurrent_states_see_no_padding(tmp_path):
     model = CausalLM(write(tmp_path, "Qwen3_5", ALONE["Qwen3_5"]), chat=False)
     network = model.network()
     assert not model.padded(network)
-    lots = LocalEngine(Actor(model), rows=2)._lots(
+    lots = LocalEngine(Actor(model), rows=2)._batches(
         [Request(tuple(range(n)), Prompt("p"), seed=0, max_new_tokens=1) for n in (3, 2, 3, 3, 2)]
     )
     assert lots == [[1, 4], [0, 2], [3]]
