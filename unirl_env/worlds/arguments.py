@@ -15,7 +15,7 @@ from unirl_env.models.making import ModelChoice, check_options, is_model, label_
 from unirl_env.models.shared.loading import require_source
 from unirl_env.modes import Mode, mode_of
 from unirl_env.registry import Registry
-from unirl_env.rewards.spec_check import check_reward
+from unirl_env.rewards.spec import check_reward
 
 __all__ = [
     "check_arguments",

@@ -283,11 +283,9 @@ class BagelImage(SharedBackbone, Denoiser):
                 out[tuple(map(slice, value.shape))] = value.to(out)
         return {name: tensor.to(self._text.device) for name, tensor in context.items()}
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Sample]:
         """Pictures `[3, H, W]` float32 in [0, 1]."""
-        # Clones, because a view would carry the whole batch along wherever it is sent.
-        return [Sample(image=picture.clone()) for picture in self._autoencoder.decode(latents)]
+        return self._autoencoder.samples(latents)
 
     def read(self, network: nn.Module, context: Mapping[str, Tensor]) -> Reading:
         """Keys and values of P texts, in one pass, trimmed to the longest.

@@ -19,7 +19,7 @@ from unirl_env.models.hunyuan_image3.checkpoint import Checkpoint
 from unirl_env.models.hunyuan_image3.network import PICTURE_PARTS
 from unirl_env.models.hunyuan_image3.settings import bucket
 from unirl_env.models.hunyuan_image3.template import TASKS, Template
-from unirl_env.models.shared.fixed_batches import in_fixed_batches, pictures_at_once
+from unirl_env.models.shared.fixed_batches import in_fixed_batches, painted
 from unirl_env.models.shared.loading import as_dtype
 from unirl_env.models.shared.output_layer import output_states, output_weight
 from unirl_env.models.shared.packed import Packing
@@ -113,7 +113,7 @@ class ImageView(SharedBackbone, Denoiser):
         settings = checkpoint.settings
         down, across = settings.pixels
         self.latent_shape = (settings.vae["latent_channels"], height // down, width // across)
-        self._decoded_at_once = pictures_at_once(height, width)
+        self._size = height, width
 
     def sigmas(self, num_steps: int) -> Tensor:
         """The shifted uniform schedule `[T+1]` of the checkpoint."""
@@ -146,11 +146,9 @@ class ImageView(SharedBackbone, Denoiser):
 
         def draw(latents: Tensor) -> Tensor:
             latents = latents.float() / (vae.get("scaling_factor") or 1.0) + (vae.get("shift_factor") or 0.0)
-            film = decoder(latents.to(weight)[:, :, None])
-            return (film[:, :, -1].float() / 2 + 0.5).clamp(0, 1).cpu()
+            return decoder(latents.to(weight)[:, :, None])[:, :, -1]
 
-        pictures = in_fixed_batches(draw, latents, rows=self._decoded_at_once)
-        return [Sample(image=picture.clone()) for picture in pictures]
+        return painted(draw, latents, *self._size)
 
     def read(self, network: nn.Module, context: Mapping[str, Tensor]) -> Prefix:
         """Keys and values of the texts up to their pictures, in one causal pass."""

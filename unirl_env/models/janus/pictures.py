@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unirl_env.errors import ConfigError, ContractError, ShapeError
 from unirl_env.models.backbone import ForwardOptions
 from unirl_env.models.janus.text import JanusText, read_states
-from unirl_env.models.shared.fixed_batches import in_fixed_batches, pictures_at_once
+from unirl_env.models.shared.fixed_batches import painted
 from unirl_env.models.shared.output_layer import output_states, output_weight
 from unirl_env.models.unified import PictureTokens, SharedBackbone
 from unirl_env.types import Sample
@@ -59,8 +59,7 @@ class JanusPictures(SharedBackbone, PictureTokens):
                 f"`projection_dim` {vq.projection_dim} and `image_token_embed_dim` "
                 f"{vq.image_token_embed_dim} in {self.pretrained!r}; try a published checkpoint."
             )
-        side = vq.num_patches * 2 ** (len(vq.channel_multiplier) - 1)
-        self._painted_at_once = pictures_at_once(side, side)
+        self._side = vq.num_patches * 2 ** (len(vq.channel_multiplier) - 1)
 
     def hidden(
         self, network: nn.Module, tokens: Tensor, positions: Tensor, **how: Unpack[ForwardOptions]
@@ -109,13 +108,9 @@ class JanusPictures(SharedBackbone, PictureTokens):
                 "try adding `first_id`."
             )
 
-        def paint(pieces: Tensor) -> Tensor:
-            painted = self._painter.decode(pieces.to(self.device))
-            return (painted.float() / 2 + 0.5).clamp(0, 1).cpu()
-
-        painted = in_fixed_batches(paint, pieces, rows=self._painted_at_once)
-        # Clones, because a view would carry the whole batch along wherever it is sent.
-        return [Sample(image=picture.clone()) for picture in painted]
+        return painted(
+            lambda some: self._painter.decode(some.to(self.device)), pieces, self._side, self._side
+        )
 
     def _blanked(self, tokens: Tensor) -> Tensor:
         """`tokens` without what the words say: padding for all but the marks before text and picture."""

@@ -1,4 +1,4 @@
-"""Samples, prompts and scores as bytes: what `RemoteScorer` says to the service, and what it hears.
+"""Samples, prompts and scores as bytes: what `RemoteScorer` sends to the service, and what comes back.
 
 A request is one safetensors file: the tensor `request` holds UTF-8 JSON, in which tensors and pictures are
 named by the other tensors of the file. A picture whose values are whole 255ths travels as bytes, any other as
@@ -9,6 +9,7 @@ paths are refused.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,7 @@ from torch import Tensor
 from unirl_env.errors import WireError
 from unirl_env.media.pixels import load_picture
 from unirl_env.rewards.wire.tensors import Limits, TensorReader, TensorWriter
-from unirl_env.rewards.wire.words import read_words
-from unirl_env.types import Prompt, Sample
+from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = [
     "PROTOCOL",
@@ -29,8 +29,11 @@ __all__ = [
     "ScoreRequest",
     "decode_request",
     "encode_request",
+    "json_in",
+    "read_json",
     "require_plain",
-    "words_of",
+    "scores_as_json",
+    "scores_from_json",
 ]
 
 PROTOCOL = 1
@@ -40,6 +43,8 @@ RANKS = {"image": 3, "pictures": 4, "video": 4, "latent": None, "tokens": 1}
 """The fields of a sample that are tensors, and their ranks."""
 PICTURES = ("image", "pictures", "video")
 USUAL = Limits()
+DEEPEST = 64
+"""Lists and mappings inside each other; whoever walks them by recursion must come to the end."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ def encode_request(request: ScoreRequest, *, png: bool = False) -> bytes:
         raise WireError(f"A tensor must be of a dtype that safetensors knows, got {error!r}.") from error
 
 
-def words_of(body: bytes, limits: Limits = USUAL) -> memoryview:
+def json_in(body: bytes, limits: Limits = USUAL) -> memoryview:
     """The JSON of a request in tensors, found by the head of its file; nothing is unpacked.
 
     Raises:
@@ -131,10 +136,10 @@ def decode_request(
 
     if len(body) > limits.body:
         raise WireError(f"A request must have at most {limits.body} bytes, got {len(body)}.")
-    words_of(body, limits)
+    json_in(body, limits)
     try:
         tensors = load(body)
-        head = read_words(tensors.pop("request").numpy().tobytes(), limits.words)
+        head = read_json(tensors.pop("request").numpy().tobytes(), limits.words)
     except WireError:
         raise
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
@@ -155,6 +160,56 @@ def decode_request(
         samples=tuple(_sample_in(_mapping(item.get("sample")), reader, limits) for item in items),
         prompts=tuple(_prompt_in(_mapping(item.get("prompt")), reader, limits) for item in items),
     )
+
+
+def scores_as_json(scores: Scores) -> dict[str, Any]:
+    """Scores as JSON: what is not finite is null, and float32 comes back as it was."""
+    return {
+        "value": _numbers(scores.value),
+        "parts": {name: _numbers(part) for name, part in scores.parts.items()},
+        "valid": scores.valid.tolist(),
+    }
+
+
+def scores_from_json(reply: Any, count: int) -> Scores:
+    """What `scores_as_json` wrote about `count` samples.
+
+    Raises:
+        WireError: If it is malformed, of another length, or says that a score is valid and gives none.
+    """
+    if not isinstance(reply, Mapping) or not isinstance(reply.get("parts", {}), Mapping):
+        raise WireError(f"Scores must be a mapping with `value`, `parts` and `valid`, got {reply!r:.80}.")
+    value = _column(reply.get("value"), "value", count)
+    valid = reply.get("valid")
+    if not isinstance(valid, list) or [type(one) for one in valid] != [bool] * count:
+        raise WireError(f"`valid` must be {count} truth values, got {valid!r:.80}.")
+    parts = {str(name): _column(part, name, count) for name, part in reply.get("parts", {}).items()}
+    scores = Scores(torch.tensor(value), {name: torch.tensor(part) for name, part in parts.items()})
+    if bool((torch.tensor(valid) & ~scores.valid).any()):
+        raise WireError("A valid score must be a finite number, got null.")
+    return Scores(scores.value, scores.parts, torch.tensor(valid, dtype=torch.bool))
+
+
+def read_json(data: bytes, most: int) -> Any:
+    """JSON in UTF-8, of finite numbers.
+
+    Args:
+        data: The text.
+        most: Its most bytes.
+
+    Raises:
+        WireError: If it is longer or deeper than it may be, or holds NaN or an infinity.
+        ValueError: If it is no JSON at all; also as `RecursionError`, where it is very deep.
+    """
+    if len(data) > most:
+        raise WireError(f"The JSON of a request must have at most {most} bytes, got {len(data)}.")
+    found = json.loads(data.decode())
+    level = [found]
+    for _ in range(DEEPEST):
+        level = [inner for value in level for inner in _inside(value)]
+        if not level:
+            return found
+    raise WireError(f"The JSON of a request must have at most {DEEPEST} levels, got more.")
 
 
 # One sample, one prompt.
@@ -272,3 +327,32 @@ def _list(value: Any) -> Sequence[Any]:
     if value is not None and not isinstance(value, list):
         raise WireError(f"A list must stand here, got {value!r:.80}.")
     return value or ()
+
+
+# Numbers, and JSON from strangers.
+
+
+def _numbers(column: Tensor) -> list[float | None]:
+    return [number if math.isfinite(number) else None for number in column.tolist()]
+
+
+def _column(values: Any, name: str, count: int) -> list[float]:
+    if not isinstance(values, list) or len(values) != count:
+        raise WireError(f"`{name}` must be {count} numbers, got {values!r:.80}.")
+    for one in values:
+        if one is not None and (isinstance(one, bool) or not isinstance(one, int | float)):
+            raise WireError(f"`{name}` must be numbers or null, got {one!r:.80}.")
+    try:
+        return [math.nan if one is None else float(one) for one in values]
+    except OverflowError as error:
+        raise WireError(f"`{name}` must be numbers of float32, got a larger one.") from error
+
+
+def _inside(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):
+        return [*value, *value.values()]
+    if isinstance(value, list):
+        return value
+    if isinstance(value, float) and not math.isfinite(value):
+        raise WireError(f"A number must be finite in a request, got {value}; try null.")
+    return []

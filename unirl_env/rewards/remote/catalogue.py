@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from unirl_env.errors import ConfigError, ServiceLost, WireError
-from unirl_env.rewards.remote.outcomes import Again
+from unirl_env.http import CallFailed, Deadline
 from unirl_env.rewards.remote.service_client import ServiceClient
 from unirl_env.rewards.wire import PROTOCOL
 
-__all__ = ["Served", "agreed", "asked"]
+__all__ = ["ServedReward", "agreed", "asked"]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedReward:
     """A reward that is served.
 
     Attributes:
@@ -33,19 +32,19 @@ class Served:
     pointwise: bool
 
 
-def agreed(client: ServiceClient, reward: str) -> Served:
+def agreed(client: ServiceClient, reward: str) -> ServedReward:
     """What all replicas say of `reward`, each asked once; those that do not answer yet are named in the log.
 
     Raises:
         ConfigError: If none answers, one refuses or does not serve the reward, or they differ.
     """
-    found: dict[str, Served] = {}
+    found: dict[str, ServedReward] = {}
     silent = []
     for url in client.urls:
         try:
             found[url] = client.look(url, "/rewards", lambda reply, url=url: _read(reply, reward, url))
-        except Again as again:
-            silent.append(str(again))
+        except CallFailed as failed:
+            silent.append(str(failed))
     if not found:
         raise ConfigError(
             f"`urls` must be those of a running reward service, got: {'; '.join(silent)}; try "
@@ -63,7 +62,7 @@ def agreed(client: ServiceClient, reward: str) -> Served:
     return served
 
 
-def asked(client: ServiceClient, reward: str) -> Served:
+def asked(client: ServiceClient, reward: str) -> ServedReward:
     """What any replica says of `reward`, asked as persistently as for scores.
 
     Raises:
@@ -72,12 +71,12 @@ def asked(client: ServiceClient, reward: str) -> Served:
     """
     try:
         where = ", ".join(client.urls)
-        return client.ask("/rewards", None, lambda reply: _read(reply, reward, where), threading.Event())
-    except Again as again:
-        raise ServiceLost(f"The reward service must say what it serves, got: {again}.") from again
+        return client.ask("/rewards", None, lambda reply: _read(reply, reward, where), Deadline())
+    except CallFailed as failed:
+        raise ServiceLost(f"The reward service must say what it serves, got: {failed}.") from failed
 
 
-def _read(reply: Any, reward: str, url: str) -> Served:
+def _read(reply: Any, reward: str, url: str) -> ServedReward:
     if (
         not isinstance(reply, Mapping)
         or "protocol" not in reply
@@ -92,7 +91,9 @@ def _read(reply: Any, reward: str, url: str) -> Served:
     found = {}
     for one in reply["rewards"]:
         try:
-            found[one["name"]] = Served(str(one["scorer"]), tuple(one["needs"]), one["pointwise"] is True)
+            found[one["name"]] = ServedReward(
+                str(one["scorer"]), tuple(one["needs"]), one["pointwise"] is True
+            )
         except (TypeError, KeyError) as error:
             raise WireError(
                 f"a reward must have a name, a scorer, needs and pointwise, got {one!r:.80}"

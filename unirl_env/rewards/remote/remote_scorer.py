@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import logging
-import threading
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
 from unirl_env.arguments.values import require, require_number
 from unirl_env.errors import ConfigError, ContractError, ServiceLost, WireError
-from unirl_env.rewards.heard import note
-from unirl_env.rewards.remote.addresses import checked_urls
-from unirl_env.rewards.remote.outcomes import Again, TooLarge
-from unirl_env.rewards.remote.served import Served, agreed, asked
-from unirl_env.rewards.remote.service_client import ServiceClient
+from unirl_env.http import CallFailed, Deadline, checked_urls, together
+from unirl_env.rewards.faults import note_fault
+from unirl_env.rewards.remote.catalogue import ServedReward, agreed, asked
+from unirl_env.rewards.remote.service_client import ServiceClient, TooLarge
 from unirl_env.rewards.wire import ScoreRequest, encode_request
-from unirl_env.rewards.wire.replies import scores_from_json
-from unirl_env.rewards.wire.requests import RANKS, require_plain
+from unirl_env.rewards.wire.messages import RANKS, require_plain, scores_from_json
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["RemoteScorer"]
@@ -123,7 +119,7 @@ class RemoteScorer:
             connections=concurrency,
         )
         self.counts: Counter[str] = self._client.counts
-        self._served: Served | None = None
+        self._served: ServedReward | None = None
         self._halved = False
         if check:
             self._know(agreed(self._client, reward))
@@ -172,24 +168,14 @@ class RemoteScorer:
 
     def _sent(self, pieces: list[tuple[Sequence[Sample], Sequence[Prompt]]]) -> list[list[_Outcome]]:
         """What came of each piece; the first error that is none of a single request ends them all."""
-        halt = threading.Event()
+        deadline = Deadline()
         self._client.open()  # here, once, and not by several threads at the same time
         if len(pieces) == 1:
-            return [self._judged(*pieces[0], halt)]
-        pool = ThreadPoolExecutor(min(self.concurrency, len(pieces)), "remote-reward")
-        try:
-            futures = [pool.submit(self._judged, *piece, halt) for piece in pieces]
-            wait(futures, return_when=FIRST_EXCEPTION)
-            for future in futures:
-                if future.done():
-                    future.result()
-            return [future.result() for future in futures]
-        finally:
-            halt.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+            return [self._judged(*pieces[0], deadline)]
+        return together(lambda piece: self._judged(*piece, deadline), pieces, self.concurrency, deadline)
 
     def _judged(
-        self, samples: Sequence[Sample], prompts: Sequence[Prompt], halt: threading.Event
+        self, samples: Sequence[Sample], prompts: Sequence[Prompt], deadline: Deadline
     ) -> list[_Outcome]:
         """One request, or its halves where it is too large."""
         id, count = uuid.uuid4().hex, len(samples)
@@ -201,9 +187,9 @@ class RemoteScorer:
             return scores_from_json(reply.get("scores"), count)
 
         try:
-            return [_Outcome(self._client.ask("/score", body, read, halt))]
-        except Again as again:
-            return [_Outcome(Scores.failed(count), str(again))]
+            return [_Outcome(self._client.ask("/score", body, read, deadline))]
+        except CallFailed as failed:
+            return [_Outcome(Scores.failed(count), str(failed))]
         except TooLarge as error:
             if count == 1 or not self.pointwise:
                 raise ContractError(
@@ -213,8 +199,8 @@ class RemoteScorer:
             self._tell_of_halves(count, error)
         half = (count + 1) // 2
         return [
-            *self._judged(samples[:half], prompts[:half], halt),
-            *self._judged(samples[half:], prompts[half:], halt),
+            *self._judged(samples[:half], prompts[:half], deadline),
+            *self._judged(samples[half:], prompts[half:], deadline),
         ]
 
     def _tell_of_halves(self, count: int, error: TooLarge) -> None:
@@ -239,7 +225,7 @@ class RemoteScorer:
                 f"The reward service must answer, got no scores of `{self.name}` for {total} samples: "
                 f"{causes[-1]}; try the service's log."
             )
-        note(f"{self.name}: {causes[-1]}")
+        note_fault(f"{self.name}: {causes[-1]}")
         logger.warning(
             "The reward service gave no scores of `%s` for %d of %d samples, which count as invalid: %s",
             self.name,
@@ -248,7 +234,7 @@ class RemoteScorer:
             causes[-1],
         )
 
-    def _know(self, served: Served) -> None:
+    def _know(self, served: ServedReward) -> None:
         if self.needs and served.needs and set(self.needs) != set(served.needs):
             raise ConfigError(
                 f"`looks_at` must be what the service says of {self.reward!r}, {list(served.needs)}, got "

@@ -12,11 +12,10 @@ import torch
 
 from unirl_env.arguments.values import require, require_number
 from unirl_env.errors import ConfigError, ContractError, WireError
+from unirl_env.http import CallFailed, Deadline
 from unirl_env.media.pixels import png_uri
 from unirl_env.rewards.asks import Ask
-from unirl_env.rewards.external.calls import Calls
-from unirl_env.rewards.external.rate_limit import RateLimit
-from unirl_env.rewards.external.turns import CallFailed, Turn, complain
+from unirl_env.rewards.external.calls import EndpointScorer, complain
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.texts.answers import answer_text
 from unirl_env.types import Prompt, Sample, Scores
@@ -30,7 +29,7 @@ LARGEST = torch.finfo(torch.float32).max
 Row = Mapping[str, Any]
 
 
-class HTTPScorer:
+class HTTPScorer(EndpointScorer):
     """What a server of somebody else's says of a sample.
 
     What is sent and what is read is said by names:
@@ -57,14 +56,7 @@ class HTTPScorer:
         batch_size: The most samples of one request; None sends all in one.
         pointwise: Whether each score depends on its own sample alone, although several go at once; a service
             may then merge batches of several clients.
-        token_env: The environment variable that holds the token, sent as `Authorization: Bearer ...`.
-        headers_env: Further headers, each with the environment variable that holds its value.
-        proxy_env: The environment variable that holds the address of a proxy.
-        max_concurrency: The most requests under way at a time.
-        requests_per_minute: How often this process may ask.
-        timeout: Seconds of one request.
-        batch_timeout: Seconds of one call of this scorer, after which what is missing is invalid.
-        attempts: The most attempts of a request; see `Calls` for what is attempted again.
+        **connection: Those of `EndpointScorer`: tokens, limits and time-outs.
 
     Raises:
         ConfigError: If a setting cannot be used; while scoring, if the server refuses us.
@@ -97,16 +89,8 @@ class HTTPScorer:
         constants: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         pointwise: bool = False,
-        token_env: str | None = None,
-        headers_env: Mapping[str, str] | None = None,
-        proxy_env: str | None = None,
-        max_concurrency: int = 8,
-        requests_per_minute: float | None = None,
-        timeout: float = 60.0,
-        batch_timeout: float = 900.0,
-        attempts: int = 5,
+        **connection: Any,
     ):
-        self._options = {name: value for name, value in locals().items() if name != "self"}
         require("body", body, body in BODIES, f"one of {list(BODIES)}")
         if batch_size is not None:
             require_number("batch_size", batch_size, 1, whole=True)
@@ -120,17 +104,7 @@ class HTTPScorer:
         self._paths = {"": value or ("score" if body == "each" else "scores"), **(parts or {})}
         for path in self._paths.values():
             require("value", path, isinstance(path, str) and bool(path), "a path, as are those of `parts`")
-        self._calls = Calls.authorised(
-            url,
-            token_env=token_env,
-            headers_env=headers_env,
-            proxy_env=proxy_env,
-            timeout=timeout,
-            batch_timeout=batch_timeout,
-            attempts=attempts,
-            max_concurrency=max_concurrency,
-            limit=RateLimit(requests_per_minute),
-        )
+        super().__init__(url, **connection)
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
         """Score every sample by what the server says of it."""
@@ -146,17 +120,6 @@ class HTTPScorer:
             for name in self._paths
         }
         return Scores(columns.pop(""), columns)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self._options
-
-    def __setstate__(self, options: dict[str, Any]) -> None:
-        """Begin anew in another process: with its own connections, limits and count of costs."""
-        self.__init__(**options)
-
-    def close(self) -> None:
-        """Close connections."""
-        self._calls.close()
 
     def _asked(self, rows: Sequence[Row | None]) -> list[tuple[list[int], Any]]:
         """For every request, the places of the rows that it answers, and their numbers or its failure."""
@@ -179,15 +142,17 @@ class HTTPScorer:
             ]
         return list(zip(blocks, results, strict=True))
 
-    def _ask(self, rows: Sequence[Row], turn: Turn) -> list[dict[str, float]]:
+    def _ask(self, rows: Sequence[Row], deadline: Deadline) -> list[dict[str, float]]:
         """The numbers of every row, by the names of the parts."""
         if self.body == "each":
-            said: dict[str, Any] = dict(rows[0])
+            body: dict[str, Any] = dict(rows[0])
         elif self.body == "columns":
-            said = {name: [row[name] for row in rows] for name in self._fields}
+            body = {name: [row[name] for row in rows] for name in self._fields}
         else:
-            said = {self._items: list(rows)}
-        return self._calls.post({**said, **self._constants}, turn, lambda reply: self._read(reply, len(rows)))
+            body = {self._items: list(rows)}
+        return self._calls.post(
+            {**body, **self._constants}, deadline, lambda reply: self._read(reply, len(rows))
+        )
 
     def _read(self, reply: Any, count: int) -> list[dict[str, float]]:
         columns = {}
@@ -255,8 +220,7 @@ def _checked_fields(fields: Any) -> dict[str, str]:
         if field not in (*OF_SAMPLE, *OF_PROMPT) and not str(field).startswith("metadata."):
             known = [*OF_PROMPT, *OF_SAMPLE, "metadata.KEY"]
             raise ConfigError(f"A field must be one of {known}, got {field!r}; try `fields: [prompt, text]`.")
-    if not named:
-        raise ConfigError(f"`fields` must be a list or a mapping of what is sent, got {fields!r}.")
+    require("fields", fields, named, "a list or a mapping of what is sent")
     return named
 
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import urlencode
 
-from unirl_env.errors import EngineError, EngineLost, MissingExtra
-from unirl_env.errors.masks import hide, masked, remember
+from unirl_env.errors import EngineError, EngineLost
+from unirl_env.errors.masks import remember
+from unirl_env.http import CallFailed, Client
 
-__all__ = ["Wire"]
+__all__ = ["ServerClient"]
 
 AT_ONCE = 256
 """Requests under way at the same time; servers batch them as they can."""
+MOST_BYTES = 2**30
+"""Of an answer, which holds the log-probabilities of thousands of tokens."""
 
 
-class Wire:
-    """A connection to one server.
+class ServerClient:
+    """Asks one server.
 
     Args:
         name: What error messages call the server.
@@ -35,31 +40,27 @@ class Wire:
         seconds: float = 3600.0,
         last_words: Callable[[], str] = str,
     ):
-        try:
-            import httpx
-        except ImportError as error:
-            raise MissingExtra("httpx", "sglang") from error
         self.name, self.url, self.key, self.last_words = name, url.rstrip("/"), key, last_words
         # Servers repeat keys in refusals and log their command lines, and errors repeat what they say.
         remember(key)
-        masked({"url": self.url})
-        self._client = httpx.Client(
-            base_url=self.url,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(seconds, connect=10.0),
+        # Rollouts are never meant to go through a proxy, and one would answer for a dead server.
+        self._client = Client(
+            [self.url],
+            extra="sglang",
+            seconds=seconds,
+            headers=lambda: {"Authorization": f"Bearer {key}"} if key else {},
+            most_bytes=MOST_BYTES,
             # No connection is used twice: servers close idle ones, which would then look like a loss.
-            limits=httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=0),
-            # Rollouts are never meant to go through a proxy, and one would answer for a dead server.
-            trust_env=False,
+            max_connections=AT_ONCE,
+            max_keepalive_connections=0,
         )
+        self._client.open()
 
     def healthy(self) -> bool:
         """Whether the server answers at all."""
-        import httpx
-
         try:
-            return self._client.get("/health", timeout=10.0).status_code == 200
-        except httpx.TransportError:
+            return self._client.send("GET", f"{self.url}/health", seconds=10.0).status == 200
+        except CallFailed:
             return False
 
     def get(self, path: str) -> Any:
@@ -73,7 +74,8 @@ class Wire:
             EngineError: If the server refuses, with its words.
             EngineLost: If it does not answer, or ended while it did.
         """
-        return self._call("POST", path, json=body, params=query or None)
+        content = None if body is None else json.dumps(body, allow_nan=False).encode()
+        return self._call("POST", f"{path}?{urlencode(query)}" if query else path, content)
 
     def post_each(self, path: str, bodies: Sequence[Mapping[str, Any]]) -> list[Any]:
         """Send every body at once; the answers in their order, once all are there."""
@@ -84,40 +86,22 @@ class Wire:
         """Close the connections."""
         self._client.close()
 
-    def _call(self, method: str, path: str, **arguments: Any) -> Any:
-        import httpx
-
+    def _call(self, method: str, path: str, content: bytes | None = None) -> Any:
         try:
-            response = self._client.request(method, path, **arguments)
-        except httpx.TransportError as error:
-            raise self._lost(f"{type(error).__name__}: {error}", path) from error
-        if response.status_code >= 500 and not self.healthy():
-            raise self._lost(f"status {response.status_code}: {_words(response)}", path)
-        if response.status_code >= 400:
+            reply = self._client.send(method, self.url + path, content)
+        except CallFailed as failed:
+            raise self._lost(str(failed), path) from failed
+        if reply.status >= 500 and not self.healthy():
+            raise self._lost(f"status {reply.status}: {reply.message[:2000]}", path)
+        if reply.status >= 400:
             raise EngineError(
-                f"{self.name} at {self.url} must accept {path}, got status {response.status_code}: "
-                f"{_words(response)}"
+                f"{self.name} at {self.url} must accept {path}, got status {reply.status}: "
+                f"{reply.message[:2000]}"
             )
-        return _content(response)
+        return reply.content
 
     def _lost(self, what: str, path: str) -> EngineLost:
         return EngineLost(
             f"{self.name} at {self.url} must answer {path}, got {what}. `restart` brings it back."
             f"{self.last_words()}"
         )
-
-
-def _content(response: Any) -> Any:
-    try:
-        return response.json()
-    except ValueError:
-        return response.text
-
-
-def _words(response: Any) -> str:
-    """What a server says of an error: servers put it under several names, in an object or as a text."""
-    content = _content(response)
-    for name in ("error", "message", "detail"):
-        if isinstance(content, dict) and content.get(name):
-            content = content[name]
-    return hide(str(content))[:2000]

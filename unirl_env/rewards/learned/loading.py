@@ -3,16 +3,55 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from unirl_env.arguments.values import require
 from unirl_env.errors import ConfigError, ModelNotFound
+from unirl_env.rewards.inputs import blocks_of, check_blocks, in_blocks
 
-__all__ = ["device_of", "dtype_of", "hub_file", "load_tensors", "not_found"]
+__all__ = ["Placement", "device_of", "dtype_of", "hub_file", "load_tensors", "not_found"]
 
 DTYPES = ("float32", "float16", "bfloat16")
+
+
+class Placement:
+    """Where a network computes, in which precision, and how much at once.
+
+    Args:
+        device: `"auto"` is a GPU if there is one.
+        dtype: `"float32"`, `"float16"` or `"bfloat16"`, of the weights.
+        batch_size: The most pictures, texts or pairs that go through the network at once.
+        rows_per_forward: Always exactly so many, so that a score is bitwise the same in any company; see
+            `unirl_env.rewards.inputs.in_blocks`.
+
+    Raises:
+        ConfigError: If a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: str = "float32",
+        batch_size: int = 64,
+        rows_per_forward: int | None = None,
+    ):
+        self.dtype = dtype_of(dtype)
+        check_blocks(batch_size, rows_per_forward)
+        self.device = device_of(device)
+        self.batch_size, self.rows_per_forward = batch_size, rows_per_forward
+
+    def blocks(self, rows: Sequence[Any]) -> Iterator[tuple[list[Any], int]]:
+        """As many rows at a time as fit, and how many of these count; see `inputs.blocks_of`."""
+        return blocks_of(rows, self.batch_size, self.rows_per_forward)
+
+    def in_blocks(self, compute: Callable[[Tensor], Tensor], rows: Sequence[Tensor]) -> Tensor:
+        """`compute` over `rows`, as many at a time as fit."""
+        return in_blocks(compute, rows, self.batch_size, self.rows_per_forward)
 
 
 def device_of(device: str | torch.device) -> torch.device:
@@ -37,8 +76,7 @@ def dtype_of(dtype: str) -> torch.dtype:
     Raises:
         ConfigError: If it is none of `"float32"`, `"float16"` and `"bfloat16"`.
     """
-    if dtype not in DTYPES:
-        raise ConfigError(f"`dtype` must be one of {list(DTYPES)}, got {dtype!r}.")
+    require("dtype", dtype, dtype in DTYPES, f"one of {list(DTYPES)}")
     return getattr(torch, dtype)
 
 
