@@ -52,9 +52,9 @@ class Counts:
 
 def count() -> Counts:
     from unirl_env.models.hunyuan_image3.autoencoder import Autoencoder
+    from unirl_env.models.hunyuan_image3.model import TARGETS
     from unirl_env.models.hunyuan_image3.network import build
     from unirl_env.models.hunyuan_image3.settings import Settings
-    from unirl_env.models.hunyuan_image3.views import TARGETS
 
     config = json.loads(PUBLISHED.read_text())["config"]
     with torch.device("meta"):

@@ -18,7 +18,7 @@ from timing import interleaved, report
 
 from unirl_env.agents.by_name import default_config
 from unirl_env.envs import PromptSource
-from unirl_env.models.tiny.sd3 import TinySD3Denoiser
+from unirl_env.models.tiny import TinySD3Denoiser
 from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.types import Scores
 

@@ -20,7 +20,7 @@ import torch
 from timing import report
 
 from unirl_env.envs import WAIT, TokenVectorEnv
-from unirl_env.models.words import Encoded, LanguageModel
+from unirl_env.models.words import Encoded, Words
 from unirl_env.types import Scores
 from unirl_env.wrappers import RewardWrapper
 
@@ -28,13 +28,11 @@ PROMPT = 128
 EOS = 1
 
 
-class Wordless(LanguageModel):
+class Wordless(Words):
     """The vocabulary of Qwen3, and no words."""
 
     vocab_size, eos_ids, pad_id = 151_936, (EOS,), 0
     max_context = 1 << 20
-    lora_targets = ()
-    input_spaces = {}
 
     def encode(self, prompt):
         """A prompt of the usual length."""
@@ -47,12 +45,6 @@ class Wordless(LanguageModel):
     def reply(self, text):
         """Nothing."""
         return []
-
-    def network(self):
-        """None: replaying needs no network."""
-        raise NotImplementedError
-
-    hidden = head = save_adapters = save_weights = network
 
 
 def no_score(samples, prompts):

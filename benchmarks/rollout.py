@@ -14,7 +14,7 @@ import torch
 from timing import interleaved, report
 
 from unirl_env.envs import PromptSource
-from unirl_env.models.tiny.sd3 import TinySD3Denoiser
+from unirl_env.models.tiny import TinySD3Denoiser
 from unirl_env.policies.actor import Actor
 from unirl_env.rollouts.play import Rollout
 from unirl_env.rollouts.request import RolloutRequest
@@ -35,9 +35,9 @@ def main() -> None:
 
     from diffusers import StableDiffusion3Pipeline
 
-    from unirl_env.models.tiny import sd3_path
+    from unirl_env.models.tiny import tiny_path
 
-    pipeline = StableDiffusion3Pipeline.from_pretrained(sd3_path())
+    pipeline = StableDiffusion3Pipeline.from_pretrained(tiny_path("sd3"))
     pipeline.set_progress_bar_config(disable=True)
     prompts = PromptSource.of("shapes_train").take(0, args.prompts)
     texts = [prompt.text for prompt in prompts for _ in range(args.group)]

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from unirl_env.models.tiny.sd3 import MAX_TOKENS
+from unirl_env.models.tiny import SD3_TOKENS
 from unirl_env.prompts.shapes import words
 
 __all__ = ["build_tiny_sd3", "tiny_sd3_parts"]
@@ -42,7 +42,7 @@ def _clip_tokenizer(vocabulary: Sequence[str]) -> Any:
     pieces = letters + [letter + "</w>" for letter in letters]
     pieces += [piece for pair in merges if (piece := "".join(pair)) not in pieces]
     vocab = {piece: index for index, piece in enumerate([*dict.fromkeys(pieces), *special])}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=SD3_TOKENS)
 
 
 def _t5_tokenizer(vocabulary: Sequence[str]) -> Any:
@@ -52,7 +52,7 @@ def _t5_tokenizer(vocabulary: Sequence[str]) -> Any:
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0)]
     pieces += [("▁" + word, -2.0) for word in vocabulary]
     pieces += [(letter, -6.0) for letter in "abcdefghijklmnopqrstuvwxyz0123456789.,"]
-    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=MAX_TOKENS)
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=SD3_TOKENS)
 
 
 def _clip_encoder(tokenizer: Any, width: int = 32) -> Any:
@@ -66,7 +66,7 @@ def _clip_encoder(tokenizer: Any, width: int = 32) -> Any:
             projection_dim=width,
             num_hidden_layers=2,
             num_attention_heads=4,
-            max_position_embeddings=MAX_TOKENS,
+            max_position_embeddings=SD3_TOKENS,
             hidden_act="gelu",
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pretraining.sd3_build import tiny_sd3_parts
 from pretraining.shapes_data import draw_in_parts, loosen, sample_captions
-from unirl_env.models.tiny.sd3 import MAX_TOKENS
+from unirl_env.models.tiny import SD3_TOKENS
 from unirl_env.prompts.shapes import Caption, split_captions
 from unirl_env.registry import Registry
 from unirl_env.types import Prompt, Sample
@@ -70,7 +70,7 @@ def _encode(vae: Any, pictures: Tensor) -> Tensor:
 
 
 def _tokenize(parts: dict[str, Any], texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    settings = {"padding": "max_length", "max_length": MAX_TOKENS, "truncation": True}
+    settings = {"padding": "max_length", "max_length": SD3_TOKENS, "truncation": True}
     clip = parts["tokenizer"](list(texts), return_tensors="pt", **settings).input_ids
     return clip, parts["tokenizer_3"](list(texts), return_tensors="pt", **settings).input_ids
 
@@ -181,7 +181,7 @@ def evaluate(
             texts,
             num_inference_steps=8,
             guidance_scale=1.0,
-            max_sequence_length=MAX_TOKENS,
+            max_sequence_length=SD3_TOKENS,
             generator=generator,
             output_type="pt",
         ).images

@@ -28,7 +28,7 @@ from pretraining.qwen3_build import save
 from pretraining.unified_build import build_tiny_unified, tiny_tokenizer
 from pretraining.unified_data import Request, captions, mistaken, plan_of, said, sample_edit
 from pretraining.unified_sampling import evaluate
-from unirl_env.models.tiny.unified import TinyUnified
+from unirl_env.models.tiny import TinyUnified
 from unirl_env.prompts.shapes import Caption, draw
 from unirl_env.types import Prompt
 
@@ -106,7 +106,7 @@ class _Lessons:
         if kind >= BLANK + DIRECT:
             untold = rng.random() < part.untold
             plan = mistaken(wanted, rng) if untold or rng.random() < part.wrong else wanted
-            said_plan, learned = self.model.words.spelling.ids(plan_of(plan)), not untold
+            said_plan, learned = self.model.text.spelling.ids(plan_of(plan)), not untold
         drawn = mistaken(plan, rng) if rng.random() < part.stray else plan
         return _Lesson([*prompt, *said_plan, *self.begin], len(prompt), learned, drawn, request.source)
 

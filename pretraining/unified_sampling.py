@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unirl_env.models.tiny.unified import TinyUnified
+from unirl_env.models.tiny import TinyUnified
 from unirl_env.registry import Registry
 from unirl_env.types import Prompt, Sample
 

@@ -62,7 +62,7 @@ def tiny_dir(tmp_path_factory, quiet_models):
 @pytest.fixture(scope="session")
 def tiny(tiny_dir):
     """Its adapter; tests share the frozen half and must not change it."""
-    from unirl_env.models.tiny.sd3 import TinySD3Denoiser
+    from unirl_env.models.tiny import TinySD3Denoiser
 
     return TinySD3Denoiser(tiny_dir)
 
@@ -83,7 +83,7 @@ def offline(tiny_dir, tmp_path_factory):
     from models.hunyuan_cases import write_tiny_checkpoint
 
     from pretraining.qwen_vl_build import build_tiny_qwen_vl
-    from unirl_env.models.tiny import qwen3_path
+    from unirl_env.models.tiny import tiny_path
     from unirl_env.types import Prompt
 
     seeing = build_tiny_qwen_vl(tmp_path_factory.mktemp("models") / "tiny_qwen_vl", seed=1)
@@ -92,7 +92,7 @@ def offline(tiny_dir, tmp_path_factory):
     questions = [Prompt(question, str(i), metadata=answer, images=(p,)) for i, p in enumerate(pictures)]
     tiny_sd3 = {"pretrained": str(tiny_dir), "max_sequence_length": 10}
     draws = {"pretrained": str(tiny_dir), "num_steps": 3}
-    writes = {"pretrained": str(qwen3_path()), "max_new_tokens": 5, "max_prompt_tokens": 32}
+    writes = {"pretrained": str(tiny_path("qwen3")), "max_new_tokens": 5, "max_prompt_tokens": 32}
     looks = {"pretrained": str(seeing), "max_new_tokens": 5, "max_prompt_tokens": 96, "prompts": questions}
     asks = {"max_new_tokens": 5, "generator": {"denoiser": "tiny_sd3", **draws}}
     short = {"language_model": "tiny_enhancer", "pretrained": None, "system": None}

@@ -133,12 +133,20 @@ def rename(path, **entries):
     config.write_text(json.dumps({**json.loads(config.read_text()), **entries}))
 
 
-def ask(view, prompts=PROMPTS, group=3, before=(), tokens=16):
-    """Groups of requests for pictures, behind different texts where `before` has some."""
+def begun(model, prompt):
+    """The tokens of a prompt up to its picture, where no text comes before it."""
+    tokens = model.text.encode(prompt).tokens
+    return torch.cat([tokens, tokens.new_tensor(model.opening(None))])
+
+
+def ask(model, prompts=PROMPTS, group=3, before=(), tokens=16):
+    """Groups of requests for pictures, behind texts where `before` has some; of a view, for texts."""
     requests = []
     for prompt in prompts:
         for sample in range(group):
-            context = view.encode(prompt).tokens.tolist()
+            context = (
+                begun(model, prompt) if hasattr(model, "opening") else model.encode(prompt).tokens
+            ).tolist()
             said = list(before[sample]) if before else []
             requests.append(
                 Request(

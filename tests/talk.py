@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import torch
 
-from unirl_env.envs.tokens import WAIT, TokenVectorEnv
-from unirl_env.models.words import Encoded, LanguageModel
+from unirl_env.envs.writing import WAIT, TokenVectorEnv
+from unirl_env.models.words import Encoded, Words
 from unirl_env.types import Scores
 from unirl_env.wrappers.reward import RewardWrapper
 
@@ -20,14 +20,13 @@ def spelled(text):
     return [4 + ALPHABET.index(letter) for letter in text]
 
 
-class SpellingModel(LanguageModel):
+class SpellingModel(Words):
     """Every character is a token; `encoded` counts the prompts that were encoded."""
 
     vocab_size = 4 + len(ALPHABET)
     eos_ids = (EOS,)
     pad_id = PAD
     max_context = 64
-    lora_targets = ()
     pretrained, revision = "spelling", None
     input_spaces = {}
 
@@ -44,16 +43,10 @@ class SpellingModel(LanguageModel):
     def reply(self, text):
         return [USER, *spelled(text), EOS, MODEL]
 
-    def network(self):
-        raise AssertionError("an environment needs no network")
-
-    hidden = head = save_adapters = save_weights = network
-
 
 class SeeingModel(SpellingModel):
     """As many patches as the prompt's first number says."""
 
-    position_axes = 3
     input_spaces = {
         "pixel_values": ((9, 2), "float32"),
         "image_grid_thw": ((2, 3), "int64"),

@@ -5,8 +5,7 @@ import torch
 
 import unirl_env.functional as F
 from unirl_env.agents.learner import Masters
-from unirl_env.models.tiny.qwen3 import TinyQwen3
-from unirl_env.models.tiny.sd3 import TinySD3Denoiser
+from unirl_env.models.tiny import TinyQwen3, TinySD3Denoiser
 from unirl_env.policies.actor import Actor
 from unirl_env.rollouts.engines.base import Request
 from unirl_env.rollouts.engines.local import LocalEngine

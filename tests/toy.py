@@ -83,7 +83,7 @@ def farness(samples, prompts):
 
 def make_points(num_envs=1, *, denoiser=None, scorer=nearness, **options):
     """The entry point of the toy environment."""
-    from unirl_env.envs.denoise import DenoiseVectorEnv
+    from unirl_env.envs.denoising import DenoiseVectorEnv
     from unirl_env.wrappers.reward import RewardWrapper
 
     denoiser = denoiser if isinstance(denoiser, Denoiser) else PointDenoiser()

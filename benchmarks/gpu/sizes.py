@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import unirl_env.functional as F
 from unirl_env.models.causal_lm import CausalLM
 from unirl_env.models.sd3 import SD3Denoiser
-from unirl_env.models.tiny import qwen3_path
+from unirl_env.models.tiny import tiny_path
 
 SD3_MEDIUM = {
     "sample_size": 128,
@@ -139,7 +139,7 @@ class RandomQwen3(CausalLM):
 
     def __init__(self, size: str = "published", **options: Any):
         self.sizes = QWEN3_1B7 if size == "published" else QWEN3_TINY
-        super().__init__(str(qwen3_path()), **options)
+        super().__init__(str(tiny_path("qwen3")), **options)
         self.vocab_size = self.sizes["vocab_size"]
         self.max_context = self.sizes["max_position_embeddings"]
 

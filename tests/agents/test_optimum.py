@@ -20,17 +20,17 @@ from itertools import pairwise
 
 import pytest
 import torch
-from scipy.optimize import root
-
-import unirl_env.functional as F
-from unirl_env.functional.mixtures import GaussianMixture, mixture_velocity, tilted_mixture
-from unirl_env.functional.path_optimum import (
+from path_optimum import (
     PathPolicy,
     any_policy_optimum,
     gaussian_policy,
     path_grid,
     path_value,
 )
+from scipy.optimize import root
+
+import unirl_env.functional as F
+from unirl_env.functional.mixtures import GaussianMixture, mixture_velocity, tilted_mixture
 from unirl_env.models.gaussian_mixture import GaussianMixtureDenoiser
 
 BEST_OF_CLASS = [1.48501, -0.79583, 1.1803, -0.92515, -0.90541]

@@ -9,7 +9,7 @@ from talk import ALPHABET, EOS, MODEL, PAD, USER, SeeingModel, SpellingModel, sp
 from worlds import PlainDenoiser
 
 from unirl_env.envs import HybridVectorEnv
-from unirl_env.envs.conversation import WAIT
+from unirl_env.envs.token_rows import WAIT
 from unirl_env.models.unified import PictureTokens, UnifiedModel
 from unirl_env.types import Prompt, Sample, Scores
 from unirl_env.wrappers.reward import RewardWrapper
@@ -92,14 +92,19 @@ class Sighted(OneBackbone):
         self.context_keys = ("tokens", "length", *self.text.input_spaces)
 
 
-class Mosaic(SpellingModel, PictureTokens):
+class Mosaic(PictureTokens):
     """Pictures of four tokens out of five, each a shade of grey."""
 
-    first_id, vocab_size, num_tokens, eos_ids = 4 + len(ALPHABET), 5, 4, ()
+    first_id, vocab_size, num_tokens, pad_id = 4 + len(ALPHABET), 5, 4, PAD
 
     def pictures(self, tokens):
         shades = (tokens - self.first_id).float().view(-1, 1, 2, 2) / 4
         return [Sample(image=shade.expand(3, 2, 2).clone()) for shade in shades]
+
+    def network(self):
+        raise AssertionError("an environment needs no network")
+
+    hidden = head = network
 
 
 class Discrete(OneBackbone):

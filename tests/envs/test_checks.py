@@ -73,39 +73,39 @@ class TestAcquittal:
 class StreamNoise(DenoiseVectorEnv):
     """Draws from the global generator."""
 
-    def _begin(self, rows, roster, options):
-        super()._begin(rows, roster, options)
+    def _begin(self, rows, groups, options):
+        super()._begin(rows, groups, options)
         self._activity.latent = torch.randn_like(self._activity.latent)
 
 
 class PlacedNoise(DenoiseVectorEnv):
     """Keys the noise by the place in the batch."""
 
-    def _begin(self, rows, roster, options):
+    def _begin(self, rows, groups, options):
         super()._begin(
-            rows, replace(roster, start_seed=np.arange(len(roster)) + roster.episode_seed[0] % 7), options
+            rows, replace(groups, start_seed=np.arange(len(groups)) + groups.episode_seed[0] % 7), options
         )
 
 
 class DeafToSeeds(DenoiseVectorEnv):
     """Starts from the same noise whatever the seed."""
 
-    def _begin(self, rows, roster, options):
-        super()._begin(rows, replace(roster, start_seed=np.zeros_like(roster.start_seed)), options)
+    def _begin(self, rows, groups, options):
+        super()._begin(rows, replace(groups, start_seed=np.zeros_like(groups.start_seed)), options)
 
 
 class DeafToSameNoise(DenoiseVectorEnv):
     """Gives each episode its own start."""
 
-    def _begin(self, rows, roster, options):
-        super()._begin(rows, replace(roster, start_seed=roster.episode_seed), options)
+    def _begin(self, rows, groups, options):
+        super()._begin(rows, replace(groups, start_seed=groups.episode_seed), options)
 
 
 class Unguarded(DenoiseVectorEnv):
     """Resets by itself when it is stepped too early."""
 
     def step(self, actions):
-        if self._roster is None:
+        if self._groups is None:
             self.reset(seed=0)
         return super().step(actions)
 
@@ -152,8 +152,9 @@ class BothEnds(DenoiseVectorEnv):
 class Forgetful(DenoiseVectorEnv):
     """Leaves the step counter out of its snapshots."""
 
-    def _select_model_state(self, state, rows):
-        super()._select_model_state({**state, "step": np.zeros_like(state["step"])}, rows)
+    def _become(self, snapshot, rows, groups):
+        forgotten = {**snapshot.model_state, "step": np.zeros_like(snapshot.model_state["step"])}
+        return super()._become(replace(snapshot, model_state=forgotten), rows, groups)
 
 
 class Writer(DenoiseVectorEnv):
@@ -167,15 +168,15 @@ class Writer(DenoiseVectorEnv):
 
 
 class Twins(DenoiseVectorEnv):
-    """Lets all heirs explore alike."""
+    """Lets all copies explore alike."""
 
     def fork(self, indices):
         snapshot = self.snapshot()
-        return self._become(snapshot, np.asarray(indices), snapshot.roster.take(np.asarray(indices)))
+        return self._become(snapshot, np.asarray(indices), snapshot.groups.take(np.asarray(indices)))
 
 
 class Changelings(DenoiseVectorEnv):
-    """Forks to the wrong ancestors."""
+    """Forks to the wrong originals."""
 
     def fork(self, indices):
         return super().fork([(i + 1) % self.num_envs for i in indices])
@@ -192,7 +193,7 @@ class Objects(DenoiseVectorEnv):
     """Shows a plain `info` the prompts themselves."""
 
     def _info(self):
-        return {**super()._info(), "prompt": self._roster.prompt_array}
+        return {**super()._info(), "prompt": self._groups.prompt_array}
 
 
 class Unmasked(DenoiseVectorEnv):
@@ -223,7 +224,7 @@ class MixedGroups(DenoiseVectorEnv):
 
 class SharedSeeds(DenoiseVectorEnv):
     def _info(self):
-        return {**super()._info(), "episode_seed": self._roster.episode_seed // 2**62}
+        return {**super()._info(), "episode_seed": self._groups.episode_seed // 2**62}
 
 
 class Reticent(DenoiseVectorEnv):
@@ -280,7 +281,7 @@ class Clinging(DenoiseVectorEnv):
 
     def reset(self, *, seed=None, options=None):
         result = super().reset(seed=seed, options=options)
-        self._defaults = dict(self._course.options)
+        self._defaults = dict(self._reset_state.options)
         return result
 
 
@@ -289,7 +290,7 @@ class Repeating(DenoiseVectorEnv):
 
     def reset(self, *, seed=None, options=None):
         return super().reset(
-            seed=self._course.seed if seed is None and self._course else seed, options=options
+            seed=self._reset_state.seed if seed is None and self._reset_state else seed, options=options
         )
 
 
@@ -332,7 +333,7 @@ MUTANTS = [
     (BothEnds, {}, "must not terminate and truncate at once"),
     (Forgetful, {}, "must bring back the observation and info of the snapshot"),
     (Writer, {}, "must bring back the observation and info of the snapshot"),
-    (Twins, {}, "Heirs of one episode must differ in their noise"),
+    (Twins, {}, "Copies of one episode must differ in their noise"),
     (Changelings, {}, "to every episode itself must change nothing"),
     (Lender, {}, "must be copies"),
     (MixedGroups, {}, "episodes of a group must share one prompt"),

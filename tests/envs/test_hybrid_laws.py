@@ -140,9 +140,10 @@ class Illiterate(HybridVectorEnv):
 class Forgetful(HybridVectorEnv):
     """Leaves the denoising step out of its snapshots."""
 
-    def _select_model_state(self, state, rows):
+    def _become(self, snapshot, rows, groups):
+        state = snapshot.model_state
         image = {**state["image"], "step": np.zeros_like(state["image"]["step"])}
-        super()._select_model_state({**state, "image": image}, rows)
+        return super()._become(replace(snapshot, model_state={**state, "image": image}), rows, groups)
 
 
 class Scattering(HybridVectorEnv):
@@ -155,16 +156,16 @@ class Scattering(HybridVectorEnv):
 
 MUTANTS = [
     (Relapsing, {}, "`phase` must never go back"),
-    (Proud, {}, "What follows a text by itself is no action"),
+    (Proud, {}, "What follows an action by itself is no action"),
     (Fidgety, {}, "its picture must stay as it began"),
     (Chatty, {}, "its text must stay as it is"),
     (Impatient, {"autoreset_mode": "disabled"}, "no part in the action"),
     (Sloppy, {}, "no mapping of the phases' parts, or no tokens, must be refused"),
-    (Crowded, {}, "must not depend on its place in the batch, whichever phase"),
+    (Crowded, {}, "must not depend on its place in the batch, nor on the others"),
     (Bare, {}, "must have a picture where the episode came to it only"),
     (Illiterate, {}, "`Sample.text` must be the generated text"),
     (Forgetful, {}, "must bring back the observation and info of the snapshot, in either phase"),
-    (Scattering, {}, "must let every heir start where its ancestor stands, in either phase"),
+    (Scattering, {}, "must let every copy start where its original stands, in either phase"),
 ]
 
 

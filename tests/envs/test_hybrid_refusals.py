@@ -85,7 +85,7 @@ class TestPrompts:
         before = env.snapshot()
         with pytest.raises(PromptError, match="must bring a picture, got none in 'b'"):
             env.reset(options={"prompts": ["b"]})
-        assert env.snapshot().model_state["text"]["talk"] is before.model_state["text"]["talk"]
+        assert env.snapshot().model_state["text"]["written"] is before.model_state["text"]["written"]
         with pytest.raises(ConfigError, match="`edits` must be False for a model that takes no pictures"):
             hybrid(edits=True)
 

@@ -1,4 +1,4 @@
-"""Hybrid environments in use: standing still, snapshots, heirs, restarts, pictures on the way, wrappers."""
+"""Hybrid environments in use: standing still, snapshots, copies, restarts, pictures on the way, wrappers."""
 
 import json
 
@@ -170,7 +170,7 @@ def test_mirrors_on_another_device_follow(model):
     for one, other in zip(play(env, *texts), results, strict=True):
         assert alike(copied(one[0]), copied(other[0]))
     shown = results[-1][0]["tokens"].data_ptr()
-    assert shown != mirrored._writing.talk.tokens.ctypes.data, "the mirror is what is seen"
+    assert shown != mirrored._writing.written.tokens.ctypes.data, "the mirror is what is seen"
 
 
 class TestRestarts:

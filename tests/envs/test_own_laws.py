@@ -109,6 +109,6 @@ def test_what_an_environment_does_not_answer_is_named():
     del env.playing
     env._begin = lambda *arguments: None
     with pytest.raises(ContractError, match="must have `playing`"):
-        from unirl_env.envs.contract import told
+        from unirl_env.envs.contract import env_attr
 
-        told(env, "playing")
+        env_attr(env, "playing")

@@ -200,7 +200,7 @@ class Stuck(TokenVectorEnv):
     """Starts the same episodes again when it resets by itself."""
 
     def _info(self):
-        return {**super()._info(), "episode_seed": self._course.seed * 100 + np.arange(self.num_envs)}
+        return {**super()._info(), "episode_seed": self._reset_state.seed * 100 + np.arange(self.num_envs)}
 
 
 MUTANTS = [

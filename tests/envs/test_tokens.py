@@ -143,7 +143,7 @@ class TestLimits:
             PromptError, match=r"at most 8 tokens, got 9 for prompt 'abcdef'; .*larger `max_prompt_tokens`"
         ):
             env.reset(options={"prompts": ["a", "abcdef"]})
-        assert env.snapshot().model_state["talk"] is before.model_state["talk"]
+        assert env.snapshot().model_state["written"] is before.model_state["written"]
 
     def test_an_empty_encoding_is_named(self):
         model = SpellingModel()

@@ -5,17 +5,17 @@ from itertools import pairwise
 
 import pytest
 import torch
-
-import unirl_env.functional as F
-from unirl_env.errors import ConfigError, ShapeError
-from unirl_env.functional.mixtures import GaussianMixture, mixture_log_prob, mixture_velocity, tilted_mixture
-from unirl_env.functional.path_optimum import (
+from path_optimum import (
     PathPolicy,
     any_policy_optimum,
     gaussian_policy,
     path_grid,
     path_value,
 )
+
+import unirl_env.functional as F
+from unirl_env.errors import ConfigError, ShapeError
+from unirl_env.functional.mixtures import GaussianMixture, mixture_log_prob, mixture_velocity, tilted_mixture
 
 MEMORYLESS = math.sqrt(2.0)
 TWO = GaussianMixture.of([[-1.0], [1.0]], 0.4, [0.6, 0.4])

@@ -8,7 +8,7 @@ import torch
 
 from unirl_env.models.hunyuan_image3.autoencoder import Autoencoder
 from unirl_env.models.hunyuan_image3.network import build
-from unirl_env.models.hunyuan_image3.sizes import buckets
+from unirl_env.models.hunyuan_image3.settings import buckets
 
 BASE = 32
 SPECIAL = (

@@ -7,7 +7,7 @@ from bagel_cases import SMALL, build, picture
 
 import unirl_env  # noqa: F401
 from unirl_env.envs import check_vector_env
-from unirl_env.envs.denoise import DenoiseVectorEnv
+from unirl_env.envs.denoising import DenoiseVectorEnv
 from unirl_env.errors import PromptError
 from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.policies.packing import pack_continuations

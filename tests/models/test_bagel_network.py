@@ -9,9 +9,8 @@ from bagel_cases import PROMPTS, PUBLISHED_TEXT, PUBLISHED_VISION, build, drawn,
 from safetensors.torch import load_file
 from transformers import DynamicCache
 
-from unirl_env.models.bagel.autoencoder import as_diffusers
+from unirl_env.models.bagel.flux import as_diffusers, grid_places, joined, parted
 from unirl_env.models.bagel.network import LATENT_SIDE, BagelNetwork
-from unirl_env.models.bagel.patches import grid_places, joined, parted
 from unirl_env.models.bagel.pictures import seen_size
 from unirl_env.models.bagel.published import Published
 from unirl_env.models.bagel.seeing import Packed

@@ -101,7 +101,7 @@ class TestChats:
     @pytest.mark.parametrize("text", ["85", "two words", "(the answer so far)", " a\n"])
     def test_a_reply_joins_two_answers_as_the_template_does(self, model, text):
         first = Prompt("x", messages=({"role": "user", "content": "x"},))
-        answer = model._tokenizer("say<|im_end|>").input_ids
+        answer = model.tokenizer("say<|im_end|>").input_ids
         turns = (*first.messages, {"role": "assistant", "content": "say"}, {"role": "tool", "content": text})
         whole = model.encode(Prompt("x", messages=turns)).tokens.tolist()
         assert model.encode(first).tokens.tolist() + answer + model.reply(text) == whole
@@ -118,7 +118,7 @@ class TestChats:
             assert read(model, model.reply("85")) == said
 
     def test_decoding_leaves_marks_in_and_special_tokens_out(self, model):
-        tokens = model._tokenizer("<think>a  b</think><tool>1+1</tool> é<|im_end|><|endoftext|>").input_ids
+        tokens = model.tokenizer("<think>a  b</think><tool>1+1</tool> é<|im_end|><|endoftext|>").input_ids
         assert model.decode(tokens) == "<think>a  b</think><tool>1+1</tool> é"
         assert model.decode(torch.tensor(tokens)) == model.decode(tokens)
 
@@ -126,7 +126,7 @@ class TestChats:
 class TestSettings:
     def test_ends_are_those_of_generation_settings_and_tokenizer(self, directory, tmp_path):
         model = CausalLM(directory)
-        end, pad = model._tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+        end, pad = model.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
         assert model.eos_ids == (end, pad) and model.pad_id == pad
         one = edited_copy(directory, tmp_path / "one", "generation_config.json", eos_token_id=pad)
         assert CausalLM(one).eos_ids == (pad, end)

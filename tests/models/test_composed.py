@@ -26,7 +26,7 @@ def actor(composed):
 
 def test_the_finished_text_is_what_the_denoiser_reads(composed):
     written = composed.context(Prompt("draw something", id="1", negative="grey"), TEXT)
-    alone = composed.image.inner.encode([Prompt(TEXT)])
+    alone = composed.image.encode([Prompt(TEXT)])
     assert set(written) == set(composed.context_keys) == set(alone)
     for name, tensor in alone.items():
         assert torch.equal(written[name], tensor)
@@ -45,7 +45,7 @@ def test_views_answer_like_the_models_alone(composed):
         "positions": torch.arange(len(encoded.tokens))[None],
         "source": torch.tensor([len(encoded.tokens) - 1]),
     }
-    alone = Actor(composed.text.inner)
+    alone = Actor(composed.text)
     assert torch.equal(
         both.score(obs, torch.tensor([5]), phase="text").log_prob,
         alone.score(obs, torch.tensor([5])).log_prob,
@@ -53,7 +53,7 @@ def test_views_answer_like_the_models_alone(composed):
     latent = torch.randn(2, *composed.image.latent_shape, generator=torch.Generator().manual_seed(0))
     obs = {"latent": latent, "sigma": torch.tensor([0.9, 0.9]), "sigma_next": torch.tensor([0.7, 0.7])}
     obs |= composed.image.encode([Prompt(TEXT), Prompt("two blue squares")])
-    painter = Actor(composed.image.inner)
+    painter = Actor(composed.image)
     assert torch.equal(both.velocity(obs, phase="image"), painter.velocity(obs))
 
 

@@ -128,7 +128,7 @@ class TestLongTexts:
             check_language_model(path, max_tokens=4)
 
     def test_an_adapter_of_pictures_can_be_checked(self):
-        from unirl_env.models.tiny.qwen_vl import TinyQwenVL
+        from unirl_env.models.tiny import TinyQwenVL
 
         report = check_language_model(TinyQwenVL())
         assert not report.alone and set(report.gaps) >= {"short texts"}

@@ -126,7 +126,7 @@ def test_the_ode_reproduces_a_pipeline_of_another_schedule_and_time(tiny_dir, tm
     from diffusers import StableDiffusion3Pipeline
 
     from unirl_env.models.shared.generate import draw_latents
-    from unirl_env.models.tiny.sd3 import TinySD3Denoiser
+    from unirl_env.models.tiny import TinySD3Denoiser
     from unirl_env.types import Prompt
 
     folder = edited(tiny_dir, tmp_path / "m", use_karras_sigmas=True, num_train_timesteps=500)

@@ -5,7 +5,7 @@ import torch
 from worlds import PROMPTS, PlainDenoiser, world
 
 import unirl_env.functional as F
-from unirl_env.envs.contexts import Contexts
+from unirl_env.envs.encodings import Contexts
 from unirl_env.errors import ConfigError, ShapeError
 from unirl_env.models.shared.generate import draw_latents
 from unirl_env.policies.actor import Actor

@@ -11,7 +11,7 @@ from unirl_env.errors import ConfigError, ModelNotFound, PromptError
 from unirl_env.models import UNIFIED_MODELS
 from unirl_env.models.hunyuan_image3 import HunyuanImage3
 from unirl_env.models.hunyuan_image3.network import FROZEN
-from unirl_env.models.hunyuan_image3.sizes import bucket, buckets
+from unirl_env.models.hunyuan_image3.settings import bucket, buckets
 from unirl_env.types import Prompt
 
 

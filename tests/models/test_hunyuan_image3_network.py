@@ -5,8 +5,8 @@ import torch
 from hunyuan_cases import write_tiny_checkpoint
 
 from unirl_env.models.hunyuan_image3 import HunyuanImage3
-from unirl_env.models.hunyuan_image3.experts import Experts
-from unirl_env.models.hunyuan_image3.rotary import picture_positions, word_positions
+from unirl_env.models.hunyuan_image3.attention import picture_positions, word_positions
+from unirl_env.models.hunyuan_image3.decoder import Experts
 from unirl_env.types import Prompt
 
 PROMPTS = [Prompt("a red cat"), Prompt("two"), Prompt("a very blue dog")]

@@ -85,7 +85,7 @@ def test_what_was_played_is_scored_alike(make):
 
 def test_without_a_text_it_is_the_denoising_environment(make):
     """The same latents and pictures as by the image view alone."""
-    from unirl_env.envs.denoise import DenoiseVectorEnv
+    from unirl_env.envs.denoising import DenoiseVectorEnv
 
     both = make(3, max_new_tokens=0, array_backend="torch").unwrapped
     alone = DenoiseVectorEnv(

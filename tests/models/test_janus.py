@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from janus_cases import MAX_CONTEXT, rename, write_tiny_janus
+from janus_cases import MAX_CONTEXT, begun, rename, write_tiny_janus
 
 from unirl_env.errors import ConfigError, ContractError, ModelNotFound, PromptError
 from unirl_env.models import UNIFIED_MODELS
@@ -37,7 +37,7 @@ class TestChats:
         text = processor.apply_chat_template(turns, add_generation_prompt=True)
         assert torch.equal(model.text.encode(CAT).tokens, processor(text=[text])["input_ids"][0])
         drawn = processor(text=[text], generation_mode="image")["input_ids"][0]
-        assert torch.equal(model.image.encode(CAT).tokens, drawn)
+        assert torch.equal(begun(model, CAT), drawn)
         assert spoken(model, drawn) == "<begin><|User|>: a red cat\n\n<|Assistant|>:<begin_of_image>"
 
     @pytest.mark.parametrize(
@@ -71,7 +71,6 @@ class TestChats:
 
     def test_words_only_are_decoded(self, model):
         tokens = [*model.text.encode(CAT).tokens.tolist(), *model.text.eos_ids]
-        assert model.text.decode(tokens) == model.image.decode([*tokens, model.image.first_id + 5])
         assert model.text.decode(tokens) == ": a red cat\n\n:"
 
 
@@ -102,7 +101,7 @@ class TestTheWayToThePicture:
     def test_private_weights_are_those_that_the_other_phase_does_not_read(self, tmp_path, tied):
         model = Janus(write_tiny_janus(tmp_path / "janus", tied=tied))
         network = model.network()
-        tokens = model.image.encode(CAT).tokens
+        tokens = begun(model, CAT)
         words, pieces = tokens[None], torch.cat([tokens, model.image.first_id + torch.arange(4)])[None]
         for phase, view, row in (("text", model.text, words), ("image", model.image, pieces)):
             network.zero_grad()
@@ -127,20 +126,15 @@ class TestRefusals:
         ],
     )
     def test_prompts_with_pictures(self, model, prompt):
-        for view in (model.text, model.image):
-            with pytest.raises(PromptError, match="draws from text alone"):
-                view.encode(prompt)
+        with pytest.raises(PromptError, match="draws from text alone"):
+            model.text.encode(prompt)
 
     def test_a_prompt_that_leaves_no_room_for_a_picture(self, model):
         around = len(model.text.encode(Prompt("")).tokens)
         room = MAX_CONTEXT - 16 - 1
-        assert len(model.image.encode(Prompt("x" * (room - around))).tokens) == room + 1
+        assert len(begun(model, Prompt("x" * (room - around)))) == room + 1
         with pytest.raises(PromptError, match=f"at most {room} tokens, so that a picture of 16"):
             model.text.encode(Prompt("x" * (room - around + 1)))
-
-    def test_a_picture_has_no_replies(self, model):
-        with pytest.raises(ContractError, match="text view"):
-            model.image.reply("no")
 
     def test_other_directories(self, tmp_path, directory):
         with pytest.raises(ModelNotFound, match=r"Janus-Pro-1B.*TinyUnified"):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from janus_cases import rename, write_tiny_janus
+from janus_cases import begun, rename, write_tiny_janus
 
 from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.models.janus.model import Janus
@@ -18,7 +18,7 @@ def model(request, tmp_path_factory, quiet_models):
 
 def logits(model, network):
     """Of both views, over a prompt and some pieces of a picture."""
-    words = model.image.encode(Prompt("a red cat")).tokens
+    words = begun(model, Prompt("a red cat"))
     row = torch.cat([words, model.image.first_id + torch.arange(16)])
     found = []
     for view, tokens in ((model.text, words), (model.image, row)):
@@ -83,7 +83,7 @@ class TestWeights:
         tokens = torch.arange(16)[None] + model.image.first_id
         pictures = [each.image.pictures(tokens)[0].image for each in (model, again)]
         assert torch.equal(*pictures)
-        encoded = [each.image.encode(Prompt("a red cat")).tokens for each in (model, again)]
+        encoded = [begun(each, Prompt("a red cat")) for each in (model, again)]
         assert torch.equal(*encoded)
 
 

@@ -29,7 +29,7 @@ def actor(model):
 def test_log_probs_are_those_of_the_learner(model, before):
     gentle = Janus(model.pretrained, guidance=1.5)
     own = Actor(gentle.image)
-    requests = ask(gentle.image, before=before)
+    requests = ask(gentle, before=before)
     answers = LocalEngine(own).generate(requests)
     obs, tokens = packed(requests, answers)
     with torch.no_grad():
@@ -40,7 +40,7 @@ def test_log_probs_are_those_of_the_learner(model, before):
 
 
 def test_pictures_do_not_depend_on_the_batch(model, actor):
-    requests = [request for n in (5, 16, 9) for request in ask(model.image, group=2, tokens=n)]
+    requests = [request for n in (5, 16, 9) for request in ask(model, group=2, tokens=n)]
     together = LocalEngine(actor).generate(requests)
     alone = [LocalEngine(actor).generate([request])[0] for request in requests]
     assert [answer.tokens for answer in alone] == [answer.tokens for answer in together]
@@ -51,7 +51,7 @@ def test_greedy_pictures_are_those_of_transformers(model, actor):
     from transformers import JanusForConditionalGeneration
 
     whole = JanusForConditionalGeneration.from_pretrained(model.pretrained).eval()
-    requests = ask(model.image, group=1)
+    requests = ask(model, group=1)
     answers = LocalEngine(actor).generate(requests, temperature=0)
     free = Actor(Janus(model.pretrained).image)
     assert answers != LocalEngine(free).generate(requests, temperature=0)
@@ -68,7 +68,7 @@ def test_greedy_pictures_are_those_of_transformers(model, actor):
 
 
 def test_logits_are_the_mixture(model, actor):
-    (request,) = ask(model.image, PROMPTS[:1], group=1)
+    (request,) = ask(model, PROMPTS[:1], group=1)
     free, head = Janus(model.pretrained).image, model.image.head(actor.network)
     row = torch.cat([torch.tensor(request.tokens), model.image.first_id + torch.arange(9)])[None]
     blank = row.clone()

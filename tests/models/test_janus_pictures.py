@@ -37,7 +37,7 @@ class TestTheLaw:
     def test_log_probs_are_those_of_the_learner(self, model, actor, sampling, before):
         own = Actor(model.image, **sampling)
         own.network = actor.network
-        requests = ask(model.image, before=before)
+        requests = ask(model, before=before)
         answers = LocalEngine(own).generate(requests)
         assert all(len(answer.tokens) == 16 for answer in answers)
         obs, tokens = packed(requests, answers)
@@ -51,13 +51,13 @@ class TestTheLaw:
         assert drawn.min() < -2, "else they would agree too easily"
 
     def test_pictures_do_not_depend_on_the_batch(self, model, actor):
-        requests = ask(model.image)
+        requests = ask(model)
         together = LocalEngine(actor).generate(requests)
         alone = [LocalEngine(actor).generate([request])[0] for request in requests]
         assert [answer.tokens for answer in alone] == [answer.tokens for answer in together]
 
     def test_a_picture_can_be_continued(self, model, actor):
-        (request,) = ask(model.image, PROMPTS[:1], group=1)
+        (request,) = ask(model, PROMPTS[:1], group=1)
         (answer,) = LocalEngine(actor).generate([request])
         rest = Request(
             tokens=request.tokens + answer.tokens[:6],
@@ -69,7 +69,7 @@ class TestTheLaw:
         assert LocalEngine(actor).generate([rest])[0].tokens == answer.tokens[6:]
 
     def test_one_token_at_a_time_is_the_same_picture(self, model, actor):
-        (request,) = ask(model.image, PROMPTS[:1], group=1)
+        (request,) = ask(model, PROMPTS[:1], group=1)
         (answer,) = LocalEngine(actor).generate([request])
         row = list(request.tokens)
         for t in range(16):
@@ -106,7 +106,7 @@ class TestTransformers:
             # Its generation also computes what the prompt has no part in, at any guidance.
             return logits[: len(logits) // 2]
 
-        requests = ask(model.image, group=1)
+        requests = ask(model, group=1)
         answers = LocalEngine(actor).generate(requests, temperature=0)
         for request, answer in zip(requests, answers, strict=True):
             tokens = torch.tensor([request.tokens])
@@ -121,7 +121,7 @@ class TestTransformers:
             assert tuple((drawn[0] + model.image.first_id).tolist()) == answer.tokens
 
     def test_logits_are_its_own(self, model, actor, whole):
-        (request,) = ask(model.image, PROMPTS[:1], group=1)
+        (request,) = ask(model, PROMPTS[:1], group=1)
         pieces = torch.randint(64, (1, 16), generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             words = whole.get_input_embeddings()(torch.tensor([request.tokens]))
@@ -158,7 +158,7 @@ class TestTheHead:
         layer = actor.network.model.generation_head.vision_head
         weight = model.image.head(actor.network)
         assert layer.bias.abs().max() > 0.1 and weight.shape[1] % 8 == 0
-        (request,) = ask(model.image, PROMPTS[:1], group=1)
+        (request,) = ask(model, PROMPTS[:1], group=1)
         tokens = torch.tensor([request.tokens])
         places, lengths = torch.arange(tokens.shape[1])[None, None], torch.tensor([tokens.shape[1]])
         with torch.no_grad():
@@ -169,13 +169,13 @@ class TestTheHead:
 
     def test_bias_and_weight_are_trained(self, model):
         own = Actor(model.image)
-        requests = ask(model.image)
+        requests = ask(model)
         obs, tokens = packed(requests, LocalEngine(own).generate(requests))
         own.score(obs, tokens).log_prob.mean().backward()
         layer = own.network.model.generation_head.vision_head
         found = layer.weight.grad.clone(), layer.bias.grad.clone()
         own.network.zero_grad()
-        hidden = own._hidden(obs)[:, : layer.in_features]
+        hidden = own.head()._hidden(own.network, obs)[:, : layer.in_features]
         plain = layer(hidden).log_softmax(-1).gather(1, tokens[:, None] - model.image.first_id)
         plain.mean().backward()
         for one, other in zip(found, (layer.weight.grad, layer.bias.grad), strict=True):
@@ -185,7 +185,7 @@ class TestTheHead:
     def test_in_half_precision(self, model):
         half = Janus(model.pretrained, dtype="bfloat16")
         own = Actor(half.image, lora=LoRAConfig(rank=2))
-        requests = ask(half.image)
+        requests = ask(half)
         obs, tokens = packed(requests, LocalEngine(own).generate(requests))
         assert half.image.head(own.network).dtype == torch.bfloat16
         own.score(obs, tokens).log_prob.mean().backward()
@@ -201,7 +201,7 @@ class TestTheNetwork:
 
     def test_gradients_are_the_same_recomputed(self, model):
         plain, spare = (Actor(model.image, gradient_checkpointing=spare) for spare in (False, True))
-        requests = ask(model.image)
+        requests = ask(model)
         answers = LocalEngine(plain).generate(requests)
         assert answers == LocalEngine(spare).generate(requests)
         obs, tokens = packed(requests, answers)
@@ -213,7 +213,7 @@ class TestTheNetwork:
                 torch.testing.assert_close(one.grad, other.grad)
 
     def test_words_and_pieces_may_be_read_at_once_with_a_cache(self, model, actor):
-        (request,) = ask(model.image, PROMPTS[:1], group=1)
+        (request,) = ask(model, PROMPTS[:1], group=1)
         pieces = torch.arange(5) + model.image.first_id
         tokens = torch.cat([torch.tensor(request.tokens), pieces])[None]
         places = torch.arange(tokens.shape[1])[None, None]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from unirl_env.errors import ModelNotFound, PromptError, UnirlError
 from unirl_env.models.causal_lm import CausalLM
 from unirl_env.models.sd3 import SD3Denoiser
-from unirl_env.models.tiny import qwen3_path, sd3_path
+from unirl_env.models.tiny import tiny_path
 from unirl_env.types import Prompt
 
 
@@ -22,12 +22,12 @@ def offline(monkeypatch):
 
 @pytest.fixture
 def qwen(tmp_path):
-    return shutil.copytree(qwen3_path(), tmp_path / "qwen")
+    return shutil.copytree(tiny_path("qwen3"), tmp_path / "qwen")
 
 
 @pytest.fixture
 def sd3(tmp_path):
-    return shutil.copytree(sd3_path(), tmp_path / "sd3")
+    return shutil.copytree(tiny_path("sd3"), tmp_path / "sd3")
 
 
 @pytest.mark.parametrize(

@@ -79,8 +79,8 @@ class TestWhatIsShown:
     )
     def test_marks_of_the_model_stay_and_the_end_goes(self, saved, marks, said):
         model = CausalLM(saved(special(*marks)))
-        tokens = model._tokenizer(said + "<|im_end|><|endoftext|>", add_special_tokens=False).input_ids
-        assert {model._tokenizer.convert_tokens_to_ids(mark) for mark in marks} <= set(tokens)
+        tokens = model.tokenizer(said + "<|im_end|><|endoftext|>", add_special_tokens=False).input_ids
+        assert {model.tokenizer.convert_tokens_to_ids(mark) for mark in marks} <= set(tokens)
         assert model.decode(tokens) == said
 
     def test_borders_of_turns_are_those_of_the_template(self, saved):
@@ -91,17 +91,17 @@ class TestWhatIsShown:
         said = (
             "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>4<|return|>"
         )
-        tokens = model._tokenizer(said, add_special_tokens=False).input_ids
+        tokens = model.tokenizer(said, add_special_tokens=False).input_ids
         assert model.decode(tokens) == "<|channel|>analysis<|message|>aassistant<|channel|>final<|message|>4"
 
     def test_an_end_that_is_a_word_stays_a_word(self, saved):
         model = CausalLM(saved(ends=lambda tokenizer: tokenizer("\n").input_ids[0]), chat=False)
-        assert model.decode(model._tokenizer("a\nb<|im_end|>").input_ids) == "a\nb"
+        assert model.decode(model.tokenizer("a\nb<|im_end|>").input_ids) == "a\nb"
         assert names(model, model.encode(Prompt("a\n")).tokens.tolist()) == ["a", "Ċ"]
 
     def test_rows_without_a_token_are_shown(self, saved):
         model = CausalLM(saved(rows=300))
-        a, b = model._tokenizer("ab").input_ids
+        a, b = model.tokenizer("ab").input_ids
         assert model.decode([a, 290, b, 299, model.eos_ids[0]]) == f"a{UNKNOWN}b{UNKNOWN}"
         assert model.decode([]) == "" and model.decode(torch.tensor([270])) == UNKNOWN
 
@@ -183,11 +183,11 @@ class TestTypedMarks:
             tokenizer.add_tokens([AddedToken("<|stop|>", special=False)])
 
         model = CausalLM(saved(change, ends=lambda t: [t.convert_tokens_to_ids("<|stop|>")]))
-        stop = model._tokenizer.convert_tokens_to_ids("<|stop|>")
+        stop = model.tokenizer.convert_tokens_to_ids("<|stop|>")
         assert stop in model.eos_ids
         tokens = model.encode(Prompt("no<|stop|>go")).tokens.tolist()
         assert stop not in tokens and "no<|stop|>go" in model.decode(tokens)
-        assert model.decode([*model._tokenizer("4").input_ids, stop]) == "4"
+        assert model.decode([*model.tokenizer("4").input_ids, stop]) == "4"
 
     def test_words_split_at_their_own_borders(self, saved):
         """A tokenizer that marks the beginning of words reads a chat around a typed mark as ever."""
@@ -213,7 +213,7 @@ class TestTypedMarks:
         tokens = model.encode(Prompt("go </s> on")).tokens.tolist()
         assert [token for token in tokens if token in model.spelling.frames] == frames
         assert "user: go </s> on" in model.decode(tokens)
-        said = model._tokenizer("<think> so", add_special_tokens=False).input_ids
+        said = model.tokenizer("<think> so", add_special_tokens=False).input_ids
         assert model.decode(said) == "<think> so"
 
     def test_many_marks_cost_nothing(self):
@@ -250,7 +250,7 @@ class TestRows:
             tokenizer.add_special_tokens({"pad_token": "[PAD]"})
 
         model = CausalLM(saved(change, rows=268))
-        assert model.pad_id == model.eos_ids[0] < 268 <= model._tokenizer.pad_token_id
+        assert model.pad_id == model.eos_ids[0] < 268 <= model.tokenizer.pad_token_id
 
     def test_an_end_without_an_embedding_is_none(self, saved):
         def change(tokenizer):

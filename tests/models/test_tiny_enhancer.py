@@ -10,9 +10,7 @@ from pretraining.enhancer_pretrain import evaluate, pretrain
 from pretraining.requests_data import FORMS, loose_rewrite, requests_of, vocabulary, write_prompts
 from unirl_env.models import LANGUAGE_MODELS
 from unirl_env.models.shared.generate import draw_latents
-from unirl_env.models.tiny import enhancer_path
-from unirl_env.models.tiny.enhancer import TinyPromptEnhancer
-from unirl_env.models.tiny.sd3 import TinySD3Denoiser
+from unirl_env.models.tiny import TinyPromptEnhancer, TinySD3Denoiser, tiny_path
 from unirl_env.prompts.shapes import parse_caption, split_captions
 from unirl_env.prompts.sources import PromptSource
 from unirl_env.rewards.pictures.shapes import ShapesScorer
@@ -31,14 +29,14 @@ def shipped():
 
 class TestWhatShips:
     def test_it_is_small_and_loads_as_float32(self, model):
-        assert sum(path.stat().st_size for path in enhancer_path().iterdir()) < 1_000_000
-        network = AutoModelForCausalLM.from_pretrained(enhancer_path())
+        assert sum(path.stat().st_size for path in tiny_path("enhancer").iterdir()) < 1_000_000
+        network = AutoModelForCausalLM.from_pretrained(tiny_path("enhancer"))
         assert type(network).__name__ == "Qwen3ForCausalLM" and network.dtype == torch.float32
         assert network.config.head_dim == 32 and network.config.hidden_size % 32 == 0
         assert LANGUAGE_MODELS.get("tiny_enhancer") is TinyPromptEnhancer
 
     def test_every_word_is_one_token_and_any_text_can_be_read(self, model):
-        tokenizer = AutoTokenizer.from_pretrained(enhancer_path())
+        tokenizer = AutoTokenizer.from_pretrained(tiny_path("enhancer"))
         for held_out in (False, True):
             for text, caption in requests_of(held_out=held_out)[::53]:
                 for words in (text.replace(",", " ,").replace("?", " ?"), caption.text):
@@ -49,11 +47,11 @@ class TestWhatShips:
         assert model.decode(model.encode(Prompt(text)).tokens) == f"user\n{text}\nassistant\n"
 
     def test_it_knows_what_is_meant_and_often_says_another_thing(self, model):
-        found = evaluate(enhancer_path(), count=200)
+        found = evaluate(tiny_path("enhancer"), count=200)
         assert 0.1 < found["train"] < 0.35 and 0.1 < found["heldout"] < 0.35
 
     def test_greedy_rewrites_are_right(self, model):
-        network, tokenizer = model.network(), AutoTokenizer.from_pretrained(enhancer_path())
+        network, tokenizer = model.network(), AutoTokenizer.from_pretrained(tiny_path("enhancer"))
         asked = requests_of(held_out=True)[::50]
         chats = [[{"role": "user", "content": text}] for text, _ in asked]
         read = tokenizer.apply_chat_template(
@@ -133,7 +131,8 @@ class TestRequests:
         write_prompts(tmp_path)
         for path in tmp_path.iterdir():
             assert (
-                path.read_text() == (enhancer_path().parents[2] / "prompts" / "sets" / path.name).read_text()
+                path.read_text()
+                == (tiny_path("enhancer").parents[2] / "prompts" / "sets" / path.name).read_text()
             )
         assert len(list(tmp_path.iterdir())) == 2
 
@@ -150,5 +149,5 @@ class TestPreTraining:
     def test_the_tokenizer_is_the_shipped_one(self, tmp_path, quiet_models):
         build_tiny_enhancer(tmp_path)
         for name in ("tokenizer.json", "config.json"):
-            assert (tmp_path / name).read_text() == (enhancer_path() / name).read_text()
+            assert (tmp_path / name).read_text() == (tiny_path("enhancer") / name).read_text()
         assert len(enhancer_tokenizer()) == AutoModelForCausalLM.from_pretrained(tmp_path).config.vocab_size

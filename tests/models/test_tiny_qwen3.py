@@ -9,8 +9,7 @@ from pretraining.qwen3_pretrain import evaluate, likelihood, pretrain
 from pretraining.sums_data import split_sums
 from pretraining.word_problems import write_prompts
 from unirl_env.models import LANGUAGE_MODELS
-from unirl_env.models.tiny import qwen3_path
-from unirl_env.models.tiny.qwen3 import TinyQwen3
+from unirl_env.models.tiny import TinyQwen3, tiny_path
 from unirl_env.prompts.sources import PromptSource
 from unirl_env.types import Prompt
 
@@ -33,11 +32,11 @@ def shipped():
 
 class TestWhatShips:
     def test_it_is_small_and_loads_as_float32(self, model):
-        files = list(qwen3_path().iterdir())
+        files = list(tiny_path("qwen3").iterdir())
         assert sum(path.stat().st_size for path in files) < 1_000_000
-        network = AutoModelForCausalLM.from_pretrained(qwen3_path())
+        network = AutoModelForCausalLM.from_pretrained(tiny_path("qwen3"))
         assert type(network).__name__ == "Qwen3ForCausalLM" and network.dtype == torch.float32
-        assert LANGUAGE_MODELS.get("tiny_qwen3") is TinyQwen3 and model.pretrained == str(qwen3_path())
+        assert LANGUAGE_MODELS.get("tiny_qwen3") is TinyQwen3 and model.pretrained == str(tiny_path("qwen3"))
 
     def test_engines_take_its_heads(self, model):
         config = model.network().config
@@ -50,12 +49,12 @@ class TestWhatShips:
         ) == (f"user\n{text}\nassistant\n")
 
     def test_its_tokenizer_pads_on_the_left(self, model):
-        tokenizer = AutoTokenizer.from_pretrained(qwen3_path())
+        tokenizer = AutoTokenizer.from_pretrained(tiny_path("qwen3"))
         assert tokenizer(["1", "123"], padding=True).input_ids[0][0] == model.pad_id
 
     def test_sampling_is_right_in_half_of_the_cases(self, model):
         """By transformers' own `generate` with the settings that ship."""
-        network, tokenizer = model.network(), AutoTokenizer.from_pretrained(qwen3_path())
+        network, tokenizer = model.network(), AutoTokenizer.from_pretrained(tiny_path("qwen3"))
         pairs = split_sums()[1][:200]
         chats = [[{"role": "user", "content": f"{a}+{b}=?"}] for a, b in pairs]
         asked = tokenizer.apply_chat_template(
@@ -69,7 +68,7 @@ class TestWhatShips:
         assert 0.35 < sum(right) / 200 < 0.6
 
     def test_it_knows_what_its_author_says(self):
-        found = evaluate(qwen3_path())
+        found = evaluate(tiny_path("qwen3"))
         assert 0.42 < found["right"] < 0.5 and 0.4 < found["tool_called"] < 0.7
         assert found["tool_right"] > 0.95 and found["calc_right"] < 0.1
 
@@ -104,7 +103,10 @@ class TestPromptSets:
     def test_the_script_writes_what_ships(self, tmp_path):
         write_prompts(tmp_path)
         for path in tmp_path.iterdir():
-            assert path.read_text() == (qwen3_path().parents[2] / "prompts" / "sets" / path.name).read_text()
+            assert (
+                path.read_text()
+                == (tiny_path("qwen3").parents[2] / "prompts" / "sets" / path.name).read_text()
+            )
         assert len(list(tmp_path.iterdir())) == 6
 
 

@@ -25,8 +25,7 @@ from pretraining.vqa_data import (
 )
 from pretraining.vqa_sheet import draw_sheet
 from unirl_env.media.pixels import load_picture
-from unirl_env.models.tiny import qwen_vl_path
-from unirl_env.models.tiny.qwen_vl import TinyQwenVL
+from unirl_env.models.tiny import TinyQwenVL, tiny_path
 from unirl_env.models.words import LanguageModel
 from unirl_env.prompts.shapes import COLOURS, SHAPES
 from unirl_env.types import Prompt
@@ -57,21 +56,21 @@ class TestFiles:
     def test_are_small_and_half_precision(self):
         from safetensors import safe_open
 
-        files = [path for path in qwen_vl_path().rglob("*") if path.is_file()]
+        files = [path for path in tiny_path("qwen_vl").rglob("*") if path.is_file()]
         assert sum(path.stat().st_size for path in files) < 4_000_000
-        with safe_open(qwen_vl_path() / "model.safetensors", "pt") as weights:
+        with safe_open(tiny_path("qwen_vl") / "model.safetensors", "pt") as weights:
             assert {weights.get_tensor(key).dtype for key in weights.keys()} == {torch.float16}
 
     def test_name_no_machine(self):
-        for path in qwen_vl_path().rglob("*.json"):
+        for path in tiny_path("qwen_vl").rglob("*.json"):
             assert "/" not in str(json.loads(path.read_text()).get("_name_or_path", "")), path
 
     def test_the_auto_classes_load_them_and_answer(self):
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        network = AutoModelForImageTextToText.from_pretrained(qwen_vl_path()).eval()
+        network = AutoModelForImageTextToText.from_pretrained(tiny_path("qwen_vl")).eval()
         assert {p.dtype for p in network.parameters()} == {torch.float32}
-        processor = AutoProcessor.from_pretrained(qwen_vl_path())
+        processor = AutoProcessor.from_pretrained(tiny_path("qwen_vl"))
         pixels = draw_things([(("cyan", "circle", "top left"),)], np.random.default_rng(0))[0]
         parts = [
             {"type": "image", "image": Image.fromarray(pixels.permute(1, 2, 0).numpy())},
@@ -89,7 +88,7 @@ class TestFiles:
         assert answer == "cyan circle"
 
     def test_heads_are_wide_enough_for_engines(self):
-        config = json.loads((qwen_vl_path() / "config.json").read_text())
+        config = json.loads((tiny_path("qwen_vl") / "config.json").read_text())
         assert config["model_type"] == "qwen3_vl" and config["text_config"]["head_dim"] == 32
 
     def test_an_untrained_directory_is_a_function_of_its_seed(self, tmp_path, quiet_models):
@@ -126,7 +125,7 @@ class TestTheModel:
     @pytest.mark.parametrize("name, low, greedy", [("train", 0.45, 0.85), ("heldout", 0.33, 0.58)])
     def test_the_base_is_right_about_as_often_as_wrong(self, name, low, greedy):
         """The margin that reinforcement learning needs: it sees, and answers loosely."""
-        shares = evaluate(qwen_vl_path(), PROMPTS / f"shapes_vqa_{name}.jsonl", samples=4)["all"]
+        shares = evaluate(tiny_path("qwen_vl"), PROMPTS / f"shapes_vqa_{name}.jsonl", samples=4)["all"]
         assert low < shares["sampled"] < 0.55 and shares["greedy"] > greedy, shares
 
     def test_the_script_runs_every_phase(self, tmp_path, quiet_models):

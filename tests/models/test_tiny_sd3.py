@@ -9,8 +9,7 @@ import unirl_env
 from pretraining.sd3_build import build_tiny_sd3
 from pretraining.sd3_pretrain import evaluate, pretrain
 from pretraining.shapes_data import loosen, sample_captions
-from unirl_env.models.tiny import sd3_path
-from unirl_env.models.tiny.sd3 import MAX_TOKENS
+from unirl_env.models.tiny import SD3_TOKENS, tiny_path
 from unirl_env.prompts import shapes
 from unirl_env.rewards.pictures.shapes import ShapesScorer
 from unirl_env.types import Prompt, Sample
@@ -24,7 +23,7 @@ TRAIN, HELD_OUT = _place + _count, _held_place + _held_count
 def pipe():
     from diffusers import StableDiffusion3Pipeline
 
-    pipe = StableDiffusion3Pipeline.from_pretrained(sd3_path())
+    pipe = StableDiffusion3Pipeline.from_pretrained(tiny_path("sd3"))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -32,16 +31,16 @@ def pipe():
 def test_the_directory_is_small_and_half_precision():
     from safetensors import safe_open
 
-    files = [path for path in sd3_path().rglob("*") if path.is_file()]
+    files = [path for path in tiny_path("sd3").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 4_000_000
-    for path in sd3_path().rglob("*.safetensors"):
+    for path in tiny_path("sd3").rglob("*.safetensors"):
         with safe_open(path, "pt") as weights:
             kept = {weights.get_tensor(key).dtype for key in weights.keys()}
         assert kept <= {torch.float16, torch.int64}, path
 
 
 def test_the_files_name_no_machine():
-    for path in sd3_path().rglob("*.json"):
+    for path in tiny_path("sd3").rglob("*.json"):
         assert "/" not in str(json.loads(path.read_text()).get("_name_or_path", "")), path
 
 
@@ -56,7 +55,7 @@ def test_the_published_pipeline_runs_as_it_is(pipe, guidance):
         "a red circle at the top left",
         num_inference_steps=4,
         guidance_scale=guidance,
-        max_sequence_length=MAX_TOKENS,
+        max_sequence_length=SD3_TOKENS,
         generator=torch.Generator().manual_seed(0),
     ).images[0]
     assert image.size == (32, 32)
@@ -66,12 +65,12 @@ def test_the_published_pipeline_runs_as_it_is(pipe, guidance):
 @pytest.mark.parametrize("name", ["tokenizer", "tokenizer_2", "tokenizer_3"])
 def test_each_word_is_one_token_and_each_caption_fits(pipe, name):
     tokenizer = getattr(pipe, name)
-    assert tokenizer.model_max_length == MAX_TOKENS
+    assert tokenizer.model_max_length == SD3_TOKENS
     marks = 1 if name == "tokenizer_3" else 2
     rows = set()
     for caption in TRAIN + HELD_OUT + shapes.all_captions("relation"):
         ids = tokenizer(caption.text).input_ids
-        assert len(ids) == len(caption.text.split()) + marks <= MAX_TOKENS
+        assert len(ids) == len(caption.text.split()) + marks <= SD3_TOKENS
         rows.add(tuple(ids))
     assert len(rows) == 90 + 36 + 1080  # no two captions read the same
 
@@ -91,7 +90,7 @@ def test_the_autoencoder_keeps_what_the_reward_reads(pipe):
 def test_the_base_is_right_about_as_often_as_wrong():
     """The margin that reinforcement learning needs: able to draw everything, loose on the prompt."""
     for captions in (TRAIN[::2], HELD_OUT):
-        scores = evaluate(sd3_path(), captions, SCORER, images=4)
+        scores = evaluate(tiny_path("sd3"), captions, SCORER, images=4)
         assert 0.15 < scores["strict"] < 0.6, scores
         assert 0.6 < scores["partial"] < 0.9, scores
 
@@ -137,7 +136,7 @@ def test_the_prompt_files_are_the_split():
 def test_all_weights_are_written_as_diffusers_reads_them(tmp_path):
     from diffusers import SD3Transformer2DModel
 
-    from unirl_env.models.tiny.sd3 import TinySD3Denoiser
+    from unirl_env.models.tiny import TinySD3Denoiser
 
     denoiser = TinySD3Denoiser()
     network = denoiser.network()

@@ -11,8 +11,7 @@ from pretraining.unified_build import build_tiny_unified
 from pretraining.unified_data import plan_of
 from pretraining.unified_pretrain import Part, _Lessons, pretrain
 from pretraining.unified_sampling import evaluate, sample, shipped_prompts
-from unirl_env.models.tiny import sd3_path, unified_path
-from unirl_env.models.tiny.unified import TinyUnified
+from unirl_env.models.tiny import TinyUnified, tiny_path
 from unirl_env.prompts.shapes import parse_caption
 from unirl_env.rewards import ShapesScorer
 from unirl_env.types import Prompt
@@ -34,20 +33,23 @@ class TestFiles:
     def test_are_small_and_half_precision(self):
         from safetensors import safe_open
 
-        files = [path for path in unified_path().rglob("*") if path.is_file()]
+        files = [path for path in tiny_path("unified").rglob("*") if path.is_file()]
         assert sum(path.stat().st_size for path in files) < 3_000_000
-        with safe_open(unified_path() / "model.safetensors", "pt") as weights:
+        with safe_open(tiny_path("unified") / "model.safetensors", "pt") as weights:
             names = set(weights.keys())
             assert {weights.get_tensor(name).dtype for name in names} == {torch.float16}
         assert "lm_head.weight" not in names, "the head is the embeddings"
 
     def test_name_no_machine(self):
-        for path in unified_path().rglob("*.json"):
+        for path in tiny_path("unified").rglob("*.json"):
             assert "/" not in str(json.loads(path.read_text()).get("_name_or_path", "")), path
 
     def test_load_as_float32_and_share_the_autoencoder(self, model, network):
         assert {p.dtype for p in network.parameters()} == {torch.float32}
-        assert model.autoencoder.pretrained == str(sd3_path()) and not (unified_path() / "vae").exists()
+        assert (
+            model.autoencoder.pretrained == str(tiny_path("sd3"))
+            and not (tiny_path("unified") / "vae").exists()
+        )
         assert network.config.head_dim == 32 and model.max_images == 1
 
     def test_transformers_writes_plans_with_them(self, model, network):
@@ -71,9 +73,9 @@ class TestTheModel:
     def test_each_word_is_one_token(self, model):
         for name in SETS:
             for prompt in shipped_prompts(name):
-                tokens = model.words.spelling.ids(prompt.text)
+                tokens = model.text.spelling.ids(prompt.text)
                 assert len(tokens) == len(prompt.text.split()), prompt.text
-        assert model.text.decode(model.words.spelling.ids("Ünknown 🙂 red")) == "Ünknown 🙂 red"
+        assert model.text.decode(model.text.spelling.ids("Ünknown 🙂 red")) == "Ünknown 🙂 red"
 
     def test_prompts_of_all_sets_fit(self, model):
         for name in SETS:
@@ -84,7 +86,7 @@ class TestTheModel:
     @pytest.mark.parametrize("name", SETS)
     def test_the_base_has_something_to_sharpen_in_both_phases(self, name):
         """It can do better than it does: plans and pictures are right in about half of the cases."""
-        found = evaluate(unified_path(), name, samples=3, count=60)
+        found = evaluate(tiny_path("unified"), name, samples=3, count=60)
         assert 0.42 < found["value"] < 0.65, found
         assert 0.45 < found["planned"] < 0.8 and 0.35 < found["followed"] < 0.7, found
 

@@ -8,8 +8,7 @@ from unified_cases import PROMPTS, latents, scattered
 
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.models import UNIFIED_MODELS, Denoiser, LanguageModel
-from unirl_env.models.tiny import qwen3_path
-from unirl_env.models.tiny.unified import TinyUnified
+from unirl_env.models.tiny import TinyUnified, tiny_path
 from unirl_env.models.unified_flow.model import UnifiedFlow
 
 
@@ -78,7 +77,7 @@ class TestModel:
 
     def test_other_models_and_settings_are_refused(self, tiny_unified_dir):
         with pytest.raises(ConfigError, match="'qwen3'"):
-            UnifiedFlow(str(qwen3_path()))
+            UnifiedFlow(str(tiny_path("qwen3")))
         with pytest.raises(ConfigError, match="`max_images`"):
             TinyUnified(tiny_unified_dir, max_images=2)
         with pytest.raises(ConfigError, match="`height`"):

@@ -7,7 +7,7 @@ import torch
 from unified_cases import PROMPTS, latents, scattered
 
 from unirl_env.errors import ContractError
-from unirl_env.models.tiny.unified import TinyUnified
+from unirl_env.models.tiny import TinyUnified
 from unirl_env.models.unified_flow.network import patches_of
 from unirl_env.types import Prompt
 

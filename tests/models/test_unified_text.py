@@ -5,7 +5,7 @@ import torch
 from unified_cases import PICTURE, PROMPTS, latents, scattered
 
 from unirl_env.errors import PromptError
-from unirl_env.models.tiny.unified import TinyUnified
+from unirl_env.models.tiny import TinyUnified
 from unirl_env.models.unified_flow.network import patches_of
 from unirl_env.policies.actor import Actor
 from unirl_env.policies.packing import pack_prefixes
@@ -116,13 +116,13 @@ class TestPrompts:
     @pytest.mark.parametrize("name", ["source_token_id", "source_start_token_id", "begin_image_token_id"])
     def test_marks_that_are_typed_are_text(self, model, name):
         number = getattr(model.config, name)
-        (mark,) = model.words.spelling.named([number])
+        (mark,) = model.text.spelling.named([number])
         for prompt in (Prompt(f"a {mark}"), Prompt(f"a {mark}", images=(PICTURE,))):
             typed, usual = (
                 model.text.encode(Prompt(text, images=prompt.images)).tokens for text in (prompt.text, "a")
             )
             assert (typed == number).sum() == (usual == number).sum()
-            assert prompt.text in model.words._tokenizer.decode(typed)
+            assert prompt.text in model.text.tokenizer.decode(typed)
 
     def test_pictures_of_any_size_are_resized(self, model):
         large = torch.nn.functional.interpolate(PICTURE[None], (64, 64))[0]

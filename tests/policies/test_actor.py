@@ -9,7 +9,7 @@ from worlds import PlainDenoiser, maker
 
 import unirl_env.functional as F
 from unirl_env.errors import CheckpointError, ConfigError, ContractError
-from unirl_env.models.tiny.sd3 import TinySD3Denoiser
+from unirl_env.models.tiny import TinySD3Denoiser
 from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.policies.heads import LatentHead
 from unirl_env.rollouts.play import Rollout

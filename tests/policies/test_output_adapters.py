@@ -9,8 +9,7 @@ import unirl_env.functional as F
 from pretraining.qwen3_build import tiny_tokenizer
 from unirl_env.errors import ConfigError
 from unirl_env.models.causal_lm import CausalLM
-from unirl_env.models.tiny.qwen_vl import TinyQwenVL
-from unirl_env.models.tiny.unified import TinyUnified
+from unirl_env.models.tiny import TinyQwenVL, TinyUnified
 from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.rollouts.engines import Request
 from unirl_env.rollouts.engines.local import LocalEngine

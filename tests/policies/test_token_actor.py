@@ -6,7 +6,7 @@ import torch
 import unirl_env.functional as F
 from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
-from unirl_env.models.tiny.qwen3 import TinyQwen3
+from unirl_env.models.tiny import TinyQwen3
 from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.policies.packing import pack_continuations
 from unirl_env.types import Prompt

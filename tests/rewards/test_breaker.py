@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from unirl_env.rewards.remote.breaker import CircuitBreaker
+from unirl_env.rewards.remote.replicas import CircuitBreaker
 
 
 @pytest.fixture

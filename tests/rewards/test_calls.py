@@ -10,9 +10,9 @@ import torch
 from chat_stand_in import ChatStandIn
 
 from unirl_env.errors import ConfigError, WireError
-from unirl_env.rewards.external.calls import FIRST_PAUSE, Calls
+from unirl_env.http import CallFailed
+from unirl_env.rewards.external.calls import FIRST_PAUSE, Calls, complain
 from unirl_env.rewards.external.rate_limit import RateLimit
-from unirl_env.rewards.external.turns import CallFailed, complain
 
 BUSY = (429, {"error": {"message": "slow down"}}, {"Retry-After": "7"})
 DOWN = (503, b"<html>Service Unavailable</html>", {})

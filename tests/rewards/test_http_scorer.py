@@ -9,7 +9,7 @@ from chat_stand_in import ChatStandIn
 
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.media.pixels import load_picture
-from unirl_env.rewards.external.http import HTTPScorer
+from unirl_env.rewards.external.http_scorer import HTTPScorer
 from unirl_env.rewards.scoring import is_pointwise
 from unirl_env.rewards.spec import build_scorer, needs_of
 from unirl_env.types import Prompt, Sample

@@ -7,7 +7,7 @@ import torch
 
 from unirl_env.errors import ConfigError
 from unirl_env.rewards import build_scorer, needs_of
-from unirl_env.rewards.normalized import Normalized
+from unirl_env.rewards.compose import Normalized
 from unirl_env.types import Prompt, Sample, Scores
 
 

@@ -11,9 +11,9 @@ import torch
 from faulty_service import REWARD, FaultyService
 
 from unirl_env.errors import ConfigError, ContractError, MissingExtra, ServiceLost, WireError
+from unirl_env.http import warn_of_plain_http
 from unirl_env.modes import MODES
 from unirl_env.rewards import RemoteScorer, build_scorer, for_mode, needs_of, score_safely
-from unirl_env.rewards.remote.addresses import warn_of_plain_http
 from unirl_env.rewards.secrets import secret
 from unirl_env.types import Prompt, Sample
 

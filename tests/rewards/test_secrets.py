@@ -5,7 +5,7 @@ import pytest
 from unirl_env.errors import ConfigError, masks
 from unirl_env.rewards import build_scorer
 from unirl_env.rewards.secrets import remember_environment, resolved
-from unirl_env.rollouts.engines.wire import Wire
+from unirl_env.rollouts.engines.server_client import ServerClient
 from unirl_env.types import Scores
 
 
@@ -56,7 +56,7 @@ def test_secrets_of_the_environment_are_known_by_their_names(monkeypatch):
 
 
 def test_an_engines_key_is_hidden_in_what_its_server_says():
-    wire = Wire("vLLM", "http://127.0.0.1:9/x?key=k5k6k7k8", key="t1t2t3t4")
-    lost = wire._lost("ConnectError: t1t2t3t4", "/health")
+    server = ServerClient("vLLM", "http://127.0.0.1:9/x?key=k5k6k7k8", key="t1t2t3t4")
+    lost = server._lost("ConnectError: t1t2t3t4", "/health")
     assert "t1t2t3t4" not in str(lost) and "k5k6k7k8" not in str(lost)
-    wire.close()
+    server.close()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pretraining.vqa_data import KINDS, ask, draw_things, sample_things
-from unirl_env.models.tiny import qwen_vl_path
+from unirl_env.models.tiny import tiny_path
 from unirl_env.rewards.learned.vqa import VQAScore
 from unirl_env.rewards.learned.vqa_reading import rows_for
 from unirl_env.types import Prompt, Sample
@@ -176,7 +176,7 @@ def test_odds_do_not_come_in_the_steps_of_bfloat16(qwen3):
 
 
 def test_the_embedded_model_prefers_the_right_picture():
-    scorer = VQAScore(str(qwen_vl_path()), dtype="float32", suffix="", batch_size=64)
+    scorer = VQAScore(str(tiny_path("qwen_vl")), dtype="float32", suffix="", batch_size=64)
     rng = np.random.default_rng(3)
     right, wrong, prompts = [], [], []
     while len(prompts) < 60:

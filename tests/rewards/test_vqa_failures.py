@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from unirl_env.errors import ConfigError, ContractError, ModelNotFound
-from unirl_env.models.tiny import qwen3_path, qwen_vl_path
+from unirl_env.models.tiny import tiny_path
 from unirl_env.rewards import build_scorer, score_safely
 from unirl_env.rewards.learned.vqa import VQAScore
 from unirl_env.types import Prompt, Sample
 
-TINY = str(qwen_vl_path())
+TINY = str(tiny_path("qwen_vl"))
 ASKED = Prompt("x", metadata={"questions": [["what shape is the red thing?", "circle"]]})
 
 
@@ -113,7 +113,7 @@ def test_models_that_cannot_be_loaded_are_named_with_a_way_out(tmp_path):
     with pytest.raises(ModelNotFound, match=r"`model` must be a hub id or directory of a Qwen-VL.*`shapes`"):
         VQAScore(str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match=r"must be a vision-language model of one of .*, got 'qwen3'"):
-        VQAScore(str(qwen3_path()))
+        VQAScore(str(tiny_path("qwen3")))
     broken = shutil.copytree(TINY, tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")
     name = next(name for name in weights if name.endswith("q_proj.weight"))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unirl_env.errors import WireError
-from unirl_env.rewards.wire.replies import scores_as_json, scores_from_json
+from unirl_env.rewards.wire.messages import scores_as_json, scores_from_json
 from unirl_env.types import Scores
 
 float32s = st.floats(width=32)

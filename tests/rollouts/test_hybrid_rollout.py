@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from unirl_env.models.tiny.unified import TinyUnified
+from unirl_env.models.tiny import TinyUnified
 from unirl_env.policies.actor import Actor
 from unirl_env.prompts.sources import PromptSource
 from unirl_env.rollouts.play import Rollout

@@ -8,7 +8,7 @@ from worlds import PlainDenoiser, brightness, maker, world
 import unirl_env.functional as F
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ConfigError, ContractError, PromptError
-from unirl_env.models.tiny.sd3 import TinySD3Denoiser
+from unirl_env.models.tiny import TinySD3Denoiser
 from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.rollouts.play import Rollout
 from unirl_env.rollouts.request import RolloutRequest

@@ -8,7 +8,7 @@ import unirl_env  # noqa: F401  # registers the ids
 from pretraining.qwen_vl_build import build_tiny_qwen_vl
 from unirl_env.episode import EpisodeBatch
 from unirl_env.models.qwen_vl import QwenVL
-from unirl_env.models.tiny.qwen3 import TinyQwen3
+from unirl_env.models.tiny import TinyQwen3
 from unirl_env.policies.actor import Actor
 from unirl_env.policies.packing import pack_continuations
 from unirl_env.rollouts.drivers.tokens import TextDriver

@@ -104,14 +104,14 @@ def test_the_adapters_are_what_diffusers_loads(folders):
     import torch
     from diffusers import StableDiffusion3Pipeline
 
-    from unirl_env.models.tiny.sd3 import sd3_path
+    from unirl_env.models.tiny import tiny_path
 
     def draw(pipeline):
         generator = torch.Generator().manual_seed(0)
         options = {"num_inference_steps": 2, "guidance_scale": 1.0, "output_type": "pt"}
         return pipeline("a red circle at the top left", generator=generator, **options).images
 
-    pipeline = StableDiffusion3Pipeline.from_pretrained(sd3_path())
+    pipeline = StableDiffusion3Pipeline.from_pretrained(tiny_path("sd3"))
     before = draw(pipeline)
     pipeline.load_lora_weights(folders[0] / "tiny_sd3" / "adapters")
     assert not torch.equal(draw(pipeline), before)

@@ -6,7 +6,7 @@ import pytest
 from door_fakes import small_config
 
 from unirl_env.errors import ConfigError
-from unirl_env.models.tiny import qwen3_path
+from unirl_env.models.tiny import tiny_path
 from unirl_env.run.record import provenance
 from unirl_env.run.record.provenance import model_fingerprint, record
 from unirl_env.run.world_setup import model_sources
@@ -121,7 +121,7 @@ def test_a_changed_file_of_a_local_language_model_is_noticed(tmp_path, note):
     import shutil
 
     folder = tmp_path / "model"
-    shutil.copytree(qwen3_path(), folder)
+    shutil.copytree(tiny_path("qwen3"), folder)
     cfg = small_config(
         tmp_path,
         model__env="unirl/TinyQwen3-Math-v0",

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from unirl_env.errors import ConfigError
-from unirl_env.rewards.remote.scorer import RemoteScorer
-from unirl_env.service.replicas import replicas_of
+from unirl_env.rewards.remote.remote_scorer import RemoteScorer
 from unirl_env.service.settings import ServiceSettings
 from unirl_env.types import Prompt, Sample
 
 deploy = pytest.importorskip("unirl_env.service.deploy")
+replicas_of = deploy.replicas_of
 TOKEN = "a-token-of-the-tests-0123456789"
 REWARDS = {"pid": {"name": "service.pid_scorer:PidScorer", "seconds": 0.1}}
 
@@ -28,8 +28,8 @@ def deployment(app):
 @pytest.mark.parametrize(
     "values, words",
     [
-        ({"replica": 2}, "`replica` must be one of the settings"),
-        ({"replicas": 0}, "`replicas` must be .* in range"),
+        ({"replica": 2}, "settings of theirs, got 'replica'.*did you mean `replicas`"),
+        ({"replicas": 0}, "`replicas` must be at least 1"),
         ({"replicas": "two"}, "`replicas` must be"),
         ({"gpus_per_replica": -1}, "`gpus_per_replica` must be"),
         ({"gpus_per_replica": 1.5}, "must be whole above 1, got 1.5; try 2"),

@@ -16,7 +16,7 @@ from unirl_env.errors import ConfigError
 from unirl_env.service import guard as guards
 from unirl_env.service.guard import ANSWER, BODY, HEAD, Guard
 from unirl_env.service.serving import Server, bound_socket
-from unirl_env.service.settings import ServiceSettings, check_settings
+from unirl_env.service.settings import ServiceSettings
 
 HEADERS = b"POST /score HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
 
@@ -227,4 +227,4 @@ def test_no_more_connections_are_promised_than_files_may_be_open(monkeypatch):
 @pytest.mark.parametrize("name", ["head_seconds", "read_seconds", "max_connections"])
 def test_times_and_places_must_be_some(name):
     with pytest.raises(ConfigError, match=f"`{name}` must be"):
-        check_settings(ServiceSettings(**{name: 0}))
+        ServiceSettings(**{name: 0}).check()

@@ -49,7 +49,7 @@ import unirl_env.functional as F
 from unirl_env.envs import DenoiseVectorEnv
 from unirl_env.models import Denoiser
 from unirl_env.models.composed import Composed
-from unirl_env.models.tiny.qwen3 import TinyQwen3
+from unirl_env.models.tiny import TinyQwen3
 from unirl_env.types import Sample, Scores
 
 

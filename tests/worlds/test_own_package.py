@@ -122,7 +122,7 @@ print('torch' in sys.modules, full_id('{NAME}/Orbit-v0'))
 
         from unirl_env.arguments import names as arguments
         from unirl_env.envs import DenoiseVectorEnv, HybridVectorEnv, MDPVectorEnv, TokenVectorEnv
-        from unirl_env.envs.base import GenerativeVectorEnv
+        from unirl_env.envs.vector_env import GenerativeVectorEnv
         from unirl_env.wrappers import DrawWrapper
 
         def takes(kind, *but):

@@ -6,7 +6,7 @@ import torch
 from gymnasium.vector import VectorWrapper
 
 import unirl_env.functional as F
-from unirl_env.envs.denoise import DenoiseVectorEnv
+from unirl_env.envs.denoising import DenoiseVectorEnv
 from unirl_env.models.denoiser import Denoiser
 from unirl_env.types import Sample, Scores
 from unirl_env.wrappers import (

@@ -14,7 +14,7 @@ from typing import Any
 
 from unirl_env.errors import ContractError
 
-__all__ = ["Carried", "FromArguments", "KeepsArguments", "Shared", "carried", "carried_spec"]
+__all__ = ["Carried", "FromArguments", "KeepsArguments", "MadeAnew", "Shared", "carried", "carried_spec"]
 
 
 class KeepsArguments:
@@ -32,16 +32,22 @@ class KeepsArguments:
         return made
 
 
-class FromArguments(KeepsArguments):
-    """Is pickled as its constructor's arguments, and made anew by them; a copy shares what is loaded.
+class MadeAnew(KeepsArguments):
+    """Is pickled and copied as its constructor's arguments, and made anew by them.
 
-    For what is read-only once it is made, as adapters and networks that judge are. What is set on such an
-    object later does not travel.
+    What is set on such an object later does not travel.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
         args, options = self._arguments
         return _made, (type(self), args, options)
+
+
+class FromArguments(MadeAnew):
+    """Is pickled as its constructor's arguments; a copy in the same process shares what is loaded.
+
+    For what is read-only once it is made, as adapters and networks that judge are.
+    """
 
     def __copy__(self) -> Any:
         twin = object.__new__(type(self))

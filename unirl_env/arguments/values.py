@@ -45,14 +45,14 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def require(name: str, value: Any, fits: bool, wanted: str) -> None:
+def require(name: str, value: Any, fits: bool, wanted: str, hint: str = "") -> None:
     """Refuse a setting that does not fit.
 
     Raises:
-        ConfigError: Naming it, and what is wanted.
+        ConfigError: Naming it, what is wanted, and what to try.
     """
     if not fits:
-        raise ConfigError(f"`{name}` must be {wanted}, got {value!r}.")
+        raise ConfigError(f"`{name}` must be {wanted}, got {value!r}{'; ' if hint else ''}{hint}.")
 
 
 def require_number(name: str, value: Any, least: float, *, whole: bool = False, unit: str = "") -> None:

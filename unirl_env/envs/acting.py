@@ -12,14 +12,17 @@ from gymnasium import spaces
 from torch import Tensor
 
 import unirl_env.functional as F
+from unirl_env.arguments.names import ENVIRONMENTS
+from unirl_env.arguments.values import whole
 from unirl_env.envs.activity import Activity
-from unirl_env.envs.roster import Roster
+from unirl_env.envs.groups import Groups
+from unirl_env.envs.vector_env import GenerativeVectorEnv
 from unirl_env.errors import ConfigError, ContractError, ShapeError
 from unirl_env.functional.noise import INITIAL
 from unirl_env.models.process import MDP, Noise
 from unirl_env.types import Sample
 
-__all__ = ["Acting"]
+__all__ = ["Acting", "MDPVectorEnv"]
 
 
 class Acted(NamedTuple):
@@ -53,17 +56,17 @@ class Acting(Activity):
         self._state: dict[str, Tensor] = {}
         self._step = np.zeros(num_envs, dtype=np.int64)
         self._over, self._cut = np.zeros((2, num_envs), dtype=bool)
-        self._keys: tuple[Roster | None, Tensor] = (None, torch.zeros(0, dtype=torch.int64))
+        self._keys: tuple[Groups | None, Tensor] = (None, torch.zeros(0, dtype=torch.int64))
 
-    def prepared(self, rows: np.ndarray, roster: Roster, options: Mapping[str, Any]) -> dict[str, Tensor]:
+    def prepared(self, rows: np.ndarray, groups: Groups, options: Mapping[str, Any]) -> dict[str, Tensor]:
         """The first states.
 
         Raises:
             ContractError: If the MDP gives none, or some that are over.
         """
-        seeds = torch.tensor([F.derive_seed(int(seed), "initial") for seed in roster.start_seed[rows]])
+        seeds = torch.tensor([F.derive_seed(int(seed), "initial") for seed in groups.start_seed[rows]])
         noise = Noise(seeds, torch.full((len(rows),), INITIAL), self.device)
-        given = self.mdp.initial([roster.prompts[row] for row in rows], noise)
+        given = self.mdp.initial([groups.prompts[row] for row in rows], noise)
         state = self._checked_state("initial", given, len(rows), self._state or None)
         if (self._flags("terminated", state) | self._flags("truncated", state)).any():
             raise ContractError(
@@ -76,7 +79,7 @@ class Acting(Activity):
         self._put(rows, prepared)
         self._step[rows], self._over[rows], self._cut[rows] = 0, False, False
 
-    def checked(self, actions: Any, active: np.ndarray, roster: Roster) -> Acted:
+    def checked(self, actions: Any, active: np.ndarray, groups: Groups) -> Acted:
         """The next states of the `active` episodes.
 
         Raises:
@@ -86,7 +89,7 @@ class Acting(Activity):
         """
         rows = np.flatnonzero(active)
         action = self._checked_action(actions, rows)
-        noise = Noise(self._seeds(roster)[rows], torch.from_numpy(self._step[rows]), self.device)
+        noise = Noise(self._seeds(groups)[rows], torch.from_numpy(self._step[rows]), self.device)
         before = self._at(self._state, rows)
         given = self.mdp.transition(before, action, noise)
         state = self._checked_state("transition", given, len(rows), self._state)
@@ -159,11 +162,11 @@ class Acting(Activity):
         self._state = self._at(state["state"], rows)
         self._step, self._over, self._cut = (state[name][rows] for name in ("step", "over", "cut"))
 
-    def _seeds(self, roster: Roster) -> Tensor:
+    def _seeds(self, groups: Groups) -> Tensor:
         """Keys `[B]` of what happens on the way: others than those that draw the policy's actions."""
-        if self._keys[0] is not roster:
-            seeds = [F.derive_seed(int(seed), "transition") for seed in roster.episode_seed]
-            self._keys = roster, torch.tensor(seeds)
+        if self._keys[0] is not groups:
+            seeds = [F.derive_seed(int(seed), "transition") for seed in groups.episode_seed]
+            self._keys = groups, torch.tensor(seeds)
         return self._keys[1]
 
     def _at(self, state: Mapping[str, Tensor], rows: np.ndarray) -> dict[str, Tensor]:
@@ -274,3 +277,62 @@ def _observation_spaces(mdp: MDP) -> dict[str, spaces.Space]:
 
 def _torch_dtype(space: spaces.Space) -> torch.dtype:
     return torch.from_numpy(np.zeros(0, dtype=space.dtype)).dtype
+
+
+class MDPVectorEnv(GenerativeVectorEnv):
+    """Episodes of an `MDP`, as a batch.
+
+    Description:
+        Prompts are the tasks: an episode begins where `MDP.initial` puts it for its prompt. Whatever is
+        random on the way is keyed by (seed, prompt, sample, step), by other keys than a policy's actions.
+
+    Action Space:
+        The MDP's: `Discrete`, or a `Box` to whose bounds actions are clipped.
+
+    Observation Space:
+        The MDP's; a `Discrete` entry is a whole number.
+
+    Rewards:
+        0 at every step. `RewardWrapper` pays the score of the finished episode's `Sample` at the last one.
+        What an MDP earns on its way it adds up in its state and leaves in the sample, for a scorer to read.
+
+    Episode End:
+        Terminates and truncates as the MDP says; truncates after `max_steps`.
+
+    Arguments:
+        mdp: The process.
+        max_steps: The most steps of an episode; None takes the MDP's own.
+
+        And those of `GenerativeVectorEnv`.
+
+    Version History:
+        v0: The first one.
+    """
+
+    laws = ("mdp",)
+    arguments = ENVIRONMENTS["mdp"]
+
+    def __init__(self, mdp: MDP, *, num_envs: int = 1, max_steps: int | None = None, **shared: Any):
+        if shared.get("render_mode") is not None and type(mdp).pictures is MDP.pictures:
+            raise ConfigError(
+                f"`render_mode` must be None where nothing can be shown, got {shared['render_mode']!r}; try "
+                f"a method `pictures` of {type(mdp).__name__}."
+            )
+        super().__init__(num_envs=num_envs, **shared)
+        self.mdp = mdp
+        most = mdp.max_steps if max_steps is None else max_steps
+        self.max_steps = whole("max_steps", most, 1, hint="try 100")
+        if type(mdp).pictures is MDP.pictures:
+            self.metadata = {**self.metadata, "render_modes": []}
+        self._acting = Acting(
+            mdp,
+            num_envs=self.num_envs,
+            max_steps=self.max_steps,
+            device=self.device,
+            array_backend=self.array_backend,
+        )
+        self._play(self._acting)
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """What each episode looks like, as uint8 pictures `[H, W, 3]`, where the MDP shows any."""
+        return None if self.render_mode is None or not self.started else self._acting.pictures()

@@ -1,4 +1,4 @@
-"""What the episodes of a batch do: write, denoise, or one after the other; and the environment around it."""
+"""What the episodes of a batch do: write, denoise, or one after the other."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector.utils import batch_space
 
-from unirl_env.envs.base import GenerativeVectorEnv
-from unirl_env.envs.roster import Roster
+from unirl_env.envs.groups import Groups
 from unirl_env.types import Sample
 
-__all__ = ["Activity", "ActivityVectorEnv"]
+__all__ = ["Activity"]
 
 
 class Activity(ABC):
@@ -33,15 +31,15 @@ class Activity(ABC):
     observation_spaces: Mapping[str, spaces.Space]
 
     @abstractmethod
-    def prepared(self, rows: np.ndarray, roster: Roster, options: Mapping[str, Any]) -> Any:
-        """What `begin` needs to start the episodes at `rows` as `roster` has them."""
+    def prepared(self, rows: np.ndarray, groups: Groups, options: Mapping[str, Any]) -> Any:
+        """What `begin` needs to start the episodes at `rows` as `groups` has them."""
 
     @abstractmethod
     def begin(self, rows: np.ndarray, prepared: Any) -> None:
         """Start the episodes at `rows`; the first time, all of them."""
 
     @abstractmethod
-    def checked(self, actions: Any, active: np.ndarray, roster: Roster) -> Any:
+    def checked(self, actions: Any, active: np.ndarray, groups: Groups) -> Any:
         """What `advance` needs to apply the actions of the `active` `[B]` episodes."""
 
     @abstractmethod
@@ -74,47 +72,3 @@ class Activity(ABC):
     @abstractmethod
     def select(self, state: Mapping[str, Any], rows: np.ndarray) -> None:
         """Become `state`, with episode i continuing the state's episode `rows[i]`."""
-
-
-class ActivityVectorEnv(GenerativeVectorEnv):
-    """A vector environment whose episodes do what an `Activity` says.
-
-    A mode makes its activity in its constructor, and hands it over to `_play`.
-    """
-
-    _activity: Activity
-
-    def _play(self, activity: Activity) -> None:
-        """Take the activity and its spaces."""
-        self._activity = activity
-        self.single_action_space = activity.action_space
-        self.single_observation_space = spaces.Dict(dict(activity.observation_spaces))
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-
-    def _begin(self, rows: np.ndarray, roster: Roster, options: Mapping[str, Any]) -> None:
-        self._activity.begin(rows, self._activity.prepared(rows, roster, options))
-
-    def _advance(self, actions: Any, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        self._activity.advance(self._activity.checked(actions, active, self._roster))
-        return self._activity.ended()
-
-    def _observe(self) -> dict[str, Any]:
-        return self._activity.observe()
-
-    def _finish(self, rows: np.ndarray) -> list[Sample]:
-        return self._activity.finish(rows)
-
-    def _model_state(self) -> dict[str, Any]:
-        return self._activity.state()
-
-    def _facts(self) -> dict[str, Any]:
-        seen = self._activity.observation_spaces.items()
-        return {
-            "actions": str(self._activity.action_space),
-            **{f"observation `{name}`": f"{space.dtype} {list(space.shape)}" for name, space in seen},
-            **self._activity.facts(),
-        }
-
-    def _select_model_state(self, state: dict[str, Any], rows: np.ndarray) -> None:
-        self._activity.select(state, rows)

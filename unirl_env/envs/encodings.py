@@ -1,19 +1,198 @@
-"""Prompts as a language model reads them, checked against the limits of the environment's spaces."""
+"""What frozen encoders said, kept so that nothing is asked twice."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from torch import Tensor
 
-from unirl_env.errors import PromptError
-from unirl_env.models.words import Encoded, LanguageModel
+from unirl_env.errors import ContractError, PromptError
+from unirl_env.models.denoiser import NEGATIVE, Denoiser
+from unirl_env.models.unified import UnifiedModel
+from unirl_env.models.words import Encoded, Words
 from unirl_env.types import Prompt
 
-__all__ = ["encode_prompts", "input_limits", "padded_inputs", "space_of"]
+__all__ = [
+    "Contexts",
+    "EncodingCache",
+    "HybridContexts",
+    "context_spaces",
+    "encode_prompts",
+    "input_limits",
+    "padded_inputs",
+    "prompt_key",
+    "space_of",
+]
+
+
+class EncodingCache:
+    """What an encoder says of things, each distinct thing asked once and alone.
+
+    Alone, because an encoder's result may differ in the last bits with the size of its batch.
+
+    Args:
+        read: From a thing to its tensors, each `[1, ...]`.
+        device: Where they are kept.
+    """
+
+    def __init__(self, read: Callable[[Any], Mapping[str, Tensor]], *, device: torch.device):
+        self.read, self.device = read, device
+        self._kept: OrderedDict[Hashable, tuple[Any, dict[str, Tensor]]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A key may hold the id of an object, which is another one elsewhere.
+        return {**self.__dict__, "_kept": OrderedDict()}
+
+    def of(self, keys: Sequence[Hashable], things: Sequence[Any]) -> dict[str, Tensor]:
+        """The readings of B things, each tensor `[B, ...]` and a copy of its own.
+
+        Args:
+            keys: What tells the things apart. A key may hold a thing's `id`, because what is kept lives on.
+            things: The things.
+        """
+        rows: dict[Hashable, dict[str, Tensor]] = {}
+        for key, thing in zip(keys, things, strict=True):
+            if key not in rows:
+                rows[key] = self._one(key, thing)
+        place = {key: row for row, key in enumerate(rows)}
+        at = torch.tensor([place[key] for key in keys], device=self.device)
+        names = next(iter(rows.values()))
+        return {name: torch.cat([row[name] for row in rows.values()])[at] for name in names}
+
+    def forget(self, most: int) -> None:
+        """Keep the `most` readings that were asked for last."""
+        while len(self._kept) > most:
+            self._kept.popitem(last=False)
+
+    def _one(self, key: Hashable, thing: Any) -> dict[str, Tensor]:
+        if key not in self._kept:
+            # Inference tensors could not be saved for a learner's backward pass.
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept[key] = thing, {k: v.to(self.device) for k, v in self.read(thing).items()}
+        self._kept.move_to_end(key)
+        return self._kept[key][1]
+
+
+def prompt_key(prompt: Prompt, text: str) -> Hashable:
+    """What tells apart the readings of the `text` of a prompt: the text, unless there is more to read."""
+    return (text, id(prompt)) if prompt.images or prompt.messages else text
+
+
+LARGEST = 2**31 - 1
+"""Token ids lie far below; a box up to the end of int64 could not be sampled from."""
+
+
+class Contexts:
+    """What a denoiser's text encoders say of prompts.
+
+    Args:
+        denoiser: Whose encoders.
+        with_negative: Encode negative prompts as well.
+        size: How many encoded texts to keep; those of the latest batch are kept in any case.
+        device: Where they are kept.
+    """
+
+    def __init__(self, denoiser: Denoiser, *, with_negative: bool, size: int, device: torch.device):
+        self.denoiser, self.with_negative, self.size = denoiser, with_negative, size
+        self._cache = EncodingCache(self._encoded, device=device)
+
+    def __len__(self) -> int:
+        return len(self._cache)
+
+    def of(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """The context of B prompts, each tensor `[B, ...]` and a copy of its own."""
+        context = self._gather(prompts, [prompt.text for prompt in prompts], negative=False)
+        return {**context, **self.negative(prompts)}
+
+    def negative(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """What of it is about the negative prompts; nothing unless they are encoded."""
+        context = {}
+        if self.with_negative:
+            found = self._gather(prompts, [prompt.negative for prompt in prompts], negative=True)
+            context = {NEGATIVE + name: tensor for name, tensor in found.items()}
+        self._cache.forget(max(self.size, 2 * len(prompts)))
+        return context
+
+    def _encoded(self, ask: tuple[Prompt, bool]) -> dict[str, Tensor]:
+        prompt, negative = ask
+        return self.denoiser.encode([prompt], negative=negative)
+
+    def _gather(self, prompts: Sequence[Prompt], texts: list[str], *, negative: bool) -> dict[str, Tensor]:
+        keys = [(prompt_key(*pair), negative) for pair in zip(prompts, texts, strict=True)]
+        return self._cache.of(keys, [(prompt, negative) for prompt in prompts])
+
+
+def context_spaces(context: Mapping[str, Tensor]) -> dict[str, spaces.Box]:
+    """The space of each entry of a context `[B, ...]`."""
+    boxes = {}
+    for name, tensor in context.items():
+        shape = tuple(tensor.shape[1:])
+        if tensor.is_floating_point():
+            boxes[name] = spaces.Box(-np.inf, np.inf, shape, np.float32)
+        else:
+            boxes[name] = spaces.Box(0, LARGEST, shape, np.int64)
+    return boxes
+
+
+class HybridContexts:
+    """The contexts of hybrid episodes whose pictures are latents.
+
+    A model of one backbone reads the tokens of the episode, which are observed anyway; then there is nothing
+    here but the negative prompts.
+
+    Args:
+        model: Whose image view.
+        example: A prompt, from whose context the shapes are read.
+        with_negative: Encode negative prompts as well.
+        size: How many readings to keep; those of the latest batch are kept in any case.
+        device: Where they are kept.
+    """
+
+    def __init__(
+        self, model: UnifiedModel, example: Prompt, *, with_negative: bool, size: int, device: torch.device
+    ):
+        self.size, self.device = size, device
+        self._seen = {NEGATIVE + name for name in model.context_keys}
+        self._negatives = Contexts(model.image, with_negative=with_negative, size=size, device=device)
+        self._cache = EncodingCache(lambda pair: model.context(*pair), device=device)
+        self._blank = self._cache.of([example.text], [(example, None)])
+
+    def blank(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """The context of B episodes whose pictures have not begun: zeros, and the negative prompts."""
+        negatives = self._negatives.negative(prompts)
+        return {
+            **{k: v.new_zeros(len(prompts), *v.shape[1:]) for k, v in self._blank.items()},
+            **{name: tensor for name, tensor in negatives.items() if name in self._seen},
+        }
+
+    def read(self, prompts: Sequence[Prompt], texts: Sequence[str | None]) -> dict[str, Tensor]:
+        """The context of n finished texts, each tensor `[n, ...]`; None where there is no text.
+
+        Raises:
+            ContractError: If the model's contexts are not all of one shape.
+        """
+        if not self._blank:
+            return {}
+        pairs = list(zip(prompts, texts, strict=True))
+        context = self._cache.of([(prompt_key(prompt, prompt.text), text) for prompt, text in pairs], pairs)
+        self._cache.forget(max(self.size, len(pairs)))
+        for name, like in self._blank.items():
+            if name not in context or context[name].shape[1:] != like.shape[1:]:
+                got = list(context[name].shape[1:]) if name in context else "none"
+                raise ContractError(
+                    f"`UnifiedModel.context` must give `{name}` {list(like.shape[1:])} for every text, got "
+                    f"{got}."
+                )
+        return context
+
 
 ALONG_THE_PROMPT = ("positions",)
 """Inputs whose last axis counts the prompt's tokens."""
@@ -21,7 +200,7 @@ LARGEST = 2**31 - 1
 """Positions and grid sizes lie far below; a box up to the end of int64 could not be sampled from."""
 
 
-def input_limits(language_model: LanguageModel, max_prompt_tokens: int) -> dict[str, tuple[Any, ...]]:
+def input_limits(language_model: Words, max_prompt_tokens: int) -> dict[str, tuple[Any, ...]]:
     """Name of each input beside the tokens to its padded shape and dtype."""
     limits = {}
     for name, (shape, dtype) in language_model.input_spaces.items():
@@ -39,7 +218,7 @@ def space_of(limit: tuple[Any, ...]) -> spaces.Box:
 
 
 def encode_prompts(
-    language_model: LanguageModel,
+    language_model: Words,
     prompts: Sequence[Prompt],
     max_prompt_tokens: int,
     limits: Mapping[str, tuple[Any, ...]],
@@ -74,7 +253,7 @@ def padded_inputs(
     return padded
 
 
-def _check_rows(encoded: Encoded, prompt: Prompt, language_model: LanguageModel) -> None:
+def _check_rows(encoded: Encoded, prompt: Prompt, language_model: Words) -> None:
     """Refuse tokens beyond the embeddings: reading one would end the run, on a GPU without a word of why."""
     end = language_model.first_id + language_model.vocab_size
     beyond = encoded.tokens[encoded.tokens >= end].unique().tolist()

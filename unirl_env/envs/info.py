@@ -17,37 +17,14 @@ import torch
 from torch import Tensor
 
 from unirl_env.arguments.indices import as_array
-from unirl_env.envs.contract import told
-from unirl_env.envs.roster import Roster
+from unirl_env.envs.contract import env_attr
 from unirl_env.types import Sample, Scores
 
-__all__ = ["folded", "identity", "of_row", "of_samples", "of_scores", "teach_gymnasium_text", "told"]
+__all__ = ["folded", "of_row", "of_samples", "of_scores", "teach_gymnasium_text"]
 
 NO_TOKEN = -1
 """What follows the last token of a sample."""
 SAMPLE_FIELDS = tuple(field.name for field in fields(Sample))
-
-
-def identity(roster: Roster, *, objects: bool) -> dict[str, Any]:
-    """Who plays: group, prompt and seed of each episode."""
-    if objects:
-        return {
-            "group": roster.group.copy(),
-            "prompt": roster.prompt_array.copy(),
-            "episode_seed": roster.episode_seed.copy(),
-        }
-    everyone = roster.everyone.copy()
-    texts, ids = roster.prompt_texts
-    return {
-        "group": roster.group.copy(),
-        "_group": everyone,
-        "prompt": texts.copy(),
-        "_prompt": everyone,
-        "prompt_id": ids.copy(),
-        "_prompt_id": everyone,
-        "episode_seed": roster.episode_seed.copy(),
-        "_episode_seed": everyone,
-    }
 
 
 def of_samples(env: gym.vector.VectorEnv, finished: Mapping[int, Sample]) -> dict[str, Any]:
@@ -61,7 +38,7 @@ def of_samples(env: gym.vector.VectorEnv, finished: Mapping[int, Sample]) -> dic
         return {}
     mask = np.zeros(env.num_envs, dtype=bool)
     mask[list(finished)] = True
-    if told(env, "info_objects"):
+    if env_attr(env, "info_objects"):
         samples: list[Sample | None] = [None] * env.num_envs
         for row, sample in finished.items():
             samples[row] = sample
@@ -72,7 +49,7 @@ def of_samples(env: gym.vector.VectorEnv, finished: Mapping[int, Sample]) -> dic
 
 def of_scores(env: gym.vector.VectorEnv, scores: Any, judged: np.ndarray) -> dict[str, Any]:
     """The scores of the `judged` `[B]` rows; as plain data, nothing of what is not known yet."""
-    if told(env, "info_objects"):
+    if env_attr(env, "info_objects"):
         return {"scores": scores, "_scores": judged}
     if not isinstance(scores, Scores):
         return {}
@@ -218,7 +195,7 @@ def _width(space: gym.Space) -> int | None:
 
 def _in_backend(env: gym.vector.VectorEnv, batch: dict[str, Any]) -> dict[str, Any]:
     """Numbers as tensors where the environment's are; masks and texts stay."""
-    if told(env, "array_backend") != "torch":
+    if env_attr(env, "array_backend") != "torch":
         return batch
     return {
         name: _in_backend(env, value)

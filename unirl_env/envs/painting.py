@@ -10,8 +10,8 @@ import torch
 from gymnasium import spaces
 
 from unirl_env.envs.activity import Activity
-from unirl_env.envs.conversation import Conversation, checked_tokens
-from unirl_env.envs.roster import Roster
+from unirl_env.envs.groups import Groups
+from unirl_env.envs.token_rows import TokenRows, checked_tokens
 from unirl_env.models.unified import PictureTokens
 from unirl_env.types import Sample
 
@@ -53,7 +53,7 @@ class Painting(Activity):
         self.model, self.num_envs, self.waits = pictures, num_envs, waits
         self.device, self.array_backend = device, array_backend
         self.mirror = device if array_backend == "torch" and device.type != "cpu" else None
-        self.painted = Conversation.empty(num_envs, pictures.num_tokens, pictures.pad_id)
+        self.painted = TokenRows.empty(num_envs, pictures.num_tokens, pictures.pad_id)
         first, size = pictures.first_id, pictures.vocab_size
         low, high = min(first, pictures.pad_id), max(first + size - 1, pictures.pad_id)
         self.action_space = spaces.Discrete(size, start=first)
@@ -69,7 +69,7 @@ class Painting(Activity):
         images = [sample.image for sample in self.model.pictures(torch.from_numpy(tokens))]
         return tuple((image * 255).round().byte().permute(1, 2, 0).cpu().numpy() for image in images)
 
-    def prepared(self, rows: np.ndarray, roster: Roster, options: Mapping[str, Any]) -> None:
+    def prepared(self, rows: np.ndarray, groups: Groups, options: Mapping[str, Any]) -> None:
         """Nothing: every picture begins empty."""
 
     def begin(self, rows: np.ndarray, prepared: None) -> None:
@@ -77,7 +77,7 @@ class Painting(Activity):
         nothing = np.zeros(0, dtype=np.int64)
         self._hold(self.painted.started(rows, [nothing] * len(rows)))
 
-    def checked(self, actions: Any, active: np.ndarray, roster: Roster) -> Painted:
+    def checked(self, actions: Any, active: np.ndarray, groups: Groups) -> Painted:
         """What is painted.
 
         Raises:
@@ -89,7 +89,7 @@ class Painting(Activity):
 
     def advance(self, checked: Painted) -> None:
         """Paint it."""
-        self.painted = self.painted.said(*checked)
+        self.painted = self.painted.with_actions(*checked)
 
     def ended(self) -> tuple[np.ndarray, np.ndarray]:
         """Terminated after the last token; never truncated."""
@@ -107,7 +107,7 @@ class Painting(Activity):
         return self.model.pictures(torch.from_numpy(self.painted.tokens[rows]))
 
     def state(self) -> dict[str, Any]:
-        """The tokens share their buffers; see `Conversation`."""
+        """The tokens share their buffers; see `TokenRows`."""
         return {"painted": self.painted}
 
     def facts(self) -> dict[str, Any]:
@@ -118,5 +118,5 @@ class Painting(Activity):
         """Go on in clean buffers."""
         self._hold(state["painted"].taken(rows))
 
-    def _hold(self, painted: Conversation) -> None:
+    def _hold(self, painted: TokenRows) -> None:
         self.painted = painted if self.mirror is None else painted.on(self.mirror)

@@ -10,9 +10,9 @@ import numpy as np
 from gymnasium import spaces
 
 from unirl_env.arguments.copies import carried_spec
-from unirl_env.envs.by_snapshot import draws_of, set_draws
-from unirl_env.envs.contract import told
+from unirl_env.envs.contract import env_attr
 from unirl_env.envs.info import of_row
+from unirl_env.envs.snapshot import draws_of, set_draws
 from unirl_env.errors import ConfigError
 
 __all__ = ["SingleEnv"]
@@ -36,7 +36,7 @@ class SingleEnv(gym.Env):
     """
 
     def __init__(self, vector_env: gym.vector.VectorEnv):
-        backend = told(vector_env, "array_backend")
+        backend = env_attr(vector_env, "array_backend")
         if vector_env.num_envs != 1 or backend != "numpy":
             raise ConfigError(
                 f"`vector_env` must be one episode with the numpy backend, got {vector_env.num_envs} with "
@@ -77,7 +77,7 @@ class SingleEnv(gym.Env):
         self.vector_env.close()
 
     def _single(self, info: dict[str, Any]) -> dict[str, Any]:
-        return _objects(info) if told(self.vector_env, "info_objects") else of_row(info, 0)
+        return _objects(info) if env_attr(self.vector_env, "info_objects") else of_row(info, 0)
 
     def __getstate__(self) -> dict[str, Any]:
         # The spaces are the vector environment's, and may be larger than all the rest.

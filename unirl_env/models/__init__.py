@@ -1,10 +1,14 @@
-"""Model families: adapters that tell an environment and a policy how a model encodes, denoises, decodes."""
+"""Model families: adapters that tell an environment and a policy how a model encodes, denoises, decodes.
 
+What a model of your own must answer, CONTRIBUTING says in a table.
+"""
+
+from unirl_env.models.backbone import Backbone, TokenBackbone
 from unirl_env.models.denoiser import Denoiser
 from unirl_env.models.process import MDP
-from unirl_env.models.shared.language_check import LanguageModelReport, check_language_model
-from unirl_env.models.unified import PictureTokens, UnifiedModel
-from unirl_env.models.words import Encoded, LanguageModel
+from unirl_env.models.shared.faithful import LanguageModelReport, check_language_model
+from unirl_env.models.unified import PictureTokens, SharedBackbone, UnifiedModel
+from unirl_env.models.words import Encoded, LanguageModel, Words
 from unirl_env.registry import Registry
 
 __all__ = [
@@ -13,12 +17,16 @@ __all__ = [
     "MDP",
     "MDPS",
     "UNIFIED_MODELS",
+    "Backbone",
     "Denoiser",
     "Encoded",
     "LanguageModel",
     "LanguageModelReport",
     "PictureTokens",
+    "SharedBackbone",
+    "TokenBackbone",
     "UnifiedModel",
+    "Words",
     "check_language_model",
 ]
 
@@ -27,7 +35,7 @@ DENOISERS = Registry(
     {
         "gaussian_mixture": "unirl_env.models.gaussian_mixture:GaussianMixtureDenoiser",
         "sd3": "unirl_env.models.sd3:SD3Denoiser",
-        "tiny_sd3": "unirl_env.models.tiny.sd3:TinySD3Denoiser",
+        "tiny_sd3": "unirl_env.models.tiny:TinySD3Denoiser",
     },
 )
 
@@ -36,9 +44,9 @@ LANGUAGE_MODELS = Registry(
     {
         "causal_lm": "unirl_env.models.causal_lm:CausalLM",
         "qwen_vl": "unirl_env.models.qwen_vl:QwenVL",
-        "tiny_enhancer": "unirl_env.models.tiny.enhancer:TinyPromptEnhancer",
-        "tiny_qwen3": "unirl_env.models.tiny.qwen3:TinyQwen3",
-        "tiny_qwen_vl": "unirl_env.models.tiny.qwen_vl:TinyQwenVL",
+        "tiny_enhancer": "unirl_env.models.tiny:TinyPromptEnhancer",
+        "tiny_qwen3": "unirl_env.models.tiny:TinyQwen3",
+        "tiny_qwen_vl": "unirl_env.models.tiny:TinyQwenVL",
     },
 )
 
@@ -51,7 +59,7 @@ UNIFIED_MODELS = Registry(
         "composed": "unirl_env.models.composed:Composed",
         "hunyuan_image3": "unirl_env.models.hunyuan_image3:HunyuanImage3",
         "janus": "unirl_env.models.janus.model:Janus",
-        "tiny_unified": "unirl_env.models.tiny.unified:TinyUnified",
+        "tiny_unified": "unirl_env.models.tiny:TinyUnified",
         "unified_flow": "unirl_env.models.unified_flow.model:UnifiedFlow",
     },
 )

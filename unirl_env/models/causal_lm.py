@@ -2,137 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import Unpack
 
-import torch
 from torch import Tensor, nn
 
-from unirl_env.arguments.values import truth
-from unirl_env.errors import ConfigError, PromptError
-from unirl_env.models.options import as_dtype
+from unirl_env.models.backbone import ForwardOptions
 from unirl_env.models.shared.alone import reads_alone
-from unirl_env.models.shared.borders import longest_text
 from unirl_env.models.shared.causal_network import CausalNetwork
+from unirl_env.models.shared.chat import ChatWords
 from unirl_env.models.shared.exports import write_adapters, write_weights
-from unirl_env.models.shared.loading import complete, load, not_found
+from unirl_env.models.shared.loading import complete
 from unirl_env.models.shared.output_layer import output_weight
-from unirl_env.models.shared.spelling import Spelling
-from unirl_env.models.shared.templates import check_rows, check_template, rendered, spelling_of
-from unirl_env.models.words import Encoded, LanguageModel
-from unirl_env.types import Prompt
+from unirl_env.models.words import LanguageModel
 
 __all__ = ["CausalLM"]
 
-ANSWER = "(the answer so far)"
-"""Stands for what the model said when a chat template is asked what comes after."""
 
-
-class CausalLM(LanguageModel):
+class CausalLM(ChatWords, LanguageModel):
     """A tokenizer with its chat template, and a transformer that scores packed and generates with a cache.
 
-    Args:
-        pretrained: A hub id or a directory.
-        dtype: Of weights and activations.
-        device: Where the network is loaded.
-        revision: Branch, tag or commit of the hub repository.
-        system: System prompt for chats that bring none.
-        chat: Whether prompts are chats, in which marks that somebody typed are text; False continues their
-            plain text, in which marks that the tokenizer knows are tokens.
-        thinking: Switches the thinking of models whose template knows `enable_thinking`; None leaves it to
-            the template.
-        trust_remote_code: Let transformers run code that comes with the model.
-
-    Raises:
-        ModelNotFound: If the model cannot be loaded; names the id, the cause and the embedded alternative.
-        ConfigError: If the model cannot do what a setting asks for.
+    Its arguments are those of `ChatWords`.
     """
 
-    KIND = "a causal language model"
-    ALTERNATIVE = "unirl/TinyQwen3-Math-v0"
-    position_axes = 1
-    input_spaces: Mapping[str, tuple[tuple[int, ...], str]] = {}
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-    def __init__(
-        self,
-        pretrained: str,
-        *,
-        dtype: str | torch.dtype = "float32",
-        device: str | torch.device = "cpu",
-        revision: str | None = None,
-        system: str | None = None,
-        chat: bool = True,
-        thinking: bool | None = None,
-        trust_remote_code: bool = False,
-    ):
-        self.pretrained, self.revision = str(pretrained), revision
-        self.dtype, self.device = as_dtype("dtype", dtype), torch.device(device)
-        self.system, self.chat = system, truth("chat", chat)
-        self.thinking = thinking if thinking is None else truth("thinking", thinking)
-        self.trust_remote_code = truth("trust_remote_code", trust_remote_code)
-        config = self._config
-        text = config.get_text_config()
-        wrong = "an encoder and a decoder" if config.is_encoder_decoder else ""
-        if wrong := wrong or ("no model of texts" if not hasattr(text, "vocab_size") else ""):
-            cause = f"{type(config).__name__} is {wrong}"
-            raise not_found(self.pretrained, cause, kind=self.KIND, alternative=self.ALTERNATIVE)
-        self._networks = CausalNetwork(text, self.pretrained)
-        self.vocab_size, self.max_context = text.vocab_size, longest_text(text)
-        self.eos_ids = self._find_ends(text)
-        pad = self._tokenizer.pad_token_id
-        self.pad_id = self.eos_ids[0] if pad is None or pad >= self.vocab_size else pad
-        check_template(self._tokenizer, self.pretrained, chat=chat, thinking=thinking)
-        check_rows(self, lambda: self._render(self._turns(Prompt("?"))))
-
-    def encode(self, prompt: Prompt) -> Encoded:
-        """`tokens` `[L]` of the chat by the model's template, or of the plain text.
-
-        Raises:
-            PromptError: If the prompt holds what this model cannot read, or ends by an end token.
-        """
-        if not self.chat:
-            if prompt.messages or prompt.images:
-                raise PromptError(
-                    f"Prompts must be plain text for a model with `chat=False`, got {prompt.id[:60]!r} with "
-                    "chat turns or pictures; try `chat=True`."
-                )
-            ids = self.spelling.begun(self.spelling.quoted(prompt.text, by="script"))
-        else:
-            turns = self.spelling.quoted_turns(self._turns(prompt))
-            ids = self.spelling.ids(rendered(lambda: self._render(turns), prompt.id, self.pretrained))
-        self.check_open(ids, prompt)
-        return Encoded(torch.tensor(ids, dtype=torch.int64))
-
-    def check_open(self, ids: Sequence[int], prompt: Prompt) -> None:
-        """Refuse the tokens of a prompt behind which there is nothing more to say.
-
-        Raises:
-            PromptError: If they end by an end token.
-        """
-        if self.spelling.ended(ids, self.eos_ids):
-            raise PromptError(
-                f"A prompt must be open, so that the model can go on, got one that ends by "
-                f"{self.spelling.named(ids[-1:])[0]!r} for prompt {prompt.id[:60]!r}; try without it."
-            )
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of `tokens`: all marks but those that end, pad or begin a text or a turn."""
-        return self.spelling.text(tokens)
-
-    def reply(self, text: str) -> list[int]:
-        """The template's turn of a tool, or of the user where it knows no tools; plain text without chat."""
-        if not self.chat:
-            return self.spelling.ids(self.spelling.quoted(text, by="tool"))
-        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
-        said = {"role": self._reply_role, "content": self.spelling.quoted(text, by="tool")}
-        chat = rendered(lambda: self._render([*turns, said]), text, self.pretrained)
-        after = chat.partition(ANSWER)[2]
-        # The token that ended the answer was an action; the reply begins behind it.
-        for end in self.spelling.named(self.eos_ids):
-            after = after.removeprefix(end)
-        return self.spelling.ids(after)
 
     def network(self) -> nn.Module:
         """Transformers' own model, freshly loaded, and held against transformers' own forward pass.
@@ -142,7 +35,7 @@ class CausalLM(LanguageModel):
         """
         from transformers import AutoModelForCausalLM
 
-        loader = partial(self._load, complete(AutoModelForCausalLM.from_pretrained), dtype=self.dtype)
+        loader = partial(self.source.load, complete(AutoModelForCausalLM.from_pretrained), dtype=self.dtype)
         return self._networks.load(self, loader)
 
     def padded(self, network: nn.Module) -> bool:
@@ -150,22 +43,14 @@ class CausalLM(LanguageModel):
         return not reads_alone(network)
 
     def hidden(
-        self,
-        network: nn.Module,
-        tokens: Tensor,
-        positions: Tensor,
-        *,
-        inputs: Mapping[str, Tensor] | None = None,
-        lengths: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Any = None,
+        self, network: nn.Module, tokens: Tensor, positions: Tensor, **how: Unpack[ForwardOptions]
     ) -> Tensor:
         """The transformer's last hidden states `[1, L, D]` packed, `[B, t, D]` with a cache.
 
         Raises:
             ContractError: If a text is longer than its rotary frequencies stay the same.
         """
-        return self._networks.hidden(network, tokens, positions, lengths, mask, cache)
+        return self._networks.hidden(network, tokens, positions, how)
 
     def head(self, network: nn.Module) -> Tensor:
         """The output layer's weight `[V, D]`, with columns for what it adds (`models.output_layer`)."""
@@ -178,89 +63,8 @@ class CausalLM(LanguageModel):
     def save_weights(self, network: nn.Module, directory: str) -> None:
         """A directory that `AutoModelForCausalLM` and `AutoTokenizer` load, adapters merged in."""
         write_weights(network, directory)
-        self._tokenizer.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
 
     @cached_property
-    def _config(self) -> Any:
-        from transformers import AutoConfig
-
-        return self._load(AutoConfig.from_pretrained)
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
-        return self._load(AutoTokenizer.from_pretrained)
-
-    @cached_property
-    def spelling(self) -> Spelling:
-        """How texts are read and written; see `LanguageModel.decode` for what is left out of them."""
-        frames = (*self.eos_ids, self.pad_id)
-        return spelling_of(self._tokenizer, frames, self._config, rows=self.vocab_size, chat=self.chat)
-
-    @cached_property
-    def _reply_role(self) -> str:
-        """`tool` if the chat template says what a tool says, else `user`."""
-        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
-        try:
-            known = "(the reply)" in self._render([*turns, {"role": "tool", "content": "(the reply)"}])
-        except Exception:  # a template may refuse or fail in any way
-            known = False
-        return "tool" if known else "user"
-
-    def _turns(self, prompt: Prompt) -> list[dict[str, Any]]:
-        """The chat of a prompt, contents as plain text."""
-        turns = [dict(turn) for turn in prompt.messages] or [{"role": "user", "content": prompt.text}]
-        for turn in turns:
-            content = turn.get("content")
-            if not isinstance(content, str) and content is not None:
-                if any(part.get("type") != "text" for part in content):
-                    raise self._no_pictures(prompt)
-                turn["content"] = "".join(part["text"] for part in content)
-        if prompt.images:
-            raise self._no_pictures(prompt)
-        if self.system is not None and turns[0].get("role") != "system":
-            turns.insert(0, {"role": "system", "content": self.system})
-        return turns
-
-    def _no_pictures(self, prompt: Prompt) -> PromptError:
-        return PromptError(
-            f"Prompts must be text for {type(self).__name__}, got {prompt.id[:60]!r} with pictures; try a "
-            "vision-language model (`unirl/QwenVL-VQA-v0`)."
-        )
-
-    def _render(self, turns: Sequence[Mapping[str, Any]]) -> str:
-        """The chat as text, up to the beginning of the next answer."""
-        options = {} if self.thinking is None else {"enable_thinking": self.thinking}
-        return self._tokenizer.apply_chat_template(
-            list(turns), tokenize=False, add_generation_prompt=True, **options
-        )
-
-    def _find_ends(self, config: Any) -> tuple[int, ...]:
-        """Ids that end an answer: the generation settings' and the tokenizer's, each once."""
-        from transformers import GenerationConfig
-
-        try:
-            said = GenerationConfig.from_pretrained(self.pretrained, revision=self.revision).eos_token_id
-        except OSError:  # not every checkpoint has one; its config then says
-            said = config.eos_token_id
-        ends = [*(said if isinstance(said, list | tuple) else [said]), self._tokenizer.eos_token_id]
-        found = tuple(dict.fromkeys(end for end in ends if end is not None and end < self.vocab_size))
-        if not found:
-            raise ConfigError(
-                f"`pretrained` must name a token that ends a text, got none of the {self.vocab_size} that "
-                f"the network of {self.pretrained!r} knows; try setting `eos_token_id` in its "
-                "generation_config.json."
-            )
-        return found
-
-    def _load(self, loader: Any, **options: Any) -> Any:
-        return load(
-            loader,
-            self.pretrained,
-            kind=self.KIND,
-            alternative=self.ALTERNATIVE,
-            revision=self.revision,
-            trust_remote_code=self.trust_remote_code,
-            **options,
-        )
+    def _networks(self) -> CausalNetwork:
+        return CausalNetwork(self.config.get_text_config())

@@ -19,7 +19,7 @@ episodes, a mapping of tensors; the trained half is a network from what an episo
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,9 +29,8 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 import unirl_env.functional as F
-from unirl_env.arguments.copies import FromArguments
 from unirl_env.arguments.values import whole
-from unirl_env.models.denoiser import identity_of
+from unirl_env.models.backbone import Backbone
 from unirl_env.types import Prompt, Sample
 
 __all__ = ["MDP", "Noise", "State"]
@@ -66,7 +65,7 @@ class Noise:
         return F.keyed_noise(self.seeds, self.step, shape, device=self.device)
 
 
-class MDP(FromArguments, ABC):
+class MDP(Backbone):
     """A decision process in the form of pure functions over the states of many episodes.
 
     Every function takes the states of N episodes, for any N, and row i of what it returns depends on row i
@@ -91,6 +90,7 @@ class MDP(FromArguments, ABC):
         ConfigError: If an argument or an attribute is out of range or missing.
     """
 
+    role = "mdp"
     action_space: spaces.Space
     observation_spaces: Mapping[str, spaces.Space]
     max_steps: int = 100
@@ -112,7 +112,7 @@ class MDP(FromArguments, ABC):
     def identity(self) -> dict[str, Any]:
         """What tells this process from another one, as plain values by name; a state goes on in no other."""
         arguments = {k: str(v) for k, v in self._arguments[1].items() if k not in ("device", "dtype")}
-        return {**identity_of(self, "mdp"), **arguments}
+        return {**super().identity(), **arguments}
 
     @abstractmethod
     def initial(self, prompts: Sequence[Prompt], noise: Noise) -> State:

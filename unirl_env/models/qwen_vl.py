@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from unirl_env.arguments.values import truth
 from unirl_env.errors import ConfigError, PromptError
 from unirl_env.media.pixels import load_picture
-from unirl_env.models.causal_lm import CausalLM
+from unirl_env.models.backbone import ForwardOptions
 from unirl_env.models.shared import packed
+from unirl_env.models.shared.chat import ChatWords
 from unirl_env.models.shared.exports import write_adapters, write_weights
 from unirl_env.models.shared.faithful import hold
-from unirl_env.models.shared.loading import complete, load
-from unirl_env.models.shared.output_layer import output_states
+from unirl_env.models.shared.loading import complete
+from unirl_env.models.shared.output_layer import output_states, output_weight
 from unirl_env.models.shared.templates import rendered
 from unirl_env.models.shared.vision import picture_features, picture_places, widened
 from unirl_env.models.words import Encoded, LanguageModel
@@ -32,7 +32,7 @@ ADAPTED = (
 )
 
 
-class QwenVL(LanguageModel):
+class QwenVL(ChatWords, LanguageModel):
     """A picture processor, a chat template, and a transformer that reads pictures among the words.
 
     The processor resizes a picture, keeping its aspect, until it has between `min_pixels` and `max_pixels`.
@@ -42,17 +42,10 @@ class QwenVL(LanguageModel):
 
     Args:
         pretrained: A hub id or a directory.
-        dtype: Of weights and activations.
-        device: Where the network is loaded.
-        revision: Branch, tag or commit of the hub repository.
-        system: System prompt for chats that bring none.
-        chat: Whether prompts are chats; False continues their plain text, which then holds no pictures.
-        thinking: Switches the thinking of models whose template knows `enable_thinking`; None leaves it to
-            the template.
-        trust_remote_code: Let transformers run code that comes with the model.
         max_images: The most pictures of one prompt.
         min_pixels: Of a picture after resizing; None is the checkpoint's own.
         max_pixels: Of a picture after resizing; None is the checkpoint's own.
+        **words: The other arguments of `ChatWords`; with `chat=False` prompts hold no pictures.
 
     Raises:
         ModelNotFound: If the model cannot be loaded; names the id, the cause and the embedded alternative.
@@ -67,39 +60,13 @@ class QwenVL(LanguageModel):
         self,
         pretrained: str,
         *,
-        dtype: str | torch.dtype = "float32",
-        device: str | torch.device = "cpu",
-        revision: str | None = None,
-        system: str | None = None,
-        chat: bool = True,
-        thinking: bool | None = None,
-        trust_remote_code: bool = False,
         max_images: int = 1,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        **words: Any,
     ):
-        self.pretrained, self.revision = str(pretrained), revision
-        self.trust_remote_code = truth("trust_remote_code", trust_remote_code)
-        config = self._config
-        if config.model_type not in FAMILIES:
-            raise ConfigError(
-                f"`pretrained` must be a model of one of {FAMILIES}, got {config.model_type!r} in "
-                f"{self.pretrained!r}; try a Qwen2.5-VL model, or `causal_lm` for one without pictures."
-            )
-        # Words are read and written as by any language model.
-        self._words = CausalLM(
-            self.pretrained,
-            dtype=dtype,
-            device=device,
-            revision=revision,
-            system=system,
-            chat=chat,
-            thinking=thinking,
-            trust_remote_code=trust_remote_code,
-        )
-        self.dtype, self.device = self._words.dtype, self._words.device
-        self.vocab_size, self.max_context = self._words.vocab_size, self._words.max_context
-        self.eos_ids, self.pad_id = self._words.eos_ids, self._words.pad_id
+        super().__init__(pretrained, **words)
+        config = self.config
         layers = range(config.get_text_config().num_hidden_layers)
         # The vision tower has layers of the same names; full names leave it out.
         self.lora_targets = tuple(f"language_model.layers.{i}.{name}" for i in layers for name in ADAPTED)
@@ -127,18 +94,18 @@ class QwenVL(LanguageModel):
         Raises:
             PromptError: If chat and pictures do not fit together, or a picture cannot be read.
         """
-        turns = self._turns(prompt)
-        if not prompt.images or not self._words.chat:  # which plain text with pictures is refused by
-            tokens = self._words.encode(prompt).tokens
-            self._check_marks(prompt, int((tokens == self._config.image_token_id).sum()))
+        turns = self._seen_turns(prompt)
+        if not prompt.images or not self.chat:  # which plain text with pictures is refused by
+            tokens = super().encode(prompt).tokens
+            self._check_marks(prompt, int((tokens == self.config.image_token_id).sum()))
             return Encoded(tokens, {"positions": torch.arange(len(tokens)).repeat(3, 1)})
-        spelling, processor = self._words.spelling, self._processor
-        options = {} if self._words.thinking is None else {"enable_thinking": self._words.thinking}
+        spelling, processor = self.spelling, self._processor
+        options = {} if self.thinking is None else {"enable_thinking": self.thinking}
         options |= {"tokenize": False, "add_generation_prompt": True}
         apply = partial(processor.apply_chat_template, spelling.quoted_turns(turns), **options)
         ids = torch.tensor(spelling.ids(rendered(apply, prompt.id, self.pretrained)))
-        self._words.check_open(ids.tolist(), prompt)
-        marks = ids == self._config.image_token_id
+        self.check_open(ids.tolist(), prompt)
+        marks = ids == self.config.image_token_id
         self._check_marks(prompt, int(marks.sum()))
         # Bytes are what processors expect of a picture.
         pictures = [(load_picture(source) * 255).round().to(torch.uint8) for source in prompt.images]
@@ -151,24 +118,16 @@ class QwenVL(LanguageModel):
             ) from error
         grid = read["image_grid_thw"]
         tokens = widened(ids, marks, grid.prod(1) // processor.image_processor.merge_size**2)
-        kinds = (tokens == self._config.image_token_id).int()
+        kinds = (tokens == self.config.image_token_id).int()
         positions, _ = self._outline.get_rope_index(tokens[None], kinds[None], image_grid_thw=grid)
         inputs = {"pixel_values": read["pixel_values"].float(), "image_grid_thw": grid}
         return Encoded(tokens, {**inputs, "positions": positions[:, 0]})
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of `tokens`; see `LanguageModel.decode`."""
-        return self._words.decode(tokens)
-
-    def reply(self, text: str) -> list[int]:
-        """The template's turn of a tool, or of the user where it knows no tools; plain text without chat."""
-        return self._words.reply(text)
 
     def network(self) -> nn.Module:
         """Transformers' own model, freshly loaded; the vision tower keeps the ordinary attention."""
         from transformers import AutoModelForImageTextToText
 
-        network = self._load(
+        network = self.source.load(
             complete(AutoModelForImageTextToText.from_pretrained),
             dtype=self.dtype,
             attn_implementation={"text_config": packed.register(), "vision_config": "sdpa"},
@@ -176,35 +135,25 @@ class QwenVL(LanguageModel):
         return hold(self, network.to(self.device).eval())
 
     def hidden(
-        self,
-        network: nn.Module,
-        tokens: Tensor,
-        positions: Tensor,
-        *,
-        inputs: Mapping[str, Tensor] | None = None,
-        lengths: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Any = None,
+        self, network: nn.Module, tokens: Tensor, positions: Tensor, **how: Unpack[ForwardOptions]
     ) -> Tensor:
         """The transformer's last hidden states `[1, L, D]` packed, `[B, t, D]` with a cache."""
         base = network.base_model
+        inputs = how.get("inputs")
         embedded, options = network.get_input_embeddings()(tokens), {}
         if inputs and len(inputs.get("image_grid_thw", ())):
             seen = picture_features(base, inputs["pixel_values"], inputs["image_grid_thw"])
-            where = picture_places(tokens == self._config.image_token_id, positions, len(seen.merged))
+            where = picture_places(tokens == self.config.image_token_id, positions, len(seen.merged))
             embedded = embedded.masked_scatter(where[..., None], seen.merged.to(embedded))
             if seen.deeper:
                 options = {"visual_pos_masks": where, "deepstack_visual_embeds": list(seen.deeper)}
-        if lengths is not None:
-            options |= {"use_cache": False, **packed.packed_keywords(lengths, tokens.device)}
-        else:
-            options |= {"use_cache": cache is not None, "past_key_values": cache, "attention_mask": mask}
+        options |= packed.reading_keywords(how, tokens.device)
         read = base.language_model(inputs_embeds=embedded, position_ids=positions, **options)
         return output_states(network.get_output_embeddings(), read.last_hidden_state)
 
     def head(self, network: nn.Module) -> Tensor:
         """The output layer's weight `[V, D]`, with columns for what it adds (`models.output_layer`)."""
-        return self._words.head(network)
+        return output_weight(network.get_output_embeddings())
 
     def save_adapters(self, network: nn.Module, directory: str) -> None:
         """`adapter_config.json` and `adapter_model.safetensors`, for peft, transformers and vLLM."""
@@ -216,16 +165,25 @@ class QwenVL(LanguageModel):
         self._processor.save_pretrained(directory)
 
     @cached_property
-    def _config(self) -> Any:
-        from transformers import AutoConfig
+    def config(self) -> Any:
+        """Transformers' configuration of the whole model.
 
-        return self._load(AutoConfig.from_pretrained)
+        Raises:
+            ConfigError: If the model is of another family.
+        """
+        config = super().config
+        if config.model_type not in FAMILIES:
+            raise ConfigError(
+                f"`pretrained` must be a model of one of {FAMILIES}, got {config.model_type!r} in "
+                f"{self.pretrained!r}; try a Qwen2.5-VL model, or `causal_lm` for one without pictures."
+            )
+        return config
 
     @cached_property
     def _processor(self) -> Any:
         from transformers import AutoProcessor
 
-        return self._load(AutoProcessor.from_pretrained)
+        return self.source.load(AutoProcessor.from_pretrained)
 
     @cached_property
     def _outline(self) -> Any:
@@ -233,7 +191,7 @@ class QwenVL(LanguageModel):
         from transformers import AutoModel
 
         with torch.device("meta"):
-            return AutoModel.from_config(self._config)
+            return AutoModel.from_config(self.config)
 
     def _set_limits(self, min_pixels: int | None, max_pixels: int | None) -> None:
         vision = self._processor.image_processor
@@ -251,7 +209,7 @@ class QwenVL(LanguageModel):
             raise ConfigError(f"`max_images` must be at least 1, got {self.max_images}.")
         vision.size = {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}
 
-    def _turns(self, prompt: Prompt) -> list[dict[str, Any]]:
+    def _seen_turns(self, prompt: Prompt) -> list[dict[str, Any]]:
         """The chat of a prompt as the template reads it, checked against the pictures."""
         if len(prompt.images) > self.max_images:
             raise PromptError(
@@ -274,9 +232,8 @@ class QwenVL(LanguageModel):
                 f"{prompt.id[:60]!r}."
             )
         self._check_marks(prompt, kinds.count("image"))
-        system = self._words.system
-        if system is not None and turns[0].get("role") != "system":
-            turns.insert(0, {"role": "system", "content": system})
+        if self.system is not None and turns[0].get("role") != "system":
+            turns.insert(0, {"role": "system", "content": self.system})
         return turns
 
     def _check_marks(self, prompt: Prompt, marks: int) -> None:
@@ -287,14 +244,3 @@ class QwenVL(LanguageModel):
                 f"{len(prompt.images)} pictures in {prompt.id[:60]!r}; try "
                 '{"type": "image"} in `messages`, or no `messages` at all.'
             )
-
-    def _load(self, loader: Any, **options: Any) -> Any:
-        return load(
-            loader,
-            self.pretrained,
-            kind=self.KIND,
-            alternative=self.ALTERNATIVE,
-            revision=self.revision,
-            trust_remote_code=self.trust_remote_code,
-            **options,
-        )

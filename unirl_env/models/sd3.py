@@ -13,14 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from unirl_env.arguments.values import truth, whole
-from unirl_env.errors import ConfigError, ModelNotFound
-from unirl_env.errors.quiet import quiet_loading, unheard
+from unirl_env.errors import ConfigError
+from unirl_env.errors.quiet import unheard
 from unirl_env.models.denoiser import Denoiser
-from unirl_env.models.options import as_dtype
 from unirl_env.models.shared.exports import in_order, settle_header
+from unirl_env.models.shared.fixed_batches import in_fixed_batches, painted
 from unirl_env.models.shared.flow_schedule import FlowSchedule, require_scheduler
-from unirl_env.models.shared.loading import cause_of, complete, public
-from unirl_env.models.shared.lots import in_lots, pictures_at_once
+from unirl_env.models.shared.loading import Source, as_dtype, complete
 from unirl_env.types import Prompt, Sample
 
 __all__ = ["SD3Denoiser"]
@@ -107,6 +106,8 @@ class SD3Denoiser(Denoiser):
             rows_per_forward = whole("rows_per_forward", rows_per_forward, 1, hint="try 16")
         self.rows_per_forward = rows_per_forward
         self.pretrained, self.revision, self.schedule = str(pretrained), revision, schedule
+        kind, embedded = "Stable Diffusion 3", "unirl/TinySD3-T2I-v0"
+        self.source = Source(self.pretrained, kind, embedded, {"revision": revision})
         self.dtype = as_dtype("dtype", dtype)
         self.device, self.offload = torch.device(device), truth("offload", offload)
         self.max_sequence_length = whole("max_sequence_length", max_sequence_length, 1)
@@ -123,7 +124,6 @@ class SD3Denoiser(Denoiser):
                     f"`{name}` must be a positive multiple of {unit} up to "
                     f"{config['pos_embed_max_size'] * unit}, got {size}."
                 )
-        self._decoded_at_once = pictures_at_once(height, width)
         self.latent_shape = (config["in_channels"], height // self.scale, width // self.scale)
         tokens = (self.latent_shape[1] // self.patch) * (self.latent_shape[2] // self.patch)
         self._flow = FlowSchedule(self._scheduler_config(), tokens)
@@ -164,20 +164,18 @@ class SD3Denoiser(Denoiser):
         def draw(latents: Tensor) -> Tensor:
             latents = latents.to(self.device, vae.dtype)
             latents = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-            pictures = vae.decode(latents, return_dict=False)[0]
-            return (pictures.float() / 2 + 0.5).clamp(0, 1).cpu()
+            return vae.decode(latents, return_dict=False)[0]
 
-        pictures = in_lots(draw, latents, rows=self._decoded_at_once)
+        samples = painted(draw, latents, *(side * self.scale for side in self.latent_shape[1:]))
         self._offload_again()
-        # Clones, because a view would carry the whole batch along wherever it is sent.
-        return [Sample(image=picture.clone()) for picture in pictures]
+        return samples
 
     def network(self) -> nn.Module:
         """Diffusers' `SD3Transformer2DModel`, freshly loaded."""
         from diffusers import SD3Transformer2DModel
 
         loader = complete(SD3Transformer2DModel.from_pretrained)
-        network = self._load(loader, subfolder="transformer", dtype=self.dtype)
+        network = self.source.load(loader, subfolder="transformer", dtype=self.dtype)
         return network.to(self.device).eval()
 
     def velocity(
@@ -195,7 +193,7 @@ class SD3Denoiser(Denoiser):
             )[0]
 
         embeds, pooled = context["prompt_embeds"], context["pooled_prompt_embeds"]
-        return in_lots(forward, latent, sigma, embeds, pooled, rows=self.rows_per_forward)
+        return in_fixed_batches(forward, latent, sigma, embeds, pooled, rows=self.rows_per_forward)
 
     def save_adapters(self, network: nn.Module, directory: str) -> None:
         """Write `pytorch_lora_weights.safetensors`, which `pipeline.load_lora_weights` reads."""
@@ -221,7 +219,7 @@ class SD3Denoiser(Denoiser):
         # What a checkpoint leaves out must be said again, or the pipeline misses it.
         absent = {name: None for name in OPTIONAL if self._index.get(name, [None])[0] is None}
         frozen = {name: self._load_part(name) for name in FROZEN if name not in absent}
-        pipeline = self._load(
+        pipeline = self.source.load(
             StableDiffusion3Pipeline.from_pretrained, transformer=None, dtype=self.dtype, **absent, **frozen
         )
         pipeline.set_progress_bar_config(disable=True)
@@ -249,9 +247,11 @@ class SD3Denoiser(Denoiser):
         """A frozen network of the pipeline, by itself: the pipeline would not say what its weights lack."""
         library, kind = self._index.get(name) or (None, None)
         if library not in ("transformers", "diffusers"):
-            raise self._not_found(f"its `{name}` is of {library}, and must be of transformers or diffusers")
+            raise self.source.not_found(
+                f"its `{name}` is of {library}, and must be of transformers or diffusers"
+            )
         loader = complete(getattr(import_module(library), kind).from_pretrained)
-        return self._load(loader, subfolder=name, dtype=self.dtype)
+        return self.source.load(loader, subfolder=name, dtype=self.dtype)
 
     def _offload_again(self) -> None:
         if self.offload:
@@ -263,32 +263,18 @@ class SD3Denoiser(Denoiser):
         """The pipeline's own list of its parts."""
         from diffusers import DiffusionPipeline
 
-        return self._load(DiffusionPipeline.load_config)
+        return self.source.load(DiffusionPipeline.load_config)
 
     def _scheduler_config(self) -> dict[str, Any]:
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        return self._load(FlowMatchEulerDiscreteScheduler.load_config, subfolder="scheduler")
+        return self.source.load(FlowMatchEulerDiscreteScheduler.load_config, subfolder="scheduler")
 
     def _load_config(self, part: str) -> dict[str, Any]:
         from diffusers import AutoencoderKL, SD3Transformer2DModel
 
         kind = {"transformer": SD3Transformer2DModel, "vae": AutoencoderKL}[part]
-        config = self._load(kind.load_config, subfolder=part)
+        config = self.source.load(kind.load_config, subfolder=part)
         if config.get("_class_name") != kind.__name__:
-            raise self._not_found(f"its {part} is a {config.get('_class_name')}, not a {kind.__name__}")
+            raise self.source.not_found(f"its {part} is a {config.get('_class_name')}, not a {kind.__name__}")
         return config
-
-    def _load(self, loader: Any, **options: Any) -> Any:
-        try:
-            with quiet_loading():
-                return loader(self.pretrained, revision=self.revision, **options)
-        except Exception as error:  # a damaged directory can make a library fail in any way
-            raise self._not_found(cause_of(error)) from public(error)
-
-    def _not_found(self, cause: str) -> ModelNotFound:
-        return ModelNotFound(
-            f"`pretrained` must be a Stable Diffusion 3 directory or hub id, got {self.pretrained!r}: "
-            f"{cause}. Try a local directory, log in to the hub for gated models, or use the embedded "
-            "`unirl/TinySD3-T2I-v0`, which needs no download."
-        )

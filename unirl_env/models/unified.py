@@ -1,33 +1,34 @@
 """What a model that writes and then draws must answer to be an environment and a policy.
 
 A `UnifiedModel` is two views of one backbone: `text`, a language model, and `image`, either a denoiser (its
-pictures are latents) or a language model of its own (its pictures are tokens). Both views take the very
+pictures are latents) or a second vocabulary (its pictures are tokens). Each view takes its `part` of the very
 network that `network()` returns.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
-from unirl_env.arguments.copies import FromArguments
-from unirl_env.models.denoiser import Denoiser, identity_of
+from unirl_env.models.backbone import Backbone, TokenBackbone
+from unirl_env.models.denoiser import Denoiser
 from unirl_env.models.words import LanguageModel
 from unirl_env.types import Prompt, Sample
 
-__all__ = ["PictureTokens", "UnifiedModel"]
+__all__ = ["PictureTokens", "SharedBackbone", "UnifiedModel"]
 
 
-class PictureTokens(LanguageModel):
+class PictureTokens(TokenBackbone):
     """A view whose pictures are sentences of `num_tokens` tokens out of a vocabulary of their own.
 
     Its ids begin at `first_id`, behind those of the text, so that one row of tokens holds text and picture:
     row i of `head` is the id `first_id + i`. There is no token that ends a picture.
     """
 
+    role = "language model"
     num_tokens: int
 
     @abstractmethod
@@ -35,11 +36,30 @@ class PictureTokens(LanguageModel):
         """Finished pictures `[B, num_tokens]` int64 (ids from `first_id`) as B samples with an `image`."""
 
 
-class UnifiedModel(FromArguments, ABC):
-    """One family of models that write text and then draw.
+class SharedBackbone(Backbone):
+    """What shares the network of another one: a view that can be played and trained alone, or its model.
 
-    It is pickled as its constructor's arguments, without what it has loaded; what the constructor is given is
-    said at `Denoiser`.
+    Attributes:
+        whole: What loads and saves them.
+    """
+
+    whole: Backbone
+
+    def network(self) -> nn.Module:
+        """The whole network, freshly loaded."""
+        return self.whole.network()
+
+    def save_adapters(self, network: nn.Module, directory: str) -> None:
+        """Write the whole's adapters."""
+        self.whole.save_adapters(network, directory)
+
+    def save_weights(self, network: nn.Module, directory: str) -> None:
+        """Write the whole's weights."""
+        self.whole.save_weights(network, directory)
+
+
+class UnifiedModel(Backbone):
+    """One family of models that write text and then draw.
 
     Attributes:
         pretrained: The hub id or directory; None where there is none.
@@ -51,9 +71,9 @@ class UnifiedModel(FromArguments, ABC):
         context_keys: The entries of a hybrid observation that the image view reads beside the latent. One
             backbone: `tokens`, `length` and the inputs of the text view. Two: what `context` returns.
         max_images: Pictures that a prompt may bring; 0 where the model draws from text alone.
-        lora_targets: Names of the network's linear layers that adapters attach to.
     """
 
+    role = "unified model"
     discrete: ClassVar[bool] = False
     pretrained: str | None
     text: LanguageModel
@@ -61,15 +81,6 @@ class UnifiedModel(FromArguments, ABC):
     opens: tuple[int, ...]
     context_keys: tuple[str, ...]
     max_images: int = 0
-    lora_targets: tuple[str, ...]
-
-    def identity(self) -> dict[str, Any]:
-        """What tells this model from another one, as plain values by name; a state goes on in no other."""
-        return identity_of(self, "unified model")
-
-    @abstractmethod
-    def network(self) -> nn.Module:
-        """A fresh copy of the trained half, of which both views take what is theirs, in evaluation mode."""
 
     @abstractmethod
     def opening(self, ended_by: int | None) -> list[int]:
@@ -89,18 +100,13 @@ class UnifiedModel(FromArguments, ABC):
         """
         return {}
 
-    def parts(self, network: nn.Module) -> tuple[nn.Module, ...]:
-        """The networks that adapters attach to one by one; one backbone is one."""
-        return (network,)
+    def part(self, network: nn.Module, phase: str) -> nn.Module:
+        """What the view of `phase` (`"text"` or `"image"`) takes of the network; one backbone is one.
+
+        Adapters attach to each part by itself.
+        """
+        return network
 
     def private(self, network: nn.Module, phase: str) -> Iterable[nn.Parameter]:
         """The weights that only `phase` (`"text"` or `"image"`) reads; they are frozen with it."""
         return ()
-
-    @abstractmethod
-    def save_adapters(self, network: nn.Module, directory: str) -> None:
-        """Write the adapters in the form that the family's own library loads."""
-
-    @abstractmethod
-    def save_weights(self, network: nn.Module, directory: str) -> None:
-        """Write all weights in the form that the family's own library loads."""

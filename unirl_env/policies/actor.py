@@ -106,7 +106,7 @@ class Actor(nn.Module):
 
     def read(self, obs: Mapping[str, Tensor], *, phase: str | None = None) -> Any:
         """The contexts of latents, read once for many steps; see `LatentHead.read`."""
-        return self.latent_head(phase).read(self.network, obs)
+        return self.latent_head(phase).read(self.part(phase), obs)
 
     def act(
         self, obs: Mapping[str, Tensor], draws: Tensor | None = None, *, phase: str | None = None, **more: Any
@@ -125,11 +125,11 @@ class Actor(nn.Module):
         """
         head = self.head(phase)
         with self._recomputing(head):
-            return head.act(self.network, obs, draws, **more)
+            return head.act(self.part(phase), obs, draws, **more)
 
     def likeliest(self, obs: Mapping[str, Tensor], *, phase: str | None = None) -> Any:
         """The next actions without chance: those of the deterministic ODE, or the likeliest ones."""
-        return self.head(phase).likeliest(self.network, obs)
+        return self.head(phase).likeliest(self.part(phase), obs)
 
     def score(self, obs: Mapping[str, Tensor], action: Tensor, *, phase: str | None = None) -> Any:
         """Score given actions `[N, ...]`, with gradient to the trainable weights.
@@ -141,7 +141,7 @@ class Actor(nn.Module):
         """
         head = self.head(phase)
         with self._recomputing(head):
-            return head.score(self.network, obs, action)
+            return head.score(self.part(phase), obs, action)
 
     def velocity(self, obs: Mapping[str, Tensor], *, phase: str | None = None) -> Tensor:
         """The guided velocity `[N, ...]` float32 of a phase that denoises, with gradient.
@@ -149,7 +149,7 @@ class Actor(nn.Module):
         Raises:
             ContractError: If the phase does not denoise.
         """
-        return self.latent_head(phase).velocity(self.network, obs)
+        return self.latent_head(phase).velocity(self.part(phase), obs)
 
     def latent_head(self, phase: str | None = None) -> LatentHead:
         """The head of a phase that denoises latents.
@@ -273,10 +273,13 @@ class Actor(nn.Module):
                     f"try some of {sorted({name.rpartition('.')[2] for name in names})}."
                 )
 
+    def part(self, phase: str | None) -> nn.Module:
+        """What `phase` acts with of the network: all of it, where there is one phase or one backbone."""
+        return self.network if len(self.heads) == 1 else self.model.part(self.network, phase)
+
     def _adapted(self) -> tuple[nn.Module, ...]:
         """The networks that adapters attach to one by one."""
-        parts = getattr(self.model, "parts", None)
-        return (self.network,) if parts is None else parts(self.network)
+        return tuple(dict.fromkeys(self.part(phase) for phase in self.heads))
 
     def _adapter_layers(self) -> Iterator[nn.Module]:
         from peft.tuners.tuners_utils import BaseTunerLayer

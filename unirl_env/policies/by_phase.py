@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unirl_env.envs.conversation import WAIT
+from unirl_env.envs.token_rows import WAIT
 from unirl_env.models.denoiser import NEGATIVE
 from unirl_env.policies.actor import Actor
 from unirl_env.policies.heads import ANNOUNCED

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from unirl_env.errors import ConfigError, ContractError, PromptError
-from unirl_env.rewards.names import SCORERS
 from unirl_env.rewards.scoring import scorer_name
+from unirl_env.rewards.spec import read_words
 from unirl_env.types import Prompt
 
 __all__ = ["Ask", "asks_of", "require_judgeable"]
@@ -27,7 +27,6 @@ Ask = Callable[[Prompt], Any]
 """Raises where a prompt lacks something; what it returns does not matter."""
 FIELDS = ("text", "negative", "messages", "images")
 SHOWN = 3
-COMPOSED = ("weighted_sum", "product", "minimum")
 
 
 def asks_of(spec: Any) -> dict[str, list[Ask]]:
@@ -40,11 +39,10 @@ def asks_of(spec: Any) -> dict[str, list[Ask]]:
         ConfigError: If a name is unknown, or an `asks` makes no sense.
     """
     if isinstance(spec, str | Mapping):
-        options = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
-        name = options.pop("name", None)
-        target = SCORERS.get(name)
-        own = target.asks_with(**options) if hasattr(target, "asks_with") else _declared(target)
-        inner = _inside_words(name, target, options)
+        words = read_words(spec)
+        name, target = words.name, words.target
+        own = target.asks_with(**words.options) if hasattr(target, "asks_with") else _declared(target)
+        inner = [one for one, weight in words.inner.values() if weight]
     else:
         name, own, inner = scorer_name(spec), getattr(spec, "asks", ()), _inside(spec)
     found: dict[str, list[Ask]] = {}
@@ -151,22 +149,6 @@ def _has(field: Any, name: Any) -> Ask:
             raise ContractError(f"`{field}` must be there, got {found!r}{there}")
 
     return ask
-
-
-def _inside_words(name: Any, target: Any, options: Mapping[str, Any]) -> list[Any]:
-    inner = [options[part] for part in getattr(target, "wraps", ()) if part in options]
-    parts = options.get("parts")
-    if name not in COMPOSED or not isinstance(parts, Mapping):
-        return inner
-    for part, own in parts.items():
-        weight = own.get("weight", 1.0) if isinstance(own, Mapping) else own
-        if name == "weighted_sum" and weight == 0:
-            continue
-        if isinstance(own, Mapping):
-            inner.append({"name": part} | {key: value for key, value in own.items() if key != "weight"})
-        else:
-            inner.append(own if isinstance(own, str) else part)
-    return inner
 
 
 def _inside(scorer: Any) -> list[Any]:

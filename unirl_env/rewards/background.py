@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from unirl_env.rewards.scoring import checked_scorer, is_pointwise, scorer_name
+from unirl_env.rewards.compose import Around
+from unirl_env.rewards.scoring import scorer_name
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
 __all__ = ["Background", "PendingScores", "settled"]
@@ -32,7 +33,7 @@ class PendingScores:
         return self._ask()
 
 
-class Background:
+class Background(Around):
     """Another scorer in a thread of its own, which is asked in the order of the questions.
 
     There is one thread, so that a scorer is never called twice at a time, and is called with the same batches
@@ -43,12 +44,8 @@ class Background:
         scorer: What judges.
     """
 
-    wraps = ("scorer",)
-
     def __init__(self, scorer: Scorer):
-        self.scorer = checked_scorer(scorer)
-        self.name = scorer_name(scorer)
-        self.pointwise = is_pointwise(scorer)
+        super().__init__(scorer, scorer_name(scorer))
         self._thread: ThreadPoolExecutor | None = None
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:

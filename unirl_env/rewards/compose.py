@@ -9,18 +9,40 @@ invalid like that, and the values of the other parts are still there to be read.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from unirl_env.arguments.values import is_number, require
 from unirl_env.errors import ConfigError
-from unirl_env.rewards.scoring import checked_scorer, is_pointwise, score_safely, scorer_name
+from unirl_env.rewards.scoring import checked_scorer, is_pointwise, place_scores, score_safely, scorer_name
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
-__all__ = ["Gate", "Minimum", "Product", "WeightedSum"]
+__all__ = ["Around", "Gate", "Minimum", "Normalized", "Pictured", "Product", "WeightedSum", "nested"]
 
 Samples, Prompts = Sequence[Sample], Sequence[Prompt]
+
+
+class Around:
+    """What rewards around another one share.
+
+    Args:
+        scorer: The other one, whose value is the part `scorer`, with that one's parts below it.
+        name: What logs call it; by default as configurations do.
+
+    Raises:
+        ConfigError: If the scorer cannot be called.
+    """
+
+    wraps: tuple[str, ...] = ("scorer",)
+    """The options that are scorers themselves."""
+    NAME = ""
+
+    def __init__(self, scorer: Scorer, name: str = ""):
+        self.scorer = checked_scorer(scorer)
+        self.pointwise = is_pointwise(scorer)
+        self.name = name or self.NAME
 
 
 class WeightedSum:
@@ -58,39 +80,44 @@ class WeightedSum:
         counted = {name: weight for name, weight in self.weights.items() if weight}
         return Scores(
             value=sum(weight * judged[name].value for name, weight in counted.items()),
-            parts=_nested(judged),
+            parts=nested(judged),
             valid=_all_valid([judged[name] for name in counted]),
         )
 
 
-class Product:
+class _Reduced:
+    """One number of all parts.
+
+    Args:
+        parts: Name to scorer, or a list of scorers, which keep their own names.
+    """
+
+    NAME: str
+    REDUCE: Callable[..., Tensor]
+
+    def __init__(self, parts: Mapping[str, Scorer] | Sequence[Scorer], name: str = ""):
+        names = parts if isinstance(parts, Mapping) else [scorer_name(scorer) for scorer in parts]
+        self.parts = _named(names, list(parts.values() if isinstance(parts, Mapping) else parts))
+        self.pointwise = is_pointwise(*self.parts.values())
+        self.name = name or self.NAME
+
+    def __call__(self, samples: Samples, prompts: Prompts) -> Scores:
+        """Score every sample by every part."""
+        judged = _judged(self.parts, samples, prompts)
+        value = type(self).REDUCE(torch.stack([scores.value for scores in judged.values()]), dim=0)
+        return Scores(value=value, parts=nested(judged), valid=_all_valid(judged.values()))
+
+
+class Product(_Reduced):
     """`prod_i part_i`: every part must be good at once."""
 
-    def __init__(self, parts: Mapping[str, Scorer] | Sequence[Scorer], name: str = ""):
-        self.parts = _parts(parts)
-        self.pointwise = is_pointwise(*self.parts.values())
-        self.name = name or "product"
-
-    def __call__(self, samples: Samples, prompts: Prompts) -> Scores:
-        """Score every sample by every part."""
-        judged = _judged(self.parts, samples, prompts)
-        value = torch.stack([scores.value for scores in judged.values()]).prod(dim=0)
-        return Scores(value=value, parts=_nested(judged), valid=_all_valid(judged.values()))
+    NAME, REDUCE = "product", torch.prod
 
 
-class Minimum:
+class Minimum(_Reduced):
     """`min_i part_i`: the worst part is the one to improve."""
 
-    def __init__(self, parts: Mapping[str, Scorer] | Sequence[Scorer], name: str = ""):
-        self.parts = _parts(parts)
-        self.pointwise = is_pointwise(*self.parts.values())
-        self.name = name or "minimum"
-
-    def __call__(self, samples: Samples, prompts: Prompts) -> Scores:
-        """Score every sample by every part."""
-        judged = _judged(self.parts, samples, prompts)
-        value = torch.stack([scores.value for scores in judged.values()]).amin(dim=0)
-        return Scores(value=value, parts=_nested(judged), valid=_all_valid(judged.values()))
+    NAME, REDUCE = "minimum", torch.amin
 
 
 class Gate:
@@ -110,7 +137,6 @@ class Gate:
     """
 
     wraps = ("gate", "scorer")
-    """The options that are scorers themselves."""
 
     def __init__(
         self, gate: Scorer, scorer: Scorer, threshold: float, closed_value: float = 0.0, name: str = ""
@@ -119,8 +145,7 @@ class Gate:
         for label, number in (("threshold", threshold), ("closed_value", closed_value)):
             if not isinstance(number, int | float) or not math.isfinite(number):
                 raise ConfigError(f"`{label}` must be a finite number, got {number!r}.")
-        self.threshold = float(threshold)
-        self.closed_value = float(closed_value)
+        self.threshold, self.closed_value = float(threshold), float(closed_value)
         self.pointwise = is_pointwise(*self.parts.values())
         self.name = name or "gate"
 
@@ -131,15 +156,114 @@ class Gate:
         share = torch.where(judged["gate"].valid, passed.float(), torch.nan)
         return Scores(
             value=torch.where(passed, judged["scorer"].value, self.closed_value),
-            parts={**_nested(judged), "open": share},
+            parts={**nested(judged), "open": share},
             valid=_all_valid(judged.values()),
         )
 
 
-def _parts(parts: Mapping[str, Scorer] | Sequence[Scorer]) -> dict[str, Scorer]:
-    if isinstance(parts, Mapping):
-        return _named(list(parts), list(parts.values()))
-    return _named([scorer_name(scorer) for scorer in parts], list(parts))
+class Normalized(Around):
+    """`(x - mean) / std`, or `(x - low) / (high - low)` clipped to [0, 1].
+
+    The numbers are declared and never learned from what is scored: a score means the same in every batch, in
+    every process and after a resume. Typical ones are told by an evaluation of the untrained policy.
+
+    Its parts are `scorer`, the value as it was, with the parts of that one below it.
+
+    Args:
+        scorer: The reward that is put on another scale.
+        mean: What becomes 0; comes with `std`.
+        std: How far from `mean` is 1; positive.
+        low: What becomes 0; comes with `high`. Above `high`, the scale is turned around.
+        high: What becomes 1.
+        clip: Cut off what lies outside of `low` and `high`; a scale of `mean` and `std` has no ends.
+
+    Raises:
+        ConfigError: If the scorer cannot be called, or the numbers are not exactly one of the two pairs.
+    """
+
+    NAME = "normalized"
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        *,
+        mean: float | None = None,
+        std: float | None = None,
+        low: float | None = None,
+        high: float | None = None,
+        clip: bool = True,
+        name: str = "",
+    ):
+        super().__init__(scorer, name)
+        given = {
+            label: number
+            for label, number in (("mean", mean), ("std", std), ("low", low), ("high", high))
+            if number is not None
+        }
+        for label, number in given.items():
+            require(label, number, is_number(number), "a finite number")
+        if set(given) not in ({"mean", "std"}, {"low", "high"}):
+            raise ConfigError(
+                "A scale must have either `mean` and `std` or `low` and `high`, got "
+                f"{sorted(given) or 'none of them'}; try `low: 0, high: 100`."
+            )
+        if std is not None and std <= 0:
+            raise ConfigError(f"`std` must be positive, got {std}.")
+        if low is not None and low == high:
+            raise ConfigError(f"`low` and `high` must differ, got {low} twice.")
+        self.offset = float(given.get("mean", given.get("low")))
+        self.scale = float(std) if std is not None else float(high) - float(low)
+        self.clip = bool(clip) and low is not None
+
+    def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
+        """Score every sample by the scorer, and put the value on the scale."""
+        scores = score_safely(self.scorer, samples, prompts)
+        value = ((scores.value.double() - self.offset) / self.scale).float()
+        return Scores(
+            value=value.clamp(0, 1) if self.clip else value,
+            parts=nested({"scorer": scores}),
+            valid=scores.valid,
+        )
+
+
+class Pictured(Around):
+    """Another reward for the samples that have a picture, and a fixed one for those without.
+
+    A model that writes before it draws can fail to draw: its text is empty, or ends too early. That is a
+    result and no failure of the scorer, so it is paid, as `otherwise` says. A picture that is not finite is
+    the generator's failure: its score is invalid.
+
+    Its parts are `scorer`, with the parts of that one below it (NaN without a picture), and `pictured`, 1
+    where there is a picture.
+
+    Args:
+        scorer: The reward of pictures; it never sees a sample without one.
+        otherwise: The reward without a picture.
+
+    Raises:
+        ConfigError: If the scorer cannot be called, or `otherwise` is not a finite number.
+    """
+
+    NAME = "pictured"
+    tolerates = ("image",)
+
+    def __init__(self, scorer: Scorer, otherwise: float = 0.0, *, name: str = ""):
+        super().__init__(scorer, name)
+        require("otherwise", otherwise, is_number(otherwise), "a finite number", "try 0.0")
+        self.otherwise = float(otherwise)
+
+    def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
+        """Score the samples that have a picture."""
+        there = torch.tensor([sample.image is not None for sample in samples], dtype=torch.bool)
+        sound = torch.tensor([_is_sound(sample) for sample in samples], dtype=torch.bool)
+        rows = sound.nonzero().flatten().tolist()
+        judged = score_safely(self.scorer, [samples[row] for row in rows], [prompts[row] for row in rows])
+        scores = place_scores(judged, sound)
+        return Scores(
+            value=torch.where(there, scores.value, self.otherwise),
+            parts={**nested({"scorer": scores}), "pictured": there.float()},
+            valid=scores.valid | ~there,
+        )
 
 
 def _named(names: Sequence[str] | Mapping[str, object], scorers: Sequence[Scorer]) -> dict[str, Scorer]:
@@ -159,7 +283,8 @@ def _judged(parts: Mapping[str, Scorer], samples: Samples, prompts: Prompts) -> 
     return {name: score_safely(scorer, samples, prompts) for name, scorer in parts.items()}
 
 
-def _nested(judged: Mapping[str, Scores]) -> dict[str, Tensor]:
+def nested(judged: Mapping[str, Scores]) -> dict[str, Tensor]:
+    """The parts of a composition: the value of each scorer, and its own parts below it."""
     parts = {}
     for name, scores in judged.items():
         parts[name] = scores.value
@@ -169,3 +294,8 @@ def _nested(judged: Mapping[str, Scores]) -> dict[str, Tensor]:
 
 def _all_valid(judged: Sequence[Scores]) -> Tensor:
     return torch.stack([scores.valid for scores in judged]).all(dim=0)
+
+
+def _is_sound(sample: Sample) -> bool:
+    shown = [picture for picture in (sample.image, sample.pictures) if picture is not None]
+    return sample.image is not None and all(bool(picture.isfinite().all()) for picture in shown)

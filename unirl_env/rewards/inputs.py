@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.types import Sample
 
-__all__ = ["check_blocks", "in_blocks", "picture_of", "require_pixels"]
+__all__ = ["blocks_of", "check_blocks", "in_blocks", "picture_of", "require_pixels", "video_of"]
 
 OVERSHOOT = 2.0
 """So far beyond black and white, pixels count as them; farther away, they have another scale."""
@@ -27,12 +28,20 @@ def picture_of(sample: Sample, name: str) -> Tensor:
         ContractError: If there is none, or its pixels are no floats in [0, 1]; those that are not finite
             are the scorer's affair.
     """
-    image = sample.image
-    if image is None or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
-        got = None if image is None else list(image.shape)
-        raise ContractError(f"`Sample.image` must be [3, H, W] for the reward `{name}`, got {got}.")
-    require_pixels(image, "image", name)
-    return image
+    return _pixels_of(sample, "image", 3, name)
+
+
+def video_of(sample: Sample, name: str) -> Tensor:
+    """The video `[F, 3, H, W]` of a sample.
+
+    Args:
+        sample: What is judged.
+        name: The scorer that asks, for the message.
+
+    Raises:
+        ContractError: If there is none, it has no frames, or its pixels are no floats in [0, 1].
+    """
+    return _pixels_of(sample, "video", 4, name)
 
 
 def require_pixels(pixels: Tensor, field: str, name: str) -> None:
@@ -74,6 +83,23 @@ def check_blocks(batch_size: int, rows_per_forward: int | None) -> None:
             raise ConfigError(f"`{name}` must be at least 1, got {value}.")
 
 
+def blocks_of(
+    rows: Sequence[Any], batch_size: int, rows_per_forward: int | None = None
+) -> Iterator[tuple[list[Any], int]]:
+    """As many rows at a time as fit, and how many of these count.
+
+    Args:
+        rows: What goes through a network.
+        batch_size: The most rows of a block.
+        rows_per_forward: Every block has exactly this many rows, the last of them repeated where there are
+            fewer.
+    """
+    size = rows_per_forward or batch_size
+    for start in range(0, len(rows), size):
+        block = list(rows[start : start + size])
+        yield block + block[-1:] * (size - len(block) if rows_per_forward else 0), len(block)
+
+
 def in_blocks(
     compute: Callable[[Tensor], Tensor],
     rows: Sequence[Tensor],
@@ -95,12 +121,15 @@ def in_blocks(
     Returns:
         `[len(rows), ...]`.
     """
-    size = rows_per_forward or batch_size
-    blocks = []
-    for start in range(0, len(rows), size):
-        block = list(rows[start : start + size])
-        count = len(block)
-        if rows_per_forward:
-            block += [block[-1]] * (size - count)
-        blocks.append(compute(torch.stack(block))[:count])
-    return torch.cat(blocks)
+    blocks = blocks_of(rows, batch_size, rows_per_forward)
+    return torch.cat([compute(torch.stack(block))[:count] for block, count in blocks])
+
+
+def _pixels_of(sample: Sample, field: str, rank: int, name: str) -> Tensor:
+    pixels = getattr(sample, field)
+    if pixels is None or pixels.ndim != rank or pixels.shape[-3] != 3 or not pixels.numel():
+        shape = "[3, H, W]" if rank == 3 else "[F, 3, H, W]"
+        got = None if pixels is None else list(pixels.shape)
+        raise ContractError(f"`Sample.{field}` must be {shape} for the reward `{name}`, got {got}.")
+    require_pixels(pixels, field, name)
+    return pixels

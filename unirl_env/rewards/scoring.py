@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import ConfigError, ContractError, ScorerError, ServiceLost, UnirlError
-from unirl_env.rewards.heard import hearing, note
+from unirl_env.rewards.faults import gathered_faults, note_fault
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
 __all__ = ["checked_scorer", "is_pointwise", "place_scores", "score_safely", "scorer_name"]
@@ -80,11 +80,11 @@ def score_safely(
         )
     if not len(samples):
         return Scores.failed(0)
-    with hearing() as heard:
+    with gathered_faults() as faults:
         scores = _scored(scorer, samples, prompts, on_error)
-    if not heard or bool(scores.valid.all()):
+    if not faults or bool(scores.valid.all()):
         return scores
-    return replace(scores, faults=tuple(heard))
+    return replace(scores, faults=tuple(faults))
 
 
 def _scored(scorer: Scorer, samples: Sequence[Sample], prompts: Sequence[Prompt], on_error: str) -> Scores:
@@ -101,7 +101,7 @@ def _scored(scorer: Scorer, samples: Sequence[Sample], prompts: Sequence[Prompt]
         if is_pointwise(scorer) and len(samples) > 1 and not isinstance(error, ServiceLost):
             rows = zip(samples, prompts, strict=True)
             return Scores.cat(score_safely(scorer, [sample], [prompt]) for sample, prompt in rows)
-        note(f"{scorer_name(scorer)}: {type(error).__name__}: {error}")
+        note_fault(f"{scorer_name(scorer)}: {type(error).__name__}: {error}")
         logger.warning(
             "Scorer `%s` failed on %d samples, which count as invalid: %s: %s",
             scorer_name(scorer),

@@ -1,20 +1,67 @@
-"""From the words of a configuration to a scorer."""
+"""From the words of a configuration to a scorer, and what they say before anything is built."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from unirl_env.arguments.extras import require_extra
+from unirl_env.arguments.signatures import options_of, require_own
 from unirl_env.errors import ConfigError
 from unirl_env.registry import instance
-from unirl_env.rewards.compose import Minimum, Product, WeightedSum
 from unirl_env.rewards.names import SCORERS
 from unirl_env.rewards.scoring import checked_scorer
 from unirl_env.rewards.secrets import resolved
 from unirl_env.types import Scorer
 
-__all__ = ["build_scorer", "for_mode", "needs_of"]
+__all__ = ["Words", "build_scorer", "check_reward", "for_mode", "needs_of", "read_words"]
+
+COMPOSITIONS = ("weighted_sum", "product", "minimum")
+EXTRAS = {
+    "aesthetic": ("open_clip", "open_clip_torch", "clip"),
+    "clip": ("open_clip", "open_clip_torch", "clip"),
+    "hpsv2": ("open_clip", "open_clip_torch", "clip"),
+    "http": ("httpx", "httpx", "remote"),
+    "judge": ("httpx", "httpx", "remote"),
+    "math": ("math_verify", "math-verify", "math"),
+    "remote": ("httpx", "httpx", "remote"),
+}
+"""By reward: the module that it imports, its package, and the extra that installs it."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """A reward as a configuration names it.
+
+    Attributes:
+        name: A registered name or a dotted path.
+        target: The class or function that it names.
+        options: All but the name.
+        inner: The rewards inside it, each with the weight that it has there, by option or by part.
+    """
+
+    name: str
+    target: Any
+    options: Mapping[str, Any]
+    inner: Mapping[str, tuple[Any, float]]
+
+
+def read_words(spec: str | Mapping[str, Any]) -> Words:
+    """What a name, or a mapping with a name, says.
+
+    Raises:
+        ConfigError: If it names nothing, or is a composition without parts.
+    """
+    options = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
+    name = options.pop("name", None)
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"A reward must have a `name`, got {spec!r}; try {{'name': 'shapes'}}.")
+    target = SCORERS.get(name)
+    if name in COMPOSITIONS:
+        return Words(name, target, options, dict(_parts(name, options)))
+    wraps = getattr(target, "wraps", ())
+    return Words(name, target, options, {part: (options[part], 1.0) for part in wraps if part in options})
 
 
 def build_scorer(spec: Any) -> Scorer:
@@ -33,22 +80,47 @@ def build_scorer(spec: Any) -> Scorer:
             set.
     """
     spec = resolved(spec, "reward")
-    if isinstance(spec, str):
-        return _instance(spec, {})
-    if isinstance(spec, Mapping):
-        options = dict(spec)
-        name = options.pop("name", None)
-        if not name:
-            raise ConfigError(f"A reward must have a `name`, got {dict(spec)!r}.")
-        if name == "weighted_sum":
-            return WeightedSum({part: _weighted(part, spec) for part, spec in _parts(name, options).items()})
-        if name in ("product", "minimum"):
-            made = {part: build_scorer(_named(part, spec)) for part, spec in _parts(name, options).items()}
-            return (Product if name == "product" else Minimum)(made)
-        return _instance(name, options)
-    if callable(spec):
-        return checked_scorer(spec)
-    raise ConfigError(f"A reward must be a name, a mapping or a callable, got {type(spec).__name__}.")
+    if not isinstance(spec, str | Mapping):
+        if callable(spec):
+            return checked_scorer(spec)
+        raise ConfigError(f"A reward must be a name, a mapping or a callable, got {type(spec).__name__}.")
+    words = read_words(spec)
+    for part in getattr(words.target, "wraps", ()):
+        if part not in words.inner:
+            raise ConfigError(f"Reward {words.name!r} must have `{part}`, got {sorted(words.options)}.")
+    made = {part: build_scorer(inner) for part, (inner, _) in words.inner.items()}
+    if words.name == "weighted_sum":
+        return words.target({part: (scorer, words.inner[part][1]) for part, scorer in made.items()})
+    if words.name in COMPOSITIONS:
+        return words.target(made)
+    return instance(words.target, {**words.options, **made}, f"reward {words.name!r}")
+
+
+def check_reward(spec: Any) -> None:
+    """Refuse a reward that is unknown, whose options do not fit, or whose package is not installed.
+
+    Args:
+        spec: What `build_scorer` understands.
+
+    Raises:
+        ConfigError: Naming the reward and the option.
+        MissingExtra: If its package is missing.
+    """
+    if not isinstance(spec, str | Mapping):
+        if not callable(spec):
+            raise ConfigError(
+                f"A reward must be a name, a mapping or a callable, got {spec!r}; try 'shapes', or "
+                "{'name': 'clip'}."
+            )
+        return
+    words = read_words(spec)
+    if words.name in EXTRAS:
+        require_extra(*EXTRAS[words.name])
+    for inner, _ in words.inner.values():
+        check_reward(inner)
+    if words.name not in COMPOSITIONS:
+        own = f"The options of reward {words.name!r} must be its own"
+        require_own(words.options, options_of(words.target), own)
 
 
 def needs_of(spec: Any) -> dict[str, bool]:
@@ -64,24 +136,17 @@ def needs_of(spec: Any) -> dict[str, bool]:
     Raises:
         ConfigError: If a name is unknown.
     """
-    if not isinstance(spec, str | Mapping):
-        name, options, target = "", {}, spec if isinstance(spec, type) else type(spec)
+    if isinstance(spec, str | Mapping):
+        words = read_words(spec)
     else:
-        options = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
-        name = options.pop("name", None)
-        target = SCORERS.get(name)
-    if hasattr(target, "needs_with"):
-        return dict.fromkeys(target.needs_with(**options), True)
-    found = dict.fromkeys(getattr(target, "needs", ()), True)
-    inner = [options[part] for part in getattr(target, "wraps", ()) if part in options]
-    if name in ("weighted_sum", "product", "minimum"):
-        for part, own in _parts(name, dict(options)).items():
-            own = _named(part, part if isinstance(own, int | float) else own)
-            inner.append({k: v for k, v in own.items() if k != "weight"} if isinstance(own, Mapping) else own)
-    for part in inner:
-        for field, always in needs_of(part).items():
+        words = Words("", spec if isinstance(spec, type) else type(spec), {}, {})
+    if hasattr(words.target, "needs_with"):
+        return dict.fromkeys(words.target.needs_with(**words.options), True)
+    found = dict.fromkeys(getattr(words.target, "needs", ()), True)
+    for inner, _ in words.inner.values():
+        for field, always in needs_of(inner).items():
             found[field] = found.get(field, False) or always
-    return found | dict.fromkeys(set(getattr(target, "tolerates", ())) & set(found), False)
+    return found | dict.fromkeys(set(getattr(words.target, "tolerates", ())) & set(found), False)
 
 
 def for_mode(spec: Any, mode: Any, label: str = "reward.train") -> Any:
@@ -110,34 +175,21 @@ def for_mode(spec: Any, mode: Any, label: str = "reward.train") -> Any:
     return {"name": "pictured", "scorer": spec} if needs.get("image") and not given["image"] else spec
 
 
-def _instance(name: str, options: dict[str, Any]) -> Scorer:
-    target = SCORERS.get(name)
-    if inspect.isclass(target):
-        for part in getattr(target, "wraps", ()):
-            if part not in options:
-                raise ConfigError(f"Reward {name!r} must have `{part}`, got {sorted(options)}.")
-            options[part] = build_scorer(options[part])
-    return instance(target, options, f"reward {name!r}")
-
-
-def _parts(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    parts = options.pop("parts", None)
-    if not isinstance(parts, Mapping) or not parts or options:
-        raise ConfigError(
-            f"Reward {name!r} must have `parts: {{name: ...}}` and nothing else, got {options}."
-        )
-    return dict(parts)
-
-
-def _named(part: str, spec: Any) -> Any:
-    return {"name": part, **spec} if isinstance(spec, Mapping) else spec
-
-
-def _weighted(part: str, spec: Any) -> tuple[Scorer, float]:
-    if isinstance(spec, int | float):
-        return build_scorer(part), float(spec)
-    if not isinstance(spec, Mapping):
-        raise ConfigError(f"Part {part!r} of a weighted sum must be a weight or a mapping, got {spec!r}.")
-    options = _named(part, spec)
-    weight = options.pop("weight", 1.0)
-    return build_scorer(options), float(weight)
+def _parts(name: str, options: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, float]]]:
+    """The rewards of a composition: each goes by the part's name where it has none of its own."""
+    parts = options.get("parts")
+    if not isinstance(parts, Mapping) or not parts or len(options) > 1:
+        others = {key: value for key, value in options.items() if key != "parts"}
+        raise ConfigError(f"Reward {name!r} must have `parts: {{name: ...}}` and nothing else, got {others}.")
+    for part, own in parts.items():
+        weight = 1.0
+        if isinstance(own, Mapping):
+            own = {"name": part, **own}
+            weight = float(own.pop("weight", 1.0)) if name == "weighted_sum" else 1.0
+        elif name == "weighted_sum":
+            if not isinstance(own, int | float):
+                raise ConfigError(
+                    f"Part {part!r} of a weighted sum must be a weight or a mapping, got {own!r}."
+                )
+            own, weight = part, float(own)
+        yield part, (own, weight)

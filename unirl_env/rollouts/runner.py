@@ -19,7 +19,7 @@ from ray.rllib.utils.framework import get_device
 from torch import Tensor
 
 import unirl_env.functional as F
-from unirl_env.envs.info import told
+from unirl_env.envs.contract import env_attr
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ContractError
 from unirl_env.rollouts.callbacks import RunnerCallbacks
@@ -217,7 +217,7 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
 
     def _env_of_size(self, num_envs: int, num_steps: int | None = None) -> gym.vector.VectorEnv:
         env = self._needs_env()
-        if num_envs == env.num_envs and num_steps in (None, told(env, "num_steps", None)):
+        if num_envs == env.num_envs and num_steps in (None, env_attr(env, "num_steps", None)):
             return env
         return self.world.env(num_envs, num_steps)
 

@@ -12,12 +12,13 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+from unirl_env.arguments.extras import require_extra
 from unirl_env.errors import ConfigError, EngineError, MissingExtra
 from unirl_env.modes import MODES, Mode
 from unirl_env.prompts.sources import PromptSource
 from unirl_env.rewards import for_mode, require_judgeable
 from unirl_env.rewards.secrets import resolved
-from unirl_env.rewards.spec_check import check_reward, require_extra
+from unirl_env.rewards.spec import check_reward
 from unirl_env.rollouts.engines import ENGINES
 from unirl_env.rollouts.engines.options import check_engine_options
 from unirl_env.run.world_setup import Prompts, check_world, mode_of_run, read_prompts

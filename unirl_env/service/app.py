@@ -17,11 +17,10 @@ from unirl_env import __version__
 from unirl_env.rewards.spec import build_scorer
 from unirl_env.rewards.wire import PROTOCOL, TENSORS, scores_as_json
 from unirl_env.service.batching import Abandoned, Outcome, Unjudgeable
-from unirl_env.service.describing import SCORE_BODY, add_score_body, errors
 from unirl_env.service.reading import Hold, content_type, read_body, read_request
 from unirl_env.service.replies import RETRY_SECONDS, Refused, Reply, reply_in_one_form
-from unirl_env.service.schema import HealthReply, RewardsReply, ScoreReply
-from unirl_env.service.settings import ServiceSettings, check_settings
+from unirl_env.service.schema import SCORE_BODY, HealthReply, RewardsReply, ScoreReply, add_score_body, errors
+from unirl_env.service.settings import ServiceSettings
 from unirl_env.service.work import RewardService
 from unirl_env.types import Scorer
 
@@ -54,7 +53,7 @@ def create_app(
         ConfigError: If the settings cannot work.
         UnirlError: Whatever building a scorer raises.
     """
-    check_settings(settings)
+    settings.check()
     if scorers is None:
         scorers = {name: build_scorer(spec) for name, spec in settings.rewards.items()}
     service = RewardService(settings, scorers)

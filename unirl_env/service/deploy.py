@@ -9,23 +9,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ray import serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
+from unirl_env.arguments.signatures import require_own
 from unirl_env.command_line import Parser
 from unirl_env.errors import ConfigError, ScorerError, UnirlError
 from unirl_env.rewards.secrets import secret
 from unirl_env.service.app import create_app
-from unirl_env.service.replicas import Replicas, replicas_of
-from unirl_env.service.settings import ServiceSettings, check_door, read_settings
+from unirl_env.service.settings import ServiceSettings, check_door, read_settings, read_value
+from unirl_env.settings.fields import Settings, setting
 
-__all__ = ["RewardReplica", "application", "bound", "main", "serve_rewards"]
+__all__ = ["Replicas", "RewardReplica", "application", "bound", "main", "replicas_of", "serve_rewards"]
 
 PROGRAM = "python -m unirl_env.service.deploy"
 MISTAKE = 2
@@ -33,6 +36,77 @@ NAME = "rewards"
 """Of the application, in `serve status`."""
 MARGIN_SECONDS = 5.0
 """What a replica gets beyond `drain_seconds` to end its threads."""
+
+
+@dataclass
+class Replicas(Settings):
+    """How many replicas there are, and what each of them takes."""
+
+    replicas: int | None = setting(None, least=1)
+    """How many, where the number is fixed; 1 if nothing is said."""
+    min_replicas: int | None = setting(None, least=0)
+    """The fewest, where Serve follows the load; 0 lets all of them end while nobody asks."""
+    max_replicas: int | None = setting(None, least=1)
+    """The most, where Serve follows the load."""
+    target_ongoing_requests: float = setting(16.0, above=0)
+    """Requests per replica that Serve aims at: more replicas above, fewer below."""
+    gpus_per_replica: float = setting(0.0, least=0)
+    """Of a GPU; fractions share one, whose memory must hold all of them."""
+    cpus_per_replica: float = setting(1.0, least=0)
+    """Cores that Ray reserves, and threads with which a scorer computes on them."""
+    max_ongoing_requests: int = setting(256, least=1)
+    """Requests that one replica has at once, which must fill its batches: Serve's own default is 5."""
+    max_queued_requests: int = setting(1024, least=1)
+    """Requests that wait at one door for a replica; what comes then is told to come again (429)."""
+
+    @property
+    def follows_load(self) -> bool:
+        """Whether Serve changes their number."""
+        return self.min_replicas is not None or self.max_replicas is not None
+
+    def check(self, prefix: str = "") -> None:
+        """Refuse numbers that are out of range, or contradict each other.
+
+        Args:
+            prefix: What stands before the names in an error.
+
+        Raises:
+            ConfigError: Naming them.
+        """
+        super().check(prefix)
+        if self.follows_load and self.replicas is not None:
+            raise ConfigError(
+                f"`replicas` must not be given together with `min_replicas` or `max_replicas`, got "
+                f"{self.replicas}; try one of them."
+            )
+        if self.follows_load and (self.min_replicas or 0) > (self.max_replicas or math.inf):
+            raise ConfigError(
+                f"`max_replicas` must be at least `min_replicas`, got {self.max_replicas} and "
+                f"{self.min_replicas}."
+            )
+        if self.gpus_per_replica > 1 and self.gpus_per_replica % 1:
+            raise ConfigError(
+                f"`gpus_per_replica` must be whole above 1, got {self.gpus_per_replica}; "
+                f"try {math.ceil(self.gpus_per_replica)}."
+            )
+
+
+NUMBERS = tuple(field.name for field in fields(Replicas))
+
+
+def replicas_of(values: Mapping[str, Any]) -> Replicas:
+    """`Replicas` from words.
+
+    Raises:
+        ConfigError: If they are unknown, out of range, or contradict each other.
+    """
+    require_own(values, NUMBERS, "What is said of replicas must be settings of theirs")
+    read = {
+        name: read_value(name, value) if isinstance(value, str) else value for name, value in values.items()
+    }
+    replicas = Replicas(**read)
+    replicas.check()
+    return replicas
 
 
 @serve.ingress()
@@ -73,7 +147,7 @@ def application(args: Mapping[str, Any]) -> serve.Application:
     """
     args = dict(args)
     config = args.pop("config", None)
-    own = {name: args.pop(name) for name in Replicas.model_fields if name in args}
+    own = {name: args.pop(name) for name in NUMBERS if name in args}
     settings = read_settings(config, [f"{name}={_word(value)}" for name, value in args.items()])
     _check_rewards(settings)
     token = secret(settings.token_env)
@@ -162,7 +236,7 @@ def _deploy(given: argparse.Namespace) -> None:
 
     doors = {"host": given.host, "port": given.port}
     overrides = [f"{name}={value}" for name, value in doors.items() if value is not None]
-    said = {name: value for name in Replicas.model_fields if (value := getattr(given, name)) is not None}
+    said = {name: value for name in NUMBERS if (value := getattr(given, name)) is not None}
     settings = read_settings(given.config, [*given.overrides, *overrides], given.reward)
     _check_rewards(settings)
     replicas, token = replicas_of(said), secret(settings.token_env)
@@ -204,7 +278,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", help="where the door of every machine listens")
     parser.add_argument("--port", type=int)
     parser.add_argument("--address", help="of a running Ray cluster, or 'auto'; by default Ray starts here")
-    for name in Replicas.model_fields:
+    for name in NUMBERS:
         parser.add_argument("--" + name.replace("_", "-"), metavar="N")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings of the service: max_batch=32"

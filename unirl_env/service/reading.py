@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from unirl_env.errors import WireError
 from unirl_env.rewards.wire import TENSORS, Limits, ScoreRequest, decode_request
-from unirl_env.rewards.wire.requests import RANKS, words_of
+from unirl_env.rewards.wire.messages import RANKS, json_in
 from unirl_env.service.replies import RETRY_SECONDS, Refused
 from unirl_env.service.schema import LONGEST_ID, read_json
 from unirl_env.types import Sample
@@ -164,7 +164,7 @@ def read_request(body: bytes, kind: str, limits: Limits, hold: Hold | None = Non
             hold.resize(len(body) + words + most)
 
     try:
-        words = _weight(body if kind == JSON else words_of(body, limits), limits)
+        words = _weight(body if kind == JSON else json_in(body, limits), limits)
         claim(0)
         decode = decode_request if kind == TENSORS else read_json
         request = decode(body, limits, claim)

@@ -1,4 +1,4 @@
-"""Requests and replies in JSON, for people, curl and programs that know no tensors."""
+"""Requests and replies in JSON, for people, curl and programs that know no tensors; and their description."""
 
 from __future__ import annotations
 
@@ -8,16 +8,27 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import torch
+from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from unirl_env.errors import WireError
-from unirl_env.rewards.wire import Limits, ScoreRequest
+from unirl_env.rewards.wire import TENSORS, Limits, ScoreRequest
+from unirl_env.rewards.wire.messages import read_json as parsed_json
 from unirl_env.rewards.wire.tensors import TensorReader, png_pixels
-from unirl_env.rewards.wire.words import read_words
 from unirl_env.service.replies import Refused
 from unirl_env.types import Prompt, Sample
 
-__all__ = ["ErrorReply", "HealthReply", "RewardsReply", "ScoreBody", "ScoreReply", "read_json"]
+__all__ = [
+    "SCORE_BODY",
+    "ErrorReply",
+    "HealthReply",
+    "RewardsReply",
+    "ScoreBody",
+    "ScoreReply",
+    "add_score_body",
+    "errors",
+    "read_json",
+]
 
 LONGEST_ID = 200
 SHOWN_MISTAKES = 3
@@ -145,7 +156,7 @@ def read_json(body: bytes, limits: Limits, claim: Callable[[int], None] = lambda
         WireError: If it is no JSON, a picture is none, or something in it is too large.
     """
     try:
-        found = ScoreBody.model_validate(read_words(body, limits.words))
+        found = ScoreBody.model_validate(parsed_json(body, limits.words))
     except WireError:
         raise
     except ValidationError as error:  # a ValueError, too
@@ -261,3 +272,59 @@ def _prompt(body: PromptBody, pictures: _Pictures) -> Prompt:
         messages=tuple(body.messages),
         images=tuple(pictures.one(text) for text in body.images_png),
     )
+
+
+# The OpenAPI description: what FastAPI cannot see, because the body of `/score` is read by hand.
+
+MEANINGS = {
+    400: "The request is malformed.",
+    401: "The token is missing or wrong.",
+    404: "There is no such reward.",
+    405: "There is no such method.",
+    408: "The request arrives too slowly.",
+    409: "The id stands for another request.",
+    413: "The request is too large.",
+    415: "The content type is unknown.",
+    422: "The request does not fit the schema, or the reward cannot judge such samples.",
+    429: "Too much waits; come again later.",
+    503: "The service ends; ask another one.",
+}
+REFERENCE = "#/components/schemas/"
+
+SCORE_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"$ref": f"{REFERENCE}ScoreBody"}},
+            TENSORS: {
+                "schema": {
+                    "type": "string",
+                    "format": "binary",
+                    "description": "A safetensors file, as `rewards.wire.encode_request` writes it.",
+                }
+            },
+        },
+    }
+}
+"""The body of `POST /score`."""
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The description of refusals."""
+    return {status: {"model": ErrorReply, "description": MEANINGS[status]} for status in statuses}
+
+
+def add_score_body(app: FastAPI) -> None:
+    """Put the schema of the body among the components of `app`'s description."""
+    original = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        described = original()
+        schemas = described.setdefault("components", {}).setdefault("schemas", {})
+        if "ScoreBody" not in schemas:
+            body = ScoreBody.model_json_schema(ref_template=REFERENCE + "{model}")
+            schemas.update(body.pop("$defs"))
+            schemas["ScoreBody"] = body
+        return described
+
+    app.openapi = openapi

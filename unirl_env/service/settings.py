@@ -11,73 +11,107 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
 
+from unirl_env.arguments.values import require
 from unirl_env.errors import ConfigError
-from unirl_env.rewards.remote.addresses import is_loopback
+from unirl_env.http import is_loopback
 from unirl_env.rewards.spec import needs_of
 from unirl_env.rewards.wire import Limits
+from unirl_env.settings.fields import Settings, check_values, setting
 from unirl_env.settings.literal import first_line, from_yaml, shielded, unshielded
 
-__all__ = ["ServiceSettings", "check_door", "check_settings", "read_settings"]
+__all__ = ["ServiceSettings", "check_door", "read_settings", "read_value"]
 
-COUNTS = ("max_batch", "max_waiting", "max_bytes", "max_connections", "decoders")
 REWARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 TOKEN = re.compile(r"[!-~]{16,}")
 
 
 @dataclass
-class ServiceSettings:
+class ServiceSettings(Settings):
     """The settings of a reward service; every one can be overridden as `name=value`."""
 
-    rewards: dict[str, Any] = field(default_factory=dict)
+    rewards: dict[str, Any] = setting({})
     """The service's name of a reward to what `build_scorer` understands, as in `{mine: {name: clip}}`."""
-    host: str = "127.0.0.1"
+    host: str = setting("127.0.0.1")
     """The address to listen at. Only this machine by default: any other one needs a token."""
-    port: int = 8191
+    port: int = setting(8191, least=0, most=65535)
     """The port; 0 takes a free one, which is printed."""
-    token_env: str = "UNIRL_SERVICE_TOKEN"
+    token_env: str = setting("UNIRL_SERVICE_TOKEN")
     """The environment variable that holds the token; where it is set, clients must send it. A token does not
     stand in a file that is committed, copied and printed."""
-    max_batch: int = 64
+    max_batch: int = setting(64, least=1)
     """The most samples of one call of a pointwise scorer: larger ones fill a GPU better, and make whoever
     comes next wait longer. Other scorers get every request as it is."""
-    max_wait_ms: float = 5.0
+    max_wait_ms: float = setting(5.0, least=0)
     """How long the first sample of a batch waits for company of other clients, in milliseconds."""
-    max_waiting: int = 4096
+    max_waiting: int = setting(4096, least=1)
     """Samples that may wait at one reward; what comes then is told to come again (429)."""
-    max_bytes: int = 8 * 2**30
+    max_bytes: int = setting(8 * 2**30, least=1)
     """Bytes of all requests that are being read, wait or are scored, with their pictures unpacked; what comes
     then is told to come again. It bounds the memory of the service."""
-    remember: int = 1024
+    remember: int = setting(1024, least=0)
     """Finished requests that are remembered, so that an attempt that is repeated is not scored twice."""
-    remember_seconds: float = 600.0
+    remember_seconds: float = setting(600.0, least=0)
     """How long: as long as a client may go on trying."""
-    head_seconds: float = 10.0
+    head_seconds: float = setting(10.0, above=0, most=math.inf)
     """How long the head of a request may take to arrive, from the opening of a connection or the end of the
     last answer on it; a connection that says nothing is not waited for."""
-    read_seconds: float = 60.0
+    read_seconds: float = setting(60.0, above=0, most=math.inf)
     """How long the body of a request may take to arrive, and how long an answer may wait to be taken; a
     connection that trickles is not waited for."""
-    max_connections: int = 512
+    max_connections: int = setting(512, least=1)
     """Connections at once; a runner asks over `concurrency` of them. Whoever comes then takes the place of
     the one that has been silent longest."""
-    stuck_seconds: float = 1800.0
+    stuck_seconds: float = setting(1800.0, above=0, most=math.inf)
     """How long one call of a scorer may last before `/health` says `stuck` (503), so that whoever looks after
     the service starts it anew."""
-    drain_seconds: float = 30.0
+    drain_seconds: float = setting(30.0, least=0)
     """How long requests in flight may take to finish after SIGTERM."""
-    decoders: int = 2
+    decoders: int = setting(2, least=1)
     """Threads that decode requests: pictures take time, and nobody else should wait meanwhile."""
     limits: Limits = field(default_factory=Limits)
     """What one request may hold at most."""
+
+    def check(self, prefix: str = "") -> None:
+        """Refuse what cannot work, before anything is loaded.
+
+        Args:
+            prefix: What stands before the names in an error.
+
+        Raises:
+            ConfigError: Naming the setting.
+        """
+        check_values(self, prefix)
+        check_values(self.limits, f"{prefix}limits.")
+        for name, spec in self.rewards.items():
+            if not REWARD_NAME.fullmatch(name):
+                raise ConfigError(
+                    f"A reward of the service must be named by letters, digits, '_' and '-', got {name!r}."
+                )
+            if not (isinstance(spec, str | Mapping) or callable(spec)):
+                raise ConfigError(
+                    f"`rewards.{name}` must be a name or a mapping with a `name`, got {spec!r:.80}; try "
+                    "`jpeg`."
+                )
+            needs_of(spec)
+        if self.max_waiting < self.limits.samples:
+            raise ConfigError(
+                "`max_waiting` must be at least `limits.samples`, or the largest request never finds room, "
+                f"got {self.max_waiting} and {self.limits.samples}."
+            )
+        largest = self.limits.body + self.limits.unpacked
+        if self.max_bytes < largest:
+            raise ConfigError(
+                "`max_bytes` must be at least `limits.body` and `limits.unpacked` together, or the largest "
+                f"request never finds room, got {self.max_bytes} and {largest}."
+            )
 
 
 def read_settings(
     path: str | Path | None = None, overrides: Sequence[str] = (), rewards: Sequence[str] = ()
 ) -> ServiceSettings:
-    """The settings of a YAML file, with overrides.
+    """The settings of a YAML file, with overrides; every text is literal.
 
     Args:
         path: A file that mirrors `ServiceSettings`; None starts from the defaults.
@@ -86,58 +120,25 @@ def read_settings(
         rewards: Further rewards, `name` or `name=how to build it` in YAML.
 
     Raises:
-        ConfigError: If the file cannot be read, or a name or value does not fit; see also `check_settings`.
+        ConfigError: If the file cannot be read, or a name or value does not fit; see also
+            `ServiceSettings.check`.
     """
-    cfg = OmegaConf.structured(ServiceSettings)
-    OmegaConf.set_readonly(cfg.limits, False)  # a frozen dataclass, of which this is a copy
+    values: dict[str, Any] = {"rewards": {}, "limits": {}}
     if path is not None:
-        cfg = _merged(cfg, _loaded(path), str(path))
+        for key, value in _loaded(path).items():
+            _set(values, str(key), value, str(path))
+        require("rewards", values["rewards"], isinstance(values["rewards"], dict), "a mapping")
     for item in rewards:
         name, found, spec = item.partition("=")
-        cfg.rewards[name] = _value(item, spec) if found else name
+        _set(values, "rewards", {**values["rewards"], name: read_value(item, spec) if found else name}, item)
     for item in overrides:
         key, found, value = item.partition("=")
         if not found or not key:
             raise ConfigError(f"A setting must be `name=value`, got {item!r}; try `port=9000`.")
-        cfg = _overridden(cfg, key, value)
-    try:
-        settings = _literal(OmegaConf.to_object(cfg))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"The settings must be complete, got: {first_line(error)}") from error
-    check_settings(settings)
+        _set(values, key, read_value(item, value), item)
+    settings = ServiceSettings(**{**values, "limits": Limits(**values["limits"])})
+    settings.check()
     return settings
-
-
-def check_settings(settings: ServiceSettings) -> None:
-    """Refuse what cannot work, before anything is loaded.
-
-    Raises:
-        ConfigError: Naming the setting.
-    """
-    for name, spec in settings.rewards.items():
-        if not REWARD_NAME.fullmatch(name):
-            raise ConfigError(
-                f"A reward of the service must be named by letters, digits, '_' and '-', got {name!r}."
-            )
-        if not (isinstance(spec, str | Mapping) or callable(spec)):
-            raise ConfigError(
-                f"`rewards.{name}` must be a name or a mapping with a `name`, got {spec!r:.80}; try `jpeg`."
-            )
-        needs_of(spec)
-    _check_numbers(settings)
-    if not 0 <= settings.port <= 65535:
-        raise ConfigError(f"`port` must be 0 to 65535, got {settings.port}; try 8191.")
-    if settings.max_waiting < settings.limits.samples:
-        raise ConfigError(
-            f"`max_waiting` must be at least `limits.samples`, or the largest request never finds room, got "
-            f"{settings.max_waiting} and {settings.limits.samples}."
-        )
-    largest = settings.limits.body + settings.limits.unpacked
-    if settings.max_bytes < largest:
-        raise ConfigError(
-            "`max_bytes` must be at least `limits.body` and `limits.unpacked` together, or the largest "
-            f"request never finds room, got {settings.max_bytes} and {largest}."
-        )
 
 
 def check_door(settings: ServiceSettings, token: str | None) -> None:
@@ -159,72 +160,56 @@ def check_door(settings: ServiceSettings, token: str | None) -> None:
         )
 
 
-def _check_numbers(settings: ServiceSettings) -> None:
-    numbers = {
-        **{name: getattr(settings, name) for name in COUNTS},
-        **{f"limits.{one.name}": getattr(settings.limits, one.name) for one in dataclasses.fields(Limits)},
-    }
-    for name, number in numbers.items():
-        if number < 1:
-            raise ConfigError(f"`{name}` must be at least 1, got {number}.")
-    for name in ("max_wait_ms", "remember", "remember_seconds", "drain_seconds"):
-        number = getattr(settings, name)
-        if not (math.isfinite(number) and number >= 0):
-            raise ConfigError(f"`{name}` must be a finite number of at least 0, got {number}.")
-    for name in ("head_seconds", "read_seconds", "stuck_seconds"):
-        if not getattr(settings, name) > 0:
-            raise ConfigError(f"`{name}` must be above 0, got {getattr(settings, name)}.")
+def read_value(item: str, text: str) -> Any:
+    """A value in YAML.
+
+    Args:
+        item: What errors show.
+        text: The value.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    try:
+        return _plain(f"v: {text}", item)["v"]
+    except ConfigError as error:
+        raise ConfigError(f"{item!r} must have a value in YAML, got: {first_line(error)}") from error
 
 
-def _loaded(path: str | Path) -> DictConfig:
+def _loaded(path: str | Path) -> dict[str, Any]:
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"`--config` must be a YAML file, got {path}: {error.strerror}.") from error
     except ValueError as error:
         raise ConfigError(f"{path} must be YAML in UTF-8, got: {first_line(error)}") from error
-    return from_yaml(shielded(text), str(path))
+    return _plain(text, str(path))
 
 
-def _merged(cfg: DictConfig, values: DictConfig, source: str) -> DictConfig:
-    try:
-        return OmegaConf.merge(cfg, values)
-    except OmegaConfBaseException as error:
-        raise ConfigError(_explained(error, source)) from error
+def _plain(text: str, source: str) -> dict[str, Any]:
+    return unshielded(OmegaConf.to_container(from_yaml(shielded(text), source), resolve=False))
 
 
-def _overridden(cfg: DictConfig, key: str, value: str) -> DictConfig:
-    try:
-        # Rewards are free-form; everything else is held against the dataclass.
-        free = key.startswith("rewards.")
-        OmegaConf.update(cfg, key, _value(f"{key}={value}", value), merge=not free, force_add=free)
-        return cfg
-    except OmegaConfBaseException as error:
-        raise ConfigError(_explained(error, f"{key}={value}")) from error
-
-
-def _value(item: str, text: str) -> Any:
-    try:
-        return from_yaml(f"v: {shielded(text)}", item).v
-    except ConfigError as error:
-        raise ConfigError(f"{item!r} must have a value in YAML, got: {first_line(error)}") from error
-
-
-def _explained(error: OmegaConfBaseException, source: str) -> str:
-    key = str(error.full_key or "")
-    names = [one.name for one in dataclasses.fields(ServiceSettings)]
-    names += [f"limits.{one.name}" for one in dataclasses.fields(Limits)]
-    if key and key not in names and not key.startswith("rewards"):
-        near = difflib.get_close_matches(key, names, n=1)
-        remedy = f"did you mean `{near[0]}`?" if near else f"try one of {names}."
-        return f"`{key}` of {source} must be a setting of a service, got an unknown name; {remedy}"
-    what = f"`{key}` of {source}" if key else f"What stands in {source}"
-    return f"{what} must have the right type, got: {first_line(error)}"
-
-
-def _literal(settings: Any) -> Any:
-    """The settings with the texts that were written."""
-    for one in dataclasses.fields(settings):
-        if one.name != "limits":
-            setattr(settings, one.name, unshielded(getattr(settings, one.name)))
-    return settings
+def _set(values: dict[str, Any], key: str, value: Any, source: str) -> None:
+    """Take over one setting; what a mapping of limits does not name stays as it was."""
+    *parents, last = key.split(".")
+    if parents[:1] != ["rewards"]:
+        known = [one.name for one in dataclasses.fields(ServiceSettings)]
+        known += [f"limits.{one.name}" for one in dataclasses.fields(Limits)]
+        if key == "limits" and isinstance(value, Mapping):
+            for name, limit in value.items():
+                _set(values, f"limits.{name}", limit, source)
+            return
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            remedy = f"did you mean `{near[0]}`?" if near else f"try one of {known}."
+            raise ConfigError(
+                f"`{key}` of {source} must be a setting of a service, got an unknown name; {remedy}"
+            )
+    inner: Any = values
+    for parent in parents:
+        inner = inner.setdefault(parent, {}) if isinstance(inner, dict) else None
+    if not isinstance(inner, dict) or key == "limits":
+        wanted = key if key == "limits" else ".".join(parents)
+        raise ConfigError(f"`{wanted}` must be a mapping, got another value in {source}.")
+    inner[last] = value

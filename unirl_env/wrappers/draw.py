@@ -15,14 +15,14 @@ from torch import nn
 import unirl_env.functional as F
 from unirl_env.arguments.copies import FromArguments
 from unirl_env.arguments.values import is_number, is_whole, truth
-from unirl_env.envs.contexts import Contexts
-from unirl_env.envs.info import of_samples, told
+from unirl_env.envs.contract import env_attr
+from unirl_env.envs.encodings import Contexts
+from unirl_env.envs.info import of_samples
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.models.denoiser import Denoiser
 from unirl_env.models.shared.generate import draw_latents
 from unirl_env.types import Prompt, Sample
-from unirl_env.wrappers.base import Wrapper
-from unirl_env.wrappers.episodes import as_numpy
+from unirl_env.wrappers.base import Wrapper, as_numpy
 
 __all__ = ["DrawWrapper", "FrozenNetwork"]
 
@@ -170,7 +170,7 @@ class DrawWrapper(Wrapper):
             ContractError: If a sample has no text, or the generator gives no pictures.
         """
         obs, rewards, terminated, truncated, info = self.env.step(actions)
-        finished: dict[int, Sample] = told(self.env, "finished")
+        finished: dict[int, Sample] = env_attr(self.env, "finished")
         self.finished = {}
         if self.together:
             finished = self._waiting = {**self._waiting, **finished}
@@ -179,7 +179,7 @@ class DrawWrapper(Wrapper):
             else:
                 self._waiting = {}
         if finished:
-            prompts, seeds = told(self.env, "playing"), as_numpy(info["episode_seed"])
+            prompts, seeds = env_attr(self.env, "playing"), as_numpy(info["episode_seed"])
             self.finished = self._draw(finished, prompts, seeds)
         # What was said of the texts, with their pictures or not at all.
         info = {name: value for name, value in info.items() if name not in SAID}

@@ -14,7 +14,7 @@ from gymnasium.spaces import Box
 from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from unirl_env.envs.by_snapshot import SPACES, draws_of, set_draws
+from unirl_env.envs.snapshot import SPACES, draws_of, set_draws
 from unirl_env.errors import ConfigError
 from unirl_env.wrappers.base import Wrapper
 

@@ -15,11 +15,10 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from unirl_env.arguments.copies import Carried
-from unirl_env.envs.info import told
+from unirl_env.envs.contract import env_attr
 from unirl_env.errors import ConfigError, ContractError, MissingExtra
 from unirl_env.types import Sample, Scores
-from unirl_env.wrappers.base import Wrapper
-from unirl_env.wrappers.episodes import EpisodeRows, as_numpy
+from unirl_env.wrappers.base import EpisodeRows, Wrapper, as_numpy
 from unirl_env.wrappers.media import WRITERS, to_frame, write_png
 
 __all__ = ["RecordMedia"]
@@ -117,7 +116,7 @@ class RecordMedia(Wrapper):
         change = self._rows.step(info, terminated, truncated)
         self._begin(change.began)
         self._look(obs, self._recorded & (change.began | change.stepped) & ~change.ended)
-        finished: Mapping[int, Sample] = told(self.env, "finished")
+        finished: Mapping[int, Sample] = env_attr(self.env, "finished")
         for row in np.flatnonzero(change.ended & self._recorded).tolist():
             if finished.get(row) is None:
                 raise ContractError(
@@ -177,10 +176,10 @@ class RecordMedia(Wrapper):
         facts: dict[str, Any] = {"episode_seed": int(as_numpy(info["episode_seed"])[row])}
         if "group" in info:
             facts["group"] = int(as_numpy(info["group"])[row])
-        prompt = told(self.env, "playing")[row]
+        prompt = env_attr(self.env, "playing")[row]
         facts |= {"prompt": prompt.text, "prompt_id": prompt.id, "negative": prompt.negative}
-        scores = told(self.env, "scores", None)
-        if isinstance(scores, Scores) and told(self.env, "judged")[row]:
+        scores = env_attr(self.env, "scores", None)
+        if isinstance(scores, Scores) and env_attr(self.env, "judged")[row]:
             facts |= {"score": _number(float(scores.value[row])), "valid": bool(scores.valid[row])}
             facts["parts"] = {name: _number(float(part[row])) for name, part in scores.parts.items()}
         return facts

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from unirl_env.arguments.copies import Carried
 from unirl_env.arguments.values import is_number, truth
-from unirl_env.envs.info import of_scores, told
+from unirl_env.envs.contract import env_attr
+from unirl_env.envs.info import of_scores
 from unirl_env.errors import ConfigError, ScorerError
 from unirl_env.prompts.sources import PromptSource
 from unirl_env.rewards.asks import require_judgeable
@@ -91,7 +92,7 @@ class RewardWrapper(Wrapper):
             raise ConfigError(f"`on_invalid` must be 'nan', 'raise' or a finite number, got {on_invalid!r}.")
         self.scorer = checked_scorer(scorer)
         self.on_invalid: str | float = on_invalid
-        prompts = told(env, "prompts")
+        prompts = env_attr(env, "prompts")
         if isinstance(prompts, PromptSource):
             require_judgeable(self.scorer, prompts, strict=self.on_invalid == "raise")
         self.together = together
@@ -136,7 +137,7 @@ class RewardWrapper(Wrapper):
         self._hear()
         obs, rewards, terminated, truncated, info = self.env.step(actions)
         self._said(None, self._nobody)
-        samples: dict[int, Sample] = told(self.env, "finished")
+        samples: dict[int, Sample] = env_attr(self.env, "finished")
         if samples and self.together:
             samples = self._unpaid = {**self._unpaid, **samples}
             if not bool((terminated | truncated).all()):
@@ -145,7 +146,7 @@ class RewardWrapper(Wrapper):
         if samples:
             finished = torch.zeros(self.num_envs, dtype=torch.bool)
             finished[sorted(samples)] = True
-            prompts = told(self.env, "playing")
+            prompts = env_attr(self.env, "playing")
             if isinstance(self.scorer, Background):
                 scores: Any = self.scorer.begin(self._score, samples, prompts, finished)
                 self._begun.append(scores)

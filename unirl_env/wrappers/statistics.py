@@ -10,10 +10,9 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from unirl_env.arguments.values import whole
-from unirl_env.envs.info import told
+from unirl_env.envs.contract import env_attr
 from unirl_env.types import Scores
-from unirl_env.wrappers.base import Wrapper
-from unirl_env.wrappers.episodes import EpisodeRows, RowChange, as_numpy
+from unirl_env.wrappers.base import EpisodeRows, RowChange, Wrapper, as_numpy
 
 __all__ = ["EpisodeStatistics"]
 
@@ -113,9 +112,9 @@ class EpisodeStatistics(Wrapper):
     def _end(self, change: RowChange) -> dict[str, Any]:
         ended, seconds = change.ended, time.perf_counter() - self._start
         invalid = ended & ~np.isfinite(self._return)
-        scores = told(self.env, "scores", None)
+        scores = env_attr(self.env, "scores", None)
         if isinstance(scores, Scores):
-            invalid |= ended & told(self.env, "judged") & ~as_numpy(scores.valid)
+            invalid |= ended & env_attr(self.env, "judged") & ~as_numpy(scores.valid)
         self.episodes += int(ended.sum())
         self.invalid += int(invalid.sum())
         for row in np.flatnonzero(ended):

@@ -3,7 +3,7 @@
 import torch
 
 from unirl_env.episode import Phase
-from unirl_env.models.tiny.qwen3 import TinyQwen3
+from unirl_env.models.tiny import TinyQwen3
 from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.policies.packing import pack_continuations
 from unirl_env.rollouts.engines import Request

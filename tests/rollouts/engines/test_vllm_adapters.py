@@ -6,7 +6,7 @@ import pytest
 import torch
 from policies import MAX_LENGTH, gap, greedy, make_actor, requests, train
 
-from unirl_env.envs.tokens import TokenVectorEnv
+from unirl_env.envs.writing import TokenVectorEnv
 from unirl_env.errors import EngineError, StaleWeights
 from unirl_env.policies.packing import pack_continuations
 from unirl_env.rollouts.drivers.tokens import TextDriver

@@ -49,12 +49,12 @@ def server(model, pixels):
 def attached(server, model, pixels, asked):
     """A second engine on the same server, for all weights; the untrained ones are back after it."""
     made = ENGINES.get("vllm_server")(
-        model.pretrained, eos_ids=model.eos_ids, url=server._wire.url, key=server._wire.key, **pixels
+        model.pretrained, eos_ids=model.eos_ids, url=server._server.url, key=server._server.key, **pixels
     )
     yield made
     made.generate(asked[:1], base=True)
     made.close()
-    assert server._wire.healthy()
+    assert server._server.healthy()
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +85,11 @@ def answers(engine, asked, **options):
 
 
 def test_it_listens_on_this_machine_alone_and_asks_for_its_key(server):
-    assert server._wire.url.startswith("http://127.0.0.1:")
-    refused = httpx.post(f"{server._wire.url}/inference/v1/generate", json={}, trust_env=False)
+    assert server._server.url.startswith("http://127.0.0.1:")
+    refused = httpx.post(f"{server._server.url}/inference/v1/generate", json={}, trust_env=False)
     assert refused.status_code == 401
     words = " ".join(name for _, name in members(server._process._process.pid))
-    assert "api_server" in words and server._wire.key not in words
+    assert "api_server" in words and server._server.key not in words
 
 
 def test_greedy_answers_are_the_trained_networks_after_each_publication(server, model, asked):
@@ -136,9 +136,9 @@ def test_all_weights_reach_a_server_that_somebody_else_runs(server, attached, mo
 def test_a_refusal_comes_in_the_servers_words_and_leaves_it_alive(server):
     with pytest.raises(EngineError, match="status 500"):
         server._remotely("no_such_method")
-    assert server._wire.healthy()
+    assert server._server.healthy()
     with pytest.raises(EngineError, match="status 404"):
-        server._wire.post("/v1/unload_lora_adapter", {"lora_name": "nobody"})
+        server._server.post("/v1/unload_lora_adapter", {"lora_name": "nobody"})
 
 
 def test_a_killed_server_is_lost_and_restart_brings_the_same_answers(server, model, asked):

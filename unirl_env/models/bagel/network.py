@@ -11,10 +11,10 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from unirl_env.models.bagel.decoder import Decoder
-from unirl_env.models.bagel.patches import LATENT_WIDTH, grid_places, joined, parted
+from unirl_env.models.bagel.flux import LATENT_WIDTH, grid_places, joined, parted
 from unirl_env.models.bagel.published import VisionSizes
 from unirl_env.models.bagel.seeing import Drawn, Reading, Recorded, Seeing
-from unirl_env.models.bagel.vision import VisionTower
+from unirl_env.models.bagel.siglip import VisionTower
 from unirl_env.models.shared.vision import distinct_pictures, picture_places
 
 __all__ = ["LATENT_SIDE", "VISION_SIDE", "BagelNetwork"]

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from unirl_env.errors import PromptError
 from unirl_env.media.pixels import load_picture, picture_digest
-from unirl_env.models.bagel.autoencoder import Autoencoder
-from unirl_env.models.bagel.patches import LATENT_WIDTH, PATCH, parted
+from unirl_env.models.bagel.flux import LATENT_WIDTH, PATCH, Autoencoder, parted
 from unirl_env.models.bagel.published import VisionSizes
 from unirl_env.types import Prompt
 

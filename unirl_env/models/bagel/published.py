@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unirl_env.errors import ConfigError, ModelNotFound
-from unirl_env.models.shared.loading import load, not_found
+from unirl_env.errors import ConfigError
+from unirl_env.models.shared.loading import Source
 
 __all__ = ["Published", "VisionSizes"]
 
@@ -66,6 +66,7 @@ class Published:
 
     def __init__(self, pretrained: str, revision: str | None = None):
         self.pretrained, self.revision = str(pretrained), revision
+        self.source = Source(self.pretrained, KIND, ALTERNATIVE, {"revision": revision})
 
     def path(self, name: str) -> Path:
         """Where the file `name` lies, downloaded if need be.
@@ -75,13 +76,7 @@ class Published:
         """
         from transformers.utils import cached_file
 
-        return Path(self.load(cached_file, filename=name))
-
-    def load(self, loader: Callable[..., Any], **options: Any) -> Any:
-        """`loader(pretrained, **options)`, with a failure named."""
-        return load(
-            loader, self.pretrained, kind=KIND, alternative=ALTERNATIVE, revision=self.revision, **options
-        )
+        return Path(self.source.load(cached_file, filename=name))
 
     @cached_property
     def text_config(self) -> Any:
@@ -94,7 +89,7 @@ class Published:
 
         said = self._settings(TEXT_CONFIG)
         if said.get("model_type") != "qwen2" or said.get("hidden_act", "silu") != "silu":
-            raise self._wrong(f"its {TEXT_CONFIG} is of {said.get('model_type')!r}, not of 'qwen2'")
+            raise self.source.not_found(f"its {TEXT_CONFIG} is of {said.get('model_type')!r}, not of 'qwen2'")
         # What the published loader sets, whatever the file says.
         said |= {"tie_word_embeddings": False, "use_sliding_window": False, "rope_scaling": None}
         return Qwen2Config(**said)
@@ -118,14 +113,14 @@ class Published:
                 eps=said.get("layer_norm_eps", 1e-6),
             )
         except KeyError as error:
-            raise self._wrong(f"its {VISION_CONFIG} has no {error}") from error
+            raise self.source.not_found(f"its {VISION_CONFIG} has no {error}") from error
 
     @cached_property
     def tokenizer(self) -> Any:
         """Transformers' tokenizer."""
         from transformers import AutoTokenizer
 
-        return self.load(AutoTokenizer.from_pretrained)
+        return self.source.load(AutoTokenizer.from_pretrained)
 
     @cached_property
     def special(self) -> dict[str, int]:
@@ -157,7 +152,7 @@ class Published:
                 for name in file.keys():
                     state[name] = file.get_tensor(name).to(dtype)
         except (OSError, SafetensorError) as error:
-            raise self._wrong(f"its {WEIGHTS} cannot be read: {error}") from error
+            raise self.source.not_found(f"its {WEIGHTS} cannot be read: {error}") from error
         for name in COMPUTED - state.keys():
             state[name] = network.table(name).to(device, dtype)
         return self._filled(network, state, WEIGHTS)
@@ -171,13 +166,11 @@ class Published:
         from safetensors.torch import load_file
 
         path = self.path(AUTOENCODER)
-        weights = load(
-            lambda name: load_file(name), str(path), kind=f"{KIND}'s autoencoder", alternative=ALTERNATIVE
-        )
+        weights = Source(str(path), f"{KIND}'s autoencoder", ALTERNATIVE).load(load_file)
         try:
             module, renamed = build(weights)
         except (KeyError, ValueError) as error:  # its sizes are read off names that are not there
-            raise self._wrong(f"its {AUTOENCODER} is not FLUX's autoencoder: {error}") from error
+            raise self.source.not_found(f"its {AUTOENCODER} is not FLUX's autoencoder: {error}") from error
         return self._filled(module, renamed, AUTOENCODER)
 
     def write(self, state: Mapping[str, Tensor], directory: str) -> None:
@@ -198,7 +191,7 @@ class Published:
             network.load_state_dict(state, strict=True, assign=True)
         except RuntimeError as error:
             said = " ".join(str(error).split())[:400]
-            raise self._wrong(f"its {file} does not fit its settings: {said}") from error
+            raise self.source.not_found(f"its {file} does not fit its settings: {said}") from error
         return network.eval()
 
     def _settings(self, name: str) -> dict[str, Any]:
@@ -206,7 +199,4 @@ class Published:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise self._wrong(f"its {name} is not a valid JSON file: {error}") from error
-
-    def _wrong(self, cause: str) -> ModelNotFound:
-        return not_found(self.pretrained, cause, kind=KIND, alternative=ALTERNATIVE)
+            raise self.source.not_found(f"its {name} is not a valid JSON file: {error}") from error

@@ -17,7 +17,7 @@ from unirl_env.models.hunyuan_image3.autoencoder import Autoencoder
 from unirl_env.models.hunyuan_image3.network import FROZEN, config_class, network_class
 from unirl_env.models.hunyuan_image3.settings import Settings
 from unirl_env.models.shared.exports import write_adapters, write_weights
-from unirl_env.models.shared.loading import load, not_found
+from unirl_env.models.shared.loading import Source
 
 __all__ = ["Checkpoint"]
 
@@ -42,6 +42,7 @@ class Checkpoint:
 
     def __init__(self, pretrained: str, *, revision: str | None, dtype: torch.dtype, device: torch.device):
         self.pretrained, self.revision, self.dtype, self.device = pretrained, revision, dtype, device
+        self.source = Source(pretrained, KIND, ALTERNATIVE, {"revision": revision})
         self.settings = Settings.read(self.config, self.generation)
 
     @cached_property
@@ -59,22 +60,12 @@ class Checkpoint:
         """The checkpoint's tokenizer."""
         from transformers import PreTrainedTokenizerFast
 
-        return load(
-            PreTrainedTokenizerFast.from_pretrained,
-            self.pretrained,
-            kind=KIND,
-            alternative=ALTERNATIVE,
-            revision=self.revision,
-        )
+        return self.source.load(PreTrainedTokenizerFast.from_pretrained)
 
     def network(self) -> nn.Module:
         """The network, freshly loaded; weights of the decoder and the vision tower are passed over."""
-        loaded, report = load(
+        loaded, report = self.source.load(
             network_class().from_pretrained,
-            self.pretrained,
-            kind=KIND,
-            alternative=ALTERNATIVE,
-            revision=self.revision,
             config=config_class()(published=self.config),
             dtype=self.dtype,
             output_loading_info=True,
@@ -177,19 +168,11 @@ class Checkpoint:
         """Where a file of the checkpoint lies, fetched from the hub if it must be."""
         from transformers.utils import cached_file
 
-        def find(pretrained: str) -> str | None:
-            return cached_file(
-                pretrained,
-                file,
-                revision=self.revision,
-                _raise_exceptions_for_missing_entries=needed,
-            )
-
-        return load(find, self.pretrained, kind=KIND, alternative=ALTERNATIVE)
+        return self.source.load(cached_file, filename=file, _raise_exceptions_for_missing_entries=needed)
 
     def _incomplete(self, names: list[str]) -> Exception:
         cause = f"{len(names)} of its weights are missing, such as {names[0]}"
-        return not_found(self.pretrained, cause, kind=KIND, alternative=ALTERNATIVE)
+        return self.source.not_found(cause)
 
 
 def _plain(name: str) -> str:

@@ -1,30 +1,180 @@
-"""HunyuanImage 3.0 as a model that writes and then draws."""
+"""HunyuanImage 3.0: one backbone, one view that says words, one that denoises a picture behind them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Unpack
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import unirl_env.functional as F
 from unirl_env.arguments.values import whole
-from unirl_env.errors import ConfigError
+from unirl_env.errors import ConfigError, PromptError
+from unirl_env.models.backbone import ForwardOptions
+from unirl_env.models.denoiser import Denoiser
+from unirl_env.models.hunyuan_image3.attention import Cached, Packed
 from unirl_env.models.hunyuan_image3.checkpoint import Checkpoint
 from unirl_env.models.hunyuan_image3.network import PICTURE_PARTS
-from unirl_env.models.hunyuan_image3.sizes import bucket
+from unirl_env.models.hunyuan_image3.settings import bucket
 from unirl_env.models.hunyuan_image3.template import TASKS, Template
-from unirl_env.models.hunyuan_image3.views import TARGETS, ImageView, TextView
-from unirl_env.models.options import as_dtype
-from unirl_env.models.unified import UnifiedModel
+from unirl_env.models.shared.fixed_batches import in_fixed_batches, painted
+from unirl_env.models.shared.loading import as_dtype
+from unirl_env.models.shared.output_layer import output_states, output_weight
+from unirl_env.models.shared.packed import Packing
+from unirl_env.models.shared.prefix import Prefix
+from unirl_env.models.unified import SharedBackbone, UnifiedModel
+from unirl_env.models.words import Encoded, LanguageModel
+from unirl_env.types import Prompt, Sample
 
-__all__ = ["HunyuanImage3"]
+__all__ = ["TARGETS", "HunyuanImage3", "ImageView", "TextView"]
+
+TARGETS = ("self_attn.qkv_proj", "self_attn.o_proj", "shared_mlp.gate_and_up_proj", "shared_mlp.down_proj")
+"""Layers that every token passes. The experts, 97 % of the weights, stay as they are."""
+
+
+class TextView(SharedBackbone, LanguageModel):
+    """Words: thoughts about a picture, or its description.
+
+    Args:
+        checkpoint: The model's files.
+        template: Its chat.
+    """
+
+    lora_targets = TARGETS
+
+    def __init__(self, checkpoint: Checkpoint, template: Template):
+        self.whole = checkpoint
+        self._template = template
+        self.pretrained, self.revision = checkpoint.pretrained, checkpoint.revision
+        self.dtype, self.device = checkpoint.dtype, checkpoint.device
+        settings = checkpoint.settings
+        self.vocab_size, self.max_context = settings.vocab_size, settings.max_positions
+        self.eos_ids, self.pad_id = template.ends, settings.pad_id
+
+    def encode(self, prompt: Prompt) -> Encoded:
+        """`tokens` `[L]` of the chat, up to where the text begins."""
+        return Encoded(torch.tensor(self._template.prompt(prompt), dtype=torch.int64))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of `tokens`; of special tokens only the marks of thoughts and captions."""
+        return self._template.decode(tokens)
+
+    def reply(self, text: str) -> list[int]:
+        """A turn of the user; plain text where the checkpoint knows no chats."""
+        return self._template.reply(text)
+
+    def hidden(
+        self, network: nn.Module, tokens: Tensor, positions: Tensor, **how: Unpack[ForwardOptions]
+    ) -> Tensor:
+        """The last hidden states `[1, L, D]` packed, `[B, t, D]` with a cache."""
+        lengths = how.get("lengths")
+        packed = None if lengths is None else Packed(Packing.of(lengths, tokens.device))
+        states = network.text(tokens, positions[0], packed or Cached(how.get("cache"), how.get("mask")))
+        return output_states(network.lm_head, states)
+
+    def head(self, network: nn.Module) -> Tensor:
+        """The output layer's weight `[V, D]`, with columns for what it adds (`models.output_layer`)."""
+        return output_weight(network.lm_head)
+
+
+class ImageView(SharedBackbone, Denoiser):
+    """A picture behind a text, whose keys and values are kept for all steps.
+
+    Args:
+        checkpoint: The model's files.
+        template: Its chat.
+        height: Pixels.
+        width: Pixels.
+        shift: Of the noise schedule.
+        max_prompt_tokens: Room for a prompt where it is drawn at once.
+        rows_per_forward: Evaluate the network on exactly that many rows at a time.
+    """
+
+    lora_targets = TARGETS
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        template: Template,
+        *,
+        height: int,
+        width: int,
+        shift: float,
+        max_prompt_tokens: int,
+        rows_per_forward: int | None,
+    ):
+        self.whole = checkpoint
+        self._template = template
+        self.shift, self.rows_per_forward = shift, rows_per_forward
+        self.max_prompt_tokens = max_prompt_tokens
+        self._room = max_prompt_tokens + len(template.opening(None))
+        settings = checkpoint.settings
+        down, across = settings.pixels
+        self.latent_shape = (settings.vae["latent_channels"], height // down, width // across)
+        self._size = height, width
+
+    def sigmas(self, num_steps: int) -> Tensor:
+        """The shifted uniform schedule `[T+1]` of the checkpoint."""
+        return F.flow_sigmas(num_steps, shift=self.shift)
+
+    def encode(self, prompts: Sequence[Prompt], *, negative: bool = False) -> dict[str, Tensor]:
+        """`tokens` `[P, W]` up to the picture, padded on the right, and `length` `[P]`.
+
+        Raises:
+            PromptError: If a prompt has no room, or holds what this model cannot read.
+        """
+        rows = [self._template.drawn(prompt, negative=negative) for prompt in prompts]
+        for prompt, row in zip(prompts, rows, strict=True):
+            if len(row) > self._room:
+                raise PromptError(
+                    f"Prompts must have at most {self.max_prompt_tokens} tokens, got "
+                    f"{len(row) + self.max_prompt_tokens - self._room} in {prompt.id[:60]!r}; try a larger "
+                    "`max_prompt_tokens` among the model's options."
+                )
+        tokens = torch.full((len(rows), self._room), self.whole.settings.pad_id, dtype=torch.int64)
+        for number, row in enumerate(rows):
+            tokens[number, : len(row)] = torch.tensor(row)
+        return {"tokens": tokens, "length": torch.tensor([len(row) for row in rows])}
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[Sample]:
+        """Pictures `[3, H, W]` float32 in [0, 1]."""
+        decoder, vae = self.whole.decoder, self.whole.settings.vae
+        weight = next(decoder.parameters())
+
+        def draw(latents: Tensor) -> Tensor:
+            latents = latents.float() / (vae.get("scaling_factor") or 1.0) + (vae.get("shift_factor") or 0.0)
+            return decoder(latents.to(weight)[:, :, None])[:, :, -1]
+
+        return painted(draw, latents, *self._size)
+
+    def read(self, network: nn.Module, context: Mapping[str, Tensor]) -> Prefix:
+        """Keys and values of the texts up to their pictures, in one causal pass."""
+        length = context["length"].flatten()
+        width = int(length.max())
+        return network.read(context["tokens"][:, :width], length)
+
+    def pick(self, context: Prefix, row: Tensor) -> Prefix:
+        """The texts at `row` `[N]`."""
+        return context.pick(row)
+
+    def velocity(self, network: nn.Module, latent: Tensor, sigma: Tensor, context: Prefix) -> Tensor:
+        """The prediction `[N, C, H, W]` behind N texts, in the network's dtype."""
+
+        def forward(latent: Tensor, sigma: Tensor, row: Tensor) -> Tensor:
+            return network.picture(latent, sigma, context.pick(row))
+
+        rows = torch.arange(len(latent), device=latent.device)
+        return in_fixed_batches(forward, latent, sigma, rows, rows=self.rows_per_forward)
+
 
 PROMPT_NAME = re.compile(r"en(_[a-z]+)+")
 """What names a published system prompt rather than being one."""
 
 
-class HunyuanImage3(UnifiedModel):
+class HunyuanImage3(SharedBackbone, UnifiedModel):
     """A decoder of 64 experts per layer that thinks in words and denoises latents behind them.
 
     Reads a checkpoint in the published layout (tencent/HunyuanImage-3.0 and -Instruct) with code of its own;
@@ -95,7 +245,7 @@ class HunyuanImage3(UnifiedModel):
             system=system,
             ratio=bucket(height, width, base=settings.base_size, unit=unit),
         )
-        self._checkpoint, self._template = checkpoint, template
+        self.whole, self._template = checkpoint, template
         self.text = TextView(checkpoint, template)
         self.image = ImageView(
             checkpoint,
@@ -108,10 +258,6 @@ class HunyuanImage3(UnifiedModel):
         )
         self.opens = template.opens
 
-    def network(self) -> nn.Module:
-        """The backbone, freshly loaded; neither autoencoder nor vision tower."""
-        return self._checkpoint.network()
-
     def opening(self, ended_by: int | None) -> list[int]:
         """Marks of the answer, the picture's beginning, its size and its ratio."""
         return self._template.opening(ended_by)
@@ -122,11 +268,3 @@ class HunyuanImage3(UnifiedModel):
         if phase == "image":
             parts = tuple(getattr(network, name) for name in PICTURE_PARTS)
         return (parameter for part in parts for parameter in part.parameters())
-
-    def save_adapters(self, network: nn.Module, directory: str) -> None:
-        """`adapter_config.json` and `adapter_model.safetensors`, for peft."""
-        self._checkpoint.save_adapters(network, directory)
-
-    def save_weights(self, network: nn.Module, directory: str) -> None:
-        """The whole checkpoint in the published layout: adapters merged in, what is frozen as it was."""
-        self._checkpoint.save_weights(network, directory)

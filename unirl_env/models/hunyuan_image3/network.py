@@ -9,10 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unirl_env.models.hunyuan_image3.attention import Attend, Cached, Picture, Reading
+from unirl_env.models.hunyuan_image3.attention import (
+    Attend,
+    Cached,
+    Picture,
+    Reading,
+    picture_positions,
+    word_positions,
+)
 from unirl_env.models.hunyuan_image3.decoder import Decoder
 from unirl_env.models.hunyuan_image3.picture import FromTokens, TimeEmbedding, ToTokens
-from unirl_env.models.hunyuan_image3.rotary import picture_positions, word_positions
 from unirl_env.models.hunyuan_image3.settings import MODEL_TYPES, Settings
 from unirl_env.models.shared.prefix import Prefix
 

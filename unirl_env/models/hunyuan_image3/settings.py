@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: the sizes of its network and decoder, and how it was made to be used."""
+"""What a checkpoint says of itself: the sizes of its parts, the picture sizes that it knows, and its use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from unirl_env.errors import ConfigError
 
-__all__ = ["MODEL_TYPES", "Settings"]
+__all__ = ["MODEL_TYPES", "Settings", "bucket", "buckets"]
 
 MODEL_TYPES = ("hunyuan_image_3_moe", "Hunyuan")
 TEMPLATES = ("pretrain", "instruct")
@@ -18,7 +18,6 @@ SIZES = (
     *("num_hidden_layers", "num_attention_heads", "max_position_embeddings"),
 )
 NORMS = ("rms", "hf_rms")
-
 REQUIRED = {
     "hidden_act": ("silu", "the gated feed-forward layers"),
     "img_proj_type": ("unet", "the convolutions around the picture's tokens"),
@@ -206,3 +205,46 @@ def _known(key: str, value: str, known: tuple[str, ...]) -> str:
     if value not in known:
         raise ConfigError(f"`{key}` of generation_config.json must be one of {known}, got {value!r}.")
     return value
+
+
+STEPS = 16
+"""How many times a side changes between a square and the longest picture."""
+
+
+def buckets(base: int) -> list[tuple[int, int]]:
+    """All `(height, width)` in pixels, the widest first; the place in the list is the model's ratio token.
+
+    Args:
+        base: The side of a square picture. A side grows by a 16th of it, at most to twice it, while the
+            other one shrinks, at least to half of it.
+    """
+    step = base // STEPS
+
+    def side(steps: int) -> int:
+        return min(max(base + steps * step, base // 2), 2 * base)
+
+    sizes = {(side(steps), side(-steps)) for steps in range(-STEPS, STEPS + 1)}
+    return sorted(sizes, key=lambda size: size[0] / size[1])
+
+
+def bucket(height: int, width: int, *, base: int, unit: tuple[int, int]) -> int:
+    """The place of a size among the buckets.
+
+    Args:
+        height: In pixels.
+        width: In pixels.
+        base: The side of a square picture.
+        unit: Height and width in pixels of one token's patch.
+
+    Raises:
+        ConfigError: If the size is not one of the buckets; names the nearest ones.
+    """
+    sizes = buckets(base)
+    whole = [size for size in sizes if size[0] % unit[0] == 0 and size[1] % unit[1] == 0]
+    if (height, width) not in whole:
+        near = sorted(whole, key=lambda size: abs(size[0] - height) + abs(size[1] - width))[:3]
+        raise ConfigError(
+            f"`height` and `width` must be one of the sizes that the model was trained for, got {height} x "
+            f"{width}; the nearest are {', '.join(f'{h} x {w}' for h, w in near)}."
+        )
+    return sizes.index((height, width))

@@ -10,12 +10,12 @@ from torch import nn
 from unirl_env.errors import ContractError
 from unirl_env.models.janus.pictures import JanusPictures
 from unirl_env.models.janus.text import JanusText
-from unirl_env.models.unified import UnifiedModel
+from unirl_env.models.unified import SharedBackbone, UnifiedModel
 
 __all__ = ["Janus"]
 
 
-class Janus(UnifiedModel):
+class Janus(SharedBackbone, UnifiedModel):
     """Janus and Janus-Pro as transformers loads them; pictures are discrete tokens.
 
     A text that ends with the begin-of-image token is followed by a picture of `image.num_tokens` tokens. The
@@ -59,15 +59,13 @@ class Janus(UnifiedModel):
         eos_opens: bool = False,
         guidance: float = 1.0,
     ):
-        self.text = JanusText(pretrained, dtype=dtype, device=device, revision=revision, system=system)
+        self.text = self.whole = JanusText(
+            pretrained, dtype=dtype, device=device, revision=revision, system=system
+        )
         self.image = JanusPictures(self.text, guidance=guidance)
         self.pretrained, self.lora_targets = self.text.pretrained, self.text.lora_targets
         begin = self.text.begin_of_image
         self.opens = (begin, *self.text.end_of_text) if eos_opens else (begin,)
-
-    def network(self) -> nn.Module:
-        """Transformers' own model, freshly loaded, without what reads pictures and what paints them."""
-        return self.text.network()
 
     def opening(self, ended_by: int | None) -> list[int]:
         """The begin-of-image token, unless the text itself ended with it.
@@ -91,11 +89,3 @@ class Janus(UnifiedModel):
         base = network.base_model
         own = (base.generation_embeddings, base.generation_aligner, base.generation_head)
         return tuple(weight for module in own for weight in module.parameters())
-
-    def save_adapters(self, network: nn.Module, directory: str) -> None:
-        """`adapter_config.json` and `adapter_model.safetensors`, for peft and transformers."""
-        self.text.save_adapters(network, directory)
-
-    def save_weights(self, network: nn.Module, directory: str) -> None:
-        """A directory that `JanusForConditionalGeneration` and `AutoProcessor` load, adapters merged in."""
-        self.text.save_weights(network, directory)

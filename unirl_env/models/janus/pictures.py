@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from unirl_env.errors import ConfigError, ContractError, ShapeError
+from unirl_env.models.backbone import ForwardOptions
 from unirl_env.models.janus.text import JanusText, read_states
-from unirl_env.models.shared.loading import not_found
-from unirl_env.models.shared.lots import in_lots, pictures_at_once
+from unirl_env.models.shared.fixed_batches import painted
 from unirl_env.models.shared.output_layer import output_states, output_weight
-from unirl_env.models.unified import PictureTokens
-from unirl_env.models.words import Encoded
-from unirl_env.types import Prompt, Sample
+from unirl_env.models.unified import PictureTokens, SharedBackbone
+from unirl_env.types import Sample
 
 __all__ = ["JanusPictures"]
 
 
-class JanusPictures(PictureTokens):
+class JanusPictures(SharedBackbone, PictureTokens):
     """Janus as a language model whose words are the `num_tokens` pieces of a picture, row by row.
 
     Text and picture share the transformer; pieces have embeddings and an output layer of their own. A token
@@ -40,14 +38,13 @@ class JanusPictures(PictureTokens):
         ConfigError: If `guidance` is no number from 1, or the parts of the checkpoint do not fit together.
     """
 
-    position_axes = 1
-    input_spaces: Mapping[str, tuple[tuple[int, ...], str]] = {}
     eos_ids: tuple[int, ...] = ()
 
     def __init__(self, text: JanusText, *, guidance: float = 1.0):
         if not 1 <= guidance < float("inf"):
             raise ConfigError(f"`guidance` must be a number from 1, got {guidance}; try 5.0.")
-        self.text, self.guidance = text, float(guidance)
+        self.text = self.whole = text
+        self.guidance = float(guidance)
         self.streams = 1 if guidance == 1 else 2
         self.pretrained, self.revision = text.pretrained, text.revision
         self.dtype, self.device = text.dtype, text.device
@@ -62,55 +59,23 @@ class JanusPictures(PictureTokens):
                 f"`projection_dim` {vq.projection_dim} and `image_token_embed_dim` "
                 f"{vq.image_token_embed_dim} in {self.pretrained!r}; try a published checkpoint."
             )
-        side = vq.num_patches * 2 ** (len(vq.channel_multiplier) - 1)
-        self._painted_at_once = pictures_at_once(side, side)
-
-    def encode(self, prompt: Prompt) -> Encoded:
-        """The chat of `prompt` and the begin-of-image token, where no text comes before the picture.
-
-        Raises:
-            PromptError: If the prompt holds what this model cannot read, or leaves no room for a picture.
-        """
-        tokens = self.text.encode(prompt).tokens
-        return Encoded(torch.cat([tokens, tokens.new_tensor([self.text.begin_of_image])]))
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The words among `tokens`; pieces of a picture are none."""
-        return self.text.decode([int(token) for token in tokens if token < self.first_id])
-
-    def reply(self, text: str) -> list[int]:
-        """Refused: nothing is said between two pieces of a picture.
-
-        Raises:
-            ContractError: Always.
-        """
-        raise ContractError(
-            "A picture must be drawn without replies, got one; try the model's text view for conversations."
-        )
-
-    def network(self) -> nn.Module:
-        """The network of the text view: one backbone serves both."""
-        return self.text.network()
+        self._side = vq.num_patches * 2 ** (len(vq.channel_multiplier) - 1)
 
     def hidden(
-        self,
-        network: nn.Module,
-        tokens: Tensor,
-        positions: Tensor,
-        *,
-        inputs: Mapping[str, Tensor] | None = None,
-        lengths: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Any = None,
+        self, network: nn.Module, tokens: Tensor, positions: Tensor, **how: Unpack[ForwardOptions]
     ) -> Tensor:
         """What the generation head's last layer reads, `[1, L, D]` packed or `[B, t, D]` with a cache."""
-        along = 0 if lengths is None else 1  # a stream is more rows, or more sequences in the one row
+        along = (
+            0 if how.get("lengths") is None else 1
+        )  # a stream is more rows, or more sequences in the one row
         if self.streams > 1:
             tokens = torch.cat([tokens, self._blanked(tokens)], along)
             positions = torch.cat([positions, positions], along + 1)
-            lengths, mask = (None if each is None else torch.cat([each, each]) for each in (lengths, mask))
+            for name in ("lengths", "mask"):
+                if how.get(name) is not None:
+                    how[name] = torch.cat([how[name], how[name]])
         embedded = self._embedded(network, tokens)
-        states = read_states(network, embedded, positions, lengths=lengths, mask=mask, cache=cache)
+        states = read_states(network, embedded, positions, how)
         head = network.base_model.generation_head
         states = head.activation_fn(head.proj_out(states))
         if self.streams > 1:
@@ -143,21 +108,9 @@ class JanusPictures(PictureTokens):
                 "try adding `first_id`."
             )
 
-        def paint(pieces: Tensor) -> Tensor:
-            painted = self._painter.decode(pieces.to(self.device))
-            return (painted.float() / 2 + 0.5).clamp(0, 1).cpu()
-
-        painted = in_lots(paint, pieces, rows=self._painted_at_once)
-        # Clones, because a view would carry the whole batch along wherever it is sent.
-        return [Sample(image=picture.clone()) for picture in painted]
-
-    def save_adapters(self, network: nn.Module, directory: str) -> None:
-        """`adapter_config.json` and `adapter_model.safetensors`, for peft and transformers."""
-        self.text.save_adapters(network, directory)
-
-    def save_weights(self, network: nn.Module, directory: str) -> None:
-        """A directory that `JanusForConditionalGeneration` and `AutoProcessor` load, adapters merged in."""
-        self.text.save_weights(network, directory)
+        return painted(
+            lambda some: self._painter.decode(some.to(self.device)), pieces, self._side, self._side
+        )
 
     def _blanked(self, tokens: Tensor) -> Tensor:
         """`tokens` without what the words say: padding for all but the marks before text and picture."""
@@ -180,7 +133,7 @@ class JanusPictures(PictureTokens):
             # The checkpoint's other weights are not wanted here.
             _keys_to_ignore_on_load_unexpected = [r"."]
 
-        painter, found = self.text.load(
+        painter, found = self.text.source.load(
             Painter.from_pretrained,
             config=self.text.config.vq_config,
             key_mapping={r"^model\.vqmodel\.": ""},
@@ -188,10 +141,6 @@ class JanusPictures(PictureTokens):
             output_loading_info=True,
         )
         if missing := sorted(found["missing_keys"]):
-            raise not_found(
-                self.pretrained,
-                f"its VQ model lacks {len(missing)} weights, {missing[0]} among them",
-                kind=self.text.KIND,
-                alternative=self.text.ALTERNATIVE,
-            )
+            cause = f"its VQ model lacks {len(missing)} weights, {missing[0]} among them"
+            raise self.text.source.not_found(cause)
         return painter.to(self.device).eval().requires_grad_(False)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from unirl_env.errors import ConfigError, PromptError
-from unirl_env.models.causal_lm import CausalLM
+from unirl_env.models.backbone import ForwardOptions
 from unirl_env.models.shared import packed
+from unirl_env.models.shared.chat import ChatWords
 from unirl_env.models.shared.exports import merged_state, write_adapters
 from unirl_env.models.shared.faithful import hold
-from unirl_env.models.shared.loading import complete, load
-from unirl_env.models.shared.output_layer import output_states
+from unirl_env.models.shared.loading import Source, complete
+from unirl_env.models.shared.output_layer import output_states, output_weight
 from unirl_env.models.shared.spelling import Spelling
 from unirl_env.models.shared.templates import turn_borders
 from unirl_env.models.words import Encoded, LanguageModel
@@ -67,6 +68,7 @@ class JanusText(LanguageModel):
         system: str | None = None,
     ):
         self.pretrained, self.revision, self.system = str(pretrained), revision, system
+        self.source = Source(self.pretrained, self.KIND, self.ALTERNATIVE, {"revision": revision})
         config = self.config
         if config.model_type != "janus":
             raise ConfigError(
@@ -74,7 +76,7 @@ class JanusText(LanguageModel):
                 f"{self.pretrained!r}; try 'deepseek-community/Janus-Pro-1B'."
             )
         # Words are read and written as by any language model; only the chats have a form of their own.
-        self._words = CausalLM(self.pretrained, dtype=dtype, device=device, revision=revision, chat=False)
+        self._words = ChatWords(self.pretrained, dtype=dtype, device=device, revision=revision, chat=False)
         self.dtype, self.device = self._words.dtype, self._words.device
         self.vocab_size, self.max_context = self._words.vocab_size, self._words.max_context
         tokenizer = self.processor.tokenizer
@@ -125,24 +127,16 @@ class JanusText(LanguageModel):
         return hold(self, network.to(self.device).eval())
 
     def hidden(
-        self,
-        network: nn.Module,
-        tokens: Tensor,
-        positions: Tensor,
-        *,
-        inputs: Mapping[str, Tensor] | None = None,
-        lengths: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Any = None,
+        self, network: nn.Module, tokens: Tensor, positions: Tensor, **how: Unpack[ForwardOptions]
     ) -> Tensor:
         """The transformer's last hidden states `[1, L, D]` packed, `[B, t, D]` with a cache."""
         embedded = network.get_input_embeddings()(tokens)
-        states = read_states(network, embedded, positions, lengths=lengths, mask=mask, cache=cache)
+        states = read_states(network, embedded, positions, how)
         return output_states(network.get_output_embeddings(), states)
 
     def head(self, network: nn.Module) -> Tensor:
         """The output layer's weight `[V, D]`, with columns for what it adds (`models.output_layer`)."""
-        return self._words.head(network)
+        return output_weight(network.get_output_embeddings())
 
     def save_adapters(self, network: nn.Module, directory: str) -> None:
         """`adapter_config.json` and `adapter_model.safetensors`, for peft and transformers."""
@@ -175,30 +169,21 @@ class JanusText(LanguageModel):
         """Transformers' configuration of the whole model."""
         from transformers import AutoConfig
 
-        return self.load(AutoConfig.from_pretrained)
+        return self.source.load(AutoConfig.from_pretrained)
 
     @cached_property
     def processor(self) -> Any:
         """Transformers' tokenizer, chat template and picture processor."""
         from transformers import AutoProcessor
 
-        return self.load(AutoProcessor.from_pretrained)
-
-    def load(self, loader: Any, **options: Any) -> Any:
-        """What `loader` makes of the checkpoint; see `loading.load`."""
-        return load(
-            loader,
-            self.pretrained,
-            kind=self.KIND,
-            alternative=self.ALTERNATIVE,
-            revision=self.revision,
-            **options,
-        )
+        return self.source.load(AutoProcessor.from_pretrained)
 
     def _whole(self, **options: Any) -> nn.Module:
         from transformers import JanusForConditionalGeneration
 
-        return self.load(complete(JanusForConditionalGeneration.from_pretrained), dtype=self.dtype, **options)
+        return self.source.load(
+            complete(JanusForConditionalGeneration.from_pretrained), dtype=self.dtype, **options
+        )
 
     def _turns(self, prompt: Prompt) -> list[dict[str, Any]]:
         """The chat of a prompt, contents as parts, which is how the template reads them."""
@@ -226,29 +211,16 @@ class JanusText(LanguageModel):
         return rendered if self.system is None else f"{self.system}\n\n{rendered}"
 
 
-def read_states(
-    network: nn.Module,
-    embedded: Tensor,
-    positions: Tensor,
-    *,
-    lengths: Tensor | None = None,
-    mask: Tensor | None = None,
-    cache: Any = None,
-) -> Tensor:
+def read_states(network: nn.Module, embedded: Tensor, positions: Tensor, how: ForwardOptions) -> Tensor:
     """The language model's last hidden states of embedded tokens.
 
     Args:
         network: What `network()` returned, adapters included.
         embedded: `[1, L, D]` packed, or `[B, t, D]` with a cache.
         positions: `[1, 1, L]`, or `[1, B, t]`.
-        lengths: `[n]` int64 with sum L, packed only.
-        mask: `[B, past + t]` bool, with a cache only.
-        cache: A `DynamicCache` of transformers, updated in place.
+        how: As in `TokenBackbone.hidden`.
     """
-    if lengths is not None:
-        options = {"use_cache": False, **packed.packed_keywords(lengths, embedded.device)}
-    else:
-        options = {"use_cache": cache is not None, "past_key_values": cache, "attention_mask": mask}
+    options = packed.reading_keywords(how, embedded.device)
     backbone = network.base_model.language_model
     return backbone(inputs_embeds=embedded, position_ids=positions[0], **options).last_hidden_state
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import ConfigError
-from unirl_env.models.shared.loading import complete, load
-from unirl_env.models.shared.lots import in_lots, pictures_at_once
+from unirl_env.models.shared.fixed_batches import in_fixed_batches, painted, pictures_at_once
+from unirl_env.models.shared.loading import Source, complete
 from unirl_env.types import Sample
 
 __all__ = ["Autoencoder"]
@@ -43,10 +43,15 @@ class Autoencoder:
         alternative: str = "unirl/TinySD3-T2I-v0",
     ):
         self.pretrained, self.subfolder, self.revision = str(pretrained), subfolder, revision
-        self.dtype, self.device, self.alternative = dtype, torch.device(device), alternative
+        self.dtype, self.device = dtype, torch.device(device)
         from diffusers import AutoencoderKL
 
-        config = self._load(AutoencoderKL.load_config)
+        kind, options = (
+            "a model with an autoencoder of diffusers",
+            {"subfolder": subfolder, "revision": revision},
+        )
+        self._source = Source(self.pretrained, kind, alternative, options)
+        config = self._source.load(AutoencoderKL.load_config)
         for name in ("latents_mean", "latents_std"):
             if config.get(name) is not None:
                 raise ConfigError(
@@ -65,7 +70,8 @@ class Autoencoder:
             pictures = pictures.to(self.device, self.dtype) * 2 - 1
             return self._weights.encode(pictures).latent_dist.mode().float().cpu()
 
-        return (in_lots(read, pictures, rows=self._rows(pictures.shape[-2:])) - self._shift) * self._factor
+        latents = in_fixed_batches(read, pictures, rows=pictures_at_once(*pictures.shape[-2:]))
+        return (latents - self._shift) * self._factor
 
     @torch.no_grad()
     def samples(self, latents: Tensor) -> list[Sample]:
@@ -73,13 +79,9 @@ class Autoencoder:
 
         def draw(latents: Tensor) -> Tensor:
             latents = latents.to(self.device, self.dtype) / self._factor + self._shift
-            pictures = self._weights.decode(latents, return_dict=False)[0]
-            return (pictures.float() / 2 + 0.5).clamp(0, 1).cpu()
+            return self._weights.decode(latents, return_dict=False)[0]
 
-        height, width = (side * self.scale for side in latents.shape[-2:])
-        pictures = in_lots(draw, latents, rows=self._rows((height, width)))
-        # Clones, because a view would carry the whole batch along wherever it is sent.
-        return [Sample(image=picture.clone()) for picture in pictures]
+        return painted(draw, latents, *(side * self.scale for side in latents.shape[-2:]))
 
     def save(self, directory: str) -> None:
         """Write it where `pretrained=directory` finds it."""
@@ -90,19 +92,7 @@ class Autoencoder:
         from diffusers import AutoencoderKL
 
         return (
-            self._load(complete(AutoencoderKL.from_pretrained), torch_dtype=self.dtype).to(self.device).eval()
-        )
-
-    def _rows(self, size: tuple[int, int]) -> int:
-        return pictures_at_once(*size)
-
-    def _load(self, loader: Any, **options: Any) -> Any:
-        return load(
-            loader,
-            self.pretrained,
-            kind="a model with an autoencoder of diffusers",
-            alternative=self.alternative,
-            subfolder=self.subfolder,
-            revision=self.revision,
-            **options,
+            self._source.load(complete(AutoencoderKL.from_pretrained), torch_dtype=self.dtype)
+            .to(self.device)
+            .eval()
         )

@@ -12,7 +12,7 @@ from unirl_env.arguments.values import number, whole
 from unirl_env.errors import ShapeError
 from unirl_env.functional.noise import INITIAL
 from unirl_env.models.denoiser import NEGATIVE, Denoiser
-from unirl_env.models.shared.lots import in_lots
+from unirl_env.models.shared.fixed_batches import in_fixed_batches
 from unirl_env.types import Prompt
 
 __all__ = ["draw_latents"]
@@ -84,7 +84,7 @@ def draw_latents(
             latent = F.sde_step(velocity, latent, sigma, sigma_next, eta=0.0).latent
         return latent
 
-    return in_lots(draw, noise, torch.arange(len(prompts)), rows=rows)
+    return in_fixed_batches(draw, noise, torch.arange(len(prompts)), rows=rows)
 
 
 def _encoded(denoiser: Denoiser, prompts: Sequence[Prompt], *, negative: bool) -> dict[str, Tensor]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unirl_env.errors import ModelNotFound, UnirlError
+import torch
+
+from unirl_env.errors import ConfigError, ModelNotFound, UnirlError
 from unirl_env.errors.masks import hide
 from unirl_env.errors.quiet import quiet_loading
 
-__all__ = ["cause_of", "complete", "load", "not_found", "public", "require_source"]
+__all__ = ["Source", "as_dtype", "cause_of", "complete", "public", "require_source"]
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -82,26 +85,43 @@ def _require_weights(path: Path) -> None:
         )
 
 
-def load(loader: Callable[..., Any], pretrained: str, *, kind: str, alternative: str, **options: Any) -> Any:
-    """`loader(pretrained, **options)`, with a failure named.
+@dataclass(frozen=True)
+class Source:
+    """Where a model is loaded from, and what is said when that fails.
 
-    Args:
-        loader: A `from_pretrained`.
+    Attributes:
         pretrained: A hub id or a directory.
         kind: What it must be, for the error (`"a causal language model"`).
         alternative: The environment id that needs no download.
-        **options: For the loader.
-
-    Raises:
-        ModelNotFound: Names the id, the cause and the alternative.
+        options: What every loader is given: `revision`, `subfolder`, `trust_remote_code`.
     """
-    try:
-        with quiet_loading():
-            return loader(pretrained, **options)
-    except (UnirlError, MemoryError):
-        raise
-    except Exception as error:  # a damaged directory can make a library fail in any way
-        raise not_found(pretrained, cause_of(error), kind=kind, alternative=alternative) from public(error)
+
+    pretrained: str
+    kind: str
+    alternative: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def load(self, loader: Callable[..., Any], **options: Any) -> Any:
+        """`loader(pretrained, **options)`, a `from_pretrained`, with a failure named.
+
+        Raises:
+            ModelNotFound: Names the id, the cause and the alternative.
+        """
+        try:
+            with quiet_loading():
+                return loader(self.pretrained, **self.options, **options)
+        except (UnirlError, MemoryError):
+            raise
+        except Exception as error:  # a damaged directory can make a library fail in any way
+            raise self.not_found(cause_of(error)) from public(error)
+
+    def not_found(self, cause: str) -> ModelNotFound:
+        """The error for a model that cannot be loaded."""
+        return ModelNotFound(
+            f"`pretrained` must be a directory or hub id of {self.kind}, got {self.pretrained!r}: {cause}. "
+            "Try a local directory, log in to the hub for gated models, or use the embedded "
+            f"`{self.alternative}`, which needs no download."
+        )
 
 
 def complete(loader: Callable[..., Any]) -> Callable[..., Any]:
@@ -121,15 +141,6 @@ def complete(loader: Callable[..., Any]) -> Callable[..., Any]:
     return load_complete
 
 
-def not_found(pretrained: str, cause: str, *, kind: str, alternative: str) -> ModelNotFound:
-    """The error for a model that cannot be loaded."""
-    return ModelNotFound(
-        f"`pretrained` must be a directory or hub id of {kind}, got {pretrained!r}: {cause}. "
-        "Try a local directory, log in to the hub for gated models, or use the embedded "
-        f"`{alternative}`, which needs no download."
-    )
-
-
 def cause_of(error: BaseException) -> str:
     """What a library says of a failure, and what lies at its bottom: the library may only guess at that."""
     root = error
@@ -143,3 +154,15 @@ def public(error: BaseException) -> BaseException | None:
     """`error` as the cause of one of ours; None if a traceback would show a secret with it."""
     chain = "".join(traceback.format_exception(error))
     return error if hide(chain) == chain else None
+
+
+def as_dtype(name: str, value: str | torch.dtype) -> torch.dtype:
+    """The floating dtype that `value` is or names; `name` is what an error calls it.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    dtype = getattr(torch, value, None) if isinstance(value, str) else value
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ConfigError(f"`{name}` must be a floating dtype of torch, got {value!r}; try 'bfloat16'.")
+    return dtype

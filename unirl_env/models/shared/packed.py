@@ -21,8 +21,9 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from unirl_env.errors import ContractError, ShapeError
+from unirl_env.models.backbone import ForwardOptions
 
-__all__ = ["NAME", "Packing", "packed_attention", "packed_keywords", "register"]
+__all__ = ["NAME", "Packing", "packed_attention", "reading_keywords", "register"]
 
 NAME = "unirl_packed"
 KEYWORD = "packed_sequences"
@@ -104,14 +105,18 @@ def register() -> str:
     return NAME
 
 
-def packed_keywords(lengths: Tensor, device: torch.device | str) -> dict[str, Any]:
-    """The keywords of a packed forward call: where the sequences lie, and a mask that stands for none.
+def reading_keywords(how: ForwardOptions, device: torch.device | str) -> dict[str, Any]:
+    """The keywords of a forward call of transformers, packed or with a cache; see `TokenBackbone.hidden`.
 
-    A mask of four axes passes through transformers as it is. Without it they would read the packing off the
-    positions and make a mask of L x L.
+    Packed, they say where the sequences lie, and give a mask that stands for none: one of four axes passes
+    through transformers as it is. Without it they would read the packing off the positions and make a mask of
+    L x L.
     """
-    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
-    return {KEYWORD: Packing.of(lengths, device), "attention_mask": mask}
+    lengths, cache = how.get("lengths"), how.get("cache")
+    if lengths is None:
+        return {"use_cache": cache is not None, "past_key_values": cache, "attention_mask": how.get("mask")}
+    passing = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+    return {"use_cache": False, KEYWORD: Packing.of(lengths, device), "attention_mask": passing}
 
 
 def packed_attention(

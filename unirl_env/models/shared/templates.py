@@ -5,13 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from unirl_env.errors import ConfigError, PromptError
 from unirl_env.models.shared.spelling import Spelling
-
-if TYPE_CHECKING:
-    from unirl_env.models.causal_lm import CausalLM
 
 __all__ = ["check_rows", "check_template", "place_tokens", "rendered", "spelling_of", "turn_borders"]
 
@@ -115,11 +112,11 @@ def check_template(tokenizer: Any, pretrained: str, *, chat: bool, thinking: boo
         )
 
 
-def check_rows(model: CausalLM, question: Callable[[], str]) -> None:
+def check_rows(model: Any, question: Callable[[], str]) -> None:
     """Refuse what stands around every prompt and the network cannot read or go on from; warn of other tokens.
 
     Args:
-        model: With its spelling and its ends.
+        model: `ChatWords`, with its spelling and its ends.
         question: Renders the shortest chat.
 
     Raises:

@@ -12,14 +12,14 @@ import torch
 
 from unirl_env.arguments.values import require, require_number
 from unirl_env.errors import WireError
+from unirl_env.http import CallFailed, Deadline
 from unirl_env.media.pixels import png_uri
 from unirl_env.rewards.asks import Ask
 from unirl_env.rewards.external.answer_cache import AnswerCache, answer_key, picture_key
-from unirl_env.rewards.external.calls import Calls
+from unirl_env.rewards.external.calls import EndpointScorer, complain
 from unirl_env.rewards.external.rate_limit import RateLimit
 from unirl_env.rewards.external.rubric import Rubric
 from unirl_env.rewards.external.spending import Spending
-from unirl_env.rewards.external.turns import CallFailed, Turn, complain
 from unirl_env.rewards.external.verdict import VerdictForm
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.texts.answers import answer_text
@@ -46,7 +46,7 @@ class _Question:
     tokens: int
 
 
-class JudgeScorer:
+class JudgeScorer(EndpointScorer):
     """What a language model thinks of an answer, in [0, 1].
 
     Each sample is one question; the same question is asked once. A reply must be one JSON object as
@@ -70,15 +70,7 @@ class JudgeScorer:
             middle of a thought is shown as an empty answer.
         thinking: How thoughts are told from the answer: settings of `Thinking`, such as `{opened: true}`.
         key: Where `Prompt.metadata` holds what the field `{expected}` shows.
-        token_env: The environment variable that holds the token.
-        headers_env: Further headers, each with the environment variable that holds its value.
-        proxy_env: The environment variable that holds the address of a proxy.
-        max_concurrency: The most requests under way at a time.
-        requests_per_minute: How often this process may ask.
-        tokens_per_minute: How many tokens it may use, both ways together.
-        timeout: Seconds of one request.
-        batch_timeout: Seconds of one call of this scorer, after which what is missing is invalid.
-        attempts: The most attempts of a request; see `Calls` for what is attempted again.
+        tokens_per_minute: How many tokens this process may use, both ways together.
         repeats: How often a judge is asked again that did not answer in the right form.
         cache: A file that keeps answers, for other runs and other processes, too; see `AnswerCache`.
         temperature: 0 for the same answer each time, as far as the server keeps to it.
@@ -89,6 +81,7 @@ class JudgeScorer:
             is there, for models that refuse `temperature` or `max_tokens`.
         price: Money for a million tokens, `{input: ..., output: ...}`.
         budget: Money after which the run stops, with what was paid for in the cache.
+        **connection: Those of `EndpointScorer`: tokens of access, limits and time-outs.
 
     Attributes:
         spending: What was asked and paid so far.
@@ -127,15 +120,7 @@ class JudgeScorer:
         thoughts: bool = False,
         thinking: Mapping[str, Any] | None = None,
         key: str = "answer",
-        token_env: str | None = None,
-        headers_env: Mapping[str, str] | None = None,
-        proxy_env: str | None = None,
-        max_concurrency: int = 8,
-        requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
-        timeout: float = 60.0,
-        batch_timeout: float = 900.0,
-        attempts: int = 5,
         repeats: int = 2,
         cache: str | os.PathLike | None = None,
         temperature: float = 0.0,
@@ -145,8 +130,8 @@ class JudgeScorer:
         extra: Mapping[str, Any] | None = None,
         price: Mapping[str, float] | None = None,
         budget: float | None = None,
+        **connection: Any,
     ):
-        self._options = {name: value for name, value in locals().items() if name != "self"}
         require("looks_at", looks_at, looks_at in LOOKS, f"one of {list(LOOKS)}")
         require("model", model, isinstance(model, str) and bool(model), "the name of a model")
         require("structured", structured, structured in STRUCTURES, f"one of {list(STRUCTURES)}")
@@ -166,17 +151,8 @@ class JudgeScorer:
             self.form, structured, extra, temperature=temperature, max_tokens=max_tokens, seed=seed
         )
         self._model, self._max_tokens = model, max_tokens
-        self._calls = Calls.authorised(
-            f"{url.rstrip('/')}/chat/completions" if isinstance(url, str) else url,
-            token_env=token_env,
-            headers_env=headers_env,
-            proxy_env=proxy_env,
-            timeout=timeout,
-            batch_timeout=batch_timeout,
-            attempts=attempts,
-            max_concurrency=max_concurrency,
-            limit=RateLimit(requests_per_minute, tokens_per_minute),
-        )
+        super().__init__(f"{url.rstrip('/')}/chat/completions" if isinstance(url, str) else url, **connection)
+        self._calls.limit = RateLimit(connection.get("requests_per_minute"), tokens_per_minute)
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
         """Score every sample by what the judge says of it."""
@@ -199,16 +175,9 @@ class JudgeScorer:
         complain(self.name, [row for row in rows if isinstance(row, CallFailed)], len(rows))
         return self._scores(rows)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self._options
-
-    def __setstate__(self, options: dict[str, Any]) -> None:
-        """Begin anew in another process: with its own connections, limits and count of costs."""
-        self.__init__(**options)
-
     def close(self) -> None:
         """Close connections and the cache."""
-        self._calls.close()
+        super().close()
         self.cache.close()
 
     def _question(self, sample: Sample, prompt: Prompt) -> _Question | None:
@@ -236,13 +205,13 @@ class JudgeScorer:
         letters = len(system) + len(question)
         return _Question(key, messages, letters // 3 + PICTURE_TOKENS * len(shown) + self._max_tokens)
 
-    def _ask(self, question: _Question, turn: Turn) -> dict[str, float]:
+    def _ask(self, question: _Question, deadline: Deadline) -> dict[str, float]:
         """The judge's numbers, asked for until it says them as it should."""
         messages, said = list(question.messages), ""
         for _ in range(self.repeats + 1):
             self.spending.check()
             body = {"model": self._model, "messages": messages, **self._parameters}
-            said, usage = self._calls.post(body, turn, _reply, question.tokens)
+            said, usage = self._calls.post(body, deadline, _reply, question.tokens)
             used = self.spending.count(usage)
             self._calls.limit.give_back(question.tokens - used if used is not None else 0)
             try:

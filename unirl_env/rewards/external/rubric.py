@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from unirl_env.arguments.values import require
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.media.files import require_regular
 from unirl_env.rewards.texts.answers import expected_answers
@@ -115,8 +116,7 @@ def _read(source: str | os.PathLike) -> str:
             source = path.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise ConfigError(f"`rubric` must be a file that can be read, got {error}.") from error
-    if not isinstance(source, str) or not source.strip():
-        raise ConfigError(f"`rubric` must be a text or the path of one, got {source!r}.")
+    require("rubric", source, isinstance(source, str) and source.strip(), "a text or the path of one")
     return source
 
 

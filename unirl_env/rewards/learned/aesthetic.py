@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from unirl_env.arguments.copies import FromArguments
+from unirl_env.arguments.signatures import PassesOptions
 from unirl_env.errors import ModelNotFound
-from unirl_env.rewards.inputs import in_blocks, picture_of
+from unirl_env.rewards.inputs import picture_of
+from unirl_env.rewards.learned.loading import Placement, hub_file, load_tensors
 from unirl_env.rewards.learned.open_clip_model import OpenCLIPModel
-from unirl_env.rewards.learned.weights import hub_file, load_tensors
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["AestheticScore"]
@@ -24,7 +26,7 @@ PLACES = (0, 2, 4, 6, 7)
 """Of the linear layers in the published sequence, which has dropouts at 1, 3 and 5 and no other functions."""
 
 
-class AestheticScore(FromArguments):
+class AestheticScore(PassesOptions, FromArguments, passes_to=Placement):
     """A rating of the picture alone, about 1 to 10: five linear layers on CLIP's unit vector.
 
     The head is the one trained on SAC, Logos and AVA, over CLIP ViT-L/14 of OpenAI; most pictures rate 4 to
@@ -41,11 +43,8 @@ class AestheticScore(FromArguments):
         file: Its name there.
         model: An architecture of open_clip, `"hf-hub:owner/name"` or `"local-dir:/path"`.
         pretrained: A tag of its weights, or the path of a checkpoint.
-        device: Where both compute; `"auto"` is a GPU if there is one.
-        dtype: `"float32"`, `"float16"` or `"bfloat16"`, of CLIP's weights.
-        batch_size: The most pictures that go through the model at once.
-        rows_per_forward: Always exactly so many, so that a score is bitwise the same in any company.
         scale: What the rating is multiplied by.
+        **network: Where and how CLIP computes; see `Placement`.
 
     Raises:
         MissingExtra: If open_clip is not installed.
@@ -69,26 +68,16 @@ class AestheticScore(FromArguments):
         file: str = FILE,
         model: str = "ViT-L-14",
         pretrained: str | os.PathLike | None = "openai",
-        device: str | torch.device = "cpu",
-        dtype: str = "float32",
-        batch_size: int = 64,
-        rows_per_forward: int | None = None,
         scale: float = 1.0,
+        **network: Any,
     ):
         self.scale = float(scale)
-        self._model = OpenCLIPModel(
-            model,
-            pretrained,
-            asker="AestheticScore",
-            device=device,
-            dtype=dtype,
-            batch_size=batch_size,
-            rows_per_forward=rows_per_forward,
-        )
+        placement = Placement(**network)
+        self._model = OpenCLIPModel(model, pretrained, placement, asker="AestheticScore")
         if head is None:
             head = hub_file(repository, file, asker="AestheticScore", option="head")
         self._head, width = _loaded_head(head)
-        self._head.to(self._model.device)
+        self._head.to(placement.device)
         given = self._model.pictures([torch.zeros(3, 8, 8)]).shape[1]
         if given != width:
             raise ModelNotFound(
@@ -104,7 +93,7 @@ class AestheticScore(FromArguments):
             ContractError: If a sample has no picture `[3, H, W]`.
         """
         image = self._model.pictures([picture_of(sample, self.name) for sample in samples])
-        rated = in_blocks(self._head, list(image), self._model.batch_size, self._model.rows_per_forward)
+        rated = self._model.placement.in_blocks(self._head, list(image))
         return Scores(value=self.scale * rated[:, 0])
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-
-import torch
+from typing import Any
 
 from unirl_env.arguments.copies import FromArguments
+from unirl_env.arguments.signatures import PassesOptions
 from unirl_env.rewards.inputs import picture_of
+from unirl_env.rewards.learned.loading import Placement
 from unirl_env.rewards.learned.open_clip_model import OpenCLIPModel
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["CLIPScore"]
 
 
-class CLIPScore(FromArguments):
+class CLIPScore(PassesOptions, FromArguments, passes_to=Placement):
     """`scale * cos(image embedding, text embedding)`.
 
     Pictures are resized and normalised as the model's own configuration says (on tensors, with antialiasing),
@@ -26,11 +27,8 @@ class CLIPScore(FromArguments):
             `"local-dir:/path"`; the last two bring their weights along.
         pretrained: A tag of `open_clip.list_pretrained_tags_by_model(model)` or the path of a checkpoint;
             not used by models that bring their weights along.
-        device: Where the model computes; `"auto"` is a GPU if there is one.
-        dtype: `"float32"`, `"float16"` or `"bfloat16"`, of the model's weights.
-        batch_size: The most pictures or texts that go through the model at once.
-        rows_per_forward: Always exactly so many, so that a score is bitwise the same in any company.
         scale: What the cosine is multiplied by.
+        **network: Where and how the model computes; see `Placement`.
 
     Raises:
         MissingExtra: If open_clip is not installed.
@@ -51,22 +49,11 @@ class CLIPScore(FromArguments):
         model: str = "ViT-L-14",
         pretrained: str | os.PathLike | None = "openai",
         *,
-        device: str | torch.device = "cpu",
-        dtype: str = "float32",
-        batch_size: int = 64,
-        rows_per_forward: int | None = None,
         scale: float = 1.0,
+        **network: Any,
     ):
         self.scale = float(scale)
-        self._model = OpenCLIPModel(
-            model,
-            pretrained,
-            asker="CLIPScore",
-            device=device,
-            dtype=dtype,
-            batch_size=batch_size,
-            rows_per_forward=rows_per_forward,
-        )
+        self._model = OpenCLIPModel(model, pretrained, Placement(**network), asker="CLIPScore")
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
         """Score the picture of every sample against the text of its prompt.

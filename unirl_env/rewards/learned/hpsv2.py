@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-
-import torch
+from typing import Any
 
 from unirl_env.arguments.copies import FromArguments
-from unirl_env.errors import ConfigError
+from unirl_env.arguments.signatures import PassesOptions
+from unirl_env.arguments.values import require
 from unirl_env.rewards.inputs import picture_of
+from unirl_env.rewards.learned.loading import Placement, hub_file
 from unirl_env.rewards.learned.open_clip_model import OpenCLIPModel, letterboxed
-from unirl_env.rewards.learned.weights import hub_file
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["HPSv2Score"]
@@ -20,7 +20,7 @@ REPOSITORY = "xswu/HPSv2"
 FILES = {"v2": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
 
 
-class HPSv2Score(FromArguments):
+class HPSv2Score(PassesOptions, FromArguments, passes_to=Placement):
     """`scale * cos(image embedding, text embedding)`, of a CLIP ViT-H/14 trained on people's rankings.
 
     The numbers are those of the package `hpsv2`: its checkpoint in the same architecture, the same tokens
@@ -37,11 +37,8 @@ class HPSv2Score(FromArguments):
         checkpoint: The path of a local copy of the version's checkpoint, `{"state_dict": ...}`; by default
             it comes from the hub, `xswu/HPSv2`.
         model: The architecture of the checkpoint, of `open_clip.list_models()`.
-        device: Where the model computes; `"auto"` is a GPU if there is one.
-        dtype: `"float32"`, `"float16"` or `"bfloat16"`, of the model's weights.
-        batch_size: The most pictures or texts that go through the model at once.
-        rows_per_forward: Always exactly so many, so that a score is bitwise the same in any company.
         scale: What the cosine is multiplied by.
+        **network: Where and how the model computes; see `Placement`.
 
     Raises:
         MissingExtra: If open_clip is not installed.
@@ -62,26 +59,15 @@ class HPSv2Score(FromArguments):
         checkpoint: str | os.PathLike | None = None,
         *,
         model: str = "ViT-H-14",
-        device: str | torch.device = "cpu",
-        dtype: str = "float32",
-        batch_size: int = 64,
-        rows_per_forward: int | None = None,
         scale: float = 1.0,
+        **network: Any,
     ):
-        if version not in FILES:
-            raise ConfigError(f"`version` must be one of {list(FILES)}, got {version!r}.")
+        require("version", version, version in FILES, f"one of {list(FILES)}")
         self.scale = float(scale)
         if checkpoint is None:
             checkpoint = hub_file(REPOSITORY, FILES[version], asker="HPSv2Score", option="checkpoint")
         self._model = OpenCLIPModel(
-            model,
-            checkpoint,
-            asker="HPSv2Score",
-            device=device,
-            dtype=dtype,
-            batch_size=batch_size,
-            rows_per_forward=rows_per_forward,
-            resize=letterboxed,
+            model, checkpoint, Placement(**network), asker="HPSv2Score", resize=letterboxed
         )
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:

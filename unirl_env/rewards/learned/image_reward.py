@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from unirl_env.arguments.copies import FromArguments
-from unirl_env.arguments.values import is_number
-from unirl_env.errors import ConfigError, ModelNotFound
+from unirl_env.arguments.signatures import PassesOptions
+from unirl_env.arguments.values import is_number, require
+from unirl_env.errors import ModelNotFound
 from unirl_env.errors.quiet import quiet_loading
 from unirl_env.media.pixels import to_pil
-from unirl_env.rewards.inputs import check_blocks, in_blocks, picture_of
+from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.learned.image_reward_weights import load_network
-from unirl_env.rewards.learned.weights import device_of, dtype_of, load_tensors
+from unirl_env.rewards.learned.loading import Placement, load_tensors
 from unirl_env.rewards.scoring import place_scores
 from unirl_env.types import Prompt, Sample, Scores
 
@@ -33,7 +34,7 @@ PIXEL_MEAN, PIXEL_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.2613
 FILES = ("ImageReward.safetensors", "ImageReward.pt")
 
 
-class ImageRewardScore(FromArguments):
+class ImageRewardScore(PassesOptions, FromArguments, passes_to=Placement):
     """`scale * (network(picture, text) - mean) / std`, by and large from -2 to 2.
 
     A BERT reads the prompt while it looks, by cross attention, at what a vision transformer makes of the
@@ -46,12 +47,9 @@ class ImageRewardScore(FromArguments):
             `med_config.json`.
         revision: Branch, tag or commit of the hub repository.
         tokenizer: A hub id or directory of the BERT tokenizer.
-        device: Where the model computes; `"auto"` is a GPU if there is one.
-        dtype: `"float32"`, `"float16"` or `"bfloat16"`, of the two transformers; the head is in float32.
         batch_size: The most pairs that go through the model at once.
-        rows_per_forward: Exactly so many at once, the last one repeated: then a score is bitwise the same in
-            any company.
         scale: What the score is multiplied by.
+        **network: Where and how the two transformers compute (the head does in float32); see `Placement`.
 
     Raises:
         ConfigError: If a setting is out of range.
@@ -71,20 +69,15 @@ class ImageRewardScore(FromArguments):
         *,
         revision: str | None = None,
         tokenizer: str = "bert-base-uncased",
-        device: str | torch.device = "cpu",
-        dtype: str = "float32",
         batch_size: int = 32,
-        rows_per_forward: int | None = None,
         scale: float = 1.0,
+        **network: Any,
     ):
-        if not is_number(scale):
-            raise ConfigError(f"`scale` must be a finite number, got {scale!r}.")
-        check_blocks(batch_size, rows_per_forward)
-        self.batch_size, self.rows_per_forward, self.scale = batch_size, rows_per_forward, float(scale)
-        self.device, self._dtype = device_of(device), dtype_of(dtype)
+        require("scale", scale, is_number(scale), "a finite number")
+        self.placement, self.scale = Placement(batch_size=batch_size, **network), float(scale)
         state, text = _published(str(model), revision)
         try:
-            self._network = load_network(state, text, dtype=self._dtype).to(self.device)
+            self._network = load_network(state, text, dtype=self.placement.dtype).to(self.placement.device)
         except ValueError as error:
             raise _not_found(str(model), str(error)) from error
         self._tokenizer = _tokenizer(str(tokenizer), text["vocab_size"])
@@ -113,12 +106,12 @@ class ImageRewardScore(FromArguments):
 
         def compute(index: Tensor) -> Tensor:
             return self._network(
-                pixels[index].to(self.device, self._dtype),
-                read["input_ids"][index].to(self.device),
-                read["attention_mask"][index].to(self.device),
+                pixels[index].to(self.placement.device, self.placement.dtype),
+                read["input_ids"][index].to(self.placement.device),
+                read["attention_mask"][index].to(self.placement.device),
             ).cpu()
 
-        raw = in_blocks(compute, list(torch.arange(len(rows))), self.batch_size, self.rows_per_forward)
+        raw = self.placement.in_blocks(compute, list(torch.arange(len(rows))))
         return place_scores(Scores(self.scale * (raw - MEAN) / STD), sound)
 
 

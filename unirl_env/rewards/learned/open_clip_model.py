@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from unirl_env.errors import ConfigError, MissingExtra, ModelNotFound
-from unirl_env.rewards.inputs import check_blocks, in_blocks
-from unirl_env.rewards.learned.weights import device_of, dtype_of, not_found
+from unirl_env.arguments.extras import needed
+from unirl_env.errors import ConfigError, ModelNotFound
+from unirl_env.rewards.learned.loading import Placement, not_found
 
 __all__ = ["OpenCLIPModel", "letterboxed"]
 
-PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+PRECISIONS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 class OpenCLIPModel:
@@ -31,16 +31,12 @@ class OpenCLIPModel:
             `"local-dir:/path"`; the last two bring their weights along.
         pretrained: A tag of `open_clip.list_pretrained_tags_by_model(model)` or the path of a checkpoint;
             not used by models that bring their weights along.
+        placement: Where and how it computes.
         asker: The scorer, for messages.
-        device: Where the model computes; `"auto"` is a GPU if there is one.
-        dtype: `"float32"`, `"float16"` or `"bfloat16"`, of the model's weights.
-        batch_size: The most pictures or texts that go through the model at once.
-        rows_per_forward: Always exactly so many; see `unirl_env.rewards.inputs.in_blocks`.
         resize: `[3, H, W]` to `[3, size, size]`, in place of the model's own resizing.
 
     Raises:
         MissingExtra: If open_clip is not installed.
-        ConfigError: If a setting is out of range.
         ModelNotFound: If the architecture is unknown or its weights cannot be loaded.
     """
 
@@ -48,19 +44,13 @@ class OpenCLIPModel:
         self,
         model: str,
         pretrained: str | os.PathLike | None,
+        placement: Placement,
         *,
         asker: str,
-        device: str | torch.device = "cpu",
-        dtype: str = "float32",
-        batch_size: int = 64,
-        rows_per_forward: int | None = None,
         resize: Callable[[Tensor, int], Tensor] | None = None,
     ):
-        self.dtype = dtype_of(dtype)
-        check_blocks(batch_size, rows_per_forward)
-        self.device = device_of(device)
-        self.batch_size, self.rows_per_forward = batch_size, rows_per_forward
-        self._model, self._tokenize = _load(model, pretrained, PRECISIONS[dtype], self.device, asker)
+        self.placement = placement
+        self._model, self._tokenize = _load(model, pretrained, placement, asker)
         own, self._normalise, size = _preprocessing(self._model)
         self._resize = own if resize is None else lambda image: resize(image, size)
 
@@ -74,7 +64,7 @@ class OpenCLIPModel:
         """`[N, D]` float32 on the model's device; a text that comes twice is encoded once."""
         row = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         tokens = list(self._tokenize(list(row)))
-        rows = self._embedded(self._model.encode_text, tokens, lambda row: row.to(self.device))
+        rows = self._embedded(self._model.encode_text, tokens, lambda row: row.to(self.placement.device))
         return rows[[row[text] for text in texts]]
 
     @torch.no_grad()
@@ -83,23 +73,19 @@ class OpenCLIPModel:
         return (self.pictures(images) * self.texts(texts)).sum(dim=-1)
 
     def _prepared(self, image: Tensor) -> Tensor:
-        image = image.to(self.device, torch.float32)
+        image = image.to(self.placement.device, torch.float32)
         if not image.isfinite().all():
             # Where it is cropped away, too.
             image = torch.full_like(image, torch.nan)
-        return self._normalise(self._resize(image)).to(self.dtype)
+        return self._normalise(self._resize(image)).to(self.placement.dtype)
 
     def _embedded(self, encode: Any, rows: Sequence[Tensor], prepared: Callable[[Tensor], Tensor]) -> Tensor:
         # Prepared block by block: a video has hundreds of frames.
-        size = self.rows_per_forward or self.batch_size
+        size = self.placement.rows_per_forward or self.placement.batch_size
         blocks = []
         for start in range(0, len(rows), size):
             block = [prepared(row) for row in rows[start : start + size]]
-            blocks.append(
-                in_blocks(
-                    lambda x: nnf.normalize(encode(x).float(), dim=-1), block, size, self.rows_per_forward
-                )
-            )
+            blocks.append(self.placement.in_blocks(lambda x: nnf.normalize(encode(x).float(), dim=-1), block))
         return torch.cat(blocks)
 
 
@@ -118,12 +104,9 @@ def letterboxed(image: Tensor, size: int, fill: float = 0.0) -> Tensor:
 
 
 def _load(
-    model: str, pretrained: str | os.PathLike | None, precision: str, device: torch.device, asker: str
+    model: str, pretrained: str | os.PathLike | None, placement: Placement, asker: str
 ) -> tuple[torch.nn.Module, Any]:
-    try:
-        import open_clip
-    except ImportError as error:
-        raise MissingExtra("open_clip_torch", "clip") from error
+    open_clip = needed("open_clip", "clip", "open_clip_torch")
     brings_weights = model.startswith(("hf-hub:", "local-dir:"))
     if not brings_weights and model not in open_clip.list_models():
         close = difflib.get_close_matches(model, open_clip.list_models(), n=3)
@@ -142,8 +125,8 @@ def _load(
         loaded = open_clip.create_model(
             model,
             weights,
-            precision=precision,
-            device=device,
+            precision=PRECISIONS[placement.dtype],
+            device=placement.device,
             # Weights that were trained with QuickGELU are wrong under GELU, and only warn about it.
             force_quick_gelu=bool(tag.get("quick_gelu", False)),
             require_pretrained=True,

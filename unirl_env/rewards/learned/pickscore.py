@@ -10,10 +10,11 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from unirl_env.arguments.copies import FromArguments
+from unirl_env.arguments.signatures import PassesOptions
 from unirl_env.errors.quiet import quiet_loading
 from unirl_env.media.pixels import in_8_bits
-from unirl_env.rewards.inputs import check_blocks, in_blocks, picture_of
-from unirl_env.rewards.learned.weights import device_of, dtype_of, not_found
+from unirl_env.rewards.inputs import picture_of
+from unirl_env.rewards.learned.loading import Placement, not_found
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["PickScore"]
@@ -21,7 +22,7 @@ __all__ = ["PickScore"]
 CONTEXT = 77
 
 
-class PickScore(FromArguments):
+class PickScore(PassesOptions, FromArguments, passes_to=Placement):
     """`scale * exp(logit_scale) * cos(image embedding, text embedding)`, of a CLIP trained on people's picks.
 
     With the published weights `exp(logit_scale)` is 100, and pictures score about 20, give or take 2; the
@@ -36,11 +37,8 @@ class PickScore(FromArguments):
         model: A hub id or a directory of a `CLIPModel` of transformers.
         processor: A hub id or a directory of its `CLIPProcessor`.
         revision: The commit, tag or branch of `model`.
-        device: Where the model computes; `"auto"` is a GPU if there is one.
-        dtype: `"float32"`, `"float16"` or `"bfloat16"`, of the model's weights.
-        batch_size: The most pictures or texts that go through the model at once.
-        rows_per_forward: Always exactly so many, so that a score is bitwise the same in any company.
         scale: What the score is multiplied by.
+        **network: Where and how the model computes; see `Placement`.
 
     Raises:
         ConfigError: If a setting is out of range.
@@ -60,22 +58,16 @@ class PickScore(FromArguments):
         processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
         *,
         revision: str | None = None,
-        device: str | torch.device = "cpu",
-        dtype: str = "float32",
-        batch_size: int = 64,
-        rows_per_forward: int | None = None,
         scale: float = 1.0,
+        **network: Any,
     ):
-        self.dtype = dtype_of(dtype)
-        check_blocks(batch_size, rows_per_forward)
-        self.device = device_of(device)
-        self.batch_size, self.rows_per_forward = batch_size, rows_per_forward
+        self.placement = Placement(**network)
         self._processor = _loaded_processor(processor)
         network = _loaded_model(model, revision)
         # Before the weights lose bits: the scale multiplies every score.
         self.scale = float(scale) * float(network.logit_scale.detach().double().exp())
         self._context = min(CONTEXT, network.config.text_config.max_position_embeddings)
-        self._model = network.to(self.device, self.dtype).eval().requires_grad_(False)
+        self._model = network.to(self.placement.device, self.placement.dtype).eval().requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
@@ -108,10 +100,12 @@ class PickScore(FromArguments):
         return list(torch.stack([made["input_ids"], made["attention_mask"]], dim=1))
 
     def _of_pictures(self, pixels: Tensor) -> Any:
-        return self._model.get_image_features(pixel_values=pixels.to(self.device, self.dtype))
+        return self._model.get_image_features(
+            pixel_values=pixels.to(self.placement.device, self.placement.dtype)
+        )
 
     def _of_texts(self, tokens: Tensor) -> Any:
-        ids, mask = tokens.to(self.device).unbind(dim=1)
+        ids, mask = tokens.to(self.placement.device).unbind(dim=1)
         return self._model.get_text_features(input_ids=ids, attention_mask=mask)
 
     def _embedded(self, encode: Any, rows: list[Tensor]) -> Tensor:
@@ -120,7 +114,7 @@ class PickScore(FromArguments):
         def compute(block: Tensor) -> Tensor:
             return nnf.normalize(encode(block).pooler_output.float(), dim=-1)
 
-        return in_blocks(compute, rows, self.batch_size, self.rows_per_forward)
+        return self.placement.in_blocks(compute, rows)
 
 
 @quiet_loading()

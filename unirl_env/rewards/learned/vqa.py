@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from unirl_env.arguments.copies import FromArguments
+from unirl_env.arguments.signatures import PassesOptions
+from unirl_env.arguments.values import require
 from unirl_env.errors import ConfigError
 from unirl_env.rewards.asks import Ask
-from unirl_env.rewards.inputs import check_blocks, picture_of
+from unirl_env.rewards.inputs import picture_of
+from unirl_env.rewards.learned.loading import Placement
 from unirl_env.rewards.learned.questions import Question, questions_of, token_sequences
 from unirl_env.rewards.learned.vqa_reading import Reader, rows_for
-from unirl_env.rewards.learned.weights import device_of, dtype_of
 from unirl_env.rewards.scoring import place_scores
 from unirl_env.types import Prompt, Sample, Scores
 
@@ -29,7 +31,7 @@ PICTURES = 64
 AGGREGATIONS = ("geometric", "arithmetic", "minimum")
 
 
-class VQAScore(FromArguments):
+class VQAScore(PassesOptions, FromArguments, passes_to=Placement):
     """The mean probability in [0, 1] of the expected answers to a prompt's questions.
 
     The questions stand in `Prompt.metadata["questions"]`, as `{"question": ..., "answer": ...}` or
@@ -54,14 +56,12 @@ class VQAScore(FromArguments):
         suffix: What follows each question of the metadata.
         aggregation: Over the questions of a picture: `"geometric"`, `"arithmetic"` or `"minimum"`.
         relative: Divide by `P(yes) + P(no)` as above; False is `P(right)` as in VQAScore and GenEval 2.
-        device: Where the model computes; `"auto"` is a GPU if there is one.
         dtype: `"float32"`, `"float16"` or `"bfloat16"`, of the weights; probabilities are made in float32.
         batch_size: The most questions that go through the model at once, padded on the left to the longest.
-        rows_per_forward: Exactly so many at once, only of one length and one size of picture, without any
-            padding: then a score is bitwise the same in any company. 1 is so by construction; more rely on
-            kernels that treat the rows of a batch alike.
         min_pixels: Of a picture after resizing; None is the checkpoint's own.
         max_pixels: Of a picture after resizing, which bounds memory; None is the checkpoint's own.
+        **network: Where and how the model computes; see `Placement`. Rows that go together by
+            `rows_per_forward` are of one length and one size of picture, without any padding.
 
     Raises:
         ConfigError: If a setting is out of range.
@@ -93,30 +93,27 @@ class VQAScore(FromArguments):
         suffix: str = " Answer in one word.",
         aggregation: str = "geometric",
         relative: bool = True,
-        device: str | torch.device = "cpu",
         dtype: str = "bfloat16",
         batch_size: int = 8,
-        rows_per_forward: int | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        **network: Any,
     ):
-        if aggregation not in AGGREGATIONS:
-            raise ConfigError(f"`aggregation` must be one of {list(AGGREGATIONS)}, got {aggregation!r}.")
+        require("aggregation", aggregation, aggregation in AGGREGATIONS, f"one of {list(AGGREGATIONS)}")
         if not isinstance(template, str) or "{prompt}" not in template:
             raise ConfigError(
                 f"`template` must hold {{prompt}}, got {template!r}; try "
                 "'Does this figure show \"{prompt}\"? Please answer yes or no.'."
             )
-        check_blocks(batch_size, rows_per_forward)
         self.asks = self.asks_with(field, from_prompt)
         self.field, self.from_prompt, self.template, self.suffix = field, from_prompt, template, suffix
         self.aggregation, self.relative = aggregation, relative
-        self.batch_size, self.rows_per_forward = batch_size, rows_per_forward
+        self.placement = Placement(dtype=dtype, batch_size=batch_size, **network)
         self._reader = Reader(
             str(model),
             revision=revision,
-            device=device_of(device),
-            dtype=dtype_of(dtype),
+            device=self.placement.device,
+            dtype=self.placement.dtype,
             min_pixels=min_pixels,
             max_pixels=max_pixels,
         )
@@ -183,7 +180,7 @@ class VQAScore(FromArguments):
             own = rows_for(self._reader.encode(seen, question.text), [*right, *wrong])
             plans.append((right, wrong, len(own)))
             rows += own
-        told = self._reader.log_probs(rows, self.batch_size, self.rows_per_forward)
+        told = self._reader.log_probs(rows, self.placement)
         log_right, known, start = [], [], 0
         for right, wrong, count in plans:
             steps = {}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.errors.quiet import quiet_loading
 from unirl_env.media.pixels import in_8_bits
+from unirl_env.rewards.learned.loading import Placement
 
 __all__ = ["Reader", "Row", "rows_for"]
 
@@ -120,26 +121,22 @@ class Reader:
         return {**tokens, "mm_token_type_ids": kinds, **seen}
 
     @torch.no_grad()
-    def log_probs(self, rows: Sequence[Row], batch_size: int, rows_per_forward: int | None) -> list[Tensor]:
+    def log_probs(self, rows: Sequence[Row], placement: Placement) -> list[Tensor]:
         """Of each row, the log-probabilities float32 of the tokens that it wants, `[len(wanted)]`.
 
         Args:
             rows: At least one.
-            batch_size: The most rows of a forward pass, padded on the left to the longest.
-            rows_per_forward: Exactly so many rows, all of one shape and none of them padded, the last one
-                repeated where there are fewer.
+            placement: How many go together: the most rows of a forward pass, padded on the left to the
+                longest; or exactly so many, all of one shape and none of them padded.
         """
         groups: dict[Any, list[int]] = {}
         for index in sorted(range(len(rows)), key=lambda index: rows[index].shape):
-            groups.setdefault(rows[index].shape if rows_per_forward else None, []).append(index)
-        size = rows_per_forward or batch_size
+            groups.setdefault(rows[index].shape if placement.rows_per_forward else None, []).append(index)
         found: dict[int, Tensor] = {}
         for group in groups.values():
-            for start in range(0, len(group), size):
-                block = group[start : start + size]
-                filled = block + block[-1:] * (size - len(block) if rows_per_forward else 0)
-                told = self._forward([rows[index] for index in filled])
-                found.update(zip(block, told[: len(block)], strict=True))
+            for block, count in placement.blocks(group):
+                told = self._forward([rows[index] for index in block])
+                found.update(zip(block[:count], told[:count], strict=True))
         return [found[index] for index in range(len(rows))]
 
     def _forward(self, rows: Sequence[Row]) -> list[Tensor]:

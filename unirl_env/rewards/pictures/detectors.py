@@ -17,14 +17,14 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from unirl_env.arguments.copies import FromArguments
+from unirl_env.arguments.signatures import PassesOptions
 from unirl_env.arguments.values import is_number
 from unirl_env.errors import ConfigError
 from unirl_env.errors.quiet import quiet_loading
 from unirl_env.media.pixels import in_8_bits
 from unirl_env.prompts.shapes import COLOURS, SHAPES
 from unirl_env.registry import Registry
-from unirl_env.rewards.inputs import check_blocks
-from unirl_env.rewards.learned.weights import device_of, dtype_of, not_found
+from unirl_env.rewards.learned.loading import Placement, not_found
 from unirl_env.rewards.pictures.detections import Detection
 from unirl_env.rewards.pictures.shapes import find_blobs, read_picture
 
@@ -75,7 +75,7 @@ class ShapesDetector:
         return found
 
 
-class TransformersDetector(FromArguments):
+class TransformersDetector(PassesOptions, FromArguments, passes_to=Placement):
     """A detection or instance-segmentation model of transformers (DETR, RT-DETR, YOLOS, Mask2Former, ...).
 
     GenEval's is a Mask2Former on COCO; its masks let colours be told without the background.
@@ -83,12 +83,10 @@ class TransformersDetector(FromArguments):
     Args:
         model: A name on the hub or a directory.
         threshold: The least score of an object.
-        device: Where the model computes; `"auto"` is a GPU if there is one.
-        dtype: Of its weights: `"float32"`, `"float16"` or `"bfloat16"`.
         batch_size: The most pictures of one size that go through the model at once.
-        rows_per_forward: Always exactly so many; with 1, what is found is bitwise the same in any company.
         names: The model's class to the prompts'; by default COCO's to GenEval's.
         processor: Options of the model's image processor, such as `{size: {shortest_edge: 800}}`.
+        **network: Where and how the model computes; see `unirl_env.rewards.learned.loading.Placement`.
 
     Raises:
         ConfigError: If a setting is out of range.
@@ -102,21 +100,16 @@ class TransformersDetector(FromArguments):
         model: str | os.PathLike = "facebook/mask2former-swin-small-coco-instance",
         *,
         threshold: float = 0.3,
-        device: str | torch.device = "cpu",
-        dtype: str = "float32",
         batch_size: int = 8,
-        rows_per_forward: int | None = None,
         names: Mapping[str, str] | None = None,
         processor: Mapping[str, Any] | None = None,
+        **network: Any,
     ):
         if not is_number(threshold) or not 0 <= threshold < 1:
             raise ConfigError(f"`threshold` must be a number in [0, 1), got {threshold!r}; try 0.3.")
-        check_blocks(batch_size, rows_per_forward)
-        self.threshold = float(threshold)
-        self.batch_size, self.rows_per_forward = batch_size, rows_per_forward
-        self.device, self.dtype = device_of(device), dtype_of(dtype)
-        self._model, self._processor, self._masked = _load(model, self.dtype, dict(processor or {}))
-        self._model = self._model.to(self.device).eval().requires_grad_(False)
+        self.threshold, self.placement = float(threshold), Placement(batch_size=batch_size, **network)
+        self._model, self._processor, self._masked = _load(model, self.placement.dtype, dict(processor or {}))
+        self._model = self._model.to(self.placement.device).eval().requires_grad_(False)
         self._accepted = set(inspect.signature(self._model.forward).parameters)
         other = GENEVAL_NAMES if names is None else names
         self._names = {int(i): other.get(name, name) for i, name in self._model.config.id2label.items()}
@@ -131,16 +124,12 @@ class TransformersDetector(FromArguments):
             # Pictures of one size go together, so that none is padded.
             alike.setdefault(tuple((name, tensor.shape) for name, tensor in row.items()), []).append(i)
         found: list[list[Detection]] = [[] for _ in pictures]
-        size = self.rows_per_forward or self.batch_size
         for indices in alike.values():
-            for start in range(0, len(indices), size):
-                block = indices[start : start + size]
-                full = block + block[-1:] * (size - len(block) if self.rows_per_forward else 0)
-                rows = {name: torch.cat([prepared[i][name] for i in full]) for name in prepared[block[0]]}
-                outputs = self._model(**{name: rows[name].to(self.device) for name in rows})
-                sizes = [tuple(pictures[i].shape[1:]) for i in full]
-                results = self._results(outputs, sizes)[: len(block)]
-                for i, result in zip(block, results, strict=True):
+            for block, count in self.placement.blocks(indices):
+                rows = {name: torch.cat([prepared[i][name] for i in block]) for name in prepared[block[0]]}
+                outputs = self._model(**{name: rows[name].to(self.placement.device) for name in rows})
+                results = self._results(outputs, [tuple(pictures[i].shape[1:]) for i in block])
+                for i, result in zip(block[:count], results[:count], strict=True):
                     found[i] = sorted(result, key=lambda one: -one.score)
         return found
 
@@ -149,7 +138,7 @@ class TransformersDetector(FromArguments):
             images=[in_8_bits(picture)], return_tensors="pt", input_data_format="channels_first"
         )
         rows = {k: v for k, v in made.items() if k in self._accepted and isinstance(v, Tensor)}
-        return {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in rows.items()}
+        return {k: v.to(self.placement.dtype) if v.is_floating_point() else v for k, v in rows.items()}
 
     def _results(self, outputs: Any, sizes: list[tuple[int, int]]) -> list[list[Detection]]:
         if self._masked:

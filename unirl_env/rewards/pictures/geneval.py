@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unirl_env.arguments.values import is_number, is_whole
+from unirl_env.arguments.values import is_number, is_whole, require
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.prompts.shapes import parse_caption
 from unirl_env.registry import Registry, instance
 from unirl_env.rewards.asks import Ask
+from unirl_env.rewards.faults import PromptFaults
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.pictures.detections import (
     ASPECTS,
@@ -27,7 +28,6 @@ from unirl_env.rewards.pictures.detections import (
 from unirl_env.rewards.pictures.detectors import DETECTORS
 from unirl_env.rewards.pictures.named_colours import COLOUR_NAMERS
 from unirl_env.rewards.scoring import is_pointwise
-from unirl_env.rewards.unjudged import Unjudged
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["GenEvalScorer"]
@@ -92,11 +92,9 @@ class GenEvalScorer:
         max_objects: int = 16,
         dead_zone: float = 0.1,
     ):
-        if value not in VALUES:
-            raise ConfigError(f"`value` must be one of {list(VALUES)}, got {value!r}.")
+        require("value", value, value in VALUES, f"one of {list(VALUES)}")
         for label, number in (("counting_threshold", counting_threshold), ("dead_zone", dead_zone)):
-            if not is_number(number) or not 0 <= number < 1:
-                raise ConfigError(f"`{label}` must be a number in [0, 1), got {number!r}.")
+            require(label, number, is_number(number) and 0 <= number < 1, "a number in [0, 1)")
         if not is_whole(max_objects) or max_objects < 1:
             raise ConfigError(f"`max_objects` must be a whole number from 1 on, got {max_objects!r}.")
         self.value, self.max_objects = value, max_objects
@@ -104,7 +102,7 @@ class GenEvalScorer:
         self._detect = _made(DETECTORS, detector)
         self._name_colours = _made(COLOUR_NAMERS, colours)
         self.pointwise = is_pointwise(self._detect, self._name_colours)
-        self._unjudged = Unjudged(self.name)
+        self._cannot_judge = PromptFaults(self.name)
 
     def asks(self, prompt: Prompt) -> Wish:
         """The wish of a prompt.
@@ -161,7 +159,7 @@ class GenEvalScorer:
         try:
             return self.asks(prompt)
         except ValueError as error:
-            self._unjudged(prompt, str(error))
+            self._cannot_judge(prompt, str(error))
             return None
 
     def _check_known(self, wish: Wish) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from unirl_env.arguments.values import is_number, is_whole
+from unirl_env.arguments.values import is_number, is_whole, require
 from unirl_env.errors import ConfigError, ScorerError
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.types import Prompt, Sample, Scores
@@ -47,8 +47,7 @@ class JPEGScorer:
     pointwise = True
 
     def __init__(self, direction: str = "compressible", *, quality: int = 95, per_pixel: bool = False):
-        if direction not in DIRECTIONS:
-            raise ConfigError(f"`direction` must be one of {list(DIRECTIONS)}, got {direction!r}.")
+        require("direction", direction, direction in DIRECTIONS, f"one of {list(DIRECTIONS)}")
         if not is_whole(quality) or not 1 <= quality <= 95:
             raise ConfigError(f"`quality` must be a whole number from 1 to 95, got {quality!r}; try 95.")
         self.sign, self.quality, self.per_pixel = DIRECTIONS[direction], quality, bool(per_pixel)
@@ -101,8 +100,7 @@ class SharpnessScorer:
     pointwise = True
 
     def __init__(self, *, half: float = 100 / 255**2, raw: bool = False):
-        if not is_number(half) or not half > 0:
-            raise ConfigError(f"`half` must be a positive number, got {half!r}; try 0.0015.")
+        require("half", half, is_number(half) and half > 0, "a positive number", "try 0.0015")
         self.half, self.raw = float(half), bool(raw)
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
@@ -138,8 +136,7 @@ class SaturationScorer:
     pointwise = True
 
     def __init__(self, *, measure: str = "hsv", target: float | None = None):
-        if measure not in MEASURES:
-            raise ConfigError(f"`measure` must be one of {list(MEASURES)}, got {measure!r}.")
+        require("measure", measure, measure in MEASURES, f"one of {list(MEASURES)}")
         if target is not None and not (is_number(target) and 0 <= target <= 1):
             raise ConfigError(f"`target` must be a number in [0, 1], got {target!r}; try 0.4.")
         self.measure, self.target = measure, target

@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unirl_env.arguments.signatures import PassesOptions
+from unirl_env.arguments.values import require
 from unirl_env.errors import ConfigError
 from unirl_env.registry import Registry
+from unirl_env.rewards.learned.loading import Placement
 from unirl_env.rewards.pictures.detections import Detection
 
 __all__ = ["COLOUR_NAMERS", "CLIPColours", "LabColours"]
@@ -86,7 +89,7 @@ class LabColours:
         return self.names[int(votes.argmax())]
 
 
-class CLIPColours:
+class CLIPColours(PassesOptions, passes_to=Placement):
     """GenEval's own: the colour word that a CLIP model finds likest to the object, cut out on grey.
 
     All objects of a picture go through the model together, and no other picture's with them.
@@ -95,10 +98,7 @@ class CLIPColours:
         model: An architecture of open_clip.
         pretrained: Its weights.
         names: The colours that are told apart.
-        device: Where the model computes; `"auto"` is a GPU if there is one.
-        dtype: `"float32"`, `"float16"` or `"bfloat16"`, of the model's weights.
-        batch_size: The most objects or texts that go through the model at once.
-        rows_per_forward: Always exactly so many; see `unirl_env.rewards.inputs.in_blocks`.
+        **network: Where and how the model computes; see `unirl_env.rewards.learned.loading.Placement`.
 
     Raises:
         MissingExtra: If open_clip is not installed.
@@ -119,25 +119,13 @@ class CLIPColours:
         pretrained: str | None = "openai",
         *,
         names: Sequence[str] = tuple(_EXAMPLES),
-        device: str | torch.device = "cpu",
-        dtype: str = "float32",
-        batch_size: int = 64,
-        rows_per_forward: int | None = None,
+        **network: Any,
     ):
         from unirl_env.rewards.learned.open_clip_model import OpenCLIPModel
 
-        if isinstance(names, str) or len(names) < 2:
-            raise ConfigError(f"`names` must be at least two colours, got {names!r}.")
+        require("names", names, not isinstance(names, str) and len(names) >= 2, "at least two colours")
         self.names = tuple(names)
-        self._model = OpenCLIPModel(
-            model,
-            pretrained,
-            asker="CLIPColours",
-            device=device,
-            dtype=dtype,
-            batch_size=batch_size,
-            rows_per_forward=rows_per_forward,
-        )
+        self._model = OpenCLIPModel(model, pretrained, Placement(**network), asker="CLIPColours")
         self._words: dict[str, Tensor] = {}
 
     @torch.no_grad()

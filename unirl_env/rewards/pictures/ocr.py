@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from unirl_env.arguments.values import is_number, is_whole
+from unirl_env.arguments.values import is_number, is_whole, require
 from unirl_env.errors import ConfigError
 from unirl_env.media.pixels import in_8_bits
 from unirl_env.rewards.asks import Ask
+from unirl_env.rewards.faults import PromptFaults
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.pictures.ocr_engines import ENGINES
-from unirl_env.rewards.unjudged import Unjudged
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["OCRScorer", "edit_distance"]
@@ -76,16 +76,14 @@ class OCRScorer:
         key: str = "ocr_text",
     ):
         for label, value, choices in (("engine", engine, ENGINES), ("match", match, MATCHES)):
-            if value not in choices:
-                raise ConfigError(f"`{label}` must be one of {list(choices)}, got {value!r}.")
+            require(label, value, value in choices, f"one of {list(choices)}")
         if not is_number(confidence) or not 0 <= confidence <= 1:
             raise ConfigError(f"`confidence` must be a number in [0, 1], got {confidence!r}; try 0.5.")
-        if not is_whole(threads) or threads < 1:
-            raise ConfigError(f"`threads` must be a whole number from 1 on, got {threads!r}.")
+        require("threads", threads, is_whole(threads) and threads >= 1, "a whole number from 1 on")
         self.match, self.contained, self.key = match, bool(contained), key
         self.asks = self.asks_with(key)
         self._read = ENGINES[engine](float(confidence), threads)
-        self._unjudged = Unjudged(self.name)
+        self._cannot_judge = PromptFaults(self.name)
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
         """Score the picture of every sample against the text that its prompt asks for.
@@ -103,7 +101,7 @@ class OCRScorer:
         try:
             expected = _expected(prompt, self.key)
         except ValueError as error:
-            self._unjudged(prompt, str(error))
+            self._cannot_judge(prompt, str(error))
             return math.nan, math.nan, math.nan
         if not bool(picture.isfinite().all()):
             return math.nan, math.nan, math.nan

@@ -4,31 +4,46 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
-from unirl_env.errors import MissingExtra, UnirlError, WireError
-from unirl_env.rewards.remote.addresses import is_this_machine, warn_of_plain_http
-from unirl_env.rewards.remote.outcomes import Again, TooLarge, check_reply
+from unirl_env.errors import ConfigError, ContractError, UnirlError, WireError
+from unirl_env.http import CallFailed, Client, Deadline, Reply, try_again, warn_of_plain_http
 from unirl_env.rewards.remote.replicas import NoReplica, Replica, Replicas
 from unirl_env.rewards.secrets import secret
 from unirl_env.rewards.wire import TENSORS
 
-__all__ = ["ServiceClient"]
+__all__ = ["Again", "ServiceClient", "TooLarge"]
 
 Answer = TypeVar("Answer")
 LONGEST_WAIT = 10.0
 """Seconds; the most that is waited between two attempts, unless the service asks for more."""
-LARGEST_REPLY = 64 * 2**20
-"""Bytes."""
 KEEP_ALIVE = 3.0
 """Seconds; less than servers keep a connection that is not used, so that none is found closed."""
+LONGEST_MESSAGE = 400
+
+
+class Again(CallFailed):
+    """An attempt without an answer that can be used; another one may have it.
+
+    Attributes:
+        full: The service is well and has no room, so that this was no failure.
+        rest: Seconds for which it wants to be left alone.
+    """
+
+    def __init__(self, cause: str, *, full: bool = False, rest: float = 0.0):
+        super().__init__(cause, passing=True)
+        self.full = full
+        self.rest = rest
+
+
+class TooLarge(Exception):
+    """The service takes smaller requests only."""
 
 
 @dataclass(eq=False)
@@ -74,18 +89,25 @@ class ServiceClient:
             MissingExtra: Without httpx.
         """
         if self._opened is None or self._opened.process != os.getpid():
-            self._opened = _Opened(
-                process=os.getpid(),
-                http=self._connections(),
-                replicas=Replicas(self.urls, self.failures, self.cooldown),
+            client = Client(
+                self.urls,
+                extra="remote",
+                seconds=self.timeout,
+                connect_seconds=self.connect_timeout,
+                headers=partial(_headers, self.urls, self.token_env),
+                any_proxy=True,
+                max_keepalive_connections=self.connections,
+                keepalive_expiry=KEEP_ALIVE,
             )
+            client.open()
+            self._opened = _Opened(client, Replicas(self.urls, self.failures, self.cooldown))
         return self._opened
 
     def close(self) -> None:
         """Close the connections; the next request opens new ones."""
         opened, self._opened = self._opened, None
-        if opened is not None and opened.process == os.getpid():
-            opened.http.close()
+        if opened is not None:
+            opened.client.close()
 
     def look(self, url: str, path: str, read: Callable[[Any], Answer]) -> Answer:
         """What one replica says at `path`, asked once.
@@ -96,45 +118,33 @@ class ServiceClient:
         """
         return self._exchange(self.open(), url, path, None, read)
 
-    def ask(
-        self, path: str, body: bytes | None, read: Callable[[Any], Answer], halt: threading.Event
-    ) -> Answer:
+    def ask(self, path: str, body: bytes | None, read: Callable[[Any], Answer], deadline: Deadline) -> Answer:
         """What any replica says.
 
         Args:
             path: What is asked.
             body: A request to be posted; the same bytes go out at every attempt.
             read: From the JSON of a reply to the answer; a `WireError` says that it is none.
-            halt: Ends all waiting.
+            deadline: Ends all waiting.
 
         Raises:
-            Again: If no attempt was answered, with the last cause.
+            CallFailed: If no attempt was answered, with the last cause.
             TooLarge: If the service takes smaller requests only.
             ContractError: If the service cannot judge these samples.
             ConfigError: If it refuses for another reason that does not pass.
             MissingExtra: Without httpx or tenacity.
         """
-        try:
-            import tenacity
-        except ImportError as error:
-            raise MissingExtra("tenacity", "remote") from error
         opened, tries = self.open(), _Tries()
-
-        def is_over(state: tenacity.RetryCallState) -> bool:
-            return halt.is_set() or tries.failed >= self.attempts or tries.full_for() > self.timeout
-
-        def wait(state: tenacity.RetryCallState) -> float:
-            most = self.backoff * 2.0 ** min(state.attempt_number - 1, 30)
-            return opened.random.uniform(0.0, min(most, LONGEST_WAIT))
-
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(Again),
-            stop=is_over,
-            wait=wait,
-            sleep=tenacity.sleep_using_event(halt),
-            reraise=True,
+        return try_again(
+            lambda: self._attempt(opened, tries, path, body, read, deadline),
+            over=lambda made, pause: (
+                deadline.over() or tries.failed >= self.attempts or tries.full_for() > self.timeout
+            ),
+            sleep=deadline.sleep,
+            first=self.backoff,
+            longest=LONGEST_WAIT,
+            extra="remote",
         )
-        return retrying(self._attempt, opened, tries, path, body, read, halt)
 
     def _attempt(
         self,
@@ -143,10 +153,10 @@ class ServiceClient:
         path: str,
         body: bytes | None,
         read: Callable[[Any], Answer],
-        halt: threading.Event,
+        deadline: Deadline,
     ) -> Answer:
         try:
-            replica = opened.replicas.take(tries.last, halt.is_set)
+            replica = opened.replicas.take(tries.last, deadline.over)
         except NoReplica as error:
             raise tries.note(Again(f"all replicas failed, at last: {error}")) from None
         if replica is None:
@@ -175,26 +185,13 @@ class ServiceClient:
     def _exchange(
         self, opened: _Opened, url: str, path: str, body: bytes | None, read: Callable[[Any], Answer]
     ) -> Answer:
-        import httpx
-
-        method, kind = ("GET", {}) if body is None else ("POST", {"Content-Type": TENSORS})
-        end = time.monotonic() + self.timeout
         try:
-            with opened.http.stream(method, url + path, content=body, headers=kind) as response:
-                received = bytearray()
-                for piece in response.iter_bytes():
-                    received += piece
-                    if time.monotonic() > end:
-                        raise Again(f"{url} did not answer within {self.timeout:g} s")
-                    if len(received) > LARGEST_REPLY:
-                        raise Again(f"{url} answered with more than {LARGEST_REPLY} bytes")
-        except httpx.TimeoutException as error:
-            raise Again(f"{url} did not answer in time ({type(error).__name__})") from error
-        except httpx.RequestError as error:
-            raise Again(f"{url} did not answer ({type(error).__name__}: {error})") from error
-        check_reply(response.status_code, response.headers, bytes(received), url, self.token_env)
+            reply = opened.client.send("GET" if body is None else "POST", url + path, body, TENSORS)
+        except CallFailed as failed:
+            raise Again(f"{url} did not answer ({failed})") from failed
+        _check(reply, url, self.token_env)
         try:
-            return read(json.loads(received))
+            return read(json.loads(reply.body))
         except (WireError, ValueError, RecursionError) as error:
             raise Again(f"{url} answered what cannot be read ({error})") from error
 
@@ -202,36 +199,15 @@ class ServiceClient:
         with opened.lock:
             self.counts[what] += 1
 
-    def _connections(self) -> Any:
-        try:
-            import httpx
-        except ImportError as error:
-            raise MissingExtra("httpx", "remote") from error
-        headers = {"Accept-Encoding": "identity", "User-Agent": "unirl_env"}
-        token = secret(self.token_env)
-        if token is not None:
-            headers["Authorization"] = f"Bearer {token}"
-            for url in self.urls:
-                if url.startswith("http://") and not is_this_machine(url):
-                    warn_of_plain_http(url, self.token_env)
-        return httpx.Client(
-            headers=headers,
-            timeout=httpx.Timeout(self.timeout, connect=min(self.connect_timeout, self.timeout)),
-            limits=httpx.Limits(max_keepalive_connections=self.connections, keepalive_expiry=KEEP_ALIVE),
-            # Proxies are those of the environment, except on the way to this machine.
-            mounts={f"all://{urlsplit(url).netloc}": None for url in self.urls if is_this_machine(url)},
-        )
-
 
 @dataclass
 class _Opened:
     """What belongs to one process."""
 
-    process: int
-    http: Any
+    client: Client
     replicas: Replicas
     lock: Any = field(default_factory=threading.Lock)
-    random: random.Random = field(default_factory=random.Random)  # waiting must not move anybody's stream
+    process: int = field(default_factory=os.getpid)
 
 
 @dataclass
@@ -251,3 +227,42 @@ class _Tries:
 
     def full_for(self) -> float:
         return 0.0 if self.full_since is None else time.monotonic() - self.full_since
+
+
+def _headers(urls: tuple[str, ...], token_env: str) -> Mapping[str, str]:
+    headers = {"Accept-Encoding": "identity", "User-Agent": "unirl_env"}
+    token = secret(token_env)
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+        for url in urls:
+            warn_of_plain_http(url, token_env)
+    return headers
+
+
+def _check(reply: Reply, url: str, token_env: str) -> None:
+    """Nothing, if the status says success.
+
+    Raises:
+        Again: If the same request may succeed later or elsewhere.
+        TooLarge: If a smaller one may.
+        ContractError: If these samples cannot be judged by this reward.
+        ConfigError: If a setting must be mended first.
+    """
+    status = reply.status
+    if status == 200:
+        return
+    line = " ".join("".join(c if c.isprintable() else " " for c in reply.message).split())
+    line = f"{line[:LONGEST_MESSAGE]}..." if len(line) > LONGEST_MESSAGE else line
+    words = f"{status}: {line.rstrip('.')}" if line else str(status)
+    if reply.passing:
+        raise Again(f"{url} answered {words}", full=status == 429, rest=reply.rest)
+    if status == 413:
+        raise TooLarge(f"{url} answered {words}")
+    if status == 422:
+        raise ContractError(f"Samples must be such that the reward at {url} can judge them, got {words}.")
+    remedy = {
+        401: f"try to set the environment variable {token_env} to the token of the service",
+        403: f"try to set the environment variable {token_env} to a token that may ask for this",
+        404: "try a reward that the service lists at /rewards, and check the URL",
+    }.get(status, "try the same version of unirl_env on both sides, and check the URL")
+    raise ConfigError(f"The reward service at {url} must take the request, got {words}; {remedy}.")

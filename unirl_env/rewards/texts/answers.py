@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from unirl_env.errors import ConfigError, ContractError
+from unirl_env.arguments.values import require
+from unirl_env.errors import ContractError
 from unirl_env.rewards.texts.numerals import is_numeric, plain_numeral
 from unirl_env.rewards.texts.thoughts import Thinking
 from unirl_env.types import Prompt, Sample
@@ -34,8 +35,7 @@ def checked_rule(unparsable: str) -> str:
     Raises:
         ConfigError: If it is no rule.
     """
-    if unparsable not in UNPARSABLE:
-        raise ConfigError(f"`unparsable` must be one of {list(UNPARSABLE)}, got {unparsable!r}.")
+    require("unparsable", unparsable, unparsable in UNPARSABLE, f"one of {list(UNPARSABLE)}")
     return unparsable
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from unirl_env.errors import ConfigError, ContractError
+from unirl_env.arguments.values import require
+from unirl_env.errors import ContractError
 from unirl_env.rewards.asks import Ask
 from unirl_env.rewards.texts.answers import (
     answer_part,
@@ -121,8 +122,7 @@ class ChoiceScorer:
         unparsable: str = "zero",
         thinking: Mapping[str, Any] | None = None,
     ):
-        if not re.fullmatch(r"[A-Z]+", letters):
-            raise ConfigError(f"`letters` must be capital letters A to Z, got {letters!r}.")
+        require("letters", letters, re.fullmatch("[A-Z]+", letters), "capital letters A to Z")
         self.key, self.letters, self.unparsable = key, letters, checked_rule(unparsable)
         self.thinking = Thinking.of(thinking)
         self.asks = self.asks_with(key, letters)

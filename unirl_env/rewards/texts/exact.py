@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from unirl_env.errors import ConfigError
+from unirl_env.arguments.values import require
 from unirl_env.rewards.asks import Ask
 from unirl_env.rewards.texts.answers import answer_part, answer_text, expected_answers, last_boxed
 from unirl_env.rewards.texts.numerals import is_numeric, plain_numeral, plain_value
@@ -59,8 +59,7 @@ class ExactScorer:
         thinking: Mapping[str, Any] | None = None,
     ):
         unknown = sorted(set(strip) - set(STRIPS)) if not isinstance(strip, str) else [strip]
-        if unknown:
-            raise ConfigError(f"`strip` must be a list of {list(STRIPS)}, got {unknown}.")
+        require("strip", unknown, not unknown, f"a list of {list(STRIPS)}")
         self.asks = self.asks_with(key)
         self.key, self.strip, self.thinking = key, frozenset(strip), Thinking.of(thinking)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from unirl_env.arguments.values import require
 from unirl_env.errors import ConfigError
 from unirl_env.rewards.texts.answers import answer_text, last_boxed
 from unirl_env.types import Prompt, Sample, Scores
@@ -56,8 +57,7 @@ class FormatScorer:
             raise ConfigError(f"`weights` must hold a positive one, got {weights}.")
         if isinstance(tags, str) or len(tags) != 2 or not all(tags) or tags[0] == tags[1]:
             raise ConfigError(f"`tags` must be two different texts, got {tags!r}.")
-        if opened not in (None, True, False):
-            raise ConfigError(f"`opened` must be true, false or null, got {opened!r}.")
+        require("opened", opened, opened in (None, True, False), "true, false or null")
         self.tags, self.opened = tuple(tags), opened
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from unirl_env.arguments.values import require
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.rewards.texts.answers import answer_text
 from unirl_env.types import Prompt, Sample, Scores
@@ -48,8 +49,7 @@ class LengthScorer:
         width: float | None = None,
         unit: str = "tokens",
     ):
-        if unit not in UNITS:
-            raise ConfigError(f"`unit` must be one of {list(UNITS)}, got {unit!r}.")
+        require("unit", unit, unit in UNITS, f"one of {list(UNITS)}")
         if (linear is None) == (target is None):
             raise ConfigError(
                 f"A length reward must have one of `linear` and `target`, got {linear!r} and {target!r}; "

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from unirl_env.errors import ConfigError, MissingExtra
+from unirl_env.arguments.values import require
+from unirl_env.errors import MissingExtra
 from unirl_env.rewards.asks import Ask
 from unirl_env.rewards.texts.algebra import same_number
 from unirl_env.rewards.texts.answers import (
@@ -91,8 +92,7 @@ class MathScorer:
         if find_spec("math_verify") is None:
             raise MissingExtra("math-verify", "math")
         for name, number in (("timeout", timeout), ("max_characters", max_characters)):
-            if not number > 0:
-                raise ConfigError(f"`{name}` must be positive, got {number!r}.")
+            require(name, number, number > 0, "positive")
         self.asks = self.asks_with(key)
         self.key, self.unparsable = key, checked_rule(unparsable)
         self.max_characters, self.thinking = max_characters, Thinking.of(thinking)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 
+from unirl_env.arguments.values import is_number, is_whole, require
 from unirl_env.errors import ConfigError
-from unirl_env.rewards.scoring import checked_scorer, is_pointwise, score_safely
+from unirl_env.rewards.compose import Around, nested
+from unirl_env.rewards.scoring import score_safely
 from unirl_env.rewards.texts.length import sample_tokens
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
@@ -17,7 +18,7 @@ __all__ = ["Overlong"]
 MODES = ("keep", "zero", "soft")
 
 
-class Overlong:
+class Overlong(Around):
     """Another reward, changed where a text is too long.
 
     * `keep`: the reward as it is; only counts what was truncated.
@@ -42,7 +43,7 @@ class Overlong:
         Yu et al. 2025 (DAPO), arXiv:2503.14476, section 3.4, equation 13, with `factor=1`.
     """
 
-    wraps = ("scorer",)
+    NAME = "overlong"
 
     def __init__(
         self,
@@ -54,21 +55,17 @@ class Overlong:
         factor: float = 1.0,
         name: str = "",
     ):
-        self.scorer = checked_scorer(scorer)
-        self.pointwise = is_pointwise(scorer)
-        if mode not in MODES:
-            raise ConfigError(f"`mode` must be one of {list(MODES)}, got {mode!r}.")
+        super().__init__(scorer, name)
+        require("mode", mode, mode in MODES, f"one of {list(MODES)}")
         if mode == "soft":
-            if not _is_count(max_tokens) or not _is_count(buffer) or buffer > max_tokens:
+            if not is_whole(max_tokens) or not is_whole(buffer) or not 0 < buffer <= max_tokens:
                 raise ConfigError(
                     f"`max_tokens` and `buffer` must be whole numbers with 0 < buffer <= max_tokens in mode "
                     f"'soft', got {max_tokens!r} and {buffer!r}; try the environment's `max_new_tokens` and "
                     f"a fifth of it."
                 )
-            if not isinstance(factor, int | float) or not math.isfinite(factor) or factor < 0:
-                raise ConfigError(f"`factor` must be a number from 0 on, got {factor!r}.")
+            require("factor", factor, is_number(factor) and factor >= 0, "a number from 0 on")
         self.mode, self.max_tokens, self.buffer, self.factor = mode, max_tokens, buffer, float(factor)
-        self.name = name or "overlong"
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
         """Score every sample by the scorer, then look at its length.
@@ -78,8 +75,7 @@ class Overlong:
         """
         scores = score_safely(self.scorer, samples, prompts)
         truncated = torch.tensor([sample.truncated for sample in samples], dtype=torch.bool)
-        parts = {"scorer": scores.value, **{f"scorer/{name}": part for name, part in scores.parts.items()}}
-        parts["truncated"] = truncated.float()
+        parts = {**nested({"scorer": scores}), "truncated": truncated.float()}
         value, valid = scores.value, scores.valid
         if self.mode == "zero":
             value, valid = torch.where(truncated, 0.0, value), valid | truncated
@@ -92,7 +88,3 @@ class Overlong:
         length = torch.tensor([sample_tokens(sample, self.name) for sample in samples], dtype=torch.float32)
         beyond = (length - (self.max_tokens - self.buffer)) / self.buffer
         return 0.0 - self.factor * beyond.clamp(0, 1)
-
-
-def _is_count(number: object) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and number > 0

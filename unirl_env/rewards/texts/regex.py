@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from unirl_env.arguments.values import is_number
+from unirl_env.arguments.values import is_number, require
 from unirl_env.errors import ConfigError
 from unirl_env.rewards.asks import Ask
+from unirl_env.rewards.faults import PromptFaults
 from unirl_env.rewards.texts.answers import answer_part, answer_text
 from unirl_env.rewards.texts.thoughts import Thinking
-from unirl_env.rewards.unjudged import Unjudged
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["RegexScorer"]
@@ -77,8 +77,7 @@ class RegexScorer:
     ):
         named = (("mode", mode, MODES), ("expected", expected, EXPECTED), ("part", part, PARTS))
         for label, value, choices in named:
-            if value not in choices:
-                raise ConfigError(f"`{label}` must be one of {list(choices)}, got {value!r}.")
+            require(label, value, value in choices, f"one of {list(choices)}")
         if not isinstance(flags, str) or set(flags) - set(FLAGS):
             raise ConfigError(f"`flags` must be letters of {''.join(FLAGS)!r}, got {flags!r}.")
         if not is_number(timeout) or not timeout > 0:
@@ -86,7 +85,7 @@ class RegexScorer:
         self.mode, self.flags, self.expected = mode, flags, expected
         self.timeout, self.key = float(timeout), key
         self.part, self.thinking = part, Thinking.of(thinking)
-        self._unjudged = Unjudged(self.name)
+        self._cannot_judge = PromptFaults(self.name)
         self._compiled: dict[str, Any] = {}
         self._pattern = pattern
         self.asks = self.asks_with(pattern, flags=flags, key=key)
@@ -143,7 +142,7 @@ class RegexScorer:
         return self._compiled[pattern]
 
     def _invalid(self, prompt: Prompt, why: str) -> float:
-        self._unjudged(prompt, why)
+        self._cannot_judge(prompt, why)
         return math.nan
 
 

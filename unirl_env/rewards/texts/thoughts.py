@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
+from unirl_env.arguments.values import require
 from unirl_env.errors import ConfigError
 
 __all__ = ["OPEN_THOUGHTS", "PUBLISHED", "Thinking"]
@@ -68,8 +69,7 @@ class Thinking:
                 f"`marks` must be two different texts that open and close a thought, or a list of such "
                 f"pairs, got {self.marks!r}; try ['[THINK]', '[/THINK]']."
             )
-        if self.opened not in (None, True, False):
-            raise ConfigError(f"`opened` must be true, false or null, got {self.opened!r}.")
+        require("opened", self.opened, self.opened in (None, True, False), "true, false or null")
         if self.open_thought not in OPEN_THOUGHTS:
             raise ConfigError(
                 f"`open_thought` must be one of {list(OPEN_THOUGHTS)}, got {self.open_thought!r}."

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from unirl_env.arguments.values import is_whole
+from unirl_env.arguments.signatures import PassesOptions
+from unirl_env.arguments.values import is_whole, require
 from unirl_env.errors import ConfigError
+from unirl_env.rewards.inputs import video_of
+from unirl_env.rewards.learned.loading import Placement
 from unirl_env.rewards.videos.block_matching import grey_frames, moved
-from unirl_env.rewards.videos.frames import video_of
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["MotionScorer", "TemporalConsistency"]
@@ -24,7 +27,7 @@ KNOWN = 2 / 3
 """The least share of the blocks that must be found again; of unlike pictures, half are by chance."""
 
 
-class TemporalConsistency:
+class TemporalConsistency(PassesOptions, passes_to=Placement):
     """How alike the frames of a video are, 1 where nothing changes.
 
     Without a model: the structural similarity of neighbouring frames, in grey, reduced to `side` pixels and
@@ -40,10 +43,7 @@ class TemporalConsistency:
             `"local-dir:/path"`.
         pretrained: A tag of its weights, or the path of a checkpoint.
         side: The shorter side of the reduced frames in pixels, without a model.
-        device: Where the model computes; `"auto"` is a GPU if there is one.
-        dtype: `"float32"`, `"float16"` or `"bfloat16"`, of the model's weights.
-        batch_size: The most frames that go through the model at once.
-        rows_per_forward: Always exactly so many, so that a score is bitwise the same in any company.
+        **network: Where and how the model computes; see `unirl_env.rewards.learned.loading.Placement`.
 
     Raises:
         MissingExtra: If a model is named and open_clip is not installed.
@@ -65,25 +65,14 @@ class TemporalConsistency:
         pretrained: str | os.PathLike | None = None,
         *,
         side: int = 64,
-        device: str | torch.device = "cpu",
-        dtype: str = "float32",
-        batch_size: int = 64,
-        rows_per_forward: int | None = None,
+        **network: Any,
     ):
-        self.side = _checked_side(side)
+        self.side, placement = _checked_side(side), Placement(**network)
         self._model = None
         if model is not None:
             from unirl_env.rewards.learned.open_clip_model import OpenCLIPModel
 
-            self._model = OpenCLIPModel(
-                model,
-                pretrained,
-                asker="TemporalConsistency",
-                device=device,
-                dtype=dtype,
-                batch_size=batch_size,
-                rows_per_forward=rows_per_forward,
-            )
+            self._model = OpenCLIPModel(model, pretrained, placement, asker="TemporalConsistency")
 
     @torch.no_grad()
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
@@ -163,8 +152,7 @@ class MotionScorer:
                 f"{floor} and {enough}; try 0.002 and 0.01."
             )
         for label, number in (("lag", lag), ("pairs", pairs)):
-            if not is_whole(number) or number < 1:
-                raise ConfigError(f"`{label}` must be a whole number from 1 on, got {number!r}.")
+            require(label, number, is_whole(number) and number >= 1, "a whole number from 1 on")
         if not 0 < share <= 1:
             raise ConfigError(f"`share` must lie in (0, 1], got {share}; try 0.05.")
         self.enough, self.floor = float(enough), float(floor)
@@ -203,8 +191,7 @@ class MotionScorer:
 
 
 def _checked_side(side: int) -> int:
-    if not is_whole(side) or side < 16:
-        raise ConfigError(f"`side` must be a whole number of pixels from 16 on, got {side!r}; try 64.")
+    require("side", side, is_whole(side) and side >= 16, "a whole number of pixels from 16 on", "try 64")
     return side
 
 

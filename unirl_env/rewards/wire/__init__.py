@@ -1,12 +1,13 @@
-"""Samples, prompts and scores as bytes: what `RemoteScorer` says to the service, and what it hears."""
+"""Samples, prompts and scores as bytes: the one format that the reward service and its clients speak."""
 
-from unirl_env.rewards.wire.replies import scores_as_json, scores_from_json
-from unirl_env.rewards.wire.requests import (
+from unirl_env.rewards.wire.messages import (
     PROTOCOL,
     TENSORS,
     ScoreRequest,
     decode_request,
     encode_request,
+    scores_as_json,
+    scores_from_json,
 )
 from unirl_env.rewards.wire.tensors import Limits, read_png
 

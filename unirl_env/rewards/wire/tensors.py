@@ -16,6 +16,7 @@ from torch import Tensor
 
 from unirl_env.errors import PromptError, WireError
 from unirl_env.media.pixels import in_8_bits, load_picture, png_bytes
+from unirl_env.settings.fields import setting
 
 __all__ = ["Limits", "TensorReader", "TensorWriter", "png_pixels", "read_png"]
 
@@ -35,14 +36,14 @@ class Limits:
         pictures: Pictures and other tensors of a request.
     """
 
-    body: int = 256 * 2**20
-    samples: int = 1024
-    pixels: int = 16_000_000
-    characters: int = 1_000_000
-    unpacked: int = 4 * 2**30
-    words: int = 32 * 2**20
-    values: int = 4_000_000
-    pictures: int = 16_384
+    body: int = setting(256 * 2**20, least=1)
+    samples: int = setting(1024, least=1)
+    pixels: int = setting(16_000_000, least=1)
+    characters: int = setting(1_000_000, least=1)
+    unpacked: int = setting(4 * 2**30, least=1)
+    words: int = setting(32 * 2**20, least=1)
+    values: int = setting(4_000_000, least=1)
+    pictures: int = setting(16_384, least=1)
 
 
 class TensorWriter:

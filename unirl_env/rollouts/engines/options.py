@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from unirl_env.rewards.spec_check import options_of, require_own
+from unirl_env.arguments.signatures import options_of, require_own
 from unirl_env.rollouts.engines import ENGINES
 
 __all__ = ["check_engine_options"]

@@ -12,7 +12,7 @@ from typing import Any
 from unirl_env.errors import EngineError
 from unirl_env.rollouts.engines.disk import DiskEngine
 from unirl_env.rollouts.engines.process import ServerProcess, free_port
-from unirl_env.rollouts.engines.wire import Wire
+from unirl_env.rollouts.engines.server_client import ServerClient
 
 __all__ = ["ServedEngine"]
 
@@ -59,7 +59,7 @@ class ServedEngine(DiskEngine):
         self.start_seconds, self.answer_seconds = start_seconds, answer_seconds
         self.options = dict(options or {})
         self._process: ServerProcess | None = None
-        self._wire: Any = None
+        self._server: Any = None
         self._start()
 
     # What a leaf answers.
@@ -95,7 +95,7 @@ class ServedEngine(DiskEngine):
 
     def _start(self) -> None:
         if self.url is not None:
-            self._wire = Wire(self.NAME, self.url, key=self._key, seconds=self.answer_seconds)
+            self._server = ServerClient(self.NAME, self.url, key=self._key, seconds=self.answer_seconds)
             self._await_others()
         else:
             port, key = free_port(), secrets.token_urlsafe(24)
@@ -104,14 +104,14 @@ class ServedEngine(DiskEngine):
             self._process = ServerProcess(
                 self.NAME, command, secret=key, required=required, defaults=defaults
             )
-            self._wire = Wire(
+            self._server = ServerClient(
                 self.NAME,
                 f"http://127.0.0.1:{port}",
                 key=key,
                 seconds=self.answer_seconds,
                 last_words=self._last_words,
             )
-            self._process.wait_until(self._wire.healthy, self.start_seconds)
+            self._process.wait_until(self._server.healthy, self.start_seconds)
         try:
             self._greet()
         except BaseException:
@@ -119,16 +119,16 @@ class ServedEngine(DiskEngine):
             raise
 
     def _stop(self) -> None:
-        if self._wire is not None:
-            self._wire.close()
-            self._wire = None
+        if self._server is not None:
+            self._server.close()
+            self._server = None
         if self._process is not None:
             self._process.stop()
             self._process = None
 
     def _await_others(self) -> None:
         deadline = time.monotonic() + self.start_seconds
-        while not self._wire.healthy():
+        while not self._server.healthy():
             if time.monotonic() > deadline:
                 raise EngineError(
                     f"{self.NAME} must answer at {self.url}, got nothing within {self.start_seconds:.0f} s; "

@@ -74,13 +74,13 @@ class SGLangServer(ServedEngine):
         super()._start()
 
     def _greet(self) -> None:
-        info = self._wire.get("/model_info")
+        info = self._server.get("/model_info")
         if "weight_version" not in info:
             raise EngineError(
-                f"SGLang at {self._wire.url} must report the version of its weights, got {sorted(info)}; try "
-                "SGLang 0.5.23."
+                f"SGLang at {self._server.url} must report the version of its weights, got "
+                f"{sorted(info)}; try SGLang 0.5.23."
             )
-        lengths = [model.get("max_model_len") for model in self._wire.get("/v1/models")["data"]]
+        lengths = [model.get("max_model_len") for model in self._server.get("/v1/models")["data"]]
         self.max_length = lengths[0] if lengths and lengths[0] else self.max_length
 
     # What `DiskEngine` asks for.
@@ -92,17 +92,17 @@ class SGLangServer(ServedEngine):
         self._successfully("/unload_lora_adapter", {"lora_name": label})
 
     def _reload(self, directory: str, label: str) -> None:
-        self._wire.post("/pause_generation", {"mode": "abort"})
+        self._server.post("/pause_generation", {"mode": "abort"})
         try:
             self._successfully(
                 "/update_weights_from_disk",
                 {"model_path": directory, "flush_cache": True, "weight_version": label},
             )
         finally:
-            self._wire.post("/continue_generation", {})
+            self._server.post("/continue_generation", {})
 
     def _relabel(self, label: str) -> None:
-        self._wire.post("/flush_cache")
+        self._server.post("/flush_cache")
         self._successfully("/update_weight_version", {"new_version": label, "abort_all_requests": False})
 
     def _make(self, requests: Sequence[Request], temperature: float, adapter: str | None) -> list[Made]:
@@ -124,7 +124,7 @@ class SGLangServer(ServedEngine):
             }
             for request in requests
         ]
-        return [self._made(answer, truncated) for answer in self._wire.post_each("/generate", bodies)]
+        return [self._made(answer, truncated) for answer in self._server.post_each("/generate", bodies)]
 
     def _made(self, answer: Mapping[str, Any], truncated: bool) -> Made:
         tokens, meta = answer["output_ids"], answer["meta_info"]
@@ -151,6 +151,6 @@ class SGLangServer(ServedEngine):
         return Made(tokens, log_probs, {str(span["version"]) for span in spans})
 
     def _successfully(self, path: str, body: Mapping[str, Any]) -> None:
-        answer = self._wire.post(path, body)
+        answer = self._server.post(path, body)
         if not isinstance(answer, Mapping) or not answer.get("success"):
-            raise EngineError(f"SGLang at {self._wire.url} must accept {path}, got {answer}.")
+            raise EngineError(f"SGLang at {self._server.url} must accept {path}, got {answer}.")

@@ -87,14 +87,14 @@ class VLLMServer(ServedEngine):
 
     def _greet(self) -> None:
         try:
-            self._wire.get("/weight_info")
+            self._server.get("/weight_info")
         except EngineError as error:
             raise EngineError(
-                f"vLLM at {self._wire.url} must let weights be published, got no such route; start it with "
+                f"vLLM at {self._server.url} must let weights be published, got no such route; start it with "
                 "VLLM_SERVER_DEV_MODE=1 and the options that docs/engines.md lists."
             ) from error
         self._repacks = self._can_repack()
-        served = self._wire.get("/v1/models")["data"]
+        served = self._server.get("/v1/models")["data"]
         self._base = next(model["id"] for model in served if not model.get("parent"))
         self.max_length = next(model["max_model_len"] for model in served if model.get("max_model_len"))
 
@@ -111,28 +111,28 @@ class VLLMServer(ServedEngine):
     # What `DiskEngine` asks for.
 
     def _add_adapter(self, label: str, directory: str) -> None:
-        self._wire.post("/v1/load_lora_adapter", {"lora_name": label, "lora_path": directory})
+        self._server.post("/v1/load_lora_adapter", {"lora_name": label, "lora_path": directory})
 
     def _remove_adapter(self, label: str) -> None:
-        self._wire.post("/v1/unload_lora_adapter", {"lora_name": label})
+        self._server.post("/v1/unload_lora_adapter", {"lora_name": label})
 
     def _reload(self, directory: str, label: str) -> None:
-        self._wire.post("/pause", mode="abort")
+        self._server.post("/pause", mode="abort")
         try:
             self._remotely("reload_weights", weights_path=directory)
             if self._repacks:
                 self._remotely("repack_heads")
             self._relabel(label)
         finally:
-            self._wire.post("/resume")
+            self._server.post("/resume")
 
     def _relabel(self, label: str) -> None:
         # All three: keys and values of the old weights would be reused without a word.
-        if not self._wire.post("/reset_prefix_cache").get("success"):
+        if not self._server.post("/reset_prefix_cache").get("success"):
             raise EngineError("vLLM must be idle while weights change, got requests under way.")
-        self._wire.post("/reset_mm_cache")
-        self._wire.post("/reset_encoder_cache")
-        self._wire.post("/update_weight_version", {"new_version": label})
+        self._server.post("/reset_mm_cache")
+        self._server.post("/reset_encoder_cache")
+        self._server.post("/update_weight_version", {"new_version": label})
 
     def _make(self, requests: Sequence[Request], temperature: float, adapter: str | None) -> list[Made]:
         bodies = []
@@ -148,14 +148,14 @@ class VLLMServer(ServedEngine):
                 body["content_parts"] = [{"type": "image_url", "url": uri} for uri in uris]
                 body["return_token_ids"] = True
             bodies.append(body)
-        answers = self._wire.post_each("/inference/v1/generate", bodies)
+        answers = self._server.post_each("/inference/v1/generate", bodies)
         for request, answer in zip(requests, answers, strict=True):
             if request.prompt.images:
                 self.pictures.check(request, answer["prompt_token_ids"])
         return [_made(answer["choices"][0]) for answer in answers]
 
     def _remotely(self, method: str, **arguments: str) -> None:
-        self._wire.post("/collective_rpc", {"method": method, "kwargs": arguments})
+        self._server.post("/collective_rpc", {"method": method, "kwargs": arguments})
 
 
 def _made(choice: dict) -> Made:

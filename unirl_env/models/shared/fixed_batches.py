@@ -1,0 +1,66 @@
+"""Forwards in batches of one size: they bound memory, and a row's result does not depend on the whole batch.
+
+Matrix libraries choose another order of summation for another number of rows, so a network's last bits change
+with the size of its batch. In batches of one fixed size, the last one padded, they do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from unirl_env.types import Sample
+
+__all__ = ["in_fixed_batches", "painted", "pictures_at_once"]
+
+PIXELS_AT_ONCE = 128 * 128
+"""In one forward: small pictures are faster together, and large ones fill a device by themselves."""
+
+
+def in_fixed_batches(function: Callable[..., Tensor], *batches: Tensor, rows: int | None) -> Tensor:
+    """`function(*batches)`, evaluated `rows` rows at a time.
+
+    Args:
+        function: Of tensors `[n, ...]`, to `[n, ...]`; row i must depend on row i alone.
+        *batches: Tensors `[N, ...]`.
+        rows: Size of a batch, the last one filled up with copies of its last row; None evaluates all at once.
+
+    Returns:
+        `[N, ...]`.
+    """
+    count = len(batches[0])
+    if rows is None or count == 0:
+        return function(*batches)
+    results = []
+    for start in range(0, count, rows):
+        fixed = [batch[start : start + rows] for batch in batches]
+        size = len(fixed[0])
+        if size < rows:
+            fixed = [torch.cat([part, part[-1:].expand(rows - size, *part.shape[1:])]) for part in fixed]
+        results.append(function(*fixed)[:size])
+    return torch.cat(results)
+
+
+def pictures_at_once(height: int, width: int) -> int:
+    """How many pictures of that size in pixels are encoded or decoded in one forward."""
+    return max(1, PIXELS_AT_ONCE // (height * width))
+
+
+def painted(decode: Callable[[Tensor], Tensor], finished: Tensor, height: int, width: int) -> list[Sample]:
+    """Finished latents or tokens `[B, ...]` as B samples with an `image` `[3, H, W]` float32 in [0, 1].
+
+    Args:
+        decode: From n of them to pictures `[n, 3, H, W]` in [-1, 1].
+        finished: All of them.
+        height: H.
+        width: W.
+    """
+
+    def shown(finished: Tensor) -> Tensor:
+        return (decode(finished).float() / 2 + 0.5).clamp(0, 1).cpu()
+
+    pictures = in_fixed_batches(shown, finished, rows=pictures_at_once(height, width))
+    # Clones, because a view would carry the whole batch along wherever it is sent.
+    return [Sample(image=picture.clone()) for picture in pictures]
