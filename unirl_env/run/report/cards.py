@@ -222,7 +222,7 @@ def answers(columns: Columns, reward: str = "reward", most: int = 8) -> str:
     folder, _ = next(iter(columns.values()))
     if not load_texts(folder):
         return ""
-    return cards(columns, lambda label, prompt, number, text: _said(text), reward, most)
+    return cards(columns, lambda label, prompt, number, text: _text(text), reward, most)
 
 
 def cards(
@@ -290,7 +290,7 @@ def _question(asked: Mapping[str, Any], pictures: Sequence[Path]) -> str:
     return f'<div class="ask">{seen(pictures)}<div class="words">{folded(asked["text"])}{wanted}</div></div>'
 
 
-def _said(text: Text | None) -> str:
+def _text(text: Text | None) -> str:
     return '<div class="said none">not saved</div>' if text is None else folded(text["text"])
 
 
