@@ -27,6 +27,7 @@ from unirl_env.run.preflight import check_all
 from unirl_env.run.progress import waiting
 from unirl_env.run.record import checkpoint as checkpoints
 from unirl_env.run.record.checkpoint import Checkpoint
+from unirl_env.run.record.files import replace_text
 from unirl_env.run.record.folder import RunFolder, locate
 from unirl_env.run.record.logbook import as_json
 from unirl_env.run.record.samples import save_samples
@@ -114,9 +115,7 @@ def compare(
             parts.agent.export_weights(str(options.export))
     finally:
         stop(parts.agent)
-    draft = out / ".comparison.json"
-    draft.write_text(json.dumps(as_json(rows), indent=1), encoding="utf-8")
-    draft.replace(out / "comparison.json")
+    replace_text(out / "comparison.json", json.dumps(as_json(rows), indent=1))
     facts = [
         f"iteration {chosen.iteration} beside its base",
         cfg.model.env,

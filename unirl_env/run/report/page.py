@@ -12,6 +12,7 @@ from typing import Any
 from unirl_env.errors.masks import hide
 from unirl_env.run.compose.yaml import flat, read_yaml
 from unirl_env.run.progress import clock
+from unirl_env.run.record.files import replace_text
 from unirl_env.run.record.folder import RunFolder
 from unirl_env.run.record.logbook import read_rows
 from unirl_env.run.record.samples import load_texts
@@ -308,7 +309,5 @@ def _write(path: Path, title: str, body: str) -> Path:
         f"<title>{html.escape(title)}</title><style>{style}</style></head>"
         f"<body><main>{body}</main><script>{script}</script></body></html>"
     )
-    draft = path.with_name(f".{path.name}")
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(path)
+    replace_text(path, page)
     return path
