@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 
 from unirl_env.errors import ContractError, DiskError, NoAnswer, OutOfMemory, ScorerError
 from unirl_env.run import watchdog
+from unirl_env.run.agent_setup import Parts
 from unirl_env.run.entry import Lasting, guarded
 from unirl_env.run.failure import explained
 from unirl_env.run.launch import launch
-from unirl_env.run.parts import Parts
 from unirl_env.run.record import checkpoint as checkpoints
 from unirl_env.run.record.logbook import read_rows
 
