@@ -368,15 +368,13 @@ class TokenVectorEnv(GenerativeVectorEnv):
         self.language_model, self.tool = language_model, tool
         self._writing = Writing(
             language_model,
-            num_envs=self.num_envs,
+            **self._shared,
             max_new_tokens=self.max_new_tokens,
             max_prompt_tokens=self.max_prompt_tokens,
             tool=tool,
             max_turns=self.max_turns,
             with_inputs=truth("with_inputs", with_inputs),
             waits=self.metadata["autoreset_mode"] is AutoresetMode.DISABLED,
-            device=self.device,
-            array_backend=self.array_backend,
         )
         self.max_length = self._writing.max_length
         self._play(self._writing)
