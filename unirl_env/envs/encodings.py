@@ -52,7 +52,7 @@ class EncodingCache:
         return {**self.__dict__, "_kept": OrderedDict()}
 
     def of(self, keys: Sequence[Hashable], things: Sequence[Any]) -> dict[str, Tensor]:
-        """The readings of B things, each tensor `[B, ...]` and a copy of its own.
+        """The encodings of B things, each tensor `[B, ...]` and a copy of its own.
 
         Args:
             keys: What tells the things apart. A key may hold a thing's `id`, because what is kept lives on.
@@ -68,7 +68,7 @@ class EncodingCache:
         return {name: torch.cat([row[name] for row in rows.values()])[at] for name in names}
 
     def forget(self, most: int) -> None:
-        """Keep the `most` readings that were asked for last."""
+        """Keep the `most` encodings that were asked for last."""
         while len(self._kept) > most:
             self._kept.popitem(last=False)
 
@@ -82,7 +82,7 @@ class EncodingCache:
 
 
 def prompt_key(prompt: Prompt, text: str) -> Hashable:
-    """What tells apart the readings of the `text` of a prompt: the text, unless there is more to read."""
+    """What tells apart the encodings of the `text` of a prompt: the text, unless there is more to read."""
     return (text, id(prompt)) if prompt.images or prompt.messages else text
 
 
@@ -152,7 +152,7 @@ class HybridContexts:
         model: Whose image view.
         example: A prompt, from whose context the shapes are read.
         with_negative: Encode negative prompts as well.
-        size: How many readings to keep; those of the latest batch are kept in any case.
+        size: How many encodings to keep; those of the latest batch are kept in any case.
         device: Where they are kept.
     """
 

@@ -43,9 +43,9 @@ class Packing:
     """Where the sequences of a packed row lie, worked out once for all layers of a forward pass.
 
     Attributes:
-        gather: One `[n_k, m_k]` int64 for each lot of sequences of about one length: the positions in the
+        gather: One `[n_k, m_k]` int64 for each batch of sequences of about one length: the positions in the
             row, the last one repeated as padding.
-        scatter: `[L]` int64, where each token stands in the padded lots one after another.
+        scatter: `[L]` int64, where each token stands in the padded batches one after another.
         offsets: `[n + 1]` int32, the beginnings of the sequences and the end of the last.
         longest: Tokens of the longest sequence.
     """
@@ -82,17 +82,17 @@ class Packing:
 
 
 def _lots(lengths: Tensor) -> list[Tensor]:
-    """Row numbers in lots, so that none is much shorter than the longest of its lot."""
+    """Row numbers in batches, so that none is much shorter than the longest of its batch."""
     if lengths.max() <= WASTE * lengths.min():
         return [torch.arange(len(lengths))]
     order = lengths.argsort(stable=True)
-    lots, start = [], 0
+    batches, start = [], 0
     ordered = lengths[order].tolist()
     for stop in range(1, len(ordered) + 1):
         if stop == len(ordered) or ordered[stop] > WASTE * ordered[start]:
-            lots.append(order[start:stop])
+            batches.append(order[start:stop])
             start = stop
-    return lots
+    return batches
 
 
 def register() -> str:
