@@ -29,6 +29,11 @@ __all__ = [
     "space_of",
 ]
 
+LARGEST = 2**31 - 1
+"""Token ids lie far below; a box up to the end of int64 could not be sampled from."""
+ALONG_THE_PROMPT = ("positions",)
+"""Inputs whose last axis counts the prompt's tokens."""
+
 
 class EncodingCache:
     """What an encoder says of things, each distinct thing asked once and alone.
@@ -84,10 +89,6 @@ class EncodingCache:
 def prompt_key(prompt: Prompt, text: str) -> Hashable:
     """What tells apart the encodings of the `text` of a prompt: the text, unless there is more to read."""
     return (text, id(prompt)) if prompt.images or prompt.messages else text
-
-
-LARGEST = 2**31 - 1
-"""Token ids lie far below; a box up to the end of int64 could not be sampled from."""
 
 
 class Contexts:
@@ -192,12 +193,6 @@ class HybridContexts:
                     f"{got}."
                 )
         return context
-
-
-ALONG_THE_PROMPT = ("positions",)
-"""Inputs whose last axis counts the prompt's tokens."""
-LARGEST = 2**31 - 1
-"""Positions and grid sizes lie far below; a box up to the end of int64 could not be sampled from."""
 
 
 def input_limits(language_model: Words, max_prompt_tokens: int) -> dict[str, tuple[Any, ...]]:

@@ -33,6 +33,9 @@ __all__ = ["IMAGE", "NUM_STEPS", "TEXT", "HybridVectorEnv", "TwoPhases"]
 TEXT, IMAGE = 0, 1
 """The values of `phase`."""
 
+NUM_STEPS = 10
+"""Denoising steps where no number is given."""
+
 
 class Beginning(NamedTuple):
     """What the phases of new episodes begin with, and the context of pictures that begin at once."""
@@ -225,10 +228,6 @@ class TwoPhases(Activity):
                 "in autoreset mode DISABLED, if another one is there."
             )
         return parts
-
-
-NUM_STEPS = 10
-"""Denoising steps where no number is given."""
 
 
 class HybridVectorEnv(GenerativeVectorEnv):

@@ -30,6 +30,9 @@ UNLIMITED = 2**62
 BEFORE = 16
 """Tokens of the prompt that a sample shows, among them the mark by which a chat template opens a thought."""
 
+MAX_NEW_TOKENS, MAX_PROMPT_TOKENS = 256, 512
+"""The limits where none are given."""
+
 
 class NextTokens(NamedTuple):
     """What is said at one step.
@@ -276,10 +279,6 @@ class Writing(Activity):
             "is_action": spaces.Box(0, 1, (length,), np.int8),
             **{name: space_of(limit) for name, limit in self.observed.items()},
         }
-
-
-MAX_NEW_TOKENS, MAX_PROMPT_TOKENS = 256, 512
-"""The limits where none are given."""
 
 
 class TokenVectorEnv(GenerativeVectorEnv):

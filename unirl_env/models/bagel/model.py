@@ -37,6 +37,13 @@ THINK = (
 )
 """What the published model is told so that it plans a picture in words."""
 
+SHIFT = 3.0
+PICTURES = ("pixel_values", "image_grid_thw")
+"""Of the text view's inputs, those that the image view reads; positions follow from the grids."""
+PIXELS = 16
+"""Along the side of a token."""
+TEXT_TOKENS = 512
+
 
 class BagelText(LanguageModel):
     """Blocks `<|im_start|>...<|im_end|>` one after another; there are no roles.
@@ -213,11 +220,6 @@ def layer_names(layers: int, kind: str) -> tuple[str, ...]:
     )
 
 
-SHIFT = 3.0
-PICTURES = ("pixel_values", "image_grid_thw")
-"""Of the text view's inputs, those that the image view reads; positions follow from the grids."""
-
-
 class BagelImage(SharedBackbone, Denoiser):
     """Latents `[16, H / 8, W / 8]` of FLUX's autoencoder.
 
@@ -325,11 +327,6 @@ class BagelImage(SharedBackbone, Denoiser):
             inputs = {"pixel_values": pixels[real], "image_grid_thw": grids[patches > 0]}
         positions = grid_positions(tokens.shape[1], grids, self._text.before)
         return network.read(tokens, positions, length, inputs, self._text.special["picture"])
-
-
-PIXELS = 16
-"""Along the side of a token."""
-TEXT_TOKENS = 512
 
 
 class Bagel(SharedBackbone, UnifiedModel):

@@ -33,6 +33,9 @@ __all__ = ["TARGETS", "HunyuanImage3", "ImageView", "TextView"]
 TARGETS = ("self_attn.qkv_proj", "self_attn.o_proj", "shared_mlp.gate_and_up_proj", "shared_mlp.down_proj")
 """Layers that every token passes. The experts, 97 % of the weights, stay as they are."""
 
+PROMPT_NAME = re.compile(r"en(_[a-z]+)+")
+"""What names a published system prompt rather than being one."""
+
 
 class TextView(SharedBackbone, LanguageModel):
     """Words: thoughts about a picture, or its description.
@@ -168,10 +171,6 @@ class ImageView(SharedBackbone, Denoiser):
 
         rows = torch.arange(len(latent), device=latent.device)
         return in_fixed_batches(forward, latent, sigma, rows, rows=self.rows_per_forward)
-
-
-PROMPT_NAME = re.compile(r"en(_[a-z]+)+")
-"""What names a published system prompt rather than being one."""
 
 
 class HunyuanImage3(SharedBackbone, UnifiedModel):

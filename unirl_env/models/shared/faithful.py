@@ -2,8 +2,8 @@
 
 Both ways are compared where a network is loaded: several texts packed into a row, as they are scored, and
 generated with a cache behind padding, as they are sampled. The rollout cannot tell: it shares the kernel with
-the learner. Where a network cannot be read packed, its texts stand alone (`models.shared.alone`), which is compared
-likewise; what is right in no way is refused.
+the learner. Where a network cannot be read packed, its texts stand alone (`models.shared.alone`), which is
+compared likewise; what is right in no way is refused.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class Packing:
         ends = lengths.cumsum(0)
         offsets = torch.cat([ends.new_zeros(1), ends])
         gather, scatter, filled = [], torch.empty(int(ends[-1]), dtype=torch.int64), 0
-        for rows in _lots(lengths):
+        for rows in _batches(lengths):
             width = int(lengths[rows].max())
             place = torch.arange(width)
             index = offsets[rows][:, None] + torch.minimum(place, lengths[rows][:, None] - 1)
@@ -81,7 +81,7 @@ class Packing:
         return cls(tuple(gather), scatter.to(device), offsets.to(device, torch.int32), int(lengths.max()))
 
 
-def _lots(lengths: Tensor) -> list[Tensor]:
+def _batches(lengths: Tensor) -> list[Tensor]:
     """Row numbers in batches, so that none is much shorter than the longest of its batch."""
     if lengths.max() <= WASTE * lengths.min():
         return [torch.arange(len(lengths))]

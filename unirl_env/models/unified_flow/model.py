@@ -32,6 +32,8 @@ from unirl_env.types import Prompt, Sample
 
 __all__ = ["UnifiedFlow", "UnifiedPicture", "UnifiedText"]
 
+MARKS = ("begin_image_token_id", "source_start_token_id", "source_token_id", "source_end_token_id")
+
 
 class UnifiedText(ChatWords, SharedBackbone, LanguageModel):
     """The words: a chat, before it the picture that a prompt may bring, each patch of its latent a token.
@@ -194,9 +196,6 @@ class UnifiedPicture(SharedBackbone, Denoiser):
     def velocity(self, network: nn.Module, latent: Tensor, sigma: Tensor, context: Prefix) -> Tensor:
         """The network's prediction `[N, C, H, W]`, in its own dtype."""
         return network.velocity(latent, sigma, context)
-
-
-MARKS = ("begin_image_token_id", "source_start_token_id", "source_token_id", "source_end_token_id")
 
 
 class UnifiedFlow(UnifiedModel):
