@@ -24,7 +24,6 @@ __all__ = [
     "context_spaces",
     "encode_prompts",
     "input_limits",
-    "padded_inputs",
     "prompt_key",
     "space_of",
 ]
@@ -231,21 +230,6 @@ def encode_prompts(
             _check_rows(encoded, prompt, language_model)
             known[id(prompt)] = _checked(encoded, prompt, max_prompt_tokens, limits)
     return [known[id(prompt)] for prompt in prompts]
-
-
-def padded_inputs(
-    encodings: Sequence[Encoded], limits: Mapping[str, tuple[Any, ...]]
-) -> dict[str, torch.Tensor]:
-    """The inputs of B encodings, each `[B, *limit]`, zeros where an encoding has less."""
-    padded = {}
-    for name, (shape, dtype) in limits.items():
-        rows = torch.zeros(len(encodings), *shape, dtype=getattr(torch, dtype.name))
-        for row, encoded in zip(rows, encodings, strict=True):
-            if name in encoded.inputs:
-                value = encoded.inputs[name]
-                row[tuple(map(slice, value.shape))] = value.to(rows)
-        padded[name] = rows
-    return padded
 
 
 def _check_rows(encoded: Encoded, prompt: Prompt, language_model: Words) -> None:

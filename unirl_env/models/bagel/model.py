@@ -25,7 +25,7 @@ from unirl_env.models.shared.loading import as_dtype
 from unirl_env.models.shared.output_layer import output_states, output_weight
 from unirl_env.models.shared.spelling import Spelling
 from unirl_env.models.unified import SharedBackbone, UnifiedModel
-from unirl_env.models.words import Encoded, LanguageModel
+from unirl_env.models.words import Encoded, LanguageModel, padded_inputs, padded_prompts
 from unirl_env.types import Prompt, Sample
 
 __all__ = ["PICTURES", "Bagel", "BagelImage", "BagelText", "layer_names"]
@@ -264,25 +264,9 @@ class BagelImage(SharedBackbone, Denoiser):
         encoded = [read(prompt) for prompt in prompts]
         close = [self._text.special["end"]] if self._text.thinking and not negative else []
         rows = [[*each.tokens.tolist(), *close] for each in encoded]
-        width = self.max_prompt_tokens
-        for prompt, row in zip(prompts, rows, strict=True):
-            if len(row) > width:
-                raise PromptError(
-                    f"A prompt must have at most {width} tokens, got {len(row)} for prompt "
-                    f"{prompt.id[:60]!r}; try a shorter prompt or a larger `max_prompt_tokens`."
-                )
-        context = {
-            "tokens": torch.full((len(rows), width), self._text.pad_id),
-            "length": torch.tensor([len(row) for row in rows]),
-        }
-        for row, tokens in zip(rows, context["tokens"], strict=True):
-            tokens[: len(row)] = torch.tensor(row, dtype=torch.int64)
-        spaces = self._text.input_spaces
-        for name, (shape, dtype) in ((name, spaces[name]) for name in PICTURES if name in spaces):
-            context[name] = torch.zeros(len(rows), *shape, dtype=getattr(torch, dtype))
-            for each, out in zip(encoded, context[name], strict=True):
-                value = each.inputs.get(name, torch.zeros(0, *shape[1:]))
-                out[tuple(map(slice, value.shape))] = value.to(out)
+        context = padded_prompts(prompts, rows, self.max_prompt_tokens, self._text.pad_id)
+        spaces = {name: space for name, space in self._text.input_spaces.items() if name in PICTURES}
+        context |= padded_inputs(encoded, spaces)
         return {name: tensor.to(self._text.device) for name, tensor in context.items()}
 
     def decode(self, latents: Tensor) -> list[Sample]:
