@@ -1,6 +1,5 @@
 """Sharing out: every episode once, global denominators, one copy of a shared context."""
 
-
 import pytest
 import torch
 
