@@ -51,7 +51,7 @@ WITHOUT_RAY = {
     "rollouts.play",
     "rollouts.request",
 }
-HYDRA = {"settings.literal", "run.compose", "train", "service.settings"}
+HYDRA = {"settings.literal", "run.compose", "train", "service.service_settings"}
 DOOR_TO_THE_ENVIRONMENT = {
     "run.entry", "train", "evaluate", "run.launch", "run.trust",
     # vLLM takes some settings from the environment alone: defaults are set before it is imported,

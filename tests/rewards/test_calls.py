@@ -11,7 +11,7 @@ from chat_stand_in import ChatStandIn
 
 from unirl_env.errors import ConfigError, WireError
 from unirl_env.http import CallFailed
-from unirl_env.rewards.external.calls import FIRST_PAUSE, Calls, complain
+from unirl_env.rewards.external.endpoint import FIRST_PAUSE, Calls, complain
 from unirl_env.rewards.external.rate_limit import RateLimit
 
 BUSY = (429, {"error": {"message": "slow down"}}, {"Retry-After": "7"})

@@ -10,7 +10,7 @@ from unirl_env.arguments.extras import require_extra
 from unirl_env.arguments.signatures import options_of, require_own
 from unirl_env.errors import ConfigError
 from unirl_env.registry import instance
-from unirl_env.rewards.names import SCORERS
+from unirl_env.rewards.scorer_names import SCORERS
 from unirl_env.rewards.scoring import checked_scorer
 from unirl_env.rewards.secrets import resolved
 from unirl_env.types import Scorer

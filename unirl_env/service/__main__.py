@@ -51,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _serve(arguments: argparse.Namespace, console: Console) -> int:
     try:
         from unirl_env.service.app import create_app
-        from unirl_env.service.serving import Server, bound_socket, serve
+        from unirl_env.service.server import Server, bound_socket, serve
     except ModuleNotFoundError as error:
         raise MissingExtra(error.name or "fastapi", "serve") from error
-    from unirl_env.service.settings import check_door, read_settings
+    from unirl_env.service.service_settings import check_door, read_settings
 
     settings = read_settings(arguments.config, arguments.overrides, arguments.reward)
     if not settings.rewards:

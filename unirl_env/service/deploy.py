@@ -25,7 +25,7 @@ from unirl_env.command_line import Parser
 from unirl_env.errors import ConfigError, ScorerError, UnirlError
 from unirl_env.rewards.secrets import secret
 from unirl_env.service.app import create_app
-from unirl_env.service.settings import ServiceSettings, check_door, read_settings, read_value
+from unirl_env.service.service_settings import ServiceSettings, check_door, read_settings, read_value
 from unirl_env.settings.fields import Settings, setting
 
 __all__ = ["Replicas", "RewardReplica", "application", "bound", "main", "replicas_of", "serve_rewards"]

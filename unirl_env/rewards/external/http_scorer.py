@@ -15,9 +15,9 @@ from unirl_env.errors import ConfigError, ContractError, WireError
 from unirl_env.http import CallFailed, Deadline
 from unirl_env.media.pixels import png_uri
 from unirl_env.rewards.asks import Ask
-from unirl_env.rewards.external.calls import EndpointScorer, complain
+from unirl_env.rewards.external.endpoint import EndpointScorer, complain
 from unirl_env.rewards.inputs import picture_of
-from unirl_env.rewards.texts.answers import answer_text
+from unirl_env.rewards.texts.text_answers import answer_text
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["HTTPScorer"]

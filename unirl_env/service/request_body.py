@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from unirl_env.errors import WireError
 from unirl_env.rewards.wire import TENSORS, Limits, ScoreRequest, decode_request
 from unirl_env.rewards.wire.messages import RANKS, json_in
-from unirl_env.service.replies import RETRY_SECONDS, Refused
+from unirl_env.service.error_replies import RETRY_SECONDS, Refused
 from unirl_env.service.schema import LONGEST_ID, read_json
 from unirl_env.types import Sample
 
