@@ -16,7 +16,7 @@ import ray
 import torch
 from timing import interleaved, report
 
-from unirl_env.agents.names import default_config
+from unirl_env.agents.by_name import default_config
 from unirl_env.envs import PromptSource
 from unirl_env.models.tiny import TinySD3Denoiser
 from unirl_env.policies.actor import Actor, LoRAConfig

@@ -127,7 +127,7 @@ class RingVectorEnv(VectorEnv):
         rows, seen, seeds = np.asarray(indices), set(), []
         for i, row in enumerate(rows.tolist()):
             own = int(self.state["seed"][row])
-            seeds.append(F.derive_seed(own, "heir", i) if row in seen else own)
+            seeds.append(F.derive_seed(own, "copy", i) if row in seen else own)
             seen.add(row)
         picked = {name: self.state[name][rows] for name in ("place", "group")}
         self.state = {**self.state, **picked, "seed": np.array(seeds)}

@@ -25,6 +25,7 @@ ROOMS = [
     "wrappers",
 ]
 MODULES = [
+    "episode",
     "errors",
     "types",
     "policies.packing",

@@ -8,7 +8,7 @@ What a whole group shares is kept once: `context` has one row for each distinct 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -18,7 +18,7 @@ from unirl_env.arguments.indices import places_or_mask
 from unirl_env.errors import ShapeError
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["EpisodeBatch", "Phase"]
+__all__ = ["EpisodeBatch", "Phase", "cat_padded", "distinct"]
 
 
 @dataclass(frozen=True)
@@ -160,13 +160,13 @@ class Phase:
                 rows.append(phase.context_row + offset)
                 offset += next(iter(phase.context.values())).shape[0] if phase.context else 0
         means, finals = [phase.mean for phase in phases], [phase.final for phase in phases]
-        join = _cat_padded if ragged else _cat
+        join = cat_padded if ragged else _cat
         return cls(
             observation={k: join([p.observation[k] for p in phases]) for k in first.observation},
             action=join([p.action for p in phases], -1),
             log_prob=join([p.log_prob for p in phases]),
             mask=join([p.mask for p in phases]),
-            context={k: _cat_padded([p.context[k] for p in phases]) for k in first.context},
+            context={k: cat_padded([p.context[k] for p in phases]) for k in first.context},
             context_row=torch.cat(rows) if rows else None,
             mean=None if any(mean is None for mean in means) else join(means),
             final=None if any(final is None for final in finals) else _cat(finals),
@@ -281,11 +281,20 @@ class EpisodeBatch:
         )
 
 
+def distinct(keys: Sequence[Hashable]) -> tuple[Tensor, Tensor]:
+    """The first of B episodes with each key `[P]`, and for each episode which of them it shares `[B]`."""
+    first: dict[Hashable, int] = {}
+    for i, key in enumerate(keys):
+        first.setdefault(key, i)
+    place = {key: p for p, key in enumerate(first)}
+    return torch.tensor([*first.values()]), torch.tensor([place[key] for key in keys])
+
+
 def _cat(tensors: Sequence[Tensor], fill: float = 0) -> Tensor:
     return torch.cat(list(tensors))
 
 
-def _cat_padded(tensors: Sequence[Tensor], fill: float = 0) -> Tensor:
+def cat_padded(tensors: Sequence[Tensor], fill: float = 0) -> Tensor:
     """Join tensors `[n, ...]` that may differ in later sizes; they are filled up at their ends."""
     ranks = {tensor.ndim for tensor in tensors}
     if len(ranks) != 1:

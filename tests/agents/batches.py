@@ -4,7 +4,7 @@ import torch
 from toy import POINTS, make_points
 
 import unirl_env.functional as F
-from unirl_env.agents.shards import share_out
+from unirl_env.agents.batching import share_out
 from unirl_env.prompts.sources import PromptSource
 from unirl_env.rollouts.play import Rollout
 from unirl_env.rollouts.request import RolloutRequest

@@ -2,7 +2,7 @@
 
 import torch
 
-from unirl_env.agents.base import Agent
+from unirl_env.agents.agent import Agent
 from unirl_env.agents.config import AgentConfig
 from unirl_env.agents.loss import Loss, Metric
 from unirl_env.settings import StepSettings

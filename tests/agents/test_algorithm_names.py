@@ -8,7 +8,8 @@ import pytest
 from toy import toy_config
 
 from unirl_env.agents import AGENTS, Agent, AgentConfig, FlowDPPOConfig, GRPOConfig, Loss
-from unirl_env.agents.names import algorithm_name, default_config, path_of, same_algorithm
+from unirl_env.agents.by_name import default_config
+from unirl_env.agents.catalogue import algorithm_name, path_of, same_algorithm
 from unirl_env.errors import CheckpointError, ConfigError
 from unirl_env.run.parts import agent_config
 from unirl_env.settings import RunConfig

@@ -9,9 +9,7 @@ from test_learner import learn, make_learner
 from test_shards import batch_of
 
 import unirl_env.functional as F
-from unirl_env.agents.epochs import optimizer_steps, spread
-from unirl_env.agents.replay import replayed
-from unirl_env.agents.shards import share_out
+from unirl_env.agents.batching import optimizer_steps, share_out, spread
 from unirl_env.errors import ShapeError
 
 GROUP = torch.arange(8).repeat_interleave(6)
@@ -82,15 +80,15 @@ def test_an_episode_travels_once_whatever_the_number_of_epochs():
     for learners in (1, 2):
         shards = share_out(batch, {"image": torch.arange(24.0)}, num_learners=learners, **options)
         for shard in shards:
-            seeds = shard.batch.episode_seed.tolist()
+            seeds = shard.episode_seed.tolist()
             assert len(set(seeds)) == len(seeds) == len(shard.advantages["image"])
             assert shard.advantages["image"].tolist() == seeds, "advantages belong to their episodes"
-            assert len(shard.batch.phases["image"].context["point"]) == len(shard.batch.group.unique())
+            assert len(shard.phases["image"].context["point"]) == len(shard.group.unique())
             assert len(shard.steps) == len(shard.denominators) == 8
         for number, step in enumerate(
             optimizer_steps(batch.group, num_minibatches=2, num_epochs=4, shuffle="episode", seed=5)
         ):
-            taken = torch.cat([shard.batch.episode_seed[shard.steps[number]] for shard in shards])
+            taken = torch.cat([shard.episode_seed[shard.steps[number]] for shard in shards])
             assert taken.sort().values.tolist() == step.tolist()
 
 
@@ -164,15 +162,13 @@ def test_two_learners_replay_what_they_take_in_later_epochs(monkeypatch):
     learner = make_learner("grpo", anchor="replay")
     batch = play(learner.policy)
     shards = shards_of(batch, num_learners=2, num_epochs=4, shuffle="episode", seed=1)
-    assert sum(len(shard.batch) for shard in shards) > len(batch)
+    assert sum(len(shard) for shard in shards) > len(batch)
     for shard in shards:
-        steps = learner._lots(shard, type("Report", (), {"phases": {}})())
-        phase = shard.batch.phases["image"]
+        steps = learner._minibatches(shard, type("Report", (), {"phases": {}})())
+        phase = shard.phases["image"]
         empty = replace(phase, log_prob=torch.full_like(phase.log_prob, torch.nan))
-        spoiled = replace(shard, batch=replace(shard.batch, phases={"image": empty}))
-        found = (
-            replayed(spoiled, steps, learner.config.losses, learner._scored).batch.phases["image"].log_prob
-        )
+        spoiled = replace(shard, phases={"image": empty})
+        found = learner._replayed(spoiled, steps).phases["image"].log_prob
         torch.testing.assert_close(found, phase.log_prob, rtol=0, atol=1e-5)
 
 

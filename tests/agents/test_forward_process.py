@@ -15,7 +15,7 @@ import unirl_env  # noqa: F401, registers the ids
 import unirl_env.agents.loss as loss_module
 import unirl_env.functional as F
 from unirl_env.agents import Agent, AgentConfig, GRPOConfig
-from unirl_env.agents.first_update import FirstUpdate
+from unirl_env.agents.selfcheck import FirstUpdate
 from unirl_env.errors import ConfigError
 from unirl_env.functional.mixtures import GaussianMixture, mixture_velocity
 from unirl_env.prompts.sources import PromptSource

@@ -5,8 +5,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from unirl_env.agents.gradients import FlatGradient
-from unirl_env.agents.masters import Masters
+from unirl_env.agents.learner import FlatGradient, Masters
 
 
 def parameters():

@@ -7,7 +7,7 @@ import torch
 from janus_cases import write_tiny_janus
 
 from unirl_env.agents import DRPOConfig, FlowDPPOConfig, GRPOConfig, GSPOConfig
-from unirl_env.agents.shards import share_out
+from unirl_env.agents.batching import share_out
 from unirl_env.errors import ConfigError, ContractError
 
 AGENTS = {"grpo": GRPOConfig, "flow_dppo": FlowDPPOConfig, "drpo": DRPOConfig}

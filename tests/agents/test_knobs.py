@@ -6,8 +6,8 @@ import pytest
 from toy import toy_config
 
 from unirl_env.agents import AgentConfig, FlowDPPOConfig, GRPOConfig
+from unirl_env.agents.attributes import knob_names
 from unirl_env.agents.grpo import GRPOKnobs
-from unirl_env.agents.rllib_words import knob_names
 from unirl_env.errors import ConfigError
 from unirl_env.settings import PolicySettings, Settings, StepSettings, setting
 

@@ -11,7 +11,7 @@ from test_learner import learn, play_spaces
 from toy import toy_config
 
 import unirl_env.functional as F
-from unirl_env.agents.base import Agent
+from unirl_env.agents.agent import Agent
 from unirl_env.agents.config import AgentConfig
 from unirl_env.agents.loss import Context, Loss, Metric
 from unirl_env.agents.reports import phase_metrics

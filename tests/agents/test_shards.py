@@ -1,12 +1,10 @@
 """Sharing out: every episode once, global denominators, one copy of a shared context."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
-from unirl_env.agents.rows import busy_rows, latent_lots, latent_rows
-from unirl_env.agents.shards import share_out
+from unirl_env.agents.batching import share_out
+from unirl_env.agents.rows import by_episodes, latent_rows
 from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.errors import ShapeError
 from unirl_env.types import Prompt, Scores
@@ -41,7 +39,7 @@ def test_every_episode_goes_to_one_learner_and_one_minibatch(learners):
     shards = share_out(batch, {"image": torch.arange(24.0)}, num_minibatches=2, num_learners=learners)
     assert len(shards) == max(1, learners)
     for number in range(2):
-        seen = torch.cat([s.batch.episode_seed[s.steps[number]] for s in shards])
+        seen = torch.cat([s.episode_seed[s.steps[number]] for s in shards])
         assert seen.tolist() == list(range(12 * number, 12 * number + 12))
         assert all(s.denominators[number] == {"image": 36.0} for s in shards)
     advantages = torch.cat([shard.advantages["image"] for shard in shards])
@@ -56,7 +54,7 @@ def test_an_uneven_share_is_refused():
 def test_a_shared_context_travels_once_and_belongs_to_its_rows():
     shards = share_out(batch_of(), {"image": torch.zeros(24)}, num_minibatches=1, num_learners=2)
     for shard, expected in zip(shards, ([0, 1], [2, 3]), strict=True):
-        phase = shard.batch.phases["image"]
+        phase = shard.phases["image"]
         assert phase.context["point"].flatten().tolist() == expected
         rows = latent_rows(shard, "image", torch.tensor([0, 11]), 1.0)
         assert rows.observation["point"].flatten().tolist() == expected
@@ -66,7 +64,7 @@ def test_a_shared_context_travels_once_and_belongs_to_its_rows():
 def test_invalid_scores_leave_mask_and_denominator():
     batch = batch_of(broken=(0, 7, 13))
     (shard,) = share_out(batch, {"image": torch.zeros(24)}, num_minibatches=2, num_learners=0)
-    mask = shard.batch.phases["image"].mask
+    mask = shard.phases["image"].mask
     assert torch.nonzero(~mask.any(1)).flatten().tolist() == [0, 7, 13]
     assert [d["image"] for d in shard.denominators] == [30.0, 33.0]
     assert batch.phases["image"].mask.all(), "the rollout's own batch stays as it is"
@@ -82,7 +80,7 @@ def test_idle_episodes_may_be_left_out_of_denominators_that_count_all_learners(l
             batch, {"image": advantages}, num_minibatches=2, num_learners=learners, idle_episodes=choice
         )
         assert all([d["image"] for d in shard.denominators] == expected for shard in shards)
-        kept = sum(int(shard.batch.phases["image"].mask.sum()) for shard in shards)
+        kept = sum(int(shard.phases["image"].mask.sum()) for shard in shards)
         assert kept == sum(expected), "what is divided by is what is left"
     assert batch.phases["image"].mask.all()
 
@@ -93,17 +91,17 @@ def test_a_phase_has_a_validity_of_its_own():
     (shard,) = share_out(
         batch_of(broken=(0,)), {"image": torch.zeros(24)}, {"image": valid}, num_minibatches=1, num_learners=0
     )
-    assert torch.nonzero(~shard.batch.phases["image"].mask.any(1)).flatten().tolist() == [0, 3]
+    assert torch.nonzero(~shard.phases["image"].mask.any(1)).flatten().tolist() == [0, 3]
 
 
 def test_a_phase_without_advantages_stays_behind():
     (shard,) = share_out(batch_of(), {}, num_minibatches=1, num_learners=0)
-    assert not shard.batch.phases and not shard.advantages
+    assert not shard.phases and not shard.advantages
 
 
 def test_rows_are_the_episodes_steps_in_order():
     (shard,) = share_out(batch_of(), {"image": torch.arange(24.0)}, num_minibatches=1, num_learners=1)
-    phase = shard.batch.phases["image"]
+    phase = shard.phases["image"]
     rows = latent_rows(shard, "image", torch.tensor([2, 5]), 7.0)
     assert rows.episode.tolist() == [2, 2, 2, 5, 5, 5] and rows.step.tolist() == [0, 1, 2] * 2
     assert rows.weight.tolist() == [1.0] * 6
@@ -113,24 +111,14 @@ def test_rows_are_the_episodes_steps_in_order():
     assert rows.denominator == 7.0 and rows.old_mean is None
 
 
-def test_micro_batches_skip_what_has_no_gradient():
+def test_micro_batches_hold_whole_episodes():
     phase = batch_of(groups=2, size=4, steps=2).phases["image"]
-    phase.mask[5] = False
-    advantages = torch.tensor([1.0, 0, 1, 1, 0, 1, 1, 1])
-    rows = busy_rows(phase, advantages, skip_idle=True)
-    assert rows.tolist() == [2, 0, 2, 2, 0, 0, 2, 2]
-    busy = torch.arange(1, 8)[rows[1:] > 0]
-    assert [lot.tolist() for lot in latent_lots(phase, busy, size=2, tokens=None)] == [[2, 3], [6, 7]]
-    rows = busy_rows(phase, advantages, skip_idle=False)
-    lots = latent_lots(phase, rows.nonzero().flatten(), size=None, tokens=None)
-    assert [lot.tolist() for lot in lots] == [[0, 1, 2, 3, 4, 6, 7]]
-    rows = busy_rows(phase, torch.zeros(8), skip_idle=True)
-    assert latent_lots(phase, rows.nonzero().flatten(), size=2, tokens=None) == []
+    busy = torch.tensor([2, 3, 6, 7])
+    assert [part.tolist() for part in by_episodes(phase, busy, size=2, tokens=None)] == [[2, 3], [6, 7]]
+    assert [part.tolist() for part in by_episodes(phase, busy, size=None, tokens=None)] == [[2, 3, 6, 7]]
+    assert by_episodes(phase, busy[:0], size=2, tokens=None) == []
 
 
-def test_samples_stay_behind():
-    batch = replace(batch_of(), samples=())
-    assert (
-        share_out(batch, {"image": torch.zeros(24)}, num_minibatches=1, num_learners=1)[0].batch.samples
-        is None
-    )
+def test_samples_prompts_and_scores_stay_behind():
+    (shard,) = share_out(batch_of(), {"image": torch.zeros(24)}, num_minibatches=1, num_learners=1)
+    assert not {"batch", "samples", "prompts", "scores"} & vars(shard).keys()

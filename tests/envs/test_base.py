@@ -472,12 +472,12 @@ class TestSnapshots:
         env = world(num_envs=4, array_backend="torch")
         obs, info = env.reset(seed=0)
         obs, *_ = env.step(obs["latent"] * torch.tensor([1.0, 2.0, 3.0, 4.0]).view(4, 1, 1, 1))
-        heirs, forked = env.fork([2, 2, 0, 2])
-        assert torch.equal(heirs["latent"], obs["latent"][[2, 2, 0, 2]])
+        copies, forked = env.fork([2, 2, 0, 2])
+        assert torch.equal(copies["latent"], obs["latent"][[2, 2, 0, 2]])
         assert ids(forked) == [ids(info)[i] for i in (2, 2, 0, 2)]
         assert [seeds(forked)[i] for i in (0, 2)] == [seeds(info)[i] for i in (2, 0)]
-        assert len(set(seeds(forked))) == 4 and heirs["step"].tolist() == [1] * 4
-        assert all(torch.equal(heirs[k], obs[k][[2, 2, 0, 2]]) for k in obs)
+        assert len(set(seeds(forked))) == 4 and copies["step"].tolist() == [1] * 4
+        assert all(torch.equal(copies[k], obs[k][[2, 2, 0, 2]]) for k in obs)
 
     def test_a_second_fork_makes_no_twins(self):
         env = world(num_envs=4)

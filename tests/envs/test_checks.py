@@ -168,7 +168,7 @@ class Writer(DenoiseVectorEnv):
 
 
 class Twins(DenoiseVectorEnv):
-    """Lets all heirs explore alike."""
+    """Lets all copies explore alike."""
 
     def fork(self, indices):
         snapshot = self.snapshot()
@@ -176,7 +176,7 @@ class Twins(DenoiseVectorEnv):
 
 
 class Changelings(DenoiseVectorEnv):
-    """Forks to the wrong ancestors."""
+    """Forks to the wrong originals."""
 
     def fork(self, indices):
         return super().fork([(i + 1) % self.num_envs for i in indices])
@@ -333,7 +333,7 @@ MUTANTS = [
     (BothEnds, {}, "must not terminate and truncate at once"),
     (Forgetful, {}, "must bring back the observation and info of the snapshot"),
     (Writer, {}, "must bring back the observation and info of the snapshot"),
-    (Twins, {}, "Heirs of one episode must differ in their noise"),
+    (Twins, {}, "Copies of one episode must differ in their noise"),
     (Changelings, {}, "to every episode itself must change nothing"),
     (Lender, {}, "must be copies"),
     (MixedGroups, {}, "episodes of a group must share one prompt"),

@@ -156,7 +156,7 @@ class Scattering(HybridVectorEnv):
 
 MUTANTS = [
     (Relapsing, {}, "`phase` must never go back"),
-    (Proud, {}, "What follows a text by itself is no action"),
+    (Proud, {}, "What follows an action by itself is no action"),
     (Fidgety, {}, "its picture must stay as it began"),
     (Chatty, {}, "its text must stay as it is"),
     (Impatient, {"autoreset_mode": "disabled"}, "no part in the action"),
@@ -165,7 +165,7 @@ MUTANTS = [
     (Bare, {}, "must have a picture where the episode came to it only"),
     (Illiterate, {}, "`Sample.text` must be the generated text"),
     (Forgetful, {}, "must bring back the observation and info of the snapshot, in either phase"),
-    (Scattering, {}, "must let every heir start where its ancestor stands, in either phase"),
+    (Scattering, {}, "must let every copy start where its original stands, in either phase"),
 ]
 
 

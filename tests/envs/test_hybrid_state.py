@@ -1,4 +1,4 @@
-"""Hybrid environments in use: standing still, snapshots, heirs, restarts, pictures on the way, wrappers."""
+"""Hybrid environments in use: standing still, snapshots, copies, restarts, pictures on the way, wrappers."""
 
 import json
 

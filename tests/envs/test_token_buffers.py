@@ -1,4 +1,4 @@
-"""Who owns what in a token environment: observations, live buffers, snapshots and heirs."""
+"""Who owns what in a token environment: observations, live buffers, snapshots and copies."""
 
 import numpy as np
 import pytest
@@ -90,11 +90,12 @@ class TestSnapshots:
         env = talk(num_envs=3, array_backend="torch", autoreset_mode="disabled")
         obs, info = env.reset(seed=0)
         obs = say(env, "ab", "cd", "ef")[-1][0]
-        heirs, forked = env.fork([1, 1, 0])
-        assert heirs["length"].tolist() == obs["length"][[1, 1, 0]].tolist()
+        copies, forked = env.fork([1, 1, 0])
+        assert copies["length"].tolist() == obs["length"][[1, 1, 0]].tolist()
         assert [p.id for p in forked["prompt"]] == [info["prompt"][i].id for i in (1, 1, 0)]
         samples = say(env, "x~", "~_", "yz")[-1][4]["samples"]
-        assert samples[0].text == "cdx" and env._activity.written.length.tolist()[1] == heirs["length"][1] + 1
+        assert samples[0].text == "cdx"
+        assert env._activity.written.length.tolist()[1] == copies["length"][1] + 1
 
     def test_a_finished_episode_can_be_forked_from(self):
         env = talk(num_envs=2, autoreset_mode="disabled")

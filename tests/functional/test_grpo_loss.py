@@ -31,7 +31,7 @@ def test_by_hand(ratio, advantage, value, gradient):
     got, got_gradient, metrics = loss_and_gradient(ratio, advantage, clip_low=0.2)
     assert got == pytest.approx(value, rel=1e-6)
     assert got_gradient == pytest.approx(gradient, rel=1e-6)
-    assert metrics["clip_fraction"].item() == float(gradient == 0 and advantage != 0)
+    assert metrics["clip_fraction"].value.item() == float(gradient == 0 and advantage != 0)
 
 
 @given(
@@ -62,7 +62,7 @@ def test_dual_clip_bounds_a_runaway_negative():
     assert loss_and_gradient(2.0, -1.0, **settings_)[:2] == pytest.approx((2.0, 2.0))
     value, gradient, metrics = loss_and_gradient(50.0, -1.0, **settings_)
     assert (value, gradient) == pytest.approx((3.0, 0.0))
-    assert metrics["clip_fraction"] == 1
+    assert metrics["clip_fraction"].value == 1
     assert loss_and_gradient(50.0, 1.0, **settings_)[:2] == pytest.approx((-1.2, 0.0))
 
 
@@ -83,10 +83,10 @@ def test_metrics_by_hand():
     log_prob = torch.log(torch.tensor([[1.5, 1.0], [0.5, 0.9]]))
     mask = torch.tensor([[True, True], [True, False]])
     _, metrics = F.grpo_loss(log_prob, torch.zeros(2, 2), torch.tensor([1.0, 1.0]), clip_low=0.2, mask=mask)
-    assert metrics["ratio_mean"].item() == pytest.approx(1.0)
-    assert metrics["ratio_max_deviation"].item() == pytest.approx(0.5)
-    assert metrics["approx_kl"].item() == pytest.approx(-(math.log(1.5) + math.log(0.5)) / 3)
-    assert metrics["clip_fraction"].item() == pytest.approx(1 / 3)
+    assert metrics["ratio_mean"].value.item() == pytest.approx(1.0)
+    assert metrics["ratio_max_deviation"].value.item() == pytest.approx(0.5)
+    assert metrics["approx_kl"].value.item() == pytest.approx(-(math.log(1.5) + math.log(0.5)) / 3)
+    assert metrics["clip_fraction"].value.item() == pytest.approx(1 / 3)
 
 
 def test_fixed_horizon_is_a_denominator():

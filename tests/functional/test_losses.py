@@ -28,8 +28,8 @@ def test_ratio_one_gives_the_plain_policy_gradient(loss):
     value, gradient, metrics = gradient_of(loss, case, mask=case.mask)
     torch.testing.assert_close(gradient, -case.advantages / 18, atol=1e-7, rtol=1e-6)
     assert value.item() == pytest.approx(-case.advantages.mean().item(), abs=1e-6)
-    assert metrics["ratio_mean"].item() == pytest.approx(1.0, abs=1e-6)
-    assert metrics["ratio_max_deviation"] == 0 and metrics["approx_kl"] == 0
+    assert metrics["ratio_mean"].value.item() == pytest.approx(1.0, abs=1e-6)
+    assert metrics["ratio_max_deviation"].value == 0 and metrics["approx_kl"].value == 0
 
 
 @each_loss
@@ -69,7 +69,7 @@ def test_micro_batches_add_up_to_the_whole(loss, seed, moved, masked, cut, data)
     merged = F.merge_metrics([p[2] for p in parts])
     assert merged.keys() == metrics.keys()
     for name in metrics:
-        torch.testing.assert_close(merged[name], metrics[name], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(merged[name].value, metrics[name].value, atol=1e-6, rtol=1e-5)
 
 
 @each_loss
@@ -83,7 +83,7 @@ def test_masked_entries_leave_numerator_and_denominator(loss):
     torch.testing.assert_close(gradient[case.mask], kept_gradient)
     assert torch.equal(gradient[~case.mask], torch.zeros(int((~case.mask).sum())))
     for name in metrics:
-        torch.testing.assert_close(metrics[name], kept_metrics[name])
+        torch.testing.assert_close(metrics[name].value, kept_metrics[name].value)
 
 
 @each_loss
@@ -104,7 +104,7 @@ def test_nothing_leaks_from_masked_entries(loss, poison):
     value, metrics = loss(poisoned, log_prob, mask=case.mask)
     (gradient,) = torch.autograd.grad(value, log_prob)
     assert torch.equal(value, clean) and torch.equal(gradient, clean_gradient)
-    assert all(torch.equal(metrics[name], clean_metrics[name]) for name in metrics)
+    assert all(torch.equal(metrics[name].value, clean_metrics[name].value) for name in metrics)
 
 
 @each_loss
@@ -112,7 +112,7 @@ def test_all_masked_is_zero_with_a_zero_gradient(loss):
     case = make_case(moved=0.3)
     value, gradient, metrics = gradient_of(loss, case, mask=torch.zeros_like(case.mask))
     assert value == 0 and torch.equal(gradient, torch.zeros_like(gradient))
-    assert all(metric == 0 for metric in metrics.values())
+    assert all(metric == 0 for metric in (m.value for m in metrics.values()))
 
 
 @each_loss
@@ -125,7 +125,7 @@ def test_runaway_ratios_stay_finite(loss, sign, log_ratio):
     value, metrics = loss(case, log_prob)
     (gradient,) = torch.autograd.grad(value, log_prob)
     assert bool(value.isfinite()) and bool(gradient.isfinite().all())
-    assert all(bool(metric.isfinite()) for metric in metrics.values())
+    assert all(bool(metric.isfinite()) for metric in (m.value for m in metrics.values()))
 
 
 @each_loss
@@ -174,7 +174,7 @@ def test_only_the_log_prob_is_trained(loss):
     inputs = [getattr(case, name) for name in trained]
     assert torch.autograd.grad(value, inputs, allow_unused=True, retain_graph=True) == (None,) * 5
     assert torch.autograd.grad(value, log_prob)[0].abs().sum() > 0
-    assert not any(metric.requires_grad for metric in metrics.values())
+    assert not any(metric.requires_grad for metric in (m.value for m in metrics.values()))
 
 
 @each_loss
@@ -186,7 +186,7 @@ def test_denominator_divides(loss):
     torch.testing.assert_close(loss(case, case.log_prob, denominator=torch.tensor(9))[0], value)
     for name in metrics:
         factor = 1 if "max" in name.split("_") else 2
-        torch.testing.assert_close(metrics[name], factor * default_metrics[name])
+        torch.testing.assert_close(metrics[name].value, factor * default_metrics[name].value)
 
 
 @each_loss
@@ -260,15 +260,17 @@ def test_every_rank_of_latents(name, rest):
     shaped = replace(case, mean=case.mean.reshape(6, 3, *rest), old_mean=case.old_mean.reshape(6, 3, *rest))
     value, metrics = LOSSES[name](shaped, case.log_prob)
     expected, expected_metrics = LOSSES[name](case, case.log_prob)
-    assert torch.equal(value, expected) and torch.equal(metrics["kl"], expected_metrics["kl"])
+    assert torch.equal(value, expected) and torch.equal(metrics["kl"].value, expected_metrics["kl"].value)
 
 
 def test_approx_kl_estimates_the_exact_divergence_on_the_mean_reduced_scale():
     case = make_case(batch=4000, steps=1, elements=64, moved=0.05)
     _, metrics = LOSSES["flow_dppo"](case, case.log_prob)
-    assert metrics["kl"].item() == pytest.approx(0.05**2 / 2, rel=0.05)
-    standard_error = math.sqrt(2 * metrics["kl"].item() / 64 / 4000)
-    assert metrics["approx_kl"].item() == pytest.approx(metrics["kl"].item(), abs=4 * standard_error)
+    assert metrics["kl"].value.item() == pytest.approx(0.05**2 / 2, rel=0.05)
+    standard_error = math.sqrt(2 * metrics["kl"].value.item() / 64 / 4000)
+    assert metrics["approx_kl"].value.item() == pytest.approx(
+        metrics["kl"].value.item(), abs=4 * standard_error
+    )
 
 
 def test_a_run_from_the_step_to_the_loss():
@@ -290,20 +292,28 @@ def test_a_run_from_the_step_to_the_loss():
         ),
         F.drpo_gaussian_loss(new.log_prob, old.log_prob, new.mean, old.mean, new.std, advantages),
     ):
-        assert metrics["ratio_max_deviation"] == 0 and metrics.get("kl", 0) == 0
+        assert metrics["ratio_max_deviation"].value == 0 and metrics.get("kl", F.Metric(0)).value == 0
         gradients.append(torch.autograd.grad(value, scale, retain_graph=True)[0])
     assert gradients[0].abs() > 1e-4
     assert gradients[0] == gradients[1] == gradients[2]
 
 
 def test_merge_metrics():
-    parts = [{"kl": torch.tensor(0.1), "kl_max": torch.tensor(0.5)}, {"kl": torch.tensor(0.2)}]
-    merged = F.merge_metrics([*parts, {"kl": torch.tensor(0.0), "kl_max": torch.tensor(0.7)}])
-    assert merged["kl"].item() == pytest.approx(0.3) and merged["kl_max"].item() == pytest.approx(0.7)
-    # What is a maximum is known by its name, or said; no spelling makes one.
-    mine = [{"kl_max": torch.tensor(1.0), "my_max": torch.tensor(1.0)}] * 2
-    assert F.merge_metrics(mine) == {"kl_max": 1.0, "my_max": 2.0}
-    assert F.merge_metrics(mine, maxima={"my_max"}) == {"kl_max": 2.0, "my_max": 1.0}
+    def part(**values):
+        return {
+            name: F.Metric(torch.tensor(v), "max" if name == "far" else "mean") for name, v in values.items()
+        }
+
+    merged = F.merge_metrics([part(kl=0.1, far=0.5), part(kl=0.2), part(kl=0.0, far=0.7)])
+    assert merged["kl"].value.item() == pytest.approx(0.3) and merged["far"].value.item() == pytest.approx(
+        0.7
+    )
+    assert (merged["kl"].reduce, merged["far"].reduce) == ("mean", "max")
+    # No spelling makes a maximum: a metric says so.
+    named = F.merge_metrics([{"kl_max": F.Metric(1.0)}] * 2)
+    assert named["kl_max"].value == 2.0
+    with pytest.raises(ContractError, match="alike"):
+        F.merge_metrics([part(far=1.0), {"far": F.Metric(1.0, "sum")}])
 
 
 def test_settings_are_checked():
@@ -333,7 +343,7 @@ def test_log_ratios_are_cut_where_told_and_have_no_gradient_beyond(name):
         value, metrics = LOSSES[name](case, log_prob, max_log_ratio=0.5, **extra)
         (gradient,) = torch.autograd.grad(value, log_prob)
         assert bool((gradient == 0).all()) == (log_ratio > 0.5)
-        assert metrics["ratio_max_deviation"].item() == pytest.approx(
+        assert metrics["ratio_max_deviation"].value.item() == pytest.approx(
             math.expm1(min(log_ratio, 0.5)), rel=1e-4
         )
         values.append(value.item())

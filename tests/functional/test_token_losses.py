@@ -58,7 +58,7 @@ def test_weighted_sums_are_the_means_they_are_named_for(seed, masked):
         )
         torch.testing.assert_close(value, expected[aggregate])
         _, denominator = F.token_weights(case.lengths, aggregate, horizon)
-        token_mean = metrics["ratio_mean"] * denominator / case.lengths.sum()
+        token_mean = metrics["ratio_mean"].value * denominator / case.lengths.sum()
         torch.testing.assert_close(token_mean, ratio[case.mask].mean())
 
 
@@ -91,7 +91,7 @@ def test_ratio_one_gives_the_policy_gradient_of_the_logits(loss):
     score = torch.nn.functional.one_hot(case.token, 7) - case.logits.softmax(-1)
     expected = -(case.advantages * weight / 4)[:, None] * score
     torch.testing.assert_close(gradient, expected, atol=1e-6, rtol=1e-5)
-    assert metrics["ratio_max_deviation"] <= 1e-6
+    assert metrics["ratio_max_deviation"].value <= 1e-6
 
 
 def test_a_run_from_the_hidden_states_to_the_loss():
@@ -107,7 +107,7 @@ def test_a_run_from_the_hidden_states_to_the_loss():
     gradients = []
     for loss in PROPORTIONAL.values():
         value, metrics = loss(new.log_prob, old.log_prob, advantages)
-        assert metrics["ratio_max_deviation"] <= 1e-6
+        assert metrics["ratio_max_deviation"].value <= 1e-6
         gradients.append(torch.autograd.grad(value, states, retain_graph=True)[0])
     assert gradients[0].abs().max() > 1e-3
     for gradient in gradients[1:]:

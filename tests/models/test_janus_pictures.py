@@ -175,7 +175,7 @@ class TestTheHead:
         layer = own.network.model.generation_head.vision_head
         found = layer.weight.grad.clone(), layer.bias.grad.clone()
         own.network.zero_grad()
-        hidden = own._hidden(obs)[:, : layer.in_features]
+        hidden = own.head()._hidden(own.network, obs)[:, : layer.in_features]
         plain = layer(hidden).log_softmax(-1).gather(1, tokens[:, None] - model.image.first_id)
         plain.mean().backward()
         for one, other in zip(found, (layer.weight.grad, layer.bias.grad), strict=True):

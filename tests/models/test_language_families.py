@@ -100,9 +100,7 @@ def test_a_text_is_read_without_its_neighbours(tmp_path):
     packed_row = torch.cat(rows)[None]
     with torch.no_grad():
         leaking = network.base_model(input_ids=packed_row).last_hidden_state[0, 9:22]
-        whole = read_alone(
-            network.base_model, packed_row, lengths=torch.tensor(LENGTHS), mask=None, cache=None
-        )
+        whole = read_alone(network.base_model, packed_row, {"lengths": torch.tensor(LENGTHS)})
     assert (leaking - whole[0, 9:22]).abs().max() > 0.1
 
 
@@ -110,7 +108,7 @@ def test_recurrent_states_see_no_padding(tmp_path):
     model = CausalLM(write(tmp_path, "Qwen3_5", ALONE["Qwen3_5"]), chat=False)
     network = model.network()
     assert not model.padded(network)
-    lots = LocalEngine(Actor(model), rows=2)._lots(
+    lots = LocalEngine(Actor(model), rows=2)._batches(
         [Request(tuple(range(n)), Prompt("p"), seed=0, max_new_tokens=1) for n in (3, 2, 3, 3, 2)]
     )
     assert lots == [[1, 4], [0, 2], [3]]

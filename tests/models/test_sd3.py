@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from unirl_env.errors import ConfigError, ModelNotFound
-from unirl_env.models.options import model_choice
+from unirl_env.models.making import model_choice
 from unirl_env.models.sd3 import SD3Denoiser
 from unirl_env.models.tiny import TinySD3Denoiser
 from unirl_env.policies.actor import Actor, LoRAConfig

@@ -10,7 +10,7 @@ import pytest
 from plain_ring import Rings
 
 from unirl_env.agents import DRPOConfig, FlowDPPOConfig, GRPOConfig, GSPOConfig
-from unirl_env.agents.phases import KINDS, LATENTS, Losses, PhaseKind
+from unirl_env.agents.rows import KINDS, LATENTS, Losses, PhaseKind
 from unirl_env.errors import ConfigError
 from unirl_env.modes import MODES, Mode, mode_of
 from unirl_env.modes.playing import Playing
@@ -96,7 +96,7 @@ def test_modes_that_are_none(arguments, words):
 
 
 def test_an_agents_mode_is_resolved_once_and_follows_its_environment(monkeypatch):
-    import unirl_env.agents.of_mode as of_mode
+    import unirl_env.agents.config as config
 
     asked = []
 
@@ -104,7 +104,7 @@ def test_an_agents_mode_is_resolved_once_and_follows_its_environment(monkeypatch
         asked.append(arguments)
         return mode_of(arguments)
 
-    monkeypatch.setattr(of_mode, "mode_of", counted)
+    monkeypatch.setattr(config, "mode_of", counted)
     config = GRPOConfig().environment("cases/Walk-v0")
     assert [config.mode.name for _ in range(5)] == ["mdp"] * 5 and len(asked) == 1
     for twin in (copy.deepcopy(config), config.copy(), pickle.loads(cloudpickle.dumps(config))):

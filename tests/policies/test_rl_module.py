@@ -55,14 +55,14 @@ def test_what_denoises_has_a_velocity_and_what_writes_has_none():
     both = GenerativePolicy(
         observation_space=BOX,
         action_space=BOX,
-        model_config={"model": "unirl_env.models.tiny.unified:TinyUnified", "lora": {"rank": 4}},
+        model_config={"model": "unirl_env.models.tiny:TinyUnified", "lora": {"rank": 4}},
     )
     for writes in (
         lambda: both.velocity("text", obs),
         lambda: GenerativePolicy(
             observation_space=BOX,
             action_space=BOX,
-            model_config={"model": "unirl_env.models.tiny.qwen3:TinyQwen3", "lora": {"rank": 4}},
+            model_config={"model": "unirl_env.models.tiny:TinyQwen3", "lora": {"rank": 4}},
         ).velocity("text", obs),
     ):
         with pytest.raises(ContractError, match=r"got `text`, in which T\w+ acts; try `context.score`"):

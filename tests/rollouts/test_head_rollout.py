@@ -5,8 +5,8 @@ import torch
 from mdp_cases import Throw, Walk, at_the_right_end, closeness
 from plain_ring import Compass, RingVectorEnv, at_home
 
-from unirl_env.agents.phases import KINDS
-from unirl_env.agents.shards import share_out
+from unirl_env.agents.batching import share_out
+from unirl_env.agents.rows import KINDS
 from unirl_env.envs import MDPVectorEnv
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ContractError
@@ -72,7 +72,7 @@ def test_scoring_what_was_played_finds_what_was_recorded(case):
     (shard,) = share_out(batch, {"actions": torch.ones(len(batch))}, num_minibatches=1, num_learners=1)
     kind = KINDS[phase.kind]
     assert phase.kind == ("discrete" if case == "walk" else "continuous") and phase.ragged
-    for lot in kind.lots(phase, torch.arange(len(batch)), size=3, tokens=None):
+    for lot in kind.micro_batches(phase, torch.arange(len(batch)), size=3, tokens=None):
         rows = kind.rows(shard, "actions", lot, 1.0)
         new = play.drivers["actions"].actor.score(rows.observation, rows.action)
         assert new.log_prob.equal(rows.old_log_prob) and new.log_prob.requires_grad

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from unirl_env.agents import AGENTS, AgentConfig
-from unirl_env.agents.knobs import knob_kinds
-from unirl_env.functional.losses.terms import LARGEST_LOG_RATIO
+from unirl_env.agents.attributes import knob_kinds
+from unirl_env.functional.losses.ratio import LARGEST_LOG_RATIO
 from unirl_env.run.compose.page import main, page, reasons
 from unirl_env.settings import RunConfig, Settings, setting
 from unirl_env.settings.agent import AgentSettings

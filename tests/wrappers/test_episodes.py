@@ -5,7 +5,7 @@ import pytest
 from fakes import FakeDenoiseEnv
 
 from unirl_env.errors import ContractError
-from unirl_env.wrappers.episodes import EpisodeRows
+from unirl_env.wrappers.base import EpisodeRows
 
 
 def follow(env, count, seed=0):

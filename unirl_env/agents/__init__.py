@@ -2,10 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-from unirl_env.registry import Registry, lazily
+from unirl_env.agents.catalogue import AGENTS
+from unirl_env.registry import lazily
 
 if TYPE_CHECKING:
-    from unirl_env.agents.base import Agent
+    from unirl_env.agents.agent import Agent
     from unirl_env.agents.config import AgentConfig
     from unirl_env.agents.drpo import DRPO, DRPOConfig
     from unirl_env.agents.flow_dppo import FlowDPPO, FlowDPPOConfig
@@ -35,19 +36,8 @@ __all__ = [
     "TokenStep",
 ]
 
-AGENTS = Registry(
-    "agent",
-    {
-        "drpo": "unirl_env.agents.drpo:DRPOConfig",
-        "flow_dppo": "unirl_env.agents.flow_dppo:FlowDPPOConfig",
-        "grpo": "unirl_env.agents.grpo:GRPOConfig",
-        "gspo": "unirl_env.agents.gspo:GSPOConfig",
-    },
-)
-"""The algorithms that ship, by what a recipe calls them; those of other packages are named by their paths."""
-
 _HOMES = {
-    "Agent": "base",
+    "Agent": "agent",
     "AgentConfig": "config",
     "Context": "loss",
     "DRPO": "drpo",
@@ -59,10 +49,10 @@ _HOMES = {
     "GSPO": "gspo",
     "GSPOConfig": "gspo",
     "Loss": "loss",
-    "Metric": "metrics",
+    "Metric": "loss",
     "Rows": "rows",
-    "SDEStep": "phases",
-    "TokenStep": "phases",
+    "SDEStep": "rows",
+    "TokenStep": "rows",
 }
 
 __getattr__, __dir__ = lazily(__name__, _HOMES)

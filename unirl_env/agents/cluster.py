@@ -1,10 +1,11 @@
-"""Ray for an agent: started where it does not run, and asked for room before any process is made."""
+"""Ray for an agent: started where it does not run, asked for room and for the agent's processes."""
 
 from __future__ import annotations
 
 import logging
 import math
 import os
+import socket
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from unirl_env.arguments.values import require_number
 from unirl_env.errors import ClusterError
 
-__all__ = ["make_room", "start_ray", "wanted_bundles"]
+__all__ = ["make_room", "processes", "start_ray", "wanted_bundles"]
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +107,24 @@ def start_ray(processors: int = 0) -> None:
                 "when the machine is less busy, with room in memory and in the folder for temporary files "
                 "(RAY_TMPDIR=... names another), or start it apart by `ray start --head`."
             ) from error
+
+
+def processes(agent: Any) -> dict[str, int]:
+    """The ids of the runners and learners that are processes of their own on this machine, by their names.
+
+    Args:
+        agent: An `Agent`; of anything else, none are known.
+    """
+    runners, learners = getattr(agent, "env_runner_group", None), getattr(agent, "learner_group", None)
+    found: list[tuple[str, str, int]] = []
+    if runners is not None and runners.num_remote_env_runners():
+        found += runners.foreach_env_runner(
+            lambda runner: (f"Runner {runner.worker_index}", *_here()), local_env_runner=False
+        )
+    if learners is not None and learners.is_remote:
+        places = [result.get() for result in learners.foreach_learner(lambda learner: _here()) if result.ok]
+        found += [(f"Learner {number}", *here) for number, here in enumerate(places)]
+    return {name: pid for name, host, pid in found if host == socket.gethostname()}
 
 
 def _reserve(bundles: list[Bundle], config: Any) -> None:
@@ -212,3 +231,7 @@ def _positive(bundle: Mapping[str, float]) -> Bundle:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _here() -> tuple[str, int]:
+    return socket.gethostname(), os.getpid()

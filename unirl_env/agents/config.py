@@ -1,35 +1,61 @@
-"""The settings of an agent in RLlib's dialect, and what they must satisfy."""
+"""The settings of an agent in RLlib's dialect, and what they must satisfy before anything is built."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+from gymnasium.envs.registration import EnvSpec
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 import unirl_env.functional as F
-from unirl_env.agents.batch_size import BatchSize
-from unirl_env.agents.checks import check_settings
-from unirl_env.agents.epochs import EpochSettings
-from unirl_env.agents.evaluation import EvaluationSettings
-from unirl_env.agents.forms import env_spec, normalize, runners_options, runners_world
+from unirl_env.agents.attributes import (
+    NESTED,
+    RLLIBS_OWN,
+    BatchSize,
+    check_groups,
+    check_rllib_words,
+    defaults,
+    laid_over,
+    own_names,
+    rebuilt,
+    refuse_rllib_word,
+)
+from unirl_env.agents.catalogue import AGENTS
+from unirl_env.agents.evaluation import check_evaluation, temperature
 from unirl_env.agents.learner import GenerativeLearner
-from unirl_env.agents.loss import Loss
-from unirl_env.agents.of_mode import OfMode
-from unirl_env.agents.rllib_words import RLLIBS_OWN, check_rllib_words, own_names, refuse_rllib_word
-from unirl_env.agents.settings import NESTED, defaults, laid_over
+from unirl_env.agents.loss import Loss, check_loss
+from unirl_env.agents.rows import KINDS, Losses
+from unirl_env.arguments.values import whole
 from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
+from unirl_env.modes import Mode, mode_of
 from unirl_env.policies.rl_module import GenerativePolicy
+from unirl_env.prompts.sources import PromptSource
+from unirl_env.rollouts.callbacks import check_callbacks
+from unirl_env.rollouts.engines.options import check_engine_options
 from unirl_env.rollouts.runner import GenerativeEnvRunner
-from unirl_env.worlds.world import ForeignWorld, World
+from unirl_env.settings import AgentSettings, RolloutSettings
+from unirl_env.settings.together import check_shares
+from unirl_env.worlds.arguments import check_words
+from unirl_env.worlds.registration import OURS, full_id, recall, spec_of
+from unirl_env.worlds.world import ForeignWorld, World, world_of
 
-__all__ = ["AgentConfig", "Loss"]
+__all__ = ["AgentConfig", "Loss", "warn_of_idle_clip"]
+
+logger = logging.getLogger(__name__)
+
+PLAIN_AGENT = "unirl_env.agents.agent:Agent"
+"""What trains by a loss alone: an algorithm needs no class of its own."""
 
 
-class AgentConfig(OfMode, EpochSettings, EvaluationSettings, BatchSize, AlgorithmConfig):
+class AgentConfig(BatchSize, AlgorithmConfig):
     """Settings that all agents share; an algorithm adds its losses and their knobs.
 
     Example:
@@ -43,6 +69,9 @@ class AgentConfig(OfMode, EpochSettings, EvaluationSettings, BatchSize, Algorith
     Failed runners are not restarted unless `.fault_tolerance(restart_failed_env_runners=True)` says so.
     """
 
+    losses: ClassVar[Mapping[str, Any]] = {}
+    """The loss of each kind of phase: of `latents`, of `tokens`. A kind without one takes that of the kind
+    which it is `like`."""
     engine_anchor: ClassVar[str] = "replay"  # The `anchor` of engines other than the local one.
 
     knobs: ClassVar[type | None] = None
@@ -51,8 +80,12 @@ class AgentConfig(OfMode, EpochSettings, EvaluationSettings, BatchSize, Algorith
     own_aggregate: ClassVar[str] = "token_mean"
     """How tokens of texts of unequal length are weighed where `aggregate` is None."""
 
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        cls.losses = Losses(cls.losses)
+
     def __init__(self, algo_class: type | None = None):
-        super().__init__(algo_class=algo_class)
+        super().__init__(algo_class=algo_class or AGENTS.get(PLAIN_AGENT))
         self.restart_failed_env_runners = False
         self.env_runner_cls = GenerativeEnvRunner
         # There are no connectors whose states would have to be gathered and sent around.
@@ -147,7 +180,7 @@ class AgentConfig(OfMode, EpochSettings, EvaluationSettings, BatchSize, Algorith
         Raises:
             ConfigError: Naming the setting, its value and the remedy.
         """
-        normalize(self)
+        self._normalize()
         check_rllib_words(self)
         known = {*vars(type(self)()), "class"}
         unknown = [name for name in vars(self) if name not in known and not name.startswith("_")]
@@ -155,15 +188,144 @@ class AgentConfig(OfMode, EpochSettings, EvaluationSettings, BatchSize, Algorith
             raise ConfigError(f"`{unknown[0]}` must be a setting of {type(self).__name__}, and is none.")
         if not self.losses:
             raise ConfigError("An agent must have a loss; try GRPOConfig, FlowDPPOConfig or DRPOConfig.")
-        check_settings(self)
+        self._check()
         super().validate()
 
+    def _normalize(self) -> None:
+        """Bring what may be written in several ways, ids, seeds and devices, into one form."""
+        # A remote runner has imported nothing: the prefix tells it what registers the id, and the spec what
+        # it means where no import does, as of one that was registered in a notebook.
+        self._env_spec = self.env_spec
+        self.env = full_id(self.env)
+        if self._env_spec.vector_entry_point == OURS:
+            check_words(self.env_options())
+        if self.seed is not None:
+            # RLlib would seed every process's global generators and force slow deterministic kernels.
+            self.run_seed, self.seed = whole("seed", self.seed), None
+        self._place()
+
+    def _place(self) -> None:
+        """Let the environment's `device` say where the driver's own parts live.
+
+        Remote processes get their devices from Ray, which must be told how many.
+        """
+        device = str(self.env_config.get("device", "cpu"))
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if not device.startswith("cuda"):
+            return
+        for processes, gpus in (
+            ("num_learners", "num_gpus_per_learner"),
+            ("num_env_runners", "num_gpus_per_env_runner"),
+        ):
+            if getattr(self, gpus) > 0:
+                continue
+            if getattr(self, processes) > 0:
+                raise ConfigError(
+                    f"`{gpus}` must be positive with `{processes}` = {getattr(self, processes)} and device "
+                    f"{device!r}, got {getattr(self, gpus)}; try {gpus}=1 (or a share of a GPU), or "
+                    "device='cpu'."
+                )
+            setattr(self, gpus, 1)
+        if ":" in device:
+            self.local_gpu_idx = int(device.partition(":")[2])
+
+    def _check(self) -> None:
+        """Refuse settings that cannot work, alone or together."""
+        whole("seed", self.run_seed, 0)
+        check_groups(self)
+        self.solve_batch_size()
+        if self.grad_clip_by != "global_norm":
+            raise ConfigError(
+                f"`grad_clip_by` must be 'global_norm', got {self.grad_clip_by!r}: clipping each weight or "
+                "value by itself turns the gradient; try 'global_norm' and `grad_clip`, which keep its "
+                "direction."
+            )
+        check_shares(rebuilt(AgentSettings, self), rebuilt(RolloutSettings, self))
+        self.mode.check(self)
+        check_engine_options(self.engine, self.engine_options)
+        self._check_phases()
+        check_evaluation(self)
+        check_callbacks(self)
+
+    def _check_phases(self) -> None:
+        phases = self.mode.phases(self)
+        named = {
+            "train_phases": phases if self.train_phases is None else self.train_phases,
+            "phase_rewards": self.phase_rewards,
+            "phase_weights": self.phase_weights,
+        }
+        for name, chosen in named.items():
+            if any(phase not in phases for phase in chosen):
+                raise ConfigError(
+                    f"`{name}` must name phases of {self.env}, which has {', '.join(phases)}, got "
+                    f"{list(chosen)}."
+                )
+        for kind in dict.fromkeys(phases[phase] for phase in self.trained):
+            if kind not in self.losses:
+                about = f" ({KINDS[kind].about})" if KINDS[kind].about else ""
+                raise ConfigError(
+                    f"The agent must have a loss on {kind}{about}, which {self.env} trains, got losses on "
+                    f"{sorted(self.losses)}; try another agent."
+                )
+            check_loss(self, kind)
+
+    def get_evaluation_config_object(self) -> Any:
+        """The configuration under which evaluation plays; None of one that is for evaluation itself."""
+        if self.in_evaluation:
+            return None
+        config = self.copy(copy_frozen=False)
+        config.in_evaluation, config.evaluation_config = True, None
+        config.evaluation_interval = None  # RLlib would make runners and a model of its own.
+        config.policy = dataclasses.replace(self.policy, eval_temperature=temperature(self))
+        return config
+
     # What the settings say about an iteration.
+
+    @property
+    def mode(self) -> Mode:
+        """What kind of environment this is."""
+        # What it follows from: another id, or anything else in the arguments, may mean another mode.
+        asked = (self.env, *self.env_config.keys(), *self.env_config.values())
+        held = vars(self).get("_mode")
+        if (
+            held is None
+            or len(held[0]) != len(asked)
+            or any(a is not b for a, b in zip(held[0], asked, strict=True))
+        ):
+            # Past RLlib's own `__setattr__`, which refuses to change settings once they are frozen.
+            held = vars(self)["_mode"] = (asked, mode_of(self.env_options()))
+        return held[1]
 
     @property
     def episodes(self) -> int:
         """B, episodes per iteration."""
         return self.num_prompts * self.group_size
+
+    @property
+    def minibatches(self) -> int:
+        """N, optimizer steps of an epoch."""
+        if self.minibatch_size is None:
+            return self.num_minibatches
+        return self.episodes // (self.minibatch_size * max(1, self.num_learners))
+
+    @property
+    def shuffle(self) -> str | None:
+        """What is dealt out anew in every epoch: None, `"group"` or `"episode"`."""
+        chosen = self.shuffle_batch_per_epoch
+        if chosen is True:
+            return "episode" if self.episodes // self.minibatches % self.group_size else "group"
+        return chosen or None
+
+    def epochs(self, iteration: int) -> dict[str, Any]:
+        """What `share_out` must know of an iteration: its number, and the arguments of `optimizer_steps`."""
+        return {
+            "iteration": iteration,
+            "num_minibatches": self.minibatches,
+            "num_epochs": self.num_epochs,
+            "shuffle": self.shuffle,
+            "seed": F.derive_seed(self.run_seed, "shuffle", iteration),
+        }
 
     @property
     def old_log_probs(self) -> str:
@@ -203,21 +365,53 @@ class AgentConfig(OfMode, EpochSettings, EvaluationSettings, BatchSize, Algorith
         """`lr`, after a linear rise over the first `warmup_iterations`."""
         return self.lr * min(1.0, (iteration + 1) / max(1, self.warmup_iterations))
 
+    # The environment.
+
+    @property
+    def env_spec(self) -> EnvSpec:
+        """The registered spec of the environment.
+
+        Raises:
+            ConfigError: If there is no such id.
+        """
+        held = vars(self).get("_env_spec")
+        if held is not None and held.id == str(self.env).rpartition(":")[2]:
+            recall(self.env, held)
+        return spec_of(self.env)
+
     def env_options(self) -> dict[str, Any]:
         """The environment's keyword arguments: those registered with its id, and the user's over them."""
-        return {**env_spec(self).kwargs, **self.env_config}
+        return {**self.env_spec.kwargs, **self.env_config}
 
     def prompt_source(self) -> Any:
         """What the agent takes prompts from."""
         return self.env_options().get("prompts") if self.prompts is None else self.prompts
 
+    def prompts_of(self, runner: Any) -> PromptSource:
+        """Those that the agent was given, or those that its own process's `runner` has read."""
+        if self.prompts is None and runner.world is not None and runner.world.prompts is not None:
+            return runner.world.prompts
+        return PromptSource.of(self.prompt_source())
+
     def rollout_env_options(self) -> dict[str, Any]:
-        """Arguments of a runner's environment beside those of its id; the runner says where it lives."""
-        return runners_options(self)
+        """Arguments of a runner's environment, which plays groups by hand, beside those of its id."""
+        return {
+            # A runner says itself where its environment lives.
+            **{name: value for name, value in self.env_config.items() if name != "device"},
+            "array_backend": "torch",
+            "autoreset_mode": "disabled",
+            **self.mode.env_options(self),
+        }
 
     def world(self, device: str) -> World | ForeignWorld:
-        """What a runner on `device` makes its environments from."""
-        return runners_world(self, device)
+        """What a runner on `device` makes its environments from.
+
+        Raises:
+            ConfigError: If an argument of the environment does not fit.
+            ModelNotFound: If its model cannot be loaded.
+        """
+        _ = self.env_spec  # a remote runner has to be told of it
+        return world_of(self.env, {**self.rollout_env_options(), "device": device})
 
     @property
     def episodes_per_play(self) -> int:
@@ -228,3 +422,17 @@ class AgentConfig(OfMode, EpochSettings, EvaluationSettings, BatchSize, Algorith
     def policy_options(self) -> dict[str, Any]:
         """The policy's `model_config`; its model is the environment's."""
         return self.mode.policy_options(self)
+
+
+def warn_of_idle_clip(config: Any) -> None:
+    """Say so if no advantage can be as large as `advantage_clip`: it would seem to bound something."""
+    largest = math.sqrt(max(0, config.group_size - 1))
+    parts = config.advantage_parts and set(config.trained) - set(config.phase_rewards)
+    if config.advantage_clip is None or config.advantage_scale != "group" or parts:
+        return
+    if config.advantage_clip >= largest:
+        logger.warning(
+            "`advantage_clip` is %g, and no advantage of a group of %d can exceed sqrt(%d) = %.3g under "
+            "`advantage_scale` 'group': it does nothing. Try a smaller one, or None.",
+            *(config.advantage_clip, config.group_size, config.group_size - 1, largest),
+        )

@@ -8,9 +8,9 @@ from math import inf
 from torch import Tensor
 
 import unirl_env.functional as F
-from unirl_env.agents.base import Agent
+from unirl_env.agents.agent import Agent
 from unirl_env.agents.config import AgentConfig
-from unirl_env.agents.loss import Context, Loss
+from unirl_env.agents.loss import Context, Loss, Metric
 from unirl_env.agents.rows import Rows
 from unirl_env.functional import SDEStep, TokenStep
 from unirl_env.settings import Settings, setting
@@ -18,7 +18,7 @@ from unirl_env.settings import Settings, setting
 __all__ = ["DRPO", "DRPOConfig", "DRPOKnobs"]
 
 
-def latent_loss(rows: Rows, new: SDEStep, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
+def latent_loss(rows: Rows, new: SDEStep, context: Context) -> tuple[Tensor, dict[str, Metric]]:
     """`F.drpo_gaussian_loss` with the configuration's radius."""
     config = context.config
     return F.drpo_gaussian_loss(
@@ -35,7 +35,7 @@ def latent_loss(rows: Rows, new: SDEStep, context: Context) -> tuple[Tensor, dic
     )
 
 
-def token_loss(rows: Rows, new: TokenStep, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
+def token_loss(rows: Rows, new: TokenStep, context: Context) -> tuple[Tensor, dict[str, Metric]]:
     """`F.drpo_loss` with the configuration's radius."""
     config = context.config
     return F.drpo_loss(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -21,7 +21,7 @@ from unirl_env.errors import ConfigError
 from unirl_env.prompts.sources import PromptSource
 from unirl_env.types import Prompt
 
-__all__ = ["Evaluation", "EvaluationSettings", "check_evaluation"]
+__all__ = ["Evaluation", "check_evaluation", "temperature"]
 
 BETWEEN = "evaluation is played by the runners of training, between two iterations; try `num_env_runners`"
 ONLINE = "there is no data of before to evaluate on; try `evaluation_interval`"
@@ -44,26 +44,6 @@ OVERRIDES = ("prompts", "group_size", "seed", "explore", "policy", "env_config")
 """What `evaluation_config` can say."""
 ROUNDS = 1000
 """Of an evaluation that lasts a number of steps; an episode has one at least."""
-
-
-class EvaluationSettings:
-    """What the settings of an `AgentConfig` say about its algorithm and its evaluation."""
-
-    def __init__(self, algo_class: type | None = None):
-        if algo_class is None:
-            # An algorithm that is a loss alone needs no class of its own.
-            from unirl_env.agents.base import Agent as algo_class
-        super().__init__(algo_class=algo_class)
-
-    def get_evaluation_config_object(self) -> Any:
-        """The configuration under which evaluation plays; None of one that is for evaluation itself."""
-        if self.in_evaluation:
-            return None
-        config = self.copy(copy_frozen=False)
-        config.in_evaluation, config.evaluation_config = True, None
-        config.evaluation_interval = None  # RLlib would make runners and a model of its own.
-        config.policy = replace(self.policy, eval_temperature=_temperature(self))
-        return config
 
 
 @dataclass(frozen=True)
@@ -209,7 +189,7 @@ def _overrides(config: Any) -> Mapping[str, Any]:
     return found
 
 
-def _temperature(config: Any) -> float | None:
+def temperature(config: Any) -> float | None:
     """What texts are drawn at: whoever says that nothing is explored means the likeliest token."""
     found = _overrides(config)
     given = (found.get("policy") or {}).get("eval_temperature", config.policy.eval_temperature)

@@ -8,11 +8,10 @@ from math import inf
 from torch import Tensor
 
 import unirl_env.functional as F
-from unirl_env.agents.base import Agent
+from unirl_env.agents.agent import Agent
 from unirl_env.agents.config import AgentConfig
-from unirl_env.agents.loss import Context, Loss
+from unirl_env.agents.loss import Context, Loss, Metric, check_either, per_element, threshold
 from unirl_env.agents.rows import Rows
-from unirl_env.agents.units import check_either, per_element, threshold
 from unirl_env.episode import Phase
 from unirl_env.functional import SDEStep, TokenStep
 from unirl_env.settings import Settings, setting
@@ -23,7 +22,7 @@ KL_THRESHOLD = 1e-5
 """The published threshold on latents, for SD3 at 512 x 512: 0.66 nats."""
 
 
-def latent_loss(rows: Rows, new: SDEStep, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
+def latent_loss(rows: Rows, new: SDEStep, context: Context) -> tuple[Tensor, dict[str, Metric]]:
     """`F.flow_dppo_loss` with the configuration's threshold."""
     config = context.config
     return F.flow_dppo_loss(
@@ -40,7 +39,7 @@ def latent_loss(rows: Rows, new: SDEStep, context: Context) -> tuple[Tensor, dic
     )
 
 
-def token_loss(rows: Rows, new: TokenStep, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
+def token_loss(rows: Rows, new: TokenStep, context: Context) -> tuple[Tensor, dict[str, Metric]]:
     """`F.dppo_loss` with the configuration's threshold for tokens."""
     config = context.config
     return F.dppo_loss(

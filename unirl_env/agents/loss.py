@@ -30,16 +30,30 @@ import torch
 from torch import Tensor
 
 import unirl_env.functional as F
-from unirl_env.agents.metrics import Metric, as_metrics
-from unirl_env.agents.phases import KINDS, Step
-from unirl_env.agents.rows import Rows
+from unirl_env.agents.rows import KINDS, Rows, Step
 from unirl_env.errors import ConfigError, ContractError
+from unirl_env.functional import Metric
 
-__all__ = ["NEEDS", "Context", "Loss", "Metric", "check_loss"]
+__all__ = [
+    "NEEDS",
+    "Context",
+    "Loss",
+    "Metric",
+    "as_metrics",
+    "check_either",
+    "check_loss",
+    "per_element",
+    "threshold",
+]
 
 NEEDS = {"mean": "old_mean", "final": "final"}
 """What a loss may need recorded, and where its rows have it: of latents, that is."""
 SHARES = ("row", "episode", "group")
+RESERVED = {"loss", "gap", "gap_max", "grad_norm", "skipped_steps", "trained_rows", "lr", "reference_kl"}
+RESERVED |= {"reward", "reward_std", "advantage_max", "advantage_zero", "zero_std_groups", "saturation"}
+RESERVED |= {"episodes", "episodes_per_second", "sync_bytes", "weights_version", "tokens", "truncated"}
+RESERVED_PREFIXES = ("self_check/", "noise_floor/", "seconds/", "reward/", "heldout")
+"""What the log says of an iteration besides a loss's metrics: they must not take its place."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +65,7 @@ class Loss:
             `rows.action` under the present weights, with gradient. The loss is a scalar with gradient:
             masked rows must not count, rows count by their weight, and sums are divided by
             `rows.denominator` (`rows.mean` does all three). It is called once for each micro-batch; what it
-            returns is added up. Metrics are `Metric`s by name; a plain tensor is a share of the denominator,
-            as those of the functional losses are.
+            returns is added up. Metrics are `Metric`s by name; a plain tensor is a share of the denominator.
         needs: What must be recorded: `"mean"`, the means of the sampling policy (`rows.old_mean`); `"final"`,
             the finished latent of each row's episode (`rows.final`). Both are of latents.
         skips_idle: Whether rows of advantage 0 may be left out, because the gradient there is exactly 0. All
@@ -130,6 +143,53 @@ class Loss:
 
     def _wrong(self, words: str, got: str) -> ContractError:
         return ContractError(f"The loss {self.name} must {words}, got {got}.")
+
+
+def as_metrics(found: Any, loss: str, device: torch.device) -> dict[str, Metric]:
+    """What the loss named `loss` reports, checked.
+
+    A plain tensor is taken as a share of the denominator.
+
+    Raises:
+        ContractError: If something cannot be a metric.
+    """
+    if not isinstance(found, Mapping):
+        raise ContractError(f"The metrics of the loss {loss} must be a dict, got {type(found).__name__}.")
+    metrics = {}
+    for name, value in found.items():
+        metric = Metric(value) if isinstance(value, Tensor) else value
+        _check_metric(name, metric, loss, device)
+        if not isinstance(metric.value, Tensor):
+            metric = Metric(torch.tensor(float(metric.value), device=device), metric.reduce)
+        metrics[name] = metric
+    return metrics
+
+
+def _check_metric(name: Any, metric: Any, loss: str, device: torch.device) -> None:
+    """Raise ContractError, naming metric and loss, unless it can be reported."""
+
+    def must(words: str, got: str) -> ContractError:
+        return ContractError(f"The metric {name!r} of the loss {loss} must {words}, got {got}.")
+
+    if not isinstance(name, str):
+        raise must("have a name", type(name).__name__)
+    if name in RESERVED or name.startswith(RESERVED_PREFIXES):
+        raise must("have a name of its own", "one that the log has already; try another name")
+    if not isinstance(metric, Metric):
+        raise must("be a Metric or a tensor", f"{type(metric).__name__}; try Metric(value, 'max')")
+    value = metric.value
+    if not isinstance(value, Tensor):
+        if not isinstance(value, int | float):
+            raise must("hold a number", type(value).__name__)
+        return
+    if value.ndim or value.is_complex():
+        raise must(
+            "be one real number", f"shape {list(value.shape)}, {value.dtype}; try Metric.over(rows, values)"
+        )
+    if value.requires_grad:
+        raise must("have no gradient", "one that has; try .detach()")
+    if value.device != device:
+        raise must(f"be on {device} like the loss", str(value.device))
 
 
 class Context:
@@ -282,4 +342,42 @@ def check_loss(config: Any, kind: str) -> None:
             f"`reference_kl` must be 0 where no step explores (`steps.kind` 'none'), got "
             f"{config.reference_kl:g}: the KL is that of steps; try steps.kind='all', or a term of the loss "
             "with context.weights('reference')."
+        )
+
+
+def per_element(config: Any, name: str, elements: int, default: float | None = None) -> float | None:
+    """A bound on latents, given in either unit, on the scale of mean-reduced log-probs.
+
+    Args:
+        config: An `AgentConfig` with the settings `name` and `<name>_nats`.
+        name: Of the one that is given per element.
+        elements: D, of one action.
+        default: Where neither is given.
+    """
+    nats = getattr(config, f"{name}_nats")
+    if nats is not None:
+        return F.nats_to_mean(nats, elements)
+    value = getattr(config, name)
+    return default if value is None else value
+
+
+def threshold(
+    config: Any, name: str, elements: int, value: float, quantity: str
+) -> dict[str, tuple[float, str]]:
+    """An entry of `AgentConfig.thresholds`, under the name of the setting that was given."""
+    given = name if getattr(config, f"{name}_nats") is None else f"{name}_nats / {elements}"
+    return {given: (value, quantity)}
+
+
+def check_either(knobs: Any, name: str, prefix: str = "") -> None:
+    """Refuse `name` and `<name>_nats` at once.
+
+    Raises:
+        ConfigError: Naming both, their values and the remedy.
+    """
+    value, nats = getattr(knobs, name), getattr(knobs, f"{name}_nats")
+    if value is not None and nats is not None:
+        raise ConfigError(
+            f"`{prefix}{name}` and `{prefix}{name}_nats` must not both be given, got {value} and {nats}: "
+            "they are one bound in two units; try either of them alone."
         )

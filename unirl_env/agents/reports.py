@@ -1,18 +1,61 @@
-"""The numbers of an iteration."""
+"""What learners report of an iteration, and the numbers that it comes to."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from unirl_env.agents.update import PhaseUpdate, Update
 from unirl_env.episode import EpisodeBatch
+from unirl_env.errors import ContractError
 from unirl_env.monitor.alarm import SAME
 from unirl_env.monitor.diversity import diversity
 from unirl_env.monitor.score_metrics import score_metrics
 
-__all__ = ["phase_metrics", "rollout_metrics", "update_metrics"]
+__all__ = ["FollowedFailure", "PhaseUpdate", "Update", "phase_metrics", "rollout_metrics", "update_metrics"]
+
+
+class FollowedFailure(ContractError):
+    """This learner stopped because another one failed."""
+
+
+@dataclass
+class PhaseUpdate:
+    """What a learner reports of one phase.
+
+    Attributes:
+        metrics: Per optimizer step: `loss`, as it was minimized, and what it reports of this learner's rows;
+            of a mean, the sum over them.
+        reduce: How each metric is reduced: `"mean"` unless it is said here.
+        rows: Per optimizer step, how many unmasked rows this learner computed.
+        gap: How far scoring misses what the rollout recorded, before any weight has changed: `max`, and
+            `sum` over `rows` of |difference of log-probs|.
+        check: What the self-check measured, if it ran.
+    """
+
+    metrics: list[dict[str, float]] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    gap: dict[str, float] = field(default_factory=dict)
+    check: dict[str, float] = field(default_factory=dict)
+    reduce: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Update:
+    """What a learner reports of one iteration.
+
+    Attributes:
+        phases: By the phase's name, what it reports of it.
+        grad_norm: Per optimizer step, of all learners' gradient before clipping.
+        skipped: Per optimizer step, whether the step was left out because the gradient was not finite.
+        error: What stopped this learner.
+    """
+
+    phases: dict[str, PhaseUpdate] = field(default_factory=dict)
+    grad_norm: list[float] = field(default_factory=list)
+    skipped: list[bool] = field(default_factory=list)
+    error: Exception | None = None
 
 
 def rollout_metrics(batch: EpisodeBatch, advantages: Tensor) -> dict[str, float]:

@@ -1,28 +1,74 @@
-"""What a loss sees of a micro-batch: transitions of several episodes, flat, whatever their phase."""
+"""What a learner is given and what a loss sees of it: shards, rows, and the kinds of phases.
+
+A `Shard` is one learner's share of an iteration: whole episodes. Of a micro-batch of them, a `PhaseKind`
+makes `Rows`: transitions, flat, whatever their phase. The table of kinds is open to users.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from unirl_env.agents.shards import Shard
+import unirl_env.functional as F
 from unirl_env.episode import Phase
 from unirl_env.errors import ContractError, ShapeError
+from unirl_env.functional import SDEStep, TokenStep
+from unirl_env.policies.distributions import ActionStep
 from unirl_env.policies.packing import pack_continuations, sequence_lengths
+from unirl_env.registry import Registry
 
-__all__ = [
-    "Rows",
-    "busy_rows",
-    "completed",
-    "flat_rows",
-    "latent_lots",
-    "latent_rows",
-    "token_lots",
-    "token_rows",
-]
+__all__ = ["KINDS", "Losses", "PhaseKind", "Rows", "Shard", "Step", "rows_at"]
+
+Step = SDEStep | TokenStep | ActionStep
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One learner's share of an iteration.
+
+    Attributes:
+        phases: The trained phases, of the b episodes that it ever takes, each once.
+        group: `[b]` int64, the group of each episode, as the iteration numbers them.
+        episode_seed: `[b]` int64, the key of each episode.
+        advantages: Per phase `[b]` float32, one per episode.
+        steps: For each optimizer step, which of the episodes it takes, ascending.
+        weights: Per phase `[b]` float32, what each transition of an episode counts.
+        denominators: Per optimizer step and phase, what weighted sums are divided by; counts all learners'
+            shares.
+        iteration: The iteration's number, from 0.
+    """
+
+    phases: Mapping[str, Phase]
+    group: Tensor
+    episode_seed: Tensor
+    advantages: Mapping[str, Tensor]
+    steps: tuple[Tensor, ...]
+    weights: Mapping[str, Tensor]
+    denominators: tuple[Mapping[str, float], ...]
+    iteration: int = 0
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+    def to(self, device: torch.device | str) -> Shard:
+        """The same share on `device`."""
+        here = {
+            name: p if p.mask.device == torch.device(device) else p.to(device)
+            for name, p in self.phases.items()
+        }
+        return replace(
+            self,
+            phases=here,
+            group=self.group.to(device),
+            episode_seed=self.episode_seed.to(device),
+            advantages={name: each.to(device) for name, each in self.advantages.items()},
+            weights={name: weight.to(device) for name, weight in self.weights.items()},
+        )
 
 
 @dataclass(frozen=True)
@@ -159,116 +205,209 @@ class Rows:
         return {**self.observation, **entries}
 
 
-def completed(rows: Rows, shard: Shard, name: str) -> Rows:
-    """Rows of phase `name` with what all kinds have alike: what their episodes ended with, and their keys."""
-    phase, episode = shard.batch.phases[name], rows.episode
-    return replace(
-        rows,
-        final=None if phase.final is None else phase.final[episode],
-        group=shard.batch.group.to(episode.device)[episode],
-        episode_seed=shard.batch.episode_seed.to(episode.device)[episode],
-        shared=frozenset(phase.context),
-    )
+def rows_at(
+    shard: Shard,
+    name: str,
+    episode: Tensor,
+    step: Tensor,
+    denominator: float,
+    *,
+    observation: Mapping[str, Tensor],
+    action: Tensor,
+    mask: Tensor | None = None,
+) -> Rows:
+    """The rows of N transitions of a phase, with all that does not depend on its kind.
 
-
-def latent_rows(shard: Shard, name: str, index: Tensor, denominator: float) -> Rows:
-    """The rows of the episodes at `index` `[b]` of a phase with S steps each: b x S of them."""
-    phase = shard.batch.phases[name]
-    steps = phase.log_prob.shape[1]
-    observation, action = phase.rows(index, shared=True)
-    episode = index.repeat_interleave(steps)
-    step = torch.arange(steps, device=index.device).repeat(len(index))
+    Args:
+        shard: Where they are.
+        name: Of the phase.
+        episode: `[N]` int64, the episode of each.
+        step: `[N]` int64, its place in the episode.
+        denominator: Of the optimizer step.
+        observation: What the policy is to see of them.
+        action: `[N, ...]`.
+        mask: `[N]` bool, which are trained on; None for all.
+    """
+    phase = shard.phases[name]
     return Rows(
         kind=phase.kind,
         observation=observation,
         action=action,
         episode=episode,
         step=step,
-        old_log_prob=phase.log_prob[index].flatten(),
-        old_mean=None if phase.mean is None else phase.mean[index].flatten(0, 1),
+        old_log_prob=phase.log_prob[episode, step],
+        old_mean=None if phase.mean is None else phase.mean[episode, step],
         advantages=shard.advantages[name][episode],
         weight=shard.weights[name][episode],
-        mask=phase.mask[index].flatten(),
+        mask=torch.ones_like(episode, dtype=torch.bool) if mask is None else mask,
         denominator=denominator,
+        final=None if phase.final is None else phase.final[episode],
+        group=shard.group.to(episode.device)[episode],
+        episode_seed=shard.episode_seed.to(episode.device)[episode],
+        shared=frozenset(phase.context),
+    )
+
+
+def latent_rows(shard: Shard, name: str, index: Tensor, denominator: float) -> Rows:
+    """The rows of the episodes at `index` `[b]` of a phase with S steps each: b x S of them."""
+    phase = shard.phases[name]
+    steps = phase.log_prob.shape[1]
+    episode = index.repeat_interleave(steps)
+    step = torch.arange(steps, device=index.device).repeat(len(index))
+    observation = {key: tensor[episode, step] for key, tensor in phase.observation.items()}
+    if phase.context_row is not None:
+        row, observation["context_row"] = torch.unique(phase.context_row[episode], return_inverse=True)
+        observation |= {key: tensor[row] for key, tensor in phase.context.items()}
+    return rows_at(
+        shard,
+        name,
+        episode,
+        step,
+        denominator,
+        observation=observation,
+        action=phase.action[episode, step],
+        mask=phase.mask[episode, step],
     )
 
 
 def flat_rows(shard: Shard, name: str, index: Tensor, denominator: float) -> Rows:
     """The unmasked transitions of the episodes at `index` `[b]`, however many each has."""
-    phase = shard.batch.phases[name]
+    phase = shard.phases[name]
     at, step = phase.mask[index].nonzero(as_tuple=True)
     episode = index[at]
     observation = {key: tensor[episode, step] for key, tensor in phase.observation.items()}
     if phase.context_row is not None:
         row = phase.context_row[episode]
         observation |= {key: tensor[row] for key, tensor in phase.context.items()}
-    return Rows(
-        kind=phase.kind,
-        observation=observation,
-        action=phase.action[episode, step],
-        episode=episode,
-        step=step,
-        old_log_prob=phase.log_prob[episode, step],
-        old_mean=None if phase.mean is None else phase.mean[episode, step],
-        advantages=shard.advantages[name][episode],
-        weight=shard.weights[name][episode],
-        mask=torch.ones_like(episode, dtype=torch.bool),
-        denominator=denominator,
-    )
+    action = phase.action[episode, step]
+    return rows_at(shard, name, episode, step, denominator, observation=observation, action=action)
 
 
 def token_rows(shard: Shard, name: str, index: Tensor, denominator: float) -> Rows:
     """The trained tokens of the episodes at `index` `[b]`, which travel as one packed row."""
-    phase = shard.batch.phases[name]
-    packed = pack_continuations(phase, index)
-    return Rows(
-        kind=phase.kind,
+    packed = pack_continuations(shard.phases[name], index)
+    return rows_at(
+        shard,
+        name,
+        packed.episode,
+        packed.step,
+        denominator,
         observation=packed.observation,
         action=packed.action,
-        episode=packed.episode,
-        step=packed.step,
-        old_log_prob=phase.log_prob[packed.episode, packed.step],
-        old_mean=None,
-        advantages=shard.advantages[name][packed.episode],
-        weight=shard.weights[name][packed.episode],
-        mask=torch.ones_like(packed.action, dtype=torch.bool),
-        denominator=denominator,
     )
 
 
-def busy_rows(phase: Phase, advantages: Tensor, *, skip_idle: bool) -> Tensor:
-    """How many rows of each episode `[b]` have something to say, on the CPU.
-
-    Args:
-        phase: Whose mask `[b, S]` counts.
-        advantages: `[b]`.
-        skip_idle: Leave out episodes of advantage 0 too. Their gradient is exactly 0, as long as no other
-            term of the loss touches them; they stay in the denominator.
-    """
-    count = phase.mask.sum(dim=1).cpu()
-    return count * (advantages.cpu() != 0) if skip_idle else count
-
-
-def latent_lots(phase: Phase, busy: Tensor, *, size: int | None, tokens: int | None) -> list[Tensor]:
-    """The episodes `busy` in lots of at most `size`; None takes all at once."""
+def by_episodes(phase: Phase, busy: Tensor, *, size: int | None, tokens: int | None) -> list[Tensor]:
+    """The episodes `busy` in micro-batches of at most `size`; None takes all at once."""
     return list(busy.split(size or len(busy))) if len(busy) else []
 
 
-def token_lots(phase: Phase, busy: Tensor, *, size: int | None, tokens: int | None) -> list[Tensor]:
-    """The episodes `busy` in lots of at most `size` episodes and `tokens` packed tokens; None bounds nothing.
+def by_tokens(phase: Phase, busy: Tensor, *, size: int | None, tokens: int | None) -> list[Tensor]:
+    """The episodes `busy` in micro-batches of at most `size` episodes and `tokens` packed tokens.
 
-    The longest come first, so that the episodes of a lot are of about one length. An episode that alone
-    exceeds `tokens` is a lot of its own.
+    None bounds nothing. The longest come first, so that the episodes of a micro-batch are of about one
+    length. An episode that alone exceeds `tokens` is one of its own.
     """
     lengths = sequence_lengths(phase).cpu()[busy]
     order = lengths.argsort(descending=True, stable=True)
-    lots: list[list[int]] = []
+    found: list[list[int]] = []
     room = 0
     for episode, length in zip(busy[order].tolist(), lengths[order].tolist(), strict=True):
-        full = not lots or (size is not None and len(lots[-1]) == size)
+        full = not found or (size is not None and len(found[-1]) == size)
         if full or (tokens is not None and length > room):
-            lots.append([])
+            found.append([])
             room = tokens or 0
-        lots[-1].append(episode)
+        found[-1].append(episode)
         room -= length
-    return [torch.tensor(lot) for lot in lots]
+    return [torch.tensor(each) for each in found]
+
+
+@dataclass(frozen=True)
+class PhaseKind:
+    """How the episodes of a phase become rows, and what scoring them gives.
+
+    Attributes:
+        step: What the policy's forward pass returns, as named fields.
+        rows: `(shard, name of the phase, episodes, denominator) -> Rows`.
+        micro_batches: `(phase, busy episodes, size=, tokens=) -> ` the episodes of each.
+        reference_kl: `(new, reference, rows, config) -> ` what pulls towards the untrained policy in the
+            loss, and the mean divergence from it, to be reported.
+        like: Another kind, whose losses hold here as they are: where the step has the fields that those read,
+            with the same meaning. Without one, an agent must have a loss of this very kind.
+        per_element: Whether log-probs are means over the elements of an action, and not its own in nats.
+        about: What the actions are, for the error about an agent that has no loss on them.
+    """
+
+    step: type
+    rows: Callable[..., Rows]
+    micro_batches: Callable[..., list[Tensor]]
+    reference_kl: Callable[[Any, Any, Rows, Any], tuple[Tensor, Tensor]]
+    like: str | None = None
+    per_element: bool = False
+    about: str = ""
+
+
+def _latent_kl(new: SDEStep, reference: SDEStep, rows: Rows, config: Any) -> tuple[Tensor, Tensor]:
+    kl = F.reference_kl(new.mean, reference.mean, new.std, rows.mask, rows.denominator)
+    return kl, kl.detach()
+
+
+def _token_kl(new: Any, reference: Any, rows: Rows, config: Any) -> tuple[Tensor, Tensor]:
+    def estimate(log_prob: Tensor, estimator: str) -> Tensor:
+        return F.token_reference_kl(
+            log_prob,
+            reference.log_prob,
+            old_log_prob=rows.old_log_prob,
+            estimator=estimator,
+            mask=rows.mask,
+            denominator=rows.denominator,
+            weight=rows.weight,
+            max_log_ratio=config.max_log_ratio,
+        )
+
+    # The value of "k2" is no KL far from the reference; that of "k3" is unbiased, and never negative.
+    return estimate(new.log_prob, config.kl_estimator), estimate(new.log_prob.detach(), "k3")
+
+
+LATENTS = PhaseKind(SDEStep, latent_rows, by_episodes, _latent_kl, per_element=True)
+TOKENS = PhaseKind(TokenStep, token_rows, by_tokens, _token_kl)
+DISCRETE = PhaseKind(TokenStep, flat_rows, by_episodes, _token_kl, like="tokens", about="one of n actions")
+CONTINUOUS = PhaseKind(
+    ActionStep,
+    flat_rows,
+    by_episodes,
+    _token_kl,
+    about="real actions with densities: what bounds probabilities means nothing of them",
+)
+
+
+class _Kinds(Registry):
+    """Kinds by name: a registered one, or the dotted path of a `PhaseKind`, which every process can find."""
+
+    def __getitem__(self, name: str) -> PhaseKind:
+        return _kind(name)
+
+
+KINDS = _Kinds(
+    "phase kind",
+    {name.lower(): f"{__name__}:{name}" for name in ("LATENTS", "TOKENS", "DISCRETE", "CONTINUOUS")},
+)
+"""By the name of the kind, as `Phase.kind` has it; `KINDS.register` adds one."""
+
+
+@functools.cache
+def _kind(name: str) -> PhaseKind:
+    return KINDS.get(name)
+
+
+class Losses(dict):
+    """Losses by kinds of phases; a kind without a loss of its own takes that of the kind which it is like."""
+
+    def __contains__(self, kind: object) -> bool:
+        return super().__contains__(kind) or super().__contains__(KINDS[kind].like)
+
+    def __missing__(self, kind: str) -> Any:
+        like = KINDS[kind].like
+        if like is None:
+            raise KeyError(kind)
+        return self[like]

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 import unirl_env.functional as F
-from unirl_env.agents.phases import KINDS, Step
-from unirl_env.agents.rows import Rows
+from unirl_env.agents.reports import Update, phase_metrics
+from unirl_env.agents.rows import KINDS, Rows, Step
+from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import SelfCheckError
 
-__all__ = ["BOUNDS", "gap", "judge", "measure", "summary", "warn_of_noise"]
+__all__ = ["BOUNDS", "FirstUpdate", "judge", "measure", "summary", "warn_of_noise"]
 
 logger = logging.getLogger(__name__)
 
@@ -76,13 +77,6 @@ def measure(new: Step, rows: Rows, recorded: Rows) -> dict[str, Tensor]:
     return found | {GAP_MEAN: nats[rows.mask].sum(), ROWS: rows.mask.sum()}
 
 
-@torch.no_grad()
-def gap(new: Step, recorded: Rows) -> dict[str, Tensor]:
-    """How far scoring misses what the rollout recorded: `max`, `sum` and `rows` of the unmasked rows."""
-    distance = (new.log_prob - recorded.old_log_prob).abs()[recorded.mask]
-    return {"max": distance.amax(), "sum": distance.sum(), "rows": recorded.mask.sum()}
-
-
 def summary(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """The measurement of several micro-batches together: largest values, and the mean gap."""
     stacked = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
@@ -134,3 +128,49 @@ def warn_of_noise(found: Mapping[str, float], thresholds: Mapping[str, tuple[flo
     for warning in warnings:
         logger.warning(warning)
     return warnings
+
+
+class FirstUpdate:
+    """Every process checks each phase in the first update that has rows of it to train.
+
+    A run that is continued is checked anew, because its machine or its engine may be another. Its log must be
+    that of a run which was never interrupted, so what is found goes there once only.
+
+    Args:
+        config: An `AgentConfig`.
+
+    Attributes:
+        pending: The phases that are still to be checked.
+        reported: Those whose findings the log has.
+        found: What this process found, by the names of the log.
+    """
+
+    def __init__(self, config: Any):
+        self.config = config
+        self.found: dict[str, float] = {}
+        self.begin(())
+
+    def begin(self, reported: Sequence[str]) -> None:
+        """Check all phases anew; the log has what was found of `reported` before."""
+        self.pending = set(self.config.trained) if self.config.self_check else set()
+        self.reported = set(reported)
+
+    def note(self, batch: EpisodeBatch, updates: Sequence[Update]) -> None:
+        """Take over what learners found, and leave in their reports what the log has not seen."""
+        for name in sorted(self.pending):
+            if name in batch.phases and not batch.phases[name].drawn:
+                logger.warning("The self-check of `%s` does not apply: none of its steps was drawn.", name)
+                self.pending.discard(name)
+                continue
+            parts = [update.phases[name] for update in updates if name in update.phases]
+            if not any(part.check for part in parts):
+                continue  # Nothing to compare yet.
+            metrics = phase_metrics(parts)
+            warn_of_noise(metrics, self.config.thresholds(batch.phases[name]))
+            prefix = f"{name}/" if len(updates[0].phases) > 1 else ""
+            self.found |= {prefix + key: metrics[key] for part in parts for key in part.check}
+            self.pending.discard(name)
+            if name in self.reported:
+                for part in parts:
+                    part.check = {}
+            self.reported.add(name)

@@ -102,14 +102,14 @@ class Groups:
         )
 
     def fork(self, rows: np.ndarray) -> Groups:
-        """Like `take`; each further heir of an episode gets a noise key of its own."""
-        heirs, taken = Counter(), self.take(rows)
+        """Like `take`; each further copy of an episode gets a noise key of its own."""
+        copies, taken = Counter(), self.take(rows)
         seeds, forks = taken.episode_seed.copy(), self.forks + 1
         for i, row in enumerate(rows.tolist()):
-            if heirs[row]:
-                # The fork's number counts: an heir of an earlier fork may still be there.
-                seeds[i] = F.derive_seed(int(seeds[i]), "fork", forks, heirs[row])
-            heirs[row] += 1
+            if copies[row]:
+                # The fork's number counts: a copy of an earlier fork may still be there.
+                seeds[i] = F.derive_seed(int(seeds[i]), "fork", forks, copies[row])
+            copies[row] += 1
         return replace(taken, episode_seed=seeds, forks=forks)
 
     def put(self, rows: np.ndarray, new: Groups) -> Groups:

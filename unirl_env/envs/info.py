@@ -18,36 +18,13 @@ from torch import Tensor
 
 from unirl_env.arguments.indices import as_array
 from unirl_env.envs.contract import env_attr
-from unirl_env.envs.groups import Groups
 from unirl_env.types import Sample, Scores
 
-__all__ = ["folded", "identity", "of_row", "of_samples", "of_scores", "teach_gymnasium_text"]
+__all__ = ["folded", "of_row", "of_samples", "of_scores", "teach_gymnasium_text"]
 
 NO_TOKEN = -1
 """What follows the last token of a sample."""
 SAMPLE_FIELDS = tuple(field.name for field in fields(Sample))
-
-
-def identity(groups: Groups, *, objects: bool) -> dict[str, Any]:
-    """Who plays: group, prompt and seed of each episode."""
-    if objects:
-        return {
-            "group": groups.group.copy(),
-            "prompt": groups.prompt_array.copy(),
-            "episode_seed": groups.episode_seed.copy(),
-        }
-    everyone = groups.everyone.copy()
-    texts, ids = groups.prompt_texts
-    return {
-        "group": groups.group.copy(),
-        "_group": everyone,
-        "prompt": texts.copy(),
-        "_prompt": everyone,
-        "prompt_id": ids.copy(),
-        "_prompt_id": everyone,
-        "episode_seed": groups.episode_seed.copy(),
-        "_episode_seed": everyone,
-    }
 
 
 def of_samples(env: gym.vector.VectorEnv, finished: Mapping[int, Sample]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from unirl_env.arguments.indices import as_indices
 from unirl_env.arguments.values import truth, whole
 from unirl_env.envs.activity import Activity
 from unirl_env.envs.groups import Groups, ResetState
-from unirl_env.envs.info import identity, of_samples
+from unirl_env.envs.info import of_samples
 from unirl_env.envs.reset_options import (
     asked_prompts,
     checked_autoreset,
@@ -226,7 +226,7 @@ class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv):
     def fork(self, indices: Sequence[int]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Let episode i go on from where episode `indices[i]` stands, so that trees can branch.
 
-        The first heir of an episode keeps its noise; each further heir draws fresh, keyed noise.
+        The first copy of an episode keeps its noise; each further copy draws fresh, keyed noise.
 
         Raises:
             ShapeError: Unless `indices` holds `num_envs` valid episode numbers.
@@ -315,7 +315,25 @@ class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv):
         return self._observe(), self._info()
 
     def _info(self) -> dict[str, Any]:
-        return identity(self._groups, objects=self.info_objects) | of_samples(self, self.finished)
+        """Who plays, each `[B]` with its mask unless it is objects, and what has just been finished."""
+        groups = self._groups
+        if self.info_objects:
+            prompt = {"prompt": groups.prompt_array.copy()}
+            who = {"group": groups.group.copy(), **prompt, "episode_seed": groups.episode_seed.copy()}
+        else:
+            everyone = groups.everyone.copy()
+            texts, ids = groups.prompt_texts
+            who = {
+                "group": groups.group.copy(),
+                "_group": everyone,
+                "prompt": texts.copy(),
+                "_prompt": everyone,
+                "prompt_id": ids.copy(),
+                "_prompt_id": everyone,
+                "episode_seed": groups.episode_seed.copy(),
+                "_episode_seed": everyone,
+            }
+        return who | of_samples(self, self.finished) if self.finished else who
 
     def _array(self, values: np.ndarray) -> Any:
         return torch.from_numpy(values).to(self.device) if self.array_backend == "torch" else values

@@ -11,6 +11,7 @@ from unirl_env.functional.advantages import (
 )
 from unirl_env.functional.divergences import gaussian_kl, gaussian_tv, mean_to_nats, nats_to_mean
 from unirl_env.functional.losses import (
+    Metric,
     dppo_loss,
     drpo_gaussian_loss,
     drpo_loss,
@@ -54,6 +55,7 @@ __all__ = [  # noqa: RUF022, grouped by topic
     "group_advantages",
     "leave_one_out_advantages",
     # losses
+    "Metric",
     "dppo_loss",
     "drpo_gaussian_loss",
     "drpo_loss",

@@ -1,10 +1,14 @@
-"""Model families: adapters that tell an environment and a policy how a model encodes, denoises, decodes."""
+"""Model families: adapters that tell an environment and a policy how a model encodes, denoises, decodes.
 
+What a model of your own must answer, CONTRIBUTING says in a table.
+"""
+
+from unirl_env.models.backbone import Backbone, TokenBackbone
 from unirl_env.models.denoiser import Denoiser
 from unirl_env.models.process import MDP
-from unirl_env.models.shared.language_check import LanguageModelReport, check_language_model
-from unirl_env.models.unified import PictureTokens, UnifiedModel
-from unirl_env.models.words import Encoded, LanguageModel
+from unirl_env.models.shared.faithful import LanguageModelReport, check_language_model
+from unirl_env.models.unified import PictureTokens, SharedBackbone, UnifiedModel
+from unirl_env.models.words import Encoded, LanguageModel, Words
 from unirl_env.registry import Registry
 
 __all__ = [
@@ -13,12 +17,16 @@ __all__ = [
     "MDP",
     "MDPS",
     "UNIFIED_MODELS",
+    "Backbone",
     "Denoiser",
     "Encoded",
     "LanguageModel",
     "LanguageModelReport",
     "PictureTokens",
+    "SharedBackbone",
+    "TokenBackbone",
     "UnifiedModel",
+    "Words",
     "check_language_model",
 ]
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict, Unpack
 
 from torch import Tensor, nn
 
 from unirl_env.arguments.copies import FromArguments
 
-__all__ = ["Backbone", "Identified", "TokenBackbone", "identity_of"]
+__all__ = ["Backbone", "ForwardOptions", "Identified", "TokenBackbone", "identity_of"]
 
 
 def identity_of(model: Any, role: str = "model") -> dict[str, Any]:
@@ -80,6 +80,23 @@ class Backbone(Identified):
         raise NotImplementedError(f"{type(self).__name__} has no published form for whole weights.")
 
 
+class ForwardOptions(TypedDict, total=False):
+    """How a network reads tokens; what is left out or None is not there.
+
+    Attributes:
+        inputs: `Encoded.inputs`, those of all sequences concatenated; with a cache, only together with the
+            prompt.
+        lengths: `[n]` int64 with sum L, packed only.
+        mask: `[B, past + t]` bool, True where a token is real; with a cache only. None: all are.
+        cache: A `DynamicCache` of transformers, updated in place.
+    """
+
+    inputs: Mapping[str, Tensor] | None
+    lengths: Tensor | None
+    mask: Tensor | None
+    cache: Any
+
+
 class TokenBackbone(Backbone):
     """The trained half of a model that says tokens: from tokens to the logits of the next one.
 
@@ -103,15 +120,7 @@ class TokenBackbone(Backbone):
 
     @abstractmethod
     def hidden(
-        self,
-        network: nn.Module,
-        tokens: Tensor,
-        positions: Tensor,
-        *,
-        inputs: Mapping[str, Tensor] | None = None,
-        lengths: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Any = None,
+        self, network: nn.Module, tokens: Tensor, positions: Tensor, **how: Unpack[ForwardOptions]
     ) -> Tensor:
         """The last hidden states, from which `head` makes logits.
 
@@ -122,11 +131,7 @@ class TokenBackbone(Backbone):
             network: What `network()` returned, adapters included.
             tokens: `[1, L]` packed, or `[B, t]` the next tokens of each row.
             positions: `[A, 1, L]`, or `[A, B, t]`.
-            inputs: `Encoded.inputs`, those of all sequences concatenated; with a cache, only together with
-                the prompt.
-            lengths: `[n]` int64 with sum L, packed only.
-            mask: `[B, past + t]` bool, True where a token is real; with a cache only. None: all are.
-            cache: A `DynamicCache` of transformers, updated in place.
+            **how: See `ForwardOptions`.
 
         Returns:
             `[1, L, D]`, or `[B, t, D]`.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property, partial
-from typing import Any
+from typing import Unpack
 
 from torch import Tensor, nn
 
+from unirl_env.models.backbone import ForwardOptions
 from unirl_env.models.shared.alone import reads_alone
 from unirl_env.models.shared.causal_network import CausalNetwork
 from unirl_env.models.shared.chat import ChatWords
@@ -43,22 +43,14 @@ class CausalLM(ChatWords, LanguageModel):
         return not reads_alone(network)
 
     def hidden(
-        self,
-        network: nn.Module,
-        tokens: Tensor,
-        positions: Tensor,
-        *,
-        inputs: Mapping[str, Tensor] | None = None,
-        lengths: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Any = None,
+        self, network: nn.Module, tokens: Tensor, positions: Tensor, **how: Unpack[ForwardOptions]
     ) -> Tensor:
         """The transformer's last hidden states `[1, L, D]` packed, `[B, t, D]` with a cache.
 
         Raises:
             ContractError: If a text is longer than its rotary frequencies stay the same.
         """
-        return self._networks.hidden(network, tokens, positions, lengths, mask, cache)
+        return self._networks.hidden(network, tokens, positions, how)
 
     def head(self, network: nn.Module) -> Tensor:
         """The output layer's weight `[V, D]`, with columns for what it adds (`models.output_layer`)."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
-from unirl_env.arguments.names import MODEL_OPTIONS
+from unirl_env.arguments.names import FAMILIES, MODEL_OPTIONS
 from unirl_env.errors import ConfigError, ContractError, UnknownArgument
 from unirl_env.models.denoiser import Denoiser
 from unirl_env.models.process import MDP
@@ -18,7 +19,15 @@ from unirl_env.models.unified import UnifiedModel
 from unirl_env.models.words import LanguageModel, Words
 from unirl_env.registry import Registry
 
-__all__ = ["check_options", "is_model", "label_of", "make_model", "model_class"]
+__all__ = [
+    "ModelChoice",
+    "check_options",
+    "is_model",
+    "label_of",
+    "make_model",
+    "model_choice",
+    "model_class",
+]
 
 KINDS = {
     "denoiser": Denoiser,
@@ -174,3 +183,52 @@ def _require_whole(name: str, kind: Any, label: str, missing: Any) -> None:
             f"The {label} is incomplete: a {name} must have all methods of its contract, got none called "
             f"{', '.join(sorted(missing))}; `{getattr(kind, '__module__', '')}` says what they are."
         )
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """The model that an environment's arguments describe.
+
+    Attributes:
+        family: Which of `FAMILIES` named it.
+        name: The registered name or dotted path of its adapter, or an adapter.
+        options: The adapter's arguments.
+        rest: The environment's other arguments.
+    """
+
+    family: str
+    name: Any
+    options: dict[str, Any]
+    rest: dict[str, Any]
+
+
+def model_choice(arguments: Mapping[str, Any], argument: str | None = None) -> ModelChoice:
+    """Part an environment's arguments into the model's and the rest.
+
+    `model_options` holds what only one adapter knows. Options that are None take the adapter's default.
+
+    Args:
+        arguments: Those of an environment.
+        argument: Which of them names the model; None: the one of `FAMILIES` that is there.
+
+    Raises:
+        ConfigError: Unless exactly one names a model.
+    """
+    rest = dict(arguments)
+    rest.pop("mode", None)
+    families = FAMILIES if argument is None else (argument,)
+    named = {family: rest.pop(family, None) for family in families}
+    named = {family: model for family, model in named.items() if model is not None}
+    # An id that named another family's model, of which a user has said None.
+    rest = {name: value for name, value in rest.items() if name not in FAMILIES or value is not None}
+    if len(named) != 1:
+        raise ConfigError(
+            f"One of {', '.join(f'`{family}`' for family in families)} must name a model family, got "
+            f"{sorted(named) or 'none'}; try `denoiser='sd3'` or `language_model='causal_lm'`."
+        )
+    ((family, name),) = named.items()
+    special = rest.pop("model_options", None) or {}
+    if not isinstance(special, Mapping):
+        raise ConfigError(f"`model_options` must be a mapping, got {special!r}; try {{'dtype': 'bfloat16'}}.")
+    options = {key: rest.pop(key) for key in MODEL_OPTIONS if key in rest}
+    return ModelChoice(family, name, {k: v for k, v in {**options, **special}.items() if v is not None}, rest)

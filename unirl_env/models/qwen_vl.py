@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from unirl_env.errors import ConfigError, PromptError
 from unirl_env.media.pixels import load_picture
+from unirl_env.models.backbone import ForwardOptions
 from unirl_env.models.shared import packed
 from unirl_env.models.shared.chat import ChatWords
 from unirl_env.models.shared.exports import write_adapters, write_weights
@@ -134,18 +135,11 @@ class QwenVL(ChatWords, LanguageModel):
         return hold(self, network.to(self.device).eval())
 
     def hidden(
-        self,
-        network: nn.Module,
-        tokens: Tensor,
-        positions: Tensor,
-        *,
-        inputs: Mapping[str, Tensor] | None = None,
-        lengths: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Any = None,
+        self, network: nn.Module, tokens: Tensor, positions: Tensor, **how: Unpack[ForwardOptions]
     ) -> Tensor:
         """The transformer's last hidden states `[1, L, D]` packed, `[B, t, D]` with a cache."""
         base = network.base_model
+        inputs = how.get("inputs")
         embedded, options = network.get_input_embeddings()(tokens), {}
         if inputs and len(inputs.get("image_grid_thw", ())):
             seen = picture_features(base, inputs["pixel_values"], inputs["image_grid_thw"])
@@ -153,7 +147,7 @@ class QwenVL(ChatWords, LanguageModel):
             embedded = embedded.masked_scatter(where[..., None], seen.merged.to(embedded))
             if seen.deeper:
                 options = {"visual_pos_masks": where, "deepstack_visual_embeds": list(seen.deeper)}
-        options |= packed.reading_keywords(lengths, mask, cache, tokens.device)
+        options |= packed.reading_keywords(how, tokens.device)
         read = base.language_model(inputs_embeds=embedded, position_ids=positions, **options)
         return output_states(network.get_output_embeddings(), read.last_hidden_state)
 

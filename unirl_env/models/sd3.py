@@ -16,11 +16,10 @@ from unirl_env.arguments.values import truth, whole
 from unirl_env.errors import ConfigError
 from unirl_env.errors.quiet import unheard
 from unirl_env.models.denoiser import Denoiser
-from unirl_env.models.options import as_dtype
 from unirl_env.models.shared.exports import in_order, settle_header
-from unirl_env.models.shared.fixed_batches import in_fixed_batches, pictures_at_once
+from unirl_env.models.shared.fixed_batches import in_fixed_batches, painted
 from unirl_env.models.shared.flow_schedule import FlowSchedule, require_scheduler
-from unirl_env.models.shared.loading import Source, complete
+from unirl_env.models.shared.loading import Source, as_dtype, complete
 from unirl_env.types import Prompt, Sample
 
 __all__ = ["SD3Denoiser"]
@@ -125,7 +124,6 @@ class SD3Denoiser(Denoiser):
                     f"`{name}` must be a positive multiple of {unit} up to "
                     f"{config['pos_embed_max_size'] * unit}, got {size}."
                 )
-        self._decoded_at_once = pictures_at_once(height, width)
         self.latent_shape = (config["in_channels"], height // self.scale, width // self.scale)
         tokens = (self.latent_shape[1] // self.patch) * (self.latent_shape[2] // self.patch)
         self._flow = FlowSchedule(self._scheduler_config(), tokens)
@@ -166,13 +164,11 @@ class SD3Denoiser(Denoiser):
         def draw(latents: Tensor) -> Tensor:
             latents = latents.to(self.device, vae.dtype)
             latents = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-            pictures = vae.decode(latents, return_dict=False)[0]
-            return (pictures.float() / 2 + 0.5).clamp(0, 1).cpu()
+            return vae.decode(latents, return_dict=False)[0]
 
-        pictures = in_fixed_batches(draw, latents, rows=self._decoded_at_once)
+        samples = painted(draw, latents, *(side * self.scale for side in self.latent_shape[1:]))
         self._offload_again()
-        # Clones, because a view would carry the whole batch along wherever it is sent.
-        return [Sample(image=picture.clone()) for picture in pictures]
+        return samples
 
     def network(self) -> nn.Module:
         """Diffusers' `SD3Transformer2DModel`, freshly loaded."""

@@ -15,11 +15,11 @@ __all__ = ["MODES", "Mode", "mode_of"]
 MODES = Registry(
     "mode",
     {
-        "ar": "unirl_env.modes.tokens:TOKENS",
-        "diffusion": "unirl_env.modes.denoising:DENOISING",
-        "mdp": "unirl_env.modes.mdp:MDPS",
-        "pe": "unirl_env.modes.tokens:ENHANCING",
-        "unified_model": "unirl_env.modes.hybrid:HYBRID",
+        "ar": "unirl_env.modes.shipped:TOKENS",
+        "diffusion": "unirl_env.modes.shipped:DENOISING",
+        "mdp": "unirl_env.modes.shipped:MDPS",
+        "pe": "unirl_env.modes.shipped:ENHANCING",
+        "unified_model": "unirl_env.modes.shipped:HYBRID",
     },
 )
 """By the names that recipes use. `MODES.register("mine", "package.module:Mine")` adds one; in processes that

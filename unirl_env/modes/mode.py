@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import gymnasium as gym
 
-from unirl_env.models.options import ModelChoice, model_choice
+from unirl_env.models.making import ModelChoice, model_choice
 from unirl_env.registry import Registry
 from unirl_env.types import Prompt
 

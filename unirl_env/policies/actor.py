@@ -274,7 +274,7 @@ class Actor(nn.Module):
                 )
 
     def part(self, phase: str | None) -> nn.Module:
-        """The part of the network that `phase` acts with: all of it, where there is one phase or one backbone."""
+        """What `phase` acts with of the network: all of it, where there is one phase or one backbone."""
         return self.network if len(self.heads) == 1 else self.model.part(self.network, phase)
 
     def _adapted(self) -> tuple[nn.Module, ...]:

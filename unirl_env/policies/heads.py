@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 import unirl_env.functional as F
 from unirl_env.arguments.values import number, whole
+from unirl_env.episode import cat_padded
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.functional import SDEStep, TokenStep
 from unirl_env.models.denoiser import NEGATIVE
-from unirl_env.models.options import as_dtype
+from unirl_env.models.shared.loading import as_dtype
 from unirl_env.policies.distributions import distribution_over
 from unirl_env.policies.packing import pack_prefixes
 
@@ -126,7 +126,7 @@ class LatentHead(Head):
                     "make the environment with `with_negative=True`."
                 )
             count = len(next(iter(context.values())))
-            context = {k: _cat_padded(obs[NEGATIVE + k], v) for k, v in context.items()}
+            context = {k: cat_padded([obs[NEGATIVE + k], v]) for k, v in context.items()}
             row = None if row is None else torch.cat([row, row + count])
         reading = self.model.read(network, context)
         return reading if row is None else self.model.pick(reading, row)
@@ -368,12 +368,3 @@ def check_sampling(temperature: float, top_p: float, top_k: int) -> None:
         raise ConfigError(f"`top_p` must lie in (0, 1], got {top_p}; try 1.0, which keeps all tokens.")
     if top_k < 0:
         raise ConfigError(f"`top_k` must be at least 0, got {top_k}; try 0, which keeps all tokens.")
-
-
-def _cat_padded(first: Tensor, second: Tensor) -> Tensor:
-    """One after the other; texts `[P, L]` of unequal width are filled up with 0."""
-    if first.shape[1:] == second.shape[1:]:
-        return torch.cat([first, second])
-    width = max(first.shape[1], second.shape[1])
-    wide = (nnf.pad(part, [0] * 2 * (part.ndim - 2) + [0, width - part.shape[1]]) for part in (first, second))
-    return torch.cat(list(wide))

@@ -25,7 +25,6 @@ from unirl_env.errors import ContractError
 from unirl_env.rollouts.callbacks import RunnerCallbacks
 from unirl_env.rollouts.request import RolloutRequest
 from unirl_env.rollouts.sync import require_version
-from unirl_env.worlds.world import ForeignWorld, World
 
 __all__ = ["GenerativeEnvRunner"]
 
@@ -45,7 +44,7 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
     def __init__(self, *, config: Any, **kwargs: Any):
         super().__init__(config=config, **kwargs)
         self.spaces = kwargs.get("spaces") or {}
-        self.world: World | ForeignWorld | None = None
+        self.world: Any = None
         self.env: gym.vector.VectorEnv | None = None
         self.module: Any = None
         self.weights_version = 0

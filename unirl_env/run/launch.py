@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from unirl_env.agents.processes import processes
+from unirl_env.agents.cluster import processes
 from unirl_env.errors import ConfigError, NoAnswer
 from unirl_env.run.compose.yaml import differences, read_yaml, shown, to_yaml
 from unirl_env.run.evaluator import Evaluator

@@ -8,10 +8,8 @@ from itertools import chain
 from typing import Any, get_type_hints
 
 from unirl_env.agents import Agent, AgentConfig
-from unirl_env.agents.knobs import check_knobs, knob_kinds
-from unirl_env.agents.names import default_config
-from unirl_env.agents.rllib_words import knob_names
-from unirl_env.agents.settings import FLAT, NESTED, rebuilt, take_over
+from unirl_env.agents.attributes import FLAT, NESTED, check_knobs, knob_kinds, knob_names, rebuilt, take_over
+from unirl_env.agents.by_name import default_config
 from unirl_env.errors import ConfigError
 from unirl_env.prompts.sources import PromptSource
 from unirl_env.rewards import for_mode

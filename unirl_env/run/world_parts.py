@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unirl_env.errors import ConfigError
-from unirl_env.models.making import make_model
-from unirl_env.models.options import ModelChoice, model_choice
+from unirl_env.models.making import ModelChoice, make_model, model_choice
 from unirl_env.modes import Mode, mode_of
 from unirl_env.rewards import for_mode
 from unirl_env.rewards.secrets import resolved

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 from unirl_env.registry import lazily
 
 if TYPE_CHECKING:
-    from unirl_env.worlds.entry_points import make_env, make_vector_env
     from unirl_env.worlds.registration import register
-    from unirl_env.worlds.world import ForeignWorld, World, world_of
+    from unirl_env.worlds.world import ForeignWorld, World, make_env, make_vector_env, world_of
 
 __all__ = ["ForeignWorld", "World", "make_env", "make_vector_env", "register", "world_of"]
 
@@ -18,8 +17,8 @@ __getattr__, __dir__ = lazily(
     {
         "ForeignWorld": "world",
         "World": "world",
-        "make_env": "entry_points",
-        "make_vector_env": "entry_points",
+        "make_env": "world",
+        "make_vector_env": "world",
         "register": "registration",
         "world_of": "world",
     },

@@ -11,8 +11,7 @@ import torch
 from unirl_env.arguments.names import DRAW, MODEL_OPTIONS, WORLD, known_to, unknown_arguments
 from unirl_env.arguments.values import is_number, truth
 from unirl_env.errors import ConfigError, UnknownArgument
-from unirl_env.models.making import check_options, is_model, label_of, model_class
-from unirl_env.models.options import ModelChoice, model_choice
+from unirl_env.models.making import ModelChoice, check_options, is_model, label_of, model_choice, model_class
 from unirl_env.models.shared.loading import require_source
 from unirl_env.modes import Mode, mode_of
 from unirl_env.registry import Registry

@@ -22,8 +22,7 @@ from unirl_env.errors import ConfigError, ContractError
 from unirl_env.models.denoiser import Denoiser
 from unirl_env.models.shared.generate import draw_latents
 from unirl_env.types import Prompt, Sample
-from unirl_env.wrappers.base import Wrapper
-from unirl_env.wrappers.episodes import as_numpy
+from unirl_env.wrappers.base import Wrapper, as_numpy
 
 __all__ = ["DrawWrapper", "FrozenNetwork"]
 

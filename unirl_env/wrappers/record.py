@@ -18,8 +18,7 @@ from unirl_env.arguments.copies import Carried
 from unirl_env.envs.contract import env_attr
 from unirl_env.errors import ConfigError, ContractError, MissingExtra
 from unirl_env.types import Sample, Scores
-from unirl_env.wrappers.base import Wrapper
-from unirl_env.wrappers.episodes import EpisodeRows, as_numpy
+from unirl_env.wrappers.base import EpisodeRows, Wrapper, as_numpy
 from unirl_env.wrappers.media import WRITERS, to_frame, write_png
 
 __all__ = ["RecordMedia"]

@@ -12,8 +12,7 @@ from gymnasium.vector import VectorEnv
 from unirl_env.arguments.values import whole
 from unirl_env.envs.contract import env_attr
 from unirl_env.types import Scores
-from unirl_env.wrappers.base import Wrapper
-from unirl_env.wrappers.episodes import EpisodeRows, RowChange, as_numpy
+from unirl_env.wrappers.base import EpisodeRows, RowChange, Wrapper, as_numpy
 
 __all__ = ["EpisodeStatistics"]
 

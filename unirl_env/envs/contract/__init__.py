@@ -57,7 +57,7 @@ class GenerativeEnv(Protocol):
         """Go back to a snapshot; its observation and info."""
 
     def fork(self, indices: Sequence[int]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Let episode i go on from where episode `indices[i]` stands; further heirs draw fresh noise."""
+        """Let episode i go on from where episode `indices[i]` stands; further copies draw fresh noise."""
 
 
 OPTIONAL: Mapping[str, Any] = {

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from unirl_env.errors import ContractError
 
 __all__ = [
     "Act",
+    "Step",
     "all_alike",
     "as_array",
     "check_place",
@@ -25,6 +26,7 @@ __all__ = [
     "ended",
     "law",
     "like",
+    "played",
     "present",
     "same",
     "seeds",
@@ -144,6 +146,56 @@ def default_act(env: VectorEnv) -> Act:
     return act
 
 
+class Step(NamedTuple):
+    """What a step of a batch brought.
+
+    Attributes:
+        actions: What was done, as copies.
+        obs: What is seen now; live where the environment's tensors are.
+        rewards: `[B]`.
+        over: `[B]` bool, the episodes that have ended, now or before.
+        cut: `[B]` bool, those of them that were truncated.
+        rows: The rows that were not done when it was taken.
+        due: The rows whose samples it must bring.
+        info: Of the step.
+    """
+
+    actions: Any
+    obs: dict[str, Any]
+    rewards: Any
+    over: np.ndarray
+    cut: np.ndarray
+    rows: np.ndarray
+    due: list[int]
+    info: dict[str, Any]
+
+
+def played(
+    env: VectorEnv, act: Act, obs: dict[str, Any], max_steps: int, done: np.ndarray | None = None
+) -> Iterator[Step]:
+    """Go on from `obs`, step by step, until all are done that are not so yet.
+
+    Raises:
+        ContractError: If rewards or flags are none that a batch can have.
+    """
+    done = np.zeros(env.num_envs, dtype=bool) if done is None else done.copy()
+    for _ in range(max_steps):
+        if done.all():
+            return
+        actions = act(obs)
+        taken = _map(actions, lambda part: as_array(part).copy())
+        obs, rewards, terminated, truncated, info = env.step(actions)
+        outcome = {"rewards": rewards, "terminated": terminated, "truncated": truncated}
+        for name, value in outcome.items():
+            law(tuple(value.shape) == (env.num_envs,), f"`{name}` must have shape ({env.num_envs},).")
+        stop, cut = as_array(terminated), as_array(truncated)
+        law(stop.dtype == cut.dtype == bool, "`terminated` and `truncated` must be bool.")
+        law(not (stop & cut).any(), "An episode must not terminate and truncate at once.")
+        over, rows = stop | cut, np.flatnonzero(~done)
+        yield Step(taken, obs, rewards, over, cut, rows, due_samples(env, over, over & ~done), info)
+        done |= over
+
+
 def check_place(env: VectorEnv, act: Act, seed: int, max_steps: int) -> None:
     """What an episode sees must not depend on its place in the batch, nor on the others, to its end.
 
@@ -156,18 +208,14 @@ def check_place(env: VectorEnv, act: Act, seed: int, max_steps: int) -> None:
     turned = {"group_size": 1, "prompts": prompts[::-1], "sample_offset": offsets[::-1]}
     others = {**straight, "sample_offset": [0, *(env.num_envs + offset for offset in offsets[1:])]}
     obs, _ = env.reset(seed=seed, options=straight)
-    over, history = np.zeros(env.num_envs, dtype=bool), []
-    while not over.all() and len(history) < max_steps:
-        actions = _map(act(obs), lambda part: as_array(part).copy())
-        obs, _, terminated, truncated, _ = env.step(like(obs, actions))
-        now_over = ended(terminated, truncated)
-        history.append((actions, copied(obs), now_over.copy(), over.copy()))
-        over = over | now_over
+    history = [
+        (step.actions, copied(step.obs), step.over, step.rows) for step in played(env, act, obs, max_steps)
+    ]
     # All in another order; and the first one among others.
     for options, places in ((turned, {row: offsets[-1 - row] for row in offsets}), (others, {0: 0})):
         obs, _ = env.reset(seed=seed, options=options)
-        for actions, seen, seen_over, before in history:
-            rows = [row for row in places if not before[row]]
+        for actions, seen, seen_over, playing in history:
+            rows = [row for row in places if row in playing]
             if not rows:
                 break
             step = -1 if options is turned else 1

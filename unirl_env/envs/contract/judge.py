@@ -18,9 +18,9 @@ from unirl_env.envs.contract.comparing import (
     as_array,
     default_act,
     digest,
-    due_samples,
     ended,
     law,
+    played,
     same,
     seeds,
     some_rows,
@@ -42,7 +42,7 @@ def check_vector_env(
 
     Args:
         env: A generative vector environment, wrapped or not; it is left freshly reset. Laws about groups and
-            heirs need `num_envs` of at least 2 to bite.
+            copies need `num_envs` of at least 2 to bite.
         act: `act(obs) -> actions`, deterministic; by default the environment's `example_act`, or actions that
             are drawn from its action space.
         seed: Key of the episodes.
@@ -248,13 +248,13 @@ def _check_snapshots(env: VectorEnv, act: Act, seed: int, max_steps: int) -> Non
     itself = env.unwrapped.fork(list(range(env.num_envs)))
     law(before == digest(*itself), "`fork` to every episode itself must change nothing.")
     env.unwrapped.restore(snapshot)
-    forked, heirs = env.unwrapped.fork([env.num_envs - 1] * env.num_envs)
+    forked, who = env.unwrapped.fork([env.num_envs - 1] * env.num_envs)
     law(
         all_alike(forked) and same(some_rows(forked, [0]), last),
-        "`fork` must let every heir start from its ancestor's observation.",
+        "`fork` must let every copy start from its original's observation.",
     )
-    law(seeds(heirs)[0] == seeds(back[1])[-1], "The first heir of an episode must keep its noise.")
-    law(len(set(seeds(heirs))) == env.num_envs, "Heirs of one episode must differ in their noise.")
+    law(seeds(who)[0] == seeds(back[1])[-1], "The first copy of an episode must keep its noise.")
+    law(len(set(seeds(who))) == env.num_envs, "Copies of one episode must differ in their noise.")
 
 
 def _play(
@@ -267,25 +267,16 @@ def _play(
     done: np.ndarray | None = None,
 ) -> list[int]:
     """Go on from `obs` to the end of all that are not yet `done`; what happened, as one number per step."""
-    done, trace = np.zeros(env.num_envs, dtype=bool) if done is None else done.copy(), []
-    for _ in range(max_steps):
-        obs, rewards, terminated, truncated, info = env.step(act(obs))
-        _check_observation(env, obs)
-        outcome = {"rewards": rewards, "terminated": terminated, "truncated": truncated}
-        for name, value in outcome.items():
-            law(tuple(value.shape) == (env.num_envs,), f"`{name}` must have shape ({env.num_envs},).")
-        over, cut = as_array(terminated), as_array(truncated)
-        law(over.dtype == cut.dtype == bool, "`terminated` and `truncated` must be bool.")
-        law(not (over & cut).any(), "An episode must not terminate and truncate at once.")
-        new = (over | cut) & ~done
-        due = due_samples(env, over | cut, new)
+    trace, left = [], 0
+    for step in played(env, act, obs, max_steps, done):
+        _check_observation(env, step.obs)
         law(
-            all(env_attr(env, "finished").get(row) is not None for row in due),
+            all(env_attr(env, "finished").get(row) is not None for row in step.due),
             "`finished` must hold the sample of every episode that has just finished.",
         )
-        check_info(env, info, due)
-        trace.append(digest({**obs, **outcome, "rewards": rewards if rewarded else 0}))
-        done |= new
-        if done.all():
-            return trace
-    raise ContractError(f"Episodes must end, got {int((~done).sum())} that did not in {max_steps} steps.")
+        check_info(env, step.info, step.due)
+        outcome = {"rewards": step.rewards if rewarded else 0, "over": step.over, "cut": step.cut}
+        trace.append(digest({**step.obs, **outcome}))
+        left = int((~step.over[step.rows]).sum())
+    law(not left, f"Episodes must end, got {left} that did not in {max_steps} steps.")
+    return trace

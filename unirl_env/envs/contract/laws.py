@@ -22,10 +22,10 @@ Law = Callable[..., None]
 LAWS = Registry(
     "law",
     {
-        "hybrid": "unirl_env.envs.contract.hybrid_laws:check_hybrid",
+        "hybrid": "unirl_env.envs.contract.writing_laws:check_hybrid",
         "latents": "unirl_env.envs.contract.laws:check_latents",
         "mdp": "unirl_env.envs.contract.laws:check_mdp",
-        "tokens": "unirl_env.envs.contract.token_laws:check_tokens",
+        "tokens": "unirl_env.envs.contract.writing_laws:check_tokens",
     },
 )
 """Laws by the names that an environment's `laws` may hold; a dotted path stands wherever a name does."""

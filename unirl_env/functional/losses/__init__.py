@@ -3,20 +3,18 @@
 Every loss takes entries `[B]` or `[B, S]` (steps or tokens), returns `(loss, metrics)`, and is a sum over
 unmasked entries divided by `denominator`. With the number of unmasked entries of the whole optimizer step as
 denominator, the losses of any split into micro-batches and shards add up to the loss of the whole, and so do
-the gradients and the metrics; those named in `MAXIMA` are maxima instead (`merge_metrics` knows).
+the gradients and the metrics. A `Metric` says itself how it is reduced; `merge_metrics` does it.
 """
 
 from unirl_env.functional.losses.aggregate import token_weights
 from unirl_env.functional.losses.dppo import dppo_loss
 from unirl_env.functional.losses.drpo import drpo_gaussian_loss, drpo_loss
 from unirl_env.functional.losses.flow_dppo import flow_dppo_loss
-from unirl_env.functional.losses.grpo import grpo_loss
-from unirl_env.functional.losses.gspo import gspo_loss
+from unirl_env.functional.losses.ratio import Metric, grpo_loss, gspo_loss, merge_metrics
 from unirl_env.functional.losses.reference import reference_kl, token_reference_kl
-from unirl_env.functional.losses.terms import MAXIMA, merge_metrics
 
 __all__ = [
-    "MAXIMA",
+    "Metric",
     "dppo_loss",
     "drpo_gaussian_loss",
     "drpo_loss",

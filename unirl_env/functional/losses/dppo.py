@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import ConfigError
-from unirl_env.functional.losses.terms import (
+from unirl_env.functional.losses.ratio import (
     MAX_LOG_RATIO,
+    Metric,
     entries,
     masked_mean,
     outwards,
@@ -31,7 +32,7 @@ def dppo_loss(
     mask: Tensor | None = None,
     denominator: float | Tensor | None = None,
     max_log_ratio: float = MAX_LOG_RATIO,
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, dict[str, Metric]]:
     """`-A r`, with 0 for tokens that are outside the trust region and would move further out.
 
     The divergence is that of the two-cell partition {the sampled token, all others}, with probabilities mu
@@ -78,9 +79,9 @@ def dppo_loss(
     dropped = e.mask & (apart > threshold) & outwards(e)
     terms = torch.where(dropped, 0.0, -e.advantages * e.log_ratio.exp())
     metrics = ratio_metrics(e)
-    metrics[divergence] = masked_mean(apart, e.mask, e.denominator)
-    metrics[f"{divergence}_max"] = apart.max()
-    metrics["masked_fraction"] = masked_mean(dropped.float(), e.mask, e.denominator)
+    metrics[divergence] = Metric(masked_mean(apart, e.mask, e.denominator))
+    metrics[f"{divergence}_max"] = Metric(apart.max(), "max")
+    metrics["masked_fraction"] = Metric(masked_mean(dropped.float(), e.mask, e.denominator))
     return masked_mean(terms, e.mask, e.denominator), metrics
 
 

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from unirl_env.errors import ConfigError
 from unirl_env.functional.divergences import gaussian_kl
-from unirl_env.functional.losses.terms import (
+from unirl_env.functional.losses.ratio import (
     MAX_LOG_RATIO,
     Entries,
+    Metric,
     entries,
     masked_mean,
     outwards,
@@ -31,7 +32,7 @@ def drpo_loss(
     mask: Tensor | None = None,
     denominator: float | Tensor | None = None,
     max_log_ratio: float = MAX_LOG_RATIO,
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, dict[str, Metric]]:
     """Tokens: `-A r + |A| mu (r - 1)^2 / (2 epsilon)` with `mu = exp(old_log_prob)` and `pi = mu r`.
 
     Its gradient is the policy gradient `-A r` times `w = 1 - sign(A (r - 1)) |pi - mu| / epsilon`: entries
@@ -84,7 +85,7 @@ def drpo_gaussian_loss(
     mask: Tensor | None = None,
     denominator: float | Tensor | None = None,
     max_log_ratio: float = MAX_LOG_RATIO,
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, dict[str, Metric]]:
     """Latents: `-A r + |A| (TV / epsilon) |r - 1|`, with TV the total variation of the two policies.
 
     TV is a coefficient here: no gradient flows through it.
@@ -148,15 +149,16 @@ def drpo_gaussian_loss(
     terms = -e.advantages * e.log_ratio.exp()
     terms = terms + e.advantages.abs() * (tv / epsilon) * torch.expm1(e.log_ratio).abs()
     metrics = ratio_metrics(e) | _shift_metrics(e, tv, epsilon)
-    metrics["kl"] = masked_mean(kl, e.mask, e.denominator)
-    metrics["kl_max"] = kl.max()
+    metrics["kl"] = Metric(masked_mean(kl, e.mask, e.denominator))
+    metrics["kl_max"] = Metric(kl.max(), "max")
     return masked_mean(terms, e.mask, e.denominator), metrics
 
 
-def _shift_metrics(e: Entries, shift: Tensor, epsilon: float) -> dict[str, Tensor]:
+def _shift_metrics(e: Entries, shift: Tensor, epsilon: float) -> dict[str, Metric]:
+    corrected = (outwards(e) & (shift > epsilon)).float()
     return {
-        "tv": masked_mean(shift, e.mask, e.denominator),
-        "corrective_fraction": masked_mean((outwards(e) & (shift > epsilon)).float(), e.mask, e.denominator),
+        "tv": Metric(masked_mean(shift, e.mask, e.denominator)),
+        "corrective_fraction": Metric(masked_mean(corrected, e.mask, e.denominator)),
     }
 
 

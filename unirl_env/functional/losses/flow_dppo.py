@@ -7,8 +7,9 @@ from torch import Tensor
 
 from unirl_env.errors import ConfigError
 from unirl_env.functional.divergences import gaussian_kl
-from unirl_env.functional.losses.terms import (
+from unirl_env.functional.losses.ratio import (
     MAX_LOG_RATIO,
+    Metric,
     entries,
     masked_mean,
     outwards,
@@ -32,7 +33,7 @@ def flow_dppo_loss(
     mask: Tensor | None = None,
     denominator: float | Tensor | None = None,
     max_log_ratio: float = MAX_LOG_RATIO,
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, dict[str, Metric]]:
     """`-A r`, with 0 for entries that are outside the trust region and whose ratio would move further out.
 
     An entry is dropped if its policies are at least `kl_threshold` apart *and* its gradient moves its ratio
@@ -85,7 +86,7 @@ def flow_dppo_loss(
     dropped = e.mask & (kl >= kl_threshold) & outwards(e)
     terms = torch.where(dropped, 0.0, -e.advantages * e.log_ratio.exp())
     metrics = ratio_metrics(e)
-    metrics["kl"] = masked_mean(kl, e.mask, e.denominator)
-    metrics["kl_max"] = kl.max()
-    metrics["masked_fraction"] = masked_mean(dropped.float(), e.mask, e.denominator)
+    metrics["kl"] = Metric(masked_mean(kl, e.mask, e.denominator))
+    metrics["kl_max"] = Metric(kl.max(), "max")
+    metrics["masked_fraction"] = Metric(masked_mean(dropped.float(), e.mask, e.denominator))
     return masked_mean(terms, e.mask, e.denominator), metrics

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from unirl_env.errors import ConfigError, ShapeError
 from unirl_env.functional.divergences import gaussian_kl
-from unirl_env.functional.losses.terms import (
+from unirl_env.functional.losses.ratio import (
     MAX_LOG_RATIO,
     mask_and_denominator,
     masked_mean,

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from unirl_env.models.bagel.published import Published
-from unirl_env.models.shared.fixed_batches import in_fixed_batches, pictures_at_once
+from unirl_env.models.shared.fixed_batches import painted
+from unirl_env.types import Sample
 
 __all__ = [
     "CHANNELS",
@@ -72,16 +73,14 @@ class Autoencoder:
         return ((self._module.encode(pixels).latent_dist.mean.float() - SHIFT) * SCALE)[0].cpu()
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures `[B, 3, H, W]` float32 in [0, 1] of latents `[B, C, H / 8, W / 8]`."""
+    def samples(self, latents: Tensor) -> list[Sample]:
+        """Latents `[B, C, H / 8, W / 8]` as samples with an `image` `[3, H, W]` float32 in [0, 1]."""
 
         def draw(latents: Tensor) -> Tensor:
             latents = latents.to(self._device, self._dtype) / SCALE + SHIFT
-            pictures = self._module.decode(latents, return_dict=False)[0]
-            return (pictures.float() / 2 + 0.5).clamp(0, 1).cpu()
+            return self._module.decode(latents, return_dict=False)[0]
 
-        height, width = (8 * side for side in latents.shape[2:])
-        return in_fixed_batches(draw, latents, rows=pictures_at_once(height, width))
+        return painted(draw, latents, *(8 * side for side in latents.shape[2:]))
 
     @cached_property
     def _module(self) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +12,16 @@ from torch import Tensor, nn
 import unirl_env.functional as F
 from unirl_env.arguments.values import whole
 from unirl_env.errors import ConfigError, ContractError, PromptError
+from unirl_env.models.backbone import ForwardOptions
 from unirl_env.models.bagel.flux import CHANNELS, Autoencoder
 from unirl_env.models.bagel.network import LATENT_SIDE, BagelNetwork
 from unirl_env.models.bagel.pictures import PromptPictures, grid_positions
 from unirl_env.models.bagel.published import Published
 from unirl_env.models.bagel.seeing import Cached, Packed, Reading
 from unirl_env.models.denoiser import Denoiser
-from unirl_env.models.options import as_dtype
 from unirl_env.models.shared.exports import merged_state, write_adapters
 from unirl_env.models.shared.fixed_batches import in_fixed_batches
+from unirl_env.models.shared.loading import as_dtype
 from unirl_env.models.shared.output_layer import output_states, output_weight
 from unirl_env.models.shared.spelling import Spelling
 from unirl_env.models.unified import SharedBackbone, UnifiedModel
@@ -126,22 +127,15 @@ class BagelText(LanguageModel):
         return self._published.fill(network, dtype=self.dtype, device=self.device)
 
     def hidden(
-        self,
-        network: nn.Module,
-        tokens: Tensor,
-        positions: Tensor,
-        *,
-        inputs: Mapping[str, Tensor] | None = None,
-        lengths: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Any = None,
+        self, network: nn.Module, tokens: Tensor, positions: Tensor, **how: Unpack[ForwardOptions]
     ) -> Tensor:
         """The last hidden states `[1, L, D]` packed, `[B, t, D]` with a cache."""
+        inputs, lengths = how.get("inputs"), how.get("lengths")
         plain = not inputs or not len(inputs.get("image_grid_thw", ()))
         if lengths is not None:
             seeing = Packed(lengths, None if plain else positions[0], tokens.device)
         else:
-            seeing = Cached(cache, positions[0], mask, plain=plain)
+            seeing = Cached(how.get("cache"), positions[0], how.get("mask"), plain=plain)
         states = network.hidden(tokens, positions[0], seeing, inputs, self.special["picture"])
         return output_states(network.get_output_embeddings(), states)
 
@@ -289,11 +283,9 @@ class BagelImage(SharedBackbone, Denoiser):
                 out[tuple(map(slice, value.shape))] = value.to(out)
         return {name: tensor.to(self._text.device) for name, tensor in context.items()}
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Sample]:
         """Pictures `[3, H, W]` float32 in [0, 1]."""
-        # Clones, because a view would carry the whole batch along wherever it is sent.
-        return [Sample(image=picture.clone()) for picture in self._autoencoder.decode(latents)]
+        return self._autoencoder.samples(latents)
 
     def read(self, network: nn.Module, context: Mapping[str, Tensor]) -> Reading:
         """Keys and values of P texts, in one pass, trimmed to the longest.

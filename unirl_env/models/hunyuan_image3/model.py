@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +12,15 @@ from torch import Tensor, nn
 import unirl_env.functional as F
 from unirl_env.arguments.values import whole
 from unirl_env.errors import ConfigError, PromptError
+from unirl_env.models.backbone import ForwardOptions
 from unirl_env.models.denoiser import Denoiser
 from unirl_env.models.hunyuan_image3.attention import Cached, Packed
 from unirl_env.models.hunyuan_image3.checkpoint import Checkpoint
 from unirl_env.models.hunyuan_image3.network import PICTURE_PARTS
 from unirl_env.models.hunyuan_image3.settings import bucket
 from unirl_env.models.hunyuan_image3.template import TASKS, Template
-from unirl_env.models.options import as_dtype
-from unirl_env.models.shared.fixed_batches import in_fixed_batches, pictures_at_once
+from unirl_env.models.shared.fixed_batches import in_fixed_batches, painted
+from unirl_env.models.shared.loading import as_dtype
 from unirl_env.models.shared.output_layer import output_states, output_weight
 from unirl_env.models.shared.packed import Packing
 from unirl_env.models.shared.prefix import Prefix
@@ -65,19 +66,12 @@ class TextView(SharedBackbone, LanguageModel):
         return self._template.reply(text)
 
     def hidden(
-        self,
-        network: nn.Module,
-        tokens: Tensor,
-        positions: Tensor,
-        *,
-        inputs: Mapping[str, Tensor] | None = None,
-        lengths: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Any = None,
+        self, network: nn.Module, tokens: Tensor, positions: Tensor, **how: Unpack[ForwardOptions]
     ) -> Tensor:
         """The last hidden states `[1, L, D]` packed, `[B, t, D]` with a cache."""
+        lengths = how.get("lengths")
         packed = None if lengths is None else Packed(Packing.of(lengths, tokens.device))
-        states = network.text(tokens, positions[0], packed or Cached(cache, mask))
+        states = network.text(tokens, positions[0], packed or Cached(how.get("cache"), how.get("mask")))
         return output_states(network.lm_head, states)
 
     def head(self, network: nn.Module) -> Tensor:
@@ -119,7 +113,7 @@ class ImageView(SharedBackbone, Denoiser):
         settings = checkpoint.settings
         down, across = settings.pixels
         self.latent_shape = (settings.vae["latent_channels"], height // down, width // across)
-        self._decoded_at_once = pictures_at_once(height, width)
+        self._size = height, width
 
     def sigmas(self, num_steps: int) -> Tensor:
         """The shifted uniform schedule `[T+1]` of the checkpoint."""
@@ -152,11 +146,9 @@ class ImageView(SharedBackbone, Denoiser):
 
         def draw(latents: Tensor) -> Tensor:
             latents = latents.float() / (vae.get("scaling_factor") or 1.0) + (vae.get("shift_factor") or 0.0)
-            film = decoder(latents.to(weight)[:, :, None])
-            return (film[:, :, -1].float() / 2 + 0.5).clamp(0, 1).cpu()
+            return decoder(latents.to(weight)[:, :, None])[:, :, -1]
 
-        pictures = in_fixed_batches(draw, latents, rows=self._decoded_at_once)
-        return [Sample(image=picture.clone()) for picture in pictures]
+        return painted(draw, latents, *self._size)
 
     def read(self, network: nn.Module, context: Mapping[str, Tensor]) -> Prefix:
         """Keys and values of the texts up to their pictures, in one causal pass."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from unirl_env.errors import ConfigError, ContractError, ShapeError
+from unirl_env.models.backbone import ForwardOptions
 from unirl_env.models.janus.text import JanusText, read_states
-from unirl_env.models.shared.fixed_batches import in_fixed_batches, pictures_at_once
+from unirl_env.models.shared.fixed_batches import painted
 from unirl_env.models.shared.output_layer import output_states, output_weight
 from unirl_env.models.unified import PictureTokens, SharedBackbone
 from unirl_env.types import Sample
@@ -59,28 +59,23 @@ class JanusPictures(SharedBackbone, PictureTokens):
                 f"`projection_dim` {vq.projection_dim} and `image_token_embed_dim` "
                 f"{vq.image_token_embed_dim} in {self.pretrained!r}; try a published checkpoint."
             )
-        side = vq.num_patches * 2 ** (len(vq.channel_multiplier) - 1)
-        self._painted_at_once = pictures_at_once(side, side)
+        self._side = vq.num_patches * 2 ** (len(vq.channel_multiplier) - 1)
 
     def hidden(
-        self,
-        network: nn.Module,
-        tokens: Tensor,
-        positions: Tensor,
-        *,
-        inputs: Mapping[str, Tensor] | None = None,
-        lengths: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Any = None,
+        self, network: nn.Module, tokens: Tensor, positions: Tensor, **how: Unpack[ForwardOptions]
     ) -> Tensor:
         """What the generation head's last layer reads, `[1, L, D]` packed or `[B, t, D]` with a cache."""
-        along = 0 if lengths is None else 1  # a stream is more rows, or more sequences in the one row
+        along = (
+            0 if how.get("lengths") is None else 1
+        )  # a stream is more rows, or more sequences in the one row
         if self.streams > 1:
             tokens = torch.cat([tokens, self._blanked(tokens)], along)
             positions = torch.cat([positions, positions], along + 1)
-            lengths, mask = (None if each is None else torch.cat([each, each]) for each in (lengths, mask))
+            for name in ("lengths", "mask"):
+                if how.get(name) is not None:
+                    how[name] = torch.cat([how[name], how[name]])
         embedded = self._embedded(network, tokens)
-        states = read_states(network, embedded, positions, lengths=lengths, mask=mask, cache=cache)
+        states = read_states(network, embedded, positions, how)
         head = network.base_model.generation_head
         states = head.activation_fn(head.proj_out(states))
         if self.streams > 1:
@@ -113,13 +108,9 @@ class JanusPictures(SharedBackbone, PictureTokens):
                 "try adding `first_id`."
             )
 
-        def paint(pieces: Tensor) -> Tensor:
-            painted = self._painter.decode(pieces.to(self.device))
-            return (painted.float() / 2 + 0.5).clamp(0, 1).cpu()
-
-        painted = in_fixed_batches(paint, pieces, rows=self._painted_at_once)
-        # Clones, because a view would carry the whole batch along wherever it is sent.
-        return [Sample(image=picture.clone()) for picture in painted]
+        return painted(
+            lambda some: self._painter.decode(some.to(self.device)), pieces, self._side, self._side
+        )
 
     def _blanked(self, tokens: Tensor) -> Tensor:
         """`tokens` without what the words say: padding for all but the marks before text and picture."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from unirl_env.errors import ConfigError, PromptError
+from unirl_env.models.backbone import ForwardOptions
 from unirl_env.models.shared import packed
 from unirl_env.models.shared.chat import ChatWords
 from unirl_env.models.shared.exports import merged_state, write_adapters
@@ -126,19 +127,11 @@ class JanusText(LanguageModel):
         return hold(self, network.to(self.device).eval())
 
     def hidden(
-        self,
-        network: nn.Module,
-        tokens: Tensor,
-        positions: Tensor,
-        *,
-        inputs: Mapping[str, Tensor] | None = None,
-        lengths: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Any = None,
+        self, network: nn.Module, tokens: Tensor, positions: Tensor, **how: Unpack[ForwardOptions]
     ) -> Tensor:
         """The transformer's last hidden states `[1, L, D]` packed, `[B, t, D]` with a cache."""
         embedded = network.get_input_embeddings()(tokens)
-        states = read_states(network, embedded, positions, lengths=lengths, mask=mask, cache=cache)
+        states = read_states(network, embedded, positions, how)
         return output_states(network.get_output_embeddings(), states)
 
     def head(self, network: nn.Module) -> Tensor:
@@ -218,26 +211,16 @@ class JanusText(LanguageModel):
         return rendered if self.system is None else f"{self.system}\n\n{rendered}"
 
 
-def read_states(
-    network: nn.Module,
-    embedded: Tensor,
-    positions: Tensor,
-    *,
-    lengths: Tensor | None = None,
-    mask: Tensor | None = None,
-    cache: Any = None,
-) -> Tensor:
+def read_states(network: nn.Module, embedded: Tensor, positions: Tensor, how: ForwardOptions) -> Tensor:
     """The language model's last hidden states of embedded tokens.
 
     Args:
         network: What `network()` returned, adapters included.
         embedded: `[1, L, D]` packed, or `[B, t, D]` with a cache.
         positions: `[1, 1, L]`, or `[1, B, t]`.
-        lengths: `[n]` int64 with sum L, packed only.
-        mask: `[B, past + t]` bool, with a cache only.
-        cache: A `DynamicCache` of transformers, updated in place.
+        how: As in `TokenBackbone.hidden`.
     """
-    options = packed.reading_keywords(lengths, mask, cache, embedded.device)
+    options = packed.reading_keywords(how, embedded.device)
     backbone = network.base_model.language_model
     return backbone(inputs_embeds=embedded, position_ids=positions[0], **options).last_hidden_state
 

@@ -9,12 +9,12 @@ architecture, and slower.
 from __future__ import annotations
 
 import inspect
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unirl_env.errors import ContractError
+from unirl_env.models.backbone import ForwardOptions
 
 __all__ = ["mark_alone", "read_alone", "reads_alone", "why_alone"]
 
@@ -46,25 +46,22 @@ def why_alone(network: nn.Module) -> str | None:
     return None
 
 
-def read_alone(
-    backbone: nn.Module, tokens: Tensor, *, lengths: Tensor | None, mask: Tensor | None, cache: Any
-) -> Tensor:
+def read_alone(backbone: nn.Module, tokens: Tensor, how: ForwardOptions) -> Tensor:
     """The last hidden states `[1, L, D]` of a packed row, or `[B, t, D]` with a cache.
 
     Args:
         backbone: The network without its output layer.
         tokens: `[1, L]` packed, or `[B, t]`; they are counted from what the cache holds.
-        lengths: `[n]` int64 with sum L, packed only.
-        mask: None: no row is padded.
-        cache: A cache of transformers, updated in place.
+        how: Without a mask, as no row is padded.
 
     Raises:
         ContractError: If rows are padded, or the architecture takes no cache.
     """
+    lengths, cache = how.get("lengths"), how.get("cache")
     if lengths is not None:
         texts = tokens.split(lengths.tolist(), dim=1)
         return torch.cat([backbone(input_ids=t, use_cache=False).last_hidden_state for t in texts], 1)
-    if mask is not None:
+    if how.get("mask") is not None:
         raise ContractError(
             f"Rows for {type(backbone).__name__} must be of one length, got some that are padded; try to "
             "generate texts of one length together."

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import ConfigError
-from unirl_env.models.shared.fixed_batches import in_fixed_batches, pictures_at_once
+from unirl_env.models.shared.fixed_batches import in_fixed_batches, painted, pictures_at_once
 from unirl_env.models.shared.loading import Source, complete
 from unirl_env.types import Sample
 
@@ -70,9 +70,8 @@ class Autoencoder:
             pictures = pictures.to(self.device, self.dtype) * 2 - 1
             return self._weights.encode(pictures).latent_dist.mode().float().cpu()
 
-        return (
-            in_fixed_batches(read, pictures, rows=self._rows(pictures.shape[-2:])) - self._shift
-        ) * self._factor
+        latents = in_fixed_batches(read, pictures, rows=pictures_at_once(*pictures.shape[-2:]))
+        return (latents - self._shift) * self._factor
 
     @torch.no_grad()
     def samples(self, latents: Tensor) -> list[Sample]:
@@ -80,13 +79,9 @@ class Autoencoder:
 
         def draw(latents: Tensor) -> Tensor:
             latents = latents.to(self.device, self.dtype) / self._factor + self._shift
-            pictures = self._weights.decode(latents, return_dict=False)[0]
-            return (pictures.float() / 2 + 0.5).clamp(0, 1).cpu()
+            return self._weights.decode(latents, return_dict=False)[0]
 
-        height, width = (side * self.scale for side in latents.shape[-2:])
-        pictures = in_fixed_batches(draw, latents, rows=self._rows((height, width)))
-        # Clones, because a view would carry the whole batch along wherever it is sent.
-        return [Sample(image=picture.clone()) for picture in pictures]
+        return painted(draw, latents, *(side * self.scale for side in latents.shape[-2:]))
 
     def save(self, directory: str) -> None:
         """Write it where `pretrained=directory` finds it."""
@@ -101,6 +96,3 @@ class Autoencoder:
             .to(self.device)
             .eval()
         )
-
-    def _rows(self, size: tuple[int, int]) -> int:
-        return pictures_at_once(*size)

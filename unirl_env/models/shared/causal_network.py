@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from unirl_env.errors import ContractError, ModelNotFound
+from unirl_env.models.backbone import ForwardOptions
 from unirl_env.models.shared import packed
 from unirl_env.models.shared.alone import read_alone, reads_alone
 from unirl_env.models.shared.borders import changing_rotary
@@ -54,21 +55,13 @@ class CausalNetwork:
         self._way.take(network)
         return network
 
-    def hidden(
-        self,
-        network: nn.Module,
-        tokens: Tensor,
-        positions: Tensor,
-        lengths: Tensor | None,
-        mask: Tensor | None,
-        cache: Any,
-    ) -> Tensor:
+    def hidden(self, network: nn.Module, tokens: Tensor, positions: Tensor, how: ForwardOptions) -> Tensor:
         """See `LanguageModel.hidden`.
 
         Raises:
             ContractError: If a text is longer than its rotary frequencies stay the same.
         """
-        border = self._border
+        border, lengths = self._border, how.get("lengths")
         if border is not None and lengths is not None and int(lengths.max()) > border:
             raise ContractError(
                 f"Texts must have at most {border} tokens, behind which {type(network).__name__} changes its "
@@ -79,8 +72,8 @@ class CausalNetwork:
         if backbone is network:  # some families misname theirs
             backbone = network.model
         if reads_alone(network):
-            states = read_alone(backbone, tokens, lengths=lengths, mask=mask, cache=cache)
+            states = read_alone(backbone, tokens, how)
         else:
-            options = packed.reading_keywords(lengths, mask, cache, tokens.device)
+            options = packed.reading_keywords(how, tokens.device)
             states = backbone(input_ids=tokens, position_ids=positions[0], **options).last_hidden_state
         return output_states(network.get_output_embeddings(), states, self._scale)

@@ -10,9 +10,8 @@ import torch
 
 from unirl_env.arguments.values import truth
 from unirl_env.errors import ConfigError, PromptError
-from unirl_env.models.options import as_dtype
 from unirl_env.models.shared.borders import longest_text
-from unirl_env.models.shared.loading import Source
+from unirl_env.models.shared.loading import Source, as_dtype
 from unirl_env.models.shared.output_layer import require_no_cap
 from unirl_env.models.shared.spelling import Spelling
 from unirl_env.models.shared.templates import check_rows, check_template, rendered, spelling_of

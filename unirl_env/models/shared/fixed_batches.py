@@ -11,7 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["in_fixed_batches", "pictures_at_once"]
+from unirl_env.types import Sample
+
+__all__ = ["in_fixed_batches", "painted", "pictures_at_once"]
 
 PIXELS_AT_ONCE = 128 * 128
 """In one forward: small pictures are faster together, and large ones fill a device by themselves."""
@@ -44,3 +46,21 @@ def in_fixed_batches(function: Callable[..., Tensor], *batches: Tensor, rows: in
 def pictures_at_once(height: int, width: int) -> int:
     """How many pictures of that size in pixels are encoded or decoded in one forward."""
     return max(1, PIXELS_AT_ONCE // (height * width))
+
+
+def painted(decode: Callable[[Tensor], Tensor], finished: Tensor, height: int, width: int) -> list[Sample]:
+    """Finished latents or tokens `[B, ...]` as B samples with an `image` `[3, H, W]` float32 in [0, 1].
+
+    Args:
+        decode: From n of them to pictures `[n, 3, H, W]` in [-1, 1].
+        finished: All of them.
+        height: H.
+        width: W.
+    """
+
+    def shown(finished: Tensor) -> Tensor:
+        return (decode(finished).float() / 2 + 0.5).clamp(0, 1).cpu()
+
+    pictures = in_fixed_batches(shown, finished, rows=pictures_at_once(height, width))
+    # Clones, because a view would carry the whole batch along wherever it is sent.
+    return [Sample(image=picture.clone()) for picture in pictures]

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unirl_env.errors import ModelNotFound, UnirlError
+import torch
+
+from unirl_env.errors import ConfigError, ModelNotFound, UnirlError
 from unirl_env.errors.masks import hide
 from unirl_env.errors.quiet import quiet_loading
 
-__all__ = ["Source", "cause_of", "complete", "public", "require_source"]
+__all__ = ["Source", "as_dtype", "cause_of", "complete", "public", "require_source"]
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -152,3 +154,15 @@ def public(error: BaseException) -> BaseException | None:
     """`error` as the cause of one of ours; None if a traceback would show a secret with it."""
     chain = "".join(traceback.format_exception(error))
     return error if hide(chain) == chain else None
+
+
+def as_dtype(name: str, value: str | torch.dtype) -> torch.dtype:
+    """The floating dtype that `value` is or names; `name` is what an error calls it.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    dtype = getattr(torch, value, None) if isinstance(value, str) else value
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ConfigError(f"`{name}` must be a floating dtype of torch, got {value!r}; try 'bfloat16'.")
+    return dtype

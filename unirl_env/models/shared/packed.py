@@ -21,6 +21,7 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from unirl_env.errors import ContractError, ShapeError
+from unirl_env.models.backbone import ForwardOptions
 
 __all__ = ["NAME", "Packing", "packed_attention", "reading_keywords", "register"]
 
@@ -104,17 +105,16 @@ def register() -> str:
     return NAME
 
 
-def reading_keywords(
-    lengths: Tensor | None, mask: Tensor | None, cache: Any, device: torch.device | str
-) -> dict[str, Any]:
+def reading_keywords(how: ForwardOptions, device: torch.device | str) -> dict[str, Any]:
     """The keywords of a forward call of transformers, packed or with a cache; see `TokenBackbone.hidden`.
 
     Packed, they say where the sequences lie, and give a mask that stands for none: one of four axes passes
     through transformers as it is. Without it they would read the packing off the positions and make a mask of
     L x L.
     """
+    lengths, cache = how.get("lengths"), how.get("cache")
     if lengths is None:
-        return {"use_cache": cache is not None, "past_key_values": cache, "attention_mask": mask}
+        return {"use_cache": cache is not None, "past_key_values": cache, "attention_mask": how.get("mask")}
     passing = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
     return {"use_cache": False, KEYWORD: Packing.of(lengths, device), "attention_mask": passing}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as nnf
@@ -15,6 +15,7 @@ import unirl_env.functional as F
 from unirl_env.arguments.values import whole
 from unirl_env.errors import ConfigError, ContractError, PromptError
 from unirl_env.media.pixels import load_picture
+from unirl_env.models.backbone import ForwardOptions
 from unirl_env.models.causal_lm import CausalLM
 from unirl_env.models.denoiser import Denoiser
 from unirl_env.models.shared import packed
@@ -86,22 +87,14 @@ class UnifiedText(ChatWords, SharedBackbone, LanguageModel):
         return Encoded(torch.cat([before, tokens]), {"pixel_values": patches, "image_grid_thw": grid})
 
     def hidden(
-        self,
-        network: nn.Module,
-        tokens: Tensor,
-        positions: Tensor,
-        *,
-        inputs: Mapping[str, Tensor] | None = None,
-        lengths: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Any = None,
+        self, network: nn.Module, tokens: Tensor, positions: Tensor, **how: Unpack[ForwardOptions]
     ) -> Tensor:
         """The decoder's last hidden states `[1, L, D]` packed, `[B, t, D]` with a cache."""
-        inputs = inputs or {}
+        inputs = how.get("inputs") or {}
         embedded = network.embed(
             tokens, positions[0], inputs.get("pixel_values"), inputs.get("image_grid_thw")
         )
-        options = packed.reading_keywords(lengths, mask, cache, tokens.device)
+        options = packed.reading_keywords(how, tokens.device)
         read = network.base_model(inputs_embeds=embedded, position_ids=positions[0], **options)
         return output_states(network.get_output_embeddings(), read.last_hidden_state)
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.policies.actor import Actor
-from unirl_env.rollouts.drivers.driver import Driver
-from unirl_env.rollouts.live_episodes import LiveEpisodes
+from unirl_env.rollouts.drivers.driver import Driver, LiveEpisodes
 from unirl_env.rollouts.request import RolloutRequest
 
 __all__ = ["ActionDriver"]

@@ -1,19 +1,23 @@
-"""What plays one phase of a batch of episodes."""
+"""What plays one phase of a batch of episodes, and the batch on its way: who has ended, what was scored."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
+import gymnasium as gym
 import torch
 from torch import Tensor
 
+from unirl_env.envs.contract import env_attr
 from unirl_env.episode import Phase
-from unirl_env.rollouts.live_episodes import LiveEpisodes
-from unirl_env.rollouts.request import RolloutRequest
+from unirl_env.errors import ContractError
+from unirl_env.rewards.background import PendingScores
+from unirl_env.rollouts.request import EpisodeRequest, RolloutRequest
+from unirl_env.types import FAULTS, Sample, Scores
 
-__all__ = ["Driver", "distinct"]
+__all__ = ["Driver", "LiveEpisodes"]
 
 
 class Driver(ABC):
@@ -51,13 +55,111 @@ class Driver(ABC):
         """Give back what is held."""
 
 
-def distinct(keys: Sequence[Hashable]) -> tuple[Tensor, Tensor]:
-    """The first of B episodes with each key `[P]`, and for each episode which of them it shares `[B]`."""
-    places: dict[Hashable, int] = {}
-    first, row = [], []
-    for i, key in enumerate(keys):
-        if key not in places:
-            places[key] = len(first)
-            first.append(i)
-        row.append(places[key])
-    return torch.tensor(first), torch.tensor(row)
+class LiveEpisodes:
+    """B episodes of an environment, from their reset to their ends.
+
+    Of an environment nothing is read but
+
+    - of every one `playing`, `finished`, and `scores` and `judged` of its `RewardWrapper`;
+    - where latents are denoised `num_steps` and `stochastic_steps`;
+    - where texts are written `max_new_tokens`, `encodings` and `language_model`;
+    - of a hybrid one `unified_model` in the place of `language_model`.
+
+    `DenoiseVectorEnv`, `TokenVectorEnv` and `HybridVectorEnv` say what each of them is.
+
+    Args:
+        env: Of B episodes, with autoreset DISABLED.
+        batch: What is to be played.
+        request: What it is a part of.
+
+    Attributes:
+        obs: The last observation.
+        prompts: The B prompts.
+        seeds: `[B]` int64 on the CPU, the key of each episode's draws.
+        done: `[B]` bool on the CPU, which have ended.
+        truncated: `[B]` bool on the CPU, which of them a length limit ended.
+    """
+
+    def __init__(self, env: gym.vector.VectorEnv, batch: Sequence[EpisodeRequest], request: RolloutRequest):
+        options: dict[str, Any] = {
+            "prompts": [episode.prompt for episode in batch],
+            "sample_offset": [episode.sample for episode in batch],
+            "group_size": 1,
+            "same_noise": request.same_noise,
+        }
+        if request.stochastic_steps is not None:
+            options["stochastic_steps"] = request.stochastic_steps
+        self._env, count = env, len(batch)
+        self.obs, info = env.reset(seed=request.seed, options=options)
+        self.prompts = tuple(self.get_attr("playing"))
+        self.seeds = torch.as_tensor(info["episode_seed"]).cpu()
+        self.done, self.truncated = torch.zeros((2, count), dtype=torch.bool)
+        self._samples: list[Sample | None] = [None] * count
+        self._value = torch.full((count,), torch.nan)
+        self._valid, self._judged = torch.zeros((2, count), dtype=torch.bool)
+        self._parts: dict[str, Tensor] = {}
+        self._faults: dict[str, None] = {}
+        self._pending: list[tuple[PendingScores, Tensor]] = []
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def get_attr(self, name: str, *default: Any) -> Any:
+        """What the environment says of itself, whatever wrappers are around it.
+
+        Raises:
+            ContractError: If nobody says it, and there is no default.
+        """
+        return env_attr(self._env, name, *default)
+
+    def step(self, action: Any) -> None:
+        """Step the environment, and note which episodes that has ended, with their samples and scores."""
+        self.obs, _, ended, cut, _ = self._env.step(action)
+        finished = self.get_attr("finished")
+        if not finished:
+            # Flags are left where they are: reading them would wait for an accelerator in every step.
+            return
+        ended, cut = torch.as_tensor(ended).cpu(), torch.as_tensor(cut).cpu()
+        self.truncated = self.truncated | (cut & ~self.done)
+        self.done = self.done | ended | cut
+        for row, sample in finished.items():
+            self._samples[row] = sample
+        scores = self.get_attr("scores", None)
+        if scores is None:
+            return
+        now = torch.from_numpy(self.get_attr("judged"))
+        self._judged |= now
+        if isinstance(scores, PendingScores):
+            self._pending.append((scores, now))
+        else:
+            self._note(scores, now)
+
+    def scores(self) -> Scores | PendingScores:
+        """The judgement on every episode; pending if one of them is.
+
+        Raises:
+            ContractError: If an episode was never judged.
+        """
+        if not self._judged.all():
+            raise ContractError(
+                "The environment must have scored every episode by its end, got no scores for "
+                f"{int((~self._judged).sum())} of {len(self)}; wrap the environment in `RewardWrapper`."
+            )
+        return PendingScores(self._settled) if self._pending else self._settled()
+
+    def samples(self) -> tuple[Sample | None, ...]:
+        """Every episode's finished sample."""
+        return tuple(self._samples)
+
+    def _settled(self) -> Scores:
+        for pending, now in self._pending:
+            self._note(pending.result(), now)
+        self._pending = []
+        return Scores(self._value, self._parts, self._valid, tuple(self._faults)[-FAULTS:])
+
+    def _note(self, scores: Scores, now: Tensor) -> None:
+        self._faults |= dict.fromkeys(scores.faults)
+        self._value[now], self._valid[now] = scores.value[now], scores.valid[now]
+        for name, part in scores.parts.items():
+            own = self._parts.setdefault(name, torch.full_like(self._value, torch.nan))
+            own[now] = part[now]

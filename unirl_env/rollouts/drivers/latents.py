@@ -10,13 +10,12 @@ from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.envs.encodings import prompt_key
-from unirl_env.episode import Phase
+from unirl_env.episode import Phase, distinct
 from unirl_env.functional import SDEStep
 from unirl_env.models.denoiser import NEGATIVE
 from unirl_env.policies.actor import Actor
 from unirl_env.policies.heads import ANNOUNCED
-from unirl_env.rollouts.drivers.driver import Driver, distinct
-from unirl_env.rollouts.live_episodes import LiveEpisodes
+from unirl_env.rollouts.drivers.driver import Driver, LiveEpisodes
 from unirl_env.rollouts.request import RolloutRequest
 
 __all__ = ["LatentDriver"]

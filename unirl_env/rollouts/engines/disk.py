@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import math
 import os.path
+import shutil
+import tempfile
 import uuid
+import weakref
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import nn
 
 from unirl_env.errors import ConfigError, EngineError, StaleWeights
 from unirl_env.policies.heads import check_sampling
 from unirl_env.rollouts.engines.base import Answer, Engine, Request
 from unirl_env.rollouts.engines.pictures import Pictures
-from unirl_env.rollouts.engines.weights import WeightsFolder
 
 if TYPE_CHECKING:
     from unirl_env.policies.actor import Actor
 
-__all__ = ["DiskEngine", "Made"]
+__all__ = ["DiskEngine", "Made", "WeightsFolder"]
+
+MEMORY = Path("/dev/shm")
+"""A file system in memory, where Linux has one."""
 
 
 class Made(NamedTuple):
@@ -235,3 +243,68 @@ class DiskEngine(Engine):
                 "engine, or of weights that are not finite."
             )
         return Answer(tokens, log_probs)
+
+
+class WeightsFolder:
+    """Directories of weights, one for each publication; only the one in use stays.
+
+    Args:
+        place: An existing folder that the engine's processes can read, for instance on a shared file system.
+            None takes memory if the weights fit into a half of it (the old ones stay until the new ones are
+            loaded), and the system's folder for temporary files otherwise.
+    """
+
+    def __init__(self, place: str | None = None):
+        self.place = place
+        self._made: dict[str, str] = {}
+        # Also at the interpreter's end, when nobody closed the engine.
+        self._finalizer = weakref.finalize(self, _remove_all, self._made)
+
+    def write(self, label: str, actor: Actor) -> str:
+        """Write `actor`'s adapters, or all weights if it trains all, into a new directory.
+
+        Args:
+            label: Names the publication.
+            actor: The policy.
+
+        Returns:
+            The directory.
+        """
+        size = _bytes(actor.trainable_state() if actor.lora is not None else actor.network)
+        directory = tempfile.mkdtemp(prefix=f"unirl-{label}-", dir=self._place(size))
+        self._made[directory] = label
+        if actor.lora is not None:
+            actor.save_adapters(directory)
+        else:
+            actor.save_weights(directory)
+        return directory
+
+    def keep(self, directory: str) -> None:
+        """Remove all directories but this one."""
+        for other in [made for made in self._made if made != directory]:
+            _remove(self._made, other)
+
+    def close(self) -> None:
+        """Remove all directories."""
+        _remove_all(self._made)
+
+    def _place(self, size: int) -> str | None:
+        if self.place is not None:
+            return self.place
+        fits = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2 * size
+        return str(MEMORY) if fits else None
+
+
+def _bytes(weights: Mapping[str, Any] | nn.Module) -> int:
+    tensors = weights.values() if isinstance(weights, Mapping) else weights.parameters()
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _remove(made: dict[str, str], directory: str) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    made.pop(directory, None)
+
+
+def _remove_all(made: dict[str, str]) -> None:
+    for directory in list(made):
+        _remove(made, directory)

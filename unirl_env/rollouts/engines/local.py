@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import unirl_env.functional as F
+from unirl_env.episode import distinct
 from unirl_env.errors import ConfigError, EngineError
+from unirl_env.models.backbone import TokenBackbone
 from unirl_env.policies.actor import Actor
 from unirl_env.rollouts.engines.base import Answer, Engine, Request
-from unirl_env.rollouts.engines.contexts import PaddedContexts, distinct_contexts
-from unirl_env.rollouts.engines.live import LiveRows, Record
 
 __all__ = ["LocalEngine"]
 
 COMPACT = 4
 """Finished rows leave the batch when they are at least one in this many: leaving copies the others' cache."""
+DRAWS = 64
+"""Steps whose random numbers are made at once: making few costs as much as making many."""
 
 
 class LocalEngine(Engine):
@@ -68,26 +71,26 @@ class LocalEngine(Engine):
         temperature = self.head.temperature if temperature is None else float(temperature)
         answers: list[Answer | None] = [None] * len(requests)
         with self.actor.reference() if base else nullcontext():
-            for lot in self._lots(requests):
-                found = self._continue([requests[i] for i in lot], temperature)
-                for i, answer in zip(lot, found, strict=True):
+            for batch in self._batches(requests):
+                found = self._continue([requests[i] for i in batch], temperature)
+                for i, answer in zip(batch, found, strict=True):
                     answers[i] = answer
         return answers
 
-    def _lots(self, requests: Sequence[Request]) -> list[list[int]]:
+    def _batches(self, requests: Sequence[Request]) -> list[list[int]]:
         """Numbers of the requests that are decoded together.
 
         Contexts of about one length together need little padding; members of a group stay together.
         """
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].tokens))
         padded = self.head.model.padded(self.actor.part(self.phase))
-        lots: list[list[int]] = []
+        batches: list[list[int]] = []
         for i in order:
-            full = not lots or len(lots[-1]) == self.rows
-            if full or not (padded or len(requests[i].tokens) == len(requests[lots[-1][0]].tokens)):
-                lots.append([])
-            lots[-1].append(i)
-        return lots
+            full = not batches or len(batches[-1]) == self.rows
+            if full or not (padded or len(requests[i].tokens) == len(requests[batches[-1][0]].tokens)):
+                batches.append([])
+            batches[-1].append(i)
+        return batches
 
     def _check(self, requests: Sequence[Request]) -> None:
         most = self.head.model.max_context
@@ -105,7 +108,7 @@ class LocalEngine(Engine):
 
         model, network = self.head.model, self.actor.part(self.phase)
         output = model.head(network)
-        contexts, row = distinct_contexts(requests)
+        contexts, row = _distinct_contexts(requests)
         cache = roomy_cache(network.config)
         prompt = PaddedContexts.of(contexts, model, output.device)
         row = row.to(output.device)
@@ -139,6 +142,179 @@ class LocalEngine(Engine):
             positions = (live.position + t).expand(model.position_axes, -1)[..., None]
             hidden = model.hidden(network, token[:, None], positions, mask=live.mask(t), cache=cache)[:, -1]
         return record.answers([request.max_new_tokens for request in requests], ends)
+
+
+@dataclass(frozen=True)
+class PaddedContexts:
+    """P contexts, L tokens wide.
+
+    Attributes:
+        tokens: `[P, L]` int64.
+        positions: `[A, P, L]` int64.
+        mask: `[P, L]` bool, True where a token is real; None if all are.
+        next_position: `[P]` int64, the position of the first token after each context, on all axes.
+        inputs: The model's further inputs, end to end.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    mask: Tensor | None
+    next_position: Tensor
+    inputs: dict[str, Tensor] | None
+
+    @classmethod
+    def of(
+        cls, requests: Sequence[Request], model: TokenBackbone, device: torch.device | str = "cpu"
+    ) -> PaddedContexts:
+        """The contexts of `requests` for `model`, on `device`."""
+        lengths = torch.tensor([len(request.tokens) for request in requests])
+        width, axes = int(lengths.max()), model.position_axes
+        tokens = torch.full((len(requests), width), model.pad_id)
+        positions = torch.zeros(axes, len(requests), width, dtype=torch.int64)
+        for i, request in enumerate(requests):
+            begin = width - len(request.tokens)
+            tokens[i, begin:] = torch.tensor(request.tokens)
+            positions[:, i, begin:] = _positions(request, axes)
+        mask = torch.arange(width) >= (width - lengths)[:, None]
+        names = dict.fromkeys(name for request in requests for name in request.inputs if name != "positions")
+        inputs = {
+            name: torch.cat([r.inputs[name] for r in requests if name in r.inputs]).to(device)
+            for name in names
+        }
+        return cls(
+            tokens=tokens.to(device),
+            positions=positions.to(device),
+            mask=None if bool(mask.all()) else mask.to(device),
+            next_position=(positions.amax((0, 2)) + 1).to(device),
+            inputs=inputs or None,
+        )
+
+
+class LiveRows:
+    """What each row of the decoding batch needs; rows that are finished stay until `compact`.
+
+    Attributes:
+        episode: `[b]` int64, which request each row answers.
+        position: `[b]` int64, the rotary position of the row's first new token.
+        longest: Tokens of the longest answer that was asked for.
+
+    Args:
+        requests: B requests.
+        position: `[B]`.
+        real: `[B, L]` bool, which tokens of the contexts are not padding; None if all are.
+    """
+
+    def __init__(self, requests: Sequence[Request], position: Tensor, real: Tensor | None):
+        device = position.device
+        self.episode = torch.arange(len(requests), device=device)
+        self.position = position
+        limits = torch.tensor([request.max_new_tokens for request in requests])
+        self.longest = int(limits.max())
+        self._limit = limits.to(device)
+        self._done = torch.zeros(len(requests), dtype=torch.bool, device=device)
+        self._seed = torch.tensor([request.seed for request in requests])
+        self._start = torch.tensor([request.position for request in requests])
+        self._uniform = torch.empty(len(requests), 0)
+        self._drawn = 0
+        self._mask, self._width = None, 0
+        if real is not None:
+            self._width = real.shape[1]
+            self._mask = torch.nn.functional.pad(real, (0, self.longest), value=True)
+
+    def __len__(self) -> int:
+        return len(self.episode)
+
+    def mask(self, t: int) -> Tensor | None:
+        """`[b, L + t + 1]` bool: the tokens that exist once new token `t` has been read."""
+        return None if self._mask is None else self._mask[:, : self._width + t + 1]
+
+    def uniform(self, t: int) -> Tensor:
+        """`[b]` numbers in [0, 1) that draw new token `t`."""
+        column = t % DRAWS
+        if t >= self._drawn:
+            count = min(DRAWS, self.longest - t)
+            rows = self.episode.cpu()
+            steps = self._start[rows, None] + t + torch.arange(count)
+            seeds = self._seed[rows].repeat_interleave(count)
+            drawn = F.keyed_uniform(seeds, steps.flatten(), device=self.position.device)
+            # One column after another: a step reads one.
+            self._uniform = drawn.view(len(rows), count).T.contiguous()
+            self._drawn = t + count
+        return self._uniform[column]
+
+    def finish(self, t: int, ended: Tensor) -> int:
+        """Note the rows that token `t` ended, `ended` `[b]` or at their limit; how many are finished now."""
+        self._done |= ended | (self._limit <= t + 1)
+        return int(self._done.sum())
+
+    def compact(self) -> Tensor:
+        """Let the finished rows go; returns the row numbers `[b]` of those that stay."""
+        keep = (~self._done).nonzero().flatten()
+        self.episode, self.position = self.episode[keep], self.position[keep]
+        self._limit, self._done = self._limit[keep], self._done[keep]
+        self._uniform = self._uniform[:, keep] if self._drawn else self._uniform
+        self._mask = None if self._mask is None else self._mask[keep]
+        return keep
+
+
+class Record:
+    """Tokens and log-probabilities of B answers as they are written, one column after another.
+
+    Rows of finished answers write on until they are let go; `answers` cuts that off.
+    """
+
+    def __init__(self, count: int, longest: int, device: torch.device | str = "cpu"):
+        self._tokens = torch.zeros(count, longest, dtype=torch.int64, device=device)
+        self._log_probs = torch.zeros(count, longest, device=device)
+        self._episode = torch.arange(count, device=device)
+        self._open: list[tuple[Tensor, Tensor]] = []
+        self._written = 0
+
+    def add(self, token: Tensor, log_prob: Tensor) -> None:
+        """Write `[b]` tokens and their log-probabilities."""
+        self._open.append((token, log_prob))
+
+    def close(self, episode: Tensor) -> None:
+        """Go on with the episodes `episode` `[b]` only."""
+        if self._open:
+            stop = self._written + len(self._open)
+            tokens, log_probs = (torch.stack(column, 1) for column in zip(*self._open, strict=True))
+            self._tokens[self._episode, self._written : stop] = tokens
+            self._log_probs[self._episode, self._written : stop] = log_probs
+            self._written, self._open = stop, []
+        self._episode = episode
+
+    def answers(self, limits: Sequence[int], ends: Tensor) -> list[Answer]:
+        """The answers: each up to its first token among `ends`, or to its limit `[B]`."""
+        self.close(self._episode)
+        tokens, limit = self._tokens[:, : self._written].cpu(), torch.tensor(limits)
+        ended = torch.isin(tokens, ends.cpu())
+        # `argmax` finds the first one; where there is none, the limit counts.
+        length = torch.where(ended.any(1), ended.int().argmax(1) + 1, limit).minimum(limit).tolist()
+        log_probs = self._log_probs[:, : self._written].tolist()
+        return [
+            Answer(tuple(t[:n]), tuple(p[:n]))
+            for t, p, n in zip(tokens.tolist(), log_probs, length, strict=True)
+        ]
+
+
+def _distinct_contexts(requests: Sequence[Request]) -> tuple[list[Request], Tensor]:
+    """The first request of each distinct context, and for each request `[B]` which of them it shares.
+
+    Contexts are the same if their tokens are, and their further inputs are the very same tensors.
+    """
+    first, row = distinct([(each.tokens, *map(id, each.inputs.values())) for each in requests])
+    return [requests[i] for i in first.tolist()], row
+
+
+def _positions(request: Request, axes: int) -> Tensor:
+    """`[A, L]`: those that the prompt brings, and one more for each further token."""
+    known = request.inputs.get("positions")
+    if known is None:
+        return torch.arange(len(request.tokens)).expand(axes, -1)
+    known = known.cpu()
+    after = known.max() + 1 + torch.arange(len(request.tokens) - known.shape[1])
+    return torch.cat([known, after.expand(axes, -1)], 1)
 
 
 def _select(cache: Any, rows: Tensor, count: int, streams: int) -> None:

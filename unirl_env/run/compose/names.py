@@ -165,6 +165,6 @@ def _knobs() -> list[str]:
     """The algorithms' own settings."""
     # Imports RLlib, and only who erred waits for it.
     from unirl_env.agents import AGENTS
-    from unirl_env.agents.rllib_words import knob_names
+    from unirl_env.agents.attributes import knob_names
 
     return sorted({knob for name in AGENTS for knob in knob_names(AGENTS.get(name))})

@@ -15,16 +15,12 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS
 from torch import Tensor
 
 import unirl_env.functional as F
-from unirl_env.agents.checks import warn_of_settings
-from unirl_env.agents.config import AgentConfig
+from unirl_env.agents.batching import share_out
+from unirl_env.agents.config import AgentConfig, warn_of_idle_clip
 from unirl_env.agents.credit import credit
-from unirl_env.agents.first_update import FirstUpdate
-from unirl_env.agents.forms import prompts_of
-from unirl_env.agents.reports import rollout_metrics, update_metrics
-from unirl_env.agents.results import log_episodes, log_update
-from unirl_env.agents.rllib import RLlibAlgorithm
-from unirl_env.agents.shards import share_out
-from unirl_env.agents.update import FollowedFailure, Update
+from unirl_env.agents.reports import FollowedFailure, Update, rollout_metrics, update_metrics
+from unirl_env.agents.rllib import RLlibAlgorithm, log_episodes, log_update
+from unirl_env.agents.selfcheck import FirstUpdate
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import CheckpointError, ContractError
 from unirl_env.rollouts.callbacks import episode_lengths
@@ -55,8 +51,8 @@ class Agent(RLlibAlgorithm):
 
     def _begin(self) -> None:
         """Let runner and learner share one module where they share a process, and publish the weights."""
-        warn_of_settings(self.config)
-        self.source = prompts_of(self.config, self.env_runner_group.local_env_runner)
+        warn_of_idle_clip(self.config)
+        self.source = self.config.prompts_of(self.env_runner_group.local_env_runner)
         self.sync = WeightSync(self.learner_group, self.env_runner_group)
         self.iterations_done, self._updating = 0, False
         self.weights_version = 0

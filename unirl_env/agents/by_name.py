@@ -1,4 +1,4 @@
-"""What an algorithm is called: from a name in the settings to its configuration, and back."""
+"""From an algorithm's name in the settings to its configuration."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from unirl_env.agents import AGENTS
-from unirl_env.agents.base import Agent
+from unirl_env.agents.agent import Agent
+from unirl_env.agents.catalogue import AGENTS, path
 from unirl_env.agents.config import AgentConfig
 from unirl_env.errors import ConfigError, UnirlError
 
-__all__ = ["algorithm_name", "default_config", "path_of", "same_algorithm"]
+__all__ = ["default_config"]
 
 EXAMPLE = "package.module:ReinforceConfig"
 
@@ -66,42 +66,6 @@ def _found(name: Any, field: str) -> type[AgentConfig] | type[Agent]:
     return found
 
 
-def algorithm_name(agent: Agent) -> str:
-    """What a run's state says of who wrote it: a name of the table, or the path of the configuration's class.
-
-    An agent whose own class is not the one that its configuration asks for is named by both.
-    """
-    config, kind = type(agent.config), _written(type(agent))
-    return path_of(config, kind if kind is not config().algo_class else None)
-
-
-def path_of(config: type[AgentConfig], agent: type[Agent] | None = None) -> str:
-    """The name of a configuration's class in the table, or its path; with that of a class of agents."""
-    path = _path(config)
-    name = next((name for name in AGENTS if AGENTS.target(name) == path), path)
-    return name if agent is None else f"{name} as {_path(agent)}"
-
-
-def same_algorithm(written: Any, agent: Agent) -> bool:
-    """Whether a state that says `written` of its writer is one of `agent`'s.
-
-    States of before name the agent's class alone, which then was one that ships with this library.
-    """
-    kind = _written(type(agent))
-    if written == algorithm_name(agent):
-        return True
-    return written == kind.__name__ and kind.__module__.partition(".")[0] == __name__.partition(".")[0]
-
-
-def _written(kind: type) -> type:
-    """The class as somebody wrote it: Ray plays an actor, such as a trial of Tune, by one derived from it."""
-    return getattr(kind, "__ray_actor_class__", kind)
-
-
-def _path(kind: type) -> str:
-    return f"{kind.__module__}:{kind.__qualname__}"
-
-
 def _parts(path: str) -> tuple[str, str]:
     """Module and attribute of a path; empty where there is none."""
     module, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
@@ -111,7 +75,7 @@ def _parts(path: str) -> tuple[str, str]:
 def _agents_of(module: ModuleType | None) -> list[str]:
     """The configurations that a module defines, by their paths."""
     kinds = [kind for _, kind in sorted(vars(module).items()) if inspect.isclass(kind)] if module else []
-    return [_path(k) for k in kinds if issubclass(k, AgentConfig) and k.__module__ == module.__name__]
+    return [path(k) for k in kinds if issubclass(k, AgentConfig) and k.__module__ == module.__name__]
 
 
 def _listed(name: str) -> str:
@@ -131,7 +95,7 @@ def _meant(name: str) -> str:
 def _told(found: Any) -> str:
     """What was named instead, and what would be right."""
     if isinstance(found, AgentConfig):
-        return f"which is a configuration and no class; try {_path(type(found))!r}."
+        return f"which is a configuration and no class; try {path(type(found))!r}."
     if isinstance(found, ModuleType):
         own = _agents_of(found)
         return f"which is a module; try {own[0] if own else f'{found.__name__}:ReinforceConfig'!r}."

@@ -1,0 +1,205 @@
+"""How an iteration's episodes are shared out: epochs, minibatches, their keyed shuffle, and learners."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+import unirl_env.functional as F
+from unirl_env.agents.rows import Shard
+from unirl_env.episode import EpisodeBatch, Phase
+from unirl_env.errors import ShapeError
+
+__all__ = ["optimizer_steps", "share_out", "spread"]
+
+
+def share_out(
+    batch: EpisodeBatch,
+    advantages: Mapping[str, Tensor],
+    valid: Mapping[str, Tensor] | None = None,
+    *,
+    num_minibatches: int,
+    num_learners: int,
+    num_epochs: int = 1,
+    shuffle: str | None = None,
+    seed: int = 0,
+    aggregate: str = "token_mean",
+    horizon: int | None = None,
+    mask_truncated: bool = False,
+    idle_episodes: str = "count",
+    iteration: int = 0,
+) -> list[Shard]:
+    """Cut the episodes into minibatches in every epoch, and each minibatch evenly between the learners.
+
+    The transitions of an episode whose score is invalid are masked out. An episode travels to a learner once,
+    whatever the number of epochs, and so does a context that several episodes share. Phases without
+    advantages are not trained and stay behind.
+
+    Args:
+        batch: B episodes.
+        advantages: Of each trained phase, `[B]`.
+        valid: Of each trained phase, `[B]` bool, where its advantages mean something; None where scores do.
+        num_minibatches: N, optimizer steps of an epoch.
+        num_learners: L; 0 counts as 1.
+        num_epochs: E, passes over the episodes; see `optimizer_steps` for this and the next two.
+        shuffle: None, `"group"` or `"episode"`.
+        seed: The key of the shuffle.
+        aggregate: How transitions of episodes of unequal length are weighed; see `F.token_weights`.
+        horizon: For `aggregate="horizon"`.
+        mask_truncated: Leave out episodes that the length limit ended, too.
+        idle_episodes: "count" keeps episodes of advantage 0 in the denominators; "leave_out" leaves them out
+            of the phase as if they had not been drawn.
+        iteration: The iteration's number, from 0.
+
+    Raises:
+        ShapeError: If B is not divisible by N x L, or a minibatch cannot hold whole groups and should.
+    """
+    learners = max(1, num_learners)
+    if len(batch) % (num_minibatches * learners):
+        raise ShapeError(
+            f"An iteration's episodes must divide evenly into {num_minibatches} minibatches x {learners} "
+            f"learners, got {len(batch)}."
+        )
+    gone = ~batch.scores.valid
+    if mask_truncated and batch.truncated is not None:
+        gone = gone | batch.truncated.cpu()
+    phases = {
+        name: _without(phase, gone if valid is None else gone | ~valid[name])
+        for name, phase in batch.phases.items()
+        if name in advantages
+    }
+    if idle_episodes == "leave_out":
+        phases = {name: _without(phase, advantages[name].cpu() == 0) for name, phase in phases.items()}
+    advantages = {name: advantages[name] for name in phases}
+    steps = optimizer_steps(
+        batch.group, num_minibatches=num_minibatches, num_epochs=num_epochs, shuffle=shuffle, seed=seed
+    )
+    weights = {name: torch.ones(len(batch)) for name in phases}
+    denominators: list[dict[str, float]] = [{} for _ in steps]
+    for name, phase in phases.items():
+        lengths = phase.mask.cpu().sum(1)
+        for number, index in enumerate(steps):
+            weights[name][index], denominators[number][name] = F.token_weights(
+                lengths[index], aggregate if phase.ragged else "token_mean", horizon
+            )
+    everything = Shard(
+        phases,
+        batch.group,
+        batch.episode_seed,
+        advantages,
+        tuple(steps),
+        weights,
+        tuple(denominators),
+        iteration,
+    )
+    if learners == 1:
+        return [everything]
+    return [_part(everything, share) for share in spread(steps, learners)]
+
+
+def _part(whole: Shard, steps: Sequence[Tensor]) -> Shard:
+    """The share of whoever takes the episodes `steps` of a whole iteration."""
+    index = torch.cat(list(steps)).unique()
+    return replace(
+        whole,
+        phases={name: phase.select(index) for name, phase in whole.phases.items()},
+        group=whole.group[index],
+        episode_seed=whole.episode_seed[index],
+        advantages={name: each[index] for name, each in whole.advantages.items()},
+        steps=tuple(torch.searchsorted(index, part) for part in steps),
+        weights={name: weight[index] for name, weight in whole.weights.items()},
+    )
+
+
+def _without(phase: Phase, gone: Tensor) -> Phase:
+    """The phase with the transitions of the episodes `gone` `[B]` masked out."""
+    if not gone.any():
+        return phase
+    return replace(phase, mask=phase.mask & ~gone.to(phase.mask.device)[:, None])
+
+
+def optimizer_steps(
+    group: Tensor, *, num_minibatches: int, num_epochs: int = 1, shuffle: str | None = None, seed: int = 0
+) -> list[Tensor]:
+    """The episodes of each optimizer step: every epoch is a pass over all of them.
+
+    A minibatch is a set: its episodes come in ascending order, so that members of a group stay together and
+    share what they have in common. The first epoch is shuffled like the others.
+
+    Args:
+        group: `[B]`, the group of each episode.
+        num_minibatches: N, optimizer steps of an epoch.
+        num_epochs: E, passes over the episodes.
+        shuffle: What is dealt out anew in each epoch: `"group"`s, `"episode"`s, or None for contiguous parts.
+        seed: The key of the shuffle; with the epoch's number it decides everything.
+
+    Returns:
+        E x N index tensors `[B / N]` on the CPU.
+
+    Raises:
+        ShapeError: If B is not divisible by N, or a border would cut a group that is to stay whole.
+    """
+    count = len(group)
+    if count % num_minibatches:
+        raise ShapeError(
+            f"An iteration's episodes must divide evenly into {num_minibatches} minibatches, got {count}."
+        )
+    steps: list[Tensor] = []
+    for epoch in range(num_epochs):
+        order = _order(group.cpu(), shuffle, F.derive_seed(seed, epoch))
+        parts = order.view(num_minibatches, -1)
+        if shuffle == "group" and sum(len(group[part].unique()) for part in parts) != len(group.unique()):
+            raise ShapeError(
+                f"Minibatches of {parts.shape[1]} episodes must hold whole groups to be shuffled by 'group', "
+                "got one that a border cuts; try shuffling by 'episode', or another number of minibatches."
+            )
+        steps += [part.sort().values for part in parts]
+    return steps
+
+
+def spread(steps: Sequence[Tensor], learners: int) -> list[list[Tensor]]:
+    """Each learner's even part of every optimizer step.
+
+    Which episodes a step takes does not depend on the number of learners. An episode stays with the learner
+    that had it first wherever an even split allows it, so that few travel to more than one.
+
+    Args:
+        steps: The episodes of each step `[m]`, m divisible by `learners`.
+        learners: L, at least 1.
+
+    Returns:
+        For each learner, its episodes of each step `[m / L]`, ascending.
+    """
+    if learners == 1:
+        return [list(steps)]
+    held: list[set[int]] = [set() for _ in range(learners)]
+    shares: list[list[Tensor]] = [[] for _ in range(learners)]
+    for step in steps:
+        room = len(step) // learners
+        parts: list[list[int]] = [[] for _ in range(learners)]
+        others = []
+        for episode in step.tolist():
+            homes = (i for i in range(learners) if episode in held[i] and len(parts[i]) < room)
+            home = next(homes, None)
+            (others if home is None else parts[home]).append(episode)
+        rest = iter(others)
+        for part, mine, share in zip(parts, held, shares, strict=True):
+            part += islice(rest, room - len(part))
+            mine.update(part)
+            share.append(torch.tensor(sorted(part)))
+    return shares
+
+
+def _order(group: Tensor, shuffle: str | None, seed: int) -> Tensor:
+    """The episodes in the order in which they are dealt out."""
+    if shuffle is None:
+        return torch.arange(len(group))
+    generator = torch.Generator().manual_seed(seed)
+    if shuffle == "episode":
+        return torch.randperm(len(group), generator=generator)
+    groups, member = group.unique(return_inverse=True)
+    return torch.randperm(len(groups), generator=generator)[member].argsort(stable=True)
