@@ -11,7 +11,7 @@ from chat_stand_in import ChatStandIn
 
 from unirl_env.errors import ConfigError, WireError
 from unirl_env.http import CallFailed
-from unirl_env.rewards.external.endpoint import FIRST_PAUSE, Endpoint, complain
+from unirl_env.rewards.external.endpoint import FIRST_PAUSE, Endpoint, warn_of_failures
 from unirl_env.rewards.external.rate_limit import RateLimit
 
 BUSY = (429, {"error": {"message": "slow down"}}, {"Retry-After": "7"})
@@ -163,7 +163,7 @@ def test_a_secret_is_sent_and_never_shown(monkeypatch, caplog):
             ask(calls)
     assert server.heads[0]["authorization"] == "Bearer sk-very-secret"
     assert server.heads[0]["x-team"] == "team-secret"
-    complain("judge", [failed], 1)
+    warn_of_failures("judge", [failed], 1)
     for shown in (str(failed), str(refused.value), repr(calls), caplog.text):
         assert "very-secret" not in shown and "team-secret" not in shown
     with pytest.raises(ConfigError, match=r"'Ä b' *") as odd:

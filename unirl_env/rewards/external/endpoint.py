@@ -25,7 +25,7 @@ from unirl_env.rewards.external.rate_limit import RateLimit
 from unirl_env.rewards.faults import note_fault
 from unirl_env.rewards.secrets import secret
 
-__all__ = ["Endpoint", "complain"]
+__all__ = ["Endpoint", "warn_of_failures"]
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +206,7 @@ def _header(name: str, variable: str) -> str:
     return value
 
 
-def complain(name: str, failures: Sequence[CallFailed], count: int) -> None:
+def warn_of_failures(name: str, failures: Sequence[CallFailed], count: int) -> None:
     """One warning of what `name` could not score among `count` samples: `failures`, one per sample."""
     if failures:
         kinds = Counter(failure.kind for failure in failures)

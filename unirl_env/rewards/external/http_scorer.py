@@ -17,7 +17,7 @@ from unirl_env.errors import ConfigError, ContractError, WireError
 from unirl_env.http import CallFailed, Deadline
 from unirl_env.media.pixels import png_uri
 from unirl_env.rewards.asks import Ask
-from unirl_env.rewards.external.endpoint import Endpoint, complain
+from unirl_env.rewards.external.endpoint import Endpoint, warn_of_failures
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.texts.text_answers import answer_text
 from unirl_env.types import Prompt, Sample, Scores
@@ -116,7 +116,7 @@ class HTTPScorer(PassesOptions, MadeAnew, passes_to=Endpoint):
             for order, place in enumerate(places):
                 found[place] = result if isinstance(result, CallFailed) else result[order]
         failures = [_failure(one) for one in found]
-        complain(self.name, [failure for failure in failures if failure is not None], len(rows))
+        warn_of_failures(self.name, [failure for failure in failures if failure is not None], len(rows))
         columns = {
             name: torch.tensor([math.nan if isinstance(one, CallFailed) else one[name] for one in found])
             for name in self._paths

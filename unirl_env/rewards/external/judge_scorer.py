@@ -18,7 +18,7 @@ from unirl_env.http import CallFailed, Deadline
 from unirl_env.media.pixels import png_uri
 from unirl_env.rewards.asks import Ask
 from unirl_env.rewards.external.answer_cache import AnswerCache, answer_key, picture_key
-from unirl_env.rewards.external.endpoint import Endpoint, complain
+from unirl_env.rewards.external.endpoint import Endpoint, warn_of_failures
 from unirl_env.rewards.external.rate_limit import RateLimit
 from unirl_env.rewards.external.rubric import Rubric
 from unirl_env.rewards.external.spending import Spending
@@ -175,7 +175,7 @@ class JudgeScorer(PassesOptions, MadeAnew, passes_to=Endpoint):
             )  # fmt: skip
         answers |= {question.key: result for question, result in zip(unknown, results, strict=True)}
         rows = [CallFailed("no finite picture") if one is None else answers[one.key] for one in asked]
-        complain(self.name, [row for row in rows if isinstance(row, CallFailed)], len(rows))
+        warn_of_failures(self.name, [row for row in rows if isinstance(row, CallFailed)], len(rows))
         return self._scores(rows)
 
     def close(self) -> None:
