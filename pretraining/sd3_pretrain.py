@@ -30,7 +30,7 @@ from unirl_env.types import Prompt, Sample
 __all__ = ["PHASES", "evaluate", "pretrain", "save", "train_autoencoder", "train_flow"]
 
 _LEARNED = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
-_SCORER = "unirl_env.rewards.pictures.shapes:ShapesScorer"
+_SCORER = "unirl_env.rewards.pictures.shapes_scorers:ShapesScorer"
 
 
 def _steps(count: int, label: str) -> Iterable[int]:
@@ -220,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, help="directory to write the pipeline to")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--scorer", default="unirl_env.rewards.pictures.shapes:ShapesScorer", help="judge at the end"
+        "--scorer", default="unirl_env.rewards.pictures.shapes_scorers:ShapesScorer", help="judge at the end"
     )
     options = parser.parse_args(arguments)
     directory = pretrain(options.out, seed=options.seed)

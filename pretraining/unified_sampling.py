@@ -18,7 +18,7 @@ from unirl_env.types import Prompt, Sample
 
 __all__ = ["evaluate", "sample"]
 
-SCORER = "unirl_env.rewards.pictures.shapes:ShapesScorer"
+SCORER = "unirl_env.rewards.pictures.shapes_scorers:ShapesScorer"
 PLAN_TOKENS = 8
 
 

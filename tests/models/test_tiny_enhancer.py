@@ -13,7 +13,7 @@ from unirl_env.models.shared.generate import draw_latents
 from unirl_env.models.tiny import TinyPromptEnhancer, TinySD3Denoiser, tiny_path
 from unirl_env.prompts.shapes import parse_caption, split_captions
 from unirl_env.prompts.sources import PromptSource
-from unirl_env.rewards.pictures.shapes import ShapesScorer
+from unirl_env.rewards.pictures.shapes_scorers import ShapesScorer
 from unirl_env.types import Prompt, Sample
 
 

@@ -11,10 +11,10 @@ from pretraining.sd3_pretrain import evaluate, pretrain
 from pretraining.shapes_data import loosen, sample_captions
 from unirl_env.models.tiny import SD3_TOKENS, tiny_path
 from unirl_env.prompts import shapes
-from unirl_env.rewards.pictures.shapes import ShapesScorer
+from unirl_env.rewards.pictures.shapes_scorers import ShapesScorer
 from unirl_env.types import Prompt, Sample
 
-SCORER = "unirl_env.rewards.pictures.shapes:ShapesScorer"
+SCORER = "unirl_env.rewards.pictures.shapes_scorers:ShapesScorer"
 (_place, _held_place), (_count, _held_count) = map(shapes.split_captions, ("place", "count"))
 TRAIN, HELD_OUT = _place + _count, _held_place + _held_count
 

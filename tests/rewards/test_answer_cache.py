@@ -13,7 +13,7 @@ import pytest
 from chat_stand_in import ChatStandIn, chat, verdict
 
 from unirl_env.rewards.external.answer_cache import AnswerCache, answer_key
-from unirl_env.rewards.external.judge import JudgeScorer
+from unirl_env.rewards.external.judge_scorer import JudgeScorer
 from unirl_env.types import Prompt, Sample
 
 PROMPTS = [Prompt("a sum")] * 6
@@ -220,7 +220,7 @@ def test_a_disk_that_is_full_loses_no_score_and_leaves_what_is_there(server, tmp
 
 FULL = """
     import logging, resource, signal, sys
-    from unirl_env.rewards.external.judge import JudgeScorer
+    from unirl_env.rewards.external.judge_scorer import JudgeScorer
     from unirl_env.types import Prompt, Sample
     logging.basicConfig()
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then writes fail as they do on a full disk

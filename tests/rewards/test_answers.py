@@ -5,7 +5,7 @@ import time
 import pytest
 
 from unirl_env.errors import ContractError
-from unirl_env.rewards.texts.answers import expected_answers, final_part, last_boxed
+from unirl_env.rewards.texts.text_answers import expected_answers, final_part, last_boxed
 from unirl_env.types import Prompt
 
 

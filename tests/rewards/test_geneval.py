@@ -14,7 +14,7 @@ from unirl_env.prompts import shapes
 from unirl_env.rewards import build_scorer
 from unirl_env.rewards.pictures.detections import Detection, relations
 from unirl_env.rewards.pictures.geneval import GenEvalScorer
-from unirl_env.rewards.pictures.shapes import ShapesScorer
+from unirl_env.rewards.pictures.shapes_scorers import ShapesScorer
 from unirl_env.types import Prompt, Sample
 
 BENCH, CAT = {"class": "bench", "count": 1}, {"class": "cat", "count": 1}

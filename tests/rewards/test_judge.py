@@ -13,7 +13,7 @@ from chat_stand_in import ChatStandIn, chat, verdict
 
 from unirl_env.errors import ConfigError, ContractError, MissingExtra
 from unirl_env.modes import MODES
-from unirl_env.rewards.external.judge import JudgeScorer
+from unirl_env.rewards.external.judge_scorer import JudgeScorer
 from unirl_env.rewards.spec import build_scorer, for_mode, needs_of
 from unirl_env.types import Prompt, Sample
 

@@ -11,7 +11,7 @@ from chat_stand_in import ChatStandIn, chat, verdict
 
 import unirl_env  # noqa: F401
 from unirl_env.errors import ConfigError
-from unirl_env.rewards.external.judge import JudgeScorer
+from unirl_env.rewards.external.judge_scorer import JudgeScorer
 from unirl_env.rewards.scoring import score_safely
 from unirl_env.types import Prompt, Sample
 

@@ -10,9 +10,9 @@ import pytest
 
 from unirl_env.rewards.texts.algebra import same_number
 from unirl_env.rewards.texts.arithmetic import TooLarge, exact_value
+from unirl_env.rewards.texts.measures import measured
 from unirl_env.rewards.texts.numerals import is_numeric, plain_numeral, plain_value, readings
-from unirl_env.rewards.texts.spelling import plain_latex, plain_signs
-from unirl_env.rewards.texts.units import measured
+from unirl_env.rewards.texts.plain_latex import plain_latex, plain_signs
 
 
 @pytest.mark.parametrize(

@@ -256,7 +256,9 @@ def test_urls_are_checked(urls, words):
     ],
 )  # fmt: skip
 def test_options_are_checked(option, value):
-    words = "(a whole number of )?at least|positive seconds|the service's name|one or several of image,"
+    words = (
+        "(a whole number of )?at least|positive|a (whole|finite) number|the service's name|one or several of"
+    )
     with pytest.raises(ConfigError, match=f"`{option}` must be ({words})"):
         RemoteScorer(**{"urls": "http://x", "reward": "number", option: value})
 

@@ -97,7 +97,7 @@ class Running:
 
 def serving(scorers, **settings):
     from unirl_env.service.app import create_app
-    from unirl_env.service.settings import ServiceSettings
+    from unirl_env.service.service_settings import ServiceSettings
 
     return Running(create_app(ServiceSettings(**settings), token=TOKEN, scorers=scorers))
 

@@ -6,7 +6,7 @@ import torch
 
 from unirl_env.errors import ScorerError
 from unirl_env.prompts import shapes
-from unirl_env.rewards.pictures.shapes import ShapesScorer, TemplateScorer
+from unirl_env.rewards.pictures.shapes_scorers import ShapesScorer, TemplateScorer
 from unirl_env.types import Prompt, Sample
 
 PLACES, HELD_PLACES = shapes.split_captions("place")

@@ -6,7 +6,7 @@ import pytest
 
 from unirl_env.errors import ConfigError
 from unirl_env.rewards import ChoiceScorer, ExactScorer, FormatScorer, MathScorer, PlanScorer, RegexScorer
-from unirl_env.rewards.texts.answers import answer_part, final_part
+from unirl_env.rewards.texts.text_answers import answer_part, final_part
 from unirl_env.rewards.texts.thoughts import PUBLISHED, Thinking
 from unirl_env.types import Prompt, Sample
 

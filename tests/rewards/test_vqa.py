@@ -166,7 +166,7 @@ def test_odds_do_not_come_in_the_steps_of_bfloat16(qwen3):
     logits = []
     for i in range(12):
         inputs = scorer._reader.encode(scorer._reader.look(picture(i)), "is it red?")
-        told = scorer._reader.log_probs(rows_for(inputs, [(40,), (41,)]), 1, 1)[0]
+        told = scorer._reader.log_probs(rows_for(inputs, [(40,), (41,)]), scorer.placement)[0]
         logits.append(float(told[0] - told[1]))
         hidden = scorer._reader._network.base_model(**inputs).last_hidden_state[0, -1].float()
         head = scorer._reader._network.get_output_embeddings().weight.float()

@@ -13,7 +13,7 @@ from PIL import Image
 from unirl_env.errors import ContractError
 from unirl_env.rewards.wire import TENSORS, ScoreRequest, encode_request
 from unirl_env.service.app import create_app
-from unirl_env.service.settings import ServiceSettings
+from unirl_env.service.service_settings import ServiceSettings
 from unirl_env.types import Prompt, Sample, Scores
 
 TOKEN = "a-token-of-the-tests-0123456789"

@@ -12,7 +12,7 @@ import torch
 
 from unirl_env.errors import ConfigError
 from unirl_env.rewards.remote.remote_scorer import RemoteScorer
-from unirl_env.service.settings import ServiceSettings
+from unirl_env.service.service_settings import ServiceSettings
 from unirl_env.types import Prompt, Sample
 
 deploy = pytest.importorskip("unirl_env.service.deploy")

@@ -9,9 +9,9 @@ from service_cases import body, called, error, made, png64, tensors, values
 
 from unirl_env.rewards.wire import TENSORS, Limits, ScoreRequest, decode_request, encode_request
 from unirl_env.rewards.wire import tensors as wired
-from unirl_env.service import reading
-from unirl_env.service.reading import JSON, Hold, Room, read_request
-from unirl_env.service.replies import Refused
+from unirl_env.service import request_body
+from unirl_env.service.error_replies import Refused
+from unirl_env.service.request_body import JSON, MemoryBudget, Reservation, read_request
 from unirl_env.types import Prompt, Sample
 
 
@@ -59,12 +59,12 @@ def test_pictures_are_counted_by_their_heads(decoded):
 
 def test_room_is_taken_before_a_picture_is_decoded(decoded):
     content = pictured(1, 100)
-    room = Room(len(content) + 100_000)
-    with Hold(room) as hold, pytest.raises(Refused, match="All requests together") as refused:
+    room = MemoryBudget(len(content) + 100_000)
+    with Reservation(room) as hold, pytest.raises(Refused, match="All requests together") as refused:
         read_request(content, JSON, Limits(), hold)
     assert refused.value.status == 429 and decoded == [] and room.taken == 0
-    room = Room(len(content) + 200_000)
-    with Hold(room) as hold:
+    room = MemoryBudget(len(content) + 200_000)
+    with Reservation(room) as hold:
         read_request(content, JSON, Limits(), hold)
         assert room.taken > 120_000
 
@@ -84,8 +84,8 @@ def test_values_of_json_are_counted_before_it_is_read(monkeypatch):
     def never(*_):
         raise AssertionError("it was read")
 
-    monkeypatch.setattr(reading, "read_json", never)
-    monkeypatch.setattr(reading, "decode_request", never)
+    monkeypatch.setattr(request_body, "read_json", never)
+    monkeypatch.setattr(request_body, "decode_request", never)
     for nested in ([1] * 300, [[]] * 150, {str(n): n for n in range(150)}):
         reply = called(app, "POST", "/score", json=body(["four"], metadata={"a": nested}))
         assert error(reply)[:2] == (400, "malformed") and "at most 200 values" in error(reply)[2]

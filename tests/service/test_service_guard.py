@@ -13,10 +13,10 @@ import pytest
 from service_cases import Counting, body, made
 
 from unirl_env.errors import ConfigError
-from unirl_env.service import guard as guards
-from unirl_env.service.guard import ANSWER, BODY, HEAD, Guard
-from unirl_env.service.serving import Server, bound_socket
-from unirl_env.service.settings import ServiceSettings
+from unirl_env.service import connection_guard as guards
+from unirl_env.service.connection_guard import ANSWER, BODY, HEAD, Guard
+from unirl_env.service.server import Server, bound_socket
+from unirl_env.service.service_settings import ServiceSettings
 
 HEADERS = b"POST /score HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
 

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 import pytest
 from service_cases import Counting, asked, body, called, client, error, made, metric, tensors, until, values
 
-from unirl_env.service.remembered import OtherBody, Remembered
+from unirl_env.service.idempotency import OtherBody, Remembered
 from unirl_env.types import Sample
 
 

@@ -13,7 +13,7 @@ from service_cases import TOKEN, Counting, asked, body, called, error, made, met
 
 from unirl_env.errors import ConfigError
 from unirl_env.service.app import create_app
-from unirl_env.service.settings import ServiceSettings
+from unirl_env.service.service_settings import ServiceSettings
 from unirl_env.types import Sample
 
 SUM = {"name": "weighted_sum", "parts": {"template": 1, "shapes": 0.5}}

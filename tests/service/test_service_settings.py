@@ -6,7 +6,7 @@ from unirl_env.errors import ConfigError
 from unirl_env.http import is_loopback
 from unirl_env.rewards.wire import Limits
 from unirl_env.service import __main__ as door
-from unirl_env.service.settings import ServiceSettings, check_door, read_settings
+from unirl_env.service.service_settings import ServiceSettings, check_door, read_settings
 
 TOKEN = "a-token-of-the-tests-0123456789"
 
@@ -139,7 +139,7 @@ def test_a_start_that_cannot_be_is_one_message_and_code_2(monkeypatch, capfd, wo
 
 
 def test_a_port_that_is_taken_is_told_before_anything_is_loaded(capfd):
-    from unirl_env.service.serving import bound_socket
+    from unirl_env.service.server import bound_socket
 
     taken = bound_socket("127.0.0.1", 0)
     taken.listen()

@@ -16,7 +16,7 @@ from typing import Any
 
 from unirl_env.errors import ConfigError, ContractError, PromptError
 from unirl_env.rewards.scoring import scorer_name
-from unirl_env.rewards.spec import read_words
+from unirl_env.rewards.spec import read_spec
 from unirl_env.types import Prompt
 
 __all__ = ["Ask", "asks_of", "require_judgeable"]
@@ -39,7 +39,7 @@ def asks_of(spec: Any) -> dict[str, list[Ask]]:
         ConfigError: If a name is unknown, or an `asks` makes no sense.
     """
     if isinstance(spec, str | Mapping):
-        words = read_words(spec)
+        words = read_spec(spec)
         name, target = words.name, words.target
         own = target.asks_with(**words.options) if hasattr(target, "asks_with") else _declared(target)
         inner = [one for one, weight in words.inner.values() if weight]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from unirl_env.rewards.compose import Around
+from unirl_env.rewards.compose import ScorerWrapper
 from unirl_env.rewards.scoring import scorer_name
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
@@ -33,7 +33,7 @@ class PendingScores:
         return self._ask()
 
 
-class Background(Around):
+class Background(ScorerWrapper):
     """Another scorer in a thread of its own, which is asked in the order of the questions.
 
     There is one thread, so that a scorer is never called twice at a time, and is called with the same batches

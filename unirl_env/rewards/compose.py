@@ -19,12 +19,21 @@ from unirl_env.errors import ConfigError
 from unirl_env.rewards.scoring import checked_scorer, is_pointwise, place_scores, score_safely, scorer_name
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
-__all__ = ["Around", "Gate", "Minimum", "Normalized", "Pictured", "Product", "WeightedSum", "nested"]
+__all__ = [
+    "Gate",
+    "Minimum",
+    "Normalized",
+    "Pictured",
+    "Product",
+    "ScorerWrapper",
+    "WeightedSum",
+    "nested_parts",
+]
 
 Samples, Prompts = Sequence[Sample], Sequence[Prompt]
 
 
-class Around:
+class ScorerWrapper:
     """What rewards around another one share.
 
     Args:
@@ -80,7 +89,7 @@ class WeightedSum:
         counted = {name: weight for name, weight in self.weights.items() if weight}
         return Scores(
             value=sum(weight * judged[name].value for name, weight in counted.items()),
-            parts=nested(judged),
+            parts=nested_parts(judged),
             valid=_all_valid([judged[name] for name in counted]),
         )
 
@@ -105,7 +114,7 @@ class _Reduced:
         """Score every sample by every part."""
         judged = _judged(self.parts, samples, prompts)
         value = type(self).REDUCE(torch.stack([scores.value for scores in judged.values()]), dim=0)
-        return Scores(value=value, parts=nested(judged), valid=_all_valid(judged.values()))
+        return Scores(value=value, parts=nested_parts(judged), valid=_all_valid(judged.values()))
 
 
 class Product(_Reduced):
@@ -156,12 +165,12 @@ class Gate:
         share = torch.where(judged["gate"].valid, passed.float(), torch.nan)
         return Scores(
             value=torch.where(passed, judged["scorer"].value, self.closed_value),
-            parts={**nested(judged), "open": share},
+            parts={**nested_parts(judged), "open": share},
             valid=_all_valid(judged.values()),
         )
 
 
-class Normalized(Around):
+class Normalized(ScorerWrapper):
     """`(x - mean) / std`, or `(x - low) / (high - low)` clipped to [0, 1].
 
     The numbers are declared and never learned from what is scored: a score means the same in every batch, in
@@ -221,12 +230,12 @@ class Normalized(Around):
         value = ((scores.value.double() - self.offset) / self.scale).float()
         return Scores(
             value=value.clamp(0, 1) if self.clip else value,
-            parts=nested({"scorer": scores}),
+            parts=nested_parts({"scorer": scores}),
             valid=scores.valid,
         )
 
 
-class Pictured(Around):
+class Pictured(ScorerWrapper):
     """Another reward for the samples that have a picture, and a fixed one for those without.
 
     A model that writes before it draws can fail to draw: its text is empty, or ends too early. That is a
@@ -261,7 +270,7 @@ class Pictured(Around):
         scores = place_scores(judged, sound)
         return Scores(
             value=torch.where(there, scores.value, self.otherwise),
-            parts={**nested({"scorer": scores}), "pictured": there.float()},
+            parts={**nested_parts({"scorer": scores}), "pictured": there.float()},
             valid=scores.valid | ~there,
         )
 
@@ -283,7 +292,7 @@ def _judged(parts: Mapping[str, Scorer], samples: Samples, prompts: Prompts) -> 
     return {name: score_safely(scorer, samples, prompts) for name, scorer in parts.items()}
 
 
-def nested(judged: Mapping[str, Scores]) -> dict[str, Tensor]:
+def nested_parts(judged: Mapping[str, Scores]) -> dict[str, Tensor]:
     """The parts of a composition: the value of each scorer, and its own parts below it."""
     parts = {}
     for name, scores in judged.items():

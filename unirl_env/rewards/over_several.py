@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unirl_env.arguments.values import is_whole, require
-from unirl_env.rewards.compose import Around
+from unirl_env.rewards.compose import ScorerWrapper
 from unirl_env.rewards.inputs import video_of
 from unirl_env.rewards.scoring import score_safely
 from unirl_env.types import Prompt, Sample, Scorer, Scores
@@ -22,7 +22,7 @@ AGGREGATES = {"mean": Tensor.mean, "max": Tensor.amax, "min": Tensor.amin}
 SHOWN = ["mean", "min", "max", "median", "p1 ... p99"]
 
 
-class OverPictures(Around):
+class OverPictures(ScorerWrapper):
     """Another reward over all pictures of a sample: their mean, the best or the worst.
 
     One picture says little about a text, as the generator's noise has its share in it: the mean over several
@@ -52,7 +52,7 @@ class OverPictures(Around):
         return _over_several(self.scorer, single, prompts, AGGREGATES[self.aggregate])
 
 
-class OverFrames(Around):
+class OverFrames(ScorerWrapper):
     """Another reward over the frames of a video: all of them, so that none can be spoiled unseen.
 
     Every frame is judged as a picture against the sample's prompt, all frames of all samples in one call of

@@ -10,12 +10,12 @@ from unirl_env.arguments.extras import require_extra
 from unirl_env.arguments.signatures import options_of, require_own
 from unirl_env.errors import ConfigError
 from unirl_env.registry import instance
-from unirl_env.rewards.names import SCORERS
+from unirl_env.rewards.scorer_names import SCORERS
 from unirl_env.rewards.scoring import checked_scorer
 from unirl_env.rewards.secrets import resolved
 from unirl_env.types import Scorer
 
-__all__ = ["Words", "build_scorer", "check_reward", "for_mode", "needs_of", "read_words"]
+__all__ = ["RewardSpec", "build_scorer", "check_reward", "for_mode", "needs_of", "read_spec"]
 
 COMPOSITIONS = ("weighted_sum", "product", "minimum")
 EXTRAS = {
@@ -31,7 +31,7 @@ EXTRAS = {
 
 
 @dataclass(frozen=True)
-class Words:
+class RewardSpec:
     """A reward as a configuration names it.
 
     Attributes:
@@ -47,7 +47,7 @@ class Words:
     inner: Mapping[str, tuple[Any, float]]
 
 
-def read_words(spec: str | Mapping[str, Any]) -> Words:
+def read_spec(spec: str | Mapping[str, Any]) -> RewardSpec:
     """What a name, or a mapping with a name, says.
 
     Raises:
@@ -59,9 +59,11 @@ def read_words(spec: str | Mapping[str, Any]) -> Words:
         raise ConfigError(f"A reward must have a `name`, got {spec!r}; try {{'name': 'shapes'}}.")
     target = SCORERS.get(name)
     if name in COMPOSITIONS:
-        return Words(name, target, options, dict(_parts(name, options)))
+        return RewardSpec(name, target, options, dict(_parts(name, options)))
     wraps = getattr(target, "wraps", ())
-    return Words(name, target, options, {part: (options[part], 1.0) for part in wraps if part in options})
+    return RewardSpec(
+        name, target, options, {part: (options[part], 1.0) for part in wraps if part in options}
+    )
 
 
 def build_scorer(spec: Any) -> Scorer:
@@ -84,7 +86,7 @@ def build_scorer(spec: Any) -> Scorer:
         if callable(spec):
             return checked_scorer(spec)
         raise ConfigError(f"A reward must be a name, a mapping or a callable, got {type(spec).__name__}.")
-    words = read_words(spec)
+    words = read_spec(spec)
     for part in getattr(words.target, "wraps", ()):
         if part not in words.inner:
             raise ConfigError(f"Reward {words.name!r} must have `{part}`, got {sorted(words.options)}.")
@@ -113,7 +115,7 @@ def check_reward(spec: Any) -> None:
                 "{'name': 'clip'}."
             )
         return
-    words = read_words(spec)
+    words = read_spec(spec)
     if words.name in EXTRAS:
         require_extra(*EXTRAS[words.name])
     for inner, _ in words.inner.values():
@@ -137,9 +139,9 @@ def needs_of(spec: Any) -> dict[str, bool]:
         ConfigError: If a name is unknown.
     """
     if isinstance(spec, str | Mapping):
-        words = read_words(spec)
+        words = read_spec(spec)
     else:
-        words = Words("", spec if isinstance(spec, type) else type(spec), {}, {})
+        words = RewardSpec("", spec if isinstance(spec, type) else type(spec), {}, {})
     if hasattr(words.target, "needs_with"):
         return dict.fromkeys(words.target.needs_with(**words.options), True)
     found = dict.fromkeys(getattr(words.target, "needs", ()), True)

@@ -13,14 +13,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from unirl_env.command_line import Parser, show_any_text
-from unirl_env.errors import ConfigError, MissingExtra, ScorerError, UnirlError
-from unirl_env.rewards.secrets import secret
+from unirl_env.command_line import show_any_text
+from unirl_env.errors import MissingExtra, ScorerError, UnirlError
 from unirl_env.rewards.spec import build_scorer
+from unirl_env.service.service_settings import check_door, command_line, settings_of
 from unirl_env.types import Scorer
 
 __all__ = ["main"]
 
+PROGRAM = "python -m unirl_env.service"
 MISTAKE = 2
 INTERRUPTED = 130
 SAMPLES = {
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     errors = Console(stderr=True)
     try:
-        return _serve(_parser().parse_intermixed_args(argv), Console())
+        return _serve(command_line(PROGRAM, "Serve rewards over HTTP").parse_intermixed_args(argv), Console())
     except UnirlError as error:
         errors.print(f"[bold red]{type(error).__name__}:[/] ", end="")
         errors.print(str(error), highlight=False, markup=False, soft_wrap=True)
@@ -51,18 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _serve(arguments: argparse.Namespace, console: Console) -> int:
     try:
         from unirl_env.service.app import create_app
-        from unirl_env.service.serving import Server, bound_socket, serve
+        from unirl_env.service.server import Server, bound_socket, serve
     except ModuleNotFoundError as error:
         raise MissingExtra(error.name or "fastapi", "serve") from error
-    from unirl_env.service.settings import check_door, read_settings
-
-    settings = read_settings(arguments.config, arguments.overrides, arguments.reward)
-    if not settings.rewards:
-        raise ConfigError(
-            "`rewards` must hold at least one reward, got none; try `--reward jpeg`, or `--config` with a "
-            "file of `rewards: {sharp: {name: clip}}`."
-        )
-    token = secret(settings.token_env)
+    settings, token = settings_of(arguments.config, arguments.overrides, arguments.reward)
     check_door(settings, token)
     opened = bound_socket(settings.host, settings.port)
     app = create_app(settings, token=token, scorers=_built(settings.rewards, console))
@@ -120,24 +113,6 @@ def _curl(address: str, reward: Mapping[str, Any], token: str) -> str:
         f"curl {address}/score {bearer}-H 'Content-Type: application/json' "
         f'-d \'{{"reward": "{reward["name"]}", "items": [{item}]}}\''
     )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="python -m unirl_env.service", description="Serve rewards over HTTP; see docs/service.md."
-    )
-    parser.add_argument("--config", help="a YAML file of the settings")
-    parser.add_argument(
-        "--reward",
-        action="append",
-        default=[],
-        metavar="NAME[=REWARD]",
-        help="a reward to serve, and how to build it: --reward jpeg --reward my='{name: clip, scale: 2.5}'",
-    )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings: port=9000 rewards.sharp.device=cuda"
-    )
-    return parser
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ from unirl_env import __version__
 from unirl_env.rewards.spec import build_scorer
 from unirl_env.rewards.wire import PROTOCOL, TENSORS, scores_as_json
 from unirl_env.service.batching import Abandoned, Outcome, Unjudgeable
-from unirl_env.service.reading import Hold, content_type, read_body, read_request
-from unirl_env.service.replies import RETRY_SECONDS, Refused, Reply, reply_in_one_form
+from unirl_env.service.error_replies import RETRY_SECONDS, Refused, Reply, reply_in_one_form
+from unirl_env.service.request_body import Reservation, content_type, read_body, read_request
+from unirl_env.service.reward_service import RewardService
 from unirl_env.service.schema import SCORE_BODY, HealthReply, RewardsReply, ScoreReply, add_score_body, errors
-from unirl_env.service.settings import ServiceSettings
-from unirl_env.service.work import RewardService
+from unirl_env.service.service_settings import ServiceSettings
 from unirl_env.types import Scorer
 
 __all__ = ["create_app"]
@@ -118,7 +118,7 @@ def create_app(
         answer = _Answer()
         began = time.perf_counter()
         try:
-            with service.taken(), Hold(service.room) as hold:
+            with service.taken(), Reservation(service.room) as hold:
                 check_token(request, token)
                 if service.draining:
                     raise _draining("The service ends")
@@ -164,7 +164,7 @@ class _Answer:
 
 
 async def _scored(
-    service: RewardService, pool: ThreadPoolExecutor, request: Request, hold: Hold, answer: _Answer
+    service: RewardService, pool: ThreadPoolExecutor, request: Request, hold: Reservation, answer: _Answer
 ) -> Reply:
     settings, loop = service.settings, asyncio.get_running_loop()
     kind = content_type(request)

@@ -23,9 +23,14 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from unirl_env.arguments.signatures import require_own
 from unirl_env.command_line import Parser
 from unirl_env.errors import ConfigError, ScorerError, UnirlError
-from unirl_env.rewards.secrets import secret
 from unirl_env.service.app import create_app
-from unirl_env.service.settings import ServiceSettings, check_door, read_settings, read_value
+from unirl_env.service.service_settings import (
+    ServiceSettings,
+    check_door,
+    command_line,
+    read_value,
+    settings_of,
+)
 from unirl_env.settings.fields import Settings, setting
 
 __all__ = ["Replicas", "RewardReplica", "application", "bound", "main", "replicas_of", "serve_rewards"]
@@ -148,9 +153,7 @@ def application(args: Mapping[str, Any]) -> serve.Application:
     args = dict(args)
     config = args.pop("config", None)
     own = {name: args.pop(name) for name in NUMBERS if name in args}
-    settings = read_settings(config, [f"{name}={_word(value)}" for name, value in args.items()])
-    _check_rewards(settings)
-    token = secret(settings.token_env)
+    settings, token = settings_of(config, [f"{name}={_word(value)}" for name, value in args.items()])
     if token is None:
         raise ConfigError(
             f"`{settings.token_env}` must hold a token, because Serve decides where it listens; try "
@@ -236,10 +239,9 @@ def _deploy(given: argparse.Namespace) -> None:
 
     doors = {"host": given.host, "port": given.port}
     overrides = [f"{name}={value}" for name, value in doors.items() if value is not None]
-    said = {name: value for name in NUMBERS if (value := getattr(given, name)) is not None}
-    settings = read_settings(given.config, [*given.overrides, *overrides], given.reward)
-    _check_rewards(settings)
-    replicas, token = replicas_of(said), secret(settings.token_env)
+    numbers = {name: value for name in NUMBERS if (value := getattr(given, name)) is not None}
+    settings, token = settings_of(given.config, [*given.overrides, *overrides], given.reward)
+    replicas = replicas_of(numbers)
     check_door(settings, token)
     ray.init(address=given.address, ignore_reinit_error=True)
     for number in (signal.SIGINT, signal.SIGTERM):  # after Ray, which takes them for itself
@@ -265,33 +267,14 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog=PROGRAM, description="Serve rewards by Ray Serve; see docs/service.md.")
-    parser.add_argument("--config", help="a YAML file of the service's settings")
-    parser.add_argument(
-        "--reward",
-        action="append",
-        default=[],
-        metavar="NAME[=REWARD]",
-        help="as of python -m unirl_env.service",
-    )
+def _parser() -> Parser:
+    parser = command_line(PROGRAM, "Serve rewards by Ray Serve")
     parser.add_argument("--host", help="where the door of every machine listens")
     parser.add_argument("--port", type=int)
     parser.add_argument("--address", help="of a running Ray cluster, or 'auto'; by default Ray starts here")
     for name in NUMBERS:
         parser.add_argument("--" + name.replace("_", "-"), metavar="N")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings of the service: max_batch=32"
-    )
     return parser
-
-
-def _check_rewards(settings: ServiceSettings) -> None:
-    if not settings.rewards:
-        raise ConfigError(
-            "`rewards` must hold at least one reward, got none; try `config` with a file of "
-            "`rewards: {sharp: {name: clip}}`."
-        )
 
 
 def _word(value: Any) -> str:

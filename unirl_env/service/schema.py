@@ -15,7 +15,7 @@ from unirl_env.errors import WireError
 from unirl_env.rewards.wire import TENSORS, Limits, ScoreRequest
 from unirl_env.rewards.wire.messages import read_json as parsed_json
 from unirl_env.rewards.wire.tensors import TensorReader, png_pixels
-from unirl_env.service.replies import Refused
+from unirl_env.service.error_replies import Refused
 from unirl_env.types import Prompt, Sample
 
 __all__ = [

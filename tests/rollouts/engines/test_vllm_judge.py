@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from pretraining.qwen3_build import build_tiny_qwen3
-from unirl_env.rewards.external.judge import JudgeScorer
+from unirl_env.rewards.external.judge_scorer import JudgeScorer
 from unirl_env.rollouts.engines.process import ServerProcess, free_port
 from unirl_env.rollouts.engines.vllm import vllm_variables
 from unirl_env.types import Prompt, Sample

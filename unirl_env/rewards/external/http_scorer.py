@@ -10,14 +10,16 @@ from typing import Any, Literal
 
 import torch
 
+from unirl_env.arguments.copies import MadeAnew
+from unirl_env.arguments.signatures import PassesOptions
 from unirl_env.arguments.values import require, require_number
 from unirl_env.errors import ConfigError, ContractError, WireError
 from unirl_env.http import CallFailed, Deadline
 from unirl_env.media.pixels import png_uri
 from unirl_env.rewards.asks import Ask
-from unirl_env.rewards.external.calls import EndpointScorer, complain
+from unirl_env.rewards.external.endpoint import Endpoint, warn_of_failures
 from unirl_env.rewards.inputs import picture_of
-from unirl_env.rewards.texts.answers import answer_text
+from unirl_env.rewards.texts.text_answers import answer_text
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["HTTPScorer"]
@@ -29,7 +31,7 @@ LARGEST = torch.finfo(torch.float32).max
 Row = Mapping[str, Any]
 
 
-class HTTPScorer(EndpointScorer):
+class HTTPScorer(PassesOptions, MadeAnew, passes_to=Endpoint):
     """What a server of somebody else's says of a sample.
 
     What is sent and what is read is said by names:
@@ -56,7 +58,7 @@ class HTTPScorer(EndpointScorer):
         batch_size: The most samples of one request; None sends all in one.
         pointwise: Whether each score depends on its own sample alone, although several go at once; a service
             may then merge batches of several clients.
-        **connection: Those of `EndpointScorer`: tokens, limits and time-outs.
+        **connection: Those of `Endpoint`: tokens, limits and time-outs.
 
     Raises:
         ConfigError: If a setting cannot be used; while scoring, if the server refuses us.
@@ -104,7 +106,7 @@ class HTTPScorer(EndpointScorer):
         self._paths = {"": value or ("score" if body == "each" else "scores"), **(parts or {})}
         for path in self._paths.values():
             require("value", path, isinstance(path, str) and bool(path), "a path, as are those of `parts`")
-        super().__init__(url, **connection)
+        self._endpoint = Endpoint(url, **connection)
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
         """Score every sample by what the server says of it."""
@@ -114,12 +116,16 @@ class HTTPScorer(EndpointScorer):
             for order, place in enumerate(places):
                 found[place] = result if isinstance(result, CallFailed) else result[order]
         failures = [_failure(one) for one in found]
-        complain(self.name, [failure for failure in failures if failure is not None], len(rows))
+        warn_of_failures(self.name, [failure for failure in failures if failure is not None], len(rows))
         columns = {
             name: torch.tensor([math.nan if isinstance(one, CallFailed) else one[name] for one in found])
             for name in self._paths
         }
         return Scores(columns.pop(""), columns)
+
+    def close(self) -> None:
+        """Close connections."""
+        self._endpoint.close()
 
     def _asked(self, rows: Sequence[Row | None]) -> list[tuple[list[int], Any]]:
         """For every request, the places of the rows that it answers, and their numbers or its failure."""
@@ -134,7 +140,7 @@ class HTTPScorer(EndpointScorer):
             size = self.batch_size or len(sound) or 1
             blocks = [sound[start : start + size] for start in range(0, len(sound), size)]
             sent = [[rows[place] for place in places] for places in blocks]
-        results = self._calls.together(self._ask, sent)
+        results = self._endpoint.together(self._ask, sent)
         if self.body == "each":
             results = [
                 result if isinstance(result, CallFailed) else result * len(places)
@@ -150,7 +156,7 @@ class HTTPScorer(EndpointScorer):
             body = {name: [row[name] for row in rows] for name in self._fields}
         else:
             body = {self._items: list(rows)}
-        return self._calls.post(
+        return self._endpoint.post(
             {**body, **self._constants}, deadline, lambda reply: self._read(reply, len(rows))
         )
 

@@ -20,7 +20,7 @@ from typing import Any
 from unirl_env.arguments.values import require
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.media.files import require_regular
-from unirl_env.rewards.texts.answers import expected_answers
+from unirl_env.rewards.texts.text_answers import expected_answers
 from unirl_env.types import Prompt
 
 __all__ = ["Rubric", "fenced"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from unirl_env.arguments.values import is_number
 from unirl_env.errors import ConfigError, WireError
-from unirl_env.rewards.texts.answers import final_part
+from unirl_env.rewards.texts.text_answers import final_part
 
 __all__ = ["VerdictForm"]
 

@@ -13,8 +13,8 @@ from unirl_env.arguments.copies import FromArguments
 from unirl_env.arguments.signatures import PassesOptions
 from unirl_env.errors import ModelNotFound
 from unirl_env.rewards.inputs import picture_of
-from unirl_env.rewards.learned.loading import Placement, hub_file, load_tensors
 from unirl_env.rewards.learned.open_clip_model import OpenCLIPModel
+from unirl_env.rewards.learned.placement import Placement, hub_file, load_tensors
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["AestheticScore"]

@@ -9,8 +9,8 @@ from typing import Any
 from unirl_env.arguments.copies import FromArguments
 from unirl_env.arguments.signatures import PassesOptions
 from unirl_env.rewards.inputs import picture_of
-from unirl_env.rewards.learned.loading import Placement
 from unirl_env.rewards.learned.open_clip_model import OpenCLIPModel
+from unirl_env.rewards.learned.placement import Placement
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["CLIPScore"]

@@ -10,8 +10,8 @@ from unirl_env.arguments.copies import FromArguments
 from unirl_env.arguments.signatures import PassesOptions
 from unirl_env.arguments.values import require
 from unirl_env.rewards.inputs import picture_of
-from unirl_env.rewards.learned.loading import Placement, hub_file
 from unirl_env.rewards.learned.open_clip_model import OpenCLIPModel, letterboxed
+from unirl_env.rewards.learned.placement import Placement, hub_file
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["HPSv2Score"]

@@ -18,7 +18,7 @@ from unirl_env.errors.quiet import quiet_loading
 from unirl_env.media.pixels import to_pil
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.learned.image_reward_weights import load_network
-from unirl_env.rewards.learned.loading import Placement, load_tensors
+from unirl_env.rewards.learned.placement import Placement, load_tensors
 from unirl_env.rewards.scoring import place_scores
 from unirl_env.types import Prompt, Sample, Scores
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unirl_env.arguments.extras import needed
 from unirl_env.errors import ConfigError, ModelNotFound
-from unirl_env.rewards.learned.loading import Placement, not_found
+from unirl_env.rewards.learned.placement import Placement, not_found
 
 __all__ = ["OpenCLIPModel", "letterboxed"]
 

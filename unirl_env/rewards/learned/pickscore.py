@@ -14,7 +14,7 @@ from unirl_env.arguments.signatures import PassesOptions
 from unirl_env.errors.quiet import quiet_loading
 from unirl_env.media.pixels import in_8_bits
 from unirl_env.rewards.inputs import picture_of
-from unirl_env.rewards.learned.loading import Placement, not_found
+from unirl_env.rewards.learned.placement import Placement, not_found
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["PickScore"]

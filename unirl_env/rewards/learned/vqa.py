@@ -16,7 +16,7 @@ from unirl_env.arguments.values import require
 from unirl_env.errors import ConfigError
 from unirl_env.rewards.asks import Ask
 from unirl_env.rewards.inputs import picture_of
-from unirl_env.rewards.learned.loading import Placement
+from unirl_env.rewards.learned.placement import Placement
 from unirl_env.rewards.learned.questions import Question, questions_of, token_sequences
 from unirl_env.rewards.learned.vqa_reading import Reader, rows_for
 from unirl_env.rewards.scoring import place_scores

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.errors.quiet import quiet_loading
 from unirl_env.media.pixels import in_8_bits
-from unirl_env.rewards.learned.loading import Placement
+from unirl_env.rewards.learned.placement import Placement
 
 __all__ = ["Reader", "Row", "rows_for"]
 

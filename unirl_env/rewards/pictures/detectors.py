@@ -24,9 +24,9 @@ from unirl_env.errors.quiet import quiet_loading
 from unirl_env.media.pixels import in_8_bits
 from unirl_env.prompts.shapes import COLOURS, SHAPES
 from unirl_env.registry import Registry
-from unirl_env.rewards.learned.loading import Placement, not_found
+from unirl_env.rewards.learned.placement import Placement, not_found
 from unirl_env.rewards.pictures.detections import Detection
-from unirl_env.rewards.pictures.shapes import find_blobs, read_picture
+from unirl_env.rewards.pictures.shapes_scorers import find_blobs, read_picture
 
 __all__ = ["DETECTORS", "ShapesDetector", "TransformersDetector"]
 
@@ -86,7 +86,7 @@ class TransformersDetector(PassesOptions, FromArguments, passes_to=Placement):
         batch_size: The most pictures of one size that go through the model at once.
         names: The model's class to the prompts'; by default COCO's to GenEval's.
         processor: Options of the model's image processor, such as `{size: {shortest_edge: 800}}`.
-        **network: Where and how the model computes; see `unirl_env.rewards.learned.loading.Placement`.
+        **network: Where and how the model computes; see `unirl_env.rewards.learned.placement.Placement`.
 
     Raises:
         ConfigError: If a setting is out of range.

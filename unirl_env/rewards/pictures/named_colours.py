@@ -12,7 +12,7 @@ from unirl_env.arguments.signatures import PassesOptions
 from unirl_env.arguments.values import require
 from unirl_env.errors import ConfigError
 from unirl_env.registry import Registry
-from unirl_env.rewards.learned.loading import Placement
+from unirl_env.rewards.learned.placement import Placement
 from unirl_env.rewards.pictures.detections import Detection
 
 __all__ = ["COLOUR_NAMERS", "CLIPColours", "LabColours"]
@@ -98,7 +98,7 @@ class CLIPColours(PassesOptions, passes_to=Placement):
         model: An architecture of open_clip.
         pretrained: Its weights.
         names: The colours that are told apart.
-        **network: Where and how the model computes; see `unirl_env.rewards.learned.loading.Placement`.
+        **network: Where and how the model computes; see `unirl_env.rewards.learned.placement.Placement`.
 
     Raises:
         MissingExtra: If open_clip is not installed.

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from unirl_env.arguments.signatures import PassesOptions
 from unirl_env.arguments.values import require, require_number
 from unirl_env.errors import ConfigError, ContractError, ServiceLost, WireError
-from unirl_env.http import CallFailed, Deadline, checked_urls, together
+from unirl_env.http import CallFailed, Deadline, together
 from unirl_env.rewards.faults import note_fault
 from unirl_env.rewards.remote.catalogue import ServedReward, agreed, asked
 from unirl_env.rewards.remote.service_client import ServiceClient, TooLarge
@@ -27,7 +28,7 @@ FIELDS = (*RANKS, "text")
 """What a reward can look at."""
 
 
-class RemoteScorer:
+class RemoteScorer(PassesOptions, passes_to=ServiceClient):
     """The scores of a reward service, bitwise as its scorer gives them.
 
     Samples travel in requests that are sent at once to all replicas in turn. A request that gets no answer,
@@ -40,21 +41,13 @@ class RemoteScorer:
         reward: The service's name of the reward.
         looks_at: The fields of `Sample` that the reward looks at, such as `"image"`, for those who must know
             it before the service is asked: the modes in which a text may end without its picture.
-        token_env: The environment variable that holds the service's token. It is read in every process that
-            asks, stands in no configuration, and is sent to `urls` only.
-        timeout: Seconds for one attempt, and for waiting until a full service has room.
-        connect_timeout: Seconds for connecting.
-        attempts: The most attempts for one request; those that found the service full do not count.
-        concurrency: The most requests under way.
         request_size: The most samples of a request, if each is scored by itself; others go all in one.
         png: Send pictures as PNG: fewer bytes, more work, and colours rounded to 8 bits, so that scores may
             differ from local ones.
-        failures: After so many failures in a row a replica is left alone,
-        cooldown: for so many seconds; then one request tries it.
-        backoff: Seconds; after attempt k, a random time up to `backoff * 2 ** (k - 1)` is waited.
         check: Ask the service now whether it serves the reward, and what that looks at; otherwise, when the
             first samples come.
         name: The name in logs; by default, `reward`.
+        **client: Those of `ServiceClient`: the token's variable, time-outs, attempts, concurrency.
 
     Attributes:
         pointwise: Whether the service says that each score depends on its own sample alone.
@@ -78,46 +71,22 @@ class RemoteScorer:
         reward: str,
         *,
         looks_at: str | Sequence[str] = (),
-        token_env: str = "UNIRL_SERVICE_TOKEN",
-        timeout: float = 60.0,
-        connect_timeout: float = 5.0,
-        attempts: int = 5,
-        concurrency: int = 8,
         request_size: int = 16,
         png: bool = False,
-        failures: int = 5,
-        cooldown: float = 10.0,
-        backoff: float = 0.5,
         check: bool = True,
         name: str = "",
+        **client: Any,
     ):
-        counts = {"attempts": attempts, "concurrency": concurrency, "request_size": request_size}
-        for option, value in {**counts, "failures": failures}.items():
-            require_number(option, value, 1, whole=True)
-        require_number("timeout", timeout, 0, unit="seconds")
-        require_number("connect_timeout", connect_timeout, 0, unit="seconds")
-        require_number("cooldown", cooldown, 0)
-        require_number("backoff", backoff, 0)
+        require_number("request_size", request_size, 1, whole=True)
         require("reward", reward, isinstance(reward, str) and reward != "", "the service's name of a reward")
         self.needs = self.needs_with(looks_at)
         known = all(field in FIELDS for field in self.needs)
         require("looks_at", looks_at, known, f"one or several of {', '.join(FIELDS)}")
         self.reward = reward
         self.name = name or reward
-        self.concurrency = concurrency
         self.request_size = request_size
         self.png = png
-        self._client = ServiceClient(
-            urls=checked_urls(urls),
-            token_env=token_env,
-            timeout=timeout,
-            connect_timeout=connect_timeout,
-            attempts=attempts,
-            backoff=backoff,
-            failures=failures,
-            cooldown=cooldown,
-            connections=concurrency,
-        )
+        self._client = ServiceClient(urls, **client)
         self.counts: Counter[str] = self._client.counts
         self._served: ServedReward | None = None
         self._halved = False
@@ -172,7 +141,9 @@ class RemoteScorer:
         self._client.open()  # here, once, and not by several threads at the same time
         if len(pieces) == 1:
             return [self._judged(*pieces[0], deadline)]
-        return together(lambda piece: self._judged(*piece, deadline), pieces, self.concurrency, deadline)
+        return together(
+            lambda piece: self._judged(*piece, deadline), pieces, self._client.concurrency, deadline
+        )
 
     def _judged(
         self, samples: Sequence[Sample], prompts: Sequence[Prompt], deadline: Deadline

@@ -13,10 +13,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 from unirl_env.errors import ConfigError, ContractError, UnirlError, WireError
-from unirl_env.http import CallFailed, Client, Deadline, Reply, try_again, warn_of_plain_http
+from unirl_env.http import CallFailed, Client, Deadline, Reply, checked_urls, try_again, warn_of_plain_http
 from unirl_env.rewards.remote.replicas import NoReplica, Replica, Replicas
 from unirl_env.rewards.secrets import secret
 from unirl_env.rewards.wire import TENSORS
+from unirl_env.settings.fields import check_values, setting
 
 __all__ = ["Again", "ServiceClient", "TooLarge"]
 
@@ -55,29 +56,34 @@ class ServiceClient:
     connections only.
 
     Attributes:
-        urls: The replicas, as `checked_urls` gives them.
-        token_env: The environment variable that holds the token.
+        urls: The replicas: one URL, or several.
+        token_env: The environment variable that holds the service's token. It is read in every process that
+            asks, stands in no configuration, and is sent to `urls` only.
         timeout: Seconds for one attempt, and for waiting until a full service has room.
         connect_timeout: Seconds for connecting.
         attempts: The most attempts for one request; those that found the service full do not count.
+        concurrency: The most requests under way.
+        failures: After so many failures in a row a replica is left alone,
+        cooldown: for so many seconds; then one request tries it.
         backoff: Seconds; after attempt k, a random time up to `backoff * 2 ** (k - 1)` is waited.
-        failures: So many in a row, and a replica is left alone.
-        cooldown: For so many seconds.
-        connections: How many are kept open.
         counts: `attempts`, `failures` (attempts without an answer) and `full` (those that found no room).
     """
 
     urls: tuple[str, ...]
-    token_env: str
-    timeout: float
-    connect_timeout: float
-    attempts: int
-    backoff: float
-    failures: int
-    cooldown: float
-    connections: int
-    counts: Counter[str] = field(init=False, default_factory=Counter)
-    _opened: _Opened | None = field(init=False, default=None, repr=False)
+    token_env: str = "UNIRL_SERVICE_TOKEN"
+    timeout: float = setting(60.0, above=0)
+    connect_timeout: float = setting(5.0, above=0)
+    attempts: int = setting(5, least=1)
+    concurrency: int = setting(8, least=1)
+    failures: int = setting(5, least=1)
+    cooldown: float = setting(10.0, least=0)
+    backoff: float = setting(0.5, least=0)
+    counts: Counter = field(init=False, default_factory=Counter)
+    _opened: Any = field(init=False, default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.urls = checked_urls(self.urls)
+        check_values(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
@@ -96,7 +102,7 @@ class ServiceClient:
                 connect_seconds=self.connect_timeout,
                 headers=partial(_headers, self.urls, self.token_env),
                 any_proxy=True,
-                max_keepalive_connections=self.connections,
+                max_keepalive_connections=self.concurrency,
                 keepalive_expiry=KEEP_ALIVE,
             )
             client.open()

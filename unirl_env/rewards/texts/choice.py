@@ -12,7 +12,7 @@ import torch
 from unirl_env.arguments.values import require
 from unirl_env.errors import ContractError
 from unirl_env.rewards.asks import Ask
-from unirl_env.rewards.texts.answers import (
+from unirl_env.rewards.texts.text_answers import (
     answer_part,
     checked_rule,
     expected_answers,

@@ -12,8 +12,8 @@ import torch
 
 from unirl_env.arguments.values import require
 from unirl_env.rewards.asks import Ask
-from unirl_env.rewards.texts.answers import answer_part, answer_text, expected_answers, last_boxed
 from unirl_env.rewards.texts.numerals import is_numeric, plain_numeral, plain_value
+from unirl_env.rewards.texts.text_answers import answer_part, answer_text, expected_answers, last_boxed
 from unirl_env.rewards.texts.thoughts import Thinking
 from unirl_env.types import Prompt, Sample, Scores
 

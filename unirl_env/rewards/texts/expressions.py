@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 
-from unirl_env.rewards.texts.pieces import Piece, pieces_of
-from unirl_env.rewards.texts.spelling import plain_signs
-from unirl_env.rewards.texts.units import trailing_unit
+from unirl_env.rewards.texts.math_tokens import Piece, pieces_of
+from unirl_env.rewards.texts.measures import trailing_unit
+from unirl_env.rewards.texts.plain_latex import plain_signs
 
 __all__ = ["last_expression"]
 

@@ -9,7 +9,7 @@ import torch
 
 from unirl_env.arguments.values import require
 from unirl_env.errors import ConfigError
-from unirl_env.rewards.texts.answers import answer_text, last_boxed
+from unirl_env.rewards.texts.text_answers import answer_text, last_boxed
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["FormatScorer"]

@@ -9,7 +9,7 @@ import torch
 
 from unirl_env.arguments.values import require
 from unirl_env.errors import ConfigError, ContractError
-from unirl_env.rewards.texts.answers import answer_text
+from unirl_env.rewards.texts.text_answers import answer_text
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["LengthScorer", "sample_tokens"]

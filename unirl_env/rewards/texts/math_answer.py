@@ -17,19 +17,19 @@ from unirl_env.arguments.values import require
 from unirl_env.errors import MissingExtra
 from unirl_env.rewards.asks import Ask
 from unirl_env.rewards.texts.algebra import same_number
-from unirl_env.rewards.texts.answers import (
+from unirl_env.rewards.texts.arithmetic import TooLarge, exact_value
+from unirl_env.rewards.texts.expressions import last_expression
+from unirl_env.rewards.texts.math_process import Comparison, MathProcess
+from unirl_env.rewards.texts.measures import Measure, measured
+from unirl_env.rewards.texts.numerals import readings
+from unirl_env.rewards.texts.plain_latex import plain_latex
+from unirl_env.rewards.texts.text_answers import (
     answer_part,
     checked_rule,
     expected_answers,
     last_boxed,
 )
-from unirl_env.rewards.texts.arithmetic import TooLarge, exact_value
-from unirl_env.rewards.texts.expressions import last_expression
-from unirl_env.rewards.texts.math_process import Comparison, MathProcess
-from unirl_env.rewards.texts.numerals import readings
-from unirl_env.rewards.texts.spelling import plain_latex
 from unirl_env.rewards.texts.thoughts import Thinking
-from unirl_env.rewards.texts.units import Measure, measured
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["MathScorer"]

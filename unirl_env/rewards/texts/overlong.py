@@ -8,7 +8,7 @@ import torch
 
 from unirl_env.arguments.values import is_number, is_whole, require
 from unirl_env.errors import ConfigError
-from unirl_env.rewards.compose import Around, nested
+from unirl_env.rewards.compose import ScorerWrapper, nested_parts
 from unirl_env.rewards.scoring import score_safely
 from unirl_env.rewards.texts.length import sample_tokens
 from unirl_env.types import Prompt, Sample, Scorer, Scores
@@ -18,7 +18,7 @@ __all__ = ["Overlong"]
 MODES = ("keep", "zero", "soft")
 
 
-class Overlong(Around):
+class Overlong(ScorerWrapper):
     """Another reward, changed where a text is too long.
 
     * `keep`: the reward as it is; only counts what was truncated.
@@ -75,7 +75,7 @@ class Overlong(Around):
         """
         scores = score_safely(self.scorer, samples, prompts)
         truncated = torch.tensor([sample.truncated for sample in samples], dtype=torch.bool)
-        parts = {**nested({"scorer": scores}), "truncated": truncated.float()}
+        parts = {**nested_parts({"scorer": scores}), "truncated": truncated.float()}
         value, valid = scores.value, scores.valid
         if self.mode == "zero":
             value, valid = torch.where(truncated, 0.0, value), valid | truncated

@@ -11,7 +11,7 @@ import torch
 
 from unirl_env.prompts.shapes import COLOURS, COUNTS, PLACES, RELATIONS, SHAPES, Caption
 from unirl_env.rewards.captions import caption_of, require_caption
-from unirl_env.rewards.texts.answers import answer_part
+from unirl_env.rewards.texts.text_answers import answer_part
 from unirl_env.rewards.texts.thoughts import Thinking
 from unirl_env.types import Prompt, Sample, Scores
 

@@ -15,7 +15,7 @@ from unirl_env.arguments.signatures import PassesOptions
 from unirl_env.arguments.values import is_whole, require
 from unirl_env.errors import ConfigError
 from unirl_env.rewards.inputs import video_of
-from unirl_env.rewards.learned.loading import Placement
+from unirl_env.rewards.learned.placement import Placement
 from unirl_env.rewards.videos.block_matching import grey_frames, moved
 from unirl_env.types import Prompt, Sample, Scores
 
@@ -43,7 +43,7 @@ class TemporalConsistency(PassesOptions, passes_to=Placement):
             `"local-dir:/path"`.
         pretrained: A tag of its weights, or the path of a checkpoint.
         side: The shorter side of the reduced frames in pixels, without a model.
-        **network: Where and how the model computes; see `unirl_env.rewards.learned.loading.Placement`.
+        **network: Where and how the model computes; see `unirl_env.rewards.learned.placement.Placement`.
 
     Raises:
         MissingExtra: If a model is named and open_clip is not installed.

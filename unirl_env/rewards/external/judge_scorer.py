@@ -10,19 +10,21 @@ from typing import Any, Literal
 
 import torch
 
+from unirl_env.arguments.copies import MadeAnew
+from unirl_env.arguments.signatures import PassesOptions
 from unirl_env.arguments.values import require, require_number
 from unirl_env.errors import WireError
 from unirl_env.http import CallFailed, Deadline
 from unirl_env.media.pixels import png_uri
 from unirl_env.rewards.asks import Ask
 from unirl_env.rewards.external.answer_cache import AnswerCache, answer_key, picture_key
-from unirl_env.rewards.external.calls import EndpointScorer, complain
+from unirl_env.rewards.external.endpoint import Endpoint, warn_of_failures
 from unirl_env.rewards.external.rate_limit import RateLimit
 from unirl_env.rewards.external.rubric import Rubric
 from unirl_env.rewards.external.spending import Spending
 from unirl_env.rewards.external.verdict import VerdictForm
 from unirl_env.rewards.inputs import picture_of
-from unirl_env.rewards.texts.answers import answer_text
+from unirl_env.rewards.texts.text_answers import answer_text
 from unirl_env.rewards.texts.thoughts import Thinking
 from unirl_env.types import Prompt, Sample, Scores
 
@@ -46,7 +48,7 @@ class _Question:
     tokens: int
 
 
-class JudgeScorer(EndpointScorer):
+class JudgeScorer(PassesOptions, MadeAnew, passes_to=Endpoint):
     """What a language model thinks of an answer, in [0, 1].
 
     Each sample is one question; the same question is asked once. A reply must be one JSON object as
@@ -81,7 +83,7 @@ class JudgeScorer(EndpointScorer):
             is there, for models that refuse `temperature` or `max_tokens`.
         price: Money for a million tokens, `{input: ..., output: ...}`.
         budget: Money after which the run stops, with what was paid for in the cache.
-        **connection: Those of `EndpointScorer`: tokens of access, limits and time-outs.
+        **connection: Those of `Endpoint`: tokens of access, limits and time-outs.
 
     Attributes:
         spending: What was asked and paid so far.
@@ -151,8 +153,9 @@ class JudgeScorer(EndpointScorer):
             self.form, structured, extra, temperature=temperature, max_tokens=max_tokens, seed=seed
         )
         self._model, self._max_tokens = model, max_tokens
-        super().__init__(f"{url.rstrip('/')}/chat/completions" if isinstance(url, str) else url, **connection)
-        self._calls.limit = RateLimit(connection.get("requests_per_minute"), tokens_per_minute)
+        url = f"{url.rstrip('/')}/chat/completions" if isinstance(url, str) else url
+        self._endpoint = Endpoint(url, **connection)
+        self._endpoint.limit = RateLimit(connection.get("requests_per_minute"), tokens_per_minute)
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
         """Score every sample by what the judge says of it."""
@@ -164,7 +167,7 @@ class JudgeScorer(EndpointScorer):
         unknown = [question for key, question in distinct.items() if key not in answers]
         before = self.spending.requests
         try:
-            results = self._calls.together(self._ask, unknown)
+            results = self._endpoint.together(self._ask, unknown)
         finally:
             logger.info(
                 "Judge `%s`: %d samples, %d answers from the cache, %d replies; so far %s",
@@ -172,12 +175,12 @@ class JudgeScorer(EndpointScorer):
             )  # fmt: skip
         answers |= {question.key: result for question, result in zip(unknown, results, strict=True)}
         rows = [CallFailed("no finite picture") if one is None else answers[one.key] for one in asked]
-        complain(self.name, [row for row in rows if isinstance(row, CallFailed)], len(rows))
+        warn_of_failures(self.name, [row for row in rows if isinstance(row, CallFailed)], len(rows))
         return self._scores(rows)
 
     def close(self) -> None:
         """Close connections and the cache."""
-        super().close()
+        self._endpoint.close()
         self.cache.close()
 
     def _question(self, sample: Sample, prompt: Prompt) -> _Question | None:
@@ -211,9 +214,9 @@ class JudgeScorer(EndpointScorer):
         for _ in range(self.repeats + 1):
             self.spending.check()
             body = {"model": self._model, "messages": messages, **self._parameters}
-            said, usage = self._calls.post(body, deadline, _reply, question.tokens)
+            said, usage = self._endpoint.post(body, deadline, _reply, question.tokens)
             used = self.spending.count(usage)
-            self._calls.limit.give_back(question.tokens - used if used is not None else 0)
+            self._endpoint.limit.give_back(question.tokens - used if used is not None else 0)
             try:
                 numbers = self.form.read(said)
             except WireError as error:

@@ -14,11 +14,11 @@ from unirl_env.rewards.scoring import checked_scorer, is_pointwise, scorer_name
 from unirl_env.rewards.spec import needs_of
 from unirl_env.rewards.wire import PROTOCOL, ScoreRequest
 from unirl_env.service.batching import Batcher, Busy
-from unirl_env.service.metrics import Metrics
-from unirl_env.service.reading import Room
-from unirl_env.service.remembered import OtherBody, Remembered
-from unirl_env.service.replies import RETRY_SECONDS, Refused
-from unirl_env.service.settings import ServiceSettings
+from unirl_env.service.error_replies import RETRY_SECONDS, Refused
+from unirl_env.service.idempotency import OtherBody, Remembered
+from unirl_env.service.prometheus import Metrics
+from unirl_env.service.request_body import MemoryBudget
+from unirl_env.service.service_settings import ServiceSettings
 from unirl_env.types import Scorer
 
 __all__ = ["RewardService"]
@@ -41,7 +41,7 @@ class RewardService:
         self.settings = settings
         self.metrics = Metrics()
         self.draining = False
-        self.room = Room(settings.max_bytes)
+        self.room = MemoryBudget(settings.max_bytes)
         self._in_flight = 0
         self._counting = threading.Lock()
         self._remembered = Remembered(settings.remember, settings.remember_seconds)

@@ -16,7 +16,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from unirl_env.service.replies import RETRY_SECONDS, error_reply
+from unirl_env.service.error_replies import RETRY_SECONDS, error_reply
 
 __all__ = ["Guard", "guarded", "room_for"]
 

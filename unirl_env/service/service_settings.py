@@ -14,14 +14,16 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from unirl_env.arguments.values import require
+from unirl_env.command_line import Parser
 from unirl_env.errors import ConfigError
 from unirl_env.http import is_loopback
+from unirl_env.rewards.secrets import secret
 from unirl_env.rewards.spec import needs_of
 from unirl_env.rewards.wire import Limits
 from unirl_env.settings.fields import Settings, check_values, setting
 from unirl_env.settings.literal import first_line, from_yaml, shielded, unshielded
 
-__all__ = ["ServiceSettings", "check_door", "read_settings", "read_value"]
+__all__ = ["ServiceSettings", "check_door", "command_line", "read_settings", "read_value", "settings_of"]
 
 REWARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 TOKEN = re.compile(r"[!-~]{16,}")
@@ -158,6 +160,40 @@ def check_door(settings: ServiceSettings, token: str | None) -> None:
             f"`{settings.token_env}` must hold at least 16 printable ASCII characters without spaces, got "
             f"{len(token)} characters; try `openssl rand -hex 32`."
         )
+
+
+def command_line(program: str, description: str) -> Parser:
+    """What every door of the service takes: `--config`, `--reward` and `key=value`."""
+    parser = Parser(prog=program, description=f"{description}; see docs/service.md.")
+    parser.add_argument("--config", help="a YAML file of the settings")
+    parser.add_argument(
+        "--reward",
+        action="append",
+        default=[],
+        metavar="NAME[=REWARD]",
+        help="a reward to serve, and how to build it: --reward jpeg --reward my='{name: clip, scale: 2.5}'",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings: port=9000 rewards.sharp.device=cuda"
+    )
+    return parser
+
+
+def settings_of(
+    config: str | Path | None, overrides: Sequence[str] = (), rewards: Sequence[str] = ()
+) -> tuple[ServiceSettings, str | None]:
+    """The settings of a service that serves something, and its token; see `read_settings`.
+
+    Raises:
+        ConfigError: If nothing is to be served, too.
+    """
+    settings = read_settings(config, overrides, rewards)
+    if not settings.rewards:
+        raise ConfigError(
+            "`rewards` must hold at least one reward, got none; try `--reward jpeg`, or `--config` with a "
+            "file of `rewards: {sharp: {name: clip}}`."
+        )
+    return settings, secret(settings.token_env)
 
 
 def read_value(item: str, text: str) -> Any:

@@ -13,18 +13,18 @@ from starlette.requests import ClientDisconnect, Request
 from unirl_env.errors import WireError
 from unirl_env.rewards.wire import TENSORS, Limits, ScoreRequest, decode_request
 from unirl_env.rewards.wire.messages import RANKS, json_in
-from unirl_env.service.replies import RETRY_SECONDS, Refused
+from unirl_env.service.error_replies import RETRY_SECONDS, Refused
 from unirl_env.service.schema import LONGEST_ID, read_json
 from unirl_env.types import Sample
 
-__all__ = ["JSON", "Hold", "Read", "Room", "content_type", "read_body", "read_request"]
+__all__ = ["JSON", "MemoryBudget", "Read", "Reservation", "content_type", "read_body", "read_request"]
 
 JSON = "application/json"
 VALUE_BYTES = 128
 """What one value of a JSON text takes at most besides its letters."""
 
 
-class Room:
+class MemoryBudget:
     """The bytes of all requests at once.
 
     Args:
@@ -45,14 +45,14 @@ class Room:
             return True
 
 
-class Hold:
-    """What one request takes of the room, until the end of a `with`."""
+class Reservation:
+    """What one request takes of the budget, until the end of a `with`."""
 
-    def __init__(self, room: Room):
+    def __init__(self, room: MemoryBudget):
         self._room = room
         self._count = 0
 
-    def __enter__(self) -> Hold:
+    def __enter__(self) -> Reservation:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -109,7 +109,7 @@ def content_type(request: Request) -> str:
     return kind
 
 
-async def read_body(request: Request, most: int, seconds: float, hold: Hold) -> bytes:
+async def read_body(request: Request, most: int, seconds: float, hold: Reservation) -> bytes:
     """The body, counted while it comes in.
 
     Args:
@@ -143,7 +143,7 @@ async def read_body(request: Request, most: int, seconds: float, hold: Hold) -> 
     return whole.getvalue()
 
 
-def read_request(body: bytes, kind: str, limits: Limits, hold: Hold | None = None) -> Read:
+def read_request(body: bytes, kind: str, limits: Limits, hold: Reservation | None = None) -> Read:
     """What `body` asks; takes time, and belongs in a thread.
 
     Args:

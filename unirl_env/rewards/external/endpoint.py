@@ -9,9 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from unirl_env.arguments.copies import MadeAnew
 from unirl_env.arguments.extras import needed
-from unirl_env.arguments.signatures import PassesOptions
 from unirl_env.arguments.values import require, require_number
 from unirl_env.errors import ConfigError, WireError
 from unirl_env.http import (
@@ -27,7 +25,7 @@ from unirl_env.rewards.external.rate_limit import RateLimit
 from unirl_env.rewards.faults import note_fault
 from unirl_env.rewards.secrets import secret
 
-__all__ = ["Calls", "EndpointScorer", "complain"]
+__all__ = ["Endpoint", "warn_of_failures"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +38,7 @@ THIS_REQUEST = {400, 413, 422}
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
-class Calls:
+class Endpoint:
     """An address that takes JSON and answers in JSON.
 
     Attempts that meet a lost connection, a time-out, a reply that is no JSON, or a status of 408, 425, 429 or
@@ -50,32 +48,41 @@ class Calls:
 
     Args:
         url: Where requests go.
-        headers: Sent with each; their values appear in no message.
-        timeout: Seconds of one attempt.
-        batch_timeout: Seconds of all requests of a batch together, with their pauses.
-        attempts: The most attempts of a request.
+        token_env: The environment variable that holds the token, sent as `Authorization: Bearer ...`.
+            Settings name variables, and never hold a secret.
+        headers_env: Further headers, each with the environment variable that holds its value.
+        proxy_env: The environment variable that holds the address of a proxy. None uses none; the usual
+            variables of proxies are not looked at.
         max_concurrency: The most requests under way at a time.
+        requests_per_minute: How often this process may ask.
+        timeout: Seconds of one attempt.
+        batch_timeout: Seconds of all requests of a batch together, with their pauses, after which what is
+            missing is invalid.
+        attempts: The most attempts of a request.
+
+    Attributes:
         limit: How often the server may be asked.
-        proxy: The address of a proxy. None uses none; variables of the environment are not looked at.
-        pause: What waits, for tests; by default the clock.
+        pause: What waits; None is the clock.
 
     Raises:
-        ConfigError: If the address or a number cannot be used.
+        ConfigError: If a setting cannot be used, a variable is not set, or the name of a header is none.
         MissingExtra: If httpx or tenacity are not installed.
     """
+
+    pause: Callable[[float], None] | None = None
 
     def __init__(
         self,
         url: str,
         *,
-        headers: Mapping[str, str] | None = None,
+        token_env: str | None = None,
+        headers_env: Mapping[str, str] | None = None,
+        proxy_env: str | None = None,
+        max_concurrency: int = 8,
+        requests_per_minute: float | None = None,
         timeout: float = 60.0,
         batch_timeout: float = 900.0,
         attempts: int = 5,
-        max_concurrency: int = 8,
-        limit: RateLimit | None = None,
-        proxy: str | None = None,
-        pause: Callable[[float], None] | None = None,
     ):
         require_address(url)
         require_number("timeout", timeout, 0, unit="seconds")
@@ -84,56 +91,24 @@ class Calls:
         require_number("max_concurrency", max_concurrency, 1, whole=True)
         self.url, self.timeout, self.batch_timeout = url, timeout, batch_timeout
         self.attempts, self.max_concurrency = attempts, max_concurrency
-        self.limit, self._pause = limit or RateLimit(), pause
+        self.limit = RateLimit(requests_per_minute)
         self._accepted = False
+        variables = {**({"Authorization": token_env} if token_env else {}), **(headers_env or {})}
+        headers = {name: _header(name, variable) for name, variable in variables.items()}
+        if token_env:
+            headers["Authorization"] = f"Bearer {headers['Authorization']}"
         self._client = Client(
             [url],
             extra="remote",
             seconds=timeout,
-            headers=lambda: headers or {},
-            proxy=proxy or None,
+            headers=lambda: headers,
+            proxy=secret(proxy_env),
             max_connections=max_concurrency,
         )
         needed("tenacity", "remote")
         self._client.open()
-
-    @classmethod
-    def authorised(
-        cls,
-        url: str,
-        *,
-        token_env: str | None = None,
-        headers_env: Mapping[str, str] | None = None,
-        proxy_env: str | None = None,
-        **settings: Any,
-    ) -> Calls:
-        """With what the environment knows: settings name its variables, and never hold a secret.
-
-        Args:
-            url: Where requests go.
-            token_env: The variable that holds the token; sent as `Authorization: Bearer ...`.
-            headers_env: Header to the variable that holds its value.
-            proxy_env: The variable that holds the address of a proxy.
-            **settings: Those of `Calls`.
-
-        Raises:
-            ConfigError: If a variable is not set, or the name of a header is none.
-        """
-        wanted = {**({"Authorization": token_env} if token_env else {}), **(headers_env or {})}
-        headers = {}
-        for name, variable in wanted.items():
-            require("headers_env", name, bool(_HEADER.fullmatch(str(name))), "names of headers")
-            value = secret(variable)
-            if value is None:
-                raise ConfigError(
-                    f"The environment variable {variable!r} must hold the value of the header {name}, got "
-                    "nothing; try to set it where the run starts, or leave the option out."
-                )
-            headers[name] = f"Bearer {value}" if name == "Authorization" and token_env else value
-        made = cls(url, headers=headers, proxy=secret(proxy_env), **settings)
         if headers:
-            warn_of_plain_http(url, ", ".join(wanted.values()))
-        return made
+            warn_of_plain_http(url, ", ".join(variables.values()))
 
     def together(
         self, work: Callable[[Item, Deadline], Result], items: Sequence[Item]
@@ -146,7 +121,7 @@ class Calls:
         Raises:
             ConfigError: If the settings are wrong. Requests under way are waited for; no other is begun.
         """
-        deadline = Deadline(self.batch_timeout, self._pause)
+        deadline = Deadline(self.batch_timeout, self.pause)
         results = together(
             lambda item: work(item, deadline), items, self.max_concurrency, deadline, await_others=True
         )
@@ -220,55 +195,18 @@ class Calls:
         )
 
 
-class EndpointScorer(PassesOptions, MadeAnew):
-    """A scorer that asks somebody else's server; in another process it begins anew, by its arguments.
-
-    Args:
-        url: Where requests go.
-        token_env: The environment variable that holds the token, sent as `Authorization: Bearer ...`.
-        headers_env: Further headers, each with the environment variable that holds its value.
-        proxy_env: The environment variable that holds the address of a proxy.
-        max_concurrency: The most requests under way at a time.
-        requests_per_minute: How often this process may ask.
-        timeout: Seconds of one request.
-        batch_timeout: Seconds of one call of this scorer, after which what is missing is invalid.
-        attempts: The most attempts of a request; see `Calls` for what is attempted again.
-
-    Raises:
-        ConfigError: If a setting cannot be used; while scoring, if the server refuses us.
-    """
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        token_env: str | None = None,
-        headers_env: Mapping[str, str] | None = None,
-        proxy_env: str | None = None,
-        max_concurrency: int = 8,
-        requests_per_minute: float | None = None,
-        timeout: float = 60.0,
-        batch_timeout: float = 900.0,
-        attempts: int = 5,
-    ):
-        self._calls = Calls.authorised(
-            url,
-            token_env=token_env,
-            headers_env=headers_env,
-            proxy_env=proxy_env,
-            timeout=timeout,
-            batch_timeout=batch_timeout,
-            attempts=attempts,
-            max_concurrency=max_concurrency,
-            limit=RateLimit(requests_per_minute),
+def _header(name: str, variable: str) -> str:
+    require("headers_env", name, bool(_HEADER.fullmatch(str(name))), "names of headers")
+    value = secret(variable)
+    if value is None:
+        raise ConfigError(
+            f"The environment variable {variable!r} must hold the value of the header {name}, got nothing; "
+            "try to set it where the run starts, or leave the option out."
         )
-
-    def close(self) -> None:
-        """Close connections."""
-        self._calls.close()
+    return value
 
 
-def complain(name: str, failures: Sequence[CallFailed], count: int) -> None:
+def warn_of_failures(name: str, failures: Sequence[CallFailed], count: int) -> None:
     """One warning of what `name` could not score among `count` samples: `failures`, one per sample."""
     if failures:
         kinds = Counter(failure.kind for failure in failures)

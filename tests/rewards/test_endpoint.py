@@ -11,7 +11,7 @@ from chat_stand_in import ChatStandIn
 
 from unirl_env.errors import ConfigError, WireError
 from unirl_env.http import CallFailed
-from unirl_env.rewards.external.calls import FIRST_PAUSE, Calls, complain
+from unirl_env.rewards.external.endpoint import FIRST_PAUSE, Endpoint, warn_of_failures
 from unirl_env.rewards.external.rate_limit import RateLimit
 
 BUSY = (429, {"error": {"message": "slow down"}}, {"Retry-After": "7"})
@@ -22,6 +22,12 @@ def echo(body):
     return {"back": body["n"]}
 
 
+def made(url, pause=None, limit=None, **settings):
+    calls = Endpoint(url, **settings)
+    calls.pause, calls.limit = pause, limit or calls.limit
+    return calls
+
+
 def ask(calls, count=1, read=lambda reply: reply["back"], **options):
     return calls.together(lambda n, turn: calls.post({"n": n}, turn, read, **options), range(count))
 
@@ -30,7 +36,7 @@ def outcome(faults, **settings):
     """What one request comes to that meets these faults, the pauses and the number of attempts."""
     pauses = []
     with ChatStandIn(echo, faults) as server:
-        (result,) = ask(Calls(server.url, **{"pause": pauses.append, "timeout": 0.5, **settings}))
+        (result,) = ask(made(server.url, **{"pause": pauses.append, "timeout": 0.5, **settings}))
         return result, [pause for pause in pauses if pause], len(server.seen)
 
 
@@ -69,7 +75,7 @@ def test_a_refusal_is_not_tried_again_and_comes_in_the_servers_words(status):
         echo, [(status, {"error": {"message": "no such model: m"}}, {"Location": "/"})]
     ) as server:
         with pytest.raises(ConfigError, match=f"got status {status}: 'no such model: m'"):
-            ask(Calls(server.url))
+            ask(made(server.url))
         assert len(server.seen) == 1
 
 
@@ -79,7 +85,7 @@ def test_a_refusal_of_one_request_among_accepted_ones_concerns_that_one():
 
     refused = (400, {"error": {"message": "context too long"}}, {})
     with ChatStandIn(pick, [None, refused]) as server:
-        calls = Calls(server.url, max_concurrency=1)
+        calls = made(server.url, max_concurrency=1)
         results = ask(calls, 3)
         assert results[0] == 0 and results[2] == 2 and results[1].kind == "status 400"
         server.faults = [refused]
@@ -102,7 +108,7 @@ def test_the_server_says_when_to_come_back():
 def test_pauses_are_random_below_a_bound_that_doubles():
     pauses = []
     with ChatStandIn(echo, [*[DOWN] * 4, None] * 30) as server:
-        calls = Calls(server.url, max_concurrency=1, pause=pauses.append)
+        calls = made(server.url, max_concurrency=1, pause=pauses.append)
         assert ask(calls, 30) == list(range(30))
     rounds = torch.tensor([pause for pause in pauses if pause]).reshape(30, 4) / FIRST_PAUSE
     bounds = torch.tensor([1.0, 2.0, 4.0, 8.0])
@@ -113,7 +119,7 @@ def test_pauses_are_random_below_a_bound_that_doubles():
 def test_a_wait_that_does_not_fit_is_not_begun():
     started = time.monotonic()
     with ChatStandIn(echo, [(429, {}, {"Retry-After": "3600"})] * 9) as server:
-        results = ask(Calls(server.url, batch_timeout=1.0), 3)
+        results = ask(made(server.url, batch_timeout=1.0), 3)
     assert time.monotonic() - started < 3
     assert all(result.kind in ("status 429", "no time left") for result in results)
 
@@ -121,7 +127,7 @@ def test_a_wait_that_does_not_fit_is_not_begun():
 def test_a_batch_ends_in_time_and_keeps_what_came():
     started = time.monotonic()
     with ChatStandIn(echo, [None, 9.0, 9.0, 9.0]) as server:
-        results = ask(Calls(server.url, batch_timeout=0.7, max_concurrency=2), 5)
+        results = ask(made(server.url, batch_timeout=0.7, max_concurrency=2), 5)
         assert time.monotonic() - started < 2
     assert 0 in results or 1 in results
     assert sum(isinstance(result, CallFailed) for result in results) >= 3
@@ -129,17 +135,17 @@ def test_a_batch_ends_in_time_and_keeps_what_came():
 
 def test_order_is_kept_and_no_more_go_at_a_time_than_allowed():
     with ChatStandIn(echo, seconds=0.02) as server:
-        calls = Calls(server.url, max_concurrency=3)
+        calls = made(server.url, max_concurrency=3)
         assert ask(calls, 20) == list(range(20))
         assert server.most == 3
-        assert ask(Calls(server.url, max_concurrency=16), 20) == list(range(20))
+        assert ask(made(server.url, max_concurrency=16), 20) == list(range(20))
         assert server.most > 8
 
 
 def test_many_faults_at_once_lose_and_double_nothing():
     faults = [DOWN, "reset", None, b"<html>", "cut", None, (500, {}, {}), None] * 4
     with ChatStandIn(echo, faults) as server:
-        results = ask(Calls(server.url, attempts=12, pause=lambda seconds: None), 30)
+        results = ask(made(server.url, attempts=12, pause=lambda seconds: None), 30)
         failed = sum(fault is not None for fault in faults)
         assert results == list(range(30)) and len(server.seen) == 30 + failed
 
@@ -151,30 +157,30 @@ def test_a_secret_is_sent_and_never_shown(monkeypatch, caplog):
     options = {"token_env": "TEST_JUDGE_TOKEN", "headers_env": {"X-Team": "TEST_JUDGE_TEAM"}}
     caplog.set_level(logging.DEBUG)
     with ChatStandIn(echo, [(500, words, {}), (401, words, {})]) as server:
-        calls = Calls.authorised(server.url, attempts=1, **options)
+        calls = made(server.url, attempts=1, **options)
         (failed,) = ask(calls)
         with pytest.raises(ConfigError) as refused:
             ask(calls)
     assert server.heads[0]["authorization"] == "Bearer sk-very-secret"
     assert server.heads[0]["x-team"] == "team-secret"
-    complain("judge", [failed], 1)
+    warn_of_failures("judge", [failed], 1)
     for shown in (str(failed), str(refused.value), repr(calls), caplog.text):
         assert "very-secret" not in shown and "team-secret" not in shown
     with pytest.raises(ConfigError, match=r"'Ä b' *") as odd:
-        Calls.authorised("http://a.b", headers_env={"Ä b": "TEST_JUDGE_TEAM"})
+        made("http://a.b", headers_env={"Ä b": "TEST_JUDGE_TEAM"})
     assert "team-secret" not in str(odd.value)
 
 
 def test_a_proxy_is_used_if_its_variable_is_named(monkeypatch):
     with ChatStandIn(echo) as server:
         monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-        assert ask(Calls.authorised(server.url)) == [0]
+        assert ask(made(server.url)) == [0]
         monkeypatch.setenv("TEST_PROXY", server.url)
-        assert ask(Calls.authorised("http://judge.invalid/x", proxy_env="TEST_PROXY")) == [0]
+        assert ask(made("http://judge.invalid/x", proxy_env="TEST_PROXY")) == [0]
         assert server.heads[1]["host"] == "judge.invalid"
         monkeypatch.setenv("TEST_PROXY", "no address")
         with pytest.raises(ConfigError, match="the proxy must be"):
-            Calls.authorised(server.url, proxy_env="TEST_PROXY")
+            made(server.url, proxy_env="TEST_PROXY")
 
 
 def test_a_reply_of_another_form_is_the_settings_fault_until_one_was_right():
@@ -184,7 +190,7 @@ def test_a_reply_of_another_form_is_the_settings_fault_until_one_was_right():
         return reply["back"]
 
     with ChatStandIn(lambda body: {"back": body["n"] + server.shift}) as server:
-        calls, server.shift = Calls(server.url), 5
+        calls, server.shift = made(server.url), 5
         with pytest.raises(ConfigError, match="a reply of another form: no number"):
             ask(calls, 2, read)
         server.shift = 1
@@ -196,7 +202,7 @@ def test_a_reply_of_another_form_is_the_settings_fault_until_one_was_right():
 def test_a_fault_of_our_own_is_not_hidden():
     with ChatStandIn(echo) as server:
         with pytest.raises(ZeroDivisionError):
-            ask(Calls(server.url), 3, lambda reply: 1 // 0)
+            ask(made(server.url), 3, lambda reply: 1 // 0)
 
 
 class Clock:
@@ -239,7 +245,7 @@ def test_the_limit_holds_for_attempts_as_for_requests():
     with ChatStandIn(echo, [DOWN, None, None]) as server:
         pauses = []
         limit = RateLimit(600, clock=Clock())  # which stands still: places 0.1 s apart
-        calls = Calls(server.url, limit=limit, max_concurrency=1, pause=pauses.append)
+        calls = made(server.url, limit=limit, max_concurrency=1, pause=pauses.append)
         assert ask(calls, 2) == [0, 1]
     first, _, second, third = pauses
     assert (first, second, third) == pytest.approx((0, 0.1, 0.2))

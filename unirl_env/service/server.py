@@ -11,7 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from unirl_env.errors import ConfigError
-from unirl_env.service.guard import Guard, guarded, room_for
+from unirl_env.service.connection_guard import Guard, guarded, room_for
 
 __all__ = ["STOPPED_AT_ONCE", "Server", "bound_socket", "serve"]
 
