@@ -17,7 +17,7 @@ import unirl_env.functional as F
 from unirl_env.agents import Agent, AgentConfig, GRPOConfig
 from unirl_env.agents.selfcheck import FirstUpdate
 from unirl_env.errors import ConfigError
-from unirl_env.functional.mixtures import GaussianMixture, mixture_velocity
+from unirl_env.models.gaussian_mixture import GaussianMixture, mixture_velocity
 from unirl_env.prompts.sources import PromptSource
 from unirl_env.rollouts.play import Rollout
 from unirl_env.rollouts.request import RolloutRequest
@@ -190,8 +190,8 @@ def test_the_example_of_the_documentation_is_a_loss_as_it_stands():
 def test_what_a_loss_does_not_use_is_not_computed(name, settings, scored):
     learner = learner_of(name, "mixture", **settings)
     (shard,) = shards_of(played(learner, "mixture"), num_minibatches=1)
-    calls, forward = [], learner.policy.forward_train
-    learner.policy.forward_train = lambda batch: calls.append(batch) or forward(batch)
+    calls, score = [], learner.policy.actor.score
+    learner.policy.actor.score = lambda *given, **phase: calls.append(given) or score(*given, **phase)
     _, report = gradient(learner, shard)
     assert len(calls) == scored and bool(report.gap) == bool(scored)
     # The self-check scores all the same, once: whether the learner's policy is the one that sampled.

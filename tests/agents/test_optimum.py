@@ -30,8 +30,12 @@ from path_optimum import (
 from scipy.optimize import root
 
 import unirl_env.functional as F
-from unirl_env.functional.mixtures import GaussianMixture, mixture_velocity, tilted_mixture
-from unirl_env.models.gaussian_mixture import GaussianMixtureDenoiser
+from unirl_env.models.gaussian_mixture import (
+    GaussianMixture,
+    GaussianMixtureDenoiser,
+    mixture_velocity,
+    tilted_mixture,
+)
 
 BEST_OF_CLASS = [1.48501, -0.79583, 1.1803, -0.92515, -0.90541]
 """Where the gradient of J is zero: a difference of log-weights, two means, two logarithms of stds."""

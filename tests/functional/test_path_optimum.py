@@ -15,7 +15,12 @@ from path_optimum import (
 
 import unirl_env.functional as F
 from unirl_env.errors import ConfigError, ShapeError
-from unirl_env.functional.mixtures import GaussianMixture, mixture_log_prob, mixture_velocity, tilted_mixture
+from unirl_env.models.gaussian_mixture import (
+    GaussianMixture,
+    mixture_log_prob,
+    mixture_velocity,
+    tilted_mixture,
+)
 
 MEMORYLESS = math.sqrt(2.0)
 TWO = GaussianMixture.of([[-1.0], [1.0]], 0.4, [0.6, 0.4])

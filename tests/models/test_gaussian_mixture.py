@@ -12,8 +12,7 @@ from gymnasium.utils.env_checker import check_env
 import unirl_env.functional as F
 from unirl_env.envs import check_vector_env
 from unirl_env.errors import ConfigError, ContractError
-from unirl_env.functional.mixtures import mixture_velocity
-from unirl_env.models.gaussian_mixture import GaussianMixtureDenoiser
+from unirl_env.models.gaussian_mixture import GaussianMixtureDenoiser, mixture_velocity
 from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.rollouts.play import Rollout
 from unirl_env.rollouts.request import RolloutRequest

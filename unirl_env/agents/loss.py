@@ -221,8 +221,8 @@ class Context:
             observation: As `rows.observation`, or what `rows.observed` returned.
             action: As `rows.action`.
         """
-        batch = {"phase": self.phase, "obs": observation, "actions": action}
-        return KINDS[self._kind].step(**self._policy.forward_train(batch))
+        step = self._policy.actor.score(observation, action, phase=self.phase)
+        return KINDS[self._kind].step(**step._asdict())
 
     def velocity(self, observation: Mapping[str, Tensor]) -> Tensor:
         """The guided velocity `[N, ...]` float32, `d x / d sigma`, with gradient to the present weights.

@@ -15,7 +15,7 @@ __all__ = ["LinearScorer"]
 class LinearScorer:
     """`r(x) = <weights, x>` of the finished latent.
 
-    `unirl_env.functional.mixtures.tilted_mixture` is its optimum on a Gaussian mixture.
+    `unirl_env.models.gaussian_mixture.tilted_mixture` is its optimum on a Gaussian mixture.
 
     Args:
         weights: One number per dimension, or one for all of them.

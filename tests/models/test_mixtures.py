@@ -8,7 +8,7 @@ from scipy import stats
 
 import unirl_env.functional as F
 from unirl_env.errors import ConfigError, ShapeError
-from unirl_env.functional.mixtures import (
+from unirl_env.models.gaussian_mixture import (
     GaussianMixture,
     mixture_log_prob,
     mixture_mean,
