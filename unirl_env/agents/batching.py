@@ -78,14 +78,7 @@ def share_out(
     steps = optimizer_steps(
         batch.group, num_minibatches=num_minibatches, num_epochs=num_epochs, shuffle=shuffle, seed=seed
     )
-    weights = {name: torch.ones(len(batch)) for name in phases}
-    denominators: list[dict[str, float]] = [{} for _ in steps]
-    for name, phase in phases.items():
-        lengths = phase.mask.cpu().sum(1)
-        for number, index in enumerate(steps):
-            weights[name][index], denominators[number][name] = F.token_weights(
-                lengths[index], aggregate if phase.ragged else "token_mean", horizon
-            )
+    weights, denominators = _weighed(phases, steps, aggregate, horizon)
     everything = Shard(
         phases,
         batch.group,
@@ -99,6 +92,21 @@ def share_out(
     if learners == 1:
         return [everything]
     return [_part(everything, share) for share in spread(steps, learners)]
+
+
+def _weighed(
+    phases: Mapping[str, Phase], steps: Sequence[Tensor], aggregate: str, horizon: int | None
+) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    """What each transition of an episode counts, by phase, and each optimizer step's denominators."""
+    weights = {name: torch.ones(len(phase)) for name, phase in phases.items()}
+    denominators: list[dict[str, float]] = [{} for _ in steps]
+    for name, phase in phases.items():
+        lengths = phase.mask.cpu().sum(1)
+        for number, index in enumerate(steps):
+            weights[name][index], denominators[number][name] = F.token_weights(
+                lengths[index], aggregate if phase.ragged else "token_mean", horizon
+            )
+    return weights, denominators
 
 
 def _part(whole: Shard, steps: Sequence[Tensor]) -> Shard:
