@@ -81,7 +81,4 @@ class DRPOConfig(AgentConfig):
 class DRPO(Agent):
     """Divergence-regularized policy optimization; see `DRPOConfig`."""
 
-    @classmethod
-    def get_default_config(cls) -> DRPOConfig:
-        """The settings that belong to this agent."""
-        return DRPOConfig()
+    config_class = DRPOConfig

@@ -110,7 +110,4 @@ class FlowDPPOConfig(AgentConfig):
 class FlowDPPO(Agent):
     """Divergence-bounded policy optimization for flow and language models; see `FlowDPPOConfig`."""
 
-    @classmethod
-    def get_default_config(cls) -> FlowDPPOConfig:
-        """The settings that belong to this agent."""
-        return FlowDPPOConfig()
+    config_class = FlowDPPOConfig

@@ -139,7 +139,4 @@ class GRPOConfig(AgentConfig):
 class GRPO(Agent):
     """Group relative policy optimization; see `GRPOConfig`."""
 
-    @classmethod
-    def get_default_config(cls) -> GRPOConfig:
-        """The settings that belong to this agent."""
-        return GRPOConfig()
+    config_class = GRPOConfig

@@ -78,7 +78,4 @@ class GSPOConfig(AgentConfig):
 class GSPO(Agent):
     """Group sequence policy optimization; see `GSPOConfig`."""
 
-    @classmethod
-    def get_default_config(cls) -> GSPOConfig:
-        """The settings that belong to this agent."""
-        return GSPOConfig()
+    config_class = GSPOConfig

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ray.exceptions import RayError
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -42,6 +42,8 @@ class RLlibAlgorithm(Algorithm):
     """The seams of RLlib's `Algorithm`, for agents that play and learn in their own way."""
 
     config: AgentConfig
+    config_class: ClassVar[type[AgentConfig]] = AgentConfig
+    """The settings that an agent begins with."""
     iterations_done: int
     weights_version: int
     _begun = False
@@ -73,7 +75,7 @@ class RLlibAlgorithm(Algorithm):
     @classmethod
     def get_default_config(cls) -> AgentConfig:
         """The settings that belong to this agent."""
-        return AgentConfig(algo_class=cls)
+        return cls.config_class(algo_class=cls)
 
     def setup(self, config: AgentConfig) -> None:
         """Build runners and learners.
