@@ -42,7 +42,7 @@ def nothing_known(monkeypatch):
     monkeypatch.setattr(masks, "_known", set())
     # The agent of these runs is a fake, and so is its engine.
     monkeypatch.setattr("unirl_env.run.preflight._check_engine", lambda cfg, mode: None)
-    monkeypatch.setattr("unirl_env.agents.checks.check_engine_options", lambda engine, options: None)
+    monkeypatch.setattr("unirl_env.agents.config.check_engine_options", lambda engine, options: None)
 
 
 def start(cfg, command=COMMAND):
