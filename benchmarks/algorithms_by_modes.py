@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from learning_curves import NAMES, band, named, rows, run, smoothed
 
-from unirl_env.run.report.names import colours
+from unirl_env.run.report.charts import colours
 
 MODES = {
     "diffusion": ("diffusion/tiny_sd3", "pictures by denoising"),

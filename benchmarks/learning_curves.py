@@ -32,7 +32,7 @@ import numpy as np
 from scipy import stats
 
 from unirl_env.run.compose.yaml import read_yaml
-from unirl_env.run.report.names import colours, titles
+from unirl_env.run.report.charts import colours, titles
 
 NAMES = ("flow_dppo", "grpo", "drpo")
 CHOICES = {

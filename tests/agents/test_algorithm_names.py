@@ -11,7 +11,7 @@ from unirl_env.agents import AGENTS, Agent, AgentConfig, FlowDPPOConfig, GRPOCon
 from unirl_env.agents.by_name import default_config
 from unirl_env.agents.catalogue import algorithm_name, path_of, same_algorithm
 from unirl_env.errors import CheckpointError, ConfigError
-from unirl_env.run.parts import agent_config
+from unirl_env.run.agent_setup import agent_config
 from unirl_env.settings import RunConfig
 
 

@@ -6,7 +6,7 @@ from toy import toy_config
 
 from unirl_env.agents import DRPOConfig, FlowDPPOConfig, GRPOConfig
 from unirl_env.errors import ConfigError, SelfCheckError
-from unirl_env.run.parts import agent_config, chosen
+from unirl_env.run.agent_setup import agent_config, chosen
 from unirl_env.train import settings
 
 ENGINE = "rounded_engine:RoundedEngine"

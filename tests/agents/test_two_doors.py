@@ -8,7 +8,7 @@ import pytest
 from unirl_env import train
 from unirl_env.agents import DRPOConfig, FlowDPPOConfig, GRPOConfig, GSPOConfig
 from unirl_env.errors import ConfigError
-from unirl_env.run.parts import agent_config
+from unirl_env.run.agent_setup import agent_config
 from unirl_env.settings import AgentSettings, PolicySettings, RolloutSettings, StepSettings
 from unirl_env.settings.fields import python_name
 

@@ -22,7 +22,7 @@ from unirl_env.agents.rows import Rows
 from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
 from unirl_env.functional import SDEStep
-from unirl_env.run.parts import agent_config
+from unirl_env.run.agent_setup import agent_config
 
 SIZES = {
     "diffusion/gaussian_mixture": 2,

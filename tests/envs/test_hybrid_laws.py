@@ -164,8 +164,8 @@ MUTANTS = [
     (Crowded, {}, "must not depend on its place in the batch, nor on the others"),
     (Bare, {}, "must have a picture where the episode came to it only"),
     (Illiterate, {}, "`Sample.text` must be the generated text"),
-    (Forgetful, {}, "must bring back the observation and info of the snapshot, in either phase"),
-    (Scattering, {}, "must let every copy start where its original stands, in either phase"),
+    (Forgetful, {}, "must bring back the observation and info of the snapshot"),
+    (Scattering, {}, "must let every copy start from its original's observation"),
 ]
 
 

@@ -89,7 +89,7 @@ def test_what_is_wrong_with_it_is_told_before_anything_loads(elsewhere, capsys):
 
 @pytest.mark.parametrize("agent", ["grpo", "flow_dppo", "drpo"])
 def test_the_shipped_algorithms_take_its_environment(elsewhere, agent):
-    from unirl_env.run.parts import check_agent
+    from unirl_env.run.agent_setup import check_agent
 
     cfg = train.settings("ring", [f"agent.name={agent}"], str(elsewhere))
     assert cfg.agent.options == {}

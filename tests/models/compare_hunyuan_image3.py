@@ -146,10 +146,8 @@ def own_answers(directory, latent):
     hidden = model.text.hidden(network, words[None], places, lengths=torch.tensor([len(words)]))
     answers |= {"words": words[None], "logits": hidden @ model.text.head(network).T}
     answers["picture"] = torch.stack([sample.image for sample in model.image.decode(latent)])
-    vae = Autoencoder(model._checkpoint.settings.vae)
-    vae.load_state_dict(
-        {name.removeprefix("vae."): tensor for name, tensor in model._checkpoint.tensors("vae.")}
-    )
+    vae = Autoencoder(model.whole.settings.vae)
+    vae.load_state_dict({name.removeprefix("vae."): tensor for name, tensor in model.whole.tensors("vae.")})
     answers["moments"] = vae.encoder(answers["picture"][:, :, None].expand(-1, -1, 4, -1, -1) * 2 - 1)
     return {"latent": latent, **answers}
 

@@ -5,9 +5,10 @@ import torch
 from bagel_cases import PROMPTS, SMALL, build, drawn, opened, packed_row, picture
 from transformers import DynamicCache
 
-from unirl_env.envs.encodings import encode_prompts, input_limits, padded_inputs
+from unirl_env.envs.encodings import encode_prompts, input_limits
 from unirl_env.errors import ContractError, PromptError
 from unirl_env.models.bagel.pictures import grid_positions
+from unirl_env.models.words import padded_inputs
 from unirl_env.policies.packing import pack_prefixes
 from unirl_env.types import Prompt
 

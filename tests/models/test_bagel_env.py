@@ -74,12 +74,12 @@ def test_what_was_played_is_scored_alike(make, task):
 
     text = batch.phases["text"]
     packed = pack_continuations(text, torch.arange(len(batch)))
-    scored = actor.score("text", packed.observation, packed.action).log_prob
+    scored = actor.score(packed.observation, packed.action, phase="text").log_prob
     torch.testing.assert_close(scored, text.log_prob[packed.episode, packed.step], atol=1e-5, rtol=0)
 
     image, drawn = batch.phases["image"], pictured.nonzero().flatten()
     observation, action = image.rows(drawn, shared=True)
-    scored = actor.score("image", observation, action).log_prob.view(len(drawn), -1)
+    scored = actor.score(observation, action, phase="image").log_prob.view(len(drawn), -1)
     torch.testing.assert_close(scored, image.log_prob[drawn], atol=1e-5, rtol=0)
     (scored.mean() * 1e3).backward()
     adapted = {n: w.grad for n, w in actor.network.named_parameters() if w.requires_grad}

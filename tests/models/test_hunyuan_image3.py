@@ -136,7 +136,8 @@ class TestOpenings:
     def test_a_prompt_without_room_is_named(self, directory):
         model = HunyuanImage3(directory, max_prompt_tokens=6)
         assert model.image.encode([Prompt("a cat")])["length"].tolist() == [6 + 3]
-        with pytest.raises(PromptError, match=r"at most 6 tokens, got 7 in 'a cats'.*`max_prompt_tokens`"):
+        words = r"at most 6 tokens, got 7 for prompt 'a cats'.*`max_prompt_tokens`"
+        with pytest.raises(PromptError, match=words):
             model.image.encode([Prompt("a cats")])
 
 

@@ -124,7 +124,7 @@ def test_recomputing_changes_nothing(model):
         for number, weight in enumerate(actor.trainable_state().values()):
             weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)) / 10)
         episode = play(model, actor.network)
-        with actor._recomputing():
+        with actor._recomputing(actor.head("text")):
             sum(losses(model, actor.network, episode)).backward()
         gradients.append([p.grad for p in actor.network.parameters() if p.requires_grad])
     for plain, recomputed in zip(*gradients, strict=True):

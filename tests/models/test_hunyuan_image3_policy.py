@@ -69,13 +69,13 @@ def test_what_was_played_is_scored_alike(make):
     every = torch.arange(len(batch))
     text = batch.phases["text"]
     packed = pack_continuations(text, every)
-    scored = actor.score("text", packed.observation, packed.action).log_prob
+    scored = actor.score(packed.observation, packed.action, phase="text").log_prob
     said = text.log_prob[packed.episode, packed.step]
     torch.testing.assert_close(scored, said, atol=1e-5, rtol=0)
 
     image, drawn = batch.phases["image"], pictured.nonzero().flatten()
     observation, action = image.rows(drawn, shared=True)
-    scored = actor.score("image", observation, action).log_prob.view(len(drawn), -1)
+    scored = actor.score(observation, action, phase="image").log_prob.view(len(drawn), -1)
     torch.testing.assert_close(scored, image.log_prob[drawn], atol=1e-5, rtol=0)
     (scored.mean() * 1e3).backward()
     grads = [weight.grad.abs().max() for weight in actor.network.parameters() if weight.requires_grad]

@@ -86,7 +86,7 @@ class Nameless(Playing):
         ({"mode": ""}, "`mode` must be one of"),
         ({"mode": "plain_ring:Compass"}, "`mode` must be one of .* or a `Mode`, got 'plain_ring:Compass'"),
         ({"mode": 3}, "or a `Mode`, got 3"),
-        ({"mode": Unfinished}, "`mode` must answer phases, rollout, which Unfinished does not"),
+        ({"mode": Unfinished}, "`mode` must answer phases, which Unfinished does not"),
         ({"mode": Nameless}, "`mode` must say its `name`, which Nameless does not"),
     ],
 )
@@ -133,7 +133,7 @@ def test_losses_hold_for_kinds_that_are_like_those_they_are_on(monkeypatch):
         _ = "no_such_kind" in own
 
 
-MINE = PhaseKind(LATENTS.step, LATENTS.rows, LATENTS.lots, LATENTS.reference_kl, like="latents")
+MINE = PhaseKind(LATENTS.step, LATENTS.rows, LATENTS.micro_batches, LATENTS.reference_kl, like="latents")
 
 
 def test_a_kind_of_ones_own_is_found_by_its_path():

@@ -4,7 +4,7 @@ import torch
 
 import unirl_env.functional as F
 from unirl_env.episode import EpisodeBatch
-from unirl_env.run.parts import Parts
+from unirl_env.run.agent_setup import Parts
 from unirl_env.settings import RunConfig
 from unirl_env.types import Sample, Scores
 

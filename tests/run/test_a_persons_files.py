@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from unirl_env.errors import CheckpointError, ConfigError
-from unirl_env.evaluate import Options, compare
+from unirl_env.run.comparison import Options, compare
 from unirl_env.run.launch import launch
 from unirl_env.run.record import checkpoint as checkpoints
 from unirl_env.run.record.files import iteration_of

@@ -10,8 +10,8 @@ import torch
 from door_fakes import FakeAgent, darkness, small_config
 from rich.console import Console
 
+from unirl_env.run.agent_setup import Parts
 from unirl_env.run.launch import launch
-from unirl_env.run.parts import Parts
 from unirl_env.run.record.logbook import read_rows
 from unirl_env.types import Prompt, Scores
 

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import CheckpointError, PromptError
-from unirl_env.evaluate import Options, compare, main
+from unirl_env.evaluate import main
+from unirl_env.run.comparison import Options, compare
 from unirl_env.run.evaluator import Evaluator, difference, interval, summarize
 from unirl_env.run.launch import launch
 from unirl_env.types import Prompt, Scores

@@ -17,11 +17,11 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from unirl_env.errors import ContractError, DiskError, NoAnswer, OutOfMemory, ScorerError
-from unirl_env.run import watchdog
+from unirl_env.run import interrupt as stopping
+from unirl_env.run.agent_setup import Parts
 from unirl_env.run.entry import Lasting, guarded
 from unirl_env.run.failure import explained
 from unirl_env.run.launch import launch
-from unirl_env.run.parts import Parts
 from unirl_env.run.record import checkpoint as checkpoints
 from unirl_env.run.record.logbook import read_rows
 
@@ -241,7 +241,7 @@ def test_nohup_is_meant(tmp_path):
 
 
 def test_a_scorer_that_hangs_is_noticed_and_named(tmp_path, whole, monkeypatch):
-    monkeypatch.setattr(watchdog, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(stopping, "LOOK_EVERY", 0.05)
 
     def hang():
         threading.Event().wait(60)
@@ -256,8 +256,8 @@ def test_a_scorer_that_hangs_is_noticed_and_named(tmp_path, whole, monkeypatch):
 
 
 def test_a_process_that_stands_still_is_named_and_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(watchdog, "LOOK_EVERY", 0.05)
-    monkeypatch.setattr(watchdog, "STOPPED_FOR", 0.3)
+    monkeypatch.setattr(stopping, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(stopping, "STOPPED_FOR", 0.3)
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"]) as process:
         process.send_signal(signal.SIGSTOP)
         monkeypatch.setattr("unirl_env.run.launch.processes", lambda agent: {"Runner 1": process.pid})
@@ -269,16 +269,16 @@ def test_a_process_that_stands_still_is_named_and_ended(tmp_path, monkeypatch):
 
 
 def test_a_short_pause_of_a_process_is_nobodys_business(monkeypatch):
-    monkeypatch.setattr(watchdog, "_is_stopped", lambda pid: True)
-    dog = watchdog.Watchdog(None, None)
+    monkeypatch.setattr(stopping, "_is_stopped", lambda pid: True)
+    dog = stopping.Watchdog(None, None)
     dog.processes = {"Learner 0": 1}
     with dog.over("iteration 1"):
-        assert dog._look(watchdog.STOPPED_FOR / 2) is None
-        monkeypatch.setattr(watchdog, "_is_stopped", lambda pid: False)
+        assert dog._look(stopping.STOPPED_FOR / 2) is None
+        monkeypatch.setattr(stopping, "_is_stopped", lambda pid: False)
         assert dog._look(1.0) is None
-        monkeypatch.setattr(watchdog, "_is_stopped", lambda pid: True)
-        assert dog._look(watchdog.STOPPED_FOR / 2) is None
-        assert "Learner 0" in dog._look(watchdog.STOPPED_FOR / 2)
+        monkeypatch.setattr(stopping, "_is_stopped", lambda pid: True)
+        assert dog._look(stopping.STOPPED_FOR / 2) is None
+        assert "Learner 0" in dog._look(stopping.STOPPED_FOR / 2)
     assert dog._look(1e9) is None  # Between two pieces of work nothing is due.
 
 

@@ -9,7 +9,7 @@ from unirl_env.errors import ConfigError
 from unirl_env.models.tiny import tiny_path
 from unirl_env.run.record import provenance
 from unirl_env.run.record.provenance import model_fingerprint, record
-from unirl_env.run.world_parts import model_sources
+from unirl_env.run.world_setup import model_sources
 
 OLD, NEW = "a" * 40, "b" * 40
 

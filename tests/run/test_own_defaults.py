@@ -6,8 +6,8 @@ import pytest
 
 from unirl_env import train
 from unirl_env.agents import AGENTS, GRPOConfig
+from unirl_env.run.agent_setup import agent_config, own_settings
 from unirl_env.run.compose.yaml import differences, read_yaml, to_yaml
-from unirl_env.run.parts import agent_config, own_settings
 
 NAME = f"{__name__}:OwnConfig"
 RECIPE = "diffusion/gaussian_mixture"

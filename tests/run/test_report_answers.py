@@ -13,13 +13,13 @@ from test_report import parse
 
 import unirl_env.functional as F
 from unirl_env.episode import EpisodeBatch
-from unirl_env.evaluate import Options, compare
 from unirl_env.rewards import ExactScorer
+from unirl_env.run.agent_setup import Parts
+from unirl_env.run.comparison import Options, compare
 from unirl_env.run.launch import launch
-from unirl_env.run.parts import Parts
 from unirl_env.run.record.folder import RunFolder
 from unirl_env.run.record.samples import save_samples
-from unirl_env.run.report.answers import LONG, MOST, answers, folded, printable
+from unirl_env.run.report.cards import LONG, MOST, answers, folded, printable
 from unirl_env.types import Prompt, Sample
 
 HOSTILE = (

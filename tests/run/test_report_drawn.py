@@ -10,15 +10,14 @@ from test_report import parse
 from test_report_answers import HOSTILE, PROMPTS
 
 from unirl_env.episode import EpisodeBatch
-from unirl_env.evaluate import Options, compare
+from unirl_env.run.agent_setup import Parts
+from unirl_env.run.comparison import Options, compare
 from unirl_env.run.launch import launch
-from unirl_env.run.parts import Parts
 from unirl_env.run.record.folder import RunFolder
 from unirl_env.run.record.logbook import append
 from unirl_env.run.record.samples import save_samples
+from unirl_env.run.report.cards import are_drawn, drawn, gallery
 from unirl_env.run.report.curves import process_charts
-from unirl_env.run.report.drawn import are_drawn, drawn
-from unirl_env.run.report.gallery import gallery
 from unirl_env.run.summary import print_summary
 from unirl_env.types import Prompt, Sample, Scores
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ConfigError, ScorerError
 from unirl_env.monitor.alarm import HackingAlarm
+from unirl_env.run.agent_setup import Parts
 from unirl_env.run.launch import launch
-from unirl_env.run.parts import Parts
 from unirl_env.run.preflight import preflight
 from unirl_env.run.record import checkpoint as checkpoints
 from unirl_env.run.record.logbook import read_rows

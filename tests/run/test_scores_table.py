@@ -9,12 +9,12 @@ import torch
 from door_fakes import FakeAgent, small_config
 from rich.console import Console
 
-from unirl_env.evaluate import Options, compare
+from unirl_env.run.agent_setup import Parts
+from unirl_env.run.comparison import Options, compare
 from unirl_env.run.evaluator import summarize
 from unirl_env.run.launch import launch
-from unirl_env.run.parts import Parts
 from unirl_env.run.record.logbook import read_rows
-from unirl_env.run.report.scores import scores_table
+from unirl_env.run.report.page import scores_table
 from unirl_env.run.summary import headline, label, parts_table, score_rows
 from unirl_env.types import Scores
 

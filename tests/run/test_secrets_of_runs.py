@@ -10,7 +10,7 @@ from door_fakes import fake_parts, small_config
 from rich.console import Console
 
 from unirl_env.errors import ConfigError, masks
-from unirl_env.evaluate import Options, compare
+from unirl_env.run.comparison import Options, compare
 from unirl_env.run.compose.yaml import read_yaml
 from unirl_env.run.entry import guarded
 from unirl_env.run.launch import launch

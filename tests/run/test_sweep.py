@@ -51,7 +51,7 @@ def runs(tmp_path, monkeypatch):
         return fake_parts()(cfg)
 
     monkeypatch.setattr(train, "settings", settings)
-    monkeypatch.setattr("unirl_env.run.parts.build_parts", build)
+    monkeypatch.setattr("unirl_env.run.agent_setup.build_parts", build)
     return began
 
 

@@ -11,8 +11,8 @@ from door_fakes import fake_parts, small_config
 from rich.console import Console
 
 from unirl_env.errors import ConfigError
-from unirl_env.evaluate import Options, compare
 from unirl_env.run import trust
+from unirl_env.run.comparison import Options, compare
 from unirl_env.run.compose.yaml import read_yaml, to_yaml
 from unirl_env.run.launch import launch
 from unirl_env.run.record.folder import RunFolder

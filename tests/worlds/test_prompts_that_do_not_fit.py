@@ -4,7 +4,7 @@ import pytest
 
 from unirl_env.envs import PromptSource
 from unirl_env.errors import PromptError
-from unirl_env.run.world_parts import check_prompts
+from unirl_env.run.world_setup import check_prompts
 from unirl_env.settings import ModelSettings, PromptSettings, RewardSettings, RunConfig
 
 

@@ -8,7 +8,7 @@ from worlds import PlainDenoiser, brightness
 
 from unirl_env.envs import DenoiseVectorEnv, SingleEnv
 from unirl_env.errors import ConfigError, PromptError
-from unirl_env.run.parts import world_options
+from unirl_env.run.agent_setup import world_options
 from unirl_env.settings import RunConfig
 from unirl_env.worlds import make_env, make_vector_env
 from unirl_env.worlds.arguments import pick_device

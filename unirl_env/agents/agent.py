@@ -254,8 +254,8 @@ class Agent(RLlibAlgorithm):
         seconds, place = self.iteration_metrics["seconds/rollout"], (ENV_RUNNER_RESULTS,)
         log_episodes(self.metrics, batch.scores, lengths, seconds=seconds, version=version, place=place)
         log_update(self.metrics, self.iteration_metrics, self._parameters)
-        if told := self._told():
-            self.metrics.aggregate(told, key=ENV_RUNNER_RESULTS)
+        if logged := self._callback_metrics():
+            self.metrics.aggregate(logged, key=ENV_RUNNER_RESULTS)
 
     def _checked(self) -> list[str]:
         return sorted(self.first_update.reported)

@@ -61,7 +61,7 @@ def _found(name: Any, field: str) -> type[AgentConfig] | type[Agent]:
         ) from error
     if not (inspect.isclass(found) and issubclass(found, AgentConfig | Agent)):
         raise ConfigError(
-            f"`{field}` must name a class derived from AgentConfig, got {name!r}, {_told(found)}"
+            f"`{field}` must name a class derived from AgentConfig, got {name!r}, {_named_instead(found)}"
         )
     return found
 
@@ -92,7 +92,7 @@ def _meant(name: str) -> str:
     return f"; did you mean {plain[near[0]]!r}?" if near else "."
 
 
-def _told(found: Any) -> str:
+def _named_instead(found: Any) -> str:
     """What was named instead, and what would be right."""
     if isinstance(found, AgentConfig):
         return f"which is a configuration and no class; try {path(type(found))!r}."

@@ -144,9 +144,9 @@ def _reserve(bundles: list[Bundle], config: Any) -> None:
         logger.warning(
             "Waiting up to %.0f s for Ray to have room: %s are wanted by %s, %s are free.",
             wait,
-            _told(wanted),
+            _list(wanted),
             _processes(config),
-            _told(wanted, free),
+            _list(wanted, free),
         )
         if group.wait(max(0.0, wait - TOLD_AFTER)):
             return
@@ -155,8 +155,8 @@ def _reserve(bundles: list[Bundle], config: Any) -> None:
     if lacks := _lacking(wanted, ray.cluster_resources()):
         raise ClusterError(_too_small(config, wanted, ray.cluster_resources(), lacks))
     raise ClusterError(
-        f"Ray must have room for {_processes(config)} within {wait:g} s, got {_told(wanted, free)} free "
-        f"where {_told(wanted)} are wanted; try to end what holds the others (`ray status`), "
+        f"Ray must have room for {_processes(config)} within {wait:g} s, got {_list(wanted, free)} free "
+        f"where {_list(wanted)} are wanted; try to end what holds the others (`ray status`), "
         f"fewer processes, or a longer `cluster_wait`."
     )
 
@@ -193,8 +193,8 @@ def _too_small(config: Any, wanted: Bundle, total: Mapping[str, float], lacks: I
     if "GPU" in lacks:
         remedies.append("shares of a GPU (`num_gpus_per_learner=0.5`)")
     return (
-        f"{' and '.join(words)} must fit the cluster of Ray, got one of {_told(wanted, total)} in all where "
-        f"{_told(wanted)} are wanted; try {', '.join([*remedies, 'fewer processes'])}, or `cluster_wait=600` "
+        f"{' and '.join(words)} must fit the cluster of Ray, got one of {_list(wanted, total)} in all where "
+        f"{_list(wanted)} are wanted; try {', '.join([*remedies, 'fewer processes'])}, or `cluster_wait=600` "
         "where nodes are still to come."
     )
 
@@ -208,7 +208,7 @@ def _processes(config: Any) -> str:
     return " and ".join(f"{getattr(config, name)} {words[name]}" for name in _sizes(config))
 
 
-def _told(wanted: Mapping[str, float], there: Mapping[str, float] | None = None) -> str:
+def _list(wanted: Mapping[str, float], there: Mapping[str, float] | None = None) -> str:
     found = wanted if there is None else {name: there.get(name, 0) for name in wanted}
     return ", ".join(f"{value:g} {name}" for name, value in found.items())
 

@@ -42,7 +42,7 @@ from unirl_env.rollouts.callbacks import check_callbacks
 from unirl_env.rollouts.engines.options import check_engine_options
 from unirl_env.rollouts.runner import GenerativeEnvRunner
 from unirl_env.settings import AgentSettings, RolloutSettings
-from unirl_env.settings.together import check_shares
+from unirl_env.settings.run_config import check_shares
 from unirl_env.worlds.arguments import check_words
 from unirl_env.worlds.registration import OURS, full_id, recall, spec_of
 from unirl_env.worlds.world import ForeignWorld, World, world_of

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.training_data import TrainingData
 from torch import Tensor, nn
 
@@ -62,6 +63,11 @@ class GenerativeLearner(StatefulLearner):
         self.register_optimizer(module_id=module_id, optimizer=optimizer, params=parameters)
         self._gradient = FlatGradient(parameters, distributed=self.distributed)
         self._replays = config.old_log_probs == "replay"
+
+    @property
+    def policy(self) -> Any:
+        """The one module that is trained."""
+        return self.module[DEFAULT_MODULE_ID]
 
     def update(
         self, *, training_data: TrainingData, lr: float, check: Collection[str] = (), **kwargs: Any

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from torch import Tensor
 
@@ -28,11 +27,7 @@ class StatefulLearner(TorchLearner):
     """A learner of one policy, whose trained weights have `_masters` in float32."""
 
     _masters: Any
-
-    @property
-    def policy(self) -> Any:
-        """The one module that is trained."""
-        return self.module[DEFAULT_MODULE_ID]
+    policy: Any
 
     def get_parameters(self, module: Any) -> list[torch.nn.Parameter]:
         """The trainable parameters only."""

@@ -113,13 +113,13 @@ class RLlibAlgorithm(Algorithm):
             Under `"env_runners"` what a result of `train()` has there, and the statistics of the scores and
             their parts as `reward...`.
         """
-        self._tell("on_evaluate_start")
+        self._call_back("on_evaluate_start")
         own = self.config.custom_evaluation_function
         found = own(self, self.env_runner_group)[0] if own else {}
         if not own:
             self._evaluate()
         found = {**self.metrics.peek(words.EVALUATION_RESULTS, default={}, latest_merged_only=True), **found}
-        self._tell("on_evaluate_end", evaluation_metrics=found)
+        self._call_back("on_evaluate_end", evaluation_metrics=found)
         return found
 
     def _evaluate(self) -> None:
@@ -143,9 +143,9 @@ class RLlibAlgorithm(Algorithm):
         log_episodes(logger, judged, lengths, seconds=seconds, version=self.weights_version)
         for name, value in score_metrics("reward", judged).items():
             logger.log_value(name, value, reduce="item")
-        self.metrics.aggregate([logger.reduce(), *self._told()], key=EVALUATED)
+        self.metrics.aggregate([logger.reduce(), *self._callback_metrics()], key=EVALUATED)
 
-    def _told(self) -> list[Any]:
+    def _callback_metrics(self) -> list[Any]:
         """What callbacks have logged in the runners since they were asked last."""
         if not has_runner_callbacks(self.config):
             return []
@@ -154,7 +154,7 @@ class RLlibAlgorithm(Algorithm):
         calls = {number: {} for number in self.env_runner_group.healthy_env_runner_ids()}
         return list(call_runners(self.env_runner_group, "get_metrics", calls).values())
 
-    def _tell(self, name: str, **options: Any) -> None:
+    def _call_back(self, name: str, **options: Any) -> None:
         functions = getattr(self.config, f"callbacks_{name}")
         options |= {"algorithm": self, "metrics_logger": self.metrics}
         make_callback(name, self.callbacks, functions, kwargs=options)

@@ -326,10 +326,8 @@ class MDPVectorEnv(GenerativeVectorEnv):
             self.metadata = {**self.metadata, "render_modes": []}
         self._acting = Acting(
             mdp,
-            num_envs=self.num_envs,
+            **self._shared,
             max_steps=self.max_steps,
-            device=self.device,
-            array_backend=self.array_backend,
         )
         self._play(self._acting)
 

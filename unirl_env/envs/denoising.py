@@ -341,12 +341,10 @@ class DenoiseVectorEnv(GenerativeVectorEnv):
         )
         self._denoising = Denoising(
             denoiser,
-            num_envs=self.num_envs,
+            **self._shared,
             num_steps=self.num_steps,
             context=self.contexts.of,
             example=self.prompts[0],
-            device=self.device,
-            array_backend=self.array_backend,
         )
         self.sigmas = self._denoising.sigmas
         """The noise schedule `[T+1]`, from 1 to 0."""

@@ -24,10 +24,14 @@ __all__ = [
     "context_spaces",
     "encode_prompts",
     "input_limits",
-    "padded_inputs",
     "prompt_key",
     "space_of",
 ]
+
+LARGEST = 2**31 - 1
+"""Token ids lie far below; a box up to the end of int64 could not be sampled from."""
+ALONG_THE_PROMPT = ("positions",)
+"""Inputs whose last axis counts the prompt's tokens."""
 
 
 class EncodingCache:
@@ -52,7 +56,7 @@ class EncodingCache:
         return {**self.__dict__, "_kept": OrderedDict()}
 
     def of(self, keys: Sequence[Hashable], things: Sequence[Any]) -> dict[str, Tensor]:
-        """The readings of B things, each tensor `[B, ...]` and a copy of its own.
+        """The encodings of B things, each tensor `[B, ...]` and a copy of its own.
 
         Args:
             keys: What tells the things apart. A key may hold a thing's `id`, because what is kept lives on.
@@ -68,7 +72,7 @@ class EncodingCache:
         return {name: torch.cat([row[name] for row in rows.values()])[at] for name in names}
 
     def forget(self, most: int) -> None:
-        """Keep the `most` readings that were asked for last."""
+        """Keep the `most` encodings that were asked for last."""
         while len(self._kept) > most:
             self._kept.popitem(last=False)
 
@@ -82,12 +86,8 @@ class EncodingCache:
 
 
 def prompt_key(prompt: Prompt, text: str) -> Hashable:
-    """What tells apart the readings of the `text` of a prompt: the text, unless there is more to read."""
+    """What tells apart the encodings of the `text` of a prompt: the text, unless there is more to read."""
     return (text, id(prompt)) if prompt.images or prompt.messages else text
-
-
-LARGEST = 2**31 - 1
-"""Token ids lie far below; a box up to the end of int64 could not be sampled from."""
 
 
 class Contexts:
@@ -152,7 +152,7 @@ class HybridContexts:
         model: Whose image view.
         example: A prompt, from whose context the shapes are read.
         with_negative: Encode negative prompts as well.
-        size: How many readings to keep; those of the latest batch are kept in any case.
+        size: How many encodings to keep; those of the latest batch are kept in any case.
         device: Where they are kept.
     """
 
@@ -194,12 +194,6 @@ class HybridContexts:
         return context
 
 
-ALONG_THE_PROMPT = ("positions",)
-"""Inputs whose last axis counts the prompt's tokens."""
-LARGEST = 2**31 - 1
-"""Positions and grid sizes lie far below; a box up to the end of int64 could not be sampled from."""
-
-
 def input_limits(language_model: Words, max_prompt_tokens: int) -> dict[str, tuple[Any, ...]]:
     """Name of each input beside the tokens to its padded shape and dtype."""
     limits = {}
@@ -236,21 +230,6 @@ def encode_prompts(
             _check_rows(encoded, prompt, language_model)
             known[id(prompt)] = _checked(encoded, prompt, max_prompt_tokens, limits)
     return [known[id(prompt)] for prompt in prompts]
-
-
-def padded_inputs(
-    encodings: Sequence[Encoded], limits: Mapping[str, tuple[Any, ...]]
-) -> dict[str, torch.Tensor]:
-    """The inputs of B encodings, each `[B, *limit]`, zeros where an encoding has less."""
-    padded = {}
-    for name, (shape, dtype) in limits.items():
-        rows = torch.zeros(len(encodings), *shape, dtype=getattr(torch, dtype.name))
-        for row, encoded in zip(rows, encodings, strict=True):
-            if name in encoded.inputs:
-                value = encoded.inputs[name]
-                row[tuple(map(slice, value.shape))] = value.to(rows)
-        padded[name] = rows
-    return padded
 
 
 def _check_rows(encoded: Encoded, prompt: Prompt, language_model: Words) -> None:

@@ -33,6 +33,9 @@ __all__ = ["IMAGE", "NUM_STEPS", "TEXT", "HybridVectorEnv", "TwoPhases"]
 TEXT, IMAGE = 0, 1
 """The values of `phase`."""
 
+NUM_STEPS = 10
+"""Denoising steps where no number is given."""
+
 
 class Beginning(NamedTuple):
     """What the phases of new episodes begin with, and the context of pictures that begin at once."""
@@ -227,10 +230,6 @@ class TwoPhases(Activity):
         return parts
 
 
-NUM_STEPS = 10
-"""Denoising steps where no number is given."""
-
-
 class HybridVectorEnv(GenerativeVectorEnv):
     """Texts of a unified model, token by token, and then the pictures that they ask for.
 
@@ -337,7 +336,6 @@ class HybridVectorEnv(GenerativeVectorEnv):
         if self.render_mode == "rgb_array" and not self.num_steps:
             raise ConfigError("`render_mode` must be 'ansi' or None where nothing is drawn, got 'rgb_array'.")
         self._check_prompts(self.prompts)
-        made = {"num_envs": self.num_envs, "device": self.device, "array_backend": self.array_backend}
         waits = self.metadata["autoreset_mode"] is AutoresetMode.DISABLED
         self._writing = Writing(
             unified_model.text,
@@ -346,14 +344,14 @@ class HybridVectorEnv(GenerativeVectorEnv):
             room=room,
             with_inputs=truth("with_inputs", with_inputs),
             waits=waits,
-            **made,
+            **self._shared,
         )
         self.max_length = self._writing.max_length
         self._denoising: Denoising | None = None
         self._drawing: Denoising | Painting | None = None
         contexts = None
         if unified_model.discrete:
-            self._drawing = Painting(unified_model.image, waits=waits, **made)
+            self._drawing = Painting(unified_model.image, waits=waits, **self._shared)
         elif self.num_steps:
             example = self.prompts[0]
             kept = {"size": whole("context_cache", context_cache, 0), "device": self.device}
@@ -363,14 +361,14 @@ class HybridVectorEnv(GenerativeVectorEnv):
                 num_steps=self.num_steps,
                 context=contexts.blank,
                 example=example,
-                **made,
+                **self._shared,
             )
         self.sigmas: Tensor | None = None if self._denoising is None else self._denoising.sigmas
         """The noise schedule `[T+1]`, from 1 to 0; None where no latents are denoised."""
         self._defaults["stochastic_steps"] = self._checked_steps(stochastic_steps)
         drawn = "image_token" if unified_model.discrete else "latent"
         self._phases = TwoPhases(
-            unified_model, self._writing, self._drawing, contexts, drawn=drawn, partly=waits, **made
+            unified_model, self._writing, self._drawing, contexts, drawn=drawn, partly=waits, **self._shared
         )
         self._play(self._phases)
 

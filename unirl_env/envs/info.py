@@ -72,7 +72,8 @@ def of_row(info: Mapping[str, Any], row: int) -> dict[str, Any]:
     """What a plain `info` of a batch says of one episode, numbers as Python's own."""
     single: dict[str, Any] = {}
     for name, value in info.items():
-        if name.startswith("_") or not info.get(f"_{name}", _ALL)[row]:
+        mask = info.get(f"_{name}")
+        if name.startswith("_") or (mask is not None and not mask[row]):
             continue
         if isinstance(value, Mapping):
             single[name] = of_row(value, row)
@@ -101,16 +102,6 @@ def teach_gymnasium_text() -> None:
 
     array_conversion.register(str)(pass_on)
     array_conversion.register(np.ndarray)(pass_on_text)
-
-
-class _All:
-    """The mask of what is about every episode."""
-
-    def __getitem__(self, row: int) -> bool:
-        return True
-
-
-_ALL = _All()
 
 
 def _column(values: Mapping[int, Any], count: int) -> Any:

@@ -17,6 +17,9 @@ from unirl_env.errors import ContractError
 
 __all__ = ["SPACES", "BySnapshot", "Snapshot", "draws_of", "set_draws"]
 
+SPACES = ("single_observation_space", "single_action_space", "observation_space", "action_space")
+Draws = tuple[Any, dict[Any, "Draws"]]
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -72,10 +75,6 @@ def _shown(facts: Mapping[str, Any], name: str) -> str:
     value = facts.get(name)
     shown = f"{value} {name}" if is_whole(value) else f"{name} {'none' if value is None else value}"
     return shown if len(shown) <= 110 else f"{shown[:110]}..."
-
-
-SPACES = ("single_observation_space", "single_action_space", "observation_space", "action_space")
-Draws = tuple[Any, dict[Any, "Draws"]]
 
 
 class BySnapshot(KeepsArguments):

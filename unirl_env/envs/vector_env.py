@@ -113,6 +113,11 @@ class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv):
         self._groups: Groups | None = None
         self._done = np.ones(num_envs, dtype=bool)
 
+    @property
+    def _shared(self) -> dict[str, Any]:
+        """What every activity is told: how many episodes there are, and where and as what they are seen."""
+        return {"num_envs": self.num_envs, "device": self.device, "array_backend": self.array_backend}
+
     def _play(self, activity: Activity) -> None:
         """Take the activity and its spaces; a mode makes it in its constructor."""
         self._activity = activity

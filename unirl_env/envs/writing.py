@@ -14,13 +14,13 @@ from torch import Tensor
 from unirl_env.arguments.names import ENVIRONMENTS
 from unirl_env.arguments.values import truth, whole
 from unirl_env.envs.activity import Activity
-from unirl_env.envs.encodings import encode_prompts, input_limits, padded_inputs, space_of
+from unirl_env.envs.encodings import encode_prompts, input_limits, space_of
 from unirl_env.envs.groups import Groups
 from unirl_env.envs.token_rows import WAIT, TokenRows, checked_tokens
 from unirl_env.envs.tools import Tool, ask_tool
 from unirl_env.envs.vector_env import GenerativeVectorEnv
 from unirl_env.errors import ConfigError
-from unirl_env.models.words import Encoded, Words
+from unirl_env.models.words import Encoded, Words, padded_inputs
 from unirl_env.types import Sample
 
 __all__ = ["MAX_NEW_TOKENS", "MAX_PROMPT_TOKENS", "WAIT", "NextTokens", "TokenVectorEnv", "Writing"]
@@ -29,6 +29,9 @@ UNLIMITED = 2**62
 """A length that no text comes to."""
 BEFORE = 16
 """Tokens of the prompt that a sample shows, among them the mark by which a chat template opens a thought."""
+
+MAX_NEW_TOKENS, MAX_PROMPT_TOKENS = 256, 512
+"""The limits where none are given."""
 
 
 class NextTokens(NamedTuple):
@@ -278,10 +281,6 @@ class Writing(Activity):
         }
 
 
-MAX_NEW_TOKENS, MAX_PROMPT_TOKENS = 256, 512
-"""The limits where none are given."""
-
-
 class TokenVectorEnv(GenerativeVectorEnv):
     """Texts of an autoregressive language model, token by token, as a batch of episodes.
 
@@ -368,15 +367,13 @@ class TokenVectorEnv(GenerativeVectorEnv):
         self.language_model, self.tool = language_model, tool
         self._writing = Writing(
             language_model,
-            num_envs=self.num_envs,
+            **self._shared,
             max_new_tokens=self.max_new_tokens,
             max_prompt_tokens=self.max_prompt_tokens,
             tool=tool,
             max_turns=self.max_turns,
             with_inputs=truth("with_inputs", with_inputs),
             waits=self.metadata["autoreset_mode"] is AutoresetMode.DISABLED,
-            device=self.device,
-            array_backend=self.array_backend,
         )
         self.max_length = self._writing.max_length
         self._play(self._writing)

@@ -6,7 +6,7 @@ What a model of your own must answer, CONTRIBUTING says in a table.
 from unirl_env.models.backbone import Backbone, TokenBackbone
 from unirl_env.models.denoiser import Denoiser
 from unirl_env.models.process import MDP
-from unirl_env.models.shared.faithful import LanguageModelReport, check_language_model
+from unirl_env.models.shared.language_check import LanguageModelReport, check_language_model
 from unirl_env.models.unified import PictureTokens, SharedBackbone, UnifiedModel
 from unirl_env.models.words import Encoded, LanguageModel, Words
 from unirl_env.registry import Registry

@@ -13,19 +13,7 @@ from torch import Tensor, nn
 
 from unirl_env.arguments.copies import FromArguments
 
-__all__ = ["Backbone", "ForwardOptions", "Identified", "TokenBackbone", "identity_of"]
-
-
-def identity_of(model: Any, role: str = "model") -> dict[str, Any]:
-    """What tells a model from another one, as plain values: its class, and which weights it has.
-
-    Args:
-        model: An adapter of any kind.
-        role: What its entries are called.
-    """
-    places = {f"{role}.{name}": getattr(model, name, None) for name in ("pretrained", "revision", "dtype")}
-    kind = f"{type(model).__module__}.{type(model).__qualname__}"
-    return {role: kind, **{name: str(value) for name, value in places.items() if value is not None}}
+__all__ = ["Backbone", "ForwardOptions", "Identified", "TokenBackbone"]
 
 
 class Identified(FromArguments, ABC):
@@ -46,8 +34,13 @@ class Identified(FromArguments, ABC):
     role: ClassVar[str] = "model"
 
     def identity(self) -> dict[str, Any]:
-        """What tells this model from another one, as plain values by name; a state goes on in no other."""
-        return identity_of(self, self.role)
+        """What tells this model from another one, its class and weights, as plain values by name.
+
+        A state goes on in no other.
+        """
+        role, kind = self.role, f"{type(self).__module__}.{type(self).__qualname__}"
+        places = {f"{role}.{name}": getattr(self, name, None) for name in ("pretrained", "revision", "dtype")}
+        return {role: kind, **{name: str(value) for name, value in places.items() if value is not None}}
 
 
 class Backbone(Identified):

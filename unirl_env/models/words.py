@@ -10,13 +10,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from unirl_env.errors import PromptError
 from unirl_env.models.backbone import Identified, TokenBackbone
 from unirl_env.types import Prompt
 
-__all__ = ["Encoded", "LanguageModel", "Words"]
+__all__ = ["Encoded", "LanguageModel", "Words", "padded_inputs", "padded_prompts"]
 
 
 @dataclass(frozen=True)
@@ -79,3 +82,58 @@ class Words(Identified):
 
 class LanguageModel(Words, TokenBackbone):
     """Both halves of one family of autoregressive models."""
+
+
+def padded_prompts(
+    prompts: Sequence[Prompt],
+    rows: Sequence[Sequence[int]],
+    width: int,
+    pad_id: int,
+    *,
+    opening: int = 0,
+    what: str = "A prompt",
+) -> dict[str, Tensor]:
+    """Prompts as a context of tokens: `tokens` `[P, W]` int64, padded on the right, and `length` `[P]`.
+
+    Args:
+        prompts: For errors.
+        rows: The tokens of each.
+        width: W.
+        pad_id: Stands behind them.
+        opening: How many tokens at the end of each are none of the prompt, and in errors not counted.
+        what: What an error calls a row.
+
+    Raises:
+        PromptError: If one is longer.
+    """
+    for prompt, row in zip(prompts, rows, strict=True):
+        if len(row) > width:
+            raise PromptError(
+                f"{what} must have at most {width - opening} tokens, got {len(row) - opening} for prompt "
+                f"{prompt.id[:60]!r}; try a shorter prompt, or a larger `max_prompt_tokens` among the "
+                "model's options."
+            )
+    tokens = torch.full((len(rows), width), pad_id)
+    for row, own in zip(tokens, rows, strict=True):
+        row[: len(own)] = torch.as_tensor(own, dtype=torch.int64)
+    return {"tokens": tokens, "length": torch.tensor([len(row) for row in rows])}
+
+
+def padded_inputs(
+    encodings: Sequence[Encoded], spaces: Mapping[str, tuple[tuple[int, ...], Any]]
+) -> dict[str, Tensor]:
+    """The inputs of B encodings, each `[B, *shape]`, zeros where an encoding has less.
+
+    Args:
+        encodings: B of them.
+        spaces: Name of each input to its shape and dtype, as `Words.input_spaces`.
+    """
+    padded = {}
+    for name, (shape, dtype) in spaces.items():
+        rows = torch.zeros(len(encodings), *shape, dtype=getattr(torch, str(dtype)))
+        for row, encoded in zip(rows, encodings, strict=True):
+            if name in encoded.inputs:
+                value = encoded.inputs[name]
+                row[tuple(map(slice, value.shape))] = value.to(rows)
+        padded[name] = rows
+    return padded

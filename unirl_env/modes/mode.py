@@ -27,8 +27,8 @@ class Mode(ABC):
     """One kind of environment, as an agent and a run must know it. Stateless: all is read from settings.
 
     A user's own is named in an environment's arguments (`mode="package.module:Mine"`, or the class or an
-    object), or registered (`MODES.register("mine", "package.module:Mine")`). Five things must be said:
-    `name`, `argument` and `environment`, and `phases` and `rollout`; the rest have defaults.
+    object), or registered (`MODES.register("mine", "package.module:Mine")`). Four things must be said:
+    `name`, `argument`, `environment` and `phases`; the rest have defaults.
 
     `config` is everywhere the agent's `AgentConfig`.
 
@@ -96,25 +96,26 @@ class Mode(ABC):
     def phases(self, config: Any) -> dict[str, str]:
         """The phases that its episodes have, and the kind of each.
 
-        A kind is a name in `unirl_env.agents.phases.KINDS` or the dotted path of a `PhaseKind`: it says how
+        A kind is a name in `unirl_env.agents.rows.KINDS` or the dotted path of a `PhaseKind`: it says how
         episodes become rows, and which losses an agent must have.
         """
 
-    @abstractmethod
     def rollout(self, config: Any, make_env: MakeEnv, actor: Any) -> Any:
-        """What plays episodes: most likely a `Rollout`, of which each phase has a driver.
+        """What plays episodes: by default every phase is played with the actor, in this process.
 
-            return Rollout(make_env, actor, batch_size=config.rollout_batch_size)
-
-        plays all phases of the actor in this process; `Rollout(make_env, {"maze": MyDriver(actor)})` plays a
-        phase by a `unirl_env.rollouts.Driver` of one's own. Anything else has `collect(request)`, which
-        answers a `RolloutRequest` with an `EpisodeBatch`, `load_weights(version)` and `close()`.
+        `Rollout(make_env, {"maze": MyDriver(actor)}, batch_size=config.rollout_batch_size)` plays a phase by
+        a `unirl_env.rollouts.Driver` of one's own. Anything else has `collect(request)`, which answers a
+        `RolloutRequest` with an `EpisodeBatch`, and `close()`; with `load_weights(version)` it is told of new
+        weights.
 
         Args:
             config: The settings.
             make_env: `make_env(num_envs)` returns a scored environment.
             actor: The policy's actor.
         """
+        from unirl_env.rollouts.play import Rollout
+
+        return Rollout(make_env, actor, batch_size=config.rollout_batch_size)
 
     def actor_options(self, config: Any) -> dict[str, Any]:
         """Arguments of the `Actor` besides those that every actor takes: by default the heads' settings."""

@@ -6,10 +6,8 @@ from typing import Any
 
 from unirl_env.errors import ConfigError
 from unirl_env.models.making import make_model
-from unirl_env.modes.mode import MakeEnv, Mode
-from unirl_env.policies.actor import Actor
+from unirl_env.modes.mode import Mode
 from unirl_env.policies.distributions import distribution_over
-from unirl_env.rollouts.play import Rollout
 
 __all__ = ["Playing"]
 
@@ -42,10 +40,6 @@ class Playing(Mode):
         choice = self.choice(config.env_options())
         model = make_model(self.models, choice.name, choice.options)
         return {"actions": distribution_over(getattr(model, "action_space", None)).kind}
-
-    def rollout(self, config: Any, make_env: MakeEnv, actor: Actor) -> Rollout:
-        """The network beside its environment."""
-        return Rollout(make_env, actor, batch_size=config.rollout_batch_size)
 
     def check(self, config: Any) -> None:
         """Engine, temperatures, and the words of token models, which would say nothing here."""

@@ -50,10 +50,6 @@ class Denoising(Mode):
         """Negative prompts where guidance needs them."""
         return {"with_negative": config.policy.guidance != 1.0}
 
-    def rollout(self, config: Any, make_env: MakeEnv, actor: Any) -> Rollout:
-        """The network beside its environment."""
-        return Rollout(make_env, actor, batch_size=config.rollout_batch_size)
-
     def check(self, config: Any) -> None:
         """Steps and engine."""
         _check_latents(config)

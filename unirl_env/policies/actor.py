@@ -69,6 +69,8 @@ class Actor(nn.Module):
     ):
         super().__init__()
         self.model = model
+        if heads is not None and settings:
+            raise ConfigError(f"`heads` must have their own settings, got {sorted(settings)} beside them.")
         self.heads = heads_of(model, **settings) if heads is None else dict(heads)
         trained = tuple(self.heads if train_phases is None else train_phases)
         if not trained or not set(trained) <= set(self.heads):
@@ -93,12 +95,12 @@ class Actor(nn.Module):
                 parameter.requires_grad_(False)
 
     def head(self, phase: str | None = None) -> Head:
-        """The head of `phase`; None where there is one.
+        """The head of `phase`; where there is one alone, it acts in a phase of any name.
 
         Raises:
-            ContractError: If there is no such phase, or there are several.
+            ContractError: If there are several, and none of that name.
         """
-        if phase is None and len(self.heads) == 1:
+        if len(self.heads) == 1:
             return next(iter(self.heads.values()))
         if phase not in self.heads:
             raise ContractError(f"`phase` must be one of {', '.join(map(repr, self.heads))}, got {phase!r}.")

@@ -21,7 +21,7 @@ import unirl_env.functional as F
 from unirl_env.episode import EpisodeBatch
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
-__all__ = ["Evaluator", "Interval", "difference", "interval", "nothing_valid", "summarize", "told"]
+__all__ = ["Evaluator", "Interval", "causes", "difference", "interval", "nothing_valid", "summarize"]
 
 Values = Mapping[str, Sequence[float | None]]
 RESAMPLES = 2000
@@ -143,7 +143,7 @@ def nothing_valid(reward: Mapping[str, Any]) -> bool:
     return reward["mean"] is None and reward["failed"] > 0
 
 
-def told(faults: Sequence[str]) -> str:
+def causes(faults: Sequence[str]) -> str:
     """What scorers said of their failures, as the end of a sentence."""
     if not faults:
         return "the scorer did not say why; try its own log, or a few samples by hand"

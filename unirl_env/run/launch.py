@@ -14,12 +14,13 @@ from rich.markup import escape
 
 from unirl_env.agents.cluster import processes
 from unirl_env.errors import ConfigError, NoAnswer
+from unirl_env.errors.masks import hide
 from unirl_env.run.compose.yaml import differences, read_yaml, shown, to_yaml
 from unirl_env.run.evaluator import Evaluator
 from unirl_env.run.failure import explained
-from unirl_env.run.interrupt import EXIT_CODE, Interrupt
+from unirl_env.run.interrupt import EXIT_CODE, Interrupt, Watchdog
 from unirl_env.run.loop import ENDED_BY_ALARM, Loop
-from unirl_env.run.preflight import Prompts, preflight
+from unirl_env.run.preflight import preflight
 from unirl_env.run.progress import RunProgress, waiting
 from unirl_env.run.record import checkpoint as checkpoints
 from unirl_env.run.record import provenance
@@ -27,14 +28,13 @@ from unirl_env.run.record.checkpoint import Checkpoint
 from unirl_env.run.record.files import replace_text
 from unirl_env.run.record.folder import RunFolder, free_name, locate, of_name
 from unirl_env.run.record.logbook import Logbook, read_rows
-from unirl_env.run.rescue import close, rescue
 from unirl_env.run.summary import print_summary, resume_command
 from unirl_env.run.trust import signed
-from unirl_env.run.watchdog import Watchdog
+from unirl_env.run.world_setup import Prompts
 from unirl_env.settings import RunConfig
 
 if TYPE_CHECKING:
-    from unirl_env.run.parts import Parts
+    from unirl_env.run.agent_setup import Parts
 
 __all__ = ["launch", "stop"]
 
@@ -143,7 +143,7 @@ def find_place(cfg: RunConfig, console: Console) -> Place:
 
 def _builder(prompts: Prompts) -> Callable[[RunConfig], Parts]:
     """What makes a run's real parts; it imports RLlib, which takes seconds."""
-    from unirl_env.run.parts import build_parts
+    from unirl_env.run.agent_setup import build_parts
 
     return partial(build_parts, prompts=prompts)
 
@@ -215,7 +215,7 @@ def _run(
                 # Whoever breaks off what hangs can do so by a `KeyboardInterrupt` only.
                 failed = error if interrupt.expired is None else NoAnswer(f"{interrupt.expired}.")
                 watchdog.end(still=True)
-                rescue(loop, console, failed)
+                _rescue(loop, console, failed)
                 if interrupt.expired is not None:
                     watchdog.end()  # One of them hangs, and would not hear that it shall stop.
                 if failed is error:
@@ -224,7 +224,7 @@ def _run(
     except KeyboardInterrupt:
         return EXIT_CODE
     finally:
-        close(logbook.close, partial(stop, parts.agent), failed=failed)
+        _close(logbook.close, partial(stop, parts.agent), failed=failed)
     if interrupt.requested:
         console.print(
             f"Stopped after iteration {loop.finished} of {cfg.iterations}; everything is saved. "
@@ -236,6 +236,55 @@ def _run(
         return EXIT_CODE
     print_summary(console, folder, loop.alarm.ended_by)
     return ENDED_BY_ALARM if loop.alarm.ended_by else 0
+
+
+def _rescue(loop: Loop, console: Console, error: BaseException) -> None:
+    """Save what is finished, and say where the run stands and how it goes on."""
+    folder, total = loop.folder, loop.cfg.iterations
+    try:
+        loop.rescue()
+    except BaseException as second:
+        cause = explained(second, folder.path)
+        said = escape(hide(f"{type(cause).__name__}: {cause}"))
+        console.print(f"[yellow]Not saved:[/] {said}", highlight=False, soft_wrap=True)
+    if not folder.begun:
+        console.print(
+            f"[bold red]Stopped[/] ({type(error).__name__}) before anything was finished; when the cause is "
+            f"mended, the same command begins again.",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return
+    if loop.finished == total:
+        where = f"All {total} iterations are finished"
+    else:
+        where = f"Stopped in iteration {loop.finished + 1} of {total}"
+    found, _ = checkpoints.newest(folder.checkpoints)
+    if found is None:
+        saved = "there is no checkpoint yet, and the run will begin again"
+    elif found.iteration == loop.finished:
+        saved = f"iteration {found.iteration} is saved"
+    else:
+        saved = (
+            f"the newest checkpoint is that of iteration {found.iteration}, and "
+            f"{loop.finished - found.iteration} iterations will be done again, to the same numbers"
+        )
+    console.print(
+        f"[bold red]{where}[/] ({type(error).__name__}); {saved}. When the cause is mended, continue with\n"
+        f"  [bold]{escape(resume_command(folder))}[/]",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _close(*actions: Callable[[], Any], failed: BaseException | None) -> None:
+    """Close what is open; after an error, one that follows from it must not take its place."""
+    for action in actions:
+        try:
+            action()
+        except Exception:
+            if failed is None:
+                raise
 
 
 def _leave_behind(agent: Any, cfg: RunConfig, folder: RunFolder) -> None:

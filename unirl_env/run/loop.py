@@ -14,7 +14,7 @@ from typing import Any
 from unirl_env.errors import ScorerError
 from unirl_env.monitor.alarm import HackingAlarm
 from unirl_env.monitor.score_metrics import heldout_metrics, is_due, nothing_scored
-from unirl_env.run.evaluator import HELDOUT, MAIN, Evaluator, nothing_valid, told
+from unirl_env.run.evaluator import HELDOUT, MAIN, Evaluator, causes, nothing_valid
 from unirl_env.run.interrupt import Interrupt
 from unirl_env.run.progress import RunProgress
 from unirl_env.run.record import checkpoint as checkpoints
@@ -117,7 +117,7 @@ class Loop:
             raise ScorerError(
                 f"`reward.train` must give valid scores, got none in {self._failed} iterations in a row "
                 f"(`reward.max_failed_iterations`) of {row['reward/failed']:g} samples each; "
-                f"{told(() if batch is None else batch.scores.faults)}."
+                f"{causes(() if batch is None else batch.scores.faults)}."
             )
 
     def _heldout(self, iteration: int) -> Mapping[str, float]:
@@ -188,13 +188,13 @@ class Loop:
         if nothing_valid(rewards[MAIN]):
             raise ScorerError(
                 f"`reward.train` must give valid scores, got none for the {rewards[MAIN]['failed']} samples "
-                f"of the untrained model on {name} prompts; {told(faults.get(MAIN, ()))}."
+                f"of the untrained model on {name} prompts; {causes(faults.get(MAIN, ()))}."
             )
         if HELDOUT in rewards and nothing_valid(rewards[HELDOUT]):
             self.progress.warn(
                 "reward.heldout",
                 f"it gave no valid score of the untrained model on {name} prompts; "
-                f"{told(faults.get(HELDOUT, ()))}. Training goes on without it.",
+                f"{causes(faults.get(HELDOUT, ()))}. Training goes on without it.",
             )
 
     def _known(self, iteration: int, name: str) -> Mapping[str, Any] | None:

@@ -9,7 +9,6 @@ import difflib
 import os
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,39 +21,15 @@ from unirl_env.rewards.secrets import resolved
 from unirl_env.rewards.spec import check_reward
 from unirl_env.rollouts.engines import ENGINES
 from unirl_env.rollouts.engines.options import check_engine_options
-from unirl_env.run.world_parts import check_world, mode_of_run
+from unirl_env.run.world_setup import Prompts, check_world, mode_of_run, read_prompts
 from unirl_env.settings import RunConfig
-from unirl_env.types import Prompt
 
-__all__ = ["Prompts", "check_all", "preflight", "read_prompts"]
+__all__ = ["check_all", "preflight"]
 
-TRAIN, HELDOUT = "train", "heldout"
 LONGEST = 240
 """Bytes of a run's name: file systems take 255, and a second run of the name adds a number."""
 OF_ENGINES = {"sglang": ("httpx", "httpx", "sglang"), "vllm": ("vllm", "vllm", "vllm")}
 """By engine: the module that it needs, its package, and the extra that installs it."""
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """The prompt sources of a run, and what evaluation takes from them."""
-
-    train: PromptSource
-    heldout: PromptSource | None
-
-    def evaluation_sets(self, count: int) -> dict[str, list[Prompt]]:
-        """Up to `count` prompts of each source, the same ones for every run on these sources."""
-        sources = {TRAIN: self.train, HELDOUT: self.heldout}
-        return {
-            name: source.take(0, min(count, len(source)), seed=0)
-            for name, source in sources.items()
-            if source is not None
-        }
-
-    def fingerprints(self) -> dict[str, str]:
-        """A hash of each source's contents."""
-        sources = {"prompts.train": self.train, "prompts.heldout": self.heldout}
-        return {name: source.fingerprint for name, source in sources.items() if source is not None}
 
 
 def preflight(cfg: RunConfig) -> Prompts:
@@ -92,7 +67,7 @@ def check_all(cfg: RunConfig) -> None:
 
 def _check_agent(cfg: RunConfig, prompts: PromptSource) -> None:
     """Last, because it imports RLlib, which takes seconds."""
-    from unirl_env.run.parts import check_agent
+    from unirl_env.run.agent_setup import check_agent
 
     check_agent(cfg, prompts)
 
@@ -147,38 +122,6 @@ def _check_judgeable(cfg: RunConfig, prompts: Prompts) -> None:
         for source, found in (("prompts.train", prompts.train), ("prompts.heldout", prompts.heldout)):
             if spec is not None and found is not None:
                 require_judgeable(spec, found, reward=reward, source=source)
-
-
-def read_prompts(cfg: RunConfig) -> Prompts:
-    """The prompts of a run.
-
-    Raises:
-        ConfigError: If there are too few, or held-out ones are among those of training.
-        PromptError: If a source cannot be used.
-    """
-    longest = cfg.prompts.max_characters
-    train = PromptSource.of(cfg.prompts.train, max_characters=longest)
-    heldout = None
-    if cfg.prompts.heldout is not None:
-        heldout = PromptSource.of(cfg.prompts.heldout, max_characters=longest)
-        shared = {_asked(prompt) for prompt in train} & {_asked(prompt) for prompt in heldout}
-        if shared:
-            raise ConfigError(
-                f"`prompts.heldout` must hold prompts that training never sees, got {len(shared)} of "
-                f"`prompts.train` ({min(shared)[0][:60]!r}); try removing them, or `prompts.heldout=null`."
-            )
-    if cfg.rollout.num_prompts > len(train):
-        raise ConfigError(
-            f"`rollout.num_prompts` must be at most the {len(train)} prompts of `prompts.train`, got "
-            f"{cfg.rollout.num_prompts}: an iteration takes distinct prompts; try "
-            f"rollout.num_prompts={len(train)} and a larger `rollout.group_size`."
-        )
-    return Prompts(train, heldout)
-
-
-def _asked(prompt: Prompt) -> tuple[str, str, str]:
-    """What a prompt asks, whatever its id: one question about two pictures is two prompts."""
-    return prompt.text, repr(prompt.messages), repr(prompt.images)
 
 
 def _check_place(cfg: RunConfig) -> None:

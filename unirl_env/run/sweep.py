@@ -50,7 +50,7 @@ class Run:
     code: int | None = None
 
     @property
-    def said(self) -> str:
+    def label(self) -> str:
         """What tells it from the others."""
         return " ".join(self.words) or "(all)"
 
@@ -90,7 +90,7 @@ def sweep(
     if len(mistakes) == len(runs):
         raise mistakes[0]
     for place, run in enumerate(runs, 1):
-        console.rule(escape(f"{place} of {len(runs)}: {run.said}"), style="dim")
+        console.rule(escape(f"{place} of {len(runs)}: {run.label}"), style="dim")
         if run.cfg is not None:
             _do(run, console, [*program, *options, *fixed])
         else:
@@ -161,11 +161,11 @@ def _print(runs: Sequence[Run], console: Console) -> None:
                 after = f"[bold]{number(row['after']['mean'])}[/]"
                 numbers = [number(row["before"]["mean"]), after, gain(row["difference"])]
         end = "not begun" if run.code is None else ENDS.get(run.code, "failed")
-        table.add_row(escape(run.said), *numbers, end)
+        table.add_row(escape(run.label), *numbers, end)
     console.print(table)
     for run in runs:
         if run.error:
-            said = f"{run.said}: {run.error}"
+            said = f"{run.label}: {run.error}"
             console.print(said, highlight=False, markup=False, soft_wrap=True)
         elif run.code == EXIT_CODE and run.folder is not None:
             console.print(f"Go on  {resume_command(run.folder)}", markup=False, soft_wrap=True)

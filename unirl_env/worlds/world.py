@@ -50,6 +50,14 @@ TOOLS = Registry("tool", {"calculator": "unirl_env.envs.tools:Calculator"})
 JUDGING = ("on_invalid", "together")
 """Arguments of `RewardWrapper`."""
 
+ONE_EPISODE = {
+    "num_envs": 1,
+    "group_size": 1,
+    "array_backend": "numpy",
+    "autoreset_mode": "disabled",
+    "overlap": False,
+}
+
 
 @dataclass(frozen=True, eq=False)
 class World:
@@ -254,15 +262,6 @@ def _tool(tool: Any) -> Any:
 
 def _is_ours(environment: Any) -> bool:
     return inspect.isclass(environment) and issubclass(environment, GenerativeVectorEnv)
-
-
-ONE_EPISODE = {
-    "num_envs": 1,
-    "group_size": 1,
-    "array_backend": "numpy",
-    "autoreset_mode": "disabled",
-    "overlap": False,
-}
 
 
 def make_vector_env(

@@ -1,4 +1,4 @@
-"""Wrappers around generative vector environments; each leaves the contract of `envs.base` intact."""
+"""Wrappers around generative vector environments; each leaves the contract of `envs.contract` intact."""
 
 from unirl_env.wrappers.draw import DrawWrapper
 from unirl_env.wrappers.flatten import FlattenForPPO, flatten_for_ppo

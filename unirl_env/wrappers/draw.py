@@ -62,8 +62,8 @@ class DrawWrapper(Wrapper):
     off before) has no picture: `image` is None; the scorer `pictured` says what that pays. What a shorter
     text has beyond the tokens that the generator's own text encoders read, they cut off.
 
-    The noise of a picture is keyed by (episode seed, number of the picture), and pictures are drawn in lots
-    of one size: an episode's picture does not depend on what else is drawn, bitwise so on a CPU.
+    The noise of a picture is keyed by (episode seed, number of the picture), and pictures are drawn in
+    batches of one size: an episode's picture does not depend on what else is drawn, bitwise so on a CPU.
 
     Args:
         env: A vector environment whose samples have a `text`.

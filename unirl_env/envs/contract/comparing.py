@@ -18,6 +18,7 @@ __all__ = [
     "Step",
     "all_alike",
     "as_array",
+    "check_branches",
     "check_place",
     "copied",
     "default_act",
@@ -230,6 +231,48 @@ def check_place(env: VectorEnv, act: Act, seed: int, max_steps: int) -> None:
                 ),
                 "An episode must not depend on its place in the batch, nor on the others.",
             )
+
+
+def check_branches(
+    env: VectorEnv,
+    act: Act,
+    obs: dict[str, Any],
+    info: dict[str, Any],
+    done: np.ndarray,
+    max_steps: int,
+    row: int = -1,
+) -> None:
+    """From where the episodes stand, some of them `done`: go back to a snapshot, and fork the one at `row`.
+
+    Raises:
+        ContractError: If they do not go on as they did, or copies do not begin where their original stands.
+    """
+
+    def rest(obs: dict[str, Any]) -> list[int]:
+        # Without rewards: a wrapper that adds them up does not see what is restored beneath it.
+        steps = played(env, act, obs, max_steps, done)
+        return [digest({**step.obs, "over": step.over, "cut": step.cut}) for step in steps]
+
+    before, snapshot = digest(obs, info), env.unwrapped.snapshot()
+    went = rest(obs)
+    back = env.unwrapped.restore(snapshot)
+    # Tensors may be live: playing on would change what is compared below.
+    original = {name: as_array(value)[row][None].copy() for name, value in back[0].items()}
+    law(before == digest(*back), "`restore` must bring back the observation and info of the snapshot.")
+    law(went == rest(back[0]), "After `restore` the episodes must go on as they did.")
+    env.unwrapped.restore(snapshot)
+    itself = env.unwrapped.fork(list(range(env.num_envs)))
+    law(before == digest(*itself), "`fork` to every episode itself must change nothing.")
+    env.unwrapped.restore(snapshot)
+    forked, who = env.unwrapped.fork([row % env.num_envs] * env.num_envs)
+    law(
+        all_alike(forked) and same(some_rows(forked, [0]), original),
+        "`fork` must let every copy start from its original's observation.",
+    )
+    law(seeds(who)[0] == seeds(back[1])[row], "The first copy of an episode must keep its noise.")
+    law(len(set(seeds(who))) == env.num_envs, "Copies of one episode must differ in their noise.")
+    for _ in () if done[row] else played(env, act, forked, max_steps):
+        pass
 
 
 def _map(actions: Any, change: Callable[[Any], Any]) -> Any:

@@ -16,6 +16,7 @@ from unirl_env.envs.contract.comparing import (
     Act,
     all_alike,
     as_array,
+    check_branches,
     default_act,
     digest,
     ended,
@@ -23,7 +24,6 @@ from unirl_env.envs.contract.comparing import (
     played,
     same,
     seeds,
-    some_rows,
 )
 from unirl_env.envs.contract.info_laws import check_copies, check_info
 from unirl_env.envs.contract.laws import check_own_laws, named_laws
@@ -234,48 +234,20 @@ def _check_snapshots(env: VectorEnv, act: Act, seed: int, max_steps: int) -> Non
         done, (obs, info) = np.zeros_like(done), env.reset(seed=seed)
     else:
         obs, info = stepped[0], stepped[4]
-    before = digest(obs, info)
-    snapshot = env.unwrapped.snapshot()
-    # Without rewards: a wrapper that adds them up does not see what is restored beneath it.
-    rest = _play(env, act, obs, max_steps, rewarded=False, done=done)
-    back = env.unwrapped.restore(snapshot)
-    # Tensors may be live: playing on would change what is compared below.
-    last = {name: as_array(value)[-1:].copy() for name, value in back[0].items()}
-    law(before == digest(*back), "`restore` must bring back the observation and info of the snapshot.")
-    again = _play(env, act, back[0], max_steps, rewarded=False, done=done)
-    law(rest == again, "After `restore` the episodes must go on as they did.")
-    env.unwrapped.restore(snapshot)
-    itself = env.unwrapped.fork(list(range(env.num_envs)))
-    law(before == digest(*itself), "`fork` to every episode itself must change nothing.")
-    env.unwrapped.restore(snapshot)
-    forked, who = env.unwrapped.fork([env.num_envs - 1] * env.num_envs)
-    law(
-        all_alike(forked) and same(some_rows(forked, [0]), last),
-        "`fork` must let every copy start from its original's observation.",
-    )
-    law(seeds(who)[0] == seeds(back[1])[-1], "The first copy of an episode must keep its noise.")
-    law(len(set(seeds(who))) == env.num_envs, "Copies of one episode must differ in their noise.")
+    check_branches(env, act, obs, info, done, max_steps)
 
 
-def _play(
-    env: VectorEnv,
-    act: Act,
-    obs: dict[str, Any],
-    max_steps: int,
-    *,
-    rewarded: bool = True,
-    done: np.ndarray | None = None,
-) -> list[int]:
-    """Go on from `obs` to the end of all that are not yet `done`; what happened, as one number per step."""
+def _play(env: VectorEnv, act: Act, obs: dict[str, Any], max_steps: int) -> list[int]:
+    """Go on from `obs` to the end of all; what happened, as one number per step."""
     trace, left = [], 0
-    for step in played(env, act, obs, max_steps, done):
+    for step in played(env, act, obs, max_steps):
         _check_observation(env, step.obs)
         law(
             all(env_attr(env, "finished").get(row) is not None for row in step.due),
             "`finished` must hold the sample of every episode that has just finished.",
         )
         check_info(env, step.info, step.due)
-        outcome = {"rewards": step.rewards if rewarded else 0, "over": step.over, "cut": step.cut}
+        outcome = {"rewards": step.rewards, "over": step.over, "cut": step.cut}
         trace.append(digest({**step.obs, **outcome}))
         left = int((~step.over[step.rows]).sum())
     law(not left, f"Episodes must end, got {left} that did not in {max_steps} steps.")

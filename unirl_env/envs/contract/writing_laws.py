@@ -11,18 +11,16 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from unirl_env.envs.contract import env_attr
 from unirl_env.envs.contract.comparing import (
     Act,
-    all_alike,
     as_array,
+    check_branches,
     check_place,
     copied,
-    digest,
     ended,
     law,
     like,
     played,
     present,
     same,
-    seeds,
     some_rows,
 )
 from unirl_env.envs.contract.laws import check_latents
@@ -279,24 +277,5 @@ def _check_middle(env: VectorEnv, act: Act, seed: int, max_steps: int, phase: in
         rows, done = playing[there[playing]], ~np.isin(np.arange(env.num_envs), playing)
         if len(rows):
             break
-    if not len(rows):
-        return
-    snapshot, before = env.unwrapped.snapshot(), digest(copied(obs), info)
-    runs = []
-    for _ in range(2):
-        back, who = env.unwrapped.restore(snapshot)
-        law(
-            before == digest(copied(back), who),
-            "`restore` must bring back the observation and info of the snapshot, in either phase.",
-        )
-        runs.append([digest(copied(step.obs)) for step in played(env, act, back, max_steps, done)])
-    law(runs[0] == runs[1], "After `restore` the episodes must go on as they did, in either phase.")
-    env.unwrapped.restore(snapshot)
-    forked, who = env.unwrapped.fork([int(rows[-1])] * env.num_envs)
-    law(
-        all_alike(forked) and (as_array(forked["phase"]) == phase).all(),
-        "`fork` must let every copy start where its original stands, in either phase.",
-    )
-    law(len(set(seeds(who))) == env.num_envs, "Copies of one episode must differ in their noise.")
-    for _ in played(env, act, forked, max_steps):
-        pass
+    if len(rows):
+        check_branches(env, act, obs, info, done, max_steps, int(rows[-1]))

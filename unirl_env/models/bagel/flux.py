@@ -29,6 +29,9 @@ CHANNELS, PATCH = 16, 2
 """Of a latent, and the latents along the side of a token."""
 LATENT_WIDTH = CHANNELS * PATCH**2
 
+SCALE, SHIFT = 0.3611, 0.1159
+ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+
 
 def parted(planes: Tensor, patch: int = PATCH) -> tuple[Tensor, tuple[int, int]]:
     """Planes `[N, C, H, W]` as patches `[N, L, patch * patch * C]`, and how many rows and columns of them."""
@@ -48,10 +51,6 @@ def grid_places(rows: int, columns: int, side: int, device: torch.device | str) 
     """Places `[rows * columns]` int64 in a table of a square of `side` by `side`."""
     row = torch.arange(rows, device=device)[:, None]
     return (row * side + torch.arange(columns, device=device)).flatten()
-
-
-SCALE, SHIFT = 0.3611, 0.1159
-ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
 
 class Autoencoder:

@@ -25,7 +25,7 @@ from unirl_env.models.shared.loading import as_dtype
 from unirl_env.models.shared.output_layer import output_states, output_weight
 from unirl_env.models.shared.spelling import Spelling
 from unirl_env.models.unified import SharedBackbone, UnifiedModel
-from unirl_env.models.words import Encoded, LanguageModel
+from unirl_env.models.words import Encoded, LanguageModel, padded_inputs, padded_prompts
 from unirl_env.types import Prompt, Sample
 
 __all__ = ["PICTURES", "Bagel", "BagelImage", "BagelText", "layer_names"]
@@ -36,6 +36,13 @@ THINK = (
     "</think> image here"
 )
 """What the published model is told so that it plans a picture in words."""
+
+SHIFT = 3.0
+PICTURES = ("pixel_values", "image_grid_thw")
+"""Of the text view's inputs, those that the image view reads; positions follow from the grids."""
+PIXELS = 16
+"""Along the side of a token."""
+TEXT_TOKENS = 512
 
 
 class BagelText(LanguageModel):
@@ -213,11 +220,6 @@ def layer_names(layers: int, kind: str) -> tuple[str, ...]:
     )
 
 
-SHIFT = 3.0
-PICTURES = ("pixel_values", "image_grid_thw")
-"""Of the text view's inputs, those that the image view reads; positions follow from the grids."""
-
-
 class BagelImage(SharedBackbone, Denoiser):
     """Latents `[16, H / 8, W / 8]` of FLUX's autoencoder.
 
@@ -262,25 +264,9 @@ class BagelImage(SharedBackbone, Denoiser):
         encoded = [read(prompt) for prompt in prompts]
         close = [self._text.special["end"]] if self._text.thinking and not negative else []
         rows = [[*each.tokens.tolist(), *close] for each in encoded]
-        width = self.max_prompt_tokens
-        for prompt, row in zip(prompts, rows, strict=True):
-            if len(row) > width:
-                raise PromptError(
-                    f"A prompt must have at most {width} tokens, got {len(row)} for prompt "
-                    f"{prompt.id[:60]!r}; try a shorter prompt or a larger `max_prompt_tokens`."
-                )
-        context = {
-            "tokens": torch.full((len(rows), width), self._text.pad_id),
-            "length": torch.tensor([len(row) for row in rows]),
-        }
-        for row, tokens in zip(rows, context["tokens"], strict=True):
-            tokens[: len(row)] = torch.tensor(row, dtype=torch.int64)
-        spaces = self._text.input_spaces
-        for name, (shape, dtype) in ((name, spaces[name]) for name in PICTURES if name in spaces):
-            context[name] = torch.zeros(len(rows), *shape, dtype=getattr(torch, dtype))
-            for each, out in zip(encoded, context[name], strict=True):
-                value = each.inputs.get(name, torch.zeros(0, *shape[1:]))
-                out[tuple(map(slice, value.shape))] = value.to(out)
+        context = padded_prompts(prompts, rows, self.max_prompt_tokens, self._text.pad_id)
+        spaces = {name: space for name, space in self._text.input_spaces.items() if name in PICTURES}
+        context |= padded_inputs(encoded, spaces)
         return {name: tensor.to(self._text.device) for name, tensor in context.items()}
 
     def decode(self, latents: Tensor) -> list[Sample]:
@@ -325,11 +311,6 @@ class BagelImage(SharedBackbone, Denoiser):
             inputs = {"pixel_values": pixels[real], "image_grid_thw": grids[patches > 0]}
         positions = grid_positions(tokens.shape[1], grids, self._text.before)
         return network.read(tokens, positions, length, inputs, self._text.special["picture"])
-
-
-PIXELS = 16
-"""Along the side of a token."""
-TEXT_TOKENS = 512
 
 
 class Bagel(SharedBackbone, UnifiedModel):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -68,16 +67,6 @@ class Published:
         self.pretrained, self.revision = str(pretrained), revision
         self.source = Source(self.pretrained, KIND, ALTERNATIVE, {"revision": revision})
 
-    def path(self, name: str) -> Path:
-        """Where the file `name` lies, downloaded if need be.
-
-        Raises:
-            ModelNotFound: If there is no such file.
-        """
-        from transformers.utils import cached_file
-
-        return Path(self.source.load(cached_file, filename=name))
-
     @cached_property
     def text_config(self) -> Any:
         """Transformers' `Qwen2Config` of the decoder; each of its layers exists twice.
@@ -87,7 +76,7 @@ class Published:
         """
         from transformers import Qwen2Config
 
-        said = self._settings(TEXT_CONFIG)
+        said = self.source.json(TEXT_CONFIG)
         if said.get("model_type") != "qwen2" or said.get("hidden_act", "silu") != "silu":
             raise self.source.not_found(f"its {TEXT_CONFIG} is of {said.get('model_type')!r}, not of 'qwen2'")
         # What the published loader sets, whatever the file says.
@@ -101,7 +90,7 @@ class Published:
         Raises:
             ModelNotFound: If a size is missing.
         """
-        said = self._settings(VISION_CONFIG)
+        said = self.source.json(VISION_CONFIG)
         try:
             return VisionSizes(
                 width=said["hidden_size"],
@@ -146,7 +135,7 @@ class Published:
         """
         from safetensors import SafetensorError, safe_open
 
-        path, state = self.path(WEIGHTS), {}
+        path, state = self.source.path(WEIGHTS), {}
         try:
             with safe_open(path, framework="pt", device=str(device)) as file:
                 for name in file.keys():
@@ -165,7 +154,7 @@ class Published:
         """
         from safetensors.torch import load_file
 
-        path = self.path(AUTOENCODER)
+        path = self.source.path(AUTOENCODER)
         weights = Source(str(path), f"{KIND}'s autoencoder", ALTERNATIVE).load(load_file)
         try:
             module, renamed = build(weights)
@@ -183,7 +172,7 @@ class Published:
         whole = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         save_file(whole, folder / WEIGHTS, metadata={"format": "pt"})
         for name in (TEXT_CONFIG, VISION_CONFIG, AUTOENCODER):
-            shutil.copyfile(self.path(name), folder / name)
+            shutil.copyfile(self.source.path(name), folder / name)
         self.tokenizer.save_pretrained(directory)
 
     def _filled(self, network: nn.Module, state: Mapping[str, Tensor], file: str) -> nn.Module:
@@ -193,10 +182,3 @@ class Published:
             said = " ".join(str(error).split())[:400]
             raise self.source.not_found(f"its {file} does not fit its settings: {said}") from error
         return network.eval()
-
-    def _settings(self, name: str) -> dict[str, Any]:
-        path = self.path(name)
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise self.source.not_found(f"its {name} is not a valid JSON file: {error}") from error

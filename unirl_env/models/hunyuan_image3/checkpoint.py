@@ -48,12 +48,12 @@ class Checkpoint:
     @cached_property
     def config(self) -> dict[str, Any]:
         """config.json."""
-        return self._json("config.json")
+        return self.source.json("config.json")
 
     @cached_property
     def generation(self) -> dict[str, Any]:
         """generation_config.json; empty where there is none."""
-        return self._json("generation_config.json", needed=False)
+        return self.source.json("generation_config.json", needed=False)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -96,7 +96,7 @@ class Checkpoint:
 
         shards = sorted({file for name, file in self._files.items() if name.startswith(prefixes)})
         for shard in shards:
-            with safe_open(self._path(shard), framework="pt") as opened:
+            with safe_open(self.source.path(shard), framework="pt") as opened:
                 for name in opened.keys():
                     if name.startswith(prefixes):
                         yield name, opened.get_tensor(name)
@@ -107,9 +107,9 @@ class Checkpoint:
         Raises:
             ConfigError: If the checkpoint has none of that name.
         """
-        path, known = self._path("system_prompt.py", needed=False), {}
+        path, known = self.source.path("system_prompt.py", needed=False), {}
         if path is not None:
-            for node in ast.parse(Path(path).read_text(encoding="utf-8")).body:
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
                 if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
                     known |= {target.id: node.value.value for target in node.targets}
         parts = set(name.split("_"))
@@ -153,22 +153,12 @@ class Checkpoint:
     @cached_property
     def _files(self) -> dict[str, str]:
         """Name of a weight to the file that holds it."""
-        if self._path(INDEX, needed=False):
-            return self._json(INDEX)["weight_map"]
+        if self.source.path(INDEX, needed=False):
+            return self.source.json(INDEX)["weight_map"]
         from safetensors import safe_open
 
-        with safe_open(self._path(SINGLE), framework="pt") as opened:
+        with safe_open(self.source.path(SINGLE), framework="pt") as opened:
             return dict.fromkeys(opened.keys(), SINGLE)
-
-    def _json(self, file: str, *, needed: bool = True) -> dict[str, Any]:
-        path = self._path(file, needed=needed)
-        return {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
-
-    def _path(self, file: str, *, needed: bool = True) -> str | None:
-        """Where a file of the checkpoint lies, fetched from the hub if it must be."""
-        from transformers.utils import cached_file
-
-        return self.source.load(cached_file, filename=file, _raise_exceptions_for_missing_entries=needed)
 
     def _incomplete(self, names: list[str]) -> Exception:
         cause = f"{len(names)} of its weights are missing, such as {names[0]}"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import unirl_env.functional as F
 from unirl_env.arguments.values import whole
-from unirl_env.errors import ConfigError, PromptError
+from unirl_env.errors import ConfigError
 from unirl_env.models.backbone import ForwardOptions
 from unirl_env.models.denoiser import Denoiser
 from unirl_env.models.hunyuan_image3.attention import Cached, Packed
@@ -25,13 +25,16 @@ from unirl_env.models.shared.output_layer import output_states, output_weight
 from unirl_env.models.shared.packed import Packing
 from unirl_env.models.shared.prefix import Prefix
 from unirl_env.models.unified import SharedBackbone, UnifiedModel
-from unirl_env.models.words import Encoded, LanguageModel
+from unirl_env.models.words import Encoded, LanguageModel, padded_prompts
 from unirl_env.types import Prompt, Sample
 
 __all__ = ["TARGETS", "HunyuanImage3", "ImageView", "TextView"]
 
 TARGETS = ("self_attn.qkv_proj", "self_attn.o_proj", "shared_mlp.gate_and_up_proj", "shared_mlp.down_proj")
 """Layers that every token passes. The experts, 97 % of the weights, stay as they are."""
+
+PROMPT_NAME = re.compile(r"en(_[a-z]+)+")
+"""What names a published system prompt rather than being one."""
 
 
 class TextView(SharedBackbone, LanguageModel):
@@ -126,17 +129,8 @@ class ImageView(SharedBackbone, Denoiser):
             PromptError: If a prompt has no room, or holds what this model cannot read.
         """
         rows = [self._template.drawn(prompt, negative=negative) for prompt in prompts]
-        for prompt, row in zip(prompts, rows, strict=True):
-            if len(row) > self._room:
-                raise PromptError(
-                    f"Prompts must have at most {self.max_prompt_tokens} tokens, got "
-                    f"{len(row) + self.max_prompt_tokens - self._room} in {prompt.id[:60]!r}; try a larger "
-                    "`max_prompt_tokens` among the model's options."
-                )
-        tokens = torch.full((len(rows), self._room), self.whole.settings.pad_id, dtype=torch.int64)
-        for number, row in enumerate(rows):
-            tokens[number, : len(row)] = torch.tensor(row)
-        return {"tokens": tokens, "length": torch.tensor([len(row) for row in rows])}
+        pad_id, opening = self.whole.settings.pad_id, self._room - self.max_prompt_tokens
+        return padded_prompts(prompts, rows, self._room, pad_id, opening=opening)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Sample]:
@@ -168,10 +162,6 @@ class ImageView(SharedBackbone, Denoiser):
 
         rows = torch.arange(len(latent), device=latent.device)
         return in_fixed_batches(forward, latent, sigma, rows, rows=self.rows_per_forward)
-
-
-PROMPT_NAME = re.compile(r"en(_[a-z]+)+")
-"""What names a published system prompt rather than being one."""
 
 
 class HunyuanImage3(SharedBackbone, UnifiedModel):

@@ -32,6 +32,9 @@ REQUIRED = {
 }
 """Keys of config.json to the only value that is implemented, which is also the default, and what it means."""
 
+STEPS = 16
+"""How many times a side changes between a square and the longest picture."""
+
 
 def _per_layer(value: Any, layers: int) -> tuple[int, ...]:
     """One number for each layer, of a number or of a list."""
@@ -205,10 +208,6 @@ def _known(key: str, value: str, known: tuple[str, ...]) -> str:
     if value not in known:
         raise ConfigError(f"`{key}` of generation_config.json must be one of {known}, got {value!r}.")
     return value
-
-
-STEPS = 16
-"""How many times a side changes between a square and the longest picture."""
 
 
 def buckets(base: int) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Pictures from a frozen generator: the deterministic ODE, in lots of one size."""
+"""Pictures from a frozen generator: the deterministic ODE, in batches of one size."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def draw_latents(
 
     It is what an episode of `DenoiseVectorEnv` comes to under a policy that never explores: row i is a
     function of (`prompts[i]`, `episode_seeds[i]`) and the settings. With `rows`, it is bitwise so on a CPU,
-    whatever is drawn with it: each lot is read and denoised as a whole, the last one filled up.
+    whatever is drawn with it: each batch is read and denoised as a whole, the last one filled up.
 
     Args:
         denoiser: The generator's adapter.
@@ -67,13 +67,13 @@ def draw_latents(
         return noise
 
     def draw(latent: Tensor, row: Tensor) -> Tensor:
-        lot = [prompts[i] for i in row.tolist()]
+        batch = [prompts[i] for i in row.tolist()]
         if contexts is not None:
-            found = contexts(lot)
+            found = contexts(batch)
         else:
-            found = _encoded(denoiser, lot, negative=False)
+            found = _encoded(denoiser, batch, negative=False)
             if guidance != 1.0:
-                without = _encoded(denoiser, lot, negative=True)
+                without = _encoded(denoiser, batch, negative=True)
                 found |= {NEGATIVE + name: tensor for name, tensor in without.items()}
         context = {name: tensor for name, tensor in found.items() if not name.startswith(NEGATIVE)}
         if guidance != 1.0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import traceback
 from collections.abc import Callable, Mapping
@@ -114,6 +115,29 @@ class Source:
             raise
         except Exception as error:  # a damaged directory can make a library fail in any way
             raise self.not_found(cause_of(error)) from public(error)
+
+    def path(self, file: str, *, needed: bool = True) -> Path | None:
+        """Where a file of it lies, downloaded if it must be; None if there is none and none is needed.
+
+        Raises:
+            ModelNotFound: If there is no such file.
+        """
+        from transformers.utils import cached_file
+
+        found = self.load(cached_file, filename=file, _raise_exceptions_for_missing_entries=needed)
+        return None if found is None else Path(found)
+
+    def json(self, file: str, *, needed: bool = True) -> dict[str, Any]:
+        """What a JSON file of it holds; nothing if there is none and none is needed.
+
+        Raises:
+            ModelNotFound: If there is no such file, or it is none of JSON.
+        """
+        path = self.path(file, needed=needed)
+        try:
+            return {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise self.not_found(f"its {file} is not a valid JSON file: {error}") from error
 
     def not_found(self, cause: str) -> ModelNotFound:
         """The error for a model that cannot be loaded."""

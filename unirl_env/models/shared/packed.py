@@ -43,9 +43,9 @@ class Packing:
     """Where the sequences of a packed row lie, worked out once for all layers of a forward pass.
 
     Attributes:
-        gather: One `[n_k, m_k]` int64 for each lot of sequences of about one length: the positions in the
+        gather: One `[n_k, m_k]` int64 for each batch of sequences of about one length: the positions in the
             row, the last one repeated as padding.
-        scatter: `[L]` int64, where each token stands in the padded lots one after another.
+        scatter: `[L]` int64, where each token stands in the padded batches one after another.
         offsets: `[n + 1]` int32, the beginnings of the sequences and the end of the last.
         longest: Tokens of the longest sequence.
     """
@@ -70,7 +70,7 @@ class Packing:
         ends = lengths.cumsum(0)
         offsets = torch.cat([ends.new_zeros(1), ends])
         gather, scatter, filled = [], torch.empty(int(ends[-1]), dtype=torch.int64), 0
-        for rows in _lots(lengths):
+        for rows in _batches(lengths):
             width = int(lengths[rows].max())
             place = torch.arange(width)
             index = offsets[rows][:, None] + torch.minimum(place, lengths[rows][:, None] - 1)
@@ -81,18 +81,18 @@ class Packing:
         return cls(tuple(gather), scatter.to(device), offsets.to(device, torch.int32), int(lengths.max()))
 
 
-def _lots(lengths: Tensor) -> list[Tensor]:
-    """Row numbers in lots, so that none is much shorter than the longest of its lot."""
+def _batches(lengths: Tensor) -> list[Tensor]:
+    """Row numbers in batches, so that none is much shorter than the longest of its batch."""
     if lengths.max() <= WASTE * lengths.min():
         return [torch.arange(len(lengths))]
     order = lengths.argsort(stable=True)
-    lots, start = [], 0
+    batches, start = [], 0
     ordered = lengths[order].tolist()
     for stop in range(1, len(ordered) + 1):
         if stop == len(ordered) or ordered[stop] > WASTE * ordered[start]:
-            lots.append(order[start:stop])
+            batches.append(order[start:stop])
             start = stop
-    return lots
+    return batches
 
 
 def register() -> str:

@@ -27,10 +27,12 @@ from unirl_env.models.shared.loading import Source, complete
 from unirl_env.models.shared.output_layer import output_states, output_weight
 from unirl_env.models.shared.prefix import Prefix
 from unirl_env.models.unified import SharedBackbone, UnifiedModel
-from unirl_env.models.words import Encoded, LanguageModel
+from unirl_env.models.words import Encoded, LanguageModel, padded_inputs, padded_prompts
 from unirl_env.types import Prompt, Sample
 
 __all__ = ["UnifiedFlow", "UnifiedPicture", "UnifiedText"]
+
+MARKS = ("begin_image_token_id", "source_start_token_id", "source_token_id", "source_end_token_id")
 
 
 class UnifiedText(ChatWords, SharedBackbone, LanguageModel):
@@ -149,27 +151,13 @@ class UnifiedPicture(SharedBackbone, Denoiser):
         Raises:
             PromptError: If a prompt has more than W tokens or cannot be read.
         """
-        text, opening = self.whole.text, torch.tensor(self.whole.opening(None), dtype=torch.int64)
-        count, width = len(prompts), self.max_prompt_tokens
-        tokens = torch.full((count, width), text.pad_id)
-        length = torch.zeros(count, dtype=torch.int64)
-        inputs = {
-            name: torch.zeros(count, *shape, dtype=getattr(torch, dtype))
-            for name, (shape, dtype) in text.input_spaces.items()
-        }
-        for row, prompt in enumerate(prompts):
-            encoded = text.encode(Prompt(prompt.negative, id=prompt.id) if negative else prompt)
-            whole = torch.cat([encoded.tokens, opening])
-            if len(whole) > width:
-                raise PromptError(
-                    f"A prompt and the opening of its picture must have at most {width} tokens, got "
-                    f"{len(whole)} for prompt {prompt.id[:60]!r}; try a shorter prompt or a larger "
-                    "`max_prompt_tokens` of the model."
-                )
-            tokens[row, : len(whole)], length[row] = whole, len(whole)
-            for name, value in encoded.inputs.items():
-                inputs[name][row, : len(value)] = value
-        return {"tokens": tokens, "length": length, **inputs}
+        text, opening = self.whole.text, self.whole.opening(None)
+        asked = [Prompt(p.negative, id=p.id) if negative else p for p in prompts]
+        encoded = [text.encode(prompt) for prompt in asked]
+        rows = [[*each.tokens.tolist(), *opening] for each in encoded]
+        what = "A prompt and the opening of its picture"
+        context = padded_prompts(prompts, rows, self.max_prompt_tokens, text.pad_id, what=what)
+        return {**context, **padded_inputs(encoded, text.input_spaces)}
 
     def decode(self, latents: Tensor) -> list[Sample]:
         """Pictures `[3, H, W]` float32 in [0, 1]."""
@@ -194,9 +182,6 @@ class UnifiedPicture(SharedBackbone, Denoiser):
     def velocity(self, network: nn.Module, latent: Tensor, sigma: Tensor, context: Prefix) -> Tensor:
         """The network's prediction `[N, C, H, W]`, in its own dtype."""
         return network.velocity(latent, sigma, context)
-
-
-MARKS = ("begin_image_token_id", "source_start_token_id", "source_token_id", "source_end_token_id")
 
 
 class UnifiedFlow(UnifiedModel):

@@ -81,7 +81,7 @@ def _filled_in(cfg: RunConfig, given: DictConfig, items: Sequence[Override]) -> 
     """The settings, where what nobody has given is as somebody's own algorithm has chosen it for itself."""
     if not _is_path(cfg.agent.name):
         return cfg
-    from unirl_env.run.parts import own_settings
+    from unirl_env.run.agent_setup import own_settings
 
     apply(given, items)
     for name, value in own_settings(cfg.agent.name).items():

@@ -15,6 +15,7 @@ from typing import Any
 
 from unirl_env.errors import ConfigError
 from unirl_env.errors.masks import hide
+from unirl_env.run.record.files import replace_text
 
 __all__ = ["fingerprint", "model_fingerprint", "record", "session"]
 
@@ -134,9 +135,7 @@ def record(path: Path, sources: Mapping[str, Any], entry: Mapping[str, Any]) -> 
             f"{value!r:.120} in place of {before!r:.120}; try {_remedy(name, before, value)}."
         )
     known["sessions"].append(dict(entry))
-    draft = path.with_name(f".{path.name}")
-    draft.write_text(json.dumps(known, indent=1), encoding="utf-8")
-    draft.replace(path)
+    replace_text(path, json.dumps(known, indent=1))
     return known
 
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unirl_env.media.pixels import load_picture
-from unirl_env.run.record.files import is_dangling, numbered, remove_files
+from unirl_env.run.record.files import is_dangling, numbered, remove_files, replace_text
 from unirl_env.types import Prompt, Sample
 
 __all__ = [
@@ -186,9 +186,7 @@ def _in_words(answer: Any) -> str:
 
 def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     # In ASCII, because a text of a model may hold what no encoding of a file can.
-    draft = path.with_name(f".{path.name}")
-    draft.write_text(json.dumps(rows, indent=1), encoding="ascii")
-    draft.replace(path)
+    replace_text(path, json.dumps(rows, indent=1))
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

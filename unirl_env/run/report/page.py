@@ -12,24 +12,34 @@ from typing import Any
 from unirl_env.errors.masks import hide
 from unirl_env.run.compose.yaml import flat, read_yaml
 from unirl_env.run.progress import clock
+from unirl_env.run.record.files import replace_text
 from unirl_env.run.record.folder import RunFolder
 from unirl_env.run.record.logbook import read_rows
 from unirl_env.run.record.samples import load_texts
-from unirl_env.run.report.answers import Columns, answers
-from unirl_env.run.report.curves import process_charts, reward_charts
-from unirl_env.run.report.drawn import are_drawn, drawn, drawn_film
-from unirl_env.run.report.gallery import film, gallery, scatter
-from unirl_env.run.report.hacking import LEAD as HACKING
-from unirl_env.run.report.hacking import hacking
-from unirl_env.run.report.names import short_name
-from unirl_env.run.report.scores import LEAD as SCORES
-from unirl_env.run.report.scores import scores_table
-from unirl_env.run.summary import SETS, headline, number, resume_command
+from unirl_env.run.report.cards import (
+    Columns,
+    answers,
+    are_drawn,
+    drawn,
+    drawn_film,
+    film,
+    gallery,
+    scatter,
+)
+from unirl_env.run.report.charts import short_name
+from unirl_env.run.report.curves import HACKING, hacking, process_charts, reward_charts
+from unirl_env.run.summary import SETS, headline, label, number, resume_command, score_rows
 from unirl_env.settings import RunConfig
 
-__all__ = ["write_comparison", "write_report"]
+__all__ = ["scores_table", "write_comparison", "write_report"]
 
 HERE = Path(__file__).parent
+SCORES = (
+    "Every part of every reward: mean and standard deviation over samples, and the difference with its 95 % "
+    "interval. Failed are samples that the scorer could not judge; not applicable, those that a part has "
+    "nothing to say of, such as the place of an object in a prompt that names none. Neither counts as zero."
+)
+HEAD = ("score", "before", "after", "difference", "failed", "not applicable")
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -91,6 +101,64 @@ def write_comparison(
     body.append(_section("Scores", scores_table(rows), SCORES))
     out.mkdir(parents=True, exist_ok=True)
     return _write(out / "index.html", title, "".join(body))
+
+
+def scores_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table as HTML, or nothing.
+
+    Args:
+        rows: The rows of `evaluation.jsonl`; those of older runs lack standard deviations and some counts.
+    """
+    scores = score_rows(rows)
+    if not scores:
+        return ""
+    groups = []
+    for name in dict.fromkeys(row["set"] for row in scores):
+        title = html.escape(SETS.get(name, name).capitalize())
+        body = "".join(_row(row) for row in scores if row["set"] == name)
+        groups.append(f'<tbody><tr><th colspan="{len(HEAD)}">{title}</th></tr>{body}</tbody>')
+    head = "".join(f"<th>{text}</th>" for text in HEAD)
+    return (
+        f'<div class="scroll"><table class="plain scores"><thead><tr>{head}</tr></thead>'
+        f"{''.join(groups)}</table></div>"
+    )
+
+
+def _row(row: Mapping[str, Any]) -> str:
+    trained = row["last"] > row["first"]
+    before, after = row["before"], row["after"] if trained else None
+    cells = [
+        _mean(before),
+        _mean(after),
+        _difference(row["difference"] if trained else None),
+        _count(before, after, "failed"),
+        _count(before, after, "absent"),
+    ]
+    kind = "" if "/" in row["key"] else ' class="whole"'
+    inner = "".join(f'<td class="number">{cell}</td>' for cell in cells)
+    return f"<tr{kind}><td>{html.escape(label(row['key']))}</td>{inner}</tr>"
+
+
+def _mean(part: Mapping[str, Any] | None) -> str:
+    if part is None or part["mean"] is None:
+        return "-"
+    std = part.get("std")
+    return number(part["mean"]) + (f" <small>± {number(std)}</small>" if std is not None else "")
+
+
+def _difference(part: Mapping[str, Any] | None) -> str:
+    if part is None or part["mean"] is None:
+        return "-"
+    kind = "up" if part["low"] > 0 else "down" if part["high"] < 0 else "flat"
+    bounds = f"{part['low']:+.3f} to {part['high']:+.3f}"
+    return f'<span class="gain {kind}">{part["mean"]:+.3f}</span><small>{bounds}</small>'
+
+
+def _count(before: Mapping[str, Any], after: Mapping[str, Any] | None, name: str) -> str:
+    counts = [part.get(name) for part in (before, after) if part is not None]
+    if None in counts:
+        return "-"
+    return " → ".join(dict.fromkeys(map(str, counts)))
 
 
 def _header(title: str, facts: Sequence[str]) -> str:
@@ -241,7 +309,5 @@ def _write(path: Path, title: str, body: str) -> Path:
         f"<title>{html.escape(title)}</title><style>{style}</style></head>"
         f"<body><main>{body}</main><script>{script}</script></body></html>"
     )
-    draft = path.with_name(f".{path.name}")
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(path)
+    replace_text(path, page)
     return path

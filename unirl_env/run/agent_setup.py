@@ -14,9 +14,15 @@ from unirl_env.errors import ConfigError
 from unirl_env.prompts.sources import PromptSource
 from unirl_env.rewards import for_mode
 from unirl_env.rewards.spec import build_scorer
-from unirl_env.run.preflight import Prompts
 from unirl_env.run.record import provenance
-from unirl_env.run.world_parts import check_prompts, check_targets, mode_of_run, model_sources, world_options
+from unirl_env.run.world_setup import (
+    Prompts,
+    check_prompts,
+    check_targets,
+    mode_of_run,
+    model_sources,
+    world_options,
+)
 from unirl_env.settings import RunConfig
 
 __all__ = ["Parts", "agent_config", "build_agent", "build_parts", "check_agent", "chosen", "own_settings"]

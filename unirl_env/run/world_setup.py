@@ -1,15 +1,17 @@
-"""From a run's settings to its world's arguments, and what can be known of them before anything loads."""
+"""From a run's settings to its world: prompts and arguments, and what can be known before anything loads."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from unirl_env.errors import ConfigError
 from unirl_env.models.making import ModelChoice, make_model, model_choice
 from unirl_env.modes import Mode, mode_of
+from unirl_env.prompts.sources import PromptSource
 from unirl_env.rewards import for_mode
 from unirl_env.rewards.secrets import resolved
 from unirl_env.settings import RunConfig
@@ -17,7 +19,72 @@ from unirl_env.types import Prompt
 from unirl_env.worlds.arguments import check_arguments, pick_device
 from unirl_env.worlds.registration import OURS, spec_of
 
-__all__ = ["check_prompts", "check_targets", "check_world", "mode_of_run", "model_sources", "world_options"]
+__all__ = [
+    "Prompts",
+    "check_prompts",
+    "check_targets",
+    "check_world",
+    "mode_of_run",
+    "model_sources",
+    "read_prompts",
+    "world_options",
+]
+
+TRAIN, HELDOUT = "train", "heldout"
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompt sources of a run, and what evaluation takes from them."""
+
+    train: PromptSource
+    heldout: PromptSource | None
+
+    def evaluation_sets(self, count: int) -> dict[str, list[Prompt]]:
+        """Up to `count` prompts of each source, the same ones for every run on these sources."""
+        sources = {TRAIN: self.train, HELDOUT: self.heldout}
+        return {
+            name: source.take(0, min(count, len(source)), seed=0)
+            for name, source in sources.items()
+            if source is not None
+        }
+
+    def fingerprints(self) -> dict[str, str]:
+        """A hash of each source's contents."""
+        sources = {"prompts.train": self.train, "prompts.heldout": self.heldout}
+        return {name: source.fingerprint for name, source in sources.items() if source is not None}
+
+
+def read_prompts(cfg: RunConfig) -> Prompts:
+    """The prompts of a run.
+
+    Raises:
+        ConfigError: If there are too few, or held-out ones are among those of training.
+        PromptError: If a source cannot be used.
+    """
+    longest = cfg.prompts.max_characters
+    train = PromptSource.of(cfg.prompts.train, max_characters=longest)
+    heldout = None
+    if cfg.prompts.heldout is not None:
+        heldout = PromptSource.of(cfg.prompts.heldout, max_characters=longest)
+        shared = {_asked(prompt) for prompt in train} & {_asked(prompt) for prompt in heldout}
+        if shared:
+            raise ConfigError(
+                f"`prompts.heldout` must hold prompts that training never sees, got {len(shared)} of "
+                f"`prompts.train` ({min(shared)[0][:60]!r}); try removing them, or `prompts.heldout=null`."
+            )
+    if cfg.rollout.num_prompts > len(train):
+        raise ConfigError(
+            f"`rollout.num_prompts` must be at most the {len(train)} prompts of `prompts.train`, got "
+            f"{cfg.rollout.num_prompts}: an iteration takes distinct prompts; try "
+            f"rollout.num_prompts={len(train)} and a larger `rollout.group_size`."
+        )
+    return Prompts(train, heldout)
+
+
+def _asked(prompt: Prompt) -> tuple[str, str, str]:
+    """What a prompt asks, whatever its id: one question about two pictures is two prompts."""
+    return prompt.text, repr(prompt.messages), repr(prompt.images)
 
 
 def check_world(cfg: RunConfig) -> None:
