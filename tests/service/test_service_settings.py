@@ -36,6 +36,13 @@ def test_a_file_mirrors_the_dataclass_and_is_overridden(tmp_path):
     assert isinstance(settings.limits, Limits) and type(settings.rewards["point"]) is dict
 
 
+def test_a_number_in_quotes_is_one(tmp_path):
+    path = tmp_path / "my_service.yaml"
+    path.write_text("port: '9000'\nlimits: {samples: '8'}\nhost: '127.0.0.1'\n")
+    settings = read_settings(path)
+    assert (settings.port, settings.limits.samples, settings.host) == (9000, 8, "127.0.0.1")
+
+
 def test_a_reward_that_is_typed_takes_the_place_of_the_files(tmp_path):
     path = tmp_path / "my_service.yaml"
     path.write_text("rewards: {a: {name: linear, weights: [1.0]}}")

@@ -27,6 +27,7 @@ __all__ = ["ServiceSettings", "check_door", "command_line", "read_settings", "re
 
 REWARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 TOKEN = re.compile(r"[!-~]{16,}")
+TEXTS = ("host", "token_env")
 
 
 @dataclass
@@ -242,6 +243,8 @@ def _set(values: dict[str, Any], key: str, value: Any, source: str) -> None:
             raise ConfigError(
                 f"`{key}` of {source} must be a setting of a service, got an unknown name; {remedy}"
             )
+        if isinstance(value, str) and key not in TEXTS:
+            value = read_value(f"{key}={value}", value)  # a number in quotes
     inner: Any = values
     for parent in parents:
         inner = inner.setdefault(parent, {}) if isinstance(inner, dict) else None
