@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from unirl_env.errors import ShapeError
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["EpisodeBatch", "Phase", "cat_padded", "distinct"]
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,8 @@ class Phase:
                 return {name: tensor.to(device) for name, tensor in value.items()}
             return value.to(device) if isinstance(value, Tensor) else value
 
-        return replace(self, **{name: moved(value) for name, value in vars(self).items()})
+        fields: dict[str, Any] = {name: moved(value) for name, value in vars(self).items()}
+        return replace(self, **fields)
 
     def rows(self, index: Tensor, *, shared: bool = False) -> tuple[dict[str, Tensor], Tensor]:
         """Observations (context included) and actions of the episodes at `index`, as b*S separate rows.
@@ -159,7 +163,7 @@ class Phase:
             if phase.context_row is not None:
                 rows.append(phase.context_row + offset)
                 offset += next(iter(phase.context.values())).shape[0] if phase.context else 0
-        means, finals = [phase.mean for phase in phases], [phase.final for phase in phases]
+        means, finals = _all([phase.mean for phase in phases]), _all([phase.final for phase in phases])
         join = cat_padded if ragged else _cat
         return cls(
             observation={k: join([p.observation[k] for p in phases]) for k in first.observation},
@@ -168,8 +172,8 @@ class Phase:
             mask=join([p.mask for p in phases]),
             context={k: cat_padded([p.context[k] for p in phases]) for k in first.context},
             context_row=torch.cat(rows) if rows else None,
-            mean=None if any(mean is None for mean in means) else join(means),
-            final=None if any(final is None for final in finals) else _cat(finals),
+            mean=None if means is None else join(means),
+            final=None if finals is None else _cat(finals),
             ragged=ragged,
             kind=first.kind,
         )
@@ -267,8 +271,8 @@ class EpisodeBatch:
         if len(kinds) != 1:
             raise ShapeError(f"Batches to join must have the same phases, got {sorted(kinds)}.")
         first = batches[0]
-        samples = [batch.samples for batch in batches]
-        truncated = [batch.truncated for batch in batches]
+        samples = _all([batch.samples for batch in batches])
+        truncated = _all([batch.truncated for batch in batches])
         return cls(
             phases={name: Phase.cat([batch.phases[name] for batch in batches]) for name in first.phases},
             scores=Scores.cat(batch.scores for batch in batches),
@@ -276,8 +280,8 @@ class EpisodeBatch:
             prompts=tuple(prompt for batch in batches for prompt in batch.prompts),
             episode_seed=torch.cat([batch.episode_seed for batch in batches]),
             weights_version=first.weights_version,
-            samples=None if any(s is None for s in samples) else tuple(s for group in samples for s in group),
-            truncated=None if any(t is None for t in truncated) else torch.cat(truncated),
+            samples=None if samples is None else tuple(sample for each in samples for sample in each),
+            truncated=None if truncated is None else torch.cat(truncated),
         )
 
 
@@ -288,6 +292,12 @@ def distinct(keys: Sequence[Hashable]) -> tuple[Tensor, Tensor]:
         first.setdefault(key, i)
     place = {key: p for p, key in enumerate(first)}
     return torch.tensor([*first.values()]), torch.tensor([place[key] for key in keys])
+
+
+def _all(parts: Sequence[Part | None]) -> list[Part] | None:
+    """The parts, unless one of them is missing."""
+    found = [part for part in parts if part is not None]
+    return found if len(found) == len(parts) else None
 
 
 def _cat(tensors: Sequence[Tensor], fill: float = 0) -> Tensor:
