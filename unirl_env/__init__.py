@@ -3,14 +3,33 @@
 Importing this package registers the environment ids and loads nothing heavy.
 """
 
-from importlib import import_module as _import_module
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-from unirl_env.worlds.ids import register_ids as _register_ids
+from unirl_env.registry import lazily
+from unirl_env.worlds.ids import register_ids
 from unirl_env.worlds.registration import register
 
-_SUBMODULES = (
+if TYPE_CHECKING:
+    from unirl_env import (
+        agents,
+        envs,
+        errors,
+        functional,
+        models,
+        modes,
+        monitor,
+        policies,
+        rewards,
+        rollouts,
+        types,
+        worlds,
+        wrappers,
+    )
+
+__all__ = [
+    "__version__",
     "agents",
     "envs",
     "errors",
@@ -19,19 +38,15 @@ _SUBMODULES = (
     "modes",
     "monitor",
     "policies",
+    "register",
     "rewards",
     "rollouts",
     "types",
     "worlds",
     "wrappers",
-)
+]
 
-__all__ = ["__version__", "register", *_SUBMODULES]
+register_ids()
 
-_register_ids()
-
-
-def __getattr__(name: str):
-    if name in _SUBMODULES:
-        return _import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {__all__}")
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazily(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 import inspect
@@ -158,21 +159,30 @@ def _closest(name: str, known: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(name, [*known], n=1)), None)
 
 
-def lazily(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The `__getattr__` and `__dir__` of a package.
+def lazily(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """The `__getattr__` and `__dir__` of a package whose names load on first use.
+
+    Which names there are, and where they come from, is what the package imports for type checkers: the
+    `if TYPE_CHECKING:` at its top.
 
     Args:
-        package: Its name.
-        homes: By public name, the module inside the package that has it.
+        package: Its name; it is being imported.
     """
+    module = sys.modules[package]
+    checked = (node for node in ast.parse(inspect.getsource(module)).body if isinstance(node, ast.If))
+    imports = [node for block in checked for node in block.body if isinstance(node, ast.ImportFrom)]
+    homes = {alias.name: str(node.module) for node in imports for alias in node.names}
 
     def get(name: str) -> Any:
         if name not in homes:
-            known = vars(sys.modules[package])["__all__"]
-            raise AttributeError(f"module {package!r} has no attribute {name!r}; it has {known}")
-        return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+            raise AttributeError(
+                f"module {package!r} has no attribute {name!r}; it has {vars(module)['__all__']}"
+            )
+        if homes[name] == package:
+            return importlib.import_module(f"{package}.{name}")
+        return getattr(importlib.import_module(homes[name]), name)
 
     def names() -> list[str]:
-        return sorted(vars(sys.modules[package])["__all__"])
+        return sorted(vars(module)["__all__"])
 
     return get, names

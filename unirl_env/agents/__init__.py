@@ -36,23 +36,5 @@ __all__ = [
     "TokenStep",
 ]
 
-_HOMES = {
-    "Agent": "agent",
-    "AgentConfig": "config",
-    "Context": "loss",
-    "DRPO": "drpo",
-    "DRPOConfig": "drpo",
-    "FlowDPPO": "flow_dppo",
-    "FlowDPPOConfig": "flow_dppo",
-    "GRPO": "grpo",
-    "GRPOConfig": "grpo",
-    "GSPO": "gspo",
-    "GSPOConfig": "gspo",
-    "Loss": "loss",
-    "Metric": "loss",
-    "Rows": "rows",
-    "SDEStep": "rows",
-    "TokenStep": "rows",
-}
-
-__getattr__, __dir__ = lazily(__name__, _HOMES)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazily(__name__)

@@ -12,4 +12,5 @@ if TYPE_CHECKING:
 
 __all__ = ["HackingAlarm", "HackingCallback"]
 
-__getattr__, __dir__ = lazily(__name__, {"HackingAlarm": "alarm", "HackingCallback": "callback"})
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazily(__name__)

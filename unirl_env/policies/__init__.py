@@ -21,15 +21,5 @@ __all__ = [
     "act_by_phase",
 ]
 
-_HOMES = {
-    "ActionHead": "heads",
-    "Actor": "actor",
-    "GenerativePolicy": "rl_module",
-    "Head": "heads",
-    "LatentHead": "heads",
-    "LoRAConfig": "actor",
-    "TokenHead": "heads",
-    "act_by_phase": "by_phase",
-}
-
-__getattr__, __dir__ = lazily(__name__, _HOMES)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazily(__name__)

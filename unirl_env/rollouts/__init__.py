@@ -14,13 +14,5 @@ if TYPE_CHECKING:
 
 __all__ = ["Driver", "LocalEngine", "PlayedEpisode", "Rollout", "RolloutRequest", "TextDriver"]
 
-_HOMES = {
-    "Driver": "drivers.driver",
-    "LocalEngine": "engines.local",
-    "PlayedEpisode": "callbacks",
-    "Rollout": "play",
-    "RolloutRequest": "request",
-    "TextDriver": "drivers.tokens",
-}
-
-__getattr__, __dir__ = lazily(__name__, _HOMES)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazily(__name__)

@@ -12,14 +12,5 @@ if TYPE_CHECKING:
 
 __all__ = ["ForeignWorld", "World", "make_env", "make_vector_env", "register", "world_of"]
 
-__getattr__, __dir__ = lazily(
-    __name__,
-    {
-        "ForeignWorld": "world",
-        "World": "world",
-        "make_env": "world",
-        "make_vector_env": "world",
-        "register": "registration",
-        "world_of": "world",
-    },
-)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazily(__name__)
