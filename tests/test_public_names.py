@@ -84,9 +84,9 @@ def test_a_name_that_is_not_there_is_told_with_those_that_are(name):
 
 def test_what_is_loaded_on_first_use_is_told_to_type_checkers():
     assert (ROOT / "unirl_env" / "py.typed").exists()
-    for name in ("agents", "policies", "rollouts"):
+    for name in ("agents", "monitor", "policies", "rewards", "rollouts", "worlds"):
         text = (ROOT / "unirl_env" / name / "__init__.py").read_text()
-        (checked,) = [node for node in ast.parse(text).body if isinstance(node, ast.If)]
+        checked, _ = [node for node in ast.parse(text).body if isinstance(node, ast.If)]
         told = {alias.name for node in checked.body for alias in node.names}
         assert told == set(module(name).__all__) - {"AGENTS"}
 
