@@ -50,7 +50,7 @@ def runs(tmp_path, monkeypatch):
             raise ZeroDivisionError("nobody foresaw it")
         return fake_parts()(cfg)
 
-    monkeypatch.setattr(train, "settings", settings)
+    monkeypatch.setattr("unirl_env.run.compose.chosen.settings", settings)
     monkeypatch.setattr("unirl_env.run.agent_setup.build_parts", build)
     return began
 
