@@ -30,7 +30,7 @@ from unirl_env.monitor.score_metrics import score_metrics
 from unirl_env.rollouts.callbacks import episode_lengths, has_runner_callbacks
 from unirl_env.rollouts.calls import call_runners
 from unirl_env.rollouts.request import RolloutRequest
-from unirl_env.types import Prompt, Scores
+from unirl_env.types import Scores
 
 __all__ = ["RLlibAlgorithm", "log_episodes", "log_update"]
 
@@ -55,8 +55,8 @@ class RLlibAlgorithm(Algorithm):
         """Make the parts that need runners and learners, which are there."""
 
     @abstractmethod
-    def _collect(self, prompts: Sequence[Prompt], group_size: int, **options: Any) -> EpisodeBatch:
-        """Play P x G episodes."""
+    def _collect(self, request: RolloutRequest) -> EpisodeBatch:
+        """Play the episodes that are asked for; whole groups go to each runner."""
 
     @abstractmethod
     def _publish(self, runners: Sequence[int] | None = None) -> Any:
