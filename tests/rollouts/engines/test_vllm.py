@@ -13,7 +13,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed here; `make test-vllm`
 
 @pytest.fixture(scope="module")
 def engine():
-    model = make_actor().language_model
+    model = make_actor().model
     before = torch.get_rng_state()
     made = ENGINES.get("vllm")(
         model.pretrained,

@@ -22,7 +22,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed here; `make test-vllm`
 
 @pytest.fixture(scope="module")
 def engine():
-    model = make_actor().language_model
+    model = make_actor().model
     made = ENGINES.get("vllm")(
         model.pretrained,
         eos_ids=model.eos_ids,
