@@ -140,8 +140,9 @@ def test_what_is_evaluated_is_what_the_settings_say(build):
     assert (found["num_episodes"], found["num_env_steps_sampled"], found["episode_len_mean"]) == (8, 24, 3)
     asked = []
     collect = agent._collect
-    agent._collect = lambda prompts, size, **options: (
-        asked.append((len(prompts), {p.text for p in prompts}, size)) or collect(prompts, size, **options)
+    agent._collect = lambda request: (
+        asked.append((len(request.prompts), {p.text for p in request.prompts}, request.group_size))
+        or collect(request)
     )
     agent.evaluate()
     assert asked == [(2, {"1,0"}, 4)]
