@@ -37,6 +37,14 @@ def _own_secrets(monkeypatch):
 
 
 @pytest.fixture(scope="session")
+def cluster():
+    """RLlib keeps its configuration in Ray's object store, even where everything runs in one process."""
+    import cluster as one_cluster
+
+    one_cluster.start()
+
+
+@pytest.fixture(scope="session")
 def quiet_models():
     """No progress bars of model libraries among the dots."""
     import diffusers

@@ -89,7 +89,7 @@ def test_the_comparison_sees_what_stays_of_old_weights(engine, monkeypatch, forg
 def test_log_probs_are_those_of_our_own_scoring(engine, monkeypatch, settings):
     actor = train(make_actor(**settings), seed=5)
     for name in ("temperature", "top_p", "top_k"):
-        monkeypatch.setattr(engine, name, getattr(actor, name))
+        monkeypatch.setattr(engine, name, getattr(actor.head(), name))
     asked = requests(16)
     engine.load_weights(1, actor)
     assert gap(actor, asked, engine.generate(asked)) < 1e-4

@@ -60,7 +60,7 @@ def test_greedy_answers_are_the_trained_networks_after_each_publication(engine):
 def test_log_probs_are_those_of_our_own_scoring(engine, monkeypatch, settings):
     actor = train(make_actor(rank=6, **settings), seed=5)
     for name in ("temperature", "top_p", "top_k"):
-        monkeypatch.setattr(engine, name, getattr(actor, name))
+        monkeypatch.setattr(engine, name, getattr(actor.head(), name))
     asked = requests(16)
     engine.load_weights(1, actor)
     assert gap(actor, asked, engine.generate(asked)) < 1e-4
