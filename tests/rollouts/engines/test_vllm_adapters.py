@@ -116,7 +116,7 @@ def test_rollouts_agree_with_those_of_the_policys_own_network(engine):
         return RewardWrapper(env, lambda samples, prompts: Scores([float(len(s.tokens)) for s in samples]))
 
     prompts = [Prompt("37+48="), Prompt("tell me a story " * 9)]
-    mine = Rollout(make_env, {"text": TextDriver(LocalEngine(actor))}, actor=actor)
+    mine = Rollout(make_env, {"text": TextDriver(LocalEngine(actor))})
     theirs = Rollout(make_env, {"text": TextDriver(engine, actor)})
     theirs.load_weights(1)
     mine.load_weights(1)

@@ -109,7 +109,7 @@ def test_greedy_answers_are_the_trained_networks_after_each_publication(server, 
 def test_log_probs_are_those_of_our_own_scoring(server, model, asked, monkeypatch):
     actor = train(make_actor(6, model, temperature=0.7, top_p=0.9, top_k=20), seed=5)
     for name in ("temperature", "top_p", "top_k"):
-        monkeypatch.setattr(server, name, getattr(actor, name))
+        monkeypatch.setattr(server, name, getattr(actor.head(), name))
     server.load_weights(1, actor)
     made = server.generate(asked)
     assert gap(actor, asked, made) < 1e-4
