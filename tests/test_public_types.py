@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FILE = '''
+FILE = """
 import unirl_env
 from unirl_env.agents import AgentConfig, GRPOConfig, Loss, Rows
 from unirl_env.envs import check_vector_env
@@ -23,7 +23,7 @@ reveal_type(unirl_env.envs.check_vector_env)
 def nearness(samples: list[Sample], prompts: list[Prompt]) -> Scores:
     unirl_env.rewards.nearness(samples)
     raise NotImplementedError
-'''
+"""
 
 
 @pytest.mark.slow
