@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unirl_env.errors import ConfigError, PromptError
 from unirl_env.models.backbone import ForwardOptions
 from unirl_env.models.shared import packed
-from unirl_env.models.shared.chat import ChatWords
+from unirl_env.models.shared.chat import ANSWER, ChatWords, after_answer
 from unirl_env.models.shared.exports import merged_state, write_adapters
 from unirl_env.models.shared.faithful import hold
 from unirl_env.models.shared.loading import Source, complete
@@ -30,8 +30,6 @@ ADAPTED = (
 )
 UNREAD = ("vision_model", "aligner", "vqmodel")
 """Parts of transformers' model that neither text nor picture tokens go through."""
-ANSWER = "(the answer so far)"
-"""Stands for what the model said when the chat template is asked what comes after."""
 
 
 class JanusText(LanguageModel):
@@ -113,11 +111,8 @@ class JanusText(LanguageModel):
     def reply(self, text: str) -> list[int]:
         """The template's turn of the user, up to the beginning of the next answer."""
         said = [("user", "?"), ("assistant", ANSWER), ("user", self._spelling.quoted(text))]
-        after = self._render([_turn(role, content) for role, content in said]).partition(ANSWER)[2]
-        # The token that ended the answer was an action; the reply begins behind it.
-        for end in self._spelling.named(self.end_of_text):
-            after = after.removeprefix(end)
-        return self._spelling.ids(after)
+        chat = self._render([_turn(role, content) for role, content in said])
+        return after_answer(chat, self._spelling, self.end_of_text)
 
     def network(self) -> nn.Module:
         """Transformers' own model, freshly loaded, without what reads pictures and what paints them."""

@@ -18,7 +18,7 @@ from unirl_env.models.shared.templates import check_rows, check_template, render
 from unirl_env.models.words import Encoded, Words
 from unirl_env.types import Prompt
 
-__all__ = ["ChatWords"]
+__all__ = ["ANSWER", "ChatWords", "after_answer"]
 
 ANSWER = "(the answer so far)"
 """Stands for what the model said when a chat template is asked what comes after."""
@@ -121,11 +121,7 @@ class ChatWords(Words):
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
         said = {"role": self._reply_role, "content": self.spelling.quoted(text, by="tool")}
         chat = rendered(lambda: self._render([*turns, said]), text, self.pretrained)
-        after = chat.partition(ANSWER)[2]
-        # The token that ended the answer was an action; the reply begins behind it.
-        for end in self.spelling.named(self.eos_ids):
-            after = after.removeprefix(end)
-        return self.spelling.ids(after)
+        return after_answer(chat, self.spelling, self.eos_ids)
 
     @cached_property
     def config(self) -> Any:
@@ -202,3 +198,17 @@ class ChatWords(Words):
                 "generation_config.json."
             )
         return found
+
+
+def after_answer(chat: str, spelling: Spelling, ends: Sequence[int]) -> list[int]:
+    """The tokens of a rendered chat behind `ANSWER`.
+
+    Args:
+        chat: As the template renders it, with `ANSWER` for what the model said.
+        spelling: Of the model.
+        ends: What ends an answer. That token was an action; what is returned begins behind it.
+    """
+    after = chat.partition(ANSWER)[2]
+    for end in spelling.named(ends):
+        after = after.removeprefix(end)
+    return spelling.ids(after)
