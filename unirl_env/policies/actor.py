@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,9 @@ class Actor(nn.Module):
         train_phases: The phases that are trained, None all of them; weights of a unified model that only
             another one reads are frozen.
         keep_reference: Keep a frozen copy of all weights for `reference()`; adapters need none.
+        merge_adapters: Act with adapters merged into the weights (`acting`); None does so in float32, unless
+            the model is evaluated in `rows_per_forward`, which promises that scoring finds the very bits of
+            sampling.
         gradient_checkpointing: Recompute activations in the backward pass, where the network can; the layers
             of transformers do so for tokens, not for latents.
         **settings: Of the heads: `guidance`, `dynamics`, `eta` and `storage_dtype` of latents;
@@ -64,6 +67,7 @@ class Actor(nn.Module):
         heads: Mapping[str, Head] | None = None,
         train_phases: Sequence[str] | None = None,
         keep_reference: bool = False,
+        merge_adapters: bool | None = None,
         gradient_checkpointing: bool = False,
         **settings: Any,
     ):
@@ -76,7 +80,7 @@ class Actor(nn.Module):
         if not trained or not set(trained) <= set(self.heads):
             raise ConfigError(f"`train_phases` must name some of {tuple(self.heads)}, got {list(trained)}.")
         self.network = model.network().eval()
-        self.lora = lora
+        self.lora, self.merge_adapters = lora, merge_adapters
         self._frozen: list[nn.Module] = []
         self._layers: list[nn.Module] = []
         if lora is None:
@@ -167,6 +171,42 @@ class Actor(nn.Module):
             )
         return head
 
+    def acting(self, *, base: bool = False) -> AbstractContextManager[None]:
+        """What whoever plays whole episodes does so within.
+
+        Args:
+            base: Play the untrained model.
+        """
+        if base:
+            return self.reference()
+        merging = self.merge_adapters
+        if merging is None:
+            exact = getattr(self.model, "rows_per_forward", None) is not None
+            merging = not exact and all(p.dtype == torch.float32 for p in self.network.parameters())
+        return self.merged() if merging else nullcontext()
+
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """Within it, adapters are part of the weights: one matrix product in the place of three.
+
+        Nothing can be trained within. Afterwards every layer has the very weights of before: they are kept,
+        not computed back. Sums are rounded otherwise than with the adapters beside the weights, so that scores
+        agree with those to rounding.
+
+        """
+        layers = [layer for layer in self._adapter_layers() if not layer.disable_adapters]
+        own = [layer.get_base_layer().weight for layer in layers]
+        with self._beside(layers):
+            try:
+                for layer, weight in zip(layers, own, strict=True):
+                    change = sum(layer.get_delta_weight(name).detach() for name in layer.active_adapters)
+                    # Another parameter, because the weight may be tied to a layer without an adapter.
+                    layer.get_base_layer().weight = nn.Parameter(weight + change.to(weight.dtype), False)
+                yield
+            finally:
+                for layer, weight in zip(layers, own, strict=True):
+                    layer.get_base_layer().weight = weight
+
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Within it, the actor is the untrained model.
@@ -175,14 +215,8 @@ class Actor(nn.Module):
             ContractError: If all weights are trained and no copy was kept.
         """
         if self.lora is not None:
-            layers = list(self._adapter_layers())
-            for layer in layers:
-                layer.enable_adapters(False)
-            try:
+            with self._beside(list(self._adapter_layers())):
                 yield
-            finally:
-                for layer in layers:
-                    layer.enable_adapters(True)
             return
         if not self._frozen:
             raise ContractError(
@@ -287,6 +321,21 @@ class Actor(nn.Module):
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         return (module for module in self.network.modules() if isinstance(module, BaseTunerLayer))
+
+    @contextmanager
+    def _beside(self, layers: Sequence[Any]) -> Iterator[None]:
+        """Within it, the adapters of `layers` do nothing."""
+        # peft would have all of them trained afterwards, also those of a phase that is frozen.
+        trained = [(p, p.requires_grad) for layer in layers for p in layer.parameters()]
+        for layer in layers:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
+            for parameter, requires_grad in trained:
+                parameter.requires_grad_(requires_grad)
 
     def _checkpoint_gradients(self) -> None:
         for network in self._adapted():
