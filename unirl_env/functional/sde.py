@@ -85,13 +85,15 @@ def transition(
     require_shape("velocity", velocity, latent.shape, "latent")
     s, s_next, noisy = _rows(latent, sigma, sigma_next, stochastic)
 
+    wide = s.shape + (1,) * (latent.ndim - s.ndim)
+    if noisy.device.type == "cpu" and not bool(noisy.any()):
+        return latent.float() - velocity.float() * (s - s_next).reshape(wide), torch.zeros_like(s)
     keep, push, std = _coefficients(s, s_next, dynamics, eta, sigma_max)
     noisy = noisy & (std > 0)
     # The deterministic rows take Euler's coefficients themselves, not a limit that rounds to them.
     keep = torch.where(noisy, keep, 1.0)
     push = torch.where(noisy, push, s - s_next)
     std = torch.where(noisy, std, 0.0)
-    wide = s.shape + (1,) * (latent.ndim - s.ndim)
     mean = latent.float() * keep.reshape(wide) - velocity.float() * push.reshape(wide)
     return mean, std
 
@@ -271,7 +273,7 @@ def sde_step(
                 "keyed_noise(episode_seeds, step, latent.shape[1:]), or eta=0 for the ODE."
             )
         else:
-            next_latent = mean
+            return SDEStep(mean.to(storage_dtype or latent.dtype), torch.zeros_like(std), mean, std)
         storage_dtype = storage_dtype or latent.dtype
     next_latent = next_latent.to(storage_dtype or next_latent.dtype)
 

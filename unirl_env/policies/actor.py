@@ -177,8 +177,8 @@ class Actor(nn.Module):
         Args:
             base: Play the untrained model.
         """
-        if base:
-            return self.reference()
+        if base or self.lora is None:
+            return self.reference() if base else nullcontext()
         merging = self.merge_adapters
         if merging is None:
             exact = getattr(self.model, "rows_per_forward", None) is not None
