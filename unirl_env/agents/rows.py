@@ -22,7 +22,10 @@ from unirl_env.policies.distributions import ActionStep
 from unirl_env.policies.packing import pack_continuations, sequence_lengths
 from unirl_env.registry import Registry
 
-__all__ = ["KINDS", "Losses", "PhaseKind", "Rows", "Shard", "Step", "rows_at"]
+__all__ = ["KINDS", "Losses", "PhaseKind", "Rows", "Shard", "Step", "episodes_at_once", "rows_at"]
+
+ELEMENTS_AT_ONCE = 1 << 15
+"""Of latents, in one forward and backward on a CPU."""
 
 Step = SDEStep | TokenStep | ActionStep
 
@@ -41,6 +44,8 @@ class Shard:
         denominators: Per optimizer step and phase, what weighted sums are divided by; counts all learners'
             shares.
         iteration: The iteration's number, from 0.
+        branching: The phases in whose rows a prompt that episodes share stands once; the learner knows, which
+            has the network.
     """
 
     phases: Mapping[str, Phase]
@@ -51,6 +56,7 @@ class Shard:
     weights: Mapping[str, Tensor]
     denominators: tuple[Mapping[str, float], ...]
     iteration: int = 0
+    branching: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.group)
@@ -285,7 +291,7 @@ def flat_rows(shard: Shard, name: str, index: Tensor, denominator: float) -> Row
 
 def token_rows(shard: Shard, name: str, index: Tensor, denominator: float) -> Rows:
     """The trained tokens of the episodes at `index` `[b]`, which travel as one packed row."""
-    packed = pack_continuations(shard.phases[name], index)
+    packed = pack_continuations(shard.phases[name], index, branching=name in shard.branching)
     return rows_at(
         shard,
         name,
@@ -297,6 +303,23 @@ def token_rows(shard: Shard, name: str, index: Tensor, denominator: float) -> Ro
     )
 
 
+def episodes_at_once(phase: Phase, device: torch.device | str, *, forwards: int = 1) -> int | None:
+    """What `micro_batch_size="auto"` is: how many episodes of a phase are trained in one forward; None for all.
+
+    An accelerator is the busier the more it is given. A CPU is not once activations leave its caches: of latents
+    it takes as many as have `ELEMENTS_AT_ONCE` elements in all steps. It is a rule of sizes and not of clocks,
+    so that runs repeat themselves.
+
+    Args:
+        phase: The phase.
+        device: Where it is trained.
+        forwards: How many rows of the network a row of the phase takes: 2 under guidance.
+    """
+    if phase.kind != "latents" or torch.device(device).type != "cpu":
+        return None
+    return max(1, ELEMENTS_AT_ONCE // max(1, forwards * phase.action[0].numel()))
+
+
 def by_episodes(phase: Phase, busy: Tensor, *, size: int | None, tokens: int | None) -> list[Tensor]:
     """The episodes `busy` in micro-batches of at most `size`; None takes all at once."""
     return list(busy.split(size or len(busy))) if len(busy) else []
@@ -305,11 +328,19 @@ def by_episodes(phase: Phase, busy: Tensor, *, size: int | None, tokens: int | N
 def by_tokens(phase: Phase, busy: Tensor, *, size: int | None, tokens: int | None) -> list[Tensor]:
     """The episodes `busy` in micro-batches of at most `size` episodes and `tokens` packed tokens.
 
-    None bounds nothing. The longest come first, so that the episodes of a micro-batch are of about one
-    length. An episode that alone exceeds `tokens` is one of its own.
+    None bounds nothing. Episodes of one prompt stay together, which may share it; of prompts, those with the
+    longest episode come first, so that the episodes of a micro-batch are of about one length. Each episode
+    counts with its prompt. One that alone exceeds `tokens` is a micro-batch of its own.
     """
     lengths = sequence_lengths(phase).cpu()[busy]
-    order = lengths.argsort(descending=True, stable=True)
+    prompt = phase.context_row.cpu()[busy]
+    longest = torch.zeros(int(prompt.max()) + 1, dtype=lengths.dtype) if len(busy) else lengths
+    longest = longest.scatter_reduce(0, prompt, lengths, "amax")[prompt]
+    keys = zip(longest.tolist(), prompt.tolist(), lengths.tolist(), strict=True)
+    order = torch.tensor(
+        [i for _, i in sorted(((-most, row, -n), i) for i, (most, row, n) in enumerate(keys))],
+        dtype=torch.int64,
+    )
     found: list[list[int]] = []
     room = 0
     for episode, length in zip(busy[order].tolist(), lengths[order].tolist(), strict=True):

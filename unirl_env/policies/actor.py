@@ -110,6 +110,14 @@ class Actor(nn.Module):
             raise ContractError(f"`phase` must be one of {', '.join(map(repr, self.heads))}, got {phase!r}.")
         return self.heads[phase]
 
+    def forwards(self, phase: str | None = None) -> int:
+        """Rows that the network is given for each row of `phase`."""
+        return self.head(phase).forwards
+
+    def branches(self, phase: str | None = None) -> bool:
+        """Whether rows of `phase` may share their prompts; see `policies.packing`."""
+        return self.head(phase).branches(self.part(phase))
+
     def read(self, obs: Mapping[str, Tensor], *, phase: str | None = None) -> Any:
         """The contexts of latents, read once for many steps; see `LatentHead.read`."""
         return self.latent_head(phase).read(self.part(phase), obs)

@@ -23,6 +23,7 @@ from unirl_env.envs.contract import env_attr
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ContractError
 from unirl_env.rollouts.callbacks import RunnerCallbacks
+from unirl_env.rollouts.memory import keep_freed_memory
 from unirl_env.rollouts.request import RolloutRequest
 from unirl_env.rollouts.sync import require_version
 
@@ -43,6 +44,7 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
 
     def __init__(self, *, config: Any, **kwargs: Any):
         super().__init__(config=config, **kwargs)
+        keep_freed_memory()
         self.spaces = kwargs.get("spaces") or {}
         self.world: Any = None
         self.env: gym.vector.VectorEnv | None = None

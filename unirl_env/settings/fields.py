@@ -144,6 +144,8 @@ def _check_bounds(field: dataclasses.Field, value: Any, prefix: str, null: bool)
 
 
 def _within(facts: Mapping[str, Any], value: Any) -> bool:
+    if isinstance(value, str) and not facts.get("choices"):
+        return True  # a word in the place of a number, which its type has judged
     if facts.get("choices"):
         return any(value == choice and type(value) is type(choice) for choice in facts["choices"])
     bounds = (

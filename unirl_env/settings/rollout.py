@@ -34,6 +34,10 @@ class RolloutSettings(Settings):
     keep_samples: bool = setting(True, may_change=True)
     """Keep an iteration's finished samples until the next: what the diversity of groups and the held-out
     reward of training samples are taken from. Without, less memory."""
+    merge_adapters: bool | None = setting(None, may_change=True)
+    """Sample with adapters merged into a copy of the weights that they adapt: faster, and in the last bits
+    another sum than the learner's, whose weights are the very same. Null merges in float32, unless the model
+    has `rows_per_forward`, which promises a ratio of exactly one. In bfloat16 merged weights are rounded."""
     num_env_runners: int = setting(0, least=0, may_change=True)
     """Rollout processes; 0 rolls out in the driver."""
     num_learners: int = setting(0, least=0, may_change=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from unirl_env.errors import ContractError, ModelNotFound
@@ -62,6 +63,8 @@ class CausalNetwork:
             ContractError: If a text is longer than its rotary frequencies stay the same.
         """
         border, lengths = self._border, how.get("lengths")
+        if lengths is not None and (follows := how.get("follows")) is not None:
+            lengths = lengths + torch.where(follows >= 0, lengths[follows], 0)
         if border is not None and lengths is not None and int(lengths.max()) > border:
             raise ContractError(
                 f"Texts must have at most {border} tokens, behind which {type(network).__name__} changes its "
