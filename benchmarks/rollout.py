@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
 from itertools import product
 
 import torch
-from timing import ratio, report, rounds
+from timing import RowsSeen, ratio, report, rounds
 
 from unirl_env.envs import PromptSource
 from unirl_env.models.tiny import TinySD3Denoiser, tiny_path
@@ -34,26 +33,6 @@ GROUP = 4
 def no_score(samples, prompts):
     """A reward that costs nothing: the pipeline has none."""
     return Scores(torch.zeros(len(samples)))
-
-
-class RowsSeen:
-    """Counts the rows that a network is given."""
-
-    def __init__(self):
-        self.rows = 0
-
-    def watch(self, network: torch.nn.Module) -> None:
-        """Count those of `network`, too."""
-        network.register_forward_pre_hook(self._count, with_kwargs=True)
-
-    def of(self, call: Callable[[], object]) -> int:
-        """How many rows one `call` is."""
-        self.rows = 0
-        call()
-        return self.rows
-
-    def _count(self, module, args, kwargs) -> None:
-        self.rows += len(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
 
 
 def with_adapters(denoiser: TinySD3Denoiser) -> Actor:

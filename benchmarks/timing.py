@@ -1,4 +1,4 @@
-"""Times of things that take turns, so that a machine whose speed drifts slows all of them alike."""
+"""Times of things that take turns, so that a machine whose speed drifts slows all of them alike; and their rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-__all__ = ["interleaved", "ratio", "report", "rounds"]
+__all__ = ["RowsSeen", "interleaved", "ratio", "report", "rounds"]
 
 
 def rounds(
@@ -43,12 +43,33 @@ def ratio(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
     return {"min": found[0], "median": statistics.median(found), "max": found[-1]}
 
 
+class RowsSeen:
+    """Counts the rows that a network is given."""
+
+    def __init__(self):
+        self.rows = 0
+
+    def watch(self, network: torch.nn.Module) -> None:
+        """Count those of `network`, too."""
+        network.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def of(self, call: Callable[[], object]) -> int:
+        """How many rows one `call` is."""
+        self.rows = 0
+        call()
+        return self.rows
+
+    def _count(self, module, args, kwargs) -> None:
+        self.rows += len(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
+
+
 def report(name: str, numbers: Mapping[str, object]) -> None:
     """One JSON line: what was measured, where, and the numbers."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     print(
         json.dumps(
-            {"benchmark": name, "device": device, "threads": torch.get_num_threads()} | _rounded(dict(numbers))
+            {"benchmark": name, "device": device, "threads": torch.get_num_threads()}
+            | _rounded(dict(numbers))
         ),
         flush=True,
     )

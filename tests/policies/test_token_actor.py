@@ -88,7 +88,10 @@ def test_gradients_are_those_of_a_plain_forward_pass(actor, phase, branching):
         (log_prob * torch.linspace(-1, 1, len(log_prob))).sum().backward()
         return torch.cat([p.grad.flatten() for p in actor.network.parameters() if p.requires_grad])
 
-    mine, theirs = gradient(scored(actor, phase, branching=branching)[0].log_prob), gradient(plain(actor, phase))
+    mine, theirs = (
+        gradient(scored(actor, phase, branching=branching)[0].log_prob),
+        gradient(plain(actor, phase)),
+    )
     assert theirs.norm() > 1e-3
     assert (mine - theirs).norm() <= 2e-5 * theirs.norm()
 

@@ -91,7 +91,10 @@ class EncodingCache:
             said = self.read([*things, *things[-1:] * (self.at_once - len(things))])
             for row, (key, thing) in enumerate(zip(keys, things, strict=True)):
                 # Clones, because a view would keep the others alive.
-                self._kept[key] = thing, {k: v[row : row + 1].to(self.device, copy=True) for k, v in said.items()}
+                self._kept[key] = (
+                    thing,
+                    {k: v[row : row + 1].to(self.device, copy=True) for k, v in said.items()},
+                )
 
 
 def prompt_key(prompt: Prompt, text: str) -> Hashable:

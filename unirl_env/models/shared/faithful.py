@@ -221,7 +221,9 @@ def _branched(model: LanguageModel, network: nn.Module, rows: Sequence[Tensor]) 
     follows = torch.cat([torch.full((count,), -1), number, number])
     lengths = torch.tensor([len(part) for part in parts])
     begins = [0] * count + [len(stem) for stem in stems] * 2
-    positions = torch.cat([begin + torch.arange(len(part)) for begin, part in zip(begins, parts, strict=True)])
+    positions = torch.cat(
+        [begin + torch.arange(len(part)) for begin, part in zip(begins, parts, strict=True)]
+    )
     positions = positions.to(rows[0].device).expand(model.position_axes, 1, -1)
     hidden = model.hidden(
         network, torch.cat(parts)[None], positions, lengths=lengths, follows=follows.to(positions.device)

@@ -116,7 +116,9 @@ class KeyedSteps:
         device: Where it is made.
     """
 
-    def __init__(self, seeds: Sequence[int], explored: Collection[int], shape: Sequence[int], device: torch.device):
+    def __init__(
+        self, seeds: Sequence[int], explored: Collection[int], shape: Sequence[int], device: torch.device
+    ):
         self._seeds, self._shape, self._device = torch.tensor(seeds), shape, device
         self._left, self._made = sorted(explored), dict[int, Tensor]()
         self._at_once = max(1, NOISE_AT_ONCE // max(1, len(seeds) * math.prod(shape)))
