@@ -2,8 +2,8 @@
 
 The bare run makes exactly the calls of the network (T forwards of B rows, the adapters merged; then per
 minibatch forwards and backwards of its B/N x S rows, as many at a time as the agent takes, and an optimizer
-step), encodes the prompts that are new, and decodes B latents. The agent adds the environment, the reward, the
-records, the loss, the advantages and RLlib around them. The rows of both are counted by a hook.
+step), encodes the prompts that are new, and decodes B latents. The agent adds the environment, the reward,
+the records, the loss, the advantages and RLlib around them. The rows of both are counted by a hook.
 
     python benchmarks/iteration.py [--rounds 9] [--agent flow_dppo] [--cases 2x8 8x12]
 """

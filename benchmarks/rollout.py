@@ -3,9 +3,9 @@
 For each batch size, guidance, with and without adapters: the same embedded model, steps, batch and prompts
 (whose encodings are given to all three, and kept by the environment), and the same number of rows through the
 network, counted by a hook. `pipeline / ours` above 1: environment and policy are faster than
-`StableDiffusion3Pipeline.__call__`, which has the very adapters of the policy loaded. `ours / bare`: what they
-cost over the network's calls, an Euler step after each, and the decoder. Both are medians over rounds, with the
-smallest and the largest.
+`StableDiffusion3Pipeline.__call__`, which has the very adapters of the policy loaded. `ours / bare`: what
+they cost over the network's calls, an Euler step after each, and the decoder. Both are medians over rounds,
+with the smallest and the largest.
 
     python benchmarks/rollout.py [--rounds 9] [--steps 8] [--batches 8 16 32 96] [--guidance 1 4.5]
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from itertools import product
+from itertools import pairwise, product
 
 import torch
 from timing import RowsSeen, ratio, report, rounds
@@ -103,7 +103,7 @@ def compared(steps: int, batch: int, guidance: float, adapters: bool, repeats: i
         latent, context = torch.randn(batch, *denoiser.latent_shape), texts
         if guidance != 1:
             context = {name: torch.cat([blanks[name], texts[name]]) for name in texts}
-        for now, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for now, after in pairwise(sigmas):
             rows = latent if guidance == 1 else torch.cat([latent, latent])
             velocity = denoiser.velocity(actor.network, rows, torch.full((len(rows),), now), context)
             if guidance != 1:

@@ -1,4 +1,4 @@
-"""Times of things that take turns, so that a machine whose speed drifts slows all of them alike; and their rows."""
+"""Times of things that take turns, so that a machine whose speed drifts slows all of them alike."""
 
 from __future__ import annotations
 

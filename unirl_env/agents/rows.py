@@ -304,11 +304,11 @@ def token_rows(shard: Shard, name: str, index: Tensor, denominator: float) -> Ro
 
 
 def episodes_at_once(phase: Phase, device: torch.device | str, *, forwards: int = 1) -> int | None:
-    """What `micro_batch_size="auto"` is: how many episodes of a phase are trained in one forward; None for all.
+    """How many episodes of a phase `micro_batch_size="auto"` trains in one forward; None for all.
 
-    An accelerator is the busier the more it is given. A CPU is not once activations leave its caches: of latents
-    it takes as many as have `ELEMENTS_AT_ONCE` elements in all steps. It is a rule of sizes and not of clocks,
-    so that runs repeat themselves.
+    An accelerator is the busier the more it is given. A CPU is not once activations leave its caches: of
+    latents it takes as many as have `ELEMENTS_AT_ONCE` elements in all steps. It is a rule of sizes and not
+    of clocks, so that runs repeat themselves.
 
     Args:
         phase: The phase.

@@ -198,8 +198,8 @@ class Actor(nn.Module):
         """Within it, adapters are part of the weights: one matrix product in the place of three.
 
         Nothing can be trained within. Afterwards every layer has the very weights of before: they are kept,
-        not computed back. Sums are rounded otherwise than with the adapters beside the weights, so that scores
-        agree with those to rounding.
+        not computed back. Sums are rounded otherwise than with the adapters beside the weights, so that
+        scores agree with those to rounding.
 
         """
         layers = [layer for layer in self._adapter_layers() if not layer.disable_adapters]

@@ -41,7 +41,6 @@ class Head(ABC):
     Attributes:
         kind: The kind of phase that its actions make, as `Phase.kind` has it.
         recomputes: Whether the layers of transformers may recompute activations in its passes.
-        forwards: Rows that the network is given for each row.
     """
 
     kind: str
@@ -49,6 +48,7 @@ class Head(ABC):
 
     @property
     def forwards(self) -> int:
+        """How many rows the network is given for each row."""
         return 1
 
     def __init__(self, model: Any):

@@ -47,8 +47,8 @@ class AgentSettings(Settings):
     """Deal the episodes out anew in every epoch: by whole `group`s, by `episode`, or true, which is by groups
     where minibatches hold whole ones. Changes with the seed, the iteration and the epoch only."""
     micro_batch_size: int | Literal["auto"] | None = setting("auto", least=1, may_change=True)
-    """Episodes per forward and backward; null takes the whole minibatch. `auto` does so, too, except of latents
-    on a CPU, of which it takes no more than its caches hold. Changes memory and time, not results."""
+    """Episodes per forward and backward; null takes the whole minibatch. `auto` does so, too, except of
+    latents on a CPU, of which it takes no more than its caches hold. Changes memory and time, not results."""
     micro_batch_tokens: int | None = setting(None, least=1, may_change=True)
     """Packed tokens per forward and backward of a language model. Changes memory, not results."""
     aggregate: str | None = setting(None, choices=("token_mean", "sequence_mean", "horizon"), inherits=True)

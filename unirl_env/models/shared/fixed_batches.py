@@ -16,8 +16,8 @@ from unirl_env.types import Sample
 __all__ = ["in_fixed_batches", "painted", "pictures_at_once", "texts_at_once"]
 
 PIXELS_AT_ONCE = 64 * 64
-"""In one forward: small pictures are faster together, larger ones fill a device by themselves, and a batch that
-is filled up is work for nothing."""
+"""In one forward: small pictures are faster together, larger ones fill a device by themselves, and a batch
+that is filled up is work for nothing."""
 TOKENS_AT_ONCE, TEXTS_AT_ONCE = 1024, 8
 """Likewise of texts."""
 

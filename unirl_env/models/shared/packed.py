@@ -1,9 +1,9 @@
 """Attention over sequences of unequal length that lie one after another in a single row, without padding.
 
 Transformers look up their attention by name. The one registered here, `unirl_packed`, is told where the
-sequences begin by a keyword of the forward call, and then lets each see itself alone, or behind another one that it goes on from; all other layers work
-on tokens one by one and need no word of it. Without the keyword it is the ordinary `sdpa`, so that one
-network both scores packed sequences and generates with a cache.
+sequences begin by a keyword of the forward call, and then lets each see itself alone, or behind another one
+that it goes on from; all other layers work on tokens one by one and need no word of it. Without the keyword it
+is the ordinary `sdpa`, so that one network both scores packed sequences and generates with a cache.
 
 What a layer asks of its attention beyond that (sinks, soft caps, indices of a sparse attention) is refused by
 name, never dropped: sampling and scoring would agree with each other, and both be wrong.
@@ -116,7 +116,8 @@ class Trunk:
 
     Attributes:
         index: `[n, w]` int64, its positions in the row, the last one repeated as padding.
-        place: `[n, w + m]` int64, the place of each key of the trunk and of the sequence; padding is far away.
+        place: `[n, w + m]` int64, the places of the trunk's keys, of which padding is far away, and of the
+            sequence's.
         query: `[n, m]` int64, the places of the sequence.
         seen: `[n, 1, m, w + m]` bool, which keys each token sees, by their order alone; `[1, 1, m, w + m]` if
             that is the same for all.
