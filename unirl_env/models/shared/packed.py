@@ -2,8 +2,8 @@
 
 Transformers look up their attention by name. The one registered here, `unirl_packed`, is told where the
 sequences begin by a keyword of the forward call, and then lets each see itself alone, or behind another one
-that it goes on from; all other layers work on tokens one by one and need no word of it. Without the keyword it
-is the ordinary `sdpa`, so that one network both scores packed sequences and generates with a cache.
+that it goes on from; all other layers work on tokens one by one and need no word of it. Without the keyword
+it is the ordinary `sdpa`, so that one network both scores packed sequences and generates with a cache.
 
 What a layer asks of its attention beyond that (sinks, soft caps, indices of a sparse attention) is refused by
 name, never dropped: sampling and scoring would agree with each other, and both be wrong.
