@@ -15,18 +15,16 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS
 from torch import Tensor
 
 import unirl_env.functional as F
-from unirl_env.agents.batching import share_out
+from unirl_env.agents.batching import credit, share_out
 from unirl_env.agents.config import AgentConfig, warn_of_idle_clip
-from unirl_env.agents.credit import credit
 from unirl_env.agents.reports import FollowedFailure, Update, rollout_metrics, update_metrics
 from unirl_env.agents.rllib import RLlibAlgorithm, log_episodes, log_update
 from unirl_env.agents.selfcheck import FirstUpdate
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import CheckpointError, ContractError
 from unirl_env.rollouts.callbacks import episode_lengths
-from unirl_env.rollouts.calls import learner_results, learners_live, share_requests
+from unirl_env.rollouts.calls import SyncReport, WeightSync, learner_results, learners_live, share_requests
 from unirl_env.rollouts.request import RolloutRequest
-from unirl_env.rollouts.sync import SyncReport, WeightSync
 from unirl_env.types import Prompt
 
 __all__ = ["Agent", "AgentConfig"]

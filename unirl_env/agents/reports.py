@@ -10,8 +10,7 @@ from torch import Tensor
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ContractError
 from unirl_env.monitor.alarm import SAME
-from unirl_env.monitor.diversity import diversity
-from unirl_env.monitor.score_metrics import score_metrics
+from unirl_env.monitor.iteration_metrics import diversity, score_metrics
 
 __all__ = ["FollowedFailure", "PhaseUpdate", "Update", "phase_metrics", "rollout_metrics", "update_metrics"]
 

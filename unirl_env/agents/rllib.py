@@ -26,7 +26,7 @@ from unirl_env.agents.config import AgentConfig
 from unirl_env.agents.evaluation import Evaluation
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import CheckpointError, ClusterError
-from unirl_env.monitor.score_metrics import score_metrics
+from unirl_env.monitor.iteration_metrics import score_metrics
 from unirl_env.rollouts.callbacks import episode_lengths, has_runner_callbacks
 from unirl_env.rollouts.calls import call_runners
 from unirl_env.rollouts.request import RolloutRequest

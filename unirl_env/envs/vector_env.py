@@ -19,9 +19,9 @@ from gymnasium.vector.utils import batch_space
 from unirl_env.arguments.indices import as_indices
 from unirl_env.arguments.values import truth, whole
 from unirl_env.envs.activity import Activity
-from unirl_env.envs.groups import Groups, ResetState
-from unirl_env.envs.info import of_samples
-from unirl_env.envs.reset_options import (
+from unirl_env.envs.groups import (
+    Groups,
+    ResetState,
     asked_prompts,
     checked_autoreset,
     checked_choice,
@@ -32,6 +32,7 @@ from unirl_env.envs.reset_options import (
     masked_rows,
     require_same_size,
 )
+from unirl_env.envs.info import of_samples
 from unirl_env.envs.snapshot import BySnapshot, Snapshot, facts_of, require_like
 from unirl_env.prompts.sources import MAX_CHARACTERS, PromptSource
 from unirl_env.types import Prompt, Sample

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from unirl_env.arguments.values import is_number
-from unirl_env.monitor.score_metrics import nothing_scored
+from unirl_env.monitor.iteration_metrics import nothing_scored
 from unirl_env.settings import AlarmSettings
 from unirl_env.settings.watch import SIGNALS
 

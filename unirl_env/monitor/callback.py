@@ -9,7 +9,7 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 
 from unirl_env.errors import ConfigError
 from unirl_env.monitor.alarm import HackingAlarm
-from unirl_env.monitor.score_metrics import heldout_metrics, is_due
+from unirl_env.monitor.iteration_metrics import heldout_metrics, is_due
 from unirl_env.rewards.spec import build_scorer, needs_of
 from unirl_env.settings import AlarmSettings
 

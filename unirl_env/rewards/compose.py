@@ -10,16 +10,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from unirl_env.arguments.values import is_number, require
 from unirl_env.errors import ConfigError
-from unirl_env.rewards.scoring import checked_scorer, is_pointwise, place_scores, score_safely, scorer_name
+from unirl_env.rewards.scoring import (
+    PendingScores,
+    checked_scorer,
+    is_pointwise,
+    place_scores,
+    score_safely,
+    scorer_name,
+)
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
 __all__ = [
+    "Background",
     "Gate",
     "Minimum",
     "Normalized",
@@ -308,3 +318,33 @@ def _all_valid(judged: Sequence[Scores]) -> Tensor:
 def _is_sound(sample: Sample) -> bool:
     shown = [picture for picture in (sample.image, sample.pictures) if picture is not None]
     return sample.image is not None and all(bool(picture.isfinite().all()) for picture in shown)
+
+
+class Background(ScorerWrapper):
+    """Another scorer in a thread of its own, which is asked in the order of the questions.
+
+    There is one thread, so that a scorer is never called twice at a time, and is called with the same batches
+    in the same order as without it: the scores are the same. Worth it where scoring leaves the processor to
+    others: a service, an external judge, a network on another device.
+
+    Args:
+        scorer: What judges.
+    """
+
+    def __init__(self, scorer: Scorer):
+        super().__init__(scorer, scorer_name(scorer))
+        self._thread: ThreadPoolExecutor | None = None
+
+    def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
+        """Score at once, in the caller's own thread."""
+        return self.scorer(samples, prompts)
+
+    def begin(self, judge: Callable[..., Scores], *arguments: Any) -> PendingScores:
+        """Start `judge(*arguments)` once everything that was begun before has ended."""
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"reward-{self.name}")
+        future: Future[Scores] = self._thread.submit(judge, *arguments)
+        return PendingScores(future.result, future.done)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_thread": None}

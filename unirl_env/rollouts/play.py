@@ -14,7 +14,7 @@ from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ConfigError
 from unirl_env.policies.actor import Actor
 from unirl_env.prompts.sources import as_prompts
-from unirl_env.rewards.background import settled
+from unirl_env.rewards.scoring import settled
 from unirl_env.rollouts.drivers.actions import ActionDriver
 from unirl_env.rollouts.drivers.driver import Driver, LiveEpisodes
 from unirl_env.rollouts.drivers.latents import LatentDriver

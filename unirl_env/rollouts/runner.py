@@ -23,8 +23,8 @@ from unirl_env.envs.contract import env_attr
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ContractError
 from unirl_env.rollouts.callbacks import RunnerCallbacks
+from unirl_env.rollouts.calls import require_version
 from unirl_env.rollouts.request import RolloutRequest
-from unirl_env.rollouts.sync import require_version
 
 __all__ = ["GenerativeEnvRunner"]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from unirl_env.errors import ScorerError
 from unirl_env.monitor.alarm import HackingAlarm
-from unirl_env.monitor.score_metrics import heldout_metrics, is_due, nothing_scored
+from unirl_env.monitor.iteration_metrics import heldout_metrics, is_due, nothing_scored
 from unirl_env.run.evaluator import HELDOUT, MAIN, Evaluator, causes, nothing_valid
 from unirl_env.run.interrupt import Interrupt
 from unirl_env.run.progress import RunProgress

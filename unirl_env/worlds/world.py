@@ -25,7 +25,7 @@ from unirl_env.models.making import UNEXPECTED, make_model, model_choice
 from unirl_env.modes import Mode, mode_of
 from unirl_env.prompts.sources import MAX_CHARACTERS, PromptSource
 from unirl_env.registry import Registry
-from unirl_env.rewards.background import Background
+from unirl_env.rewards.compose import Background
 from unirl_env.rewards.spec import build_scorer
 from unirl_env.types import Scorer
 from unirl_env.worlds.arguments import (

@@ -18,8 +18,8 @@ from unirl_env.envs.info import of_scores
 from unirl_env.errors import ConfigError, ScorerError
 from unirl_env.prompts.sources import PromptSource
 from unirl_env.rewards.asks import require_judgeable
-from unirl_env.rewards.background import Background, PendingScores
-from unirl_env.rewards.scoring import checked_scorer, place_scores, score_safely, scorer_name
+from unirl_env.rewards.compose import Background
+from unirl_env.rewards.scoring import PendingScores, checked_scorer, place_scores, score_safely, scorer_name
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 from unirl_env.wrappers.base import Wrapper
 

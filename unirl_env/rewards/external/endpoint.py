@@ -22,7 +22,7 @@ from unirl_env.http import (
     warn_of_plain_http,
 )
 from unirl_env.rewards.external.rate_limit import RateLimit
-from unirl_env.rewards.faults import note_fault
+from unirl_env.rewards.scoring import note_fault
 from unirl_env.rewards.secrets import secret
 
 __all__ = ["Endpoint", "warn_of_failures"]

@@ -15,7 +15,6 @@ from unirl_env.errors import ConfigError, ContractError
 from unirl_env.prompts.shapes import parse_caption
 from unirl_env.registry import Registry, instance
 from unirl_env.rewards.asks import Ask
-from unirl_env.rewards.faults import PromptFaults
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.pictures.detections import (
     ASPECTS,
@@ -27,7 +26,7 @@ from unirl_env.rewards.pictures.detections import (
 )
 from unirl_env.rewards.pictures.detectors import DETECTORS
 from unirl_env.rewards.pictures.named_colours import COLOUR_NAMERS
-from unirl_env.rewards.scoring import is_pointwise
+from unirl_env.rewards.scoring import PromptFaults, is_pointwise
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["GenEvalScorer"]

@@ -15,9 +15,9 @@ from unirl_env.arguments.values import is_number, is_whole, require
 from unirl_env.errors import ConfigError
 from unirl_env.media.pixels import in_8_bits
 from unirl_env.rewards.asks import Ask
-from unirl_env.rewards.faults import PromptFaults
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.pictures.ocr_engines import ENGINES
+from unirl_env.rewards.scoring import PromptFaults
 from unirl_env.types import Prompt, Sample, Scores
 
 __all__ = ["OCRScorer", "edit_distance"]

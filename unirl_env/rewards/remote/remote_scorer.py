@@ -13,9 +13,9 @@ from unirl_env.arguments.signatures import PassesOptions
 from unirl_env.arguments.values import require, require_number
 from unirl_env.errors import ConfigError, ContractError, ServiceLost, WireError
 from unirl_env.http import CallFailed, Deadline, together
-from unirl_env.rewards.faults import note_fault
 from unirl_env.rewards.remote.catalogue import ServedReward, agreed, asked
 from unirl_env.rewards.remote.service_client import ServiceClient, TooLarge
+from unirl_env.rewards.scoring import note_fault
 from unirl_env.rewards.wire import ScoreRequest, encode_request
 from unirl_env.rewards.wire.messages import RANKS, require_plain, scores_from_json
 from unirl_env.types import Prompt, Sample, Scores

@@ -13,7 +13,7 @@ from torch import Tensor
 from unirl_env.envs.contract import env_attr
 from unirl_env.episode import Phase
 from unirl_env.errors import ContractError
-from unirl_env.rewards.background import PendingScores
+from unirl_env.rewards.scoring import PendingScores
 from unirl_env.rollouts.request import EpisodeRequest, RolloutRequest
 from unirl_env.types import FAULTS, Sample, Scores
 
