@@ -22,9 +22,8 @@ from unirl_env.agents.rllib import RLlibAlgorithm, log_episodes, log_update
 from unirl_env.agents.selfcheck import FirstUpdate
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import CheckpointError, ContractError
-from unirl_env.rollouts.callbacks import episode_lengths
 from unirl_env.rollouts.calls import SyncReport, WeightSync, learner_results, learners_live, share_requests
-from unirl_env.rollouts.request import RolloutRequest
+from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.types import Prompt
 
 __all__ = ["Agent", "AgentConfig"]
@@ -243,12 +242,13 @@ class Agent(RLlibAlgorithm):
                 "Gradients must be finite, got NaN or infinity in every optimizer step of an iteration; "
                 "try a smaller `lr`, or float32."
             )
-        self.first_update.note(batch, updates)
+        if self.first_update.pending:
+            self.first_update.note(batch, updates)
         return updates
 
     def _log(self, batch: EpisodeBatch, version: int) -> None:
         """The iteration's numbers where RLlib and Tune look for them."""
-        lengths = episode_lengths(batch, self.config)
+        lengths = batch.lengths(self.config.mode.phases(self.config), self.config.num_steps)
         seconds, place = self.iteration_metrics["seconds/rollout"], (ENV_RUNNER_RESULTS,)
         log_episodes(self.metrics, batch.scores, lengths, seconds=seconds, version=version, place=place)
         log_update(self.metrics, self.iteration_metrics, self._parameters)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import gymnasium as gym
 import torch
 from gymnasium.envs.registration import EnvSpec
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -374,8 +375,10 @@ class AgentConfig(BatchSize, AlgorithmConfig):
         Raises:
             ConfigError: If there is no such id.
         """
-        held = vars(self).get("_env_spec")
-        if held is not None and held.id == str(self.env).rpartition(":")[2]:
+        held, name = vars(self).get("_env_spec"), str(self.env).rpartition(":")[2]
+        if held is not None and held.id == name:
+            if name in gym.registry:
+                return gym.registry[name]
             recall(self.env, held)
         return spec_of(self.env)
 

@@ -27,9 +27,8 @@ from unirl_env.agents.evaluation import Evaluation
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import CheckpointError, ClusterError
 from unirl_env.monitor.iteration_metrics import score_metrics
-from unirl_env.rollouts.callbacks import episode_lengths, has_runner_callbacks
 from unirl_env.rollouts.calls import call_runners
-from unirl_env.rollouts.request import RolloutRequest
+from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.types import Scores
 
 __all__ = ["RLlibAlgorithm", "log_episodes", "log_update"]
@@ -139,7 +138,7 @@ class RLlibAlgorithm(Algorithm):
                 )
             )
             scores.append(batch.scores)
-            lengths += episode_lengths(batch, config, plan.num_steps)
+            lengths += batch.lengths(config.mode.phases(config), plan.num_steps or config.num_steps)
         logger, judged = MetricsLogger(root=False), Scores.cat(scores)
         seconds = time.perf_counter() - began
         log_episodes(logger, judged, lengths, seconds=seconds, version=self.weights_version)
@@ -149,7 +148,7 @@ class RLlibAlgorithm(Algorithm):
 
     def _callback_metrics(self) -> list[Any]:
         """What callbacks have logged in the runners since they were asked last."""
-        if not has_runner_callbacks(self.config):
+        if not self.env_runner_group.local_env_runner.callbacks.wanted:
             return []
         if not self.env_runner_group.num_remote_env_runners():
             return [self.env_runner_group.local_env_runner.get_metrics()]

@@ -74,13 +74,10 @@ class Denoiser(Backbone):
             context: What `encode` returned, each tensor `[P, ...]`.
 
         Returns:
-            P contexts, as `pick` and `velocity` take them; with gradient where gradients are on.
+            P contexts, as `velocity` takes them: a mapping of tensors `[P, ...]`, or what has `pick(row)`,
+            those at `row` `[N]`; with gradient where gradients are on.
         """
         return context
-
-    def pick(self, context: Any, row: Tensor) -> Any:
-        """Of what `read` returned, the contexts at `row` `[N]`."""
-        return {name: tensor[row] for name, tensor in context.items()}
 
     @abstractmethod
     def velocity(self, network: nn.Module, latent: Tensor, sigma: Tensor, context: Any) -> Tensor:

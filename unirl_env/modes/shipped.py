@@ -13,8 +13,7 @@ from unirl_env.envs.writing import MAX_NEW_TOKENS, MAX_PROMPT_TOKENS, TokenVecto
 from unirl_env.errors import ConfigError
 from unirl_env.models import DENOISERS, LANGUAGE_MODELS, UNIFIED_MODELS, UnifiedModel
 from unirl_env.models import MDPS as PROCESSES
-from unirl_env.modes.mode import MakeEnv, Mode
-from unirl_env.modes.playing import Playing
+from unirl_env.modes.mode import MakeEnv, Mode, Playing
 from unirl_env.policies.actor import Actor
 from unirl_env.rewards.secrets import resolved
 from unirl_env.rollouts.drivers.tokens import TextDriver

@@ -129,7 +129,10 @@ class LatentHead(Head):
             context = {k: cat_padded([obs[NEGATIVE + k], v]) for k, v in context.items()}
             row = None if row is None else torch.cat([row, row + count])
         reading = self.model.read(network, context)
-        return reading if row is None else self.model.pick(reading, row)
+        if row is None:
+            return reading
+        by_name = isinstance(reading, Mapping)
+        return {name: each[row] for name, each in reading.items()} if by_name else reading.pick(row)
 
     def act(
         self,

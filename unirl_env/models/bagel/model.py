@@ -284,10 +284,6 @@ class BagelImage(SharedBackbone, Denoiser):
         alone = [self._read(network, {k: v[i : i + 1] for k, v in context.items()}) for i in range(count)]
         return Reading.stacked(alone)
 
-    def pick(self, context: Reading, row: Tensor) -> Reading:
-        """The texts at `row` `[N]`."""
-        return context.pick(row)
-
     def velocity(self, network: nn.Module, latent: Tensor, sigma: Tensor, context: Reading) -> Tensor:
         """The prediction `[N, 16, H / 8, W / 8]`: noise minus data, in the network's dtype."""
         ends = self._text.special["picture_begin"], self._text.special["picture_end"]

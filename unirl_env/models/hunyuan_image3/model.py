@@ -150,10 +150,6 @@ class ImageView(SharedBackbone, Denoiser):
         width = int(length.max())
         return network.read(context["tokens"][:, :width], length)
 
-    def pick(self, context: Prefix, row: Tensor) -> Prefix:
-        """The texts at `row` `[N]`."""
-        return context.pick(row)
-
     def velocity(self, network: nn.Module, latent: Tensor, sigma: Tensor, context: Prefix) -> Tensor:
         """The prediction `[N, C, H, W]` behind N texts, in the network's dtype."""
 

@@ -175,10 +175,6 @@ class UnifiedPicture(SharedBackbone, Denoiser):
             patches, grid = patches[real], grid[count > 0]
         return network.read_text(tokens, length, patches, grid)[1]
 
-    def pick(self, context: Prefix, row: Tensor) -> Prefix:
-        """The texts at `row` `[N]`."""
-        return context.pick(row)
-
     def velocity(self, network: nn.Module, latent: Tensor, sigma: Tensor, context: Prefix) -> Tensor:
         """The network's prediction `[N, C, H, W]`, in its own dtype."""
         return network.velocity(latent, sigma, context)

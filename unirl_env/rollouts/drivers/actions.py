@@ -12,8 +12,7 @@ from torch import Tensor
 from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.policies.actor import Actor
-from unirl_env.rollouts.drivers.driver import Driver, LiveEpisodes
-from unirl_env.rollouts.request import RolloutRequest
+from unirl_env.rollouts.driver import Driver, LiveEpisodes, RolloutRequest
 
 __all__ = ["ActionDriver"]
 

@@ -19,9 +19,8 @@ from unirl_env.episode import Phase, cat_padded, distinct
 from unirl_env.errors import ConfigError, ContractError, EngineLost, StaleWeights
 from unirl_env.models.words import Encoded
 from unirl_env.policies.actor import Actor
-from unirl_env.rollouts.drivers.driver import Driver, LiveEpisodes
+from unirl_env.rollouts.driver import Driver, LiveEpisodes, RolloutRequest
 from unirl_env.rollouts.engines.base import Answer, Engine, Request
-from unirl_env.rollouts.request import RolloutRequest
 
 __all__ = ["PictureTokenDriver", "TextDriver"]
 
