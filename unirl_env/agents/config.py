@@ -40,7 +40,7 @@ from unirl_env.modes import Mode, mode_of
 from unirl_env.policies.rl_module import GenerativePolicy
 from unirl_env.prompts.sources import PromptSource
 from unirl_env.rollouts.callbacks import check_callbacks
-from unirl_env.rollouts.engines.options import check_engine_options
+from unirl_env.rollouts.engines import check_engine_options
 from unirl_env.rollouts.runner import GenerativeEnvRunner
 from unirl_env.settings import AgentSettings, RolloutSettings
 from unirl_env.settings.run_config import check_shares

@@ -14,8 +14,7 @@ from torch import Tensor
 import unirl_env.functional as F
 from unirl_env.errors import ContractError
 from unirl_env.models.making import make_model
-from unirl_env.policies.actor import Actor, LoRAConfig
-from unirl_env.policies.by_phase import act_by_phase
+from unirl_env.policies.actor import Actor, LoRAConfig, act_by_phase
 from unirl_env.policies.heads import ROW
 from unirl_env.registry import Registry
 

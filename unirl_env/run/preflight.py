@@ -19,8 +19,7 @@ from unirl_env.prompts.sources import PromptSource
 from unirl_env.rewards import for_mode, require_judgeable
 from unirl_env.rewards.secrets import resolved
 from unirl_env.rewards.spec import check_reward
-from unirl_env.rollouts.engines import ENGINES
-from unirl_env.rollouts.engines.options import check_engine_options
+from unirl_env.rollouts.engines import ENGINES, check_engine_options
 from unirl_env.run.world_setup import Prompts, check_world, mode_of_run, read_prompts
 from unirl_env.settings import RunConfig
 

@@ -21,7 +21,7 @@ from unirl_env.http import (
     try_again,
     warn_of_plain_http,
 )
-from unirl_env.rewards.external.rate_limit import RateLimit
+from unirl_env.rewards.external.spending import RateLimit
 from unirl_env.rewards.scoring import note_fault
 from unirl_env.rewards.secrets import secret
 

@@ -19,9 +19,8 @@ from unirl_env.media.pixels import png_uri
 from unirl_env.rewards.asks import Ask
 from unirl_env.rewards.external.answer_cache import AnswerCache, answer_key, picture_key
 from unirl_env.rewards.external.endpoint import Endpoint, warn_of_failures
-from unirl_env.rewards.external.rate_limit import RateLimit
 from unirl_env.rewards.external.rubric import Rubric
-from unirl_env.rewards.external.spending import Spending
+from unirl_env.rewards.external.spending import RateLimit, Spending
 from unirl_env.rewards.external.verdict import VerdictForm
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.texts.text_answers import answer_text

@@ -62,17 +62,6 @@ class VLLMEngine(DiskEngine):
         self._adapters: dict[str, Any] = {}
         self._start()
 
-    def restart(self) -> None:
-        """Build the engine again, with the untrained weights."""
-        self._stop()
-        self._forget_all()
-        self._start()
-
-    def close(self) -> None:
-        """Give back the engine's memory, and the process group it made."""
-        self._stop()
-        super().close()
-
     def _start(self) -> None:
         for name, value in vllm_variables(in_process=True).items():
             os.environ.setdefault(name, value)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from unirl_env.monitor.alarm import Finding, HackingAlarm, Level
-from unirl_env.run.record.metric_names import of_phases
+from unirl_env.run.record.logbook import of_phases
 from unirl_env.run.report.charts import Chart, Series, smooth, styles
 from unirl_env.run.summary import SETS
 from unirl_env.settings import AlarmSettings
