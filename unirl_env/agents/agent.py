@@ -16,7 +16,7 @@ from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.agents.batching import credit, share_out
-from unirl_env.agents.config import AgentConfig, warn_of_idle_clip
+from unirl_env.agents.config import warn_of_idle_clip
 from unirl_env.agents.reports import FollowedFailure, Update, rollout_metrics, update_metrics
 from unirl_env.agents.rllib import RLlibAlgorithm, log_episodes, log_update
 from unirl_env.agents.selfcheck import FirstUpdate
@@ -25,8 +25,6 @@ from unirl_env.errors import CheckpointError, ContractError
 from unirl_env.rollouts.calls import SyncReport, WeightSync, learner_results, learners_live, share_requests
 from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.types import Prompt
-
-__all__ = ["Agent", "AgentConfig"]
 
 STATE_FORMAT = 1
 

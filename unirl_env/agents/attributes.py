@@ -22,24 +22,6 @@ from unirl_env.errors import ConfigError
 from unirl_env.settings import AgentSettings, PolicySettings, RolloutSettings, StepSettings
 from unirl_env.settings.fields import check_values, python_name
 
-__all__ = [
-    "FLAT",
-    "NESTED",
-    "RLLIBS_OWN",
-    "BatchSize",
-    "check_groups",
-    "check_knobs",
-    "check_rllib_words",
-    "defaults",
-    "knob_kinds",
-    "knob_names",
-    "laid_over",
-    "own_names",
-    "rebuilt",
-    "refuse_rllib_word",
-    "take_over",
-]
-
 FLAT = (AgentSettings, RolloutSettings)
 """Groups whose settings are attributes of their own."""
 NESTED: Mapping[str, type] = {"steps": StepSettings, "policy": PolicySettings}

@@ -15,8 +15,6 @@ from unirl_env.agents.rows import Shard
 from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.errors import ContractError, ShapeError
 
-__all__ = ["credit", "optimizer_steps", "share_out", "spread"]
-
 
 def credit(batch: EpisodeBatch, config: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The advantages of each trained phase.

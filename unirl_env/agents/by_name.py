@@ -13,8 +13,6 @@ from unirl_env.agents.catalogue import AGENTS, path
 from unirl_env.agents.config import AgentConfig
 from unirl_env.errors import ConfigError, UnirlError
 
-__all__ = ["default_config"]
-
 EXAMPLE = "package.module:ReinforceConfig"
 
 

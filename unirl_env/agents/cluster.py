@@ -16,8 +16,6 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from unirl_env.arguments.values import require_number
 from unirl_env.errors import ClusterError
 
-__all__ = ["make_room", "processes", "start_ray", "wanted_bundles"]
-
 logger = logging.getLogger(__name__)
 
 STARTS = 3

@@ -31,7 +31,7 @@ from unirl_env.agents.attributes import (
 from unirl_env.agents.catalogue import AGENTS
 from unirl_env.agents.evaluation import check_evaluation, temperature
 from unirl_env.agents.learner import GenerativeLearner
-from unirl_env.agents.loss import Loss, check_loss
+from unirl_env.agents.loss import check_loss
 from unirl_env.agents.rows import KINDS, Losses
 from unirl_env.arguments.values import whole
 from unirl_env.episode import Phase
@@ -47,8 +47,6 @@ from unirl_env.settings.run_config import check_shares
 from unirl_env.worlds.arguments import check_words
 from unirl_env.worlds.registration import OURS, full_id, recall, spec_of
 from unirl_env.worlds.world import ForeignWorld, World, world_of
-
-__all__ = ["AgentConfig", "Loss", "warn_of_idle_clip"]
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,6 @@ from unirl_env.agents.rows import Rows
 from unirl_env.functional import SDEStep, TokenStep
 from unirl_env.settings import Settings, setting
 
-__all__ = ["DRPO", "DRPOConfig", "DRPOKnobs"]
-
 
 def latent_loss(rows: Rows, new: SDEStep, context: Context) -> tuple[Tensor, dict[str, Metric]]:
     """`F.drpo_gaussian_loss` with the configuration's radius."""

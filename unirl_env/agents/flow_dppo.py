@@ -16,8 +16,6 @@ from unirl_env.episode import Phase
 from unirl_env.functional import SDEStep, TokenStep
 from unirl_env.settings import Settings, setting
 
-__all__ = ["FlowDPPO", "FlowDPPOConfig", "FlowDPPOKnobs"]
-
 KL_THRESHOLD = 1e-5
 """The published threshold on latents, for SD3 at 512 x 512: 0.66 nats."""
 

@@ -17,8 +17,6 @@ from unirl_env.errors import ConfigError
 from unirl_env.functional import SDEStep, TokenStep
 from unirl_env.settings import Settings, setting
 
-__all__ = ["GRPO", "GRPOConfig", "GRPOKnobs"]
-
 CLIP = 1e-4
 """The published range on latents, for SD3 at 512 x 512: 6.6 nats."""
 

@@ -16,8 +16,6 @@ from unirl_env.errors import ConfigError
 from unirl_env.functional import TokenStep
 from unirl_env.settings import Settings, setting
 
-__all__ = ["GSPO", "GSPOConfig", "GSPOKnobs"]
-
 
 def token_loss(rows: Rows, new: TokenStep, context: Context) -> tuple[Tensor, dict[str, Metric]]:
     """`F.gspo_loss` with the configuration's clip range."""

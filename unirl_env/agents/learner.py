@@ -24,8 +24,6 @@ from unirl_env.agents.rows import KINDS, Rows, Shard, Step
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.functional import Metric
 
-__all__ = ["FlatGradient", "GenerativeLearner", "Masters"]
-
 Minibatch = Mapping[str, Sequence[Tensor]]
 """The micro-batches of one optimizer step: by phase, the episodes `[b]` of each."""
 

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from unirl_env.errors import CheckpointError
 
-__all__ = ["StatefulLearner", "load_optimizer_state", "optimizer_state"]
-
 logger = logging.getLogger(__name__)
 
 NETWORK = "actor.network."

@@ -34,18 +34,6 @@ from unirl_env.agents.rows import KINDS, Rows, Step
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.functional import Metric
 
-__all__ = [
-    "NEEDS",
-    "Context",
-    "Loss",
-    "Metric",
-    "as_metrics",
-    "check_either",
-    "check_loss",
-    "per_element",
-    "threshold",
-]
-
 NEEDS = {"mean": "old_mean", "final": "final"}
 """What a loss may need recorded, and where its rows have it: of latents, that is."""
 SHARES = ("row", "episode", "group")

@@ -12,8 +12,6 @@ from unirl_env.errors import ContractError
 from unirl_env.monitor.alarm import SAME
 from unirl_env.monitor.iteration_metrics import diversity, score_metrics
 
-__all__ = ["FollowedFailure", "PhaseUpdate", "Update", "phase_metrics", "rollout_metrics", "update_metrics"]
-
 
 class FollowedFailure(ContractError):
     """This learner stopped because another one failed."""

@@ -31,8 +31,6 @@ from unirl_env.rollouts.calls import call_runners
 from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.types import Scores
 
-__all__ = ["RLlibAlgorithm", "log_episodes", "log_update"]
-
 EVALUATED = (words.EVALUATION_RESULTS, words.ENV_RUNNER_RESULTS)
 LEARNERS, TIMERS = words.LEARNER_RESULTS, words.TIMERS
 

@@ -22,8 +22,6 @@ from unirl_env.policies.distributions import ActionStep
 from unirl_env.policies.packing import pack_continuations, sequence_lengths
 from unirl_env.registry import Registry
 
-__all__ = ["KINDS", "Losses", "PhaseKind", "Rows", "Shard", "Step", "rows_at"]
-
 Step = SDEStep | TokenStep | ActionStep
 
 

@@ -23,8 +23,6 @@ from unirl_env.agents.rows import KINDS, Rows, Step
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import SelfCheckError
 
-__all__ = ["BOUNDS", "FirstUpdate", "judge", "measure", "summary", "warn_of_noise"]
-
 logger = logging.getLogger(__name__)
 
 RATIO, GAP_MEAN, GAP_MAX, KL = (f"self_check/{name}" for name in ("ratio", "gap_mean", "gap_max", "kl"))

@@ -14,8 +14,6 @@ from typing import Any
 
 from unirl_env.errors import ContractError
 
-__all__ = ["Carried", "FromArguments", "KeepsArguments", "MadeAnew", "Shared", "carried", "carried_spec"]
-
 
 class KeepsArguments:
     """Remembers what its constructor was called with, whatever subclass was meant."""

@@ -14,8 +14,6 @@ from torch import Tensor
 from unirl_env.arguments.values import as_whole
 from unirl_env.errors import ShapeError, UnirlError
 
-__all__ = ["as_array", "as_indices", "as_mask", "places_or_mask"]
-
 SHOWN = 8
 
 

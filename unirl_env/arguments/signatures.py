@@ -9,8 +9,6 @@ from typing import Any
 
 from unirl_env.errors import ConfigError
 
-__all__ = ["PassesOptions", "options_of", "require_own"]
-
 
 class PassesOptions:
     """Shows whole signatures of classes that take `**options` for another one.

@@ -17,20 +17,6 @@ from typing import Any
 
 from unirl_env.errors import ConfigError
 
-__all__ = [
-    "check_fields",
-    "fits",
-    "is_number",
-    "is_whole",
-    "like_default",
-    "number",
-    "require",
-    "require_number",
-    "truth",
-    "whole",
-    "words_for",
-]
-
 
 def is_number(value: Any) -> bool:
     """Whether `value` is a finite number; a truth value is none."""

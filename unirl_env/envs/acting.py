@@ -22,8 +22,6 @@ from unirl_env.functional.noise import INITIAL
 from unirl_env.models.process import MDP, Noise
 from unirl_env.types import Sample
 
-__all__ = ["Acting", "MDPVectorEnv"]
-
 
 class Acted(NamedTuple):
     """Where the episodes at `rows` `[n]` go on, and which of them are over or cut off, `[n]`."""

@@ -23,8 +23,6 @@ from unirl_env.functional.noise import INITIAL
 from unirl_env.models.denoiser import Denoiser
 from unirl_env.types import Prompt, Sample
 
-__all__ = ["DenoiseVectorEnv", "Denoising", "NextLatents"]
-
 LATENT_BOUND = 16.0
 """Off-the-shelf agents refuse an unbounded action space; unit-scale latents stay far inside."""
 ContextOf = Callable[[Sequence[Prompt]], dict[str, Tensor]]

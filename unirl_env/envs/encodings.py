@@ -17,17 +17,6 @@ from unirl_env.models.unified import UnifiedModel
 from unirl_env.models.words import Encoded, Words
 from unirl_env.types import Prompt
 
-__all__ = [
-    "Contexts",
-    "EncodingCache",
-    "HybridContexts",
-    "context_spaces",
-    "encode_prompts",
-    "input_limits",
-    "prompt_key",
-    "space_of",
-]
-
 LARGEST = 2**31 - 1
 """Token ids lie far below; a box up to the end of int64 could not be sampled from."""
 ALONG_THE_PROMPT = ("positions",)

@@ -22,20 +22,6 @@ from unirl_env.errors import ConfigError
 from unirl_env.prompts.sources import as_prompts, sample_offsets
 from unirl_env.types import Prompt
 
-__all__ = [
-    "Groups",
-    "ResetState",
-    "asked_prompts",
-    "checked_autoreset",
-    "checked_choice",
-    "checked_group_size",
-    "checked_offset",
-    "checked_options",
-    "checked_seed",
-    "masked_rows",
-    "require_same_size",
-]
-
 
 @dataclass(frozen=True)
 class Groups:

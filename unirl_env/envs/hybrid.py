@@ -28,8 +28,6 @@ from unirl_env.models.unified import UnifiedModel
 from unirl_env.models.words import Encoded
 from unirl_env.types import Prompt, Sample
 
-__all__ = ["IMAGE", "NUM_STEPS", "TEXT", "HybridVectorEnv", "TwoPhases"]
-
 TEXT, IMAGE = 0, 1
 """The values of `phase`."""
 

@@ -20,8 +20,6 @@ from unirl_env.arguments.indices import as_array
 from unirl_env.envs.contract import env_attr
 from unirl_env.types import Sample, Scores
 
-__all__ = ["folded", "of_row", "of_samples", "of_scores", "teach_gymnasium_text"]
-
 NO_TOKEN = -1
 """What follows the last token of a sample."""
 SAMPLE_FIELDS = tuple(field.name for field in fields(Sample))

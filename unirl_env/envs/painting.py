@@ -15,8 +15,6 @@ from unirl_env.envs.token_rows import TokenRows, checked_tokens
 from unirl_env.models.unified import PictureTokens
 from unirl_env.types import Sample
 
-__all__ = ["Painted", "Painting"]
-
 
 class Painted(NamedTuple):
     """What is painted at one step.

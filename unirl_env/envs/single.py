@@ -15,8 +15,6 @@ from unirl_env.envs.info import of_row
 from unirl_env.envs.snapshot import draws_of, set_draws
 from unirl_env.errors import ConfigError
 
-__all__ = ["SingleEnv"]
-
 
 class SingleEnv(gym.Env):
     """A numpy view of a generative vector environment of one episode.

@@ -15,8 +15,6 @@ from unirl_env.arguments.values import is_whole
 from unirl_env.envs.groups import Groups, ResetState
 from unirl_env.errors import ContractError
 
-__all__ = ["SPACES", "BySnapshot", "Snapshot", "draws_of", "set_draws"]
-
 SPACES = ("single_observation_space", "single_action_space", "observation_space", "action_space")
 Draws = tuple[Any, dict[Any, "Draws"]]
 

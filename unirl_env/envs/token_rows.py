@@ -12,8 +12,6 @@ from torch import Tensor
 
 from unirl_env.errors import ContractError, ShapeError
 
-__all__ = ["WAIT", "TokenRows", "checked_tokens"]
-
 WAIT = -1
 """The action of an episode that does nothing at this step, in autoreset mode DISABLED."""
 

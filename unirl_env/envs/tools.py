@@ -11,8 +11,6 @@ from collections.abc import Callable
 from unirl_env.errors import ContractError, UnirlError
 from unirl_env.types import Prompt
 
-__all__ = ["Calculator", "Tool", "ask_tool"]
-
 Tool = Callable[[str, Prompt], str | None]
 """`tool(text of the turn, prompt)` answers with a text, or with None where nothing was called."""
 

@@ -37,8 +37,6 @@ from unirl_env.envs.snapshot import BySnapshot, Snapshot, facts_of, require_like
 from unirl_env.prompts.sources import MAX_CHARACTERS, PromptSource
 from unirl_env.types import Prompt, Sample
 
-__all__ = ["GenerativeVectorEnv"]
-
 
 class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv):
     """`num_envs` episodes of one generative model, stepped together as tensors.

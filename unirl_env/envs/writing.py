@@ -16,14 +16,12 @@ from unirl_env.arguments.values import truth, whole
 from unirl_env.envs.activity import Activity
 from unirl_env.envs.encodings import encode_prompts, input_limits, space_of
 from unirl_env.envs.groups import Groups
-from unirl_env.envs.token_rows import WAIT, TokenRows, checked_tokens
+from unirl_env.envs.token_rows import TokenRows, checked_tokens
 from unirl_env.envs.tools import Tool, ask_tool
 from unirl_env.envs.vector_env import GenerativeVectorEnv
 from unirl_env.errors import ConfigError
 from unirl_env.models.words import Encoded, Words, padded_inputs
 from unirl_env.types import Sample
-
-__all__ = ["MAX_NEW_TOKENS", "MAX_PROMPT_TOKENS", "WAIT", "NextTokens", "TokenVectorEnv", "Writing"]
 
 UNLIMITED = 2**62
 """A length that no text comes to."""

@@ -14,18 +14,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
-__all__ = [
-    "HIDDEN",
-    "REFERENCE",
-    "hide",
-    "is_secret_name",
-    "masked",
-    "remember",
-    "remember_command",
-    "same_secrets",
-    "variable_of",
-]
-
 HIDDEN = "***"
 REFERENCE = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")
 SHORTEST = 4

@@ -19,8 +19,6 @@ from unirl_env.errors import ConfigError, ShapeError
 from unirl_env.functional.noise import derive_seed
 from unirl_env.functional.require import require_choice, require_floating, require_shape
 
-__all__ = ["DYNAMICS", "SDEStep", "choose_steps", "sde_step", "transition"]
-
 DYNAMICS = ("flow", "dance", "cps", "ode")
 SMALLEST_ETA = 1e-4  # below it, std drowns in the rounding of float32 latents
 ROUNDING = 1e-6  # a first sigma may miss 1 by rounding

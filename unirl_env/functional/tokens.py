@@ -28,8 +28,6 @@ from unirl_env.functional.vocabulary import (
     token_log_prob,
 )
 
-__all__ = ["ChunkedScores", "Chunking", "TokenStep", "score_tokens", "token_step"]
-
 
 class TokenStep(NamedTuple):
     """What `token_step` and `score_tokens` return.

@@ -10,8 +10,6 @@ import os
 import stat
 from pathlib import Path
 
-__all__ = ["NotRegular", "TooLarge", "read_regular", "require_regular"]
-
 MACHINE = ("/proc", "/sys", "/dev")
 SHARED_MEMORY = "/dev/shm"
 KINDS = {

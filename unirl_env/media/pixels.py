@@ -21,23 +21,6 @@ from torch import Tensor
 from unirl_env.errors import PromptError
 from unirl_env.media.files import read_regular, require_regular
 
-__all__ = [
-    "MAX_BYTES",
-    "as_source",
-    "bytes_of",
-    "check_picture",
-    "in_8_bits",
-    "is_uri",
-    "load_picture",
-    "name_of",
-    "path_of",
-    "picture_digest",
-    "png_bytes",
-    "png_uri",
-    "state_of",
-    "to_pil",
-]
-
 MAX_BYTES = 400_000_000
 """Of a file, before it is read: about what 64 million pixels take with three colours of 16 bits."""
 REMOTE = ("http://", "https://", "ftp://", "s3://", "gs://", "hf://")

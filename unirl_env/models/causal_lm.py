@@ -19,8 +19,6 @@ from unirl_env.models.shared.loading import complete
 from unirl_env.models.shared.output_layer import logit_scale, output_states
 from unirl_env.models.words import LanguageModel
 
-__all__ = ["CausalLM", "CausalNetwork"]
-
 
 class CausalLM(ChatWords, LanguageModel):
     """A tokenizer with its chat template, and a transformer that scores packed and generates with a cache.

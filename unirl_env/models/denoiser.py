@@ -17,8 +17,6 @@ from unirl_env.errors import ContractError
 from unirl_env.models.backbone import Backbone
 from unirl_env.types import Prompt, Sample
 
-__all__ = ["NEGATIVE", "Denoiser"]
-
 NEGATIVE = "negative_"
 """Prefix of what is encoded of negative prompts."""
 

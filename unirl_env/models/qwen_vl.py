@@ -22,8 +22,6 @@ from unirl_env.models.shared.vision import picture_features, picture_places, wid
 from unirl_env.models.words import Encoded, LanguageModel
 from unirl_env.types import Prompt
 
-__all__ = ["QwenVL"]
-
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 ADAPTED = (
     *(f"self_attn.{name}_proj" for name in "qkvo"),

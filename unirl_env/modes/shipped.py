@@ -21,8 +21,6 @@ from unirl_env.rollouts.engines import ENGINES, Engine
 from unirl_env.rollouts.play import Rollout, drivers_of
 from unirl_env.types import Prompt
 
-__all__ = ["DENOISING", "ENHANCING", "HYBRID", "MDPS", "TOKENS"]
-
 PIXELS = ("max_images", "min_pixels", "max_pixels")
 """What engines must know of a model that reads pictures."""
 LOCAL_OPTIONS = {"rows"}

@@ -18,8 +18,6 @@ from unirl_env.monitor.iteration_metrics import nothing_scored
 from unirl_env.settings import AlarmSettings
 from unirl_env.settings.watch import SIGNALS
 
-__all__ = ["SIGNALS", "Finding", "HackingAlarm", "Level"]
-
 NAMES = (
     "iteration",
     "reward",

@@ -13,8 +13,6 @@ from unirl_env.monitor.iteration_metrics import heldout_metrics, is_due
 from unirl_env.rewards.spec import build_scorer, needs_of
 from unirl_env.settings import AlarmSettings
 
-__all__ = ["HackingCallback"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -21,17 +21,6 @@ from unirl_env.episode import EpisodeBatch
 from unirl_env.rewards.scoring import score_safely
 from unirl_env.types import Sample, Scorer, Scores
 
-__all__ = [
-    "HELDOUT",
-    "diversity",
-    "far_apart",
-    "heldout_metrics",
-    "is_due",
-    "nothing_scored",
-    "score_metrics",
-    "text_diversity",
-]
-
 HELDOUT = "heldout"
 
 

@@ -19,8 +19,6 @@ from unirl_env.errors import CheckpointError, ConfigError, ContractError
 from unirl_env.models.denoiser import NEGATIVE
 from unirl_env.policies.heads import ANNOUNCED, Head, LatentHead, heads_of
 
-__all__ = ["Actor", "HybridStep", "LoRAConfig", "act_by_phase"]
-
 
 @dataclass(frozen=True)
 class LoRAConfig:

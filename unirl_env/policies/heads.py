@@ -23,8 +23,6 @@ from unirl_env.models.shared.loading import as_dtype
 from unirl_env.policies.distributions import distribution_over
 from unirl_env.policies.packing import pack_prefixes
 
-__all__ = ["ActionHead", "Head", "LatentHead", "TokenHead", "check_sampling", "heads_of"]
-
 ANNOUNCED = ("latent", "sigma", "sigma_next", "step", "stochastic")
 """Observation keys of denoising that are not context."""
 ROW = "context_row"

@@ -18,8 +18,6 @@ from unirl_env.policies.actor import Actor, LoRAConfig, act_by_phase
 from unirl_env.policies.heads import ROW
 from unirl_env.registry import Registry
 
-__all__ = ["GenerativePolicy"]
-
 
 class GenerativePolicy(TorchRLModule):
     """The trained half of a generative model.

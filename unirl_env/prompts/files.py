@@ -20,8 +20,6 @@ import numpy as np
 from unirl_env.errors import MissingExtra, PromptError
 from unirl_env.media.files import require_regular
 
-__all__ = ["read_entries"]
-
 Entries = tuple[list[Any], list[str]]
 
 

@@ -25,8 +25,6 @@ from unirl_env.prompts.chats import check_chat, last_question, read_images, read
 from unirl_env.prompts.files import read_entries
 from unirl_env.types import Prompt
 
-__all__ = ["MAX_CHARACTERS", "PromptSource", "as_prompts", "canonical", "identical", "read_prompts"]
-
 TEXT_KEYS = ("prompt", "text")
 FIELDS = ("id", "negative", "metadata", "messages", "images", "image")
 """Keys of an entry that are not metadata."""

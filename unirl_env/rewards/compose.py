@@ -28,18 +28,6 @@ from unirl_env.rewards.scoring import (
 )
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
-__all__ = [
-    "Background",
-    "Gate",
-    "Minimum",
-    "Normalized",
-    "Pictured",
-    "Product",
-    "ScorerWrapper",
-    "WeightedSum",
-    "nested_parts",
-]
-
 Samples, Prompts = Sequence[Sample], Sequence[Prompt]
 
 

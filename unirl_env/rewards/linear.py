@@ -9,8 +9,6 @@ import torch
 from unirl_env.errors import ContractError
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["LinearScorer"]
-
 
 class LinearScorer:
     """`r(x) = <weights, x>` of the finished latent.

@@ -16,8 +16,6 @@ from unirl_env.rewards.inputs import video_of
 from unirl_env.rewards.scoring import score_safely
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
-__all__ = ["OverFrames", "OverPictures"]
-
 AGGREGATES = {"mean": Tensor.mean, "max": Tensor.amax, "min": Tensor.amin}
 SHOWN = ["mean", "min", "max", "median", "p1 ... p99"]
 

@@ -18,21 +18,6 @@ from torch import Tensor
 from unirl_env.errors import ConfigError, ContractError, ScorerError, ServiceLost, UnirlError
 from unirl_env.types import FAULTS, Prompt, Sample, Scorer, Scores
 
-__all__ = [
-    "LONGEST",
-    "PendingScores",
-    "PromptFaults",
-    "checked_scorer",
-    "gathered_faults",
-    "is_pointwise",
-    "note_fault",
-    "place_scores",
-    "score_safely",
-    "scorer_name",
-    "settled",
-]
-
-
 LONGEST = 500
 """Characters of one cause."""
 REMEMBERED = 10_000

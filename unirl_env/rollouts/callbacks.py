@@ -28,8 +28,6 @@ from unirl_env.errors import ConfigError
 from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.types import Prompt, Sample
 
-__all__ = ["PlayedEpisode", "RunnerCallbacks", "check_callbacks"]
-
 OF_RUNNERS = (
     "on_environment_created",
     "on_episode_created",

@@ -18,16 +18,6 @@ from torch import Tensor
 
 from unirl_env.errors import LearnerLost, RunnerLost, StaleWeights
 
-__all__ = [
-    "SyncReport",
-    "WeightSync",
-    "call_runners",
-    "learner_results",
-    "learners_live",
-    "require_version",
-    "share_requests",
-]
-
 PATIENCE = 3
 """Rounds in a row that may pass without any answer before the runners count as gone for good."""
 

@@ -19,8 +19,6 @@ from unirl_env.prompts.sources import sample_offsets
 from unirl_env.rewards.scoring import PendingScores
 from unirl_env.types import FAULTS, Prompt, Sample, Scores
 
-__all__ = ["Driver", "EpisodeRequest", "LiveEpisodes", "RolloutRequest"]
-
 
 @dataclass(frozen=True)
 class EpisodeRequest:

@@ -22,8 +22,6 @@ from unirl_env.rollouts.drivers.tokens import PictureTokenDriver, TextDriver
 from unirl_env.rollouts.engines.local import LocalEngine
 from unirl_env.wrappers.reward import leave_invalid
 
-__all__ = ["MakeEnv", "Rollout", "drivers_of"]
-
 MakeEnv = Callable[..., gym.vector.VectorEnv]
 
 

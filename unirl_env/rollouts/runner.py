@@ -26,8 +26,6 @@ from unirl_env.rollouts.callbacks import RunnerCallbacks
 from unirl_env.rollouts.calls import require_version
 from unirl_env.rollouts.driver import RolloutRequest
 
-__all__ = ["GenerativeEnvRunner"]
-
 
 class GenerativeEnvRunner(EnvRunner, Checkpointable):
     """Owns an environment and a policy, and plays whole groups with them.

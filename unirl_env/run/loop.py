@@ -23,8 +23,6 @@ from unirl_env.run.record.logbook import Logbook, as_json
 from unirl_env.run.record.samples import save_samples, thin_out
 from unirl_env.settings import RunConfig
 
-__all__ = ["ENDED_BY_ALARM", "Loop"]
-
 ENDED_BY_ALARM = 3
 """The exit code of a run that an alarm ended before its last iteration."""
 RECENT = 10

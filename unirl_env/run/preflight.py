@@ -23,8 +23,6 @@ from unirl_env.rollouts.engines import ENGINES, check_engine_options
 from unirl_env.run.world_setup import Prompts, check_world, mode_of_run, read_prompts
 from unirl_env.settings import RunConfig
 
-__all__ = ["check_all", "preflight"]
-
 LONGEST = 240
 """Bytes of a run's name: file systems take 255, and a second run of the name adds a number."""
 OF_ENGINES = {"sglang": ("httpx", "httpx", "sglang"), "vllm": ("vllm", "vllm", "vllm")}

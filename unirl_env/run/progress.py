@@ -17,8 +17,6 @@ from rich.text import Text
 
 from unirl_env.run.record.logbook import of_phases
 
-__all__ = ["RunProgress", "clock", "waiting"]
-
 BLOCKS = "▁▂▃▄▅▆▇█"
 RECENT = 10
 HISTORY = 24

@@ -24,8 +24,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from unirl_env.errors import ConfigError
 from unirl_env.service.error_replies import RETRY_SECONDS, error_reply
 
-__all__ = ["STOPPED_AT_ONCE", "Guard", "Server", "bound_socket", "guarded", "room_for", "serve"]
-
 MOST_HEAD = 64 * 2**10
 """Bytes of the head of a request, or of what follows its body; the parser itself would take any number."""
 SPARE_FILES = 64

@@ -8,8 +8,6 @@ from typing import Any
 from unirl_env.errors import ConfigError
 from unirl_env.settings.fields import Settings, setting
 
-__all__ = ["NUM_MINIBATCHES", "AgentSettings", "RolloutSettings"]
-
 NUM_MINIBATCHES = 2
 """The default, which gives way to `minibatch_size`."""
 

@@ -18,8 +18,6 @@ from typing import Any
 from unirl_env.arguments.values import fits, require, words_for
 from unirl_env.errors import ConfigError
 
-__all__ = ["Settings", "allowed", "check_values", "may_change", "named", "python_name", "setting"]
-
 
 def setting(
     default: Any,

@@ -18,8 +18,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from unirl_env.errors import ConfigError
 
-__all__ = ["first_line", "from_yaml", "parsed", "shielded", "shielded_but", "unshielded"]
-
 MARK = "⁒"
 """Stands before a letter for a dollar, and before itself. YAML prints it as it is."""
 NAMED = re.compile(rf"{MARK}|\$\{{([A-Za-z_][\w.]*)\}}|\$")

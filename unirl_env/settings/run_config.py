@@ -12,8 +12,6 @@ from unirl_env.settings.policy import PolicySettings, StepSettings
 from unirl_env.settings.watch import AlarmSettings, LoggingSettings
 from unirl_env.settings.world import ModelSettings, PromptSettings, RewardSettings
 
-__all__ = ["RunConfig", "check_shares"]
-
 
 @dataclass
 class RunConfig(Settings):

@@ -22,8 +22,6 @@ from gymnasium.envs.registration import EnvSpec, parse_env_id
 from unirl_env.arguments.names import check_names
 from unirl_env.errors import ConfigError
 
-__all__ = ["OURS", "announce", "full_id", "make_for_rllib", "recall", "register", "spec_of"]
-
 OURS = "unirl_env.worlds:make_vector_env"
 """The entry point of environments that are described by the arguments of their ids."""
 SINGLE = "unirl_env.worlds:make_env"

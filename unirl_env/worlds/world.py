@@ -44,8 +44,6 @@ from unirl_env.wrappers.draw import DrawWrapper, FrozenNetwork
 from unirl_env.wrappers.flatten import FlattenForPPO, flatten_for_ppo
 from unirl_env.wrappers.reward import UNASKED, RewardWrapper
 
-__all__ = ["ForeignWorld", "World", "make_env", "make_vector_env", "world_of"]
-
 TOOLS = Registry("tool", {"calculator": "unirl_env.envs.tools:Calculator"})
 JUDGING = ("on_invalid", "together")
 """Arguments of `RewardWrapper`."""

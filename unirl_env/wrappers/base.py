@@ -11,8 +11,6 @@ from gymnasium.vector import AutoresetMode, VectorWrapper
 
 from unirl_env.errors import ContractError
 
-__all__ = ["EpisodeRows", "RowChange", "Wrapper", "as_numpy"]
-
 
 def as_numpy(value: Any) -> np.ndarray:
     """An array or a tensor of any device as a numpy array."""

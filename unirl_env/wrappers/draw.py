@@ -24,8 +24,6 @@ from unirl_env.models.shared.generate import draw_latents
 from unirl_env.types import Prompt, Sample
 from unirl_env.wrappers.base import Wrapper, as_numpy
 
-__all__ = ["DrawWrapper", "FrozenNetwork"]
-
 logger = logging.getLogger(__name__)
 
 SAID = ("sample", "_sample", "samples", "_samples")

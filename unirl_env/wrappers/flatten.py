@@ -18,8 +18,6 @@ from unirl_env.envs.snapshot import SPACES, draws_of, set_draws
 from unirl_env.errors import ConfigError
 from unirl_env.wrappers.base import Wrapper
 
-__all__ = ["FlattenForPPO", "flatten_for_ppo"]
-
 BESIDE = ("sigma_next", "step", "stochastic", "prompt_length", "is_action", "phase")
 """Entries that are not seen unless they are named: they follow from the others, or tell of the training."""
 LARGEST = 4096

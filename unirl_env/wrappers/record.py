@@ -21,8 +21,6 @@ from unirl_env.types import Sample, Scores
 from unirl_env.wrappers.base import EpisodeRows, Wrapper, as_numpy
 from unirl_env.wrappers.media import WRITERS, to_frame, write_png
 
-__all__ = ["RecordMedia"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -23,8 +23,6 @@ from unirl_env.rewards.scoring import PendingScores, checked_scorer, place_score
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 from unirl_env.wrappers.base import Wrapper
 
-__all__ = ["UNASKED", "RewardWrapper", "leave_invalid"]
-
 
 class Unasked(str):
     """A text that nobody chose."""

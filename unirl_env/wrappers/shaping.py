@@ -18,8 +18,6 @@ from unirl_env.arguments.values import is_number
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.wrappers.base import EpisodeRows, Wrapper, as_numpy
 
-__all__ = ["PotentialShaping"]
-
 
 class PotentialShaping(Wrapper):
     """Add `gamma * phi(s') - phi(s)` to the reward of every step, with `phi = 0` where an episode has ended.

@@ -14,8 +14,6 @@ from unirl_env.envs.contract import env_attr
 from unirl_env.types import Scores
 from unirl_env.wrappers.base import EpisodeRows, RowChange, Wrapper, as_numpy
 
-__all__ = ["EpisodeStatistics"]
-
 
 class EpisodeStatistics(Wrapper):
     """Add `info["episode"]` where episodes end, and keep statistics of the last ones.

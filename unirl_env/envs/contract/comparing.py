@@ -13,27 +13,6 @@ from gymnasium.vector import VectorEnv
 from unirl_env.envs.contract import env_attr
 from unirl_env.errors import ContractError
 
-__all__ = [
-    "Act",
-    "Step",
-    "all_alike",
-    "as_array",
-    "check_branches",
-    "check_place",
-    "copied",
-    "default_act",
-    "digest",
-    "due_samples",
-    "ended",
-    "law",
-    "like",
-    "played",
-    "present",
-    "same",
-    "seeds",
-    "some_rows",
-]
-
 Act = Callable[[dict[str, Any]], Any]
 """`act(obs) -> actions`, a function of what is seen."""
 GROWING = (("tokens", "length"), ("is_action", "length"), ("image_tokens", "image_length"))

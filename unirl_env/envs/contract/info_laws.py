@@ -14,8 +14,6 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from unirl_env.envs.contract import env_attr
 from unirl_env.envs.contract.comparing import Act, as_array, digest, ended, law, like, seeds
 
-__all__ = ["check_copies", "check_info"]
-
 PLAIN = ("group", "prompt", "prompt_id", "episode_seed")
 OBJECTS = ("group", "prompt", "episode_seed")
 STEPS = 3

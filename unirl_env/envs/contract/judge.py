@@ -29,8 +29,6 @@ from unirl_env.envs.contract.info_laws import check_copies, check_info
 from unirl_env.envs.contract.laws import check_own_laws, named_laws
 from unirl_env.errors import ConfigError, ContractError
 
-__all__ = ["check_vector_env"]
-
 
 def check_vector_env(
     env: VectorEnv, act: Act | None = None, *, seed: int = 0, max_steps: int = 100_000

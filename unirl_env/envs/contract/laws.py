@@ -14,8 +14,6 @@ from unirl_env.envs.contract.comparing import Act, as_array, check_place, copied
 from unirl_env.errors import ConfigError, ContractError, UnirlError
 from unirl_env.registry import Registry
 
-__all__ = ["LAWS", "Law", "check_latents", "check_mdp", "check_own_laws", "named_laws"]
-
 Law = Callable[..., None]
 """`law(env, act, seed, max_steps)`, which raises where it does not hold."""
 

@@ -27,8 +27,6 @@ from unirl_env.envs.contract.laws import check_latents
 from unirl_env.envs.token_rows import WAIT
 from unirl_env.errors import UnirlError
 
-__all__ = ["check_hybrid", "check_tokens"]
-
 WRITTEN = ("tokens", "length", "prompt_length", "is_action")
 DRAWN = ("latent", "step", "image_tokens", "image_length")
 TEXT, IMAGE = 0, 1

@@ -12,22 +12,6 @@ from torch import Tensor
 from unirl_env.errors import ConfigError, ContractError, ShapeError
 from unirl_env.functional.require import require_choice, require_floating, require_shape
 
-__all__ = [
-    "MAX_LOG_RATIO",
-    "Entries",
-    "Metric",
-    "entries",
-    "grpo_loss",
-    "gspo_loss",
-    "masked_mean",
-    "merge_metrics",
-    "outwards",
-    "ratio_metrics",
-    "require_positive_std",
-    "require_token_log_prob",
-    "token_weights",
-]
-
 MAX_LOG_RATIO = 20.0
 """Where log-ratios are cut unless told otherwise: exp(20) is finite in float32 with room for an advantage."""
 LARGEST_LOG_RATIO = 40.0  # beyond it the square of a ratio times an advantage overflows float32

@@ -28,8 +28,6 @@ from unirl_env.models.unified import SharedBackbone, UnifiedModel
 from unirl_env.models.words import Encoded, LanguageModel, padded_inputs, padded_prompts
 from unirl_env.types import Prompt, Sample
 
-__all__ = ["PICTURES", "Bagel", "BagelImage", "BagelText", "layer_names"]
-
 THINK = (
     "You should first think about the planning process in the mind and then generate the image. \n"
     "The planning process is enclosed within <think> </think> tags, i.e. <think> planning process here "

@@ -22,8 +22,6 @@ from unirl_env.models.hunyuan_image3.picture import FromTokens, TimeEmbedding, T
 from unirl_env.models.hunyuan_image3.settings import MODEL_TYPES, Settings
 from unirl_env.models.shared.prefix import Prefix
 
-__all__ = ["FROZEN", "PICTURE_PARTS", "build", "config_class", "network_class"]
-
 FROZEN = ("vae.", "vision_model.", "vision_aligner.")
 """How the names of the weights begin that lie in the same files and are not the network's."""
 PICTURE_PARTS = ("timestep_emb", "time_embed", "time_embed_2", "patch_embed", "final_layer")

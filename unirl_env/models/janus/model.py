@@ -24,8 +24,6 @@ from unirl_env.models.unified import PictureTokens, SharedBackbone, UnifiedModel
 from unirl_env.models.words import Encoded, LanguageModel
 from unirl_env.types import Prompt, Sample
 
-__all__ = ["Janus", "JanusPictures", "JanusText", "read_states"]
-
 
 class JanusPictures(SharedBackbone, PictureTokens):
     """Janus as a language model whose words are the `num_tokens` pieces of a picture, row by row.

@@ -19,8 +19,6 @@ from unirl_env.models.shared.templates import check_rows, check_template, render
 from unirl_env.models.words import Encoded, Words
 from unirl_env.types import Prompt
 
-__all__ = ["ANSWER", "ChatWords", "after_answer"]
-
 ANSWER = "(the answer so far)"
 """Stands for what the model said when a chat template is asked what comes after."""
 

@@ -18,8 +18,6 @@ from unirl_env.errors.quiet import quiet_loading
 from unirl_env.models.shared.loading import Source
 from unirl_env.models.shared.output_layer import output_weight
 
-__all__ = ["OfTransformers", "in_order", "merged_state", "settle_header", "write_adapters", "write_weights"]
-
 PEFT_PREFIX = "base_model.model."
 """What peft puts before the names of a model that it wraps; ours has its adapters injected."""
 

@@ -29,8 +29,6 @@ from unirl_env.models.unified import SharedBackbone, UnifiedModel
 from unirl_env.models.words import Encoded, LanguageModel, padded_inputs, padded_prompts
 from unirl_env.types import Prompt, Sample
 
-__all__ = ["UnifiedFlow", "UnifiedPicture", "UnifiedText"]
-
 MARKS = ("begin_image_token_id", "source_start_token_id", "source_token_id", "source_end_token_id")
 
 

@@ -20,8 +20,6 @@ from torch import Tensor
 
 from unirl_env.media.pixels import in_8_bits
 
-__all__ = ["AnswerCache", "answer_key", "picture_key"]
-
 logger = logging.getLogger(__name__)
 
 BUSY_SECONDS = 5.0

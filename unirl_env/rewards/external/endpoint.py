@@ -25,8 +25,6 @@ from unirl_env.rewards.external.spending import RateLimit
 from unirl_env.rewards.scoring import note_fault
 from unirl_env.rewards.secrets import secret
 
-__all__ = ["Endpoint", "warn_of_failures"]
-
 logger = logging.getLogger(__name__)
 
 Item, Result, Read = TypeVar("Item"), TypeVar("Result"), TypeVar("Read")

@@ -22,8 +22,6 @@ from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.texts.text_answers import answer_text
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["HTTPScorer"]
-
 BODIES = ("batch", "columns", "each")
 OF_SAMPLE = ("text", "image")
 OF_PROMPT = ("prompt", "id", "negative", "metadata")

@@ -27,8 +27,6 @@ from unirl_env.rewards.texts.text_answers import answer_text
 from unirl_env.rewards.texts.thoughts import Thinking
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["JudgeScorer"]
-
 logger = logging.getLogger(__name__)
 
 LOOKS = {"text": ("text",), "image": ("image",), "both": ("text", "image")}

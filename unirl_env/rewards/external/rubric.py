@@ -23,8 +23,6 @@ from unirl_env.media.files import require_regular
 from unirl_env.rewards.texts.text_answers import expected_answers
 from unirl_env.types import Prompt
 
-__all__ = ["Rubric", "fenced"]
-
 FIELDS = ("prompt", "answer", "expected", "metadata.KEY")
 FILES = (".txt", ".md")
 NOTICE = (

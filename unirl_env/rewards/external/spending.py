@@ -10,8 +10,6 @@ from typing import Any
 from unirl_env.arguments.values import is_number, is_whole, require_number
 from unirl_env.errors import ConfigError
 
-__all__ = ["RateLimit", "Spending"]
-
 MILLION = 1_000_000
 
 

@@ -17,8 +17,6 @@ from unirl_env.rewards.learned.open_clip_model import OpenCLIPModel
 from unirl_env.rewards.learned.placement import Placement, hub_file, load_tensors
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["AestheticScore"]
-
 REPOSITORY = "camenduru/improved-aesthetic-predictor"
 FILE = "sac+logos+ava1-l14-linearMSE.pth"
 WIDTHS = (1024, 128, 64, 16, 1)

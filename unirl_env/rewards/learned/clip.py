@@ -13,8 +13,6 @@ from unirl_env.rewards.learned.open_clip_model import OpenCLIPModel
 from unirl_env.rewards.learned.placement import Placement
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["CLIPScore"]
-
 
 class CLIPScore(PassesOptions, FromArguments, passes_to=Placement):
     """`scale * cos(image embedding, text embedding)`.

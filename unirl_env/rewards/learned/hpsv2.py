@@ -14,8 +14,6 @@ from unirl_env.rewards.learned.open_clip_model import OpenCLIPModel, letterboxed
 from unirl_env.rewards.learned.placement import Placement, hub_file
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["HPSv2Score"]
-
 REPOSITORY = "xswu/HPSv2"
 FILES = {"v2": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
 

@@ -22,8 +22,6 @@ from unirl_env.rewards.learned.placement import Placement, load_tensors
 from unirl_env.rewards.scoring import place_scores
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["ImageRewardScore"]
-
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the network's output over the pairs that it was trained on."""
 LENGTH = 35

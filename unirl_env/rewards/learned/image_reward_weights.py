@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ImageRewardNetwork", "load_network", "own_names"]
-
 HIDDEN = (1024, 128, 64, 16, 1)
 """Outputs of the head's layers, all linear."""
 PLACES = (0, 2, 4, 6, 7)

@@ -15,8 +15,6 @@ from unirl_env.arguments.extras import needed
 from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.rewards.learned.placement import Placement, not_found
 
-__all__ = ["OpenCLIPModel", "letterboxed"]
-
 PRECISIONS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 

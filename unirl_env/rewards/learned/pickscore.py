@@ -17,8 +17,6 @@ from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.learned.placement import Placement, not_found
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["PickScore"]
-
 CONTEXT = 77
 
 

@@ -13,8 +13,6 @@ from unirl_env.arguments.values import require
 from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.rewards.inputs import blocks_of, check_blocks, in_blocks
 
-__all__ = ["Placement", "device_of", "dtype_of", "hub_file", "load_tensors", "not_found"]
-
 DTYPES = ("float32", "float16", "bfloat16")
 
 

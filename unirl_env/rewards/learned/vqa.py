@@ -25,8 +25,6 @@ from unirl_env.rewards.learned.vqa_reading import Reader, rows_for
 from unirl_env.rewards.scoring import place_scores
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["Question", "VQAScore", "questions_of", "spellings", "token_sequences"]
-
 NUMBERS = dict(
     zip("zero one two three four five six seven eight nine ten".split(), map(str, range(11)), strict=True)
 )

@@ -14,8 +14,6 @@ from unirl_env.errors.quiet import quiet_loading
 from unirl_env.media.pixels import in_8_bits
 from unirl_env.rewards.learned.placement import Placement
 
-__all__ = ["Reader", "Row", "rows_for"]
-
 BLOCK = 16384
 """Tokens of the vocabulary at once."""
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")

@@ -12,17 +12,6 @@ from torch import Tensor
 from unirl_env.arguments.values import is_whole
 from unirl_env.prompts.shapes import PLACES, Caption
 
-__all__ = [
-    "ASPECTS",
-    "Clause",
-    "Detection",
-    "Wish",
-    "checks",
-    "relations",
-    "wish_from_caption",
-    "wish_from_metadata",
-]
-
 ASPECTS = ("object", "count", "colour", "position")
 RELATIONS = ("left of", "right of", "above", "below")
 

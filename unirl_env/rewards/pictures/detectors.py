@@ -28,8 +28,6 @@ from unirl_env.rewards.learned.placement import Placement, not_found
 from unirl_env.rewards.pictures.detections import Detection
 from unirl_env.rewards.pictures.shapes_scorers import find_blobs, read_picture
 
-__all__ = ["DETECTORS", "ShapesDetector", "TransformersDetector"]
-
 DETECTORS = Registry(
     "detector",
     {

@@ -29,8 +29,6 @@ from unirl_env.rewards.pictures.named_colours import COLOUR_NAMERS
 from unirl_env.rewards.scoring import PromptFaults, is_pointwise
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["GenEvalScorer"]
-
 VALUES = ("strict", "soft")
 
 

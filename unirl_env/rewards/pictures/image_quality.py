@@ -14,8 +14,6 @@ from unirl_env.errors import ConfigError, ScorerError
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["JPEGScorer", "SaturationScorer", "SharpnessScorer"]
-
 DIRECTIONS = {"compressible": -1.0, "incompressible": 1.0}
 MEASURES = ("hsv", "hsl", "chroma")
 LUMA = (0.299, 0.587, 0.114)

@@ -24,8 +24,6 @@ from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.scoring import PromptFaults
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["ENGINES", "OCRScorer", "RapidEngine", "TesseractEngine", "edit_distance"]
-
 TESSERACT_SECONDS = 60.0
 MOST_ASPECT, MOST_PIXELS = 4, 2000
 

@@ -32,8 +32,6 @@ from unirl_env.rewards.captions import caption_of, require_caption
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["Blob", "ShapesScorer", "TemplateScorer", "find_blobs", "read_picture"]
-
 _SIDE = 32  # pictures of any size are read at this one, where the thresholds below are right
 _ASPECTS = ("colour", "shape", "count", "position")
 _NAMES = tuple(COLOURS)

@@ -12,8 +12,6 @@ from unirl_env.http import CallFailed, Deadline
 from unirl_env.rewards.remote.service_client import ServiceClient
 from unirl_env.rewards.wire import PROTOCOL
 
-__all__ = ["ServedReward", "agreed", "asked"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -20,8 +20,6 @@ from unirl_env.rewards.wire import ScoreRequest, encode_request
 from unirl_env.rewards.wire.messages import RANKS, require_plain, scores_from_json
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["RemoteScorer"]
-
 logger = logging.getLogger(__name__)
 
 FIELDS = (*RANKS, "text")

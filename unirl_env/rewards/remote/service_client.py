@@ -19,8 +19,6 @@ from unirl_env.rewards.secrets import secret
 from unirl_env.rewards.wire import TENSORS
 from unirl_env.settings.fields import check_values, setting
 
-__all__ = ["Again", "ServiceClient", "TooLarge"]
-
 Answer = TypeVar("Answer")
 LONGEST_WAIT = 10.0
 """Seconds; the most that is waited between two attempts, unless the service asks for more."""

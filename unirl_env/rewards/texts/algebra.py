@@ -17,8 +17,6 @@ import sys
 from fractions import Fraction
 from multiprocessing.connection import Connection
 
-__all__ = ["same_number"]
-
 GRACE_SECONDS = 0.25
 """Of processor time between the signal that interrupts a comparison and the one that ends the worker."""
 DIGITS = 6

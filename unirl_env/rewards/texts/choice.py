@@ -21,8 +21,6 @@ from unirl_env.rewards.texts.text_answers import (
 from unirl_env.rewards.texts.thoughts import Thinking
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["ChoiceScorer", "chosen_letter", "expected_letters"]
-
 _SIGNS = str.maketrans(
     {
         **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # full-width forms

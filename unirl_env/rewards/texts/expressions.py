@@ -13,8 +13,6 @@ from typing import NamedTuple
 from unirl_env.rewards.texts.measures import trailing_unit
 from unirl_env.rewards.texts.plain_latex import plain_signs
 
-__all__ = ["Piece", "last_expression", "pieces_of"]
-
 # Bounded repetitions only: the texts come from models, and reading one must take linear time.
 _NUMERAL = (
     r"(?:\d{1,3}(?:[ '\u2019]\d{3}){1,20}(?![\d/])(?:[.,]\d{1,300})?"

@@ -12,8 +12,6 @@ from unirl_env.errors import ConfigError
 from unirl_env.rewards.texts.text_answers import answer_text, last_boxed
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["FormatScorer"]
-
 RULES = ("think", "answer", "boxed")
 
 

@@ -12,8 +12,6 @@ from unirl_env.errors import ConfigError, ContractError
 from unirl_env.rewards.texts.text_answers import answer_text
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["LengthScorer", "sample_tokens"]
-
 UNITS = ("tokens", "characters")
 
 

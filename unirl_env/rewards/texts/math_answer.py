@@ -32,8 +32,6 @@ from unirl_env.rewards.texts.text_answers import (
 from unirl_env.rewards.texts.thoughts import Thinking
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["MathScorer"]
-
 logger = logging.getLogger(__name__)
 
 _WORD = re.compile(r"[A-Za-z]{4,}(?: [A-Za-z]+)*")

@@ -22,8 +22,6 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Comparison", "MathProcess"]
-
 logger = logging.getLogger(__name__)
 
 PROGRAM = Path(__file__).with_name("algebra.py")

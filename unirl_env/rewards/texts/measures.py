@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-__all__ = ["Measure", "measured", "trailing_unit"]
-
 # fmt: off
 _NAMES = {
     "m": "m metre metres meter meters", "cm": "cm cms centimetre centimetres centimeter centimeters",

@@ -13,8 +13,6 @@ from unirl_env.rewards.scoring import score_safely
 from unirl_env.rewards.texts.length import sample_tokens
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
-__all__ = ["Overlong"]
-
 MODES = ("keep", "zero", "soft")
 
 

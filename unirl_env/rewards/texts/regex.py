@@ -17,8 +17,6 @@ from unirl_env.rewards.texts.text_answers import answer_part, answer_text
 from unirl_env.rewards.texts.thoughts import Thinking
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["RegexScorer"]
-
 MODES = ("search", "fullmatch")
 EXPECTED = ("match", "no_match")
 PARTS = ("whole", "answer")

@@ -11,8 +11,6 @@ from typing import Any
 from unirl_env.arguments.values import require
 from unirl_env.errors import ConfigError
 
-__all__ = ["OPEN_THOUGHTS", "PUBLISHED", "Thinking"]
-
 PUBLISHED = (
     ("<think>", "</think>"),  # Qwen3, DeepSeek-R1 and most others
     ("<thinking>", "</thinking>"),

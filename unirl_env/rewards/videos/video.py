@@ -18,8 +18,6 @@ from unirl_env.rewards.inputs import video_of
 from unirl_env.rewards.learned.placement import Placement
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["MotionScorer", "TemporalConsistency", "grey_frames", "moved"]
-
 REACH = 8
 """Pixels of the reduced frames in which a block is looked for, each way."""
 KNOWN = 2 / 3

@@ -22,20 +22,6 @@ from unirl_env.media.pixels import load_picture
 from unirl_env.rewards.wire.tensors import Limits, TensorReader, TensorWriter
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = [
-    "PROTOCOL",
-    "RANKS",
-    "TENSORS",
-    "ScoreRequest",
-    "decode_request",
-    "encode_request",
-    "json_in",
-    "read_json",
-    "require_plain",
-    "scores_as_json",
-    "scores_from_json",
-]
-
 PROTOCOL = 1
 TENSORS = "application/vnd.safetensors"
 """The content type of a request in tensors."""

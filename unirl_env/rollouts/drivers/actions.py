@@ -14,8 +14,6 @@ from unirl_env.errors import ConfigError, ContractError
 from unirl_env.policies.actor import Actor
 from unirl_env.rollouts.driver import Driver, LiveEpisodes, RolloutRequest
 
-__all__ = ["ActionDriver"]
-
 ENDLESS = 100_000
 """Steps after which an episode counts as one without end."""
 

@@ -17,8 +17,6 @@ from unirl_env.policies.actor import Actor
 from unirl_env.policies.heads import ANNOUNCED
 from unirl_env.rollouts.driver import Driver, LiveEpisodes, RolloutRequest
 
-__all__ = ["LatentDriver"]
-
 SEEN = ("latent", "sigma", "sigma_next")
 """What is recorded of a step's observation, beside its context."""
 

@@ -23,8 +23,6 @@ from unirl_env.rollouts.engines.pictures import Pictures
 if TYPE_CHECKING:
     from unirl_env.policies.actor import Actor
 
-__all__ = ["DiskEngine", "Made", "WeightsFolder"]
-
 MEMORY = Path("/dev/shm")
 """A file system in memory, where Linux has one."""
 

@@ -14,8 +14,6 @@ from unirl_env.rollouts.engines.disk import DiskEngine
 from unirl_env.rollouts.engines.process import ServerProcess, free_port
 from unirl_env.rollouts.engines.server_client import ServerClient
 
-__all__ = ["ServedEngine"]
-
 
 class ServedEngine(DiskEngine):
     """Talks to a server over HTTP.

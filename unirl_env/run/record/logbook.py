@@ -22,18 +22,6 @@ from unirl_env.run.compose.yaml import flat
 from unirl_env.run.record.files import replace_text
 from unirl_env.settings import RunConfig
 
-__all__ = [
-    "Logbook",
-    "append",
-    "as_json",
-    "cut",
-    "of_phases",
-    "phases_of",
-    "read_rows",
-    "shared_names",
-    "write_rows",
-]
-
 
 class Logbook:
     """The metrics of a run, wherever they are wanted.

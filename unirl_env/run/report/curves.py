@@ -14,8 +14,6 @@ from unirl_env.run.report.charts import Chart, Series, smooth, styles
 from unirl_env.run.summary import SETS
 from unirl_env.settings import AlarmSettings
 
-__all__ = ["HACKING", "hacking", "process_charts", "reward_charts"]
-
 Rows = Sequence[Mapping[str, Any]]
 SECONDS = ("rollout", "reward", "update", "sync", "heldout")
 CHARTS = (
