@@ -22,6 +22,12 @@ from unirl_env.errors import ConfigError
 from unirl_env.prompts.sources import as_prompts, sample_offsets
 from unirl_env.types import Prompt
 
+ONCE = ("prompts", "sample_offset", "reset_mask")
+"""Options that hold for one `reset`; all others hold until the next one."""
+LAST_SAMPLE = 2**31
+"""Sample ids lie below it; no group has as many episodes."""
+AUTORESET = {"next_step": AutoresetMode.NEXT_STEP, "disabled": AutoresetMode.DISABLED}
+
 
 @dataclass(frozen=True)
 class Groups:
@@ -172,13 +178,6 @@ class ResetState:
     def past(self, prompts: int) -> ResetState:
         """The state after `prompts` more prompts were taken."""
         return replace(self, position=self.position + prompts)
-
-
-ONCE = ("prompts", "sample_offset", "reset_mask")
-"""Options that hold for one `reset`; all others hold until the next one."""
-LAST_SAMPLE = 2**31
-"""Sample ids lie below it; no group has as many episodes."""
-AUTORESET = {"next_step": AutoresetMode.NEXT_STEP, "disabled": AutoresetMode.DISABLED}
 
 
 def checked_autoreset(mode: str | AutoresetMode) -> AutoresetMode:

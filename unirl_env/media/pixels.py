@@ -26,6 +26,14 @@ MAX_BYTES = 400_000_000
 REMOTE = ("http://", "https://", "ftp://", "s3://", "gs://", "hf://")
 LONGEST_NAME = 200
 """Letters of a path in a message."""
+MAX_PIXELS = 64_000_000
+WHITE = (255, 255, 255, 255)
+WIDENED = {"L;2": 85, "L;4": 17}
+"""What Pillow multiplies greys of few bits by, but not the one that a PNG calls transparent."""
+BITS, PHOTOMETRIC = 258, 262
+"""Tags of a TIFF."""
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error)
+"""What Pillow raises on files that are no pictures, or not whole."""
 
 
 def is_uri(source: Any) -> bool:
@@ -102,16 +110,6 @@ def _unreadable(source: Any, error: Exception) -> PromptError:
         f"A picture must be a file that can be read, or a data URI in base64, got {said} for "
         f"{name_of(source)}."
     )
-
-
-MAX_PIXELS = 64_000_000
-WHITE = (255, 255, 255, 255)
-WIDENED = {"L;2": 85, "L;4": 17}
-"""What Pillow multiplies greys of few bits by, but not the one that a PNG calls transparent."""
-BITS, PHOTOMETRIC = 258, 262
-"""Tags of a TIFF."""
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error)
-"""What Pillow raises on files that are no pictures, or not whole."""
 
 
 def load_picture(source: Any) -> Tensor:

@@ -65,7 +65,8 @@ class Denoiser(Backbone):
     def read(self, network: nn.Module, context: Mapping[str, Tensor]) -> Any:
         """What all denoising steps of an episode share: the network's reading of the context alone.
 
-        The context itself, unless the family can compute more in advance (a text's keys and values).
+        The context itself, unless the family can compute more in advance (a text's keys and values). Where
+        prompts have no context, it is not asked.
 
         Args:
             network: What `network()` returned, adapters included.

@@ -22,6 +22,19 @@ from unirl_env.rewards.scoring import score_safely
 from unirl_env.types import Sample, Scorer, Scores
 
 HELDOUT = "heldout"
+SIDE = 16
+"""Pictures are compared at this many pixels a side: what they show, and not their grain."""
+LARGEST = 128
+"""Of a larger picture, every k-th row and column are looked at before it is scaled down."""
+FRAMES = 4
+"""Frames of a video that are compared."""
+MOST = 64
+"""Of a larger group, the first ones are compared, except of texts."""
+AT_ONCE = 1 << 22
+"""Numbers that are compared at once."""
+WORD = 1 << 31
+"""Above every token: a pair of tokens is written as one number."""
+Measure = Callable[[Sequence[Sample]], float]
 
 
 def score_metrics(name: str, scores: Scores) -> dict[str, float]:
@@ -82,22 +95,6 @@ def _mean(values: Tensor) -> float:
 
 def _std(values: Tensor) -> float:
     return float(values.std(unbiased=False)) if len(values) else float("nan")
-
-
-SIDE = 16
-"""Pictures are compared at this many pixels a side: what they show, and not their grain."""
-LARGEST = 128
-"""Of a larger picture, every k-th row and column are looked at before it is scaled down."""
-FRAMES = 4
-"""Frames of a video that are compared."""
-MOST = 64
-"""Of a larger group, the first ones are compared, except of texts."""
-AT_ONCE = 1 << 22
-"""Numbers that are compared at once."""
-WORD = 1 << 31
-"""Above every token: a pair of tokens is written as one number."""
-
-Measure = Callable[[Sequence[Sample]], float]
 
 
 def diversity(samples: Sequence[Sample], group: Tensor) -> dict[str, float]:

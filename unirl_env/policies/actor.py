@@ -19,6 +19,9 @@ from unirl_env.errors import CheckpointError, ConfigError, ContractError
 from unirl_env.models.denoiser import NEGATIVE
 from unirl_env.policies.heads import ANNOUNCED, Head, LatentHead, heads_of
 
+WRITTEN = ("tokens", "length", "prompt_length", "is_action", "pixel_values", "image_grid_thw", "positions")
+"""Entries of an observation that a language model reads."""
+
 
 @dataclass(frozen=True)
 class LoRAConfig:
@@ -316,10 +319,6 @@ class Actor(nn.Module):
         finally:
             for layer in layers:
                 layer.training = False
-
-
-WRITTEN = ("tokens", "length", "prompt_length", "is_action", "pixel_values", "image_grid_thw", "positions")
-"""Entries of an observation that a language model reads."""
 
 
 class HybridStep(NamedTuple):

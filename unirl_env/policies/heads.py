@@ -126,6 +126,8 @@ class LatentHead(Head):
             count = len(next(iter(context.values())))
             context = {k: cat_padded([obs[NEGATIVE + k], v]) for k, v in context.items()}
             row = None if row is None else torch.cat([row, row + count])
+        if not context:
+            return context  # prompts change nothing: there is nothing to read
         reading = self.model.read(network, context)
         if row is None:
             return reading

@@ -29,6 +29,9 @@ MOST_HEAD = 64 * 2**10
 SPARE_FILES = 64
 """Open files that are no connections: models, logs, the other ends of our own questions."""
 HEAD, BODY, ANSWER = "head", "body", "answer"
+STOPPED_AT_ONCE = 130
+ANSWERING_SECONDS = 5
+"""How long the answers may take to be sent after all of them are there."""
 
 
 @dataclass
@@ -197,11 +200,6 @@ def _refuse(connection: Any, status: int, code: str, words: str) -> None:
     head = "".join(f"{name.decode()}: {value.decode()}\r\n" for name, value in reply.raw_headers)
     connection.transport.write(f"HTTP/1.1 {status} Refused\r\n{head}\r\n".encode() + reply.body)
     connection.transport.close()
-
-
-STOPPED_AT_ONCE = 130
-ANSWERING_SECONDS = 5
-"""How long the answers may take to be sent after all of them are there."""
 
 
 class Server(uvicorn.Server):

@@ -24,6 +24,13 @@ from unirl_env.models.unified import PictureTokens, SharedBackbone, UnifiedModel
 from unirl_env.models.words import Encoded, LanguageModel
 from unirl_env.types import Prompt, Sample
 
+ADAPTED = (
+    *(f"self_attn.{name}_proj" for name in "qkvo"),
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+)
+UNREAD = ("vision_model", "aligner", "vqmodel")
+"""Parts of transformers' model that neither text nor picture tokens go through."""
+
 
 class JanusPictures(SharedBackbone, PictureTokens):
     """Janus as a language model whose words are the `num_tokens` pieces of a picture, row by row.
@@ -150,14 +157,6 @@ class JanusPictures(SharedBackbone, PictureTokens):
             cause = f"its VQ model lacks {len(missing)} weights, {missing[0]} among them"
             raise self.text.source.not_found(cause)
         return painter.to(self.device).eval().requires_grad_(False)
-
-
-ADAPTED = (
-    *(f"self_attn.{name}_proj" for name in "qkvo"),
-    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
-)
-UNREAD = ("vision_model", "aligner", "vqmodel")
-"""Parts of transformers' model that neither text nor picture tokens go through."""
 
 
 class JanusText(OfTransformers, LanguageModel):

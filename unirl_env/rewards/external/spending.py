@@ -11,6 +11,7 @@ from unirl_env.arguments.values import is_number, is_whole, require_number
 from unirl_env.errors import ConfigError
 
 MILLION = 1_000_000
+MINUTE = 60.0
 
 
 class Spending:
@@ -98,9 +99,6 @@ def _is_amount(value: Any) -> bool:
 
 def _is_count(value: Any) -> bool:
     return is_whole(value) and value >= 0
-
-
-MINUTE = 60.0
 
 
 class RateLimit:

@@ -30,6 +30,10 @@ NUMBERS = dict(
 )
 WORDS = {number: word for word, number in NUMBERS.items()}
 OPPOSITE = {"yes": "no", "no": "yes"}
+logger = logging.getLogger(__name__)
+PICTURES = 64
+"""So many are cut into patches at once: one of 512 x 512 is then 6 MB."""
+AGGREGATIONS = ("geometric", "arithmetic", "minimum")
 
 
 @dataclass(frozen=True)
@@ -127,13 +131,6 @@ def _malformed(prompt: Prompt, field: str, got: Any) -> ContractError:
         f"{str(got)[:120]!r} in the prompt {prompt.id[:80]!r}; try "
         '[{"question": "How many cows are there?", "answer": "three"}].'
     )
-
-
-logger = logging.getLogger(__name__)
-
-PICTURES = 64
-"""So many are cut into patches at once: one of 512 x 512 is then 6 MB."""
-AGGREGATIONS = ("geometric", "arithmetic", "minimum")
 
 
 class VQAScore(PassesOptions, FromArguments, passes_to=Placement):

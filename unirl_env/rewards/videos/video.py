@@ -22,6 +22,8 @@ REACH = 8
 """Pixels of the reduced frames in which a block is looked for, each way."""
 KNOWN = 2 / 3
 """The least share of the blocks that must be found again; of unlike pictures, half are by chance."""
+LUMA = (0.299, 0.587, 0.114)
+"""ITU-R BT.601."""
 
 
 class TemporalConsistency(PassesOptions, passes_to=Placement):
@@ -223,10 +225,6 @@ def _ssim(one: Tensor, other: Tensor, window: int = 7) -> Tensor:
     return (alike / ((mean**2 + mean_other**2 + bright) * (variance + variance_other + rough))).mean(
         dim=(1, 2)
     )
-
-
-LUMA = (0.299, 0.587, 0.114)
-"""ITU-R BT.601."""
 
 
 def grey_frames(video: Tensor, side: int) -> Tensor:

@@ -22,6 +22,10 @@ from unirl_env.run.compose.yaml import flat
 from unirl_env.run.record.files import replace_text
 from unirl_env.settings import RunConfig
 
+USUAL = ("text", "image")
+NO_PHASES = ("reward", "reward_std", "reward_failed", "reward_absent", "heldout", "heldout_std", "seconds")
+"""What has parts of any name, `loss` included."""
+
 
 class Logbook:
     """The metrics of a run, wherever they are wanted.
@@ -204,11 +208,6 @@ def as_json(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value
-
-
-USUAL = ("text", "image")
-NO_PHASES = ("reward", "reward_std", "reward_failed", "reward_absent", "heldout", "heldout_std", "seconds")
-"""What has parts of any name, `loss` included."""
 
 
 def phases_of(known: Iterable[str]) -> list[str]:
