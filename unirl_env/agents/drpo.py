@@ -21,6 +21,7 @@ __all__ = ["DRPO", "DRPOConfig", "DRPOKnobs"]
 def latent_loss(rows: Rows, new: SDEStep, context: Context) -> tuple[Tensor, dict[str, Metric]]:
     """`F.drpo_gaussian_loss` with the configuration's radius."""
     config = context.config
+    assert rows.old_mean is not None  # its `Loss` needs them
     return F.drpo_gaussian_loss(
         new.log_prob,
         rows.old_log_prob,

@@ -25,6 +25,7 @@ KL_THRESHOLD = 1e-5
 def latent_loss(rows: Rows, new: SDEStep, context: Context) -> tuple[Tensor, dict[str, Metric]]:
     """`F.flow_dppo_loss` with the configuration's threshold."""
     config = context.config
+    assert rows.old_mean is not None  # its `Loss` needs them
     return F.flow_dppo_loss(
         new.log_prob,
         rows.old_log_prob,

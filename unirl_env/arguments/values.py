@@ -93,14 +93,15 @@ def whole(name: str, value: Any, least: int | None = None, most: int | None = No
         ConfigError: Naming it.
     """
     found = as_whole(value)
-    wanted = "" if found is not None else "a whole number"
-    if found is not None and least is not None and found < least:
+    if found is None:
+        wanted = "a whole number"
+    elif least is not None and found < least:
         wanted = f"at least {least}"
-    elif found is not None and most is not None and found > most:
+    elif most is not None and found > most:
         wanted = f"at most {most}"
-    if wanted:
-        raise ConfigError(f"`{name}` must be {wanted}, got {value!r}{'; ' if hint else ''}{hint}.")
-    return found
+    else:
+        return found
+    raise ConfigError(f"`{name}` must be {wanted}, got {value!r}{'; ' if hint else ''}{hint}.")
 
 
 def number(name: str, value: Any, wanted: str = "a finite number") -> float:

@@ -86,7 +86,7 @@ class PromptSource:
     @classmethod
     def of(
         cls,
-        source: str | os.PathLike | Sequence[str | Mapping[str, Any] | Prompt] | PromptSource,
+        source: str | os.PathLike[str] | Sequence[str | Mapping[str, Any] | Prompt] | PromptSource,
         *,
         column: str | None = None,
         split: str | None = None,
@@ -109,6 +109,7 @@ class PromptSource:
         """
         if isinstance(source, PromptSource):
             return source
+        entries: Sequence[Any]
         if isinstance(source, (str, os.PathLike)):
             entries, places = read_entries(source, split)
             name = str(source)

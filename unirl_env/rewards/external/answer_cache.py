@@ -45,7 +45,7 @@ class AnswerCache:
             machine: SQLite's shared memory does not reach over a network.
     """
 
-    def __init__(self, path: str | os.PathLike | None):
+    def __init__(self, path: str | os.PathLike[str] | None):
         self.path = None if path is None else Path(path).expanduser()
         self._lock = threading.Lock()
         self._readable = self._writable = self.path is not None

@@ -43,7 +43,7 @@ class OpenCLIPModel:
     def __init__(
         self,
         model: str,
-        pretrained: str | os.PathLike | None,
+        pretrained: str | os.PathLike[str] | None,
         placement: Placement,
         *,
         asker: str,
@@ -104,7 +104,7 @@ def letterboxed(image: Tensor, size: int, fill: float = 0.0) -> Tensor:
 
 
 def _load(
-    model: str, pretrained: str | os.PathLike | None, placement: Placement, asker: str
+    model: str, pretrained: str | os.PathLike[str] | None, placement: Placement, asker: str
 ) -> tuple[torch.nn.Module, Any]:
     open_clip = needed("open_clip", "clip", "open_clip_torch")
     brings_weights = model.startswith(("hf-hub:", "local-dir:"))

@@ -97,7 +97,7 @@ class TransformersDetector(PassesOptions, FromArguments, passes_to=Placement):
 
     def __init__(
         self,
-        model: str | os.PathLike = "facebook/mask2former-swin-small-coco-instance",
+        model: str | os.PathLike[str] = "facebook/mask2former-swin-small-coco-instance",
         *,
         threshold: float = 0.3,
         batch_size: int = 8,
@@ -186,7 +186,9 @@ def _bounded(size: tuple[int, int]) -> tuple[int, int]:
 
 
 @quiet_loading()
-def _load(model: str | os.PathLike, dtype: torch.dtype, options: dict[str, Any]) -> tuple[Any, Any, bool]:
+def _load(
+    model: str | os.PathLike[str], dtype: torch.dtype, options: dict[str, Any]
+) -> tuple[Any, Any, bool]:
     """The model, its image processor, and whether it gives masks."""
     import transformers
 
