@@ -13,7 +13,7 @@ import operator
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from unirl_env.errors import ConfigError
 
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether `value` is a finite number; a truth value is none."""
     try:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -40,12 +40,12 @@ def is_number(value: Any) -> bool:
         return False
 
 
-def is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> TypeGuard[int]:
     """Whether `value` is a whole number; a truth value is none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def require(name: str, value: Any, fits: bool, wanted: str, hint: str = "") -> None:
+def require(name: str, value: Any, fits: object, wanted: str, hint: str = "") -> None:
     """Refuse a setting that does not fit.
 
     Raises:

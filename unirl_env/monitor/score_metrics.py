@@ -63,7 +63,7 @@ def heldout_metrics(scorer: Scorer, batch: EpisodeBatch) -> dict[str, float]:
 def nothing_scored(row: Mapping[str, Any]) -> bool:
     """Whether an iteration of these numbers had episodes, and no valid score of any."""
     failed = row.get("reward/failed")
-    return not is_number(row.get("reward")) and failed is not None and is_number(failed) and failed > 0
+    return not is_number(row.get("reward")) and is_number(failed) and failed > 0
 
 
 def is_due(iteration: int, every: int) -> bool:

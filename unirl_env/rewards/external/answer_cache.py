@@ -57,7 +57,7 @@ class AnswerCache:
         wanted = list(dict.fromkeys(keys))
         if not self._readable or not wanted:
             return {}
-        found = {}
+        found: dict[str, Any] = {}
         with self._lock:
             try:
                 for start in range(0, len(wanted), AT_ONCE):
@@ -95,6 +95,7 @@ class AnswerCache:
     def _open(self) -> sqlite3.Connection:
         # A connection must not be used by a process that was forked from the one that opened it.
         if self._connection is None or self._process != os.getpid():
+            assert self.path is not None
             self.path.parent.mkdir(parents=True, exist_ok=True)
             connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, check_same_thread=False)
             try:

@@ -80,7 +80,7 @@ class Rubric:
         """
         mark = _mark(answer)
 
-        def fill(match: re.Match) -> str:
+        def fill(match: re.Match[str]) -> str:
             if match[1]:
                 return match[0][1:-1]
             name = match[2]
@@ -117,7 +117,7 @@ def _read(source: str | os.PathLike[str]) -> str:
         except (OSError, ValueError) as error:
             raise ConfigError(f"`rubric` must be a file that can be read, got {error}.") from error
     require("rubric", source, isinstance(source, str) and source.strip(), "a text or the path of one")
-    return source
+    return str(source)
 
 
 def _metadata(prompt: Prompt, name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from unirl_env.arguments.values import is_number, is_whole
 from unirl_env.errors import ConfigError
@@ -97,5 +97,5 @@ def _is_amount(value: Any) -> bool:
     return is_number(value) and value >= 0
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: Any) -> TypeGuard[int]:
     return is_whole(value) and value >= 0

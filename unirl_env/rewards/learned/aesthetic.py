@@ -102,7 +102,7 @@ def _loaded_head(path: str | os.PathLike[str]) -> tuple[nn.Module, int]:
     tensors = load_tensors(path, asker="AestheticScore")
     first = tensors.get("layers.0.weight")
     width = first.shape[1] if first is not None and first.ndim == 2 else 0
-    expected = {}
+    expected: dict[str, tuple[int, ...]] = {}
     for place, before, after in zip(PLACES, (width, *WIDTHS), WIDTHS, strict=False):
         expected[f"layers.{place}.weight"] = (after, before)
         expected[f"layers.{place}.bias"] = (after,)

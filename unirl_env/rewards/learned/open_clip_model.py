@@ -119,7 +119,7 @@ def _load(
             f"`pretrained` must name weights for {model!r}, got None; "
             f"try {open_clip.list_pretrained_tags_by_model(model)[:3]} or the path of a checkpoint."
         )
-    weights = None if brings_weights else os.fspath(pretrained)
+    weights = None if brings_weights or pretrained is None else os.fspath(pretrained)
     tag = {} if brings_weights else open_clip.get_pretrained_cfg(model, weights)
     try:
         loaded = open_clip.create_model(

@@ -88,6 +88,7 @@ def token_sequences(
 
 
 def _question(prompt: Prompt, field: str, entry: Any) -> Question:
+    answer: Any
     if isinstance(entry, Mapping):
         text, answer = entry.get("question"), entry.get("answer")
     elif isinstance(entry, Sequence) and not isinstance(entry, str) and len(entry) == 2:

@@ -173,9 +173,9 @@ class TransformersDetector(PassesOptions, FromArguments, passes_to=Placement):
                 mask = nnf.interpolate(mask[None, None].float(), size, mode="nearest")[0, 0]
             mask = mask.bool()
             rows, columns = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
-            box = (columns[0].item(), rows[0].item(), columns[-1].item() + 1, rows[-1].item() + 1)
+            box = float(columns[0]), float(rows[0]), float(columns[-1]) + 1, float(rows[-1]) + 1
             label = self._names[segment["label_id"]]
-            detections.append(Detection(label, segment["score"], tuple(map(float, box)), mask))
+            detections.append(Detection(label, segment["score"], box, mask))
         return detections
 
 

@@ -152,7 +152,7 @@ def _is_variable(piece: Piece, run: list[Piece], pieces: list[Piece], index: int
     )
     operated = bool(run) and (run[-1].kind in ("sign", "equals", "compare", "open", "comma") or touching)
     if piece.text in "aAI":
-        return touching or (operates and following.text != "-")
+        return touching or (operates and following is not None and following.text != "-")
     if touching or operated:
         return True
     return operates or (bool(run) and run[-1].kind == "number" and piece.text.islower())

@@ -58,7 +58,9 @@ def pieces_of(text: str) -> list[Piece]:
     pieces, position = [], 0
     while position < len(text):
         found = _PIECE.match(text, position)
-        kind = found.lastgroup if found.lastgroup not in _INNER else _INNER[found.lastgroup]
+        assert found is not None  # a group takes any letter
+        group = str(found.lastgroup)
+        kind = _INNER.get(group, group)
         if kind in ("inline", "display") and text[position] == "$" and not _is_formula(found):
             pieces.append(Piece("money", "$", position, position + 1))
             position += 1
