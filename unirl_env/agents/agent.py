@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 import torch
@@ -54,7 +54,7 @@ class Agent(RLlibAlgorithm):
         self.iteration_metrics: dict[str, float] = {}
         self.last_batch: EpisodeBatch | None = None
         self.first_update = FirstUpdate(self.config)
-        runner = self.env_runner_group.local_env_runner
+        runner: Any = self.env_runner_group.local_env_runner
         if runner.shares_module:
             self._on_learners(lambda learner: runner.adopt(learner.policy))
         self._parameters = self._on_learners(lambda learner: learner.count_parameters(), first_only=True)[0]
@@ -229,10 +229,10 @@ class Agent(RLlibAlgorithm):
             # One reference per learner; RLlib's own sharding would make a sample batch of it first.
             data = TrainingData(batch_refs=[ray.put(shard.to("cpu")) for shard in shards])
         else:
-            data = TrainingData(batch=shards[0])
+            data = TrainingData(batch=cast(Any, shards[0]))
         check = sorted(self.first_update.pending)
         with learners_live("an update"):
-            updates = self.learner_group.update(training_data=data, lr=lr, check=check)
+            updates: list[Any] = self.learner_group.update(training_data=data, lr=lr, check=check)
         if errors := [update.error for update in updates if update.error is not None]:
             raise min(errors, key=lambda error: isinstance(error, FollowedFailure))
         if all(updates[0].skipped):
@@ -267,5 +267,5 @@ class Agent(RLlibAlgorithm):
 
     def _on_learners(self, function: Any, *, first_only: bool = False) -> list[Any]:
         """Call `function(learner)` on all learners, or on the first; errors are raised here."""
-        ids = [0] if first_only and self.learner_group.is_remote else None
+        ids: Any = [0] if first_only and self.learner_group.is_remote else None
         return learner_results(self.learner_group.foreach_learner(function, remote_actor_ids=ids))

@@ -246,7 +246,7 @@ def spread(steps: Sequence[Tensor], learners: int) -> list[list[Tensor]]:
     for step in steps:
         room = len(step) // learners
         parts: list[list[int]] = [[] for _ in range(learners)]
-        others = []
+        others: list[int] = []
         for episode in step.tolist():
             homes = (i for i in range(learners) if episode in held[i] and len(parts[i]) < room)
             home = next(homes, None)

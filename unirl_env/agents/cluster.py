@@ -25,7 +25,11 @@ FULL_SECONDS = 60.0
 within seconds, what trains does not within minutes."""
 TOLD_AFTER = 2.0
 """Seconds of waiting after which a person is told why nothing happens."""
-QUIET = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+QUIET: Mapping[str, Any] = {
+    "include_dashboard": False,
+    "log_to_driver": False,
+    "logging_level": logging.ERROR,
+}
 
 Bundle = dict[str, float]
 

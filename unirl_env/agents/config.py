@@ -7,7 +7,7 @@ import difflib
 import logging
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import gymnasium as gym
 import torch
@@ -79,6 +79,11 @@ class AgentConfig(BatchSize, AlgorithmConfig):
     own_aggregate: ClassVar[str] = "token_mean"
     """How tokens of texts of unequal length are weighed where `aggregate` is None."""
 
+    # Of these, RLlib's type is that of what they begin with.
+    env: Any
+    env_runner_cls: Any
+    merge_env_runner_states: Any
+
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
         cls.losses = Losses(cls.losses)
@@ -106,7 +111,7 @@ class AgentConfig(BatchSize, AlgorithmConfig):
             value = laid_over(NESTED[name], vars(self).get(name), value)
         super().__setattr__(name, value)
 
-    def training(self, **settings: Any) -> AgentConfig:
+    def training(self, **settings: Any) -> Self:
         """Set how an agent trains.
 
         Args:
@@ -141,7 +146,7 @@ class AgentConfig(BatchSize, AlgorithmConfig):
             setattr(self, name, value)
         return self
 
-    def debugging(self, *, seed: int | None = None, **settings: Any) -> AgentConfig:
+    def debugging(self, *, seed: int | None = None, **settings: Any) -> Self:
         """RLlib's own, except that `seed` keys our random numbers.
 
         RLlib would seed the global generators of every process with it and force slow deterministic kernels;
@@ -305,7 +310,7 @@ class AgentConfig(BatchSize, AlgorithmConfig):
     def minibatches(self) -> int:
         """N, optimizer steps of an epoch."""
         if self.minibatch_size is None:
-            return self.num_minibatches
+            return int(self.num_minibatches)
         return self.episodes // (self.minibatch_size * max(1, self.num_learners))
 
     @property

@@ -10,11 +10,11 @@ from torch import Tensor
 import unirl_env.functional as F
 from unirl_env.agents.agent import Agent
 from unirl_env.agents.config import AgentConfig
-from unirl_env.agents.loss import Context, Loss, Metric, check_either, per_element, threshold
+from unirl_env.agents.loss import Context, Loss, check_either, per_element, threshold
 from unirl_env.agents.rows import Rows
 from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
-from unirl_env.functional import SDEStep, TokenStep
+from unirl_env.functional import Metric, SDEStep, TokenStep
 from unirl_env.settings import Settings, setting
 
 CLIP = 1e-4

@@ -121,7 +121,7 @@ def load_optimizer_state(
             len(narrow),
         )
         present = False
-    state = {}
+    state: dict[int, dict[str, Tensor]] = {}
     for number, (name, parameter) in enumerate(zip(names, parameters, strict=True)):
         if not present:
             break

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -31,7 +32,7 @@ class PhaseUpdate:
         check: What the self-check measured, if it ran.
     """
 
-    metrics: list[dict[str, float]] = field(default_factory=list)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     gap: dict[str, float] = field(default_factory=dict)
     check: dict[str, float] = field(default_factory=dict)

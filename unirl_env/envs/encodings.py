@@ -150,7 +150,8 @@ class HybridContexts:
     ):
         self.size, self.device = size, device
         self._seen = {NEGATIVE + name for name in model.context_keys}
-        self._negatives = Contexts(model.image, with_negative=with_negative, size=size, device=device)
+        image: Any = model.image  # of latents: others have no contexts
+        self._negatives = Contexts(image, with_negative=with_negative, size=size, device=device)
         self._cache = EncodingCache(lambda pair: model.context(*pair), device=device)
         self._blank = self._cache.of([example.text], [(example, None)])
 

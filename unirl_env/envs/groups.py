@@ -115,7 +115,8 @@ class Groups:
 
     def fork(self, rows: np.ndarray) -> Groups:
         """Like `take`; each further copy of an episode gets a noise key of its own."""
-        copies, taken = Counter(), self.take(rows)
+        copies: Counter[int] = Counter()
+        taken = self.take(rows)
         seeds, forks = taken.episode_seed.copy(), self.forks + 1
         for i, row in enumerate(rows.tolist()):
             if copies[row]:

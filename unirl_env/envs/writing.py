@@ -262,7 +262,7 @@ class Writing(Activity):
         """What the tool says to the turns that end at `rows` with the tokens `last`."""
         replies: dict[int, Sequence[int]] = {}
         for row, token in zip(rows.tolist(), last.tolist(), strict=True):
-            if self._turns[row] + 1 < self.max_turns:
+            if self.tool is not None and self._turns[row] + 1 < self.max_turns:
                 answer = ask_tool(self.tool, self.turn(row, token), groups.prompts[row])
                 if answer is not None:
                     replies[row] = list(self.language_model.reply(answer))

@@ -156,7 +156,7 @@ def _marked_address(value: str, path: Path, mark: Mark, named: bool) -> str:
     def put(where: Path, text: str) -> str:
         return (HIDDEN if named else text) if REFERENCE.fullmatch(text) else mark(where, text)
 
-    def of_query(found: re.Match) -> str:
+    def of_query(found: re.Match[str]) -> str:
         name, text = found.groups()
         secret = is_secret_name(name, ("query",)) or _is_secret((), text)
         return f"{name}={put((*path, name), text) if secret else text}"

@@ -83,7 +83,8 @@ class Tokens(Mode):
         try:
             if config.engine == "local":
                 return make(actor, **options)
-            model, env, head = actor.model, config.env_options(), actor.head("text")
+            model, env = actor.model, config.env_options()
+            head: Any = actor.head("text")
             settings = {
                 "eos_ids": model.eos_ids,
                 "temperature": head.temperature,

@@ -50,7 +50,7 @@ class HackingCallback(RLlibCallback):
             needs_of(heldout)  # an unknown name is told now; the scorer is made where it is first asked
 
     def on_train_result(
-        self, *, algorithm: Any, metrics_logger: Any = None, result: dict, **options: Any
+        self, *, algorithm: Any, metrics_logger: Any = None, result: dict[str, Any], **options: Any
     ) -> None:
         """Look at the iteration that has just ended."""
         iteration = algorithm.iterations_done

@@ -119,12 +119,13 @@ def diversity(samples: Sequence[Sample], group: Tensor) -> dict[str, float]:
     groups = [[samples[i] for i in torch.nonzero(group == number).flatten()] for number in group.unique()]
     shapes = {tuple(sample.latent.shape) for sample in samples if sample.latent is not None}
     found: dict[str, float] = {}
-    for measure, has in (
+    measures: tuple[tuple[Measure, Callable[[Sample], bool]], ...] = (
         (_pictures, lambda sample: sample.image is not None),
         (_videos, lambda sample: sample.video is not None),
         (_texts, lambda sample: sample.tokens is not None or sample.text is not None),
         (_latents, lambda sample: sample.latent is not None and len(shapes) == 1),
-    ):
+    )
+    for measure, has in measures:
         value = _mean_of_groups(
             [[sample for sample in members if has(sample)] for members in groups], measure
         )
@@ -142,7 +143,7 @@ def far_apart(rows: Tensor) -> float:
     return _mean_of_pairs(_distances(rows)) / rows.shape[1] ** 0.5
 
 
-def text_diversity(texts: Sequence[Sequence[int]]) -> float:
+def text_diversity(texts: Sequence[Sequence[int] | np.ndarray]) -> float:
     """How little the texts of a group have in common.
 
     Each text is the set of its pairs of neighbouring signs, its beginning and its end being signs, too. Two
@@ -166,7 +167,7 @@ def text_diversity(texts: Sequence[Sequence[int]]) -> float:
     return 1.0 - shared / ((len(sets) - 1) * sum(map(len, sets)))
 
 
-def _neighbours(text: Sequence[int]) -> np.ndarray:
+def _neighbours(text: Sequence[int] | np.ndarray) -> np.ndarray:
     signs = np.concatenate([[0], np.asarray(text, dtype=np.int64) + 2, [1]]).astype(np.int64)
     return np.unique(signs[:-1] * WORD + signs[1:])
 
@@ -177,25 +178,28 @@ def _mean_of_groups(groups: Sequence[Sequence[Sample]], measure: Measure) -> flo
 
 
 def _pictures(samples: Sequence[Sample]) -> float:
-    images = [sample.image for sample in samples[:MOST]]
+    images = [sample.image for sample in samples[:MOST] if sample.image is not None]
     if len({image.shape for image in images}) == 1:
         return far_apart(_small(torch.stack([_thinned(image) for image in images])).flatten(1))
     return far_apart(torch.cat([_small(_thinned(image)[None]).flatten(1) for image in images]))
 
 
 def _videos(samples: Sequence[Sample]) -> float:
-    frames = [_small(_thinned(_some_frames(sample.video))) for sample in samples[:MOST]]
+    videos = [sample.video for sample in samples[:MOST] if sample.video is not None]
+    frames = [_small(_thinned(_some_frames(video))) for video in videos]
     return far_apart(torch.stack([frame.flatten() for frame in frames]))
 
 
 def _texts(samples: Sequence[Sample]) -> float:
-    if all(sample.tokens is not None for sample in samples):
-        return text_diversity([sample.tokens.cpu().numpy() for sample in samples])
+    tokens = [sample.tokens.cpu().numpy() for sample in samples if sample.tokens is not None]
+    if len(tokens) == len(samples):
+        return text_diversity(tokens)
     return text_diversity([[ord(sign) for sign in sample.text or ""] for sample in samples])
 
 
 def _latents(samples: Sequence[Sample]) -> float:
-    rows = torch.stack([sample.latent.float().flatten() for sample in samples[:MOST]])
+    latents = [sample.latent for sample in samples[:MOST] if sample.latent is not None]
+    rows = torch.stack([latent.float().flatten() for latent in latents])
     size = rows.norm(dim=1)
     sums = (size[:, None] + size[None]).clamp(min=torch.finfo(torch.float32).tiny)
     return _mean_of_pairs(_distances(rows) / sums)

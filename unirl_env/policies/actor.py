@@ -9,7 +9,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -181,7 +181,7 @@ class Actor(nn.Module):
             ContractError: If all weights are trained and no copy was kept.
         """
         if self.lora is not None:
-            layers = list(self._adapter_layers())
+            layers: list[Any] = list(self._adapter_layers())
             for layer in layers:
                 layer.enable_adapters(False)
             try:
@@ -237,7 +237,7 @@ class Actor(nn.Module):
         """Write all weights in the form that the family's own library loads, adapters merged in."""
         self.model.save_weights(self.network, directory)
 
-    def _apply(self, function, recurse=True):  # the frozen copy follows `.to(...)`
+    def _apply(self, function: Any, recurse: bool = True) -> Self:  # the frozen copy follows `.to(...)`
         self._frozen = [module._apply(function) for module in self._frozen]
         return super()._apply(function, recurse)
 
@@ -289,12 +289,13 @@ class Actor(nn.Module):
         """The networks that adapters attach to one by one."""
         return tuple(dict.fromkeys(self.part(phase) for phase in self.heads))
 
-    def _adapter_layers(self) -> Iterator[nn.Module]:
+    def _adapter_layers(self) -> Iterator[Any]:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         return (module for module in self.network.modules() if isinstance(module, BaseTunerLayer))
 
     def _checkpoint_gradients(self) -> None:
+        network: Any
         for network in self._adapted():
             if hasattr(network, "enable_gradient_checkpointing"):
                 network.enable_gradient_checkpointing()

@@ -172,9 +172,7 @@ class LatentHead(Head):
         without, with_prompt = doubled.float().chunk(2)
         return without + self.guidance * (with_prompt - without)
 
-    def _step(
-        self, network: nn.Module, obs: Mapping[str, Tensor], reading: Any, **given: Tensor | None
-    ) -> SDEStep:
+    def _step(self, network: nn.Module, obs: Mapping[str, Tensor], reading: Any, **given: Any) -> SDEStep:
         return F.sde_step(
             self.velocity(network, obs, reading),
             obs["latent"],

@@ -247,7 +247,7 @@ class PromptSource:
     @classmethod
     def of(
         cls,
-        source: str | os.PathLike | Sequence[str | Mapping[str, Any] | Prompt] | PromptSource,
+        source: str | os.PathLike[str] | Sequence[str | Mapping[str, Any] | Prompt] | PromptSource,
         *,
         column: str | None = None,
         split: str | None = None,
@@ -270,6 +270,7 @@ class PromptSource:
         """
         if isinstance(source, PromptSource):
             return source
+        entries: Sequence[Any]
         if isinstance(source, (str, os.PathLike)):
             entries, places = read_entries(source, split)
             name = str(source)

@@ -9,9 +9,9 @@ invalid like that, and the values of the other parts are still there to be read.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -28,7 +28,8 @@ from unirl_env.rewards.scoring import (
 )
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
-Samples, Prompts = Sequence[Sample], Sequence[Prompt]
+Samples: TypeAlias = Sequence[Sample]
+Prompts: TypeAlias = Sequence[Prompt]
 
 
 class ScorerWrapper:
@@ -86,7 +87,7 @@ class WeightedSum:
         judged = _judged(self.parts, samples, prompts)
         counted = {name: weight for name, weight in self.weights.items() if weight}
         return Scores(
-            value=sum(weight * judged[name].value for name, weight in counted.items()),
+            value=sum((weight * judged[name].value for name, weight in counted.items()), torch.zeros(())),
             parts=nested_parts(judged),
             valid=_all_valid([judged[name] for name in counted]),
         )
@@ -218,8 +219,8 @@ class Normalized(ScorerWrapper):
             raise ConfigError(f"`std` must be positive, got {std}.")
         if low is not None and low == high:
             raise ConfigError(f"`low` and `high` must differ, got {low} twice.")
-        self.offset = float(given.get("mean", given.get("low")))
-        self.scale = float(std) if std is not None else float(high) - float(low)
+        self.offset = float(given["low"] if std is None else given["mean"])
+        self.scale = float(given["high"]) - float(given["low"]) if std is None else float(std)
         self.clip = bool(clip) and low is not None
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
@@ -299,7 +300,7 @@ def nested_parts(judged: Mapping[str, Scores]) -> dict[str, Tensor]:
     return parts
 
 
-def _all_valid(judged: Sequence[Scores]) -> Tensor:
+def _all_valid(judged: Iterable[Scores]) -> Tensor:
     return torch.stack([scores.valid for scores in judged]).all(dim=0)
 
 

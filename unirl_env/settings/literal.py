@@ -93,7 +93,7 @@ def parsed(text: str) -> Any:
 
 def first_line(error: BaseException) -> str:
     """The part of a library's message that is meant for people."""
-    return unshielded((str(error).strip().splitlines() or [type(error).__name__])[0])
+    return str(unshielded((str(error).strip().splitlines() or [type(error).__name__])[0]))
 
 
 def _shown(found: re.Match[str]) -> str:

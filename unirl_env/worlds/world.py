@@ -8,7 +8,7 @@ knows things only.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,7 +82,7 @@ class World:
     prompts: PromptSource | None
     scorer: Scorer | None
     generator: Mapping[str, Any] | None
-    environment: type[VectorEnv]
+    environment: Callable[..., VectorEnv]
     device: str
     arguments: Mapping[str, Any]
     outside: Mapping[str, Any] = field(default_factory=dict)

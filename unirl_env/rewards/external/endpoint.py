@@ -27,7 +27,9 @@ from unirl_env.rewards.secrets import secret
 
 logger = logging.getLogger(__name__)
 
-Item, Result, Read = TypeVar("Item"), TypeVar("Result"), TypeVar("Read")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Read = TypeVar("Read")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds: the bound of the random pause after the first failure, which doubles up to the longest."""

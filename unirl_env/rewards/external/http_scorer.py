@@ -127,17 +127,18 @@ class HTTPScorer(PassesOptions, MadeAnew, passes_to=Endpoint):
 
     def _asked(self, rows: Sequence[Row | None]) -> list[tuple[list[int], Any]]:
         """For every request, the places of the rows that it answers, and their numbers or its failure."""
-        sound = [place for place, row in enumerate(rows) if row is not None]
+        known = {place: row for place, row in enumerate(rows) if row is not None}
+        sound = list(known)
         if self.body == "each":
             same: dict[str, list[int]] = {}
             for place in sound:
-                same.setdefault(json.dumps(rows[place], sort_keys=True), []).append(place)
+                same.setdefault(json.dumps(known[place], sort_keys=True), []).append(place)
             blocks = list(same.values())
-            sent = [[rows[places[0]]] for places in blocks]
+            sent = [[known[places[0]]] for places in blocks]
         else:
             size = self.batch_size or len(sound) or 1
             blocks = [sound[start : start + size] for start in range(0, len(sound), size)]
-            sent = [[rows[place] for place in places] for places in blocks]
+            sent = [[known[place] for place in places] for places in blocks]
         results = self._endpoint.together(self._ask, sent)
         if self.body == "each":
             results = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from unirl_env.arguments.values import is_number, is_whole, require_number
 from unirl_env.errors import ConfigError
@@ -97,7 +97,7 @@ def _is_amount(value: Any) -> bool:
     return is_number(value) and value >= 0
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: Any) -> TypeGuard[int]:
     return is_whole(value) and value >= 0
 
 

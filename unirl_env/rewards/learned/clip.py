@@ -45,7 +45,7 @@ class CLIPScore(PassesOptions, FromArguments, passes_to=Placement):
     def __init__(
         self,
         model: str = "ViT-L-14",
-        pretrained: str | os.PathLike | None = "openai",
+        pretrained: str | os.PathLike[str] | None = "openai",
         *,
         scale: float = 1.0,
         **network: Any,

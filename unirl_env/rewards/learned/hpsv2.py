@@ -54,7 +54,7 @@ class HPSv2Score(PassesOptions, FromArguments, passes_to=Placement):
     def __init__(
         self,
         version: str = "v2.1",
-        checkpoint: str | os.PathLike | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
         *,
         model: str = "ViT-H-14",
         scale: float = 1.0,

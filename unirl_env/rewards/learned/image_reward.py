@@ -147,8 +147,8 @@ def _published(model: str, revision: str | None) -> tuple[Mapping[str, Tensor], 
         if not folder.is_dir():
             from huggingface_hub import hf_hub_download
 
-            sizes = hf_hub_download(model, "med_config.json", revision=revision)
-            weights = hf_hub_download(model, FILES[-1], revision=revision)
+            sizes: str | Path = hf_hub_download(model, "med_config.json", revision=revision)
+            weights: str | Path = hf_hub_download(model, FILES[-1], revision=revision)
         else:
             sizes = folder / "med_config.json"
             weights = next((folder / name for name in FILES if (folder / name).is_file()), folder / FILES[-1])

@@ -41,7 +41,7 @@ class OpenCLIPModel:
     def __init__(
         self,
         model: str,
-        pretrained: str | os.PathLike | None,
+        pretrained: str | os.PathLike[str] | None,
         placement: Placement,
         *,
         asker: str,
@@ -102,7 +102,7 @@ def letterboxed(image: Tensor, size: int, fill: float = 0.0) -> Tensor:
 
 
 def _load(
-    model: str, pretrained: str | os.PathLike | None, placement: Placement, asker: str
+    model: str, pretrained: str | os.PathLike[str] | None, placement: Placement, asker: str
 ) -> tuple[torch.nn.Module, Any]:
     open_clip = needed("open_clip", "clip", "open_clip_torch")
     brings_weights = model.startswith(("hf-hub:", "local-dir:"))
@@ -117,7 +117,7 @@ def _load(
             f"`pretrained` must name weights for {model!r}, got None; "
             f"try {open_clip.list_pretrained_tags_by_model(model)[:3]} or the path of a checkpoint."
         )
-    weights = None if brings_weights else os.fspath(pretrained)
+    weights = None if brings_weights or pretrained is None else os.fspath(pretrained)
     tag = {} if brings_weights else open_clip.get_pretrained_cfg(model, weights)
     try:
         loaded = open_clip.create_model(

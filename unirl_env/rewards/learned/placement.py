@@ -100,7 +100,7 @@ def hub_file(repo: str, file: str, *, asker: str, option: str) -> str:
         ) from error
 
 
-def load_tensors(path: str | os.PathLike, *, asker: str) -> dict[str, Tensor]:
+def load_tensors(path: str | os.PathLike[str], *, asker: str) -> dict[str, Tensor]:
     """The tensors of a checkpoint on the CPU; nothing in the file is executed.
 
     Args:

@@ -33,6 +33,8 @@ OPPOSITE = {"yes": "no", "no": "yes"}
 logger = logging.getLogger(__name__)
 PICTURES = 64
 """So many are cut into patches at once: one of 512 x 512 is then 6 MB."""
+Steps = dict[tuple[tuple[int, ...], int], Tensor]
+"""Log-probabilities of tokens, by what stands before them."""
 AGGREGATIONS = ("geometric", "arithmetic", "minimum")
 
 
@@ -106,6 +108,7 @@ def token_sequences(
 
 
 def _question(prompt: Prompt, field: str, entry: Any) -> Question:
+    answer: Any
     if isinstance(entry, Mapping):
         text, answer = entry.get("question"), entry.get("answer")
     elif isinstance(entry, Sequence) and not isinstance(entry, str) and len(entry) == 2:
@@ -285,7 +288,7 @@ class VQAScore(PassesOptions, FromArguments, passes_to=Placement):
         told = self._reader.log_probs(rows, self.placement)
         log_right, known, start = [], [], 0
         for right, wrong, count in plans:
-            steps = {}
+            steps: Steps = {}
             for row, found in zip(rows[start : start + count], told[start : start + count], strict=True):
                 steps |= {
                     (row.stem[:read], token): p for (read, token), p in zip(row.wanted, found, strict=True)
@@ -302,9 +305,9 @@ def _require_questions(prompt: Prompt, field: str, from_prompt: bool) -> None:
         raise ValueError(f"it has no questions as `metadata[{field!r}]`; try `from_prompt: true`")
 
 
-def _log_sum(sequences: Sequence[tuple[int, ...]], steps: dict) -> Tensor:
+def _log_sum(sequences: Sequence[tuple[int, ...]], steps: Steps) -> Tensor:
     """The log of the probability that one of `sequences` is said."""
     if not sequences:
         return torch.tensor(-torch.inf)
-    said = [sum(steps[each[:i], each[i]] for i in range(len(each))) for each in sequences]
+    said: list[Any] = [sum(steps[each[:i], each[i]] for i in range(len(each))) for each in sequences]
     return torch.stack(said).logsumexp(dim=0)

@@ -210,9 +210,10 @@ def _load(model: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, An
                 f"`model` must be a vision-language model of one of {FAMILIES}, got {family!r} in {model!r}; "
                 "try `Qwen/Qwen3-VL-8B-Instruct`."
             )
-        network, report = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             model, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
+        network, report = loaded
         if report["missing_keys"]:
             # Transformers would go on with random numbers in their place.
             raise ValueError(f"its weights lack {sorted(report['missing_keys'])[:3]}")

@@ -57,7 +57,7 @@ class JPEGScorer:
             ContractError: If a sample has no picture `[3, H, W]`.
         """
         kilobytes = _each(samples, self.name, lambda picture: self._bytes(picture) / 1000)
-        pixels = torch.tensor([sample.image[0].numel() for sample in samples])
+        pixels = torch.tensor([picture_of(sample, self.name)[0].numel() for sample in samples])
         bits = kilobytes * 8000 / pixels
         return Scores(
             value=self.sign * (bits if self.per_pixel else kilobytes),

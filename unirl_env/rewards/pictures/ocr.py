@@ -235,7 +235,7 @@ def _expected(prompt: Prompt, key: str) -> str:
     """
     given, quoted = prompt.metadata.get(key), _QUOTED.search(prompt.text)
     if given is None and quoted is not None:
-        given = quoted[quoted.lastindex]
+        given = quoted[quoted.lastindex or 0]
     expected = _plain(given) if isinstance(given, str) else ""
     if not expected:
         raise ValueError(f"it has neither a text `metadata[{key!r}]` nor one in double quotes")

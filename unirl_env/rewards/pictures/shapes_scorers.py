@@ -225,6 +225,7 @@ class ShapesScorer:
 def _templates(things: tuple[tuple[str, str], ...], kind: str, where: str) -> np.ndarray:
     """Ideal drawings of a caption over sizes, offsets and arrangements, `[K, 3 * 32 * 32]`, unit norm."""
     corners = list(PLACES.values())[:4]
+    radii: tuple[float, ...]
     if kind == "place":
         arrangements, radii = [[PLACES[where]]], (0.17, 0.19, 0.21)
     elif kind == "count":

@@ -76,7 +76,7 @@ class ServiceClient:
     failures: int = setting(5, least=1)
     cooldown: float = setting(10.0, least=0)
     backoff: float = setting(0.5, least=0)
-    counts: Counter = field(init=False, default_factory=Counter)
+    counts: Counter[str] = field(init=False, default_factory=Counter)
     _opened: Any = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:

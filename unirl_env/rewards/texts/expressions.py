@@ -64,7 +64,9 @@ def pieces_of(text: str) -> list[Piece]:
     pieces, position = [], 0
     while position < len(text):
         found = _PIECE.match(text, position)
-        kind = found.lastgroup if found.lastgroup not in _INNER else _INNER[found.lastgroup]
+        assert found is not None  # a group takes any letter
+        group = str(found.lastgroup)
+        kind = _INNER.get(group, group)
         if kind in ("inline", "display") and text[position] == "$" and not _is_formula(found):
             pieces.append(Piece("money", "$", position, position + 1))
             position += 1
@@ -223,7 +225,7 @@ def _is_variable(piece: Piece, run: list[Piece], pieces: list[Piece], index: int
     )
     operated = bool(run) and (run[-1].kind in ("sign", "equals", "compare", "open", "comma") or touching)
     if piece.text in "aAI":
-        return touching or (operates and following.text != "-")
+        return touching or (operates and following is not None and following.text != "-")
     if touching or operated:
         return True
     return operates or (bool(run) and run[-1].kind == "number" and piece.text.islower())

@@ -140,7 +140,8 @@ def measured(latex: str, *, attached: bool = False) -> Measure:
 
 def trailing_unit(text: str, start: int) -> int:
     """Where the unit, scale word or ending of an ordinal at `start` ends; `start` itself without one."""
-    return _AFTER.match(text, start).end()
+    found = _AFTER.match(text, start)
+    return start if found is None else found.end()
 
 
 def _is_unit(latex: str, found: re.Match[str], attached: bool) -> bool:

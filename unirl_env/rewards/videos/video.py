@@ -61,7 +61,7 @@ class TemporalConsistency(PassesOptions, passes_to=Placement):
     def __init__(
         self,
         model: str | None = None,
-        pretrained: str | os.PathLike | None = None,
+        pretrained: str | os.PathLike[str] | None = None,
         *,
         side: int = 64,
         **network: Any,

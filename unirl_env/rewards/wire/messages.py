@@ -286,7 +286,7 @@ def _prompt_in(item: Mapping[str, Any], tensors: TensorReader, limits: Limits) -
     )
 
 
-def _check_picture(tensor: Tensor, name: str, rank: int, limits: Limits) -> None:
+def _check_picture(tensor: Tensor, name: str, rank: int | None, limits: Limits) -> None:
     if tensor.ndim != rank or tensor.shape[-3] != 3 or tensor.dtype != torch.float32 or not tensor.numel():
         raise WireError(
             f"`{name}` must be float32 of rank {rank} with 3 channels, got {tensor.dtype} "
