@@ -22,8 +22,8 @@ from timing import RowsSeen, ratio, report, rounds
 from unirl_env.envs import PromptSource
 from unirl_env.models.tiny import TinySD3Denoiser, tiny_path
 from unirl_env.policies.actor import Actor, LoRAConfig
+from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.play import Rollout
-from unirl_env.rollouts.request import RolloutRequest
 from unirl_env.types import Scores
 from unirl_env.worlds import make_vector_env
 

@@ -13,9 +13,6 @@ from torch import Tensor, nn
 
 from unirl_env.arguments.copies import FromArguments
 
-__all__ = ["BRANCHES", "Backbone", "ForwardOptions", "Identified", "TokenBackbone"]
-
-
 BRANCHES = "unirl_branches"
 """What a network that was found to read `follows` rightly is marked with."""
 

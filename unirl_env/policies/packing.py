@@ -14,8 +14,6 @@ from torch import Tensor
 
 from unirl_env.episode import Phase
 
-__all__ = ["PackedTokens", "pack_continuations", "pack_prefixes", "sequence_lengths"]
-
 OWN = ("prompt", "prompt_length", "positions")
 """Context of a token phase that is not a picture."""
 
@@ -55,6 +53,7 @@ def pack_continuations(phase: Phase, index: Tensor, *, branching: bool = False) 
         branching: Lay a prompt that several of them have once, and what they say behind it; for networks that
             know `follows` (`TokenBackbone.branches`).
     """
+    assert phase.context_row is not None
     row, action = phase.context_row[index], phase.action[index]
     if branching and len(row.unique()) < len(row):
         return _branched(phase, index, row, action)

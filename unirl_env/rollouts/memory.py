@@ -7,8 +7,6 @@ import os
 import sys
 from functools import cache
 
-__all__ = ["keep_freed_memory"]
-
 MiB = 1 << 20
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 """Numbers of glibc's settings, as malloc.h has them."""

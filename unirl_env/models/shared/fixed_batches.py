@@ -13,8 +13,6 @@ from torch import Tensor
 
 from unirl_env.types import Sample
 
-__all__ = ["in_fixed_batches", "painted", "pictures_at_once", "texts_at_once"]
-
 PIXELS_AT_ONCE = 64 * 64
 """In one forward: small pictures are faster together, larger ones fill a device by themselves, and a batch
 that is filled up is work for nothing."""
