@@ -16,8 +16,8 @@ from timing import interleaved, report
 from unirl_env.envs import PromptSource
 from unirl_env.models.tiny import TinySD3Denoiser
 from unirl_env.policies.actor import Actor
+from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.play import Rollout
-from unirl_env.rollouts.request import RolloutRequest
 from unirl_env.types import Scores
 from unirl_env.worlds import make_vector_env
 

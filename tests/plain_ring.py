@@ -15,7 +15,7 @@ from torch import nn
 
 import unirl_env.functional as F
 from unirl_env.errors import ConfigError
-from unirl_env.modes.playing import Playing
+from unirl_env.modes.mode import Playing
 from unirl_env.types import Prompt, Sample, Scores
 
 PLACES = 6

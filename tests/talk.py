@@ -5,7 +5,8 @@ from collections import Counter
 import numpy as np
 import torch
 
-from unirl_env.envs.writing import WAIT, TokenVectorEnv
+from unirl_env.envs.token_rows import WAIT
+from unirl_env.envs.writing import TokenVectorEnv
 from unirl_env.models.words import Encoded, Words
 from unirl_env.types import Scores
 from unirl_env.wrappers.reward import RewardWrapper

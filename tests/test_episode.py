@@ -256,9 +256,8 @@ class TestEpisodeBatch:
         assert torch.equal(again.truncated, whole.truncated)
         assert EpisodeBatch.cat([whole, batch(start=100)]).truncated is None
 
-    def test_to_and_drop_samples(self):
+    def test_to(self):
         assert batch().to("meta").phases["image"].action.device.type == "meta"
-        assert batch().drop_samples().samples is None and batch().samples is not None
 
     @pytest.mark.parametrize("name", ["group", "prompts", "episode_seed", "truncated"])
     def test_counts_that_do_not_fit_are_named(self, name):

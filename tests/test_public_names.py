@@ -30,7 +30,7 @@ MODULES = [
     "types",
     "policies.packing",
     "models.hunyuan_image3",
-    "modes.playing",
+    "modes.mode",
     "rollouts.engines",
 ]
 """Besides the rooms: nouns, errors, worlds, packed texts, engines, players, a model with its own settings."""

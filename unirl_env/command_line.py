@@ -6,7 +6,7 @@ import argparse
 import difflib
 import io
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from unirl_env import __version__
 from unirl_env.errors import ConfigError
@@ -23,7 +23,7 @@ class Answered(SystemExit):
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are ours: one message that says what to do, and exit code 2."""
 
-    def __init__(self, **options: object):
+    def __init__(self, **options: Any):
         super().__init__(allow_abbrev=False, **options)
         self.add_argument("--version", action="version", version=VERSION)
 

@@ -251,9 +251,21 @@ class EpisodeBatch:
         """The same batch with its phases on `device`."""
         return replace(self, phases={name: phase.to(device) for name, phase in self.phases.items()})
 
-    def drop_samples(self) -> EpisodeBatch:
-        """The batch without its pictures, which no learner needs."""
-        return replace(self, samples=None)
+    def lengths(self, kinds: Mapping[str, str], num_steps: int) -> list[int]:
+        """Steps of the environment in each of B episodes: those on latents, and the tokens of the policy.
+
+        Args:
+            kinds: The phases that episodes have, and the kind of each; steps without noise are not recorded.
+            num_steps: Denoising steps.
+        """
+        steps = [0] * len(self)
+        for name, kind in kinds.items():
+            if kind == "latents":
+                steps = [count + num_steps for count in steps]
+            elif name in self.phases:
+                counts = self.phases[name].mask.sum(1).tolist()
+                steps = [count + more for count, more in zip(steps, counts, strict=True)]
+        return steps
 
     @classmethod
     def cat(cls, batches: Sequence[EpisodeBatch]) -> EpisodeBatch:

@@ -44,7 +44,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 CONNECT_SECONDS = 10.0
 MOST_BYTES = 64 * 2**20
@@ -100,9 +101,9 @@ class Reply:
     @property
     def rest(self) -> float:
         """Seconds for which the server wants to be left alone, told as a number or a date; 0 by default."""
-        header = self.headers.get("retry-after")
+        header = self.headers.get("retry-after") or "0"
         try:
-            seconds = float(header or 0)
+            seconds = float(header)
         except ValueError:
             try:
                 seconds = parsedate_to_datetime(header).timestamp() - time.time()
@@ -355,15 +356,17 @@ def try_again(
 
     def wait(state: Any) -> float:
         most = min(longest, first * 2.0 ** min(state.attempt_number - 1, 30))
-        return max(_random.uniform(0.0, most), state.outcome.exception().after)
+        failed: CallFailed = state.outcome.exception()
+        return max(_random.uniform(0.0, most), failed.after)
 
-    return tenacity.Retrying(
+    found: Result = tenacity.Retrying(
         retry=tenacity.retry_if_exception(lambda error: isinstance(error, CallFailed) and error.passing),
         wait=wait,
         stop=lambda state: over(state.attempt_number, state.upcoming_sleep),
         sleep=sleep,
         reraise=True,
     )(attempt)
+    return found
 
 
 # Addresses.
@@ -426,12 +429,11 @@ def _checked(url: Any) -> str:
     if _has_password(url):
         raise ConfigError("`urls` must carry no password; try a token in an environment variable.")
     parts = _parts(url)
-    plain = parts is not None and url.isprintable() and " " not in url
-    if not plain or parts.query or parts.fragment:
+    if parts is None or not url.isprintable() or " " in url or parts.query or parts.fragment:
         raise ConfigError(
             f"`urls` must be like http://host:port, got {url!r:.80}; try http://127.0.0.1:8191."
         )
-    return url.rstrip("/")
+    return str(url).rstrip("/")
 
 
 def _parts(url: Any) -> SplitResult | None:

@@ -199,6 +199,6 @@ def _reals(name: str, value: Any) -> Tensor:
 class Scorer(Protocol):
     """Anything that judges samples: a function, an object with state, or a remote service."""
 
-    def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
+    def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt], /) -> Scores:
         """Score `samples[i]` against `prompts[i]`."""
         ...

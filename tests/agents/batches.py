@@ -6,8 +6,8 @@ from toy import POINTS, make_points
 import unirl_env.functional as F
 from unirl_env.agents.batching import share_out
 from unirl_env.prompts.sources import PromptSource
+from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.play import Rollout
-from unirl_env.rollouts.request import RolloutRequest
 
 
 def play(policy, *, group_size=8, prompts=POINTS, seed=3, **options):

@@ -4,7 +4,8 @@ import torch
 
 from unirl_env.agents.agent import Agent
 from unirl_env.agents.config import AgentConfig
-from unirl_env.agents.loss import Loss, Metric
+from unirl_env.agents.loss import Loss
+from unirl_env.functional import Metric
 from unirl_env.settings import StepSettings
 
 

@@ -11,7 +11,7 @@ from toy import POINTS, toy_config
 
 from unirl_env.agents import Agent, FlowDPPOConfig, GRPOConfig
 from unirl_env.errors import ConfigError
-from unirl_env.rollouts.callbacks import PlayedEpisode, has_runner_callbacks
+from unirl_env.rollouts.callbacks import PlayedEpisode, RunnerCallbacks
 from unirl_env.types import Prompt
 
 pytestmark = pytest.mark.ray
@@ -159,10 +159,10 @@ def test_who_watches_results_only_costs_runners_nothing():
         def on_train_result(self, **kwargs):
             pass
 
-    assert not has_runner_callbacks(toy_config(GRPOConfig).callbacks(Watches))
-    assert not has_runner_callbacks(toy_config(GRPOConfig).callbacks(partial(Watches)))
-    assert has_runner_callbacks(toy_config(GRPOConfig).callbacks(Diary))
-    assert has_runner_callbacks(toy_config(GRPOConfig).callbacks(on_sample_end=print))
+    assert not RunnerCallbacks(toy_config(GRPOConfig).callbacks(Watches)).wanted
+    assert not RunnerCallbacks(toy_config(GRPOConfig).callbacks(partial(Watches))).wanted
+    assert RunnerCallbacks(toy_config(GRPOConfig).callbacks(Diary)).wanted
+    assert RunnerCallbacks(toy_config(GRPOConfig).callbacks(on_sample_end=print)).wanted
 
 
 def test_an_error_in_a_callback_is_the_users_own(build):

@@ -8,7 +8,7 @@ from toy import nearness, toy_config
 
 import unirl_env.functional as F
 from unirl_env.agents import GRPOConfig
-from unirl_env.agents.credit import credit
+from unirl_env.agents.batching import credit
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.types import Prompt, Scores

@@ -19,8 +19,8 @@ from unirl_env.agents.selfcheck import FirstUpdate
 from unirl_env.errors import ConfigError
 from unirl_env.models.gaussian_mixture import GaussianMixture, mixture_velocity
 from unirl_env.prompts.sources import PromptSource
+from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.play import Rollout
-from unirl_env.rollouts.request import RolloutRequest
 
 MIXTURE = {"means": [[-1.0, 0.3], [1.0, -0.2]], "stds": 0.4, "weights": [0.6, 0.4]}
 WORLDS = {

@@ -13,10 +13,11 @@ from toy import toy_config
 import unirl_env.functional as F
 from unirl_env.agents.agent import Agent
 from unirl_env.agents.config import AgentConfig
-from unirl_env.agents.loss import Context, Loss, Metric
+from unirl_env.agents.loss import Context, Loss
 from unirl_env.agents.reports import phase_metrics
 from unirl_env.agents.rows import Rows
 from unirl_env.errors import ConfigError, ContractError, ShapeError
+from unirl_env.functional import Metric
 
 
 def config_with(compute, *, needs=(), skips_idle=False, scores=True, **settings):

@@ -9,7 +9,7 @@ from test_shards import batch_of
 
 from unirl_env.agents.reports import PhaseUpdate, Update, rollout_metrics, update_metrics
 from unirl_env.episode import Phase
-from unirl_env.monitor.score_metrics import heldout_metrics, is_due, score_metrics
+from unirl_env.monitor.iteration_metrics import heldout_metrics, is_due, score_metrics
 from unirl_env.types import Sample, Scores
 
 

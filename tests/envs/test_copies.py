@@ -15,7 +15,7 @@ from worlds import PROMPTS, PlainDenoiser, brightness, world
 
 from unirl_env.envs import SingleEnv
 from unirl_env.errors import ContractError
-from unirl_env.rewards.background import Background
+from unirl_env.rewards.compose import Background
 from unirl_env.types import Scores
 from unirl_env.wrappers import EpisodeStatistics, FlattenForPPO, PotentialShaping, RecordMedia, RewardWrapper
 

@@ -5,7 +5,7 @@ import torch
 
 import unirl_env.functional as F
 from unirl_env.errors import ConfigError, ShapeError
-from unirl_env.functional import chunks
+from unirl_env.functional import tokens
 from unirl_env.functional.vocabulary import scratch_bytes
 
 N, V, D = 23, 500, 16
@@ -143,14 +143,14 @@ def test_backward_may_run_twice():
 @pytest.mark.parametrize("cut", [dict(), dict(top_p=0.9)], ids=str)
 def test_no_chunk_is_larger_than_it_may_be(cut, monkeypatch):
     largest = []
-    linear = chunks.nnf.linear
+    linear = tokens.nnf.linear
 
     def spy(*arguments):
         out = linear(*arguments)
         largest.append(out.numel() * 4)
         return out
 
-    monkeypatch.setattr(chunks.nnf, "linear", spy)
+    monkeypatch.setattr(tokens.nnf, "linear", spy)
     hidden, weight, token, _ = make()
     budget = 60_000
     F.score_tokens(hidden, weight, token, chunk_bytes=budget, **cut).log_prob.sum().backward()
@@ -162,8 +162,8 @@ def test_no_chunk_is_larger_than_it_may_be(cut, monkeypatch):
 
 def test_a_frozen_output_layer_makes_backward_compute_no_logits(monkeypatch):
     calls = []
-    linear = chunks.nnf.linear
-    monkeypatch.setattr(chunks.nnf, "linear", lambda *a: calls.append(a) or linear(*a))
+    linear = tokens.nnf.linear
+    monkeypatch.setattr(tokens.nnf, "linear", lambda *a: calls.append(a) or linear(*a))
     hidden, weight, token, _ = make()
     for head, expected in ((weight.detach(), 0), (weight, 1)):
         log_prob = F.score_tokens(hidden, head, token).log_prob

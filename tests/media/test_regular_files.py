@@ -11,7 +11,7 @@ from PIL import Image
 
 from unirl_env.errors import ConfigError, PromptError
 from unirl_env.media import files as regular_files
-from unirl_env.media import sources as picture_sources
+from unirl_env.media import pixels
 from unirl_env.media.pixels import check_picture, load_picture, picture_digest, png_bytes
 from unirl_env.prompts.sources import PromptSource
 from unirl_env.rewards.external.rubric import Rubric
@@ -106,7 +106,7 @@ def test_a_file_that_changes_meanwhile_is_not_read_either(tmp_path, monkeypatch)
 
 
 def test_pictures_in_words_have_the_same_bound(monkeypatch):
-    monkeypatch.setattr(picture_sources, "MAX_BYTES", 8)
+    monkeypatch.setattr(pixels, "MAX_BYTES", 8)
     with pytest.raises(PromptError, match="more than 8 bytes"):
         load_picture("data:image/png;base64," + "A" * 20)
 

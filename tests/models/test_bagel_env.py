@@ -11,8 +11,8 @@ from unirl_env.envs.denoising import DenoiseVectorEnv
 from unirl_env.errors import PromptError
 from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.policies.packing import pack_continuations
+from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.play import Rollout
-from unirl_env.rollouts.request import RolloutRequest
 from unirl_env.types import Prompt
 
 CAPTION = {"caption": "a red circle left of a blue square"}

@@ -45,7 +45,7 @@ class TestAtLoad:
 
     def test_what_cannot_be_put_right_is_refused_with_numbers(self, tmp_path, monkeypatch):
         path = write(tmp_path, "Cohere", PACKED["Cohere"])
-        monkeypatch.setattr("unirl_env.models.shared.causal_network.logit_scale", lambda config: 1.0)
+        monkeypatch.setattr("unirl_env.models.causal_lm.logit_scale", lambda config: 1.0)
         said = r"CohereForCausalLM .* nats a token .* off when scored and .* off when generated; texts alone"
         with pytest.raises(ConfigError, match=said):
             CausalLM(path, chat=False).network()

@@ -14,8 +14,8 @@ from unirl_env.envs import check_vector_env
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.models.gaussian_mixture import GaussianMixtureDenoiser, mixture_velocity
 from unirl_env.policies.actor import Actor, LoRAConfig
+from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.play import Rollout
-from unirl_env.rollouts.request import RolloutRequest
 from unirl_env.types import Prompt
 
 ID = "unirl/GaussianMixture-v0"

@@ -9,8 +9,8 @@ from unirl_env.envs.encodings import Contexts
 from unirl_env.errors import ConfigError, ShapeError
 from unirl_env.models.shared.generate import draw_latents
 from unirl_env.policies.actor import Actor
+from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.play import Rollout
-from unirl_env.rollouts.request import RolloutRequest
 from unirl_env.types import Prompt
 
 SEEDS = [3, 5, 2**62, 11]

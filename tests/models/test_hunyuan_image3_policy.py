@@ -10,8 +10,8 @@ from unirl_env.envs import check_vector_env
 from unirl_env.episode import EpisodeBatch
 from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.policies.packing import pack_continuations
+from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.play import Rollout
-from unirl_env.rollouts.request import RolloutRequest
 
 PROMPTS = ("a red circle", "two blue squares on the left")
 

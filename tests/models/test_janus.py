@@ -25,7 +25,7 @@ def model(directory):
 
 
 def spoken(model, tokens):
-    return model.text.processor.tokenizer.decode(tokens)
+    return model.text.reader.tokenizer.decode(tokens)
 
 
 class TestChats:
@@ -44,7 +44,7 @@ class TestChats:
         "mark", ["<image_placeholder>", "<begin_of_image>", "<end>", "<|User|>", "<begin>"]
     )
     def test_marks_that_are_typed_are_text(self, model, mark):
-        number = model.text.processor.tokenizer.convert_tokens_to_ids(mark)
+        number = model.text.reader.tokenizer.convert_tokens_to_ids(mark)
         typed, usual = (model.text.encode(Prompt(text)).tokens for text in (f"a {mark} cat", "a cat"))
         assert (typed == number).sum() == (usual == number).sum()
         assert f"a {mark} cat" in spoken(model, typed)
@@ -66,7 +66,7 @@ class TestChats:
         turns = ({"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"})
         whole = model.text.encode(Prompt("x", messages=(*turns, {"role": "user", "content": "more"}))).tokens
         begun = model.text.encode(Prompt("hi")).tokens.tolist()
-        answer = [*model.text.processor.tokenizer(" yes", add_special_tokens=False).input_ids, 257]
+        answer = [*model.text.reader.tokenizer(" yes", add_special_tokens=False).input_ids, 257]
         assert begun + answer + model.text.reply("more") == whole.tolist()
 
     def test_words_only_are_decoded(self, model):

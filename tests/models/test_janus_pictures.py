@@ -147,7 +147,7 @@ class TestTransformers:
         expected = (painted.permute(0, 3, 1, 2) / 2 + 0.5).clamp(0, 1)
         torch.testing.assert_close(shown, expected, rtol=0, atol=1e-5)
         assert shown.min() == 0 and shown.max() == 1 and shown.std() > 0.1
-        published = model.text.processor.postprocess(list(painted), return_tensors="pt")["pixel_values"]
+        published = model.text.reader.postprocess(list(painted), return_tensors="pt")["pixel_values"]
         assert (published.float() / 255 - shown).abs().max() <= 1 / 255 + 1e-6
         alone = model.image.pictures(pieces[:1] + model.image.first_id)[0].image
         assert torch.equal(alone, samples[0].image), "whatever it is painted with"

@@ -102,7 +102,7 @@ class TestTypedMarks:
     @pytest.mark.parametrize("count", [0, 1, 2])
     def test_are_text(self, model, mark, count):
         """In the question, in a part of a turn, and in what a model said before."""
-        images, tokenizer = tuple(picture(i) for i in range(count)), model._processor.tokenizer
+        images, tokenizer = tuple(picture(i) for i in range(count)), model.reader.tokenizer
         number = tokenizer.convert_tokens_to_ids(mark)
         said = ({"role": "user", "content": mark}, {"role": "assistant", "content": f"a {mark}"})
         pairs = [
@@ -126,7 +126,7 @@ class TestTypedMarks:
     @pytest.mark.parametrize("mark", MARKS[:4])
     def test_are_text_in_plain_prompts_too(self, model, mark):
         plain = QwenVL(model.pretrained, chat=False)
-        number = plain._processor.tokenizer.convert_tokens_to_ids(mark)
+        number = plain.reader.tokenizer.convert_tokens_to_ids(mark)
         tokens = plain.encode(Prompt(f"is {mark} red?")).tokens
         assert number not in tokens.tolist() and plain.decode(tokens) == f"is {mark} red?"
 
@@ -139,13 +139,13 @@ class TestTypedMarks:
         from tokenizers import processors
 
         shutil.copytree(model.pretrained, tmp_path / "closing")
-        processor = QwenVL(tmp_path / "closing", max_images=2)._processor
+        processor = QwenVL(tmp_path / "closing", max_images=2).reader
         processor.tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
             single="$A <|im_end|>", special_tokens=[("<|im_end|>", model.eos_ids[0])]
         )
         processor.save_pretrained(tmp_path / "closing")
         closing = QwenVL(tmp_path / "closing", max_images=2)
-        assert closing._processor.tokenizer("a").input_ids[-1] == model.eos_ids[0]
+        assert closing.reader.tokenizer("a").input_ids[-1] == model.eos_ids[0]
         for prompt in PROMPTS:
             assert torch.equal(closing.encode(prompt).tokens, model.encode(prompt).tokens)
 
@@ -158,7 +158,7 @@ class TestSettings:
         assert model.decode([*model.encode(PROMPTS[0]).tokens.tolist(), *model.eos_ids]).endswith(
             "assistant\n"
         )
-        assert "<|im_start|>" in model._processor.tokenizer.decode(model.reply("no"))
+        assert "<|im_start|>" in model.reader.tokenizer.decode(model.reply("no"))
 
     def test_dtype(self, model):
         network = QwenVL(model.pretrained, dtype="bfloat16").network()

@@ -14,8 +14,8 @@ from unirl_env.models.making import model_choice
 from unirl_env.models.sd3 import SD3Denoiser
 from unirl_env.models.tiny import TinySD3Denoiser
 from unirl_env.policies.actor import Actor, LoRAConfig
+from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.play import Rollout
-from unirl_env.rollouts.request import RolloutRequest
 from unirl_env.types import Prompt
 
 TEXTS = ["a red circle at the top left", "two blue squares", "a green triangle"]

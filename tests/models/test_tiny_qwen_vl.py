@@ -115,7 +115,7 @@ class TestTheModel:
 
     def test_each_word_is_one_token(self):
         model = TinyQwenVL()
-        tokenizer = model._processor.tokenizer
+        tokenizer = model.reader.tokenizer
         for things, question in questions(300):
             words = re.findall(r"\w+|\?", question.text)
             assert len(tokenizer(question.text).input_ids) == len(words), things

@@ -123,7 +123,7 @@ class TestPicture:
 
     def test_rows_are_picked_and_repeated(self, model, network):
         row = torch.tensor([2, 0, 0])
-        prefix = model.image.pick(model.image.read(network, model.image.encode(PROMPTS)), row)
+        prefix = model.image.read(network, model.image.encode(PROMPTS)).pick(row)
         latent, sigma = latents(3)
         found = model.image.velocity(network, latent, sigma, prefix)
         alone = model.image.read(network, model.image.encode([PROMPTS[2]]))

@@ -13,7 +13,7 @@ from unirl_env.agents import DRPOConfig, FlowDPPOConfig, GRPOConfig, GSPOConfig
 from unirl_env.agents.rows import KINDS, LATENTS, Losses, PhaseKind
 from unirl_env.errors import ConfigError
 from unirl_env.modes import MODES, Mode, mode_of
-from unirl_env.modes.playing import Playing
+from unirl_env.modes.mode import Playing
 from unirl_env.registry import Registry
 from unirl_env.worlds.ids import IDS
 

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from unirl_env.monitor.diversity import diversity, far_apart, text_diversity
+from unirl_env.monitor.iteration_metrics import diversity, far_apart, text_diversity
 from unirl_env.types import Sample
 
 GROUP = torch.tensor([0, 0, 1, 1])

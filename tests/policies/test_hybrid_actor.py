@@ -7,10 +7,9 @@ from janus_cases import write_tiny_janus
 
 import unirl_env.functional as F
 from unirl_env.errors import ConfigError
-from unirl_env.policies.actor import Actor
-from unirl_env.policies.by_phase import act_by_phase
+from unirl_env.policies.actor import Actor, act_by_phase
+from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.play import Rollout
-from unirl_env.rollouts.request import RolloutRequest
 
 ONE, TWO, TOKENS = "unirl/TinyUnified-T2I-v0", "unirl/TinyEnhancerAndSD3-T2I-v0", "unirl/Janus-T2I-v0"
 

@@ -12,7 +12,7 @@ from unirl_env.errors import ConfigError, ContractError, PromptError
 from unirl_env.prompts.sources import PromptSource
 from unirl_env.rewards import build_scorer, needs_of, require_judgeable, score_safely
 from unirl_env.rewards.asks import asks_of
-from unirl_env.rewards.background import Background
+from unirl_env.rewards.compose import Background
 from unirl_env.run.preflight import preflight
 from unirl_env.train import recipes, settings
 from unirl_env.types import Prompt, Sample, Scores

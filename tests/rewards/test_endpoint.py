@@ -12,7 +12,7 @@ from chat_stand_in import ChatStandIn
 from unirl_env.errors import ConfigError, WireError
 from unirl_env.http import CallFailed
 from unirl_env.rewards.external.endpoint import FIRST_PAUSE, Endpoint, warn_of_failures
-from unirl_env.rewards.external.rate_limit import RateLimit
+from unirl_env.rewards.external.spending import RateLimit
 
 BUSY = (429, {"error": {"message": "slow down"}}, {"Retry-After": "7"})
 DOWN = (503, b"<html>Service Unavailable</html>", {})

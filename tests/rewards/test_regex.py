@@ -7,7 +7,7 @@ import pytest
 
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.modes import MODES
-from unirl_env.rewards import build_scorer, faults, for_mode
+from unirl_env.rewards import build_scorer, for_mode, scoring
 from unirl_env.rewards.texts.regex import RegexScorer
 from unirl_env.types import Prompt, Sample
 
@@ -59,7 +59,7 @@ def test_every_prompt_may_bring_its_own_pattern(caplog):
 
 
 def test_warnings_are_forgotten_when_they_are_many(caplog, monkeypatch):
-    monkeypatch.setattr(faults, "REMEMBERED", 2)
+    monkeypatch.setattr(scoring, "REMEMBERED", 2)
     scorer = RegexScorer()
     with caplog.at_level(logging.WARNING):
         for name in "abaacba":

@@ -11,7 +11,7 @@ from tiny_clips import picture, tiny_open_clip
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.rewards import MotionScorer, TemporalConsistency, build_scorer
 from unirl_env.rewards.scoring import score_safely
-from unirl_env.rewards.videos.block_matching import moved
+from unirl_env.rewards.videos.video import moved
 from unirl_env.types import Prompt, Sample
 
 FRAMES, HEIGHT, WIDTH = 10, 64, 96

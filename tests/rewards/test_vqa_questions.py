@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from unirl_env.errors import ContractError
-from unirl_env.rewards.learned.questions import Question, questions_of, spellings, token_sequences
+from unirl_env.rewards.learned.vqa import Question, questions_of, spellings, token_sequences
 from unirl_env.rewards.learned.vqa_reading import rows_for
 from unirl_env.types import Prompt
 

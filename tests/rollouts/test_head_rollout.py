@@ -11,9 +11,9 @@ from unirl_env.envs import MDPVectorEnv
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ContractError
 from unirl_env.policies.actor import Actor
+from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.drivers import actions
 from unirl_env.rollouts.play import Rollout
-from unirl_env.rollouts.request import RolloutRequest
 from unirl_env.types import Prompt
 from unirl_env.wrappers.reward import RewardWrapper
 

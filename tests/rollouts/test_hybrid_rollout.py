@@ -6,8 +6,8 @@ import torch
 from unirl_env.models.tiny import TinyUnified
 from unirl_env.policies.actor import Actor
 from unirl_env.prompts.sources import PromptSource
+from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.play import Rollout
-from unirl_env.rollouts.request import RolloutRequest
 from unirl_env.types import Prompt
 from unirl_env.worlds import make_vector_env
 

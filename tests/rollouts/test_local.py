@@ -10,8 +10,8 @@ from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ConfigError, ContractError, PromptError
 from unirl_env.models.tiny import TinySD3Denoiser
 from unirl_env.policies.actor import Actor, LoRAConfig
+from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.play import Rollout
-from unirl_env.rollouts.request import RolloutRequest
 from unirl_env.types import Prompt, Scores
 
 CAT, DOG = Prompt("a cat"), Prompt("a dog")

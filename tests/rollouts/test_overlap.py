@@ -10,9 +10,10 @@ from toy import POINTS, PointDenoiser, make_points, nearness
 from unirl_env.errors import ConfigError, ScorerError
 from unirl_env.policies.actor import Actor
 from unirl_env.prompts.sources import PromptSource
-from unirl_env.rewards.background import Background, PendingScores, settled
+from unirl_env.rewards.compose import Background
+from unirl_env.rewards.scoring import PendingScores, settled
+from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.play import Rollout
-from unirl_env.rollouts.request import RolloutRequest
 from unirl_env.types import Scores
 from unirl_env.worlds import make_env, make_vector_env
 from unirl_env.wrappers.reward import RewardWrapper

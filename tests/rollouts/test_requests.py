@@ -7,7 +7,7 @@ from ray.exceptions import RayActorError
 
 from unirl_env.errors import ConfigError, ContractError, RunnerLost
 from unirl_env.rollouts.calls import share_requests
-from unirl_env.rollouts.request import RolloutRequest
+from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.types import Prompt
 
 

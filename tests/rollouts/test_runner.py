@@ -9,7 +9,7 @@ from toy import POINTS, toy_config
 from unirl_env.agents import FlowDPPOConfig
 from unirl_env.errors import ContractError, StaleWeights
 from unirl_env.prompts.sources import PromptSource
-from unirl_env.rollouts.request import RolloutRequest
+from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.runner import GenerativeEnvRunner
 
 

@@ -11,10 +11,10 @@ from unirl_env.models.qwen_vl import QwenVL
 from unirl_env.models.tiny import TinyQwen3
 from unirl_env.policies.actor import Actor
 from unirl_env.policies.packing import pack_continuations
+from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.drivers.tokens import TextDriver
 from unirl_env.rollouts.engines.local import LocalEngine
 from unirl_env.rollouts.play import Rollout
-from unirl_env.rollouts.request import RolloutRequest
 from unirl_env.types import Prompt, Scores
 
 SUMS = [Prompt("What is 23 + 58?"), Prompt("7 + 11 = ?"), Prompt("Add 40 to 12.")]

@@ -7,8 +7,8 @@ from talk import EOS, SeeingModel, SpellingModel, spelled
 
 import unirl_env.functional as F
 from unirl_env.episode import EpisodeBatch
+from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.engines import Answer
-from unirl_env.rollouts.request import RolloutRequest
 from unirl_env.types import Prompt, Scores
 
 

@@ -4,8 +4,8 @@ import pytest
 from scripted import CHAT, ONE, TWO, assert_same, echo, player
 
 from unirl_env.errors import ConfigError, ContractError, EngineError, EngineLost, StaleWeights
+from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.engines import Answer
-from unirl_env.rollouts.request import RolloutRequest
 
 
 class TestLoss:

@@ -7,8 +7,7 @@ import torch
 from unirl_env import train
 from unirl_env.run.record import checkpoint as checkpoints
 from unirl_env.run.record.folder import RunFolder
-from unirl_env.run.record.logbook import read_rows
-from unirl_env.run.record.metric_names import of_phases
+from unirl_env.run.record.logbook import of_phases, read_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 

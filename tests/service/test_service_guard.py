@@ -13,9 +13,8 @@ import pytest
 from service_cases import Counting, body, made
 
 from unirl_env.errors import ConfigError
-from unirl_env.service import connection_guard as guards
-from unirl_env.service.connection_guard import ANSWER, BODY, HEAD, Guard
-from unirl_env.service.server import Server, bound_socket
+from unirl_env.service import server as guards
+from unirl_env.service.server import ANSWER, BODY, HEAD, Guard, Server, bound_socket
 from unirl_env.service.service_settings import ServiceSettings
 
 HEADERS = b"POST /score HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"

@@ -14,9 +14,8 @@ from unirl_env.agents.attributes import knob_kinds
 from unirl_env.functional.losses.ratio import LARGEST_LOG_RATIO
 from unirl_env.run.compose.page import main, page, reasons
 from unirl_env.settings import RunConfig, Settings, setting
-from unirl_env.settings.agent import AgentSettings
+from unirl_env.settings.agent import AgentSettings, RolloutSettings
 from unirl_env.settings.fields import python_name
-from unirl_env.settings.rollout import RolloutSettings
 
 PAGE = Path(__file__).parents[2] / "docs/settings.md"
 GROUPS = {

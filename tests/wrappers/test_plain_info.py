@@ -7,7 +7,8 @@ import torch
 from gymnasium.wrappers.vector import DictInfoToList
 from worlds import world
 
-from unirl_env.rewards.background import Background, PendingScores
+from unirl_env.rewards.compose import Background
+from unirl_env.rewards.scoring import PendingScores
 from unirl_env.types import Prompt, Sample, Scores
 from unirl_env.wrappers import EpisodeStatistics, RewardWrapper
 

@@ -10,7 +10,7 @@ from fakes import FakeDenoiseEnv, walk
 
 from unirl_env.errors import ConfigError, ContractError, ScorerError
 from unirl_env.rewards import WeightedSum
-from unirl_env.rewards.background import Background
+from unirl_env.rewards.compose import Background
 from unirl_env.types import Scores
 from unirl_env.wrappers.reward import RewardWrapper, leave_invalid
 from unirl_env.wrappers.statistics import EpisodeStatistics

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from unirl_env.agents.flow_dppo import FlowDPPO, FlowDPPOConfig
     from unirl_env.agents.grpo import GRPO, GRPOConfig
     from unirl_env.agents.gspo import GSPO, GSPOConfig
-    from unirl_env.agents.loss import Context, Loss, Metric
+    from unirl_env.agents.loss import Context, Loss
     from unirl_env.agents.rows import Rows
-    from unirl_env.functional import SDEStep, TokenStep
+    from unirl_env.functional import Metric, SDEStep, TokenStep
 
 __all__ = [
     "AGENTS",

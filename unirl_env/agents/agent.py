@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 import torch
@@ -15,21 +15,16 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS
 from torch import Tensor
 
 import unirl_env.functional as F
-from unirl_env.agents.batching import share_out
-from unirl_env.agents.config import AgentConfig, warn_of_idle_clip
-from unirl_env.agents.credit import credit
+from unirl_env.agents.batching import credit, share_out
+from unirl_env.agents.config import warn_of_idle_clip
 from unirl_env.agents.reports import FollowedFailure, Update, rollout_metrics, update_metrics
 from unirl_env.agents.rllib import RLlibAlgorithm, log_episodes, log_update
 from unirl_env.agents.selfcheck import FirstUpdate
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import CheckpointError, ContractError
-from unirl_env.rollouts.callbacks import episode_lengths
-from unirl_env.rollouts.calls import learner_results, learners_live, share_requests
-from unirl_env.rollouts.request import RolloutRequest
-from unirl_env.rollouts.sync import SyncReport, WeightSync
+from unirl_env.rollouts.calls import SyncReport, WeightSync, learner_results, learners_live, share_requests
+from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.types import Prompt
-
-__all__ = ["Agent", "AgentConfig"]
 
 STATE_FORMAT = 1
 
@@ -59,7 +54,7 @@ class Agent(RLlibAlgorithm):
         self.iteration_metrics: dict[str, float] = {}
         self.last_batch: EpisodeBatch | None = None
         self.first_update = FirstUpdate(self.config)
-        runner = self.env_runner_group.local_env_runner
+        runner: Any = self.env_runner_group.local_env_runner
         if runner.shares_module:
             self._on_learners(lambda learner: runner.adopt(learner.policy))
         self._parameters = self._on_learners(lambda learner: learner.count_parameters(), first_only=True)[0]
@@ -234,10 +229,10 @@ class Agent(RLlibAlgorithm):
             # One reference per learner; RLlib's own sharding would make a sample batch of it first.
             data = TrainingData(batch_refs=[ray.put(shard.to("cpu")) for shard in shards])
         else:
-            data = TrainingData(batch=shards[0])
+            data = TrainingData(batch=cast(Any, shards[0]))
         check = sorted(self.first_update.pending)
         with learners_live("an update"):
-            updates = self.learner_group.update(training_data=data, lr=lr, check=check)
+            updates: list[Any] = self.learner_group.update(training_data=data, lr=lr, check=check)
         if errors := [update.error for update in updates if update.error is not None]:
             raise min(errors, key=lambda error: isinstance(error, FollowedFailure))
         if all(updates[0].skipped):
@@ -245,12 +240,13 @@ class Agent(RLlibAlgorithm):
                 "Gradients must be finite, got NaN or infinity in every optimizer step of an iteration; "
                 "try a smaller `lr`, or float32."
             )
-        self.first_update.note(batch, updates)
+        if self.first_update.pending:
+            self.first_update.note(batch, updates)
         return updates
 
     def _log(self, batch: EpisodeBatch, version: int) -> None:
         """The iteration's numbers where RLlib and Tune look for them."""
-        lengths = episode_lengths(batch, self.config)
+        lengths = self.config.episode_lengths(batch)
         seconds, place = self.iteration_metrics["seconds/rollout"], (ENV_RUNNER_RESULTS,)
         log_episodes(self.metrics, batch.scores, lengths, seconds=seconds, version=version, place=place)
         log_update(self.metrics, self.iteration_metrics, self._parameters)
@@ -271,5 +267,5 @@ class Agent(RLlibAlgorithm):
 
     def _on_learners(self, function: Any, *, first_only: bool = False) -> list[Any]:
         """Call `function(learner)` on all learners, or on the first; errors are raised here."""
-        ids = [0] if first_only and self.learner_group.is_remote else None
+        ids: Any = [0] if first_only and self.learner_group.is_remote else None
         return learner_results(self.learner_group.foreach_learner(function, remote_actor_ids=ids))

@@ -19,30 +19,12 @@ from ray.tune.search.sample import Domain
 
 from unirl_env.arguments.values import like_default, whole
 from unirl_env.errors import ConfigError
-from unirl_env.settings import AgentSettings, PolicySettings, RolloutSettings, StepSettings
+from unirl_env.settings import AgentSettings, PolicySettings, RolloutSettings, Settings, StepSettings
 from unirl_env.settings.fields import check_values, python_name
-
-__all__ = [
-    "FLAT",
-    "NESTED",
-    "RLLIBS_OWN",
-    "BatchSize",
-    "check_groups",
-    "check_knobs",
-    "check_rllib_words",
-    "defaults",
-    "knob_kinds",
-    "knob_names",
-    "laid_over",
-    "own_names",
-    "rebuilt",
-    "refuse_rllib_word",
-    "take_over",
-]
 
 FLAT = (AgentSettings, RolloutSettings)
 """Groups whose settings are attributes of their own."""
-NESTED: Mapping[str, type] = {"steps": StepSettings, "policy": PolicySettings}
+NESTED: Mapping[str, type[Settings]] = {"steps": StepSettings, "policy": PolicySettings}
 """Groups that are an attribute."""
 RLLIBS_OWN = ("learner_class", "model", "optimizer")
 """What RLlib itself sends through `training` when it reads a dictionary."""
@@ -128,7 +110,7 @@ def rebuilt(kind: type, config: Any) -> Any:
     return kind(**{field.name: getattr(config, name) for name, field in _flat(kind)})
 
 
-def laid_over(kind: type, present: Any, given: Any) -> Any:
+def laid_over(kind: type[Any], present: Any, given: Any) -> Any:
     """A group of settings: given fields over the present ones, or as it is given as a whole.
 
     What does not fit is returned as it is; `check_groups` refuses it.
@@ -146,7 +128,7 @@ def laid_over(kind: type, present: Any, given: Any) -> Any:
     return laid if any(map(_is_searched, laid.values())) else kind(**laid)
 
 
-def check_groups(config: Any) -> None:
+def check_groups(config: AlgorithmConfig) -> None:
     """Refuse what cannot work in a group of settings by itself, the algorithm's knobs included.
 
     Raises:
@@ -178,7 +160,7 @@ def _is_searched(value: Any) -> bool:
     return isinstance(value, Domain) or (isinstance(value, Mapping) and "grid_search" in value)
 
 
-def _flat(group: Any) -> Iterator[tuple[str, dataclasses.Field]]:
+def _flat(group: Any) -> Iterator[tuple[str, dataclasses.Field[Any]]]:
     for field in dataclasses.fields(group):
         if name := python_name(field):
             yield name, field
@@ -305,7 +287,11 @@ class BatchSize:
     when all has been said. Where `num_prompts` was not, it follows from the others.
     """
 
+    num_prompts: int
+    group_size: int
+    num_learners: int
     _train_batch_size: int | None = None
+    _train_batch_size_per_learner: Any
     _num_prompts_given: bool = False
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -13,8 +13,6 @@ from unirl_env.agents.catalogue import AGENTS, path
 from unirl_env.agents.config import AgentConfig
 from unirl_env.errors import ConfigError, UnirlError
 
-__all__ = ["default_config"]
-
 EXAMPLE = "package.module:ReinforceConfig"
 
 
@@ -74,7 +72,9 @@ def _parts(path: str) -> tuple[str, str]:
 
 def _agents_of(module: ModuleType | None) -> list[str]:
     """The configurations that a module defines, by their paths."""
-    kinds = [kind for _, kind in sorted(vars(module).items()) if inspect.isclass(kind)] if module else []
+    if module is None:
+        return []
+    kinds = [kind for _, kind in sorted(vars(module).items()) if inspect.isclass(kind)]
     return [path(k) for k in kinds if issubclass(k, AgentConfig) and k.__module__ == module.__name__]
 
 

@@ -6,8 +6,6 @@ from typing import Any
 
 from unirl_env.registry import Registry
 
-__all__ = ["AGENTS", "algorithm_name", "path", "path_of", "same_algorithm"]
-
 AGENTS = Registry(
     "agent",
     {

@@ -16,8 +16,6 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from unirl_env.arguments.values import require_number
 from unirl_env.errors import ClusterError
 
-__all__ = ["make_room", "processes", "start_ray", "wanted_bundles"]
-
 logger = logging.getLogger(__name__)
 
 STARTS = 3
@@ -27,7 +25,11 @@ FULL_SECONDS = 60.0
 within seconds, what trains does not within minutes."""
 TOLD_AFTER = 2.0
 """Seconds of waiting after which a person is told why nothing happens."""
-QUIET = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+QUIET: Mapping[str, Any] = {
+    "include_dashboard": False,
+    "log_to_driver": False,
+    "logging_level": logging.ERROR,
+}
 
 Bundle = dict[str, float]
 

@@ -7,8 +7,9 @@ import difflib
 import logging
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import gymnasium as gym
 import torch
 from gymnasium.envs.registration import EnvSpec
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -30,24 +31,22 @@ from unirl_env.agents.attributes import (
 from unirl_env.agents.catalogue import AGENTS
 from unirl_env.agents.evaluation import check_evaluation, temperature
 from unirl_env.agents.learner import GenerativeLearner
-from unirl_env.agents.loss import Loss, check_loss
+from unirl_env.agents.loss import check_loss
 from unirl_env.agents.rows import KINDS, Losses
 from unirl_env.arguments.values import whole
-from unirl_env.episode import Phase
+from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.errors import ConfigError
 from unirl_env.modes import Mode, mode_of
 from unirl_env.policies.rl_module import GenerativePolicy
 from unirl_env.prompts.sources import PromptSource
 from unirl_env.rollouts.callbacks import check_callbacks
-from unirl_env.rollouts.engines.options import check_engine_options
+from unirl_env.rollouts.engines import check_engine_options
 from unirl_env.rollouts.runner import GenerativeEnvRunner
 from unirl_env.settings import AgentSettings, RolloutSettings
 from unirl_env.settings.run_config import check_shares
 from unirl_env.worlds.arguments import check_words
 from unirl_env.worlds.registration import OURS, full_id, recall, spec_of
 from unirl_env.worlds.world import ForeignWorld, World, world_of
-
-__all__ = ["AgentConfig", "Loss", "warn_of_idle_clip"]
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +79,11 @@ class AgentConfig(BatchSize, AlgorithmConfig):
     own_aggregate: ClassVar[str] = "token_mean"
     """How tokens of texts of unequal length are weighed where `aggregate` is None."""
 
+    # Of these, RLlib's type is that of what they begin with.
+    env: Any
+    env_runner_cls: Any
+    merge_env_runner_states: Any
+
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
         cls.losses = Losses(cls.losses)
@@ -107,7 +111,7 @@ class AgentConfig(BatchSize, AlgorithmConfig):
             value = laid_over(NESTED[name], vars(self).get(name), value)
         super().__setattr__(name, value)
 
-    def training(self, **settings: Any) -> AgentConfig:
+    def training(self, **settings: Any) -> Self:
         """Set how an agent trains.
 
         Args:
@@ -142,7 +146,7 @@ class AgentConfig(BatchSize, AlgorithmConfig):
             setattr(self, name, value)
         return self
 
-    def debugging(self, *, seed: int | None = None, **settings: Any) -> AgentConfig:
+    def debugging(self, *, seed: int | None = None, **settings: Any) -> Self:
         """RLlib's own, except that `seed` keys our random numbers.
 
         RLlib would seed the global generators of every process with it and force slow deterministic kernels;
@@ -306,7 +310,7 @@ class AgentConfig(BatchSize, AlgorithmConfig):
     def minibatches(self) -> int:
         """N, optimizer steps of an epoch."""
         if self.minibatch_size is None:
-            return self.num_minibatches
+            return int(self.num_minibatches)
         return self.episodes // (self.minibatch_size * max(1, self.num_learners))
 
     @property
@@ -374,14 +378,23 @@ class AgentConfig(BatchSize, AlgorithmConfig):
         Raises:
             ConfigError: If there is no such id.
         """
-        held = vars(self).get("_env_spec")
-        if held is not None and held.id == str(self.env).rpartition(":")[2]:
+        held, name = vars(self).get("_env_spec"), str(self.env).rpartition(":")[2]
+        if held is not None and held.id == name:
+            if name in gym.registry:
+                return gym.registry[name]
             recall(self.env, held)
         return spec_of(self.env)
 
     def env_options(self) -> dict[str, Any]:
         """The environment's keyword arguments: those registered with its id, and the user's over them."""
         return {**self.env_spec.kwargs, **self.env_config}
+
+    def episode_lengths(self, batch: EpisodeBatch, num_steps: int | None = None) -> list[int]:
+        """Steps of the environment in each of B episodes, with denoising steps as in training by default."""
+        kinds = self.mode.phases(self)
+        # Texts have no denoising steps to ask for.
+        steps = (num_steps or self.num_steps) if "latents" in kinds.values() else 0
+        return batch.lengths(kinds, steps)
 
     def prompt_source(self) -> Any:
         """What the agent takes prompts from."""

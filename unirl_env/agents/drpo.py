@@ -10,17 +10,16 @@ from torch import Tensor
 import unirl_env.functional as F
 from unirl_env.agents.agent import Agent
 from unirl_env.agents.config import AgentConfig
-from unirl_env.agents.loss import Context, Loss, Metric
+from unirl_env.agents.loss import Context, Loss
 from unirl_env.agents.rows import Rows
-from unirl_env.functional import SDEStep, TokenStep
+from unirl_env.functional import Metric, SDEStep, TokenStep
 from unirl_env.settings import Settings, setting
-
-__all__ = ["DRPO", "DRPOConfig", "DRPOKnobs"]
 
 
 def latent_loss(rows: Rows, new: SDEStep, context: Context) -> tuple[Tensor, dict[str, Metric]]:
     """`F.drpo_gaussian_loss` with the configuration's radius."""
     config = context.config
+    assert rows.old_mean is not None  # its `Loss` needs them
     return F.drpo_gaussian_loss(
         new.log_prob,
         rows.old_log_prob,

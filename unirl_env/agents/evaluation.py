@@ -21,8 +21,6 @@ from unirl_env.errors import ConfigError
 from unirl_env.prompts.sources import PromptSource
 from unirl_env.types import Prompt
 
-__all__ = ["Evaluation", "check_evaluation", "temperature"]
-
 BETWEEN = "evaluation is played by the runners of training, between two iterations; try `num_env_runners`"
 ONLINE = "there is no data of before to evaluate on; try `evaluation_interval`"
 WHOLE = "every evaluation plays whole episodes from their beginning, and waits for them"

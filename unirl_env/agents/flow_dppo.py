@@ -10,13 +10,11 @@ from torch import Tensor
 import unirl_env.functional as F
 from unirl_env.agents.agent import Agent
 from unirl_env.agents.config import AgentConfig
-from unirl_env.agents.loss import Context, Loss, Metric, check_either, per_element, threshold
+from unirl_env.agents.loss import Context, Loss, check_either, per_element, threshold
 from unirl_env.agents.rows import Rows
 from unirl_env.episode import Phase
-from unirl_env.functional import SDEStep, TokenStep
+from unirl_env.functional import Metric, SDEStep, TokenStep
 from unirl_env.settings import Settings, setting
-
-__all__ = ["FlowDPPO", "FlowDPPOConfig", "FlowDPPOKnobs"]
 
 KL_THRESHOLD = 1e-5
 """The published threshold on latents, for SD3 at 512 x 512: 0.66 nats."""
@@ -25,6 +23,7 @@ KL_THRESHOLD = 1e-5
 def latent_loss(rows: Rows, new: SDEStep, context: Context) -> tuple[Tensor, dict[str, Metric]]:
     """`F.flow_dppo_loss` with the configuration's threshold."""
     config = context.config
+    assert rows.old_mean is not None  # its `Loss` needs them
     return F.flow_dppo_loss(
         new.log_prob,
         rows.old_log_prob,

@@ -10,14 +10,12 @@ from torch import Tensor
 import unirl_env.functional as F
 from unirl_env.agents.agent import Agent
 from unirl_env.agents.config import AgentConfig
-from unirl_env.agents.loss import Context, Loss, Metric, check_either, per_element, threshold
+from unirl_env.agents.loss import Context, Loss, check_either, per_element, threshold
 from unirl_env.agents.rows import Rows
 from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
-from unirl_env.functional import SDEStep, TokenStep
+from unirl_env.functional import Metric, SDEStep, TokenStep
 from unirl_env.settings import Settings, setting
-
-__all__ = ["GRPO", "GRPOConfig", "GRPOKnobs"]
 
 CLIP = 1e-4
 """The published range on latents, for SD3 at 512 x 512: 6.6 nats."""

@@ -9,14 +9,12 @@ from torch import Tensor
 import unirl_env.functional as F
 from unirl_env.agents.agent import Agent
 from unirl_env.agents.config import AgentConfig
-from unirl_env.agents.loss import Context, Loss, Metric
+from unirl_env.agents.loss import Context, Loss
 from unirl_env.agents.rows import Rows
 from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
-from unirl_env.functional import TokenStep
+from unirl_env.functional import Metric, TokenStep
 from unirl_env.settings import Settings, setting
-
-__all__ = ["GSPO", "GSPOConfig", "GSPOKnobs"]
 
 
 def token_loss(rows: Rows, new: TokenStep, context: Context) -> tuple[Tensor, dict[str, Metric]]:

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -22,11 +22,9 @@ from unirl_env.agents.loss import Context
 from unirl_env.agents.reports import FollowedFailure, PhaseUpdate, Update
 from unirl_env.agents.rows import KINDS, Rows, Shard, Step
 from unirl_env.errors import ConfigError, ContractError
-from unirl_env.functional import Metric
+from unirl_env.functional import Metric, SDEStep
 
-__all__ = ["FlatGradient", "GenerativeLearner", "Masters"]
-
-Minibatch = Mapping[str, Sequence[Tensor]]
+Minibatch = dict[str, Sequence[Tensor]]
 """The micro-batches of one optimizer step: by phase, the episodes `[b]` of each."""
 
 
@@ -41,6 +39,8 @@ class GenerativeLearner(StatefulLearner):
     and even if one of them fails, so that none waits for ever.
     """
 
+    config: Any  # An `AgentConfig`, which names this class.
+
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """AdamW over the trainable weights, in float32; their gradients live in one buffer.
 
@@ -48,7 +48,8 @@ class GenerativeLearner(StatefulLearner):
             ConfigError: If the policy has nothing to train, or computes in float16.
         """
         config = config or self.config
-        self._masters = Masters(dict(self.module[module_id].named_parameters()))
+        module: Any = self.module[module_id]
+        self._masters = Masters(dict(module.named_parameters()))
         parameters = self._masters.weights
         if not parameters:
             raise ConfigError("`policy` must have weights to train, got none; try `lora_rank=16`.")
@@ -101,7 +102,7 @@ class GenerativeLearner(StatefulLearner):
         with self._telling_the_others():
             self._masters.follow()
             training_data.solve_refs()
-            shard: Shard = training_data.batch
+            shard = cast(Shard, training_data.batch)
             minibatches = self._minibatches(shard, report)
             shard = shard.to(self.device)
             anchored = self._replayed(shard, minibatches) if self._replays else shard
@@ -171,7 +172,7 @@ class GenerativeLearner(StatefulLearner):
     ) -> Tensor:
         """The loss of one micro-batch, summed over its phases."""
         parts = ((rows, fwd_out[name], self._context(name, rows.kind)) for name, rows in batch.items())
-        return sum(self.loss(*part)[0] for part in parts)
+        return sum((self.loss(*part)[0] for part in parts), torch.zeros((), device=self.device))
 
     def _minibatches(self, shard: Shard, report: Update) -> list[Minibatch]:
         """The micro-batches of every optimizer step; counts their rows in `report`.
@@ -179,7 +180,8 @@ class GenerativeLearner(StatefulLearner):
         Episodes of advantage 0 are left out, too, where a loss allows it and no other term touches them:
         their gradient is exactly 0. They stay in the denominator.
         """
-        config, minibatches = self.config, [dict[str, list[Tensor]]() for _ in shard.steps]
+        config = self.config
+        minibatches: list[Minibatch] = [{} for _ in shard.steps]
         for name, phase in shard.phases.items():
             rows = phase.mask.sum(dim=1).cpu()
             if config.losses[phase.kind].skips_idle and not config.reference_kl:
@@ -219,7 +221,7 @@ class GenerativeLearner(StatefulLearner):
                 rows, old = self._scored(shard, name, index)
                 log_prob[rows.episode, rows.step] = old.log_prob
                 if mean is not None:
-                    mean[rows.episode, rows.step] = old.mean
+                    mean[rows.episode, rows.step] = cast(SDEStep, old).mean
             phases[name] = replace(phase, log_prob=log_prob, mean=mean)
         return replace(shard, phases=phases)
 
@@ -279,7 +281,7 @@ def _step_metrics(
     metrics: Sequence[Mapping[str, Metric]],
     denominator: float,
     reduce: dict[str, str],
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor | float]:
     """The `loss` and metrics of an optimizer step; of means, the sum over its rows.
 
     Args:
@@ -305,7 +307,7 @@ def _step_metrics(
     return step | {"loss": torch.stack(list(losses)).sum()} if losses else step
 
 
-def _floats(metrics: Mapping[str, Tensor]) -> dict[str, float]:
+def _floats(metrics: Mapping[str, Any]) -> dict[str, float]:
     """All at once: each number fetched from an accelerator on its own would wait for it."""
     if not metrics:
         return {}
@@ -373,7 +375,7 @@ class FlatGradient:
         """Scale the gradients so that their joint L2 norm is at most `max_norm`; returns the norm before."""
         for buffer in self._buffers:
             buffer[-1] = 0.0
-        norm = torch.linalg.vector_norm(
+        norm: Tensor = torch.linalg.vector_norm(
             torch.stack([torch.linalg.vector_norm(buffer, dtype=torch.float32) for buffer in self._buffers])
         )
         scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
@@ -457,6 +459,7 @@ def _giver(master: nn.Parameter) -> Callable[[Tensor], None]:
     """A hook that adds a finished gradient to the master's and gives back its memory."""
 
     def give(weight: Tensor) -> None:
+        assert weight.grad is not None  # it has just been finished
         if master.grad is None:
             master.grad = weight.grad.to(master.dtype)
         else:

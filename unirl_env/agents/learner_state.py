@@ -14,8 +14,6 @@ from torch import Tensor
 
 from unirl_env.errors import CheckpointError
 
-__all__ = ["StatefulLearner", "load_optimizer_state", "optimizer_state"]
-
 logger = logging.getLogger(__name__)
 
 NETWORK = "actor.network."
@@ -123,7 +121,7 @@ def load_optimizer_state(
             len(narrow),
         )
         present = False
-    state = {}
+    state: dict[int, dict[str, Tensor]] = {}
     for number, (name, parameter) in enumerate(zip(names, parameters, strict=True)):
         if not present:
             break

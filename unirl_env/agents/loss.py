@@ -34,18 +34,6 @@ from unirl_env.agents.rows import KINDS, Rows, Step
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.functional import Metric
 
-__all__ = [
-    "NEEDS",
-    "Context",
-    "Loss",
-    "Metric",
-    "as_metrics",
-    "check_either",
-    "check_loss",
-    "per_element",
-    "threshold",
-]
-
 NEEDS = {"mean": "old_mean", "final": "final"}
 """What a loss may need recorded, and where its rows have it: of latents, that is."""
 SHARES = ("row", "episode", "group")
@@ -76,7 +64,7 @@ class Loss:
         ConfigError: If `needs` names something unknown, or a field is of another kind.
     """
 
-    compute: Callable[[Rows, Step | None, Context], tuple[Tensor, Mapping[str, Metric | Tensor]]]
+    compute: Callable[[Rows, Any, Context], tuple[Tensor, Mapping[str, Metric | Tensor]]]
     needs: Collection[str] = frozenset()
     skips_idle: bool = False
     scores: bool = True
@@ -345,7 +333,7 @@ def check_loss(config: Any, kind: str) -> None:
         )
 
 
-def per_element(config: Any, name: str, elements: int, default: float | None = None) -> float | None:
+def per_element(config: Any, name: str, elements: int, default: float) -> float:
     """A bound on latents, given in either unit, on the scale of mean-reduced log-probs.
 
     Args:
@@ -357,7 +345,7 @@ def per_element(config: Any, name: str, elements: int, default: float | None = N
     nats = getattr(config, f"{name}_nats")
     if nats is not None:
         return F.nats_to_mean(nats, elements)
-    value = getattr(config, name)
+    value: float | None = getattr(config, name)
     return default if value is None else value
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ContractError
 from unirl_env.monitor.alarm import SAME
-from unirl_env.monitor.diversity import diversity
-from unirl_env.monitor.score_metrics import score_metrics
-
-__all__ = ["FollowedFailure", "PhaseUpdate", "Update", "phase_metrics", "rollout_metrics", "update_metrics"]
+from unirl_env.monitor.iteration_metrics import diversity, score_metrics
 
 
 class FollowedFailure(ContractError):
@@ -34,7 +32,7 @@ class PhaseUpdate:
         check: What the self-check measured, if it ran.
     """
 
-    metrics: list[dict[str, float]] = field(default_factory=list)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     gap: dict[str, float] = field(default_factory=dict)
     check: dict[str, float] = field(default_factory=dict)

@@ -12,13 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ray.air.constants import TRAINING_ITERATION
 from ray.exceptions import RayError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.core import ALL_MODULES, DEFAULT_AGENT_ID, DEFAULT_MODULE_ID
+from ray.rllib.core.learner.learner_group import LearnerGroup
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils import metrics as words
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
-from ray.tune.result import TRAINING_ITERATION
 
 from unirl_env.agents.catalogue import algorithm_name, same_algorithm
 from unirl_env.agents.cluster import make_room
@@ -26,13 +28,10 @@ from unirl_env.agents.config import AgentConfig
 from unirl_env.agents.evaluation import Evaluation
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import CheckpointError, ClusterError
-from unirl_env.monitor.score_metrics import score_metrics
-from unirl_env.rollouts.callbacks import episode_lengths, has_runner_callbacks
+from unirl_env.monitor.iteration_metrics import score_metrics
 from unirl_env.rollouts.calls import call_runners
-from unirl_env.rollouts.request import RolloutRequest
+from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.types import Scores
-
-__all__ = ["RLlibAlgorithm", "log_episodes", "log_update"]
 
 EVALUATED = (words.EVALUATION_RESULTS, words.ENV_RUNNER_RESULTS)
 LEARNERS, TIMERS = words.LEARNER_RESULTS, words.TIMERS
@@ -42,6 +41,10 @@ class RLlibAlgorithm(Algorithm):
     """The seams of RLlib's `Algorithm`, for agents that play and learn in their own way."""
 
     config: AgentConfig
+    # RLlib's are None before `setup`.
+    env_runner_group: EnvRunnerGroup
+    learner_group: LearnerGroup
+    metrics: MetricsLogger
     config_class: ClassVar[type[AgentConfig]] = AgentConfig
     """The settings that an agent begins with."""
     iterations_done: int
@@ -117,7 +120,7 @@ class RLlibAlgorithm(Algorithm):
         """
         self._call_back("on_evaluate_start")
         own = self.config.custom_evaluation_function
-        found = own(self, self.env_runner_group)[0] if own else {}
+        found: dict[str, Any] = own(self, self.env_runner_group)[0] if own else {}
         if not own:
             self._evaluate()
         found = {**self.metrics.peek(words.EVALUATION_RESULTS, default={}, latest_merged_only=True), **found}
@@ -126,7 +129,9 @@ class RLlibAlgorithm(Algorithm):
 
     def _evaluate(self) -> None:
         config, plan = self.config, Evaluation.of(self.config)
-        began, lengths, scores = time.perf_counter(), [], []
+        began = time.perf_counter()
+        lengths: list[int] = []
+        scores: list[Scores] = []
         for prompts, seed in plan.rounds(lengths):
             batch = self._collect(
                 RolloutRequest(
@@ -139,7 +144,7 @@ class RLlibAlgorithm(Algorithm):
                 )
             )
             scores.append(batch.scores)
-            lengths += episode_lengths(batch, config, plan.num_steps)
+            lengths += config.episode_lengths(batch, plan.num_steps)
         logger, judged = MetricsLogger(root=False), Scores.cat(scores)
         seconds = time.perf_counter() - began
         log_episodes(logger, judged, lengths, seconds=seconds, version=self.weights_version)
@@ -149,11 +154,14 @@ class RLlibAlgorithm(Algorithm):
 
     def _callback_metrics(self) -> list[Any]:
         """What callbacks have logged in the runners since they were asked last."""
-        if not has_runner_callbacks(self.config):
+        runner: Any = self.env_runner_group.local_env_runner
+        if not runner.callbacks.wanted:
             return []
         if not self.env_runner_group.num_remote_env_runners():
-            return [self.env_runner_group.local_env_runner.get_metrics()]
-        calls = {number: {} for number in self.env_runner_group.healthy_env_runner_ids()}
+            return [runner.get_metrics()]
+        calls: dict[int, dict[str, Any]] = {
+            number: {} for number in self.env_runner_group.healthy_env_runner_ids()
+        }
         return list(call_runners(self.env_runner_group, "get_metrics", calls).values())
 
     def _call_back(self, name: str, **options: Any) -> None:
@@ -171,7 +179,7 @@ class RLlibAlgorithm(Algorithm):
         counters = {"iteration": self.iterations_done, "version": self.weights_version}
         return {**state, "counters": {**counters, "checked": self._checked(), "agent": self.algorithm_name}}
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
+    def set_state(self, state: dict[str, Any]) -> None:
         """Take over RLlib's state and the counters.
 
         Raises:
@@ -328,7 +336,7 @@ def log_update(logger: Any, metrics: Mapping[str, float], parameters: tuple[int,
 def _count(
     logger: Any,
     place: Sequence[str],
-    counts: Mapping[tuple[str, ...], int],
+    counts: Mapping[Any, int],
     measured: Sequence[str] = (),
 ) -> None:
     """Log counts, and what they sum up to over the whole run; of some also how many there are in a second."""

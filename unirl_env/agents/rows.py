@@ -22,8 +22,6 @@ from unirl_env.policies.distributions import ActionStep
 from unirl_env.policies.packing import pack_continuations, sequence_lengths
 from unirl_env.registry import Registry
 
-__all__ = ["KINDS", "Losses", "PhaseKind", "Rows", "Shard", "Step", "rows_at"]
-
 Step = SDEStep | TokenStep | ActionStep
 
 
@@ -397,13 +395,14 @@ KINDS = _Kinds(
 
 @functools.cache
 def _kind(name: str) -> PhaseKind:
-    return KINDS.get(name)
+    found: PhaseKind = KINDS.get(name)
+    return found
 
 
-class Losses(dict):
+class Losses(dict[str, Any]):
     """Losses by kinds of phases; a kind without a loss of its own takes that of the kind which it is like."""
 
-    def __contains__(self, kind: object) -> bool:
+    def __contains__(self, kind: Any) -> bool:
         return super().__contains__(kind) or super().__contains__(KINDS[kind].like)
 
     def __missing__(self, kind: str) -> Any:

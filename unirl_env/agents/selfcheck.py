@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,8 +22,7 @@ from unirl_env.agents.reports import Update, phase_metrics
 from unirl_env.agents.rows import KINDS, Rows, Step
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import SelfCheckError
-
-__all__ = ["BOUNDS", "FirstUpdate", "judge", "measure", "summary", "warn_of_noise"]
+from unirl_env.functional import SDEStep
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +69,8 @@ def measure(new: Step, rows: Rows, recorded: Rows) -> dict[str, Tensor]:
         LOG_PROB_FLOOR: miss,
     }
     if recorded.old_mean is not None:
-        kl = F.gaussian_kl(new.mean, recorded.old_mean, new.std)
+        latents = cast(SDEStep, new)
+        kl = F.gaussian_kl(latents.mean, recorded.old_mean, latents.std)
         largest |= {KL: kl * elements, KL_FLOOR: kl}
     # A NaN must fail the check: amax and sum carry it on.
     found = {name: value[rows.mask].amax() for name, value in largest.items()}

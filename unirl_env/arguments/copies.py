@@ -10,11 +10,9 @@ import copy
 import pickle
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 from unirl_env.errors import ContractError
-
-__all__ = ["Carried", "FromArguments", "KeepsArguments", "MadeAnew", "Shared", "carried", "carried_spec"]
 
 
 class KeepsArguments:
@@ -22,7 +20,7 @@ class KeepsArguments:
 
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
 
-    def __new__(cls, *args: Any, **options: Any) -> Any:
+    def __new__(cls, *args: Any, **options: Any) -> Self:
         """Note the arguments; `__init__` takes them as ever."""
         if (args or options) and cls.__init__ is object.__init__:
             # Python itself says so only to classes without a `__new__`.

@@ -8,8 +8,6 @@ from typing import Any
 
 from unirl_env.errors import MissingExtra
 
-__all__ = ["needed", "require_extra"]
-
 
 def needed(module: str, extra: str, package: str = "") -> Any:
     """A module of a package that may be missing.

@@ -14,8 +14,6 @@ from torch import Tensor
 from unirl_env.arguments.values import as_whole
 from unirl_env.errors import ShapeError, UnirlError
 
-__all__ = ["as_array", "as_indices", "as_mask", "places_or_mask"]
-
 SHOWN = 8
 
 
@@ -30,12 +28,19 @@ def as_array(value: Any) -> np.ndarray | None:
         if value.layout is not torch.strided or value.device.type == "meta" or value.is_quantized:
             return None
         value = value.detach().cpu().resolve_conj().resolve_neg()
-        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        found: np.ndarray = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        return found
     if isinstance(value, np.ndarray | np.generic):
         return np.asarray(value)
     if hasattr(value, "__array__") and not isinstance(value, list | tuple | range):
         return np.asarray(value)
     return None
+
+
+def as_numpy(value: Any) -> np.ndarray:
+    """An array or a tensor of any device and precision as a numpy array; numpy's own view of all else."""
+    array = as_array(value)
+    return np.asarray(value) if array is None else array
 
 
 def as_indices(
@@ -120,8 +125,8 @@ def _wholes(value: Any) -> list[int] | None:
         value = list(array) if array.ndim == 1 else None
     if not isinstance(value, list | tuple | range):
         return None
-    places = [as_whole(each) for each in value]
-    return None if any(place is None for place in places) else places
+    places = [place for place in map(as_whole, value) if place is not None]
+    return places if len(places) == len(value) else None
 
 
 def _shown(value: Any) -> str:

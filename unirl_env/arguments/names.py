@@ -8,17 +8,6 @@ from typing import Any
 
 from unirl_env.errors import ConfigError, UnknownArgument
 
-__all__ = [
-    "DRAW",
-    "ENVIRONMENTS",
-    "FAMILIES",
-    "MODEL_OPTIONS",
-    "WORLD",
-    "check_names",
-    "known_to",
-    "unknown_arguments",
-]
-
 MODEL_OPTIONS = (
     "pretrained",
     "revision",

@@ -5,11 +5,9 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from unirl_env.errors import ConfigError
-
-__all__ = ["PassesOptions", "options_of", "require_own"]
 
 
 class PassesOptions:
@@ -18,6 +16,8 @@ class PassesOptions:
     So `help`, and whoever holds the options of a configuration against a class, see all of them. The other
     one is `passes_to` of the class's definition, by default the class above.
     """
+
+    __signature__: ClassVar[inspect.Signature]
 
     def __init_subclass__(cls, passes_to: type | None = None, **arguments: Any) -> None:
         """Replace `**options` by the arguments that the other class names."""
@@ -29,7 +29,7 @@ class PassesOptions:
         cls.__signature__ = inspect.Signature([*found.values()])
 
 
-def _parameters(kind: type) -> dict[str, inspect.Parameter]:
+def _parameters(kind: Any) -> dict[str, inspect.Parameter]:
     """Those of a class's own constructor."""
     parameters = inspect.signature(kind.__init__).parameters
     return {name: one for name, one in parameters.items() if name != "self"}
@@ -46,7 +46,9 @@ def require_own(options: Iterable[Any], known: Collection[str] | None, words: st
     Raises:
         ConfigError: Naming the first, and the nearest that there is.
     """
-    for option in options if known is not None else ():
+    if known is None:
+        return
+    for option in options:
         if option not in known:
             near = difflib.get_close_matches(str(option), known, n=1)
             hint = f"did you mean `{near[0]}`?" if near else f"it has {', '.join(sorted(known)) or 'none'}."

@@ -13,26 +13,12 @@ import operator
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from unirl_env.errors import ConfigError
 
-__all__ = [
-    "check_fields",
-    "fits",
-    "is_number",
-    "is_whole",
-    "like_default",
-    "number",
-    "require",
-    "require_number",
-    "truth",
-    "whole",
-    "words_for",
-]
 
-
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether `value` is a finite number; a truth value is none."""
     try:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -40,12 +26,12 @@ def is_number(value: Any) -> bool:
         return False
 
 
-def is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> TypeGuard[int]:
     """Whether `value` is a whole number; a truth value is none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def require(name: str, value: Any, fits: bool, wanted: str, hint: str = "") -> None:
+def require(name: str, value: Any, fits: object, wanted: str, hint: str = "") -> None:
     """Refuse a setting that does not fit.
 
     Raises:
@@ -93,14 +79,15 @@ def whole(name: str, value: Any, least: int | None = None, most: int | None = No
         ConfigError: Naming it.
     """
     found = as_whole(value)
-    wanted = "" if found is not None else "a whole number"
-    if found is not None and least is not None and found < least:
+    if found is None:
+        wanted = "a whole number"
+    elif least is not None and found < least:
         wanted = f"at least {least}"
-    elif found is not None and most is not None and found > most:
+    elif most is not None and found > most:
         wanted = f"at most {most}"
-    if wanted:
-        raise ConfigError(f"`{name}` must be {wanted}, got {value!r}{'; ' if hint else ''}{hint}.")
-    return found
+    else:
+        return found
+    raise ConfigError(f"`{name}` must be {wanted}, got {value!r}{'; ' if hint else ''}{hint}.")
 
 
 def number(name: str, value: Any, wanted: str = "a finite number") -> float:

@@ -6,9 +6,10 @@ from unirl_env.envs.denoising import DenoiseVectorEnv
 from unirl_env.envs.hybrid import HybridVectorEnv
 from unirl_env.envs.single import SingleEnv
 from unirl_env.envs.snapshot import Snapshot
+from unirl_env.envs.token_rows import WAIT
 from unirl_env.envs.tools import Calculator
 from unirl_env.envs.vector_env import GenerativeVectorEnv
-from unirl_env.envs.writing import WAIT, TokenVectorEnv
+from unirl_env.envs.writing import TokenVectorEnv
 from unirl_env.prompts.sources import PromptSource
 
 __all__ = [

@@ -22,8 +22,6 @@ from unirl_env.functional.noise import INITIAL
 from unirl_env.models.process import MDP, Noise
 from unirl_env.types import Sample
 
-__all__ = ["Acting", "MDPVectorEnv"]
-
 
 class Acted(NamedTuple):
     """Where the episodes at `rows` `[n]` go on, and which of them are over or cut off, `[n]`."""
@@ -47,6 +45,8 @@ class Acting(Activity):
     Raises:
         ConfigError: If a space is none that an episode can have.
     """
+
+    action_space: spaces.Discrete | spaces.Box
 
     def __init__(self, mdp: MDP, *, num_envs: int, max_steps: int, device: torch.device, array_backend: str):
         self.mdp, self.num_envs, self.max_steps = mdp, num_envs, max_steps
@@ -115,13 +115,13 @@ class Acting(Activity):
         Raises:
             ContractError: If that is not what it promised.
         """
-        seen = self.mdp.observation(self._state)
+        seen: Any = self.mdp.observation(self._state)
         if not isinstance(seen, Mapping) or set(seen) != set(self.observation_spaces):
             got = sorted(seen) if isinstance(seen, Mapping) else type(seen).__name__
             raise self._wrong("observation", f"{sorted(self.observation_spaces)}", got)
         found = {}
         for name, space in self.observation_spaces.items():
-            value, shape = seen[name], (self.num_envs, *space.shape)
+            value, shape = seen[name], (self.num_envs, *(space.shape or ()))
             if not isinstance(value, Tensor) or tuple(value.shape) != shape:
                 got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise self._wrong("observation", f"a tensor {list(shape)} as {name!r}", got)
@@ -209,8 +209,9 @@ class Acting(Activity):
 
     def _checked_action(self, actions: Any, rows: np.ndarray) -> Tensor:
         """The actions of the episodes at `rows`, within their space."""
-        space, discrete = self.action_space, isinstance(self.action_space, spaces.Discrete)
-        shape = (self.num_envs, *space.shape)
+        space = self.action_space
+        discrete = isinstance(space, spaces.Discrete)
+        shape = (self.num_envs, *(space.shape or ()))
         if isinstance(actions, np.ma.MaskedArray):
             raise ShapeError("`actions` must be an array or a tensor without a mask, got a masked array.")
         try:
@@ -225,15 +226,15 @@ class Acting(Activity):
             )
         action = action.to(self.device, torch.int64 if discrete else torch.float32)
         action = action[torch.from_numpy(rows).to(self.device)]
-        if discrete:
-            fits = (action >= int(space.start)) & (action < int(space.start + space.n))
-            wanted = f"in [{space.start}, {space.start + space.n})"
+        if isinstance(space, spaces.Discrete):
+            first, end = int(space.start), int(space.start) + int(space.n)
+            fits, wanted = (action >= first) & (action < end), f"in [{first}, {end})"
         else:
             fits, wanted = action.isfinite().flatten(1).all(1), "finite"
         if not bool(fits.all()):
             wrong = rows[(~fits).cpu().numpy()].tolist()
             raise ContractError(f"`actions` must be {wanted}, got others in episodes {wrong}.")
-        if discrete:
+        if isinstance(space, spaces.Discrete):
             return action
         low, high = (torch.from_numpy(bound).to(action) for bound in (space.low, space.high))
         return action.clamp(low, high)
@@ -242,8 +243,8 @@ class Acting(Activity):
         return ContractError(f"`{type(self.mdp).__name__}.{name}` must return {wanted}, got {got}.")
 
 
-def _action_space(mdp: MDP) -> spaces.Space:
-    space = getattr(mdp, "action_space", None)
+def _action_space(mdp: MDP) -> spaces.Discrete | spaces.Box:
+    space: Any = getattr(mdp, "action_space", None)
     real = isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating) and bool(space.shape)
     if not isinstance(space, spaces.Discrete) and not real:
         raise ConfigError(
@@ -253,7 +254,7 @@ def _action_space(mdp: MDP) -> spaces.Space:
     return space
 
 
-def _observation_spaces(mdp: MDP) -> dict[str, spaces.Space]:
+def _observation_spaces(mdp: MDP) -> dict[str, spaces.Box]:
     """Boxes; a number of n is one of rank 0, whose bounds it keeps."""
     given = getattr(mdp, "observation_spaces", None)
     if not isinstance(given, Mapping) or not given:
@@ -261,7 +262,7 @@ def _observation_spaces(mdp: MDP) -> dict[str, spaces.Space]:
             f"`observation_spaces` of {type(mdp).__name__} must be a mapping of Box or Discrete spaces, got "
             f"{given!r}."
         )
-    found: dict[str, spaces.Space] = {}
+    found: dict[str, spaces.Box] = {}
     for name, space in given.items():
         if isinstance(space, spaces.Discrete):
             low = int(space.start)

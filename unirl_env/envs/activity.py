@@ -12,8 +12,6 @@ from gymnasium import spaces
 from unirl_env.envs.groups import Groups
 from unirl_env.types import Sample
 
-__all__ = ["Activity"]
-
 
 class Activity(ABC):
     """The state of B episodes in one phase of generation, and how actions change it.

@@ -23,8 +23,6 @@ from unirl_env.functional.noise import INITIAL
 from unirl_env.models.denoiser import Denoiser
 from unirl_env.types import Prompt, Sample
 
-__all__ = ["DenoiseVectorEnv", "Denoising", "NextLatents"]
-
 LATENT_BOUND = 16.0
 """Off-the-shelf agents refuse an unbounded action space; unit-scale latents stay far inside."""
 ContextOf = Callable[[Sequence[Prompt]], dict[str, Tensor]]
@@ -55,6 +53,8 @@ class Denoising(Activity):
         array_backend: `"numpy"` or `"torch"`.
     """
 
+    latent: Tensor  # `[B, ...]`, from the first `begin` on
+
     def __init__(
         self,
         denoiser: Denoiser,
@@ -71,7 +71,6 @@ class Denoising(Activity):
         self.sigmas = denoiser.sigmas(num_steps).float().cpu()
         """The noise schedule `[T+1]`, from 1 to 0."""
         self._sigmas = self.sigmas.to(device)
-        self.latent: Tensor | None = None
         self.previous: Tensor | None = None
         self.context: dict[str, Tensor] = {}
         self._step = np.zeros(num_envs, dtype=np.int64)
@@ -129,7 +128,7 @@ class Denoising(Activity):
         noise, context, stochastic_steps = prepared
         self._step[rows] = 0
         self._stochastic[rows] = False
-        self._stochastic[np.ix_(rows, stochastic_steps)] = True
+        self._stochastic[np.ix_(rows, np.array(stochastic_steps, dtype=np.int64))] = True
         if len(rows) == self.num_envs:
             self.latent, self.previous, self.context = noise, None, context
         else:

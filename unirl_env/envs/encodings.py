@@ -17,17 +17,6 @@ from unirl_env.models.unified import UnifiedModel
 from unirl_env.models.words import Encoded, Words
 from unirl_env.types import Prompt
 
-__all__ = [
-    "Contexts",
-    "EncodingCache",
-    "HybridContexts",
-    "context_spaces",
-    "encode_prompts",
-    "input_limits",
-    "prompt_key",
-    "space_of",
-]
-
 LARGEST = 2**31 - 1
 """Token ids lie far below; a box up to the end of int64 could not be sampled from."""
 ALONG_THE_PROMPT = ("positions",)
@@ -161,7 +150,8 @@ class HybridContexts:
     ):
         self.size, self.device = size, device
         self._seen = {NEGATIVE + name for name in model.context_keys}
-        self._negatives = Contexts(model.image, with_negative=with_negative, size=size, device=device)
+        image: Any = model.image  # of latents: others have no contexts
+        self._negatives = Contexts(image, with_negative=with_negative, size=size, device=device)
         self._cache = EncodingCache(lambda pair: model.context(*pair), device=device)
         self._blank = self._cache.of([example.text], [(example, None)])
 

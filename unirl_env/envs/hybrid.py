@@ -13,7 +13,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from unirl_env.arguments.indices import as_array
+from unirl_env.arguments.indices import as_numpy
 from unirl_env.arguments.names import ENVIRONMENTS
 from unirl_env.arguments.values import truth, whole
 from unirl_env.envs.activity import Activity
@@ -27,8 +27,6 @@ from unirl_env.errors import ConfigError, ContractError, PromptError, ShapeError
 from unirl_env.models.unified import UnifiedModel
 from unirl_env.models.words import Encoded
 from unirl_env.types import Prompt, Sample
-
-__all__ = ["IMAGE", "NUM_STEPS", "TEXT", "HybridVectorEnv", "TwoPhases"]
 
 TEXT, IMAGE = 0, 1
 """The values of `phase`."""
@@ -69,6 +67,8 @@ class TwoPhases(Activity):
         device: Where observed tensors live.
         array_backend: `"numpy"` or `"torch"`.
     """
+
+    action_space: spaces.Dict
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ class TwoPhases(Activity):
             drawn = drawn if draws.any() else None
         context: dict[str, Tensor] = {}
         if by and self.contexts is not None:
-            texts = [self.writing.turn(row, last) for row, last in zip(opened, by, strict=True)]
+            texts = [self.writing.turn(row, last) for row, last in zip(opened.tolist(), by, strict=True)]
             context = self.contexts.read([groups.prompts[row] for row in opened], texts)
         return Acts(said, drawn, opened, by, context)
 
@@ -150,7 +150,7 @@ class TwoPhases(Activity):
         """Go on in each phase; what a text has opened is drawn from the next step on."""
         if checked.said is not None and len(checked.said.rows):
             self.writing.advance(checked.said)
-        if checked.drawn is not None:
+        if checked.drawn is not None and self.drawing is not None:
             self.drawing.advance(checked.drawn)
         if checked.by:
             self._open(checked.opened, checked.by, checked.context)
@@ -174,7 +174,7 @@ class TwoPhases(Activity):
     def finish(self, rows: np.ndarray) -> list[Sample]:
         """Pictures with their texts; texts alone where no picture began; without texts, pictures alone."""
         drew = self.phase[rows] == IMAGE
-        pictures = iter(self.drawing.finish(rows[drew]) if drew.any() else ())
+        pictures = iter(self.drawing.finish(rows[drew]) if self.drawing is not None and drew.any() else ())
         if self.at_once:
             return list(pictures)
         texts = self.writing.finish(rows)
@@ -202,13 +202,14 @@ class TwoPhases(Activity):
         if self.drawing is not None:
             self.drawing.select(state["image"], rows)
 
-    def _open(self, rows: np.ndarray, by: list[int | None], context: Mapping[str, Tensor]) -> None:
+    def _open(self, rows: np.ndarray, by: Sequence[int | None], context: Mapping[str, Tensor]) -> None:
         """The pictures of `rows` begin; their texts ended with the tokens `by`."""
         for row, token in zip(rows.tolist(), by, strict=True):
             self.writing.follow(row, self._openings[token])
         self.phase = self.phase.copy()
         self.phase[rows] = IMAGE
         if context:
+            assert isinstance(self.drawing, Denoising)  # pictures of tokens have no contexts
             self.drawing.receive(rows, context)
 
     def _parts(self, actions: Any) -> dict[str, Any]:
@@ -323,9 +324,10 @@ class HybridVectorEnv(GenerativeVectorEnv):
         edits: bool = False,
         **shared: Any,
     ):
+        image: Any = unified_model.image  # of the kind that `discrete` says
         if unified_model.discrete:
             _require_discrete(num_steps, with_negative)
-            num_steps = unified_model.image.num_tokens
+            num_steps = image.num_tokens
         self.num_steps = NUM_STEPS if num_steps is None else whole("num_steps", num_steps, 0)
         self.max_new_tokens = whole("max_new_tokens", max_new_tokens, 0)
         self.max_prompt_tokens = whole("max_prompt_tokens", max_prompt_tokens, 1)
@@ -351,13 +353,18 @@ class HybridVectorEnv(GenerativeVectorEnv):
         self._drawing: Denoising | Painting | None = None
         contexts = None
         if unified_model.discrete:
-            self._drawing = Painting(unified_model.image, waits=waits, **self._shared)
+            self._drawing = Painting(image, waits=waits, **self._shared)
         elif self.num_steps:
             example = self.prompts[0]
-            kept = {"size": whole("context_cache", context_cache, 0), "device": self.device}
-            contexts = HybridContexts(unified_model, example, with_negative=with_negative, **kept)
+            contexts = HybridContexts(
+                unified_model,
+                example,
+                with_negative=with_negative,
+                size=whole("context_cache", context_cache, 0),
+                device=self.device,
+            )
             self._drawing = self._denoising = Denoising(
-                unified_model.image,
+                image,
                 num_steps=self.num_steps,
                 context=contexts.blank,
                 example=example,
@@ -387,9 +394,10 @@ class HybridVectorEnv(GenerativeVectorEnv):
 
         Every third token opens a picture, where any can.
         """
-        opens, space = self.unified_model.opens, self.single_action_space
-        tokens, lengths = as_array(obs["tokens"]), as_array(obs["length"])
-        painted = as_array(obs["image_length"]) if "image_length" in obs else np.zeros_like(lengths)
+        opens = self.unified_model.opens
+        space: Any = self.single_action_space
+        tokens, lengths = as_numpy(obs["tokens"]), as_numpy(obs["length"])
+        painted = as_numpy(obs["image_length"]) if "image_length" in obs else np.zeros_like(lengths)
         rows = zip(tokens, lengths, painted, strict=True)
         keys = [zlib.crc32(row[:length].tobytes(), int(count)) for row, length, count in rows]
         actions: dict[str, Any] = {}
@@ -412,7 +420,9 @@ class HybridVectorEnv(GenerativeVectorEnv):
         """
         if self.render_mode is None or not self.started:
             return None
-        return self._writing.text_so_far() if self.render_mode == "ansi" else self._drawing.pictures()
+        if self.render_mode == "ansi" or self._drawing is None:
+            return self._writing.text_so_far()
+        return self._drawing.pictures()
 
     def _begin(self, rows: np.ndarray, groups: Groups, options: Mapping[str, Any]) -> None:
         self._check_prompts(groups.prompts[row] for row in rows)
@@ -465,7 +475,8 @@ class HybridVectorEnv(GenerativeVectorEnv):
         if self.edits and not model.max_images:
             raise ConfigError("`edits` must be False for a model that takes no pictures, got True.")
         room = max(len(model.opening(token)) for token in (None, *model.opens)) if self.num_steps else 0
-        beyond = room + (model.image.num_tokens if model.discrete else 0)
+        image: Any = model.image
+        beyond = room + (image.num_tokens if model.discrete else 0)
         left = model.text.max_context - beyond
         if sum(limits) > left:
             raise ConfigError(

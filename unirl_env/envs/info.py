@@ -16,11 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unirl_env.arguments.indices import as_array
+from unirl_env.arguments.indices import as_numpy
 from unirl_env.envs.contract import env_attr
 from unirl_env.types import Sample, Scores
-
-__all__ = ["folded", "of_row", "of_samples", "of_scores", "teach_gymnasium_text"]
 
 NO_TOKEN = -1
 """What follows the last token of a sample."""
@@ -144,8 +142,8 @@ def _field(values: Mapping[int, Any], count: int) -> Any:
     if not isinstance(first, Tensor):
         return _column(values, count)
     if len({value.shape for value in values.values()}) > 1:
-        return _column({row: as_array(value).copy() for row, value in values.items()}, count)
-    together = as_array(torch.stack(list(values.values())))
+        return _column({row: as_numpy(value).copy() for row, value in values.items()}, count)
+    together = as_numpy(torch.stack(list(values.values())))
     if list(values) == list(range(count)):
         return together
     column = np.zeros((count, *together.shape[1:]), dtype=together.dtype)
@@ -162,7 +160,7 @@ def _padded(tokens: Mapping[int, Tensor], count: int, width: int) -> tuple[np.nd
     padded, length = np.zeros((count, width), dtype=np.int64), np.zeros(count, dtype=np.int64)
     for row, said in tokens.items():
         length[row] = len(said)
-        padded[row, : len(said)], padded[row, len(said) :] = as_array(said), NO_TOKEN
+        padded[row, : len(said)], padded[row, len(said) :] = as_numpy(said), NO_TOKEN
     return padded, length
 
 
@@ -180,7 +178,8 @@ def _plain_score(scores: Scores, row: int) -> dict[str, Any]:
 def _width(space: gym.Space) -> int | None:
     """How long a row of tokens can be."""
     if isinstance(space, gym.spaces.Dict) and "tokens" in space.spaces:
-        return space["tokens"].shape[0]
+        shape = space["tokens"].shape
+        return shape[0] if shape else None
     return None
 
 

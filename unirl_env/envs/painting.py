@@ -15,8 +15,6 @@ from unirl_env.envs.token_rows import TokenRows, checked_tokens
 from unirl_env.models.unified import PictureTokens
 from unirl_env.types import Sample
 
-__all__ = ["Painted", "Painting"]
-
 
 class Painted(NamedTuple):
     """What is painted at one step.
@@ -66,7 +64,7 @@ class Painting(Activity):
         """The pictures so far, as uint8 `[H, W, 3]`; what is not yet painted shows the first token."""
         tokens = self.painted.tokens.copy()
         tokens[np.arange(tokens.shape[1]) >= self.painted.length[:, None]] = self.model.first_id
-        images = [sample.image for sample in self.model.pictures(torch.from_numpy(tokens))]
+        images: list[Any] = [sample.image for sample in self.model.pictures(torch.from_numpy(tokens))]
         return tuple((image * 255).round().byte().permute(1, 2, 0).cpu().numpy() for image in images)
 
     def prepared(self, rows: np.ndarray, groups: Groups, options: Mapping[str, Any]) -> None:

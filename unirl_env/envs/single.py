@@ -15,8 +15,6 @@ from unirl_env.envs.info import of_row
 from unirl_env.envs.snapshot import draws_of, set_draws
 from unirl_env.errors import ConfigError
 
-__all__ = ["SingleEnv"]
-
 
 class SingleEnv(gym.Env):
     """A numpy view of a generative vector environment of one episode.
@@ -69,7 +67,7 @@ class SingleEnv(gym.Env):
 
     def render(self) -> np.ndarray | str | None:
         """The picture that the episode is heading for, or the text so far."""
-        frames = self.vector_env.render()
+        frames: Any = self.vector_env.render()
         return None if frames is None else frames[0]
 
     def close(self) -> None:
@@ -89,7 +87,7 @@ class SingleEnv(gym.Env):
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["vector_env"])
+        type(self).__init__(self, state["vector_env"])
         self._np_random, self._np_random_seed = state["random"]
         for space, draws in zip((self.observation_space, self.action_space), state["draws"], strict=True):
             set_draws(space, draws)
@@ -107,7 +105,7 @@ def _first(obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: np.atleast_1d(array[0]) for name, array in obs.items()}
 
 
-def _without_scalars(space: spaces.Dict) -> spaces.Dict:
+def _without_scalars(space: Any) -> spaces.Dict:
     """`space` with numbers as arrays of one: Stable-Baselines3's checker cannot read boxes of rank 0."""
     return spaces.Dict(
         {

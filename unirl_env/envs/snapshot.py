@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,6 @@ from unirl_env.arguments.copies import KeepsArguments, carried, carried_spec
 from unirl_env.arguments.values import is_whole
 from unirl_env.envs.groups import Groups, ResetState
 from unirl_env.errors import ContractError
-
-__all__ = ["SPACES", "BySnapshot", "Snapshot", "draws_of", "set_draws"]
 
 SPACES = ("single_observation_space", "single_action_space", "observation_space", "action_space")
 Draws = tuple[Any, dict[Any, "Draws"]]
@@ -85,6 +83,11 @@ class BySnapshot(KeepsArguments):
     the same process share it. A state that `snapshot` does not hold is lost on the way.
     """
 
+    prompts: Any
+    started: bool
+    snapshot: Callable[[], Snapshot]
+    restore: Callable[[Snapshot], Any]
+
     def __getstate__(self) -> dict[str, Any]:
         args, options = self._arguments
         # The prompts as they were read: a file may have changed since, or lie on another machine.
@@ -102,7 +105,7 @@ class BySnapshot(KeepsArguments):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._arguments = state["args"], state["options"]
-        self.__init__(*state["args"], **state["options"])
+        type(self).__init__(self, *state["args"], **state["options"])
         if state["snapshot"] is not None:
             self.restore(state["snapshot"])
         for name, draws in state["draws"].items():

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from unirl_env.errors import ContractError, ShapeError
 
-__all__ = ["WAIT", "TokenRows", "checked_tokens"]
-
 WAIT = -1
 """The action of an episode that does nothing at this step, in autoreset mode DISABLED."""
 
@@ -98,8 +96,10 @@ class TokenRows:
 
     def on(self, device: torch.device) -> TokenRows:
         """The same conversation, mirrored on `device`."""
-        pair = tuple(torch.from_numpy(each).to(device, copy=True) for each in (self.tokens, self.is_action))
-        return replace(self, mirror=pair)
+        tokens, is_action = (
+            torch.from_numpy(each).to(device, copy=True) for each in (self.tokens, self.is_action)
+        )
+        return replace(self, mirror=(tokens, is_action))
 
     def buffers(self) -> tuple[Tensor, Tensor]:
         """`tokens` and `is_action` as the live tensors of an observation."""

@@ -6,18 +6,17 @@ import ast
 import math
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import cast
 
 from unirl_env.errors import ContractError, UnirlError
 from unirl_env.types import Prompt
-
-__all__ = ["Calculator", "Tool", "ask_tool"]
 
 Tool = Callable[[str, Prompt], str | None]
 """`tool(text of the turn, prompt)` answers with a text, or with None where nothing was called."""
 
 CALL = re.compile(r"<tool>((?:(?!<tool>).)*?)</tool>", re.DOTALL)
-OPERATORS = {
+OPERATORS: Mapping[type[ast.AST], Callable[..., int | float]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -91,8 +90,9 @@ def _parsed(call: str) -> ast.expr:
 
 def _value(node: ast.expr) -> int | float:
     """The value of an expression; its depth is bounded by the call's length."""
+    value: int | float
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        value = node.value
+        value = cast(float, node.value)
     elif isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
         value = OPERATORS[type(node.op)](_value(node.left), _value(node.right))
     elif isinstance(node, ast.UnaryOp) and type(node.op) in OPERATORS:

@@ -19,9 +19,9 @@ from gymnasium.vector.utils import batch_space
 from unirl_env.arguments.indices import as_indices
 from unirl_env.arguments.values import truth, whole
 from unirl_env.envs.activity import Activity
-from unirl_env.envs.groups import Groups, ResetState
-from unirl_env.envs.info import of_samples
-from unirl_env.envs.reset_options import (
+from unirl_env.envs.groups import (
+    Groups,
+    ResetState,
     asked_prompts,
     checked_autoreset,
     checked_choice,
@@ -32,14 +32,13 @@ from unirl_env.envs.reset_options import (
     masked_rows,
     require_same_size,
 )
+from unirl_env.envs.info import of_samples
 from unirl_env.envs.snapshot import BySnapshot, Snapshot, facts_of, require_like
 from unirl_env.prompts.sources import MAX_CHARACTERS, PromptSource
 from unirl_env.types import Prompt, Sample
 
-__all__ = ["GenerativeVectorEnv"]
 
-
-class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv):
+class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv[dict[str, Any], Any, Any]):
     """`num_envs` episodes of one generative model, stepped together as tensors.
 
     The episodes are P groups of `group_size`: the episodes of a group answer the same prompt. Every
@@ -154,15 +153,19 @@ class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv):
         super().reset(seed=seed)
         rows = masked_rows(options.get("reset_mask"), self.num_envs, self.group_size)
         partial = len(rows) < self.num_envs
-        if partial and self._reset_state is None:
+        last = self._reset_state
+        if partial and last is None:
             raise ResetNeeded("The first `reset` must start every episode; call it without `reset_mask`.")
-        held = dict(self._reset_state.options if partial else self._defaults)
+        held = dict(last.options if last is not None and partial else self._defaults)
         held = self._checked_held(held | {name: options[name] for name in held if name in options})
         if partial:
             require_same_size(held["group_size"], self.group_size)
-        if seed is None and self._reset_state is None:
-            seed = int(self.np_random.integers(2**62))
-        reset_state = self._reset_state.next() if seed is None else ResetState(seed)
+        if seed is not None:
+            reset_state = ResetState(seed)
+        elif last is not None:
+            reset_state = last.next()
+        else:
+            reset_state = ResetState(int(self.np_random.integers(2**62)))
         self._start(rows, reset_state.holding(held), options)
         self.finished = {}
         return self._observe(), self._info()
@@ -179,7 +182,7 @@ class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv):
             ResetNeeded: Before the first reset, and in mode DISABLED once all episodes are finished.
             ShapeError: If the actions do not have the action space's shape.
         """
-        if self._groups is None:
+        if self._groups is None or self._reset_state is None:
             raise ResetNeeded("`step` was called before `reset`; call `env.reset(seed=...)` first.")
         restarting = self._restarting()
         active, self.finished = ~self._done, {}
@@ -217,7 +220,7 @@ class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv):
 
     def snapshot(self) -> Snapshot:
         """The whole state, in the middle of an episode too."""
-        if self._groups is None:
+        if self._groups is None or self._reset_state is None:
             raise ResetNeeded("There is no state before the first `reset`; call `env.reset(seed=...)` first.")
         return Snapshot(
             self._groups, self._reset_state, self._done.copy(), self._activity.state(), facts_of(self)
@@ -248,6 +251,7 @@ class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv):
 
     def _advance(self, actions: Any, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Apply the actions of the `active` episodes; return (terminated, truncated), each bool `[B]`."""
+        assert self._groups is not None
         self._activity.advance(self._activity.checked(actions, active, self._groups))
         return self._activity.ended()
 
@@ -262,7 +266,7 @@ class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv):
         seen = self._activity.observation_spaces.items()
         return {
             "actions": str(self._activity.action_space),
-            **{f"observation `{name}`": f"{space.dtype} {list(space.shape)}" for name, space in seen},
+            **{f"observation `{name}`": f"{space.dtype} {list(space.shape or ())}" for name, space in seen},
             **self._activity.facts(),
         }
 
@@ -302,7 +306,7 @@ class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv):
             sample_offset=checked_offset(options.get("sample_offset"), count),
             same_noise=reset_state.options["same_noise"],
         )
-        if len(rows) < self.num_envs:
+        if self._groups is not None and len(rows) < self.num_envs:
             groups = self._groups.put(rows, groups)
         self._begin(rows, groups, reset_state.options)
         self._groups, self._reset_state = groups, reset_state
@@ -322,6 +326,7 @@ class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv):
     def _info(self) -> dict[str, Any]:
         """Who plays, each `[B]` with its mask unless it is objects, and what has just been finished."""
         groups = self._groups
+        assert groups is not None
         if self.info_objects:
             prompt = {"prompt": groups.prompt_array.copy()}
             who = {"group": groups.group.copy(), **prompt, "episode_seed": groups.episode_seed.copy()}

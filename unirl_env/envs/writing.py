@@ -16,14 +16,12 @@ from unirl_env.arguments.values import truth, whole
 from unirl_env.envs.activity import Activity
 from unirl_env.envs.encodings import encode_prompts, input_limits, space_of
 from unirl_env.envs.groups import Groups
-from unirl_env.envs.token_rows import WAIT, TokenRows, checked_tokens
+from unirl_env.envs.token_rows import TokenRows, checked_tokens
 from unirl_env.envs.tools import Tool, ask_tool
 from unirl_env.envs.vector_env import GenerativeVectorEnv
 from unirl_env.errors import ConfigError
 from unirl_env.models.words import Encoded, Words, padded_inputs
 from unirl_env.types import Sample
-
-__all__ = ["MAX_NEW_TOKENS", "MAX_PROMPT_TOKENS", "WAIT", "NextTokens", "TokenVectorEnv", "Writing"]
 
 UNLIMITED = 2**62
 """A length that no text comes to."""
@@ -264,7 +262,7 @@ class Writing(Activity):
         """What the tool says to the turns that end at `rows` with the tokens `last`."""
         replies: dict[int, Sequence[int]] = {}
         for row, token in zip(rows.tolist(), last.tolist(), strict=True):
-            if self._turns[row] + 1 < self.max_turns:
+            if self.tool is not None and self._turns[row] + 1 < self.max_turns:
                 answer = ask_tool(self.tool, self.turn(row, token), groups.prompts[row])
                 if answer is not None:
                     replies[row] = list(self.language_model.reply(answer))

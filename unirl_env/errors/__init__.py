@@ -6,6 +6,7 @@ Every message follows one form: "`X` must be ..., got ...; try ...".
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from unirl_env.errors.masks import hide, remember
 
@@ -137,5 +138,5 @@ class MissingExtra(UnirlError, ImportError):
             f"`{package}` must be installed for this feature; try `pip install 'unirl-env[{extra}]'`."
         )
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.package, self.extra)

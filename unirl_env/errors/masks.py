@@ -14,18 +14,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
-__all__ = [
-    "HIDDEN",
-    "REFERENCE",
-    "hide",
-    "is_secret_name",
-    "masked",
-    "remember",
-    "remember_command",
-    "same_secrets",
-    "variable_of",
-]
-
 HIDDEN = "***"
 REFERENCE = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")
 SHORTEST = 4
@@ -168,7 +156,7 @@ def _marked_address(value: str, path: Path, mark: Mark, named: bool) -> str:
     def put(where: Path, text: str) -> str:
         return (HIDDEN if named else text) if REFERENCE.fullmatch(text) else mark(where, text)
 
-    def of_query(found: re.Match) -> str:
+    def of_query(found: re.Match[str]) -> str:
         name, text = found.groups()
         secret = is_secret_name(name, ("query",)) or _is_secret((), text)
         return f"{name}={put((*path, name), text) if secret else text}"

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-__all__ = ["quiet_loading", "unheard"]
-
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
@@ -17,19 +15,19 @@ def quiet_loading() -> Iterator[None]:
 
     Bars of downloads stay, which may take hours, and whatever was set before is set again afterwards.
     """
-    from huggingface_hub import utils as hub
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as of_transformers
 
     with ExitStack() as after:
-        downloads = not hub.are_progress_bars_disabled()
+        downloads = not are_progress_bars_disabled()
         # Whoever loads by diffusers has imported it.
         libraries: list[Any] = [of_transformers, sys.modules.get("diffusers.utils.logging")]
         for library in libraries:
             if library is not None and library.is_progress_bar_enabled():
                 library.disable_progress_bar()
                 after.callback(library.enable_progress_bar)
-        if downloads and hub.are_progress_bars_disabled():
-            hub.enable_progress_bars()  # Transformers counts them among its own.
+        if downloads and are_progress_bars_disabled():
+            enable_progress_bars()  # Transformers counts them among its own.
         yield
 
 

@@ -25,8 +25,7 @@ from unirl_env.functional.losses import (
 )
 from unirl_env.functional.noise import derive_seed, episode_seed, keyed_noise, keyed_uniform
 from unirl_env.functional.schedules import dynamic_shift_sigmas, flow_sigmas
-from unirl_env.functional.sde import SDEStep, sde_step, transition
-from unirl_env.functional.steps import choose_steps
+from unirl_env.functional.sde import SDEStep, choose_steps, sde_step, transition
 from unirl_env.functional.tokens import TokenStep, score_tokens, token_step
 
 __all__ = [  # noqa: RUF022, grouped by topic

@@ -19,8 +19,6 @@ from torch import Tensor
 from unirl_env.errors import ConfigError, ShapeError
 from unirl_env.functional.require import require_choice, require_floating, require_shape
 
-__all__ = ["gdpo_advantages", "group_advantages", "leave_one_out_advantages"]
-
 STD_FLOOR = 1e-4
 
 

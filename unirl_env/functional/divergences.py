@@ -11,8 +11,6 @@ from torch import Tensor
 from unirl_env.errors import ConfigError
 from unirl_env.functional.require import require_choice, require_floating, require_lead, require_shape
 
-__all__ = ["gaussian_kl", "gaussian_tv", "mean_to_nats", "nats_to_mean"]
-
 
 def gaussian_kl(mean: Tensor, old_mean: Tensor, std: Tensor, *, reduction: str = "mean") -> Tensor:
     """KL divergence of N(mean, std^2 I) from N(old_mean, std^2 I): `|mean - old_mean|^2 / (2 std^2)`.

@@ -19,8 +19,6 @@ from torch import Tensor
 
 from unirl_env.errors import ShapeError
 
-__all__ = ["INITIAL", "derive_seed", "episode_seed", "keyed_noise", "keyed_uniform"]
-
 INITIAL = -1
 """The step that keys the initial noise of an episode."""
 WORD = 0xFFFFFFFF

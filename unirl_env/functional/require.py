@@ -12,8 +12,6 @@ from torch import Tensor
 
 from unirl_env.errors import ConfigError, ShapeError
 
-__all__ = ["require_choice", "require_floating", "require_lead", "require_shape"]
-
 
 def require_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Raise ConfigError unless `value` is one of `choices`."""

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from unirl_env.errors import ConfigError
 
-__all__ = ["dynamic_shift_sigmas", "flow_sigmas"]
-
 
 def flow_sigmas(num_steps: int, shift: float = 3.0) -> Tensor:
     """The shifted uniform schedule `sigma = shift * t / (1 + (shift - 1) * t)`, t from 1 to 0 in equal steps.

@@ -10,8 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Cells", "cells", "draw", "entropy", "lowest_kept", "scratch_bytes", "token_log_prob"]
-
 DROPPED = -200.0  # exp(-200) is exactly 0 in float32, and 0 * -200 is no NaN
 HEAD = 256  # a nucleus is first looked for among this many of the likeliest tokens
 SORTED_AT_ONCE = 1 << 20  # logits; bounds the scratch memory of a nucleus that is wider than that

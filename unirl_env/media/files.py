@@ -10,8 +10,6 @@ import os
 import stat
 from pathlib import Path
 
-__all__ = ["NotRegular", "TooLarge", "read_regular", "require_regular"]
-
 MACHINE = ("/proc", "/sys", "/dev")
 SHARED_MEMORY = "/dev/shm"
 KINDS = {
@@ -31,7 +29,7 @@ class TooLarge(OSError):
     """A file has more bytes than may be read; `strerror` says how many."""
 
 
-def require_regular(path: str | os.PathLike) -> os.stat_result:
+def require_regular(path: str | os.PathLike[str]) -> os.stat_result:
     """The state of a regular file, links followed; nothing is opened.
 
     Raises:
@@ -48,7 +46,7 @@ def require_regular(path: str | os.PathLike) -> os.stat_result:
     return state
 
 
-def read_regular(path: str | os.PathLike, most: int) -> bytes:
+def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
     """The bytes of a regular file.
 
     Args:
@@ -75,7 +73,7 @@ def read_regular(path: str | os.PathLike, most: int) -> bytes:
     return data
 
 
-def _require_kind(state: os.stat_result, path: str | os.PathLike) -> None:
+def _require_kind(state: os.stat_result, path: str | os.PathLike[str]) -> None:
     if not stat.S_ISREG(state.st_mode):
         kind = KINDS.get(stat.S_IFMT(state.st_mode), "no file")
         raise NotRegular(0, f"{kind} and no regular file", str(Path(path)))

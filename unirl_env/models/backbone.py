@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from unirl_env.arguments.copies import FromArguments
 
-__all__ = ["Backbone", "ForwardOptions", "Identified", "TokenBackbone"]
-
 
 class Identified(FromArguments, ABC):
     """A model of any kind. It is pickled as its constructor's arguments, without what it has loaded.

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property, partial
-from typing import Unpack
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
+from unirl_env.errors import ContractError, ModelNotFound
 from unirl_env.models.backbone import ForwardOptions
-from unirl_env.models.shared.alone import reads_alone
-from unirl_env.models.shared.causal_network import CausalNetwork
+from unirl_env.models.shared import packed
+from unirl_env.models.shared.alone import read_alone, reads_alone
+from unirl_env.models.shared.borders import changing_rotary
 from unirl_env.models.shared.chat import ChatWords
-from unirl_env.models.shared.exports import write_adapters, write_weights
+from unirl_env.models.shared.faithful import Way, settle
 from unirl_env.models.shared.loading import complete
-from unirl_env.models.shared.output_layer import output_weight
+from unirl_env.models.shared.output_layer import logit_scale, output_states
 from unirl_env.models.words import LanguageModel
-
-__all__ = ["CausalLM"]
 
 
 class CausalLM(ChatWords, LanguageModel):
@@ -52,19 +53,66 @@ class CausalLM(ChatWords, LanguageModel):
         """
         return self._networks.hidden(network, tokens, positions, how)
 
-    def head(self, network: nn.Module) -> Tensor:
-        """The output layer's weight `[V, D]`, with columns for what it adds (`models.output_layer`)."""
-        return output_weight(network.get_output_embeddings())
-
-    def save_adapters(self, network: nn.Module, directory: str) -> None:
-        """`adapter_config.json` and `adapter_model.safetensors`, for peft, transformers and vLLM."""
-        write_adapters(network, directory, base=self.pretrained, revision=self.revision)
-
-    def save_weights(self, network: nn.Module, directory: str) -> None:
-        """A directory that `AutoModelForCausalLM` and `AutoTokenizer` load, adapters merged in."""
-        write_weights(network, directory)
-        self.tokenizer.save_pretrained(directory)
-
     @cached_property
     def _networks(self) -> CausalNetwork:
         return CausalNetwork(self.config.get_text_config())
+
+
+class CausalNetwork:
+    """What an adapter knows of networks of one configuration.
+
+    Args:
+        config: Of the text model.
+    """
+
+    def __init__(self, config: Any):
+        self._border, self._scale = changing_rotary(config), logit_scale(config)
+        self._way: Way | None = None
+
+    def load(self, model: LanguageModel, loader: Callable[..., nn.Module]) -> nn.Module:
+        """A fresh network in evaluation mode, the first one held against transformers' own forward pass.
+
+        Args:
+            model: The adapter.
+            loader: Loads it with an `attn_implementation`.
+
+        Raises:
+            ModelNotFound: If it cannot be loaded.
+            ConfigError: If it is not scored or sampled as transformers itself would.
+        """
+        name = packed.register()
+        try:
+            network = loader(attn_implementation=name)
+        except ModelNotFound as error:
+            if error.__cause__ is None or name not in str(error.__cause__):
+                raise
+            # Some families choose among attentions of their own, and know no other.
+            network = loader(attn_implementation="eager")
+        network = network.to(model.device).eval()
+        if self._way is None:
+            self._way = settle(model, network)
+        self._way.take(network)
+        return network
+
+    def hidden(self, network: nn.Module, tokens: Tensor, positions: Tensor, how: ForwardOptions) -> Tensor:
+        """See `LanguageModel.hidden`.
+
+        Raises:
+            ContractError: If a text is longer than its rotary frequencies stay the same.
+        """
+        border, lengths = self._border, how.get("lengths")
+        if border is not None and lengths is not None and int(lengths.max()) > border:
+            raise ContractError(
+                f"Texts must have at most {border} tokens, behind which {type(network).__name__} changes its "
+                f"rotary frequencies for all of them, got {int(lengths.max())}; try shorter prompts or "
+                "answers."
+            )
+        backbone = network.base_model
+        if backbone is network:  # some families misname theirs
+            backbone = network.model
+        if reads_alone(network):
+            states = read_alone(backbone, tokens, how)
+        else:
+            options = packed.reading_keywords(how, tokens.device)
+            states = backbone(input_ids=tokens, position_ids=positions[0], **options).last_hidden_state
+        return output_states(network.get_output_embeddings(), states, self._scale)

@@ -18,8 +18,6 @@ from unirl_env.models.unified import UnifiedModel
 from unirl_env.models.words import LanguageModel
 from unirl_env.types import Prompt
 
-__all__ = ["Composed", "TwoNetworks"]
-
 
 class TwoNetworks(nn.Module):
     """The networks of both backbones side by side.

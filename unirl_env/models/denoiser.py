@@ -17,8 +17,6 @@ from unirl_env.errors import ContractError
 from unirl_env.models.backbone import Backbone
 from unirl_env.types import Prompt, Sample
 
-__all__ = ["NEGATIVE", "Denoiser"]
-
 NEGATIVE = "negative_"
 """Prefix of what is encoded of negative prompts."""
 
@@ -67,20 +65,18 @@ class Denoiser(Backbone):
     def read(self, network: nn.Module, context: Mapping[str, Tensor]) -> Any:
         """What all denoising steps of an episode share: the network's reading of the context alone.
 
-        The context itself, unless the family can compute more in advance (a text's keys and values).
+        The context itself, unless the family can compute more in advance (a text's keys and values). Where
+        prompts have no context, it is not asked.
 
         Args:
             network: What `network()` returned, adapters included.
             context: What `encode` returned, each tensor `[P, ...]`.
 
         Returns:
-            P contexts, as `pick` and `velocity` take them; with gradient where gradients are on.
+            P contexts, as `velocity` takes them: a mapping of tensors `[P, ...]`, or what has `pick(row)`,
+            those at `row` `[N]`; with gradient where gradients are on.
         """
         return context
-
-    def pick(self, context: Any, row: Tensor) -> Any:
-        """Of what `read` returned, the contexts at `row` `[N]`."""
-        return {name: tensor[row] for name, tensor in context.items()}
 
     @abstractmethod
     def velocity(self, network: nn.Module, latent: Tensor, sigma: Tensor, context: Any) -> Tensor:

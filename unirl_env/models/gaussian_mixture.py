@@ -24,18 +24,6 @@ from unirl_env.functional.require import require_floating
 from unirl_env.models.denoiser import Denoiser
 from unirl_env.types import Prompt, Sample
 
-__all__ = [
-    "GaussianMixture",
-    "GaussianMixtureDenoiser",
-    "MixtureNetwork",
-    "Tilt",
-    "mixture_log_prob",
-    "mixture_mean",
-    "mixture_sample",
-    "mixture_velocity",
-    "tilted_mixture",
-]
-
 MEANS = ((-1.0, -0.6), (1.0, -0.6), (0.0, 1.0))
 STDS = (0.5, 0.4, 0.3)
 WEIGHTS = (0.5, 0.2, 0.3)

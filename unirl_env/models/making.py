@@ -19,16 +19,6 @@ from unirl_env.models.unified import UnifiedModel
 from unirl_env.models.words import LanguageModel, Words
 from unirl_env.registry import Registry
 
-__all__ = [
-    "ModelChoice",
-    "check_options",
-    "is_model",
-    "label_of",
-    "make_model",
-    "model_choice",
-    "model_class",
-]
-
 KINDS = {
     "denoiser": Denoiser,
     "language model": Words,

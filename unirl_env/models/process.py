@@ -33,8 +33,6 @@ from unirl_env.arguments.values import whole
 from unirl_env.models.backbone import Backbone
 from unirl_env.types import Prompt, Sample
 
-__all__ = ["MDP", "Noise", "State"]
-
 State = Mapping[str, Tensor]
 """The state of N episodes: tensors `[N, ...]` by name."""
 

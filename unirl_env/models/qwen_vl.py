@@ -14,16 +14,13 @@ from unirl_env.media.pixels import load_picture
 from unirl_env.models.backbone import ForwardOptions
 from unirl_env.models.shared import packed
 from unirl_env.models.shared.chat import ChatWords
-from unirl_env.models.shared.exports import write_adapters, write_weights
 from unirl_env.models.shared.faithful import hold
 from unirl_env.models.shared.loading import complete
-from unirl_env.models.shared.output_layer import output_states, output_weight
+from unirl_env.models.shared.output_layer import output_states
 from unirl_env.models.shared.templates import rendered
 from unirl_env.models.shared.vision import picture_features, picture_places, widened
 from unirl_env.models.words import Encoded, LanguageModel
 from unirl_env.types import Prompt
-
-__all__ = ["QwenVL"]
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 ADAPTED = (
@@ -76,7 +73,7 @@ class QwenVL(ChatWords, LanguageModel):
     @property
     def input_spaces(self) -> Mapping[str, tuple[tuple[int, ...], str]]:
         """Patches and grids of `max_images` pictures, and the positions of the longest prompt."""
-        vision = self._processor.image_processor
+        vision = self.reader.image_processor
         patches = self.max_pixels // vision.patch_size**2
         values = 3 * vision.temporal_patch_size * vision.patch_size**2
         return {
@@ -99,7 +96,7 @@ class QwenVL(ChatWords, LanguageModel):
             tokens = super().encode(prompt).tokens
             self._check_marks(prompt, int((tokens == self.config.image_token_id).sum()))
             return Encoded(tokens, {"positions": torch.arange(len(tokens)).repeat(3, 1)})
-        spelling, processor = self.spelling, self._processor
+        spelling, processor = self.spelling, self.reader
         options = {} if self.thinking is None else {"enable_thinking": self.thinking}
         options |= {"tokenize": False, "add_generation_prompt": True}
         apply = partial(processor.apply_chat_template, spelling.quoted_turns(turns), **options)
@@ -151,19 +148,6 @@ class QwenVL(ChatWords, LanguageModel):
         read = base.language_model(inputs_embeds=embedded, position_ids=positions, **options)
         return output_states(network.get_output_embeddings(), read.last_hidden_state)
 
-    def head(self, network: nn.Module) -> Tensor:
-        """The output layer's weight `[V, D]`, with columns for what it adds (`models.output_layer`)."""
-        return output_weight(network.get_output_embeddings())
-
-    def save_adapters(self, network: nn.Module, directory: str) -> None:
-        """`adapter_config.json` and `adapter_model.safetensors`, for peft, transformers and vLLM."""
-        write_adapters(network, directory, base=self.pretrained, revision=self.revision)
-
-    def save_weights(self, network: nn.Module, directory: str) -> None:
-        """A directory that `AutoModelForImageTextToText` and `AutoProcessor` load, adapters merged in."""
-        write_weights(network, directory)
-        self._processor.save_pretrained(directory)
-
     @cached_property
     def config(self) -> Any:
         """Transformers' configuration of the whole model.
@@ -180,7 +164,8 @@ class QwenVL(ChatWords, LanguageModel):
         return config
 
     @cached_property
-    def _processor(self) -> Any:
+    def reader(self) -> Any:
+        """Transformers' tokenizer, chat template and picture processor."""
         from transformers import AutoProcessor
 
         return self.source.load(AutoProcessor.from_pretrained)
@@ -194,7 +179,7 @@ class QwenVL(ChatWords, LanguageModel):
             return AutoModel.from_config(self.config)
 
     def _set_limits(self, min_pixels: int | None, max_pixels: int | None) -> None:
-        vision = self._processor.image_processor
+        vision = self.reader.image_processor
         size = vision.size
         self.min_pixels = size["shortest_edge"] if min_pixels is None else min_pixels
         self.max_pixels = size["longest_edge"] if max_pixels is None else max_pixels

@@ -22,8 +22,6 @@ from unirl_env.models.shared.flow_schedule import FlowSchedule, require_schedule
 from unirl_env.models.shared.loading import Source, as_dtype, complete
 from unirl_env.types import Prompt, Sample
 
-__all__ = ["SD3Denoiser"]
-
 logger = logging.getLogger(__name__)
 
 SCHEDULES = ("flow", "pipeline")

@@ -18,8 +18,6 @@ from unirl_env.models.denoiser import Denoiser
 from unirl_env.models.words import LanguageModel
 from unirl_env.types import Prompt, Sample
 
-__all__ = ["PictureTokens", "SharedBackbone", "UnifiedModel"]
-
 
 class PictureTokens(TokenBackbone):
     """A view whose pictures are sentences of `num_tokens` tokens out of a vocabulary of their own.

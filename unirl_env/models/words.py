@@ -19,8 +19,6 @@ from unirl_env.errors import PromptError
 from unirl_env.models.backbone import Identified, TokenBackbone
 from unirl_env.types import Prompt
 
-__all__ = ["Encoded", "LanguageModel", "Words", "padded_inputs", "padded_prompts"]
-
 
 @dataclass(frozen=True)
 class Encoded:

@@ -13,16 +13,13 @@ from unirl_env.envs.writing import MAX_NEW_TOKENS, MAX_PROMPT_TOKENS, TokenVecto
 from unirl_env.errors import ConfigError
 from unirl_env.models import DENOISERS, LANGUAGE_MODELS, UNIFIED_MODELS, UnifiedModel
 from unirl_env.models import MDPS as PROCESSES
-from unirl_env.modes.mode import MakeEnv, Mode
-from unirl_env.modes.playing import Playing
+from unirl_env.modes.mode import MakeEnv, Mode, Playing
 from unirl_env.policies.actor import Actor
 from unirl_env.rewards.secrets import resolved
 from unirl_env.rollouts.drivers.tokens import TextDriver
 from unirl_env.rollouts.engines import ENGINES, Engine
 from unirl_env.rollouts.play import Rollout, drivers_of
 from unirl_env.types import Prompt
-
-__all__ = ["DENOISING", "ENHANCING", "HYBRID", "MDPS", "TOKENS"]
 
 PIXELS = ("max_images", "min_pixels", "max_pixels")
 """What engines must know of a model that reads pictures."""
@@ -86,7 +83,8 @@ class Tokens(Mode):
         try:
             if config.engine == "local":
                 return make(actor, **options)
-            model, env, head = actor.model, config.env_options(), actor.head("text")
+            model, env = actor.model, config.env_options()
+            head: Any = actor.head("text")
             settings = {
                 "eos_ids": model.eos_ids,
                 "temperature": head.temperature,

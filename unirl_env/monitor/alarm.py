@@ -14,11 +14,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from unirl_env.arguments.values import is_number
-from unirl_env.monitor.score_metrics import nothing_scored
+from unirl_env.monitor.iteration_metrics import nothing_scored
 from unirl_env.settings import AlarmSettings
 from unirl_env.settings.watch import SIGNALS
-
-__all__ = ["SIGNALS", "Finding", "HackingAlarm", "Level"]
 
 NAMES = (
     "iteration",
@@ -152,11 +150,11 @@ class HackingAlarm:
 
         In the units of `gap`; nothing where there are none.
         """
-        units = self._unit("reward"), self._unit("heldout")
-        if not self._means or None in units:
+        unit, other = self._unit("reward"), self._unit("heldout")
+        if not self._means or unit is None or other is None:
             return []
         _, train, heldout = self._means[0]
-        return [(at, (now - train) / units[0], (held - heldout) / units[1]) for at, now, held in self._means]
+        return [(at, (now - train) / unit, (held - heldout) / other) for at, now, held in self._means]
 
     # The signals.
 
@@ -166,14 +164,14 @@ class HackingAlarm:
         self._pairs.append(row)
         train = self._mean("gap/train", row["reward"])
         heldout = self._mean("gap/heldout", row["heldout"])
-        units = [self._unit(name) for name in ("reward", "heldout")]
+        unit, other = self._unit("reward"), self._unit("heldout")
         if train is None or heldout is None:
             return None
         self._means.append((row["iteration"], train, heldout))
-        if None in units:
+        if unit is None or other is None:
             return None
         apart = [
-            (min((train - was) / units[0], (watched - heldout) / units[1]), since, was, watched)
+            (min((train - was) / unit, (watched - heldout) / other), since, was, watched)
             for since, was, watched in self._means
         ]
         value, since, was, watched = max(apart)

@@ -9,11 +9,9 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 
 from unirl_env.errors import ConfigError
 from unirl_env.monitor.alarm import HackingAlarm
-from unirl_env.monitor.score_metrics import heldout_metrics, is_due
+from unirl_env.monitor.iteration_metrics import heldout_metrics, is_due
 from unirl_env.rewards.spec import build_scorer, needs_of
 from unirl_env.settings import AlarmSettings
-
-__all__ = ["HackingCallback"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +50,7 @@ class HackingCallback(RLlibCallback):
             needs_of(heldout)  # an unknown name is told now; the scorer is made where it is first asked
 
     def on_train_result(
-        self, *, algorithm: Any, metrics_logger: Any = None, result: dict, **options: Any
+        self, *, algorithm: Any, metrics_logger: Any = None, result: dict[str, Any], **options: Any
     ) -> None:
         """Look at the iteration that has just ended."""
         iteration = algorithm.iterations_done

@@ -1,4 +1,7 @@
-"""The policy in plain torch: one network, with adapters or whole, and a head for each phase."""
+"""The policy in plain torch: one network, with adapters or whole, and a head for each phase.
+
+Every episode of a hybrid batch goes on in its own phase (`act_by_phase`).
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,18 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
+from unirl_env.envs.token_rows import WAIT
 from unirl_env.errors import CheckpointError, ConfigError, ContractError
-from unirl_env.policies.heads import Head, LatentHead, heads_of
+from unirl_env.models.denoiser import NEGATIVE
+from unirl_env.policies.heads import ANNOUNCED, Head, LatentHead, heads_of
 
-__all__ = ["Actor", "LoRAConfig"]
+WRITTEN = ("tokens", "length", "prompt_length", "is_action", "pixel_values", "image_grid_thw", "positions")
+"""Entries of an observation that a language model reads."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +181,7 @@ class Actor(nn.Module):
             ContractError: If all weights are trained and no copy was kept.
         """
         if self.lora is not None:
-            layers = list(self._adapter_layers())
+            layers: list[Any] = list(self._adapter_layers())
             for layer in layers:
                 layer.enable_adapters(False)
             try:
@@ -231,7 +237,7 @@ class Actor(nn.Module):
         """Write all weights in the form that the family's own library loads, adapters merged in."""
         self.model.save_weights(self.network, directory)
 
-    def _apply(self, function, recurse=True):  # the frozen copy follows `.to(...)`
+    def _apply(self, function: Any, recurse: bool = True) -> Self:  # the frozen copy follows `.to(...)`
         self._frozen = [module._apply(function) for module in self._frozen]
         return super()._apply(function, recurse)
 
@@ -283,12 +289,13 @@ class Actor(nn.Module):
         """The networks that adapters attach to one by one."""
         return tuple(dict.fromkeys(self.part(phase) for phase in self.heads))
 
-    def _adapter_layers(self) -> Iterator[nn.Module]:
+    def _adapter_layers(self) -> Iterator[Any]:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         return (module for module in self.network.modules() if isinstance(module, BaseTunerLayer))
 
     def _checkpoint_gradients(self) -> None:
+        network: Any
         for network in self._adapted():
             if hasattr(network, "enable_gradient_checkpointing"):
                 network.enable_gradient_checkpointing()
@@ -313,3 +320,72 @@ class Actor(nn.Module):
         finally:
             for layer in layers:
                 layer.training = False
+
+
+class HybridStep(NamedTuple):
+    """What B episodes do next.
+
+    Attributes:
+        action: Parts as `HybridVectorEnv` takes them: `token` `[B]`, -1 where an episode draws; `latent`
+            `[B, ...]`, the present one where it writes, or `image_token` `[B]`, -1 there.
+        log_prob: `[B]` float32.
+    """
+
+    action: dict[str, Tensor]
+    log_prob: Tensor
+
+
+@torch.no_grad()
+def act_by_phase(
+    actor: Actor, obs: Mapping[str, Tensor], uniform: Tensor | None = None, noise: Tensor | None = None
+) -> HybridStep:
+    """Go on with every episode in its own phase, without a cache.
+
+    It reads the whole text for every step, for agents that act step by step; whole episodes come from
+    `unirl_env.rollouts`.
+
+    Args:
+        actor: Of a unified model.
+        obs: An observation of `HybridVectorEnv` as tensors.
+        uniform: `[B]` in [0, 1), for tokens; None takes the likeliest.
+        noise: Like the latents; None denoises without noise.
+    """
+    writes, draws = ((obs["phase"] == place).nonzero().flatten() for place in (0, 1))
+    log_prob = torch.zeros(len(obs["phase"]), device=obs["phase"].device)
+    action = {"token": torch.full_like(obs["phase"], WAIT)}
+    if len(writes):
+        step = actor.act(_said(obs, writes), None if uniform is None else uniform[writes], phase="text")
+        action["token"][writes], log_prob[writes] = step.token, step.log_prob
+    if "image_tokens" in obs:
+        action["image_token"] = torch.full_like(obs["phase"], WAIT)
+        if len(draws):
+            drawn = None if uniform is None else uniform[draws]
+            step = actor.act(_painted(obs, draws), drawn, phase="image")
+            action["image_token"][draws], log_prob[draws] = step.token, step.log_prob
+    elif "latent" in obs:
+        action["latent"] = obs["latent"].clone()
+        if len(draws):
+            names = actor.model.context_keys
+            names = (*ANNOUNCED, *names, *(NEGATIVE + name for name in names))
+            seen = {name: obs[name][draws] for name in names if name in obs}
+            if noise is None:
+                step = actor.likeliest(seen, phase="image")
+            else:
+                step = actor.act(seen, noise[draws], phase="image")
+            action["latent"] = action["latent"].to(step.latent.dtype)
+            action["latent"][draws], log_prob[draws] = step.latent, step.log_prob
+    return HybridStep(action, log_prob)
+
+
+def _said(obs: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """The texts at `rows`, as an observation of `TokenVectorEnv`."""
+    return {name: obs[name][rows] for name in WRITTEN if name in obs}
+
+
+def _painted(obs: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """The texts at `rows`, and behind each of them the tokens of its picture so far."""
+    said, painted = _said(obs, rows), obs["image_tokens"][rows]
+    length, count = said["length"], obs["image_length"][rows]
+    tokens = torch.cat([said["tokens"], torch.zeros_like(painted)], 1)
+    place = length[:, None] + torch.arange(painted.shape[1], device=painted.device)
+    return {**said, "tokens": tokens.scatter(1, place, painted), "length": length + count}

@@ -19,8 +19,6 @@ from unirl_env.arguments.values import number
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.functional import TokenStep
 
-__all__ = ["ActionStep", "Categorical", "Distribution", "Gaussian", "distribution_over"]
-
 LOG_STD = (-10.0, 5.0)
 """Where a log-std is cut: beyond it, densities overflow float32 or drown in its rounding."""
 HALF_LOG_2_PI = 0.5 * math.log(2.0 * math.pi)

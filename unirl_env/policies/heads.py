@@ -23,8 +23,6 @@ from unirl_env.models.shared.loading import as_dtype
 from unirl_env.policies.distributions import distribution_over
 from unirl_env.policies.packing import pack_prefixes
 
-__all__ = ["ActionHead", "Head", "LatentHead", "TokenHead", "check_sampling", "heads_of"]
-
 ANNOUNCED = ("latent", "sigma", "sigma_next", "step", "stochastic")
 """Observation keys of denoising that are not context."""
 ROW = "context_row"
@@ -128,8 +126,13 @@ class LatentHead(Head):
             count = len(next(iter(context.values())))
             context = {k: cat_padded([obs[NEGATIVE + k], v]) for k, v in context.items()}
             row = None if row is None else torch.cat([row, row + count])
+        if not context:
+            return context  # prompts change nothing: there is nothing to read
         reading = self.model.read(network, context)
-        return reading if row is None else self.model.pick(reading, row)
+        if row is None:
+            return reading
+        by_name = isinstance(reading, Mapping)
+        return {name: each[row] for name, each in reading.items()} if by_name else reading.pick(row)
 
     def act(
         self,
@@ -169,9 +172,7 @@ class LatentHead(Head):
         without, with_prompt = doubled.float().chunk(2)
         return without + self.guidance * (with_prompt - without)
 
-    def _step(
-        self, network: nn.Module, obs: Mapping[str, Tensor], reading: Any, **given: Tensor | None
-    ) -> SDEStep:
+    def _step(self, network: nn.Module, obs: Mapping[str, Tensor], reading: Any, **given: Any) -> SDEStep:
         return F.sde_step(
             self.velocity(network, obs, reading),
             obs["latent"],

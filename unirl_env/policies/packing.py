@@ -47,6 +47,7 @@ def sequence_lengths(phase: Phase) -> Tensor:
 
 def pack_continuations(phase: Phase, index: Tensor) -> PackedTokens:
     """The episodes at `index` `[n]` of a token phase, and their unmasked tokens as actions."""
+    assert phase.context_row is not None
     row, action = phase.context_row[index], phase.action[index]
     context = {name: tensor[row] for name, tensor in phase.context.items()}
     prompt, prompt_length = context["prompt"], context["prompt_length"]

@@ -14,12 +14,9 @@ from torch import Tensor
 import unirl_env.functional as F
 from unirl_env.errors import ContractError
 from unirl_env.models.making import make_model
-from unirl_env.policies.actor import Actor, LoRAConfig
-from unirl_env.policies.by_phase import act_by_phase
+from unirl_env.policies.actor import Actor, LoRAConfig, act_by_phase
 from unirl_env.policies.heads import ROW
 from unirl_env.registry import Registry
-
-__all__ = ["GenerativePolicy"]
 
 
 class GenerativePolicy(TorchRLModule):
@@ -43,7 +40,7 @@ class GenerativePolicy(TorchRLModule):
             # RLlib takes an AttributeError of `setup` for an outdated constructor, and hides it.
             raise ContractError(f"The model or the actor is incomplete: {error}.") from error
 
-    def _make_actor(self, options: Mapping[str, Any]) -> Actor:
+    def _make_actor(self, options: Any) -> Actor:
         models = Registry(options.get("models", "model"))
         model = make_model(models, options["model"], options.get("model_options", {}))
         lora = options.get("lora")
@@ -102,7 +99,7 @@ class GenerativePolicy(TorchRLModule):
         Hybrid episodes take `uniform` `[N]` and `noise` in the place of `draws`; their actions are in parts.
         """
         if self._hybrid:
-            step = act_by_phase(self.actor, batch[Columns.OBS], batch["uniform"], batch.get("noise"))
+            step: Any = act_by_phase(self.actor, batch[Columns.OBS], batch["uniform"], batch.get("noise"))
         else:
             with torch.no_grad():
                 step = self.actor.act(batch[Columns.OBS], batch["draws"])

@@ -9,8 +9,6 @@ from unirl_env.errors import PromptError
 from unirl_env.media.pixels import as_source
 from unirl_env.types import Prompt
 
-__all__ = ["check_chat", "last_question", "read_images", "read_messages"]
-
 EXAMPLE = '{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "..."}]}'
 PARTS = {"text": {"type", "text"}, "image": {"type"}}
 """What a part of a turn may hold, by its type."""

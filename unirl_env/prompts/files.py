@@ -20,12 +20,10 @@ import numpy as np
 from unirl_env.errors import MissingExtra, PromptError
 from unirl_env.media.files import require_regular
 
-__all__ = ["read_entries"]
-
 Entries = tuple[list[Any], list[str]]
 
 
-def read_entries(source: str | os.PathLike, split: str | None = None) -> Entries:
+def read_entries(source: str | os.PathLike[str], split: str | None = None) -> Entries:
     """The entries of a prompt file, a saved data set or a shipped set, and where each of them stands.
 
     Args:
@@ -48,7 +46,7 @@ def read_entries(source: str | os.PathLike, split: str | None = None) -> Entries
     )
 
 
-def _locate(source: str | os.PathLike) -> Path:
+def _locate(source: str | os.PathLike[str]) -> Path:
     if os.path.exists(source):
         return Path(source)
     shipped = Path(str(resources.files("unirl_env"))) / "prompts" / "sets"

@@ -24,24 +24,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = [
-    "BACKGROUND",
-    "COLOURS",
-    "COUNTS",
-    "PLACES",
-    "RELATIONS",
-    "SHAPES",
-    "Caption",
-    "Scenes",
-    "all_captions",
-    "draw",
-    "lay_out",
-    "parse_caption",
-    "render",
-    "split_captions",
-    "words",
-]
-
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.92, 0.22, 0.22),
     "green": (0.20, 0.75, 0.30),

@@ -19,8 +19,6 @@ from unirl_env.rewards.scoring import scorer_name
 from unirl_env.rewards.spec import read_spec
 from unirl_env.types import Prompt
 
-__all__ = ["Ask", "asks_of", "require_judgeable"]
-
 logger = logging.getLogger(__name__)
 
 Ask = Callable[[Prompt], Any]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from unirl_env.prompts.shapes import Caption, parse_caption
 from unirl_env.types import Prompt
 
-__all__ = ["caption_of", "require_caption"]
-
 
 def caption_of(prompt: Prompt) -> Caption | None:
     """`metadata["caption"]` where a prompt has one, else its text; None outside the grammar."""

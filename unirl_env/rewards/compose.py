@@ -9,28 +9,27 @@ invalid like that, and the values of the other parts are still there to be read.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from unirl_env.arguments.values import is_number, require
 from unirl_env.errors import ConfigError
-from unirl_env.rewards.scoring import checked_scorer, is_pointwise, place_scores, score_safely, scorer_name
+from unirl_env.rewards.scoring import (
+    PendingScores,
+    checked_scorer,
+    is_pointwise,
+    place_scores,
+    score_safely,
+    scorer_name,
+)
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
-__all__ = [
-    "Gate",
-    "Minimum",
-    "Normalized",
-    "Pictured",
-    "Product",
-    "ScorerWrapper",
-    "WeightedSum",
-    "nested_parts",
-]
-
-Samples, Prompts = Sequence[Sample], Sequence[Prompt]
+Samples: TypeAlias = Sequence[Sample]
+Prompts: TypeAlias = Sequence[Prompt]
 
 
 class ScorerWrapper:
@@ -88,7 +87,7 @@ class WeightedSum:
         judged = _judged(self.parts, samples, prompts)
         counted = {name: weight for name, weight in self.weights.items() if weight}
         return Scores(
-            value=sum(weight * judged[name].value for name, weight in counted.items()),
+            value=sum((weight * judged[name].value for name, weight in counted.items()), torch.zeros(())),
             parts=nested_parts(judged),
             valid=_all_valid([judged[name] for name in counted]),
         )
@@ -220,8 +219,8 @@ class Normalized(ScorerWrapper):
             raise ConfigError(f"`std` must be positive, got {std}.")
         if low is not None and low == high:
             raise ConfigError(f"`low` and `high` must differ, got {low} twice.")
-        self.offset = float(given.get("mean", given.get("low")))
-        self.scale = float(std) if std is not None else float(high) - float(low)
+        self.offset = float(given["low"] if std is None else given["mean"])
+        self.scale = float(given["high"]) - float(given["low"]) if std is None else float(std)
         self.clip = bool(clip) and low is not None
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
@@ -301,10 +300,40 @@ def nested_parts(judged: Mapping[str, Scores]) -> dict[str, Tensor]:
     return parts
 
 
-def _all_valid(judged: Sequence[Scores]) -> Tensor:
+def _all_valid(judged: Iterable[Scores]) -> Tensor:
     return torch.stack([scores.valid for scores in judged]).all(dim=0)
 
 
 def _is_sound(sample: Sample) -> bool:
     shown = [picture for picture in (sample.image, sample.pictures) if picture is not None]
     return sample.image is not None and all(bool(picture.isfinite().all()) for picture in shown)
+
+
+class Background(ScorerWrapper):
+    """Another scorer in a thread of its own, which is asked in the order of the questions.
+
+    There is one thread, so that a scorer is never called twice at a time, and is called with the same batches
+    in the same order as without it: the scores are the same. Worth it where scoring leaves the processor to
+    others: a service, an external judge, a network on another device.
+
+    Args:
+        scorer: What judges.
+    """
+
+    def __init__(self, scorer: Scorer):
+        super().__init__(scorer, scorer_name(scorer))
+        self._thread: ThreadPoolExecutor | None = None
+
+    def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
+        """Score at once, in the caller's own thread."""
+        return self.scorer(samples, prompts)
+
+    def begin(self, judge: Callable[..., Scores], *arguments: Any) -> PendingScores:
+        """Start `judge(*arguments)` once everything that was begun before has ended."""
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"reward-{self.name}")
+        future: Future[Scores] = self._thread.submit(judge, *arguments)
+        return PendingScores(future.result, future.done)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_thread": None}

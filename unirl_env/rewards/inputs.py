@@ -11,8 +11,6 @@ from torch import Tensor
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.types import Sample
 
-__all__ = ["blocks_of", "check_blocks", "in_blocks", "picture_of", "require_pixels", "video_of"]
-
 OVERSHOOT = 2.0
 """So far beyond black and white, pixels count as them; farther away, they have another scale."""
 

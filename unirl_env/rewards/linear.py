@@ -9,8 +9,6 @@ import torch
 from unirl_env.errors import ContractError
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["LinearScorer"]
-
 
 class LinearScorer:
     """`r(x) = <weights, x>` of the finished latent.
@@ -34,9 +32,10 @@ class LinearScorer:
         Raises:
             ContractError: If a sample has no latent, or one of another dimension than the weights.
         """
-        if any(sample.latent is None for sample in samples):
+        found = [sample.latent for sample in samples if sample.latent is not None]
+        if len(found) < len(samples):
             raise ContractError("`linear` scores latents, got none; try `unirl/GaussianMixture-v0`.")
-        latents = torch.stack([sample.latent.float().cpu().flatten() for sample in samples])
+        latents = torch.stack([latent.float().cpu().flatten() for latent in found])
         if self.weights.ndim and self.weights.shape != latents.shape[1:]:
             raise ContractError(
                 f"`weights` must be one number, or one for each of {latents.shape[1]} dimensions, "

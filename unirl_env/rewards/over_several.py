@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +16,11 @@ from unirl_env.rewards.inputs import video_of
 from unirl_env.rewards.scoring import score_safely
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
-__all__ = ["OverFrames", "OverPictures"]
-
-AGGREGATES = {"mean": Tensor.mean, "max": Tensor.amax, "min": Tensor.amin}
+AGGREGATES: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "mean": Tensor.mean,
+    "max": Tensor.amax,
+    "min": Tensor.amin,
+}
 SHOWN = ["mean", "min", "max", "median", "p1 ... p99"]
 
 
@@ -157,5 +159,5 @@ def _aggregated(aggregate: str) -> Callable[[Tensor], Tensor]:
         return AGGREGATES[aggregate]
     percent = re.fullmatch(r"p([1-9]\d?)", str(aggregate))
     require("aggregate", aggregate, aggregate == "median" or percent, f"one of {SHOWN}", "try 'mean'")
-    share = 0.5 if aggregate == "median" else int(percent[1]) / 100
+    share = int(percent[1]) / 100 if percent else 0.5
     return lambda values: values.quantile(share)

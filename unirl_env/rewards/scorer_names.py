@@ -2,8 +2,6 @@
 
 from unirl_env.registry import Registry
 
-__all__ = ["SCORERS"]
-
 SCORERS = Registry(
     "reward",
     {

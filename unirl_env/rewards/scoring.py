@@ -1,9 +1,14 @@
-"""The boundary around a scorer: its failures become data, its broken contracts become errors."""
+"""The boundary around a scorer: its failures become data, its broken contracts become errors.
+
+Why scores are invalid is gathered for whoever asked the scorers, and said in the log.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -11,10 +16,67 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import ConfigError, ContractError, ScorerError, ServiceLost, UnirlError
-from unirl_env.rewards.faults import gathered_faults, note_fault
-from unirl_env.types import Prompt, Sample, Scorer, Scores
+from unirl_env.types import FAULTS, Prompt, Sample, Scorer, Scores
 
-__all__ = ["checked_scorer", "is_pointwise", "place_scores", "score_safely", "scorer_name"]
+LONGEST = 500
+"""Characters of one cause."""
+REMEMBERED = 10_000
+"""Warnings; a service that runs for months forgets the first ones, and may say them again."""
+
+_gathered: ContextVar[dict[str, None] | None] = ContextVar("faults", default=None)
+
+
+@contextmanager
+def gathered_faults() -> Iterator[dict[str, None]]:
+    """Gather what is noted inside, each once and the last ones; also for whoever gathers around it."""
+    outer = _gathered.get()
+    own: dict[str, None] = {}
+    before = _gathered.set(own)
+    try:
+        yield own
+    finally:
+        _gathered.reset(before)
+        if outer is not None:
+            _keep(outer, *own)
+
+
+def note_fault(cause: str) -> None:
+    """Say why scores are invalid; nothing where nobody gathers."""
+    found = _gathered.get()
+    if found is not None:
+        _keep(found, cause if len(cause) <= LONGEST else f"{cause[:LONGEST]}...")
+
+
+class PromptFaults:
+    """Warnings of prompts that cannot be judged, which name the prompt and the cause, each of them once.
+
+    Args:
+        scorer: The name of the scorer that cannot judge.
+    """
+
+    def __init__(self, scorer: str):
+        self.scorer = scorer
+        self._logged: dict[tuple[str, str], None] = {}
+
+    def __call__(self, prompt: Prompt, why: str) -> None:
+        """Say that samples of `prompt` are invalid, and why."""
+        note_fault(f"{self.scorer}: it cannot judge the prompt {prompt.id[:80]!r}: {why}")
+        known = (prompt.id[:80], why[:80])
+        if known in self._logged:
+            return
+        if len(self._logged) >= REMEMBERED:
+            del self._logged[next(iter(self._logged))]
+        self._logged[known] = None
+        logger.warning("Reward `%s` cannot judge the prompt %r: %s.", self.scorer, known[0], why)
+
+
+def _keep(found: dict[str, None], *causes: str) -> None:
+    for cause in causes:
+        found.pop(cause, None)
+        found[cause] = None
+    while len(found) > FAULTS:
+        del found[next(iter(found))]
+
 
 logger = logging.getLogger(__name__)
 
@@ -143,3 +205,28 @@ def place_scores(scores: Scores, mask: Tensor) -> Scores:
         valid=valid,
         faults=scores.faults,
     )
+
+
+class PendingScores:
+    """A judgement that is on its way.
+
+    Args:
+        ask: Waits for the judgement and returns it.
+        done: Whether it is there; by default it is not known.
+    """
+
+    def __init__(self, ask: Callable[[], Scores], done: Callable[[], bool] = lambda: False):
+        self._ask, self._done = ask, done
+
+    def done(self) -> bool:
+        """Whether the scores are known to be there, or to have failed."""
+        return self._done()
+
+    def result(self) -> Scores:
+        """The scores; waits for them, and raises what the scorer raised."""
+        return self._ask()
+
+
+def settled(scores: Scores | PendingScores) -> Scores:
+    """The scores themselves, waited for if they are on their way."""
+    return scores.result() if isinstance(scores, PendingScores) else scores

@@ -10,8 +10,6 @@ from typing import Any
 from unirl_env.errors import ConfigError
 from unirl_env.errors.masks import REFERENCE, is_secret_name, remember
 
-__all__ = ["remember_environment", "resolved", "secret"]
-
 _IN_ADDRESSES = re.compile(rf"(?<==){REFERENCE.pattern}(?=[&#;]|$)|(?<=://){REFERENCE.pattern}(?=@)")
 
 

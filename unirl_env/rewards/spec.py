@@ -15,8 +15,6 @@ from unirl_env.rewards.scoring import checked_scorer
 from unirl_env.rewards.secrets import resolved
 from unirl_env.types import Scorer
 
-__all__ = ["RewardSpec", "build_scorer", "check_reward", "for_mode", "needs_of", "read_spec"]
-
 COMPOSITIONS = ("weighted_sum", "product", "minimum")
 EXTRAS = {
     "aesthetic": ("open_clip", "open_clip_torch", "clip"),

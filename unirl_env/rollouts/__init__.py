@@ -6,11 +6,10 @@ from unirl_env.registry import lazily
 
 if TYPE_CHECKING:
     from unirl_env.rollouts.callbacks import PlayedEpisode
-    from unirl_env.rollouts.drivers.driver import Driver
+    from unirl_env.rollouts.driver import Driver, RolloutRequest
     from unirl_env.rollouts.drivers.tokens import TextDriver
     from unirl_env.rollouts.engines.local import LocalEngine
     from unirl_env.rollouts.play import Rollout
-    from unirl_env.rollouts.request import RolloutRequest
 
 __all__ = ["Driver", "LocalEngine", "PlayedEpisode", "Rollout", "RolloutRequest", "TextDriver"]
 

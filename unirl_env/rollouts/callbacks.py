@@ -25,10 +25,8 @@ from ray.rllib.utils import force_list
 
 from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.errors import ConfigError
-from unirl_env.rollouts.request import RolloutRequest
+from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.types import Prompt, Sample
-
-__all__ = ["PlayedEpisode", "RunnerCallbacks", "check_callbacks", "episode_lengths", "has_runner_callbacks"]
 
 OF_RUNNERS = (
     "on_environment_created",
@@ -126,10 +124,13 @@ class RunnerCallbacks:
 
     Args:
         config: An `AgentConfig`.
+
+    Attributes:
+        wanted: Whether anybody wants to be told of what runners do.
     """
 
     def __init__(self, config: Any):
-        self.wanted = has_runner_callbacks(config)
+        self.wanted = any(_wanted(config, name) for name in OF_RUNNERS)
         self.objects = [make() for make in force_list(config.callbacks_class)] if self.wanted else []
 
     def made(self, runner: Any) -> None:
@@ -152,8 +153,6 @@ class RunnerCallbacks:
             play: Plays it.
             request: What is asked for.
         """
-        if not self.wanted or request.occasion is None:
-            return play(request)
         runner.config.in_evaluation = request.occasion == "evaluation"
         try:
             return self._play(runner, play, request)
@@ -179,7 +178,7 @@ class RunnerCallbacks:
                 self._call(runner, name, episode=episode, env_index=i, **about)
         batch = play(request)
         seconds = time.perf_counter() - began
-        lengths = episode_lengths(batch, runner.config, request.num_steps)
+        lengths = runner.config.episode_lengths(batch, request.num_steps)
         for i, (episode, length) in enumerate(zip(episodes, lengths, strict=True)):
             episode.end(batch, i, length, seconds)
             more = {"episode": episode, "env_index": i, "prev_episode_chunks": []}
@@ -196,11 +195,6 @@ class RunnerCallbacks:
         )
 
 
-def has_runner_callbacks(config: Any) -> bool:
-    """Whether anybody wants to be told of what runners do."""
-    return any(_wanted(config, name) for name in OF_RUNNERS)
-
-
 def check_callbacks(config: Any) -> None:
     """Refuse callbacks that would never be called.
 
@@ -212,25 +206,6 @@ def check_callbacks(config: Any) -> None:
             "`callbacks` must be called by somebody, got `on_episode_step`: a step is one of a whole batch "
             "of episodes, or an engine's; try `on_episode_end`, whose episode has the steps in `phases`."
         )
-
-
-def episode_lengths(batch: EpisodeBatch, config: Any, num_steps: int | None = None) -> list[int]:
-    """Steps of the environment in each of B episodes: those on latents, and the tokens of the policy.
-
-    Args:
-        batch: B episodes.
-        config: An `AgentConfig`.
-        num_steps: Denoising steps, where they are not those of training.
-    """
-    steps = [0] * len(batch)
-    for name, kind in config.mode.phases(config).items():
-        if kind == "latents":
-            # Steps without noise are not recorded.
-            steps = [count + (num_steps or config.num_steps) for count in steps]
-        elif name in batch.phases:
-            counts = batch.phases[name].mask.sum(1).tolist()
-            steps = [count + more for count, more in zip(steps, counts, strict=True)]
-    return steps
 
 
 def _wanted(config: Any, name: str) -> bool:

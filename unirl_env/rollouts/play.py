@@ -14,16 +14,13 @@ from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ConfigError
 from unirl_env.policies.actor import Actor
 from unirl_env.prompts.sources import as_prompts
-from unirl_env.rewards.background import settled
+from unirl_env.rewards.scoring import settled
+from unirl_env.rollouts.driver import Driver, EpisodeRequest, LiveEpisodes, RolloutRequest
 from unirl_env.rollouts.drivers.actions import ActionDriver
-from unirl_env.rollouts.drivers.driver import Driver, LiveEpisodes
 from unirl_env.rollouts.drivers.latents import LatentDriver
 from unirl_env.rollouts.drivers.tokens import PictureTokenDriver, TextDriver
 from unirl_env.rollouts.engines.local import LocalEngine
-from unirl_env.rollouts.request import EpisodeRequest, RolloutRequest
 from unirl_env.wrappers.reward import leave_invalid
-
-__all__ = ["MakeEnv", "Rollout", "drivers_of"]
 
 MakeEnv = Callable[..., gym.vector.VectorEnv]
 

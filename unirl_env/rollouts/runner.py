@@ -23,10 +23,8 @@ from unirl_env.envs.contract import env_attr
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ContractError
 from unirl_env.rollouts.callbacks import RunnerCallbacks
-from unirl_env.rollouts.request import RolloutRequest
-from unirl_env.rollouts.sync import require_version
-
-__all__ = ["GenerativeEnvRunner"]
+from unirl_env.rollouts.calls import require_version
+from unirl_env.rollouts.driver import RolloutRequest
 
 
 class GenerativeEnvRunner(EnvRunner, Checkpointable):
@@ -74,7 +72,9 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
             StaleWeights: If the policy does not hold the weights that the request is about.
         """
         require_version(self.weights_version, request.weights_version, f"Runner {self.worker_index or 0}")
-        batch = self.callbacks.around(self, self._player().collect, request)
+        play = self._player().collect
+        told = self.callbacks.wanted and request.occasion is not None
+        batch = self.callbacks.around(self, play, request) if told else play(request)
         return batch if not self.worker_index else batch.to("cpu")
 
     def load_weights(self, version: int, weights: Mapping[str, Tensor] | ray.ObjectRef) -> None:

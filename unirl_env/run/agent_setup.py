@@ -25,8 +25,6 @@ from unirl_env.run.world_setup import (
 )
 from unirl_env.settings import RunConfig
 
-__all__ = ["Parts", "agent_config", "build_agent", "build_parts", "check_agent", "chosen", "own_settings"]
-
 
 @dataclass(frozen=True)
 class Parts:

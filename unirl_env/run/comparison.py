@@ -37,8 +37,6 @@ from unirl_env.run.trust import require_trust
 from unirl_env.run.world_setup import Prompts, read_prompts
 from unirl_env.settings import RunConfig
 
-__all__ = ["Options", "compare"]
-
 
 @dataclasses.dataclass(frozen=True)
 class Options:

@@ -18,8 +18,6 @@ from unirl_env.errors.masks import hide
 from unirl_env.rewards.secrets import remember_environment
 from unirl_env.run.interrupt import EXIT_CODE
 
-__all__ = ["MISTAKE", "guarded"]
-
 MISTAKE = 2
 
 ENVIRONMENT = {

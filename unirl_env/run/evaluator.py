@@ -21,8 +21,6 @@ import unirl_env.functional as F
 from unirl_env.episode import EpisodeBatch
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
-__all__ = ["Evaluator", "Interval", "causes", "difference", "interval", "nothing_valid", "summarize"]
-
 Values = Mapping[str, Sequence[float | None]]
 RESAMPLES = 2000
 MAIN, HELDOUT = "reward", "heldout"

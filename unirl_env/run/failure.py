@@ -11,8 +11,6 @@ from typing import Any
 
 from unirl_env.errors import ContractError, DiskError, LearnerLost, OutOfMemory, UnirlError
 
-__all__ = ["disk_error", "explained"]
-
 REMEDIES = {
     errno.ENOSPC: "make room on that disk (`logging.keep_last` says how many checkpoints stay)",
     errno.EDQUOT: "make room within your quota there (`logging.keep_last` says how many checkpoints stay)",

@@ -16,8 +16,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 
-__all__ = ["EXIT_CODE", "Interrupt", "Watchdog"]
-
 EXIT_CODE = 130
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Ctrl-C; what schedulers and `kill` send; and what comes when a terminal or a connection is closed."""

@@ -36,8 +36,6 @@ from unirl_env.settings import RunConfig
 if TYPE_CHECKING:
     from unirl_env.run.agent_setup import Parts
 
-__all__ = ["launch", "stop"]
-
 
 @dataclass(frozen=True)
 class Place:
@@ -49,6 +47,7 @@ class Place:
 
     @property
     def start(self) -> int:
+        """Iterations that are done."""
         return self.checkpoint.iteration if self.checkpoint else 0
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from unirl_env.errors import ScorerError
 from unirl_env.monitor.alarm import HackingAlarm
-from unirl_env.monitor.score_metrics import heldout_metrics, is_due, nothing_scored
+from unirl_env.monitor.iteration_metrics import heldout_metrics, is_due, nothing_scored
 from unirl_env.run.evaluator import HELDOUT, MAIN, Evaluator, causes, nothing_valid
 from unirl_env.run.interrupt import Interrupt
 from unirl_env.run.progress import RunProgress
@@ -22,8 +22,6 @@ from unirl_env.run.record.folder import RunFolder
 from unirl_env.run.record.logbook import Logbook, as_json
 from unirl_env.run.record.samples import save_samples, thin_out
 from unirl_env.settings import RunConfig
-
-__all__ = ["ENDED_BY_ALARM", "Loop"]
 
 ENDED_BY_ALARM = 3
 """The exit code of a run that an alarm ended before its last iteration."""

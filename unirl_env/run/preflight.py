@@ -19,12 +19,9 @@ from unirl_env.prompts.sources import PromptSource
 from unirl_env.rewards import for_mode, require_judgeable
 from unirl_env.rewards.secrets import resolved
 from unirl_env.rewards.spec import check_reward
-from unirl_env.rollouts.engines import ENGINES
-from unirl_env.rollouts.engines.options import check_engine_options
+from unirl_env.rollouts.engines import ENGINES, check_engine_options
 from unirl_env.run.world_setup import Prompts, check_world, mode_of_run, read_prompts
 from unirl_env.settings import RunConfig
-
-__all__ = ["check_all", "preflight"]
 
 LONGEST = 240
 """Bytes of a run's name: file systems take 255, and a second run of the name adds a number."""

@@ -15,9 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
-from unirl_env.run.record.metric_names import of_phases
-
-__all__ = ["RunProgress", "clock", "waiting"]
+from unirl_env.run.record.logbook import of_phases
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 RECENT = 10

@@ -16,18 +16,6 @@ from unirl_env.monitor.alarm import Finding
 from unirl_env.run.record.folder import RunFolder
 from unirl_env.run.record.logbook import read_rows
 
-__all__ = [
-    "alarm_line",
-    "gain",
-    "headline",
-    "label",
-    "number",
-    "parts_table",
-    "print_summary",
-    "resume_command",
-    "score_rows",
-]
-
 Row = Mapping[str, Any]
 
 SETS = {"train": "training prompts", "heldout": "held-out prompts"}

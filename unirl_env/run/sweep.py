@@ -26,8 +26,6 @@ from unirl_env.run.record.logbook import read_rows
 from unirl_env.run.summary import gain, headline, number, resume_command
 from unirl_env.settings import RunConfig
 
-__all__ = ["sweep"]
-
 LONGEST = 120
 """Letters of a folder's name; file systems take 255 bytes."""
 ENDS = {0: "done", 2: "refused", 3: "ended by an alarm", EXIT_CODE: "stopped"}

@@ -25,8 +25,6 @@ from unirl_env.errors import ConfigError
 from unirl_env.settings import RunConfig
 from unirl_env.worlds.ids import IDS
 
-__all__ = ["foreign", "key_path", "require_trust", "signed"]
-
 logger = logging.getLogger(__name__)
 
 LINE = "# signed: "

@@ -19,17 +19,6 @@ from unirl_env.types import Prompt
 from unirl_env.worlds.arguments import check_arguments, pick_device
 from unirl_env.worlds.registration import OURS, spec_of
 
-__all__ = [
-    "Prompts",
-    "check_prompts",
-    "check_targets",
-    "check_world",
-    "mode_of_run",
-    "model_sources",
-    "read_prompts",
-    "world_options",
-]
-
 TRAIN, HELDOUT = "train", "heldout"
 
 

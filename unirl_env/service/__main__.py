@@ -19,8 +19,6 @@ from unirl_env.rewards.spec import build_scorer
 from unirl_env.service.service_settings import check_door, command_line, settings_of
 from unirl_env.types import Scorer
 
-__all__ = ["main"]
-
 PROGRAM = "python -m unirl_env.service"
 MISTAKE = 2
 INTERRUPTED = 130

@@ -24,8 +24,6 @@ from unirl_env.service.schema import SCORE_BODY, HealthReply, RewardsReply, Scor
 from unirl_env.service.service_settings import ServiceSettings
 from unirl_env.types import Scorer
 
-__all__ = ["create_app"]
-
 BEARER = Security(HTTPBearer(auto_error=False, description="The token of the service, if it has one."))
 """Describes the token; `check_token` judges it."""
 

@@ -15,8 +15,6 @@ from unirl_env.errors import UnirlError
 from unirl_env.rewards.scoring import is_pointwise, score_safely
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
-__all__ = ["Abandoned", "Batcher", "Busy", "Outcome", "Unjudgeable", "Watch"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -33,8 +33,6 @@ from unirl_env.service.service_settings import (
 )
 from unirl_env.settings.fields import Settings, setting
 
-__all__ = ["Replicas", "RewardReplica", "application", "bound", "main", "replicas_of", "serve_rewards"]
-
 PROGRAM = "python -m unirl_env.service.deploy"
 MISTAKE = 2
 NAME = "rewards"

@@ -11,8 +11,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-__all__ = ["RETRY_SECONDS", "Refused", "Reply", "error_reply", "reply_in_one_form"]
-
 RETRY_SECONDS = 1
 """After how long a client that is told to come again should come again."""
 LONGEST_MESSAGE = 1000

@@ -10,8 +10,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["OtherBody", "Remembered"]
-
 
 class OtherBody(Exception):
     """An id that was used before, for something else."""

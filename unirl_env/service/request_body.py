@@ -17,8 +17,6 @@ from unirl_env.service.error_replies import RETRY_SECONDS, Refused
 from unirl_env.service.schema import LONGEST_ID, read_json
 from unirl_env.types import Sample
 
-__all__ = ["JSON", "MemoryBudget", "Read", "Reservation", "content_type", "read_body", "read_request"]
-
 JSON = "application/json"
 VALUE_BYTES = 128
 """What one value of a JSON text takes at most besides its letters."""

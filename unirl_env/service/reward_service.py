@@ -21,8 +21,6 @@ from unirl_env.service.request_body import MemoryBudget
 from unirl_env.service.service_settings import ServiceSettings
 from unirl_env.types import Scorer
 
-__all__ = ["RewardService"]
-
 
 class RewardService:
     """Rewards that several clients ask at once.

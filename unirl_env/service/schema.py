@@ -18,18 +18,6 @@ from unirl_env.rewards.wire.tensors import TensorReader, png_pixels
 from unirl_env.service.error_replies import Refused
 from unirl_env.types import Prompt, Sample
 
-__all__ = [
-    "SCORE_BODY",
-    "ErrorReply",
-    "HealthReply",
-    "RewardsReply",
-    "ScoreBody",
-    "ScoreReply",
-    "add_score_body",
-    "errors",
-    "read_json",
-]
-
 LONGEST_ID = 200
 SHOWN_MISTAKES = 3
 

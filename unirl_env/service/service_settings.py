@@ -23,8 +23,6 @@ from unirl_env.rewards.wire import Limits
 from unirl_env.settings.fields import Settings, check_values, setting
 from unirl_env.settings.literal import first_line, from_yaml, shielded, unshielded
 
-__all__ = ["ServiceSettings", "check_door", "command_line", "read_settings", "read_value", "settings_of"]
-
 REWARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 TOKEN = re.compile(r"[!-~]{16,}")
 TEXTS = ("host", "token_env")

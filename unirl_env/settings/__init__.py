@@ -7,10 +7,9 @@ loaded. Nothing here imports more than the standard library.
 
 from __future__ import annotations
 
-from unirl_env.settings.agent import AgentSettings
+from unirl_env.settings.agent import AgentSettings, RolloutSettings
 from unirl_env.settings.fields import Settings, setting
 from unirl_env.settings.policy import PolicySettings, StepSettings
-from unirl_env.settings.rollout import RolloutSettings
 from unirl_env.settings.run_config import RunConfig
 from unirl_env.settings.watch import AlarmSettings, LoggingSettings
 from unirl_env.settings.world import ModelSettings, PromptSettings, RewardSettings

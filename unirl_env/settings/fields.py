@@ -12,13 +12,11 @@ import dataclasses
 import functools
 import math
 import typing
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from unirl_env.arguments.values import fits, require, words_for
 from unirl_env.errors import ConfigError
-
-__all__ = ["Settings", "allowed", "check_values", "may_change", "named", "python_name", "setting"]
 
 
 def setting(
@@ -61,6 +59,8 @@ def setting(
 class Settings:
     """A group of settings; what concerns several of its fields, its `check` adds."""
 
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]  # of those that derive from this
+
     def check(self, prefix: str = "") -> None:
         """Refuse what cannot work, whatever the other groups say.
 
@@ -84,10 +84,10 @@ def check_values(settings: Any, prefix: str = "") -> None:
     Raises:
         ConfigError: Naming the setting, its value and the remedy.
     """
-    hints = _hints(type(settings))
+    hints = _hints(settings.__class__)
     for field in dataclasses.fields(settings):
         hint, value = hints[field.name], getattr(settings, field.name)
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             require(prefix + field.name, value, isinstance(value, hint), f"a {hint.__name__}")
             continue
         endless = _is_real(value) and value == math.inf == field.metadata.get("most")
@@ -101,23 +101,23 @@ def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
-def named(field: dataclasses.Field, prefix: str = "") -> str:
+def named(field: dataclasses.Field[Any], prefix: str = "") -> str:
     """What an error calls a field."""
     return f"{prefix}{field.name}" if prefix else python_name(field) or field.name
 
 
-def python_name(field: dataclasses.Field) -> str | None:
+def python_name(field: dataclasses.Field[Any]) -> str | None:
     """The attribute of an `AgentConfig` that holds a setting; None if it concerns a whole run."""
     known = field.metadata.get("python", True)
     return known if isinstance(known, str) else field.name if known else None
 
 
-def may_change(field: dataclasses.Field) -> bool:
+def may_change(field: dataclasses.Field[Any]) -> bool:
     """Whether a continued run may change a setting."""
-    return field.metadata.get("may_change", False)
+    return bool(field.metadata.get("may_change", False))
 
 
-def allowed(field: dataclasses.Field) -> str:
+def allowed(field: dataclasses.Field[Any]) -> str:
     """What a setting may be, in words; empty where its type says it all."""
     facts = {name: field.metadata.get(name) for name in ("choices", "least", "above", "most", "below")}
     if facts["choices"]:
@@ -133,7 +133,7 @@ def allowed(field: dataclasses.Field) -> str:
     return f"in {opening}{low:g}, {high:g}{closing}"
 
 
-def _check_bounds(field: dataclasses.Field, value: Any, prefix: str, null: bool) -> None:
+def _check_bounds(field: dataclasses.Field[Any], value: Any, prefix: str, null: bool) -> None:
     facts = field.metadata
     if _within(facts, value):
         return
@@ -146,7 +146,7 @@ def _check_bounds(field: dataclasses.Field, value: Any, prefix: str, null: bool)
 def _within(facts: Mapping[str, Any], value: Any) -> bool:
     if facts.get("choices"):
         return any(value == choice and type(value) is type(choice) for choice in facts["choices"])
-    bounds = (
+    bounds: tuple[tuple[str, Callable[[float], bool]], ...] = (
         ("least", lambda bound: value >= bound),
         ("above", lambda bound: value > bound),
         ("most", lambda bound: value <= bound),
@@ -155,10 +155,10 @@ def _within(facts: Mapping[str, Any], value: Any) -> bool:
     return all(holds(facts[name]) for name, holds in bounds if facts.get(name) is not None)
 
 
-def _remedy(field: dataclasses.Field) -> str:
+def _remedy(field: dataclasses.Field[Any]) -> str:
     facts = field.metadata
     if facts["hint"]:
-        return facts["hint"]
+        return str(facts["hint"])
     default = field.default
     fit = default is not dataclasses.MISSING and (default is None or _within(facts, default))
     return _shown(default) if fit else ""

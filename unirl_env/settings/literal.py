@@ -18,8 +18,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from unirl_env.errors import ConfigError
 
-__all__ = ["first_line", "from_yaml", "parsed", "shielded", "shielded_but", "unshielded"]
-
 MARK = "⁒"
 """Stands before a letter for a dollar, and before itself. YAML prints it as it is."""
 NAMED = re.compile(rf"{MARK}|\$\{{([A-Za-z_][\w.]*)\}}|\$")
@@ -95,7 +93,7 @@ def parsed(text: str) -> Any:
 
 def first_line(error: BaseException) -> str:
     """The part of a library's message that is meant for people."""
-    return unshielded((str(error).strip().splitlines() or [type(error).__name__])[0])
+    return str(unshielded((str(error).strip().splitlines() or [type(error).__name__])[0]))
 
 
 def _shown(found: re.Match[str]) -> str:

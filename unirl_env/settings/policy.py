@@ -8,8 +8,6 @@ from unirl_env.errors import ConfigError
 from unirl_env.settings.fields import Settings, setting
 from unirl_env.settings.world import DTYPES
 
-__all__ = ["PolicySettings", "StepSettings"]
-
 
 @dataclass
 class StepSettings(Settings):

@@ -6,14 +6,11 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from unirl_env.errors import ConfigError
-from unirl_env.settings.agent import NUM_MINIBATCHES, AgentSettings
+from unirl_env.settings.agent import NUM_MINIBATCHES, AgentSettings, RolloutSettings
 from unirl_env.settings.fields import Settings, setting
 from unirl_env.settings.policy import PolicySettings, StepSettings
-from unirl_env.settings.rollout import RolloutSettings
 from unirl_env.settings.watch import AlarmSettings, LoggingSettings
 from unirl_env.settings.world import ModelSettings, PromptSettings, RewardSettings
-
-__all__ = ["RunConfig", "check_shares"]
 
 
 @dataclass

@@ -9,8 +9,6 @@ from typing import Any
 from unirl_env.errors import ConfigError
 from unirl_env.settings.fields import Settings, setting
 
-__all__ = ["SIGNALS", "AlarmSettings", "LoggingSettings"]
-
 SIGNALS = ("gap", "diversity", "saturation", "zero_std_groups")
 """What an alarm watches; each has a bound of its name in `AlarmSettings`."""
 

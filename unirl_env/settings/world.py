@@ -7,8 +7,6 @@ from typing import Any
 
 from unirl_env.settings.fields import Settings, setting
 
-__all__ = ["ModelSettings", "PromptSettings", "RewardSettings"]
-
 DTYPES = ("float32", "bfloat16", "float16")
 
 

@@ -17,16 +17,6 @@ from unirl_env.modes import Mode, mode_of
 from unirl_env.registry import Registry
 from unirl_env.rewards.spec import check_reward
 
-__all__ = [
-    "check_arguments",
-    "check_words",
-    "environment_of",
-    "parted",
-    "pick_device",
-    "refuse_unknown",
-    "require_device",
-]
-
 ENVIRONMENTS = Registry("env", {})
 """A class of the user's own goes by its path."""
 

@@ -8,8 +8,6 @@ import gymnasium as gym
 
 from unirl_env.worlds.registration import announce
 
-__all__ = ["IDS", "register_ids"]
-
 ENHANCE = (
     "You rewrite what a user wants to see as a prompt for an image generator. Keep everything that the user "
     "asks for: every object, number, colour, place, lettering and style. Add what makes the picture "

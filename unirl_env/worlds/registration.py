@@ -22,8 +22,6 @@ from gymnasium.envs.registration import EnvSpec, parse_env_id
 from unirl_env.arguments.names import check_names
 from unirl_env.errors import ConfigError
 
-__all__ = ["OURS", "announce", "full_id", "make_for_rllib", "recall", "register", "spec_of"]
-
 OURS = "unirl_env.worlds:make_vector_env"
 """The entry point of environments that are described by the arguments of their ids."""
 SINGLE = "unirl_env.worlds:make_env"
@@ -244,12 +242,13 @@ class _WithRLlib(MetaPathFinder):
             return None
         sys.meta_path.remove(self)
         spec = find_spec(name)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
+        loader: Any = None if spec is None else spec.loader
+        if loader is not None:
+            execute = loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
                 execute(module)
                 _register_with_rllib(module, list(_homes))
 
-            spec.loader.exec_module = exec_module
+            loader.exec_module = exec_module
         return spec

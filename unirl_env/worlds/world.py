@@ -8,7 +8,7 @@ knows things only.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ from unirl_env.models.making import UNEXPECTED, make_model, model_choice
 from unirl_env.modes import Mode, mode_of
 from unirl_env.prompts.sources import MAX_CHARACTERS, PromptSource
 from unirl_env.registry import Registry
-from unirl_env.rewards.background import Background
+from unirl_env.rewards.compose import Background
 from unirl_env.rewards.spec import build_scorer
 from unirl_env.types import Scorer
 from unirl_env.worlds.arguments import (
@@ -43,8 +43,6 @@ from unirl_env.worlds.registration import OURS, spec_of
 from unirl_env.wrappers.draw import DrawWrapper, FrozenNetwork
 from unirl_env.wrappers.flatten import FlattenForPPO, flatten_for_ppo
 from unirl_env.wrappers.reward import UNASKED, RewardWrapper
-
-__all__ = ["ForeignWorld", "World", "make_env", "make_vector_env", "world_of"]
 
 TOOLS = Registry("tool", {"calculator": "unirl_env.envs.tools:Calculator"})
 JUDGING = ("on_invalid", "together")
@@ -84,7 +82,7 @@ class World:
     prompts: PromptSource | None
     scorer: Scorer | None
     generator: Mapping[str, Any] | None
-    environment: type[VectorEnv]
+    environment: Callable[..., VectorEnv]
     device: str
     arguments: Mapping[str, Any]
     outside: Mapping[str, Any] = field(default_factory=dict)

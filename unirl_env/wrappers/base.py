@@ -6,17 +6,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from gymnasium.vector import AutoresetMode, VectorWrapper
 
+from unirl_env.arguments.indices import as_numpy
 from unirl_env.errors import ContractError
-
-__all__ = ["EpisodeRows", "RowChange", "Wrapper", "as_numpy"]
-
-
-def as_numpy(value: Any) -> np.ndarray:
-    """An array or a tensor of any device as a numpy array."""
-    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
 
 
 class RowChange(NamedTuple):

@@ -14,6 +14,7 @@ from torch import nn
 
 import unirl_env.functional as F
 from unirl_env.arguments.copies import FromArguments
+from unirl_env.arguments.indices import as_numpy
 from unirl_env.arguments.values import is_number, is_whole, truth
 from unirl_env.envs.contract import env_attr
 from unirl_env.envs.encodings import Contexts
@@ -22,9 +23,7 @@ from unirl_env.errors import ConfigError, ContractError
 from unirl_env.models.denoiser import Denoiser
 from unirl_env.models.shared.generate import draw_latents
 from unirl_env.types import Prompt, Sample
-from unirl_env.wrappers.base import Wrapper, as_numpy
-
-__all__ = ["DrawWrapper", "FrozenNetwork"]
+from unirl_env.wrappers.base import Wrapper
 
 logger = logging.getLogger(__name__)
 

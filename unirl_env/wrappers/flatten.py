@@ -18,8 +18,6 @@ from unirl_env.envs.snapshot import SPACES, draws_of, set_draws
 from unirl_env.errors import ConfigError
 from unirl_env.wrappers.base import Wrapper
 
-__all__ = ["FlattenForPPO", "flatten_for_ppo"]
-
 BESIDE = ("sigma_next", "step", "stochastic", "prompt_length", "is_action", "phase")
 """Entries that are not seen unless they are named: they follow from the others, or tell of the training."""
 LARGEST = 4096
@@ -57,8 +55,8 @@ class FlattenForPPO(Wrapper):
 
     def __init__(self, env: VectorEnv, keys: Sequence[str] | None = None):
         super().__init__(env)
-        self.keys = _checked_keys(env.single_observation_space, keys)
-        boxes = {key: env.single_observation_space[key] for key in self.keys}
+        boxes = _boxes(env.single_observation_space, keys)
+        self.keys = list(boxes)
         self.single_observation_space = _joined_space(boxes)
         self.single_action_space = _flat_action(env.single_action_space)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
@@ -73,7 +71,7 @@ class FlattenForPPO(Wrapper):
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["env"], state["keys"])
+        type(self).__init__(self, state["env"], state["keys"])
         for name, draws in state["draws"].items():
             set_draws(getattr(self, name), draws)
 
@@ -102,11 +100,10 @@ def flatten_for_ppo(env: gym.Env, keys: Sequence[str] | None = None) -> gym.Env:
     Raises:
         ConfigError: If an entry is missing or is not a `Box`, or if no prompt would be seen.
     """
-    keys = _checked_keys(env.observation_space, keys)
+    boxes = _boxes(env.observation_space, keys)
     space = env.action_space
-    boxes = {key: env.observation_space[key] for key in keys}
     flat = _flat_action(space)
-    env = gym.wrappers.TransformObservation(env, partial(_joined, keys=keys), _joined_space(boxes))
+    env = gym.wrappers.TransformObservation(env, partial(_joined, keys=list(boxes)), _joined_space(boxes))
     if flat is space:
         return env
     return gym.wrappers.TransformAction(env, partial(np.reshape, shape=space.shape), flat)
@@ -124,16 +121,17 @@ def _joined_space(boxes: Mapping[str, Box]) -> Box:
     )
 
 
-def _checked_keys(space: gym.Space, keys: Sequence[str] | None) -> list[str]:
+def _boxes(space: gym.Space, keys: Sequence[str] | None) -> dict[str, Box]:
+    """The entries of an observation that an agent sees, by name."""
     boxes = {name: part for name, part in _parts(space).items() if isinstance(part, Box)}
     if keys is None:
-        return _seen(boxes)
+        return {key: boxes[key] for key in _seen(boxes)}
     if not keys or isinstance(keys, str):
         raise ConfigError(f"`keys` must be a list with an entry at least, got {keys!r}.")
     for key in keys:
         if key not in boxes:
             raise ConfigError(f"`keys` must name Box entries of the observation {[*boxes]}, got {key!r}.")
-    return sorted(keys)
+    return {key: boxes[key] for key in sorted(keys)}
 
 
 def _parts(space: gym.Space) -> Mapping[str, gym.Space]:
@@ -163,7 +161,7 @@ def _seen(boxes: Mapping[str, Box]) -> list[str]:
     return [name for name in needed if name not in large]
 
 
-def _shaped(actions: Any, shape: tuple[int, ...]) -> Any:
+def _shaped(actions: Any, shape: tuple[int, ...] | None) -> Any:
     # Without a batch's own form there is nothing to see to: lists of tokens are the environment's to judge.
     return actions.reshape(shape) if hasattr(actions, "reshape") else actions
 
@@ -180,4 +178,4 @@ def _flat_action(space: gym.Space) -> gym.Space:
         )
     if not isinstance(space, Box):
         raise ConfigError(f"The action space must be a Box or Discrete to be flattened, got {space}.")
-    return Box(low=space.low.ravel(), high=space.high.ravel(), dtype=space.dtype)
+    return Box(low=space.low.ravel(), high=space.high.ravel(), dtype=space.low.dtype.type)

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from unirl_env.errors import ContractError, MissingExtra
 
-__all__ = ["WRITERS", "to_frame", "write_gif", "write_mp4", "write_png", "write_strip"]
-
 Frames = Sequence[np.ndarray]
 
 

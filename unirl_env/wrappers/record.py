@@ -15,13 +15,12 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from unirl_env.arguments.copies import Carried
+from unirl_env.arguments.indices import as_numpy
 from unirl_env.envs.contract import env_attr
 from unirl_env.errors import ConfigError, ContractError, MissingExtra
 from unirl_env.types import Sample, Scores
-from unirl_env.wrappers.base import EpisodeRows, Wrapper, as_numpy
+from unirl_env.wrappers.base import EpisodeRows, Wrapper
 from unirl_env.wrappers.media import WRITERS, to_frame, write_png
-
-__all__ = ["RecordMedia"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +57,7 @@ class RecordMedia(Wrapper):
     def __init__(
         self,
         env: VectorEnv,
-        folder: str | os.PathLike,
+        folder: str | os.PathLike[str],
         every: int | Callable[[int], bool] = 1,
         episodes: int | Literal["all"] = "all",
         format: Literal["png", "strip", "gif", "mp4"] = "png",
@@ -139,7 +138,7 @@ class RecordMedia(Wrapper):
         if isinstance(obs, Mapping) and "phase" in obs:
             rows = rows & (as_numpy(obs["phase"]) > 0)
         if self._watch and rows.any():
-            pictures = self.env.render()
+            pictures: Any = self.env.render()
             for row in np.flatnonzero(rows):
                 self._frames[row].append(np.asarray(pictures[row]))
 
@@ -153,7 +152,7 @@ class RecordMedia(Wrapper):
         shown = sample.video is not None or sample.image is not None
         if shown:
             self._write(self.folder / f"{stem}{self._suffix}", frames, self.metadata.get("render_fps", 4))
-        page = {
+        page: dict[str, Any] = {
             "file": f"{stem}{self._suffix}" if shown else None,
             "round": int(self._round[row]),
             "row": int(row),
@@ -189,7 +188,7 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _writable(folder: str | os.PathLike) -> Path:
+def _writable(folder: str | os.PathLike[str]) -> Path:
     path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)

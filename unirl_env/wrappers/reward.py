@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -18,19 +18,17 @@ from unirl_env.envs.info import of_scores
 from unirl_env.errors import ConfigError, ScorerError
 from unirl_env.prompts.sources import PromptSource
 from unirl_env.rewards.asks import require_judgeable
-from unirl_env.rewards.background import Background, PendingScores
-from unirl_env.rewards.scoring import checked_scorer, place_scores, score_safely, scorer_name
+from unirl_env.rewards.compose import Background
+from unirl_env.rewards.scoring import PendingScores, checked_scorer, place_scores, score_safely, scorer_name
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 from unirl_env.wrappers.base import Wrapper
-
-__all__ = ["UNASKED", "RewardWrapper", "leave_invalid"]
 
 
 class Unasked(str):
     """A text that nobody chose."""
 
 
-UNASKED = Unasked("raise")
+UNASKED = cast(Literal["raise"], Unasked("raise"))
 """What an invalid score pays where nobody said it: an error, except to whoever reads `scores`."""
 
 
@@ -195,10 +193,11 @@ def leave_invalid(env: VectorEnv) -> None:
 
     For whoever reads `scores` and not rewards, as this library's own rollouts do.
     """
-    while env is not None:
-        if isinstance(env, RewardWrapper):
-            env.invalid_is_data()
-        env = getattr(env, "env", None)
+    inner: Any = env
+    while inner is not None:
+        if isinstance(inner, RewardWrapper):
+            inner.invalid_is_data()
+        inner = getattr(inner, "env", None)
 
 
 def _added(rewards: Any, scores: Scores, finished: Tensor, on_invalid: str | float) -> Any:

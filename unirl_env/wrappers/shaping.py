@@ -14,11 +14,10 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from unirl_env.arguments.copies import Carried
+from unirl_env.arguments.indices import as_numpy
 from unirl_env.arguments.values import is_number
 from unirl_env.errors import ConfigError, ContractError
-from unirl_env.wrappers.base import EpisodeRows, Wrapper, as_numpy
-
-__all__ = ["PotentialShaping"]
+from unirl_env.wrappers.base import EpisodeRows, Wrapper
 
 
 class PotentialShaping(Wrapper):

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import VectorEnv
 
+from unirl_env.arguments.indices import as_numpy
 from unirl_env.arguments.values import whole
 from unirl_env.envs.contract import env_attr
 from unirl_env.types import Scores
-from unirl_env.wrappers.base import EpisodeRows, RowChange, Wrapper, as_numpy
-
-__all__ = ["EpisodeStatistics"]
+from unirl_env.wrappers.base import EpisodeRows, RowChange, Wrapper
 
 
 class EpisodeStatistics(Wrapper):

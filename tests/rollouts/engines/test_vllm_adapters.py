@@ -9,11 +9,11 @@ from policies import MAX_LENGTH, gap, greedy, make_actor, requests, train
 from unirl_env.envs.writing import TokenVectorEnv
 from unirl_env.errors import EngineError, StaleWeights
 from unirl_env.policies.packing import pack_continuations
+from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.drivers.tokens import TextDriver
 from unirl_env.rollouts.engines import ENGINES
 from unirl_env.rollouts.engines.local import LocalEngine
 from unirl_env.rollouts.play import Rollout
-from unirl_env.rollouts.request import RolloutRequest
 from unirl_env.types import Prompt, Scores
 from unirl_env.wrappers import RewardWrapper
 

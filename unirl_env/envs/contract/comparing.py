@@ -4,35 +4,16 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
+from unirl_env.arguments.indices import as_numpy
 from unirl_env.envs.contract import env_attr
 from unirl_env.errors import ContractError
-
-__all__ = [
-    "Act",
-    "Step",
-    "all_alike",
-    "as_array",
-    "check_branches",
-    "check_place",
-    "copied",
-    "default_act",
-    "digest",
-    "due_samples",
-    "ended",
-    "law",
-    "like",
-    "played",
-    "present",
-    "same",
-    "seeds",
-    "some_rows",
-]
 
 Act = Callable[[dict[str, Any]], Any]
 """`act(obs) -> actions`, a function of what is seen."""
@@ -61,7 +42,7 @@ def due_samples(env: VectorEnv, over: np.ndarray, new: np.ndarray) -> list[int]:
 
 def ended(terminated: Any, truncated: Any) -> np.ndarray:
     """`[B]` bool, which episodes a step has ended."""
-    return as_array(terminated) | as_array(truncated)
+    return as_numpy(terminated) | as_numpy(truncated)
 
 
 def seeds(info: dict[str, Any]) -> list[int]:
@@ -79,17 +60,9 @@ def all_alike(obs: dict[str, Any]) -> bool:
     return all(same(some_rows(obs, [0]), some_rows(obs, [i])) for i in range(len(next(iter(obs.values())))))
 
 
-def as_array(value: Any) -> np.ndarray:
-    """An array or a tensor of any device and precision as a numpy array."""
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-    return np.asarray(value)
-
-
 def copied(obs: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """An observation that no later step changes: tensors may be live buffers; beyond a text's end is 0."""
-    copies = {name: as_array(value).copy() for name, value in obs.items()}
+    copies = {name: as_numpy(value).copy() for name, value in obs.items()}
     for name, length in GROWING:
         if name in copies and length in copies:
             copies[name][np.arange(copies[name].shape[1]) >= copies[length][:, None]] = 0
@@ -122,7 +95,7 @@ def digest(values: dict[str, Any], info: dict[str, Any] | None = None) -> int:
     who = [] if info is None else [info["episode_seed"], info["group"], _ids(info)]
     number = 0
     for value in [*(values[name] for name in sorted(values)), *who]:
-        array = np.ascontiguousarray(as_array(value))
+        array = np.ascontiguousarray(as_numpy(value))
         number = zlib.crc32(f"{array.dtype}{array.shape}".encode() + array.tobytes(), number)
     return number
 
@@ -184,12 +157,12 @@ def played(
         if done.all():
             return
         actions = act(obs)
-        taken = _map(actions, lambda part: as_array(part).copy())
+        taken = _map(actions, lambda part: as_numpy(part).copy())
         obs, rewards, terminated, truncated, info = env.step(actions)
         outcome = {"rewards": rewards, "terminated": terminated, "truncated": truncated}
         for name, value in outcome.items():
             law(tuple(value.shape) == (env.num_envs,), f"`{name}` must have shape ({env.num_envs},).")
-        stop, cut = as_array(terminated), as_array(truncated)
+        stop, cut = as_numpy(terminated), as_numpy(truncated)
         law(stop.dtype == cut.dtype == bool, "`terminated` and `truncated` must be bool.")
         law(not (stop & cut).any(), "An episode must not terminate and truncate at once.")
         over, rows = stop | cut, np.flatnonzero(~done)
@@ -220,7 +193,7 @@ def check_place(env: VectorEnv, act: Act, seed: int, max_steps: int) -> None:
             if not rows:
                 break
             step = -1 if options is turned else 1
-            taken = _map(actions, lambda part, step=step: part[::step].copy())
+            taken = _map(actions, partial(np.take, indices=offsets[::step], axis=0))
             obs, _, terminated, truncated, _ = env.step(like(obs, taken))
             now, now_over = copied(obs), ended(terminated, truncated)
             law(
@@ -257,7 +230,7 @@ def check_branches(
     went = rest(obs)
     back = env.unwrapped.restore(snapshot)
     # Tensors may be live: playing on would change what is compared below.
-    original = {name: as_array(value)[row][None].copy() for name, value in back[0].items()}
+    original = {name: as_numpy(value)[row][None].copy() for name, value in back[0].items()}
     law(before == digest(*back), "`restore` must bring back the observation and info of the snapshot.")
     law(went == rest(back[0]), "After `restore` the episodes must go on as they did.")
     env.unwrapped.restore(snapshot)

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from unirl_env.arguments.indices import as_numpy
 from unirl_env.envs.contract import env_attr
-from unirl_env.envs.contract.comparing import Act, as_array, digest, ended, law, like, seeds
-
-__all__ = ["check_copies", "check_info"]
+from unirl_env.envs.contract.comparing import Act, digest, ended, law, like, seeds
 
 PLAIN = ("group", "prompt", "prompt_id", "episode_seed")
 OBJECTS = ("group", "prompt", "episode_seed")
@@ -39,8 +38,10 @@ def check_info(env: VectorEnv, info: dict[str, Any], due: Sequence[int] = ()) ->
         law(len(info[name]) == env.num_envs, f"`info[{name!r}]` must have one entry per episode.")
     if not objects:
         _check_plain(info, env.num_envs, "info")
-    brought = as_array(info.get("_samples" if objects else "_sample", np.zeros(env.num_envs, dtype=bool)))
-    law(brought[list(due)].all(), "`info` must hold the sample of every episode that has just finished.")
+    brought = as_numpy(info.get("_samples" if objects else "_sample", np.zeros(env.num_envs, dtype=bool)))
+    law(
+        bool(brought[list(due)].all()), "`info` must hold the sample of every episode that has just finished."
+    )
     prompts = env_attr(env, "playing")
     law(len(prompts) == env.num_envs, f"`playing` must hold {env.num_envs} prompts, got {len(prompts)}.")
     by_group: dict[int, set[str]] = {}
@@ -61,11 +62,11 @@ def check_copies(env: VectorEnv, act: Act, seed: int) -> None:
     obs, _, terminated, truncated, _ = env.step(actions)
     over = ended(terminated, truncated)
     # Tensors may be live buffers, which the original changes.
-    obs = like(obs, {name: as_array(value).copy() for name, value in obs.items()})
+    obs = like(obs, {name: as_numpy(value).copy() for name, value in obs.items()})
     # By the pickler that Ray and Gymnasium send environments with; it takes classes that no module names.
-    ways = {"pickled": lambda: pickle.loads(_sent(env)), "deep-copied": lambda: copy.deepcopy(env)}
-    twins = {}
-    for way, make in ways.items():
+    ways = (("pickled", lambda: pickle.loads(_sent(env))), ("deep-copied", lambda: copy.deepcopy(env)))
+    twins: dict[str, VectorEnv] = {}
+    for way, make in ways:
         try:
             twins[way] = make()
         except Exception as error:
@@ -120,7 +121,7 @@ def _check_plain(info: Mapping[str, Any], count: int, where: str) -> None:
                 "objects are for `info_objects=True`.",
             )
             law(len(value) == count, f"`{place}` must have one entry per episode, got {len(value)}.")
-            _check_entries(as_array(value), place)
+            _check_entries(as_numpy(value), place)
         masked = name.startswith("_") or f"_{name}" in info
         law(masked, f"`{place}` must have its mask `_{name}` beside it.")
 

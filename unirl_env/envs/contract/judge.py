@@ -11,11 +11,11 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from unirl_env.arguments.indices import as_numpy
 from unirl_env.envs.contract import env_attr
 from unirl_env.envs.contract.comparing import (
     Act,
     all_alike,
-    as_array,
     check_branches,
     default_act,
     digest,
@@ -28,8 +28,6 @@ from unirl_env.envs.contract.comparing import (
 from unirl_env.envs.contract.info_laws import check_copies, check_info
 from unirl_env.envs.contract.laws import check_own_laws, named_laws
 from unirl_env.errors import ConfigError, ContractError
-
-__all__ = ["check_vector_env"]
 
 
 def check_vector_env(
@@ -80,7 +78,7 @@ def _check_declarations(env: VectorEnv) -> None:
         f"`metadata['autoreset_mode']` must be AutoresetMode.NEXT_STEP or DISABLED, got {mode!r}: the last "
         "observation of an episode must be seen.",
     )
-    single = env.single_observation_space
+    single: Any = env.single_observation_space
     law(
         isinstance(single, spaces.Dict),
         f"`single_observation_space` must be a Dict, got {type(single).__name__}.",
@@ -102,7 +100,7 @@ def _check_order_guard(env: VectorEnv) -> None:
 
 
 def _check_observation(env: VectorEnv, obs: dict[str, Any]) -> None:
-    expected = env.single_observation_space
+    expected: Any = env.single_observation_space
     law(set(obs) == set(expected), f"Observation keys must be {sorted(expected)}, got {sorted(obs)}.")
     kinds = {isinstance(value, torch.Tensor) for value in obs.values()}
     law(len(kinds) == 1, "Observations must be all arrays or all tensors, got both.")
@@ -110,7 +108,7 @@ def _check_observation(env: VectorEnv, obs: dict[str, Any]) -> None:
         value, shape = obs[name], (env.num_envs, *space.shape)
         got = tuple(value.shape)
         law(got == shape, f"`obs[{name!r}]` must have shape {shape}, got {got}.")
-        array = as_array(value)
+        array = as_numpy(value)
         floating = space.dtype.kind == "f"
         # Tensors may be half precision, and flags bool; arrays are what the space says.
         fits = (array.dtype.kind == "f") == floating if kinds == {True} else value.dtype == space.dtype
@@ -146,7 +144,7 @@ def _check_keyed_noise(env: VectorEnv, seed: int) -> None:
         seed=seed, options={"group_size": 1, "prompts": prompts[::-1], "sample_offset": offsets[::-1]}
     )
     law(
-        same({name: as_array(value)[::-1] for name, value in straight.items()}, turned)
+        same({name: as_numpy(value)[::-1] for name, value in straight.items()}, turned)
         and seeds(info)[::-1] == seeds(turned_info),
         "Noise must be keyed by (seed, prompt, sample): an episode must not depend on its place.",
     )
@@ -161,10 +159,10 @@ def _check_options(env: VectorEnv, info: dict[str, Any], seed: int) -> None:
         raise ContractError(f"`reset` must refuse the options {options} with ConfigError.")
     alike, one_group = env.reset(seed=seed, options={"group_size": env.num_envs, "same_noise": True})
     check_info(env, one_group)
-    law(len(set(as_array(one_group["group"]).tolist())) == 1, "`group_size` must be honoured by `reset`.")
+    law(len(set(as_numpy(one_group["group"]).tolist())) == 1, "`group_size` must be honoured by `reset`.")
     law(all_alike(alike), "With `same_noise` the episodes of a group must begin alike.")
     law(
-        as_array(env.reset(seed=seed)[1]["group"]).tolist() == as_array(info["group"]).tolist(),
+        as_numpy(env.reset(seed=seed)[1]["group"]).tolist() == as_numpy(info["group"]).tolist(),
         "The options of a `reset` must not outlive the next one.",
     )
 
@@ -180,7 +178,7 @@ def _check_end(env: VectorEnv, act: Act, seed: int, max_steps: int) -> None:
             "Stepping a finished batch in mode DISABLED must raise gymnasium.error.ResetNeeded."
         )
     obs, info = env.reset(seed=seed)
-    over, group, before = np.zeros(env.num_envs, dtype=bool), as_array(info["group"]), seeds(info)
+    over, group, before = np.zeros(env.num_envs, dtype=bool), as_numpy(info["group"]), seeds(info)
     restarting = over
     for _ in range(max_steps):
         obs, _, terminated, truncated, _ = env.step(act(obs))
@@ -194,7 +192,7 @@ def _check_end(env: VectorEnv, act: Act, seed: int, max_steps: int) -> None:
         raise ContractError("In mode NEXT_STEP the step after the end must reset, not raise.") from error
     over = ended(terminated, truncated)
     law(
-        not over[restarting].any() and not (as_array(rewards)[restarting] != 0).any(),
+        not over[restarting].any() and not (as_numpy(rewards)[restarting] != 0).any(),
         "In mode NEXT_STEP the step after the end must only reset: no reward, no end.",
     )
     law(

@@ -9,12 +9,11 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 
+from unirl_env.arguments.indices import as_numpy
 from unirl_env.envs.contract import env_attr
-from unirl_env.envs.contract.comparing import Act, as_array, check_place, copied, law, like, present, same
+from unirl_env.envs.contract.comparing import Act, check_place, copied, law, like, present, same
 from unirl_env.errors import ConfigError, ContractError, UnirlError
 from unirl_env.registry import Registry
-
-__all__ = ["LAWS", "Law", "check_latents", "check_mdp", "check_own_laws", "named_laws"]
 
 Law = Callable[..., None]
 """`law(env, act, seed, max_steps)`, which raises where it does not hold."""
@@ -85,14 +84,15 @@ def check_latents(env: VectorEnv, act: Any, seed: int, max_steps: int = 100_000)
     Raises:
         ContractError: With the law that was broken.
     """
+    seen: Any = env.single_observation_space
     law(
-        "latent" in env.single_observation_space.spaces,
-        f"Observations must have `latent` where it is denoised, got {list(env.single_observation_space)}.",
+        "latent" in seen.spaces,
+        f"Observations must have `latent` where it is denoised, got {list(seen)}.",
     )
     first = env.reset(seed=seed)[0]["latent"]
     # Tensors may be live buffers.
-    kept = as_array(first).copy()
-    other = as_array(env.reset(seed=seed + 1)[0]["latent"])
+    kept = as_numpy(first).copy()
+    other = as_numpy(env.reset(seed=seed + 1)[0]["latent"])
     law(not np.array_equal(kept, other), "`reset` with another seed must give other episodes.")
 
 
@@ -120,10 +120,11 @@ def check_mdp(env: VectorEnv, act: Act, seed: int, max_steps: int = 100_000) -> 
 def _check_mdp_refusals(env: VectorEnv, act: Act, seed: int) -> None:
     obs, _ = env.reset(seed=seed)
     before = copied(obs)
-    good = as_array(act(env.reset(seed=seed)[0])).copy()
+    good = as_numpy(act(env.reset(seed=seed)[0])).copy()
     bad = [good[:, None], {"action": good}]
-    if isinstance(env.single_action_space, spaces.Discrete):
-        beyond = int(env.single_action_space.start + env.single_action_space.n)
+    space = env.single_action_space
+    if isinstance(space, spaces.Discrete):
+        beyond = int(space.start) + int(space.n)
         bad += [np.full_like(good, beyond), good.astype(np.float32) + 0.5]
     else:
         bad.append(np.full_like(good, np.nan))

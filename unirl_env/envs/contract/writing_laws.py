@@ -8,10 +8,10 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from unirl_env.arguments.indices import as_numpy
 from unirl_env.envs.contract import env_attr
 from unirl_env.envs.contract.comparing import (
     Act,
-    as_array,
     check_branches,
     check_place,
     copied,
@@ -26,8 +26,6 @@ from unirl_env.envs.contract.comparing import (
 from unirl_env.envs.contract.laws import check_latents
 from unirl_env.envs.token_rows import WAIT
 from unirl_env.errors import UnirlError
-
-__all__ = ["check_hybrid", "check_tokens"]
 
 WRITTEN = ("tokens", "length", "prompt_length", "is_action")
 DRAWN = ("latent", "step", "image_tokens", "image_length")
@@ -46,11 +44,12 @@ def check_tokens(env: VectorEnv, act: Act, seed: int, max_steps: int = 100_000) 
     Raises:
         ContractError: With the law that was broken.
     """
+    seen: Any = env.single_observation_space
     law(
         isinstance(env.single_action_space, spaces.Discrete),
         f"`single_action_space` must be Discrete where actions are tokens, got {env.single_action_space}.",
     )
-    missing = [name for name in WRITTEN if name not in env.single_observation_space.spaces]
+    missing = [name for name in WRITTEN if name not in seen.spaces]
     law(not missing, f"Observations of tokens must have {list(WRITTEN)}, got none of {missing}.")
     obs, _ = env.reset(seed=seed)
     now = copied(obs)
@@ -74,6 +73,7 @@ def check_tokens(env: VectorEnv, act: Act, seed: int, max_steps: int = 100_000) 
 
 
 def _check_token_refusals(env: VectorEnv, obs: dict[str, Any], now: dict[str, Any]) -> None:
+    vocabulary: Any = env.single_action_space
     if env.metadata["autoreset_mode"] is AutoresetMode.DISABLED:
         after, _, terminated, truncated, _ = env.step(like(obs, np.full(env.num_envs, WAIT)))
         law(
@@ -81,7 +81,7 @@ def _check_token_refusals(env: VectorEnv, obs: dict[str, Any], now: dict[str, An
             "An episode that waits must stay as it is.",
         )
     try:
-        env.step(like(obs, np.full(env.num_envs, int(env.single_action_space.n))))
+        env.step(like(obs, np.full(env.num_envs, int(vocabulary.n))))
     except (UnirlError, ValueError):
         return
     law(False, "A token that the vocabulary lacks must be refused.")
@@ -99,13 +99,14 @@ def check_hybrid(env: VectorEnv, act: Act, seed: int, max_steps: int = 100_000) 
     Raises:
         ContractError: With the law that was broken.
     """
+    seen: Any = env.single_observation_space
     law(
         isinstance(env.single_action_space, spaces.Dict),
         f"`single_action_space` must be a Dict where there are two phases, got {env.single_action_space}.",
     )
-    missing = [name for name in ("phase", *WRITTEN) if name not in env.single_observation_space.spaces]
+    missing = [name for name in ("phase", *WRITTEN) if name not in seen.spaces]
     law(not missing, f"Observations of two phases must have {['phase', *WRITTEN]}, got none of {missing}.")
-    if "latent" in env.single_observation_space.spaces:
+    if "latent" in seen.spaces:
         check_latents(env, act, seed)
     _check_hybrid_refusals(env, seed)
     _check_episodes(env, act, seed, max_steps)
@@ -118,10 +119,11 @@ def _check_hybrid_refusals(env: VectorEnv, seed: int) -> None:
     """Malformed actions are refused, and change nothing."""
     before = copied(env.reset(seed=seed)[0])
     env.action_space.seed(seed)
-    good, parts = env.action_space.sample(), list(env.single_action_space)
+    space: Any = env.single_action_space
+    good, parts = env.action_space.sample(), list(space)
     bad = [[good[name] for name in parts], {**good, "no_such_part": good[parts[0]]}, {}]
     if "token" in good:
-        bad.append({**good, "token": np.full(env.num_envs, env.single_action_space["token"].n)})
+        bad.append({**good, "token": np.full(env.num_envs, space["token"].n)})
     if env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP and len(parts) > 1:
         bad += [{name: good[name]} for name in parts]
     for actions in bad:
@@ -137,12 +139,13 @@ def _check_episodes(env: VectorEnv, act: Act, seed: int, max_steps: int) -> None
     """Every step of a batch, row by row."""
     obs, _ = env.reset(seed=seed)
     now = copied(obs)
-    writes = "token" in env.single_action_space.spaces
+    space: Any = env.single_action_space
+    writes = "token" in space.spaces
     law(
         (now["phase"] == (TEXT if writes else IMAGE)).all() and not now["is_action"].any(),
         "An episode must begin with its first phase that is not empty, and nothing an action.",
     )
-    waited = set()
+    waited: set[frozenset[int]] = set()
 
     def careful_act(obs: dict[str, Any]) -> Any:
         kinds = frozenset(now["phase"][playing].tolist())
@@ -191,7 +194,7 @@ def _check_written(row: dict[str, Any], sample: Any, cut: bool) -> None:
     """One text ended."""
     said = row["tokens"][int(row["prompt_length"]) : int(row["length"])]
     law(
-        sample.tokens is not None and np.array_equal(as_array(sample.tokens), said),
+        sample.tokens is not None and np.array_equal(as_numpy(sample.tokens), said),
         "`Sample.tokens` must be all tokens after the prompt.",
     )
     law(isinstance(sample.text, str), "`Sample.text` must be the generated text.")
@@ -270,9 +273,9 @@ def _check_middle(env: VectorEnv, act: Act, seed: int, max_steps: int, phase: in
     draws, rows = phase == IMAGE and set(obs) & set(DRAWN), np.zeros(0, dtype=np.int64)
     for step in played(env, act, obs, max_steps):
         obs, info = step.obs, step.info
-        there = as_array(obs["phase"]) == phase
+        there = as_numpy(obs["phase"]) == phase
         if draws:
-            there = there & (as_array(obs["image_length" if "image_length" in obs else "step"]) > 0)
+            there = there & (as_numpy(obs["image_length" if "image_length" in obs else "step"]) > 0)
         playing = step.rows[~step.over[step.rows]]
         rows, done = playing[there[playing]], ~np.isin(np.arange(env.num_envs), playing)
         if len(rows):

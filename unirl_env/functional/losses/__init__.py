@@ -6,11 +6,10 @@ denominator, the losses of any split into micro-batches and shards add up to the
 the gradients and the metrics. A `Metric` says itself how it is reduced; `merge_metrics` does it.
 """
 
-from unirl_env.functional.losses.aggregate import token_weights
 from unirl_env.functional.losses.dppo import dppo_loss
 from unirl_env.functional.losses.drpo import drpo_gaussian_loss, drpo_loss
 from unirl_env.functional.losses.flow_dppo import flow_dppo_loss
-from unirl_env.functional.losses.ratio import Metric, grpo_loss, gspo_loss, merge_metrics
+from unirl_env.functional.losses.ratio import Metric, grpo_loss, gspo_loss, merge_metrics, token_weights
 from unirl_env.functional.losses.reference import reference_kl, token_reference_kl
 
 __all__ = [

@@ -17,8 +17,6 @@ from unirl_env.functional.losses.ratio import (
 )
 from unirl_env.functional.require import require_choice
 
-__all__ = ["dppo_loss"]
-
 NEAREST_TO_ONE = -(2.0**-24)  # a float32 log-probability of 0 tells no more of the other tokens than this
 
 

@@ -20,8 +20,6 @@ from unirl_env.functional.losses.ratio import (
 )
 from unirl_env.functional.require import require_floating, require_shape
 
-__all__ = ["drpo_gaussian_loss", "drpo_loss"]
-
 
 def drpo_loss(
     log_prob: Tensor,

@@ -18,8 +18,6 @@ from unirl_env.functional.losses.ratio import (
 )
 from unirl_env.functional.require import require_floating, require_shape
 
-__all__ = ["flow_dppo_loss"]
-
 
 def flow_dppo_loss(
     log_prob: Tensor,

@@ -16,8 +16,6 @@ from unirl_env.functional.losses.ratio import (
 )
 from unirl_env.functional.require import require_choice, require_floating, require_shape
 
-__all__ = ["reference_kl", "token_reference_kl"]
-
 
 def reference_kl(
     mean: Tensor,

@@ -16,8 +16,6 @@ from torch.utils.checkpoint import checkpoint
 
 from unirl_env.models.bagel.seeing import Seeing
 
-__all__ = ["Decoder", "Kinds"]
-
 Reader = Callable[[Tensor], Tensor]
 
 

@@ -14,17 +14,6 @@ from unirl_env.models.bagel.published import Published
 from unirl_env.models.shared.fixed_batches import painted
 from unirl_env.types import Sample
 
-__all__ = [
-    "CHANNELS",
-    "LATENT_WIDTH",
-    "PATCH",
-    "Autoencoder",
-    "as_diffusers",
-    "grid_places",
-    "joined",
-    "parted",
-]
-
 CHANNELS, PATCH = 16, 2
 """Of a latent, and the latents along the side of a token."""
 LATENT_WIDTH = CHANNELS * PATCH**2

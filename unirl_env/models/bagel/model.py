@@ -28,8 +28,6 @@ from unirl_env.models.unified import SharedBackbone, UnifiedModel
 from unirl_env.models.words import Encoded, LanguageModel, padded_inputs, padded_prompts
 from unirl_env.types import Prompt, Sample
 
-__all__ = ["PICTURES", "Bagel", "BagelImage", "BagelText", "layer_names"]
-
 THINK = (
     "You should first think about the planning process in the mind and then generate the image. \n"
     "The planning process is enclosed within <think> </think> tags, i.e. <think> planning process here "
@@ -283,10 +281,6 @@ class BagelImage(SharedBackbone, Denoiser):
         count = len(context["length"])
         alone = [self._read(network, {k: v[i : i + 1] for k, v in context.items()}) for i in range(count)]
         return Reading.stacked(alone)
-
-    def pick(self, context: Reading, row: Tensor) -> Reading:
-        """The texts at `row` `[N]`."""
-        return context.pick(row)
 
     def velocity(self, network: nn.Module, latent: Tensor, sigma: Tensor, context: Reading) -> Tensor:
         """The prediction `[N, 16, H / 8, W / 8]`: noise minus data, in the network's dtype."""

@@ -17,8 +17,6 @@ from unirl_env.models.bagel.seeing import Drawn, Reading, Recorded, Seeing
 from unirl_env.models.bagel.siglip import VisionTower
 from unirl_env.models.shared.vision import distinct_pictures, picture_places
 
-__all__ = ["LATENT_SIDE", "VISION_SIDE", "BagelNetwork"]
-
 LATENT_SIDE, VISION_SIDE = 64, 70
 """Patches along the side of the largest picture, as it is drawn and as it is seen."""
 FREQUENCIES = 256

@@ -16,8 +16,6 @@ from unirl_env.models.bagel.flux import LATENT_WIDTH, PATCH, Autoencoder, parted
 from unirl_env.models.bagel.published import VisionSizes
 from unirl_env.types import Prompt
 
-__all__ = ["PromptPictures", "grid_positions", "seen_size"]
-
 SHORTEST = 224
 """Pixels that the vision tower wants of a picture's shorter side."""
 SKEW = 0.05

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from unirl_env.errors import ConfigError
 from unirl_env.models.shared.loading import Source
 
-__all__ = ["Published", "VisionSizes"]
-
 KIND = "BAGEL"
 ALTERNATIVE = "unirl/TinyUnified-T2I-v0"
 WEIGHTS, AUTOENCODER = "ema.safetensors", "ae.safetensors"

@@ -18,8 +18,6 @@ from torch import Tensor
 from unirl_env.models.shared.packed import Packing, packed_attention
 from unirl_env.models.shared.prefix import Prefix
 
-__all__ = ["Cached", "Drawn", "Packed", "Reading", "Recorded", "Seeing", "seen_from"]
-
 
 class Seeing(Protocol):
     """Attention of one forward pass."""

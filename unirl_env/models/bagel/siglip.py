@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from unirl_env.models.bagel.published import VisionSizes
 
-__all__ = ["VisionTower"]
-
 
 class Attention(nn.Module):
     """Attention of all patches of a picture."""

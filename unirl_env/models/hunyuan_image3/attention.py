@@ -20,18 +20,6 @@ from torch import Tensor, nn
 from unirl_env.models.shared.packed import Packing, packed_attention
 from unirl_env.models.shared.prefix import Prefix
 
-__all__ = [
-    "Attend",
-    "Cached",
-    "Packed",
-    "Picture",
-    "Reading",
-    "picture_positions",
-    "rotate",
-    "rotation",
-    "word_positions",
-]
-
 
 class Attend(Protocol):
     """One way of attention, for all layers of a forward pass."""

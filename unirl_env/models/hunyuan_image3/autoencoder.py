@@ -13,8 +13,6 @@ from typing import Any
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-__all__ = ["Autoencoder", "Decode", "Encode"]
-
 GROUPS = 32
 
 

@@ -19,8 +19,6 @@ from unirl_env.models.hunyuan_image3.settings import Settings
 from unirl_env.models.shared.exports import write_adapters, write_weights
 from unirl_env.models.shared.loading import Source
 
-__all__ = ["Checkpoint"]
-
 KIND = "HunyuanImage 3"
 ALTERNATIVE = "unirl/TinyUnified-T2I-v0"
 INDEX = "model.safetensors.index.json"

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from unirl_env.models.hunyuan_image3.attention import Attend, rotate, rotation
 from unirl_env.models.hunyuan_image3.settings import Settings
 
-__all__ = ["Decoder", "Experts", "FeedForward", "Layer", "Norm", "Router", "feed_forward"]
-
 
 class FeedForward(nn.Module):
     """`down(up * silu(gate))`; one matrix holds `up` and, behind it, `gate`."""

@@ -28,8 +28,6 @@ from unirl_env.models.unified import SharedBackbone, UnifiedModel
 from unirl_env.models.words import Encoded, LanguageModel, padded_prompts
 from unirl_env.types import Prompt, Sample
 
-__all__ = ["TARGETS", "HunyuanImage3", "ImageView", "TextView"]
-
 TARGETS = ("self_attn.qkv_proj", "self_attn.o_proj", "shared_mlp.gate_and_up_proj", "shared_mlp.down_proj")
 """Layers that every token passes. The experts, 97 % of the weights, stay as they are."""
 
@@ -149,10 +147,6 @@ class ImageView(SharedBackbone, Denoiser):
         length = context["length"].flatten()
         width = int(length.max())
         return network.read(context["tokens"][:, :width], length)
-
-    def pick(self, context: Prefix, row: Tensor) -> Prefix:
-        """The texts at `row` `[N]`."""
-        return context.pick(row)
 
     def velocity(self, network: nn.Module, latent: Tensor, sigma: Tensor, context: Prefix) -> Tensor:
         """The prediction `[N, C, H, W]` behind N texts, in the network's dtype."""

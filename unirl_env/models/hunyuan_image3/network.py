@@ -22,8 +22,6 @@ from unirl_env.models.hunyuan_image3.picture import FromTokens, TimeEmbedding, T
 from unirl_env.models.hunyuan_image3.settings import MODEL_TYPES, Settings
 from unirl_env.models.shared.prefix import Prefix
 
-__all__ = ["FROZEN", "PICTURE_PARTS", "build", "config_class", "network_class"]
-
 FROZEN = ("vae.", "vision_model.", "vision_aligner.")
 """How the names of the weights begin that lie in the same files and are not the network's."""
 PICTURE_PARTS = ("timestep_emb", "time_embed", "time_embed_2", "patch_embed", "final_layer")
@@ -66,14 +64,49 @@ def config_class() -> type:
     return HunyuanImage3Config
 
 
+class Passes:
+    """`text` says words, `read` keeps a text's keys and values, `picture` denoises."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding of words."""
+        return self.model.wte
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The layer that says words."""
+        return self.lm_head
+
+    def text(self, tokens: Tensor, places: Tensor, attend: Attend) -> Tensor:
+        """The last hidden states `[B, Q, D]`, normed, of words `[B, Q]` at places `[B, Q]`."""
+        hidden, _, _ = self.model(self.model.wte(tokens), word_positions(places), attend)
+        return self.model.ln_f(hidden)
+
+    def read(self, tokens: Tensor, length: Tensor) -> Prefix:
+        """Keys and values of texts `[P, L]`, of which the first `length` `[P]` tokens are no padding."""
+        places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        _, keys, values = self.model(self.model.wte(tokens), word_positions(places), Reading(), keep=True)
+        return Prefix(keys, values, length)
+
+    def picture(self, latent: Tensor, sigma: Tensor, prefix: Prefix) -> Tensor:
+        """The velocity `[N, C, H, W]` of latents at noise levels `[N]` behind N texts."""
+        time = sigma.float() * TIME
+        tokens = self.patch_embed(latent.to(self.lm_head.weight.dtype), self.time_embed(time))
+        height, width = tokens.shape[2:]
+        embedded = torch.cat([self.timestep_emb(time)[:, None], tokens.flatten(2).transpose(1, 2)], 1)
+        start = prefix.length.to(latent.device)
+        places = torch.cat([word_positions(start[:, None]), picture_positions(start + 1, height, width)], 1)
+        hidden, _, _ = self.model(embedded, places, Picture.behind(prefix, 1 + height * width))
+        seen = hidden[:, 1:].transpose(1, 2).unflatten(2, (height, width))
+        return self.final_layer(seen, self.time_embed_2(time))
+
+
 @cache
 def network_class() -> type:
     """The network's class; made at the first call, because transformers loads late."""
     from transformers import GenerationMixin, PreTrainedModel
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
-    class HunyuanImage3Network(PreTrainedModel, GenerationMixin):
-        """`text` and `forward` say words, `read` keeps a text's keys and values, `picture` denoises."""
+    class HunyuanImage3Network(Passes, PreTrainedModel, GenerationMixin):
+        """The layers of `Passes`, as transformers makes, loads and saves them; `forward` says words."""
 
         config_class = config_class()
         base_model_prefix = "model"
@@ -93,39 +126,6 @@ def network_class() -> type:
             self.model = Decoder(settings)
             self.lm_head = nn.Linear(settings.width, settings.vocab_size, bias=False)
             self.post_init()
-
-        def get_input_embeddings(self) -> nn.Module:
-            """The embedding of words."""
-            return self.model.wte
-
-        def get_output_embeddings(self) -> nn.Module:
-            """The layer that says words."""
-            return self.lm_head
-
-        def text(self, tokens: Tensor, places: Tensor, attend: Attend) -> Tensor:
-            """The last hidden states `[B, Q, D]`, normed, of words `[B, Q]` at places `[B, Q]`."""
-            hidden, _, _ = self.model(self.model.wte(tokens), word_positions(places), attend)
-            return self.model.ln_f(hidden)
-
-        def read(self, tokens: Tensor, length: Tensor) -> Prefix:
-            """Keys and values of texts `[P, L]`, of which the first `length` `[P]` tokens are no padding."""
-            places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-            _, keys, values = self.model(self.model.wte(tokens), word_positions(places), Reading(), keep=True)
-            return Prefix(keys, values, length)
-
-        def picture(self, latent: Tensor, sigma: Tensor, prefix: Prefix) -> Tensor:
-            """The velocity `[N, C, H, W]` of latents at noise levels `[N]` behind N texts."""
-            time = sigma.float() * TIME
-            tokens = self.patch_embed(latent.to(self.lm_head.weight.dtype), self.time_embed(time))
-            height, width = tokens.shape[2:]
-            embedded = torch.cat([self.timestep_emb(time)[:, None], tokens.flatten(2).transpose(1, 2)], 1)
-            start = prefix.length.to(latent.device)
-            places = torch.cat(
-                [word_positions(start[:, None]), picture_positions(start + 1, height, width)], 1
-            )
-            hidden, _, _ = self.model(embedded, places, Picture.behind(prefix, 1 + height * width))
-            seen = hidden[:, 1:].transpose(1, 2).unflatten(2, (height, width))
-            return self.final_layer(seen, self.time_embed_2(time))
 
         def forward(
             self,

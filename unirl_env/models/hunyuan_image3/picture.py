@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from unirl_env.errors import ConfigError
 
-__all__ = ["FromTokens", "TimeEmbedding", "ToTokens"]
-
 FREQUENCIES = 256
 GROUPS = 32
 PATCHES = (1, 2, 4, 8)

@@ -8,8 +8,6 @@ from typing import Any
 
 from unirl_env.errors import ConfigError
 
-__all__ = ["MODEL_TYPES", "Settings", "bucket", "buckets"]
-
 MODEL_TYPES = ("hunyuan_image_3_moe", "Hunyuan")
 TEMPLATES = ("pretrain", "instruct")
 TASKS = ("auto", "image", "think", "recaption")

@@ -16,8 +16,6 @@ from unirl_env.models.hunyuan_image3.settings import Settings
 from unirl_env.models.shared.spelling import Spelling
 from unirl_env.types import Prompt
 
-__all__ = ["TASKS", "Template"]
-
 TASKS = {"auto": "", "image": "", "think": "<think>", "recaption": "<recaption>"}
 """What a text is to do, to what stands before it."""
 SHOWN = ("<think>", "</think>", "<recaption>", "</recaption>")

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from unirl_env.errors import ContractError
 from unirl_env.models.backbone import ForwardOptions
 
-__all__ = ["mark_alone", "read_alone", "reads_alone", "why_alone"]
-
 MARK = "unirl_reads_alone"
 ATTENTIONS = ("full_attention", "sliding_attention", "chunked_attention")
 """Kinds of layers that attention over packed sequences knows."""

@@ -13,8 +13,6 @@ from unirl_env.models.shared.fixed_batches import in_fixed_batches, painted, pic
 from unirl_env.models.shared.loading import Source, complete
 from unirl_env.types import Sample
 
-__all__ = ["Autoencoder"]
-
 
 class Autoencoder:
     """Pictures to latents of mean 0 and deviation 1, and back; the weights load on first use.

@@ -6,8 +6,6 @@ from typing import Any
 
 from unirl_env.errors import ConfigError
 
-__all__ = ["borders", "changing_rotary", "longest_text"]
-
 LENGTHS = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "seq_length")
 """What configurations call the most tokens of a text."""
 BOUNDLESS = 1 << 20

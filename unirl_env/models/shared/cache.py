@@ -9,8 +9,6 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
-__all__ = ["RoomyLayer", "roomy_cache", "select_rows"]
-
 LEAST_ROOM = 32
 """Tokens that fit in before a layer moves for the first time."""
 

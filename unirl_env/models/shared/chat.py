@@ -11,6 +11,7 @@ import torch
 from unirl_env.arguments.values import truth
 from unirl_env.errors import ConfigError, PromptError
 from unirl_env.models.shared.borders import longest_text
+from unirl_env.models.shared.exports import OfTransformers
 from unirl_env.models.shared.loading import Source, as_dtype
 from unirl_env.models.shared.output_layer import require_no_cap
 from unirl_env.models.shared.spelling import Spelling
@@ -18,13 +19,11 @@ from unirl_env.models.shared.templates import check_rows, check_template, render
 from unirl_env.models.words import Encoded, Words
 from unirl_env.types import Prompt
 
-__all__ = ["ANSWER", "ChatWords", "after_answer"]
-
 ANSWER = "(the answer so far)"
 """Stands for what the model said when a chat template is asked what comes after."""
 
 
-class ChatWords(Words):
+class ChatWords(OfTransformers, Words):
     """A tokenizer with its chat template, as every model of transformers has them.
 
     Args:
@@ -122,20 +121,6 @@ class ChatWords(Words):
         said = {"role": self._reply_role, "content": self.spelling.quoted(text, by="tool")}
         chat = rendered(lambda: self._render([*turns, said]), text, self.pretrained)
         return after_answer(chat, self.spelling, self.eos_ids)
-
-    @cached_property
-    def config(self) -> Any:
-        """Transformers' configuration of the whole model."""
-        from transformers import AutoConfig
-
-        return self.source.load(AutoConfig.from_pretrained)
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """Transformers' tokenizer."""
-        from transformers import AutoTokenizer
-
-        return self.source.load(AutoTokenizer.from_pretrained)
 
     @cached_property
     def spelling(self) -> Spelling:

@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,57 @@ from torch import Tensor, nn
 
 from unirl_env.errors import ConfigError
 from unirl_env.errors.quiet import quiet_loading
-
-__all__ = ["in_order", "merged_state", "settle_header", "write_adapters", "write_weights"]
+from unirl_env.models.shared.loading import Source
+from unirl_env.models.shared.output_layer import output_weight
 
 PEFT_PREFIX = "base_model.model."
 """What peft puts before the names of a model that it wraps; ours has its adapters injected."""
+
+
+class OfTransformers:
+    """A model whose files and network are those of transformers, as they are loaded and left behind.
+
+    Attributes:
+        pretrained: A hub id or a directory.
+        revision: Branch, tag or commit of the hub repository.
+        source: What loads them.
+    """
+
+    pretrained: str
+    revision: str | None
+    source: Source
+
+    @cached_property
+    def config(self) -> Any:
+        """Transformers' configuration of the whole model."""
+        from transformers import AutoConfig
+
+        return self.source.load(AutoConfig.from_pretrained)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Transformers' tokenizer."""
+        from transformers import AutoTokenizer
+
+        return self.source.load(AutoTokenizer.from_pretrained)
+
+    @property
+    def reader(self) -> Any:
+        """What of transformers reads prompts, and is saved beside the weights."""
+        return self.tokenizer
+
+    def head(self, network: nn.Module) -> Tensor:
+        """The output layer's weight `[V, D]`, with columns for what it adds (`models.output_layer`)."""
+        return output_weight(network.get_output_embeddings())
+
+    def save_adapters(self, network: nn.Module, directory: str) -> None:
+        """`adapter_config.json` and `adapter_model.safetensors`, for peft, transformers and vLLM."""
+        write_adapters(network, directory, base=self.pretrained, revision=self.revision)
+
+    def save_weights(self, network: nn.Module, directory: str) -> None:
+        """A directory that transformers' own classes load, adapters merged in."""
+        write_weights(network, directory)
+        self.reader.save_pretrained(directory)
 
 
 def write_adapters(

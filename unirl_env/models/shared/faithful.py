@@ -21,8 +21,6 @@ from unirl_env.errors import ConfigError
 from unirl_env.models.shared.alone import mark_alone, reads_alone, why_alone
 from unirl_env.models.words import LanguageModel
 
-__all__ = ["Gap", "Way", "compare", "hold", "probes", "settle"]
-
 logger = logging.getLogger(__name__)
 
 LENGTHS = (5, 12, 9)

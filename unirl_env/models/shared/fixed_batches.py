@@ -13,8 +13,6 @@ from torch import Tensor
 
 from unirl_env.types import Sample
 
-__all__ = ["in_fixed_batches", "painted", "pictures_at_once"]
-
 PIXELS_AT_ONCE = 128 * 128
 """In one forward: small pictures are faster together, and large ones fill a device by themselves."""
 

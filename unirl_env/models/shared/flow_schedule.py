@@ -15,8 +15,6 @@ import unirl_env.functional as F
 from unirl_env.arguments.values import like_default, number
 from unirl_env.errors import ConfigError
 
-__all__ = ["FlowSchedule", "require_scheduler"]
-
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 REFUSED = {

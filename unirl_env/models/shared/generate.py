@@ -15,8 +15,6 @@ from unirl_env.models.denoiser import NEGATIVE, Denoiser
 from unirl_env.models.shared.fixed_batches import in_fixed_batches
 from unirl_env.types import Prompt
 
-__all__ = ["draw_latents"]
-
 
 @torch.no_grad()
 def draw_latents(

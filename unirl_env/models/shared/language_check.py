@@ -13,8 +13,6 @@ from unirl_env.models.shared.borders import borders, changing_rotary
 from unirl_env.models.shared.faithful import LENGTHS, Gap, compare, probes
 from unirl_env.models.words import LanguageModel
 
-__all__ = ["LanguageModelReport", "check_language_model"]
-
 
 @dataclass(frozen=True)
 class LanguageModelReport:

@@ -16,8 +16,6 @@ from unirl_env.errors import ConfigError, ModelNotFound, UnirlError
 from unirl_env.errors.masks import hide
 from unirl_env.errors.quiet import quiet_loading
 
-__all__ = ["Source", "as_dtype", "cause_of", "complete", "public", "require_source"]
-
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 """Weights that run code of whoever made them while they are read."""

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from unirl_env.errors import ConfigError
 
-__all__ = ["CAPS", "logit_scale", "output_states", "output_weight", "require_no_cap"]
-
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """Settings under which logits are no matrix times hidden states."""
 SCALES = {"logit_scale": False, "lm_head_multiplier": False, "logits_scaling": True}

@@ -23,8 +23,6 @@ from torch import Tensor, nn
 from unirl_env.errors import ContractError, ShapeError
 from unirl_env.models.backbone import ForwardOptions
 
-__all__ = ["NAME", "Packing", "packed_attention", "reading_keywords", "register"]
-
 NAME = "unirl_packed"
 KEYWORD = "packed_sequences"
 WASTE = 2

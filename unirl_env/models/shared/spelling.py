@@ -19,8 +19,6 @@ from typing import Any
 
 from unirl_env.errors import ConfigError
 
-__all__ = ["UNKNOWN", "Spelling"]
-
 UNKNOWN = "\ufffd"
 """Shown for a token without a text: networks often have more rows than the tokenizer has tokens."""
 _BORDER = "\ue000"

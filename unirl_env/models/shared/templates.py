@@ -10,8 +10,6 @@ from typing import Any
 from unirl_env.errors import ConfigError, PromptError
 from unirl_env.models.shared.spelling import Spelling
 
-__all__ = ["check_rows", "check_template", "place_tokens", "rendered", "spelling_of", "turn_borders"]
-
 logger = logging.getLogger(__name__)
 
 SAID = "(what is said)"

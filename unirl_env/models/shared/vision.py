@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from unirl_env.errors import ContractError
 
-__all__ = ["PictureFeatures", "distinct_pictures", "picture_features", "picture_places", "widened"]
-
 
 class PictureFeatures(NamedTuple):
     """One vector per token of the pictures.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from typing import Any, Unpack
 
 import torch
@@ -21,21 +20,19 @@ from unirl_env.models.denoiser import Denoiser
 from unirl_env.models.shared import packed
 from unirl_env.models.shared.autoencoder import Autoencoder
 from unirl_env.models.shared.chat import ChatWords
-from unirl_env.models.shared.exports import write_adapters, write_weights
+from unirl_env.models.shared.exports import OfTransformers
 from unirl_env.models.shared.faithful import hold
 from unirl_env.models.shared.loading import Source, complete
-from unirl_env.models.shared.output_layer import output_states, output_weight
+from unirl_env.models.shared.output_layer import output_states
 from unirl_env.models.shared.prefix import Prefix
 from unirl_env.models.unified import SharedBackbone, UnifiedModel
 from unirl_env.models.words import Encoded, LanguageModel, padded_inputs, padded_prompts
 from unirl_env.types import Prompt, Sample
 
-__all__ = ["UnifiedFlow", "UnifiedPicture", "UnifiedText"]
-
 MARKS = ("begin_image_token_id", "source_start_token_id", "source_token_id", "source_end_token_id")
 
 
-class UnifiedText(ChatWords, SharedBackbone, LanguageModel):
+class UnifiedText(SharedBackbone, ChatWords, LanguageModel):
     """The words: a chat, before it the picture that a prompt may bring, each patch of its latent a token.
 
     Args:
@@ -99,10 +96,6 @@ class UnifiedText(ChatWords, SharedBackbone, LanguageModel):
         options = packed.reading_keywords(how, tokens.device)
         read = network.base_model(inputs_embeds=embedded, position_ids=positions[0], **options)
         return output_states(network.get_output_embeddings(), read.last_hidden_state)
-
-    def head(self, network: nn.Module) -> Tensor:
-        """The output layer's weight `[V, D]`, with columns for what it adds (`models.output_layer`)."""
-        return output_weight(network.get_output_embeddings())
 
     def _only_words(self, prompt: Prompt) -> Prompt:
         """The prompt without its picture, checked against the places that its chat has for one."""
@@ -175,16 +168,12 @@ class UnifiedPicture(SharedBackbone, Denoiser):
             patches, grid = patches[real], grid[count > 0]
         return network.read_text(tokens, length, patches, grid)[1]
 
-    def pick(self, context: Prefix, row: Tensor) -> Prefix:
-        """The texts at `row` `[N]`."""
-        return context.pick(row)
-
     def velocity(self, network: nn.Module, latent: Tensor, sigma: Tensor, context: Prefix) -> Tensor:
         """The network's prediction `[N, C, H, W]`, in its own dtype."""
         return network.velocity(latent, sigma, context)
 
 
-class UnifiedFlow(UnifiedModel):
+class UnifiedFlow(OfTransformers, UnifiedModel):
     """A Qwen3 decoder that denoises patches of a latent behind its own text.
 
     The text ends with the begin-of-image token, which is an action; nothing more stands before the picture.
@@ -311,14 +300,9 @@ class UnifiedFlow(UnifiedModel):
 
         return patches_of(latents, self.config.patch_size)
 
-    def save_adapters(self, network: nn.Module, directory: str) -> None:
-        """`adapter_config.json` and `adapter_model.safetensors`, for peft."""
-        write_adapters(network, directory, base=self.pretrained, revision=self.revision)
-
     def save_weights(self, network: nn.Module, directory: str) -> None:
         """A directory that `UnifiedFlow` loads, adapters merged in: network, tokenizer, autoencoder."""
-        write_weights(network, directory)
-        self.text.tokenizer.save_pretrained(directory)
+        super().save_weights(network, directory)
         self.autoencoder.save(directory)
 
     def _latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
@@ -338,10 +322,3 @@ class UnifiedFlow(UnifiedModel):
                 )
             sides.append(size // scale)
         return (config.latent_channels, *sides)
-
-    @cached_property
-    def config(self) -> Any:
-        """Transformers' configuration of the network."""
-        from transformers import AutoConfig
-
-        return self.source.load(AutoConfig.from_pretrained)

@@ -27,8 +27,6 @@ from unirl_env.errors import ContractError
 from unirl_env.models.shared.packed import packed_attention
 from unirl_env.models.shared.prefix import Prefix
 
-__all__ = ["ATTENTION", "UnifiedFlowConfig", "UnifiedFlowNetwork", "patches_of"]
-
 ATTENTION = "unirl_unified"
 FREQUENCIES = 64
 

@@ -20,8 +20,6 @@ from torch import Tensor
 
 from unirl_env.media.pixels import in_8_bits
 
-__all__ = ["AnswerCache", "answer_key", "picture_key"]
-
 logger = logging.getLogger(__name__)
 
 BUSY_SECONDS = 5.0
@@ -45,7 +43,7 @@ class AnswerCache:
             machine: SQLite's shared memory does not reach over a network.
     """
 
-    def __init__(self, path: str | os.PathLike | None):
+    def __init__(self, path: str | os.PathLike[str] | None):
         self.path = None if path is None else Path(path).expanduser()
         self._lock = threading.Lock()
         self._readable = self._writable = self.path is not None
@@ -57,7 +55,7 @@ class AnswerCache:
         wanted = list(dict.fromkeys(keys))
         if not self._readable or not wanted:
             return {}
-        found = {}
+        found: dict[str, Any] = {}
         with self._lock:
             try:
                 for start in range(0, len(wanted), AT_ONCE):
@@ -95,6 +93,7 @@ class AnswerCache:
     def _open(self) -> sqlite3.Connection:
         # A connection must not be used by a process that was forked from the one that opened it.
         if self._connection is None or self._process != os.getpid():
+            assert self.path is not None
             self.path.parent.mkdir(parents=True, exist_ok=True)
             connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, check_same_thread=False)
             try:

@@ -21,15 +21,15 @@ from unirl_env.http import (
     try_again,
     warn_of_plain_http,
 )
-from unirl_env.rewards.external.rate_limit import RateLimit
-from unirl_env.rewards.faults import note_fault
+from unirl_env.rewards.external.spending import RateLimit
+from unirl_env.rewards.scoring import note_fault
 from unirl_env.rewards.secrets import secret
-
-__all__ = ["Endpoint", "warn_of_failures"]
 
 logger = logging.getLogger(__name__)
 
-Item, Result, Read = TypeVar("Item"), TypeVar("Result"), TypeVar("Read")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Read = TypeVar("Read")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds: the bound of the random pause after the first failure, which doubles up to the longest."""

@@ -22,8 +22,6 @@ from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.texts.text_answers import answer_text
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["HTTPScorer"]
-
 BODIES = ("batch", "columns", "each")
 OF_SAMPLE = ("text", "image")
 OF_PROMPT = ("prompt", "id", "negative", "metadata")
@@ -129,17 +127,18 @@ class HTTPScorer(PassesOptions, MadeAnew, passes_to=Endpoint):
 
     def _asked(self, rows: Sequence[Row | None]) -> list[tuple[list[int], Any]]:
         """For every request, the places of the rows that it answers, and their numbers or its failure."""
-        sound = [place for place, row in enumerate(rows) if row is not None]
+        known = {place: row for place, row in enumerate(rows) if row is not None}
+        sound = list(known)
         if self.body == "each":
             same: dict[str, list[int]] = {}
             for place in sound:
-                same.setdefault(json.dumps(rows[place], sort_keys=True), []).append(place)
+                same.setdefault(json.dumps(known[place], sort_keys=True), []).append(place)
             blocks = list(same.values())
-            sent = [[rows[places[0]]] for places in blocks]
+            sent = [[known[places[0]]] for places in blocks]
         else:
             size = self.batch_size or len(sound) or 1
             blocks = [sound[start : start + size] for start in range(0, len(sound), size)]
-            sent = [[rows[place] for place in places] for places in blocks]
+            sent = [[known[place] for place in places] for places in blocks]
         results = self._endpoint.together(self._ask, sent)
         if self.body == "each":
             results = [

@@ -19,16 +19,13 @@ from unirl_env.media.pixels import png_uri
 from unirl_env.rewards.asks import Ask
 from unirl_env.rewards.external.answer_cache import AnswerCache, answer_key, picture_key
 from unirl_env.rewards.external.endpoint import Endpoint, warn_of_failures
-from unirl_env.rewards.external.rate_limit import RateLimit
 from unirl_env.rewards.external.rubric import Rubric
-from unirl_env.rewards.external.spending import Spending
+from unirl_env.rewards.external.spending import RateLimit, Spending
 from unirl_env.rewards.external.verdict import VerdictForm
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.texts.text_answers import answer_text
 from unirl_env.rewards.texts.thoughts import Thinking
 from unirl_env.types import Prompt, Sample, Scores
-
-__all__ = ["JudgeScorer"]
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +111,7 @@ class JudgeScorer(PassesOptions, MadeAnew, passes_to=Endpoint):
         url: str,
         model: str,
         *,
-        rubric: str | os.PathLike,
+        rubric: str | os.PathLike[str],
         looks_at: Literal["text", "image", "both"] = "text",
         scale: Sequence[float] = (0, 10),
         aspects: Mapping[str, float] | None = None,
@@ -124,7 +121,7 @@ class JudgeScorer(PassesOptions, MadeAnew, passes_to=Endpoint):
         key: str = "answer",
         tokens_per_minute: float | None = None,
         repeats: int = 2,
-        cache: str | os.PathLike | None = None,
+        cache: str | os.PathLike[str] | None = None,
         temperature: float = 0.0,
         max_tokens: int = 512,
         seed: int | None = 0,

@@ -23,8 +23,6 @@ from unirl_env.media.files import require_regular
 from unirl_env.rewards.texts.text_answers import expected_answers
 from unirl_env.types import Prompt
 
-__all__ = ["Rubric", "fenced"]
-
 FIELDS = ("prompt", "answer", "expected", "metadata.KEY")
 FILES = (".txt", ".md")
 NOTICE = (
@@ -55,7 +53,7 @@ class Rubric:
         ConfigError: If the file cannot be read, a field is unknown, or the answer has no place or too many.
     """
 
-    def __init__(self, source: str | os.PathLike, *, key: str = "answer", answers: bool = True):
+    def __init__(self, source: str | os.PathLike[str], *, key: str = "answer", answers: bool = True):
         self.text, self.key = _read(source), key
         names = [match[2] for match in _FIELD.finditer(self.text) if not match[1]]
         for name in names:
@@ -80,7 +78,7 @@ class Rubric:
         """
         mark = _mark(answer)
 
-        def fill(match: re.Match) -> str:
+        def fill(match: re.Match[str]) -> str:
             if match[1]:
                 return match[0][1:-1]
             name = match[2]
@@ -105,7 +103,7 @@ def _mark(answer: str) -> str:
     return f"answer-{hashlib.sha256(answer.encode(errors='backslashreplace')).hexdigest()[:16]}"
 
 
-def _read(source: str | os.PathLike) -> str:
+def _read(source: str | os.PathLike[str]) -> str:
     is_file = isinstance(source, os.PathLike) or (
         isinstance(source, str) and "\n" not in source and source.endswith(FILES)
     )
@@ -117,7 +115,7 @@ def _read(source: str | os.PathLike) -> str:
         except (OSError, ValueError) as error:
             raise ConfigError(f"`rubric` must be a file that can be read, got {error}.") from error
     require("rubric", source, isinstance(source, str) and source.strip(), "a text or the path of one")
-    return source
+    return str(source)
 
 
 def _metadata(prompt: Prompt, name: str) -> str:

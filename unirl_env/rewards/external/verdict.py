@@ -11,8 +11,6 @@ from unirl_env.arguments.values import is_number
 from unirl_env.errors import ConfigError, WireError
 from unirl_env.rewards.texts.text_answers import final_part
 
-__all__ = ["VerdictForm"]
-
 _FENCE = re.compile(r"`{3,}|~{3,}")
 _SPAN = re.compile(r"(`{1,2})(?!`)(.*[^`])\1", re.DOTALL)
 """A whole reply that is marked as code within a line."""

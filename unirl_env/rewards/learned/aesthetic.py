@@ -17,8 +17,6 @@ from unirl_env.rewards.learned.open_clip_model import OpenCLIPModel
 from unirl_env.rewards.learned.placement import Placement, hub_file, load_tensors
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["AestheticScore"]
-
 REPOSITORY = "camenduru/improved-aesthetic-predictor"
 FILE = "sac+logos+ava1-l14-linearMSE.pth"
 WIDTHS = (1024, 128, 64, 16, 1)
@@ -62,12 +60,12 @@ class AestheticScore(PassesOptions, FromArguments, passes_to=Placement):
 
     def __init__(
         self,
-        head: str | os.PathLike | None = None,
+        head: str | os.PathLike[str] | None = None,
         *,
         repository: str = REPOSITORY,
         file: str = FILE,
         model: str = "ViT-L-14",
-        pretrained: str | os.PathLike | None = "openai",
+        pretrained: str | os.PathLike[str] | None = "openai",
         scale: float = 1.0,
         **network: Any,
     ):
@@ -97,12 +95,12 @@ class AestheticScore(PassesOptions, FromArguments, passes_to=Placement):
         return Scores(value=self.scale * rated[:, 0])
 
 
-def _loaded_head(path: str | os.PathLike) -> tuple[nn.Module, int]:
+def _loaded_head(path: str | os.PathLike[str]) -> tuple[nn.Module, int]:
     """The head, and the width of what it takes."""
     tensors = load_tensors(path, asker="AestheticScore")
     first = tensors.get("layers.0.weight")
     width = first.shape[1] if first is not None and first.ndim == 2 else 0
-    expected = {}
+    expected: dict[str, tuple[int, ...]] = {}
     for place, before, after in zip(PLACES, (width, *WIDTHS), WIDTHS, strict=False):
         expected[f"layers.{place}.weight"] = (after, before)
         expected[f"layers.{place}.bias"] = (after,)

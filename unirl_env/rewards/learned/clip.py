@@ -13,8 +13,6 @@ from unirl_env.rewards.learned.open_clip_model import OpenCLIPModel
 from unirl_env.rewards.learned.placement import Placement
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["CLIPScore"]
-
 
 class CLIPScore(PassesOptions, FromArguments, passes_to=Placement):
     """`scale * cos(image embedding, text embedding)`.
@@ -47,7 +45,7 @@ class CLIPScore(PassesOptions, FromArguments, passes_to=Placement):
     def __init__(
         self,
         model: str = "ViT-L-14",
-        pretrained: str | os.PathLike | None = "openai",
+        pretrained: str | os.PathLike[str] | None = "openai",
         *,
         scale: float = 1.0,
         **network: Any,

@@ -14,8 +14,6 @@ from unirl_env.rewards.learned.open_clip_model import OpenCLIPModel, letterboxed
 from unirl_env.rewards.learned.placement import Placement, hub_file
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["HPSv2Score"]
-
 REPOSITORY = "xswu/HPSv2"
 FILES = {"v2": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
 
@@ -56,7 +54,7 @@ class HPSv2Score(PassesOptions, FromArguments, passes_to=Placement):
     def __init__(
         self,
         version: str = "v2.1",
-        checkpoint: str | os.PathLike | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
         *,
         model: str = "ViT-H-14",
         scale: float = 1.0,

@@ -22,8 +22,6 @@ from unirl_env.rewards.learned.placement import Placement, load_tensors
 from unirl_env.rewards.scoring import place_scores
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["ImageRewardScore"]
-
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the network's output over the pairs that it was trained on."""
 LENGTH = 35
@@ -149,8 +147,8 @@ def _published(model: str, revision: str | None) -> tuple[Mapping[str, Tensor], 
         if not folder.is_dir():
             from huggingface_hub import hf_hub_download
 
-            sizes = hf_hub_download(model, "med_config.json", revision=revision)
-            weights = hf_hub_download(model, FILES[-1], revision=revision)
+            sizes: str | Path = hf_hub_download(model, "med_config.json", revision=revision)
+            weights: str | Path = hf_hub_download(model, FILES[-1], revision=revision)
         else:
             sizes = folder / "med_config.json"
             weights = next((folder / name for name in FILES if (folder / name).is_file()), folder / FILES[-1])

@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ImageRewardNetwork", "load_network", "own_names"]
-
 HIDDEN = (1024, 128, 64, 16, 1)
 """Outputs of the head's layers, all linear."""
 PLACES = (0, 2, 4, 6, 7)
@@ -136,7 +134,8 @@ def load_network(
     weights = {own: state[name].to(_dtype_of(own, dtype)) for name, own in names.items()}
     network.load_state_dict(weights, assign=True)
     # A list of numbers that no file holds, and that is still without memory.
-    network.text.embeddings.position_ids = torch.arange(text_config.max_position_embeddings)[None]
+    embeddings: Any = network.text.embeddings
+    embeddings.position_ids = torch.arange(text_config.max_position_embeddings)[None]
     return network.eval().requires_grad_(False)
 
 
@@ -151,7 +150,8 @@ def _vision_config(state: Mapping[str, Tensor], heads: int | None) -> Any:
     width, patch = patches[0], patches[-1]
     places = state["blip.visual_encoder.pos_embed"].shape[1] - 1
     blocks = {name.split(".")[3] for name in state if name.startswith("blip.visual_encoder.blocks.")}
-    return BlipVisionConfig(
+    make: Any = BlipVisionConfig  # what all configurations take is missing in its signature
+    return make(
         hidden_size=width,
         intermediate_size=state["blip.visual_encoder.blocks.0.mlp.fc1.weight"].shape[0],
         num_hidden_layers=len(blocks),
@@ -170,7 +170,8 @@ def _text_config(text: Mapping[str, Any]) -> Any:
 
     sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     others = ("max_position_embeddings", "hidden_act", "layer_norm_eps", "pad_token_id")
-    return BlipTextConfig(
+    make: Any = BlipTextConfig  # likewise
+    return make(
         **{name: text[name] for name in (*sizes, *others)},
         # The scorer reads the whole text at once; this makes the layers that look at the picture.
         is_decoder=True,

@@ -15,8 +15,6 @@ from unirl_env.arguments.extras import needed
 from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.rewards.learned.placement import Placement, not_found
 
-__all__ = ["OpenCLIPModel", "letterboxed"]
-
 PRECISIONS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
@@ -43,7 +41,7 @@ class OpenCLIPModel:
     def __init__(
         self,
         model: str,
-        pretrained: str | os.PathLike | None,
+        pretrained: str | os.PathLike[str] | None,
         placement: Placement,
         *,
         asker: str,
@@ -104,7 +102,7 @@ def letterboxed(image: Tensor, size: int, fill: float = 0.0) -> Tensor:
 
 
 def _load(
-    model: str, pretrained: str | os.PathLike | None, placement: Placement, asker: str
+    model: str, pretrained: str | os.PathLike[str] | None, placement: Placement, asker: str
 ) -> tuple[torch.nn.Module, Any]:
     open_clip = needed("open_clip", "clip", "open_clip_torch")
     brings_weights = model.startswith(("hf-hub:", "local-dir:"))
@@ -119,7 +117,7 @@ def _load(
             f"`pretrained` must name weights for {model!r}, got None; "
             f"try {open_clip.list_pretrained_tags_by_model(model)[:3]} or the path of a checkpoint."
         )
-    weights = None if brings_weights else os.fspath(pretrained)
+    weights = None if brings_weights or pretrained is None else os.fspath(pretrained)
     tag = {} if brings_weights else open_clip.get_pretrained_cfg(model, weights)
     try:
         loaded = open_clip.create_model(

@@ -17,8 +17,6 @@ from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.learned.placement import Placement, not_found
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["PickScore"]
-
 CONTEXT = 77
 
 
@@ -63,11 +61,11 @@ class PickScore(PassesOptions, FromArguments, passes_to=Placement):
     ):
         self.placement = Placement(**network)
         self._processor = _loaded_processor(processor)
-        network = _loaded_model(model, revision)
+        clip = _loaded_model(model, revision)
         # Before the weights lose bits: the scale multiplies every score.
-        self.scale = float(scale) * float(network.logit_scale.detach().double().exp())
-        self._context = min(CONTEXT, network.config.text_config.max_position_embeddings)
-        self._model = network.to(self.placement.device, self.placement.dtype).eval().requires_grad_(False)
+        self.scale = float(scale) * float(clip.logit_scale.detach().double().exp())
+        self._context = min(CONTEXT, clip.config.text_config.max_position_embeddings)
+        self._model = clip.to(self.placement.device, self.placement.dtype).eval().requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
@@ -133,9 +131,8 @@ def _loaded_model(model: str, revision: str | None) -> Any:
     from transformers import CLIPModel
 
     try:
-        network, report = CLIPModel.from_pretrained(
-            model, revision=revision, dtype=torch.float32, output_loading_info=True
-        )
+        load: Any = CLIPModel.from_pretrained  # its signature knows no `output_loading_info`
+        network, report = load(model, revision=revision, dtype=torch.float32, output_loading_info=True)
         absent = sorted(report["missing_keys"])
         if absent:
             # Transformers fills them with random numbers, and only warns.

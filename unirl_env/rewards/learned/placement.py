@@ -13,8 +13,6 @@ from unirl_env.arguments.values import require
 from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.rewards.inputs import blocks_of, check_blocks, in_blocks
 
-__all__ = ["Placement", "device_of", "dtype_of", "hub_file", "load_tensors", "not_found"]
-
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -102,7 +100,7 @@ def hub_file(repo: str, file: str, *, asker: str, option: str) -> str:
         ) from error
 
 
-def load_tensors(path: str | os.PathLike, *, asker: str) -> dict[str, Tensor]:
+def load_tensors(path: str | os.PathLike[str], *, asker: str) -> dict[str, Tensor]:
     """The tensors of a checkpoint on the CPU; nothing in the file is executed.
 
     Args:

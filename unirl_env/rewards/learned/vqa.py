@@ -1,9 +1,13 @@
-"""How surely a vision-language model gives the expected answers when asked about a picture."""
+"""How surely a vision-language model gives the expected answers when asked about a picture.
+
+Questions come with their answers, and with the ways in which a model may spell these.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,22 +17,123 @@ from torch import Tensor
 from unirl_env.arguments.copies import FromArguments
 from unirl_env.arguments.signatures import PassesOptions
 from unirl_env.arguments.values import require
-from unirl_env.errors import ConfigError
+from unirl_env.errors import ConfigError, ContractError
 from unirl_env.rewards.asks import Ask
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.learned.placement import Placement
-from unirl_env.rewards.learned.questions import Question, questions_of, token_sequences
 from unirl_env.rewards.learned.vqa_reading import Reader, rows_for
 from unirl_env.rewards.scoring import place_scores
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["VQAScore"]
-
+NUMBERS = dict(
+    zip("zero one two three four five six seven eight nine ten".split(), map(str, range(11)), strict=True)
+)
+WORDS = {number: word for word, number in NUMBERS.items()}
+OPPOSITE = {"yes": "no", "no": "yes"}
 logger = logging.getLogger(__name__)
-
 PICTURES = 64
 """So many are cut into patches at once: one of 512 x 512 is then 6 MB."""
+Steps = dict[tuple[tuple[int, ...], int], Tensor]
+"""Log-probabilities of tokens, by what stands before them."""
 AGGREGATIONS = ("geometric", "arithmetic", "minimum")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a picture.
+
+    Attributes:
+        text: As it is asked.
+        answers: Any of them is right.
+    """
+
+    text: str
+    answers: tuple[str, ...]
+
+    @property
+    def opposite(self) -> str | None:
+        """The wrong answer of a question of yes or no; None of any other."""
+        return OPPOSITE.get(self.answers[0].lower()) if len(self.answers) == 1 else None
+
+
+def questions_of(prompt: Prompt, field: str) -> tuple[Question, ...]:
+    """The questions of a prompt; none where its metadata hold none.
+
+    Args:
+        prompt: Whose `metadata[field]` is a list of `{"question": ..., "answer": ...}` or of
+            `[question, answer]`. An answer is a text, a number, a truth value for yes or no, or a list of
+            answers any of which is right.
+        field: The entry of the metadata.
+
+    Raises:
+        ContractError: If the entry is something else.
+    """
+    listed = prompt.metadata.get(field)
+    if listed is None:
+        return ()
+    if isinstance(listed, str | Mapping) or not isinstance(listed, Sequence):
+        raise _malformed(prompt, field, listed)
+    return tuple(_question(prompt, field, entry) for entry in listed)
+
+
+def spellings(answer: str) -> tuple[str, ...]:
+    """An answer as it stands, in lower case and with a capital; a number up to ten in digits and letters."""
+    other = NUMBERS.get(answer.lower()) or WORDS.get(answer)
+    plain = [answer] if other is None else [answer, other]
+    return tuple(
+        dict.fromkeys(word for each in plain for word in (each, each.lower(), each[0].upper() + each[1:]))
+    )
+
+
+def token_sequences(
+    answers: Sequence[str], encode: Callable[[str], Sequence[int]]
+) -> tuple[tuple[int, ...], ...]:
+    """The tokens by which a model may say one of `answers`, no sequence the beginning of another.
+
+    So they exclude each other, and their probabilities add up. A leading space is tried where it makes one
+    token with the word.
+    """
+    found: dict[tuple[int, ...], None] = {}
+    for answer in answers:
+        for word in spellings(answer):
+            found[tuple(encode(word))] = None
+            spaced = tuple(encode(f" {word}"))
+            if len(spaced) == 1:
+                found[spaced] = None
+    return tuple(
+        each
+        for each in found
+        if each and not any(each[: len(other)] == other for other in found if other and other != each)
+    )
+
+
+def _question(prompt: Prompt, field: str, entry: Any) -> Question:
+    answer: Any
+    if isinstance(entry, Mapping):
+        text, answer = entry.get("question"), entry.get("answer")
+    elif isinstance(entry, Sequence) and not isinstance(entry, str) and len(entry) == 2:
+        text, answer = entry
+    else:
+        raise _malformed(prompt, field, entry)
+    listed = isinstance(answer, Sequence) and not isinstance(answer, str)
+    answers = tuple(_answer(each) for each in (answer if listed else [answer]))
+    if not isinstance(text, str) or not text.strip() or not answers or not all(answers):
+        raise _malformed(prompt, field, entry)
+    return Question(text.strip(), answers)
+
+
+def _answer(answer: Any) -> str:
+    if isinstance(answer, bool):  # what YAML makes of an unquoted yes
+        return "yes" if answer else "no"
+    return str(answer).strip() if isinstance(answer, str | int) else ""
+
+
+def _malformed(prompt: Prompt, field: str, got: Any) -> ContractError:
+    return ContractError(
+        f"`Prompt.metadata[{field!r}]` must be a list of questions with their answers, got "
+        f"{str(got)[:120]!r} in the prompt {prompt.id[:80]!r}; try "
+        '[{"question": "How many cows are there?", "answer": "three"}].'
+    )
 
 
 class VQAScore(PassesOptions, FromArguments, passes_to=Placement):
@@ -183,7 +288,7 @@ class VQAScore(PassesOptions, FromArguments, passes_to=Placement):
         told = self._reader.log_probs(rows, self.placement)
         log_right, known, start = [], [], 0
         for right, wrong, count in plans:
-            steps = {}
+            steps: Steps = {}
             for row, found in zip(rows[start : start + count], told[start : start + count], strict=True):
                 steps |= {
                     (row.stem[:read], token): p for (read, token), p in zip(row.wanted, found, strict=True)
@@ -200,9 +305,9 @@ def _require_questions(prompt: Prompt, field: str, from_prompt: bool) -> None:
         raise ValueError(f"it has no questions as `metadata[{field!r}]`; try `from_prompt: true`")
 
 
-def _log_sum(sequences: Sequence[tuple[int, ...]], steps: dict) -> Tensor:
+def _log_sum(sequences: Sequence[tuple[int, ...]], steps: Steps) -> Tensor:
     """The log of the probability that one of `sequences` is said."""
     if not sequences:
         return torch.tensor(-torch.inf)
-    said = [sum(steps[each[:i], each[i]] for i in range(len(each))) for each in sequences]
+    said: list[Any] = [sum(steps[each[:i], each[i]] for i in range(len(each))) for each in sequences]
     return torch.stack(said).logsumexp(dim=0)

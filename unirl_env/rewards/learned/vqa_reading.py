@@ -14,8 +14,6 @@ from unirl_env.errors.quiet import quiet_loading
 from unirl_env.media.pixels import in_8_bits
 from unirl_env.rewards.learned.placement import Placement
 
-__all__ = ["Reader", "Row", "rows_for"]
-
 BLOCK = 16384
 """Tokens of the vocabulary at once."""
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -212,9 +210,10 @@ def _load(model: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, An
                 f"`model` must be a vision-language model of one of {FAMILIES}, got {family!r} in {model!r}; "
                 "try `Qwen/Qwen3-VL-8B-Instruct`."
             )
-        network, report = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             model, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
+        network, report = loaded
         if report["missing_keys"]:
             # Transformers would go on with random numbers in their place.
             raise ValueError(f"its weights lack {sorted(report['missing_keys'])[:3]}")

@@ -12,17 +12,6 @@ from torch import Tensor
 from unirl_env.arguments.values import is_whole
 from unirl_env.prompts.shapes import PLACES, Caption
 
-__all__ = [
-    "ASPECTS",
-    "Clause",
-    "Detection",
-    "Wish",
-    "checks",
-    "relations",
-    "wish_from_caption",
-    "wish_from_metadata",
-]
-
 ASPECTS = ("object", "count", "colour", "position")
 RELATIONS = ("left of", "right of", "above", "below")
 
@@ -210,7 +199,8 @@ def _numbers(wish: Wish, found: Mapping[str, int]) -> tuple[list[float], list[fl
     A class that is both included and excluded, "exactly three", is one thing to check: a picture without any
     earns nothing for having fewer than four.
     """
-    counts, absent = [], []
+    counts: list[float] = []
+    absent: list[float] = []
     wanted: dict[str, int] = {}
     for clause in wish.include:
         wanted[clause.label] = wanted.get(clause.label, 0) + clause.count

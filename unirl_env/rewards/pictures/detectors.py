@@ -28,8 +28,6 @@ from unirl_env.rewards.learned.placement import Placement, not_found
 from unirl_env.rewards.pictures.detections import Detection
 from unirl_env.rewards.pictures.shapes_scorers import find_blobs, read_picture
 
-__all__ = ["DETECTORS", "ShapesDetector", "TransformersDetector"]
-
 DETECTORS = Registry(
     "detector",
     {
@@ -97,7 +95,7 @@ class TransformersDetector(PassesOptions, FromArguments, passes_to=Placement):
 
     def __init__(
         self,
-        model: str | os.PathLike = "facebook/mask2former-swin-small-coco-instance",
+        model: str | os.PathLike[str] = "facebook/mask2former-swin-small-coco-instance",
         *,
         threshold: float = 0.3,
         batch_size: int = 8,
@@ -173,9 +171,9 @@ class TransformersDetector(PassesOptions, FromArguments, passes_to=Placement):
                 mask = nnf.interpolate(mask[None, None].float(), size, mode="nearest")[0, 0]
             mask = mask.bool()
             rows, columns = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
-            box = (columns[0].item(), rows[0].item(), columns[-1].item() + 1, rows[-1].item() + 1)
+            box = float(columns[0]), float(rows[0]), float(columns[-1]) + 1, float(rows[-1]) + 1
             label = self._names[segment["label_id"]]
-            detections.append(Detection(label, segment["score"], tuple(map(float, box)), mask))
+            detections.append(Detection(label, segment["score"], box, mask))
         return detections
 
 
@@ -186,7 +184,9 @@ def _bounded(size: tuple[int, int]) -> tuple[int, int]:
 
 
 @quiet_loading()
-def _load(model: str | os.PathLike, dtype: torch.dtype, options: dict[str, Any]) -> tuple[Any, Any, bool]:
+def _load(
+    model: str | os.PathLike[str], dtype: torch.dtype, options: dict[str, Any]
+) -> tuple[Any, Any, bool]:
     """The model, its image processor, and whether it gives masks."""
     import transformers
 

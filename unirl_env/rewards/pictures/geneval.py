@@ -15,7 +15,6 @@ from unirl_env.errors import ConfigError, ContractError
 from unirl_env.prompts.shapes import parse_caption
 from unirl_env.registry import Registry, instance
 from unirl_env.rewards.asks import Ask
-from unirl_env.rewards.faults import PromptFaults
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.pictures.detections import (
     ASPECTS,
@@ -27,10 +26,8 @@ from unirl_env.rewards.pictures.detections import (
 )
 from unirl_env.rewards.pictures.detectors import DETECTORS
 from unirl_env.rewards.pictures.named_colours import COLOUR_NAMERS
-from unirl_env.rewards.scoring import is_pointwise
+from unirl_env.rewards.scoring import PromptFaults, is_pointwise
 from unirl_env.types import Prompt, Sample, Scores
-
-__all__ = ["GenEvalScorer"]
 
 VALUES = ("strict", "soft")
 
@@ -123,17 +120,17 @@ class GenEvalScorer:
         """
         pictures = [picture_of(sample, self.name).detach().to("cpu", torch.float32) for sample in samples]
         wishes = [self._wish(prompt) for prompt in prompts]
-        rows = [
-            i
+        rows = {
+            i: wish
             for i, (picture, wish) in enumerate(zip(pictures, wishes, strict=True))
             if wish is not None and bool(picture.isfinite().all())
-        ]
+        }
         found = self._detect([pictures[i].clamp(0, 1) for i in rows]) if rows else []
         if len(found) != len(rows):
             raise ContractError(f"A detector must answer {len(rows)} pictures, got {len(found)} answers.")
         columns = torch.full((len(samples), 2 + len(ASPECTS)), math.nan)
-        for i, detections in zip(rows, found, strict=True):
-            columns[i] = torch.tensor(self._judged(pictures[i].clamp(0, 1), detections, wishes[i]))
+        for (i, wish), detections in zip(rows.items(), found, strict=True):
+            columns[i] = torch.tensor(self._judged(pictures[i].clamp(0, 1), detections, wish))
         parts = dict(zip((*VALUES, *ASPECTS), columns.T, strict=True))
         return Scores(value=parts[self.value], parts=parts)
 
@@ -146,11 +143,11 @@ class GenEvalScorer:
                 own.append(one)
 
         def colours_of(objects: Sequence[Detection], label: str) -> list[str]:
-            if all(one.colour is not None for one in objects):
-                return [one.colour for one in objects]
-            return self._name_colours(picture, objects, label)
+            known = [one.colour for one in objects if one.colour is not None]
+            return known if len(known) == len(objects) else self._name_colours(picture, objects, label)
 
-        made = checks(wish, by_label, colours_of, tuple(picture.shape[1:]), self.dead_zone)
+        height, width = picture.shape[1:]
+        made = checks(wish, by_label, colours_of, (height, width), self.dead_zone)
         every = [share for shares in made.values() for share in shares]
         aspects = [sum(shares) / len(shares) if shares else math.nan for shares in made.values()]
         return [float(all(share == 1 for share in every)), sum(every) / len(every), *aspects]

@@ -14,8 +14,6 @@ from unirl_env.errors import ConfigError, ScorerError
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["JPEGScorer", "SaturationScorer", "SharpnessScorer"]
-
 DIRECTIONS = {"compressible": -1.0, "incompressible": 1.0}
 MEASURES = ("hsv", "hsl", "chroma")
 LUMA = (0.299, 0.587, 0.114)
@@ -59,7 +57,7 @@ class JPEGScorer:
             ContractError: If a sample has no picture `[3, H, W]`.
         """
         kilobytes = _each(samples, self.name, lambda picture: self._bytes(picture) / 1000)
-        pixels = torch.tensor([sample.image[0].numel() for sample in samples])
+        pixels = torch.tensor([picture_of(sample, self.name)[0].numel() for sample in samples])
         bits = kilobytes * 8000 / pixels
         return Scores(
             value=self.sign * (bits if self.per_pixel else kilobytes),

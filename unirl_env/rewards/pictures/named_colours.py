@@ -15,8 +15,6 @@ from unirl_env.registry import Registry
 from unirl_env.rewards.learned.placement import Placement
 from unirl_env.rewards.pictures.detections import Detection
 
-__all__ = ["COLOUR_NAMERS", "CLIPColours", "LabColours"]
-
 COLOUR_NAMERS = Registry(
     "colours",
     {

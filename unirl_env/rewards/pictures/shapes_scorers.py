@@ -32,8 +32,6 @@ from unirl_env.rewards.captions import caption_of, require_caption
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["Blob", "ShapesScorer", "TemplateScorer", "find_blobs", "read_picture"]
-
 _SIDE = 32  # pictures of any size are read at this one, where the thresholds below are right
 _ASPECTS = ("colour", "shape", "count", "position")
 _NAMES = tuple(COLOURS)
@@ -227,6 +225,7 @@ class ShapesScorer:
 def _templates(things: tuple[tuple[str, str], ...], kind: str, where: str) -> np.ndarray:
     """Ideal drawings of a caption over sizes, offsets and arrangements, `[K, 3 * 32 * 32]`, unit norm."""
     corners = list(PLACES.values())[:4]
+    radii: tuple[float, ...]
     if kind == "place":
         arrangements, radii = [[PLACES[where]]], (0.17, 0.19, 0.21)
     elif kind == "count":

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from unirl_env.errors import ConfigError, ServiceLost, WireError
 from unirl_env.http import CallFailed, Deadline
 from unirl_env.rewards.remote.service_client import ServiceClient
 from unirl_env.rewards.wire import PROTOCOL
-
-__all__ = ["ServedReward", "agreed", "asked"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +41,7 @@ def agreed(client: ServiceClient, reward: str) -> ServedReward:
     silent = []
     for url in client.urls:
         try:
-            found[url] = client.look(url, "/rewards", lambda reply, url=url: _read(reply, reward, url))
+            found[url] = client.look(url, "/rewards", partial(_read, reward=reward, url=url))
         except CallFailed as failed:
             silent.append(str(failed))
     if not found:

@@ -12,15 +12,13 @@ from typing import Any
 from unirl_env.arguments.signatures import PassesOptions
 from unirl_env.arguments.values import require, require_number
 from unirl_env.errors import ConfigError, ContractError, ServiceLost, WireError
-from unirl_env.http import CallFailed, Deadline, together
-from unirl_env.rewards.faults import note_fault
+from unirl_env.http import CallFailed, Deadline, checked_urls, together
 from unirl_env.rewards.remote.catalogue import ServedReward, agreed, asked
 from unirl_env.rewards.remote.service_client import ServiceClient, TooLarge
+from unirl_env.rewards.scoring import note_fault
 from unirl_env.rewards.wire import ScoreRequest, encode_request
 from unirl_env.rewards.wire.messages import RANKS, require_plain, scores_from_json
 from unirl_env.types import Prompt, Sample, Scores
-
-__all__ = ["RemoteScorer"]
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +84,7 @@ class RemoteScorer(PassesOptions, passes_to=ServiceClient):
         self.name = name or reward
         self.request_size = request_size
         self.png = png
-        self._client = ServiceClient(urls, **client)
+        self._client = ServiceClient(checked_urls(urls), **client)
         self.counts: Counter[str] = self._client.counts
         self._served: ServedReward | None = None
         self._halved = False
@@ -99,8 +97,9 @@ class RemoteScorer(PassesOptions, passes_to=ServiceClient):
     @staticmethod
     def needs_with(looks_at: str | Sequence[str] = (), **options: Any) -> tuple[str, ...]:
         """What the words say that it looks at; the service is not asked."""
-        several = isinstance(looks_at, Sequence) and not isinstance(looks_at, str)
-        return tuple(looks_at) if several else (looks_at,)
+        if isinstance(looks_at, Sequence) and not isinstance(looks_at, str):
+            return tuple(looks_at)
+        return (looks_at,)
 
     @staticmethod
     def asks(prompt: Prompt) -> None:
@@ -141,9 +140,10 @@ class RemoteScorer(PassesOptions, passes_to=ServiceClient):
         self._client.open()  # here, once, and not by several threads at the same time
         if len(pieces) == 1:
             return [self._judged(*pieces[0], deadline)]
-        return together(
+        found: list[Any] = together(
             lambda piece: self._judged(*piece, deadline), pieces, self._client.concurrency, deadline
         )
+        return found
 
     def _judged(
         self, samples: Sequence[Sample], prompts: Sequence[Prompt], deadline: Deadline

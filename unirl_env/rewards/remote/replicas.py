@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["CircuitBreaker", "NoReplica", "Replica", "Replicas"]
-
 GLANCE = 0.2
 """Seconds between looks at whether to give up."""
 

@@ -19,8 +19,6 @@ from unirl_env.rewards.secrets import secret
 from unirl_env.rewards.wire import TENSORS
 from unirl_env.settings.fields import check_values, setting
 
-__all__ = ["Again", "ServiceClient", "TooLarge"]
-
 Answer = TypeVar("Answer")
 LONGEST_WAIT = 10.0
 """Seconds; the most that is waited between two attempts, unless the service asks for more."""
@@ -78,7 +76,7 @@ class ServiceClient:
     failures: int = setting(5, least=1)
     cooldown: float = setting(10.0, least=0)
     backoff: float = setting(0.5, least=0)
-    counts: Counter = field(init=False, default_factory=Counter)
+    counts: Counter[str] = field(init=False, default_factory=Counter)
     _opened: Any = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:

@@ -14,10 +14,10 @@ import mmap
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from multiprocessing.connection import Connection
-
-__all__ = ["same_number"]
+from typing import Any
 
 GRACE_SECONDS = 0.25
 """Of processor time between the signal that interrupts a comparison and the one that ends the worker."""
@@ -121,7 +121,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 @contextlib.contextmanager
-def _budget(seconds: float):
+def _budget(seconds: float) -> Iterator[None]:
     """Processor time for what an answer needs; a busy machine, which takes longer, changes nothing."""
     signal.setitimer(signal.ITIMER_PROF, seconds + GRACE_SECONDS)
     signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
@@ -150,6 +150,10 @@ def _answer(expected: str, given: str, stage: mmap.mmap, timeout: float) -> tupl
         return True, False, False
 
 
+_symbolic: Callable[[Any, Any], bool]
+"""Math-verify's own, once `_prepare` was called."""
+
+
 def _prepare() -> None:
     """Imports, and readings of a little of everything, which workers then inherit."""
     from math_verify import grader
@@ -168,7 +172,7 @@ def _prepare() -> None:
     _equal(_read("x^2 + 2x"), _read("x(x+2)"))
 
 
-def _read(latex: str):
+def _read(latex: str) -> Any:
     """A SymPy expression without floats; None if `latex` is none."""
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse
@@ -189,7 +193,7 @@ def _read(latex: str):
     return expression
 
 
-def _exact(expression):
+def _exact(expression: Any) -> Any:
     """Decimals become fractions, and the letter i, to math-verify a variable, the imaginary unit."""
     import sympy
 
@@ -201,7 +205,7 @@ def _exact(expression):
     return expression.subs(units) if units and isinstance(expression, sympy.Expr) else expression
 
 
-def _magnitude(expression) -> float:
+def _magnitude(expression: Any) -> float:
     """An upper bound of log2 of the absolute value of a number, 0 for what is none.
 
     Raises:
@@ -229,13 +233,13 @@ def _magnitude(expression) -> float:
     return size
 
 
-def _equal(known, said) -> bool:
+def _equal(known: Any, said: Any) -> bool:
     from math_verify import verify
 
     return bool(verify([known], [said], timeout_seconds=None))
 
 
-def _numeric_equal(one, other, *_) -> bool:
+def _numeric_equal(one: Any, other: Any, *_: Any) -> bool:
     """Takes the place of math-verify's comparison, which rounds to six decimals whatever the size."""
     import sympy
 
@@ -260,7 +264,7 @@ def _numeric_equal(one, other, *_) -> bool:
     return _same_constant(one, other)
 
 
-def _same_constant(one, other) -> bool:
+def _same_constant(one: Any, other: Any) -> bool:
     from sympy import S
     from sympy.core.evalf import PrecisionExhausted
 
@@ -279,7 +283,7 @@ def _same_constant(one, other) -> bool:
     return False
 
 
-def _symbolic_equal(one, other) -> bool:
+def _symbolic_equal(one: Any, other: Any) -> bool:
     """Numbers are compared as numbers, once; all else as math-verify does."""
     if getattr(one, "is_number", False) and getattr(other, "is_number", False):
         return False

@@ -10,8 +10,6 @@ import math
 import re
 from fractions import Fraction
 
-__all__ = ["LARGEST", "TooLarge", "exact_value"]
-
 LARGEST = 1 << 16
 """Bits of the largest numerator or denominator, some 20,000 digits."""
 _TOKEN = re.compile(r" *(\d+(?:\.\d*)?|\.\d+|\\[A-Za-z]+|\S)")

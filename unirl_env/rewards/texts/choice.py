@@ -21,8 +21,6 @@ from unirl_env.rewards.texts.text_answers import (
 from unirl_env.rewards.texts.thoughts import Thinking
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["ChoiceScorer", "chosen_letter", "expected_letters"]
-
 _SIGNS = str.maketrans(
     {
         **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # full-width forms
@@ -170,10 +168,10 @@ def chosen_letter(answer: str, letters: str = "ABCDEFGHIJ") -> str | None:
     if boxed is not None and (found := _BOXED.match(boxed)) and found["letter"].upper() in letters:
         return found["letter"].upper()
     for patterns in ((_ANSWER, _EASTERN_ANSWER), (_EASTERN_OPTION,), (_BRACKETS,), (_ALONE,)):
-        found = [(match.end(), _letter(match)) for pattern in patterns for match in pattern.finditer(text)]
-        found = [(end, letter) for end, letter in found if letter in letters]
-        if found:
-            return max(found)[1]
+        picks = [(match.end(), _letter(match)) for pattern in patterns for match in pattern.finditer(text)]
+        picks = [(end, letter) for end, letter in picks if letter in letters]
+        if picks:
+            return max(picks)[1]
     return None
 
 

@@ -17,8 +17,6 @@ from unirl_env.rewards.texts.text_answers import answer_part, answer_text, expec
 from unirl_env.rewards.texts.thoughts import Thinking
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["ExactScorer"]
-
 STRIPS = ("thoughts", "boxed", "case", "space", "punctuation", "articles")
 _MARKS = ("Po", "Ps", "Pe", "Pi", "Pf")
 """Unicode's marks of sentences, brackets and quotes; dashes are not among them, since -5 is not 5."""

@@ -12,8 +12,6 @@ from unirl_env.errors import ConfigError
 from unirl_env.rewards.texts.text_answers import answer_text, last_boxed
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["FormatScorer"]
-
 RULES = ("think", "answer", "boxed")
 
 
@@ -69,8 +67,8 @@ class FormatScorer:
         kept = [self._kept(answer_text(sample, self.name), sample.before) for sample in samples]
         parts = {rule: torch.tensor([float(row[rule]) for row in kept]) for rule in self.weights}
         total = sum(self.weights.values())
-        value = sum(weight * parts[rule] for rule, weight in self.weights.items()) / total
-        return Scores(value, parts)
+        summed = sum((weight * parts[rule] for rule, weight in self.weights.items()), torch.zeros(()))
+        return Scores(summed / total, parts)
 
     def _kept(self, text: str, prompt_end: str) -> dict[str, bool]:
         opens, closes = self.tags

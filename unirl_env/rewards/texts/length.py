@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, TypeGuard
 
 import torch
 
@@ -11,8 +12,6 @@ from unirl_env.arguments.values import require
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.rewards.texts.text_answers import answer_text
 from unirl_env.types import Prompt, Sample, Scores
-
-__all__ = ["LengthScorer", "sample_tokens"]
 
 UNITS = ("tokens", "characters")
 
@@ -87,6 +86,7 @@ class LengthScorer:
             best, worst = self.linear
             value = (length - worst) / (best - worst)
         else:
+            assert self.target is not None and self.width is not None  # there without `linear`
             value = 1 - (length - self.target).abs() / self.width
         return Scores(value.clamp(0, 1), {"length": length})
 
@@ -105,5 +105,5 @@ def sample_tokens(sample: Sample, name: str) -> int:
     return len(sample.tokens)
 
 
-def _is_length(number: object) -> bool:
+def _is_length(number: Any) -> TypeGuard[float]:
     return isinstance(number, int | float) and math.isfinite(number) and number >= 0

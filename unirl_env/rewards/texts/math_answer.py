@@ -32,8 +32,6 @@ from unirl_env.rewards.texts.text_answers import (
 from unirl_env.rewards.texts.thoughts import Thinking
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["MathScorer"]
-
 logger = logging.getLogger(__name__)
 
 _WORD = re.compile(r"[A-Za-z]{4,}(?: [A-Za-z]+)*")
@@ -187,12 +185,12 @@ class MathScorer:
             return 1.0
         if len(known) < len(results):
             return torch.nan
-        if not all(result.expected for result in results):
+        if not all(result.expected for result in known):
             if prompt.id not in self._warned:
                 self._warned.add(prompt.id)
                 logger.warning("The expected answer of %r cannot be read as mathematics.", prompt.id[:80])
             return torch.nan
-        if not any(result.given for result in results):
+        if not any(result.given for result in known):
             return torch.nan if self.unparsable == "invalid" else 0.0
         return 0.0
 

@@ -20,9 +20,7 @@ import threading
 import weakref
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from typing import NamedTuple
-
-__all__ = ["Comparison", "MathProcess"]
+from typing import Any, NamedTuple
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +52,10 @@ class MathProcess:
         self.timeout, self.memory = timeout, memory
         self._lock = threading.Lock()
         self._count = 0
-        self._end: weakref.finalize | None = None
+        self._end: weakref.finalize[..., MathProcess] | None = None
         self._connection: Connection | None = None
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return MathProcess, (self.timeout, self.memory)
 
     def compare(self, expected: str, given: str) -> Comparison | None:
@@ -74,9 +72,10 @@ class MathProcess:
                 logger.warning("math-verify's process ended, attempt %d of %d.", attempt, ATTEMPTS)
             return None
 
-    def _attempt(self, expected: str, given: str) -> list | None:
+    def _attempt(self, expected: str, given: str) -> list[bool] | None:
         if self._connection is None:
             self._start()
+        assert self._connection is not None
         try:
             self._count += 1
             self._connection.send_bytes(json.dumps([self._count, expected, given]).encode())
@@ -113,8 +112,9 @@ class MathProcess:
             self._stop()
             raise OSError("math-verify's process must start, got none; try `import math_verify` in Python.")
 
-    def _received(self, seconds: float) -> list | None:
+    def _received(self, seconds: float) -> list[Any] | None:
         """The child's next message; None if it ended, failed or did not answer."""
+        assert self._connection is not None
         try:
             return json.loads(self._connection.recv_bytes()) if self._connection.poll(seconds) else None
         except (EOFError, ConnectionError):
@@ -126,7 +126,7 @@ class MathProcess:
         self._connection = self._end = None
 
 
-def _ended(child: subprocess.Popen, connection: Connection) -> None:
+def _ended(child: subprocess.Popen[bytes], connection: Connection) -> None:
     connection.close()
     # The child and its worker are a group of their own.
     with contextlib.suppress(ProcessLookupError, PermissionError):

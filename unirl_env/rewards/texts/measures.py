@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-__all__ = ["Measure", "measured", "trailing_unit"]
-
 # fmt: off
 _NAMES = {
     "m": "m metre metres meter meters", "cm": "cm cms centimetre centimetres centimeter centimeters",
@@ -142,7 +140,8 @@ def measured(latex: str, *, attached: bool = False) -> Measure:
 
 def trailing_unit(text: str, start: int) -> int:
     """Where the unit, scale word or ending of an ordinal at `start` ends; `start` itself without one."""
-    return _AFTER.match(text, start).end()
+    found = _AFTER.match(text, start)
+    return start if found is None else found.end()
 
 
 def _is_unit(latex: str, found: re.Match[str], attached: bool) -> bool:

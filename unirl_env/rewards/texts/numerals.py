@@ -14,8 +14,6 @@ from fractions import Fraction
 from numbers import Rational, Real
 from typing import Any
 
-__all__ = ["is_numeric", "plain_numeral", "plain_value", "readings"]
-
 _COMMA = r"(?:,|\{,\})"
 _NUMERAL = re.compile(
     r"(?<![\w.])(?:"

@@ -13,8 +13,6 @@ from unirl_env.rewards.scoring import score_safely
 from unirl_env.rewards.texts.length import sample_tokens
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
-__all__ = ["Overlong"]
-
 MODES = ("keep", "zero", "soft")
 
 
@@ -86,5 +84,6 @@ class Overlong(ScorerWrapper):
 
     def _penalty(self, samples: Sequence[Sample]) -> torch.Tensor:
         length = torch.tensor([sample_tokens(sample, self.name) for sample in samples], dtype=torch.float32)
+        assert self.max_tokens is not None and self.buffer is not None  # there in mode `soft`
         beyond = (length - (self.max_tokens - self.buffer)) / self.buffer
         return 0.0 - self.factor * beyond.clamp(0, 1)

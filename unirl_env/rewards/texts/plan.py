@@ -15,8 +15,6 @@ from unirl_env.rewards.texts.text_answers import answer_part
 from unirl_env.rewards.texts.thoughts import Thinking
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["PlanScorer"]
-
 
 def _pattern(words: Iterable[str], ending: str = "") -> re.Pattern[str]:
     """Any of `words` standing alone; the longest that fits."""

@@ -12,12 +12,10 @@ import torch
 from unirl_env.arguments.values import is_number, require
 from unirl_env.errors import ConfigError
 from unirl_env.rewards.asks import Ask
-from unirl_env.rewards.faults import PromptFaults
+from unirl_env.rewards.scoring import PromptFaults
 from unirl_env.rewards.texts.text_answers import answer_part, answer_text
 from unirl_env.rewards.texts.thoughts import Thinking
 from unirl_env.types import Prompt, Sample, Scores
-
-__all__ = ["RegexScorer"]
 
 MODES = ("search", "fullmatch")
 EXPECTED = ("match", "no_match")

@@ -11,16 +11,6 @@ from unirl_env.rewards.texts.numerals import is_numeric, plain_numeral
 from unirl_env.rewards.texts.thoughts import Thinking
 from unirl_env.types import Prompt, Sample
 
-__all__ = [
-    "UNPARSABLE",
-    "answer_part",
-    "answer_text",
-    "checked_rule",
-    "expected_answers",
-    "final_part",
-    "last_boxed",
-]
-
 UNPARSABLE = ("zero", "invalid")
 """What an answer that cannot be read counts: nothing, or not at all."""
 

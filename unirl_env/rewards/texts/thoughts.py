@@ -11,8 +11,6 @@ from typing import Any
 from unirl_env.arguments.values import require
 from unirl_env.errors import ConfigError
 
-__all__ = ["OPEN_THOUGHTS", "PUBLISHED", "Thinking"]
-
 PUBLISHED = (
     ("<think>", "</think>"),  # Qwen3, DeepSeek-R1 and most others
     ("<thinking>", "</thinking>"),
@@ -108,7 +106,7 @@ class Thinking:
         for mark in self._pattern.finditer(text):
             if _is_quoted(text, *mark.span()):
                 continue
-            pair, closes = divmod(int(mark.lastgroup[1:]), 2)
+            pair, closes = divmod(int(str(mark.lastgroup)[1:]), 2)
             if closes and opened in (None, _ANY, pair):
                 opened, start = None, mark.end()
             elif not closes and opened is None:
@@ -147,7 +145,8 @@ class Thinking:
 
     @cached_property
     def _answer(self) -> tuple[re.Pattern[str], re.Pattern[str]]:
-        return tuple(re.compile(_spelled(mark), re.IGNORECASE) for mark in self.answer)
+        opening, closing = (re.compile(_spelled(mark), re.IGNORECASE) for mark in self.answer or ())
+        return opening, closing
 
 
 _ANY = -1

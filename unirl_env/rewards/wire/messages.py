@@ -22,20 +22,6 @@ from unirl_env.media.pixels import load_picture
 from unirl_env.rewards.wire.tensors import Limits, TensorReader, TensorWriter
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = [
-    "PROTOCOL",
-    "RANKS",
-    "TENSORS",
-    "ScoreRequest",
-    "decode_request",
-    "encode_request",
-    "json_in",
-    "read_json",
-    "require_plain",
-    "scores_as_json",
-    "scores_from_json",
-]
-
 PROTOCOL = 1
 TENSORS = "application/vnd.safetensors"
 """The content type of a request in tensors."""
@@ -300,7 +286,7 @@ def _prompt_in(item: Mapping[str, Any], tensors: TensorReader, limits: Limits) -
     )
 
 
-def _check_picture(tensor: Tensor, name: str, rank: int, limits: Limits) -> None:
+def _check_picture(tensor: Tensor, name: str, rank: int | None, limits: Limits) -> None:
     if tensor.ndim != rank or tensor.shape[-3] != 3 or tensor.dtype != torch.float32 or not tensor.numel():
         raise WireError(
             f"`{name}` must be float32 of rank {rank} with 3 channels, got {tensor.dtype} "

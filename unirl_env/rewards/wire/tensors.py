@@ -18,8 +18,6 @@ from unirl_env.errors import PromptError, WireError
 from unirl_env.media.pixels import in_8_bits, load_picture, png_bytes
 from unirl_env.settings.fields import setting
 
-__all__ = ["Limits", "TensorReader", "TensorWriter", "png_pixels", "read_png"]
-
 
 @dataclass(frozen=True)
 class Limits:

@@ -12,10 +12,7 @@ from torch import Tensor
 from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.policies.actor import Actor
-from unirl_env.rollouts.drivers.driver import Driver, LiveEpisodes
-from unirl_env.rollouts.request import RolloutRequest
-
-__all__ = ["ActionDriver"]
+from unirl_env.rollouts.driver import Driver, LiveEpisodes, RolloutRequest
 
 ENDLESS = 100_000
 """Steps after which an episode counts as one without end."""

@@ -15,10 +15,7 @@ from unirl_env.functional import SDEStep
 from unirl_env.models.denoiser import NEGATIVE
 from unirl_env.policies.actor import Actor
 from unirl_env.policies.heads import ANNOUNCED
-from unirl_env.rollouts.drivers.driver import Driver, LiveEpisodes
-from unirl_env.rollouts.request import RolloutRequest
-
-__all__ = ["LatentDriver"]
+from unirl_env.rollouts.driver import Driver, LiveEpisodes, RolloutRequest
 
 SEEN = ("latent", "sigma", "sigma_next")
 """What is recorded of a step's observation, beside its context."""

@@ -14,16 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unirl_env.envs.writing import WAIT
+from unirl_env.envs.token_rows import WAIT
 from unirl_env.episode import Phase, cat_padded, distinct
 from unirl_env.errors import ConfigError, ContractError, EngineLost, StaleWeights
 from unirl_env.models.words import Encoded
 from unirl_env.policies.actor import Actor
-from unirl_env.rollouts.drivers.driver import Driver, LiveEpisodes
+from unirl_env.rollouts.driver import Driver, LiveEpisodes, RolloutRequest
 from unirl_env.rollouts.engines.base import Answer, Engine, Request
-from unirl_env.rollouts.request import RolloutRequest
-
-__all__ = ["PictureTokenDriver", "TextDriver"]
 
 PATIENCE = 3
 """Times that an engine may be lost over the same requests before it counts as gone for good."""

@@ -19,8 +19,6 @@ from unirl_env.types import Prompt
 if TYPE_CHECKING:
     from unirl_env.policies.actor import Actor
 
-__all__ = ["Answer", "Engine", "Request"]
-
 
 @dataclass(frozen=True)
 class Request:

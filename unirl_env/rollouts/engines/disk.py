@@ -23,8 +23,6 @@ from unirl_env.rollouts.engines.pictures import Pictures
 if TYPE_CHECKING:
     from unirl_env.policies.actor import Actor
 
-__all__ = ["DiskEngine", "Made", "WeightsFolder"]
-
 MEMORY = Path("/dev/shm")
 """A file system in memory, where Linux has one."""
 
@@ -108,6 +106,14 @@ class DiskEngine(Engine):
     # What a leaf answers.
 
     @abstractmethod
+    def _start(self) -> None:
+        """Make the engine, or wait for it."""
+
+    @abstractmethod
+    def _stop(self) -> None:
+        """End it, if it is ours."""
+
+    @abstractmethod
     def _add_adapter(self, label: str, directory: str) -> None:
         """Load the adapter in `directory` under the name `label`."""
 
@@ -172,8 +178,19 @@ class DiskEngine(Engine):
         self._held = self._label = label
         self.weights_version = version
 
+    def restart(self) -> None:
+        """End what is left of the engine and make it again, with the untrained weights.
+
+        Raises:
+            EngineError: If it cannot be made.
+        """
+        self._stop()
+        self._forget_all()
+        self._start()
+
     def close(self) -> None:
-        """Remove the weights that were written."""
+        """Give back all that is held, and remove the weights that were written."""
+        self._stop()
         self._folder.close()
 
     def _forget_all(self) -> None:

@@ -13,8 +13,6 @@ import subprocess
 import sys
 import time
 
-__all__ = ["main"]
-
 PATIENCE = 0.5
 """Seconds between two looks at the parent."""
 

@@ -17,8 +17,6 @@ from unirl_env.models.backbone import TokenBackbone
 from unirl_env.policies.actor import Actor
 from unirl_env.rollouts.engines.base import Answer, Engine, Request
 
-__all__ = ["LocalEngine"]
-
 COMPACT = 4
 """Finished rows leave the batch when they are at least one in this many: leaving copies the others' cache."""
 DRAWS = 64

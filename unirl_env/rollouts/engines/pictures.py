@@ -10,8 +10,6 @@ from unirl_env.errors import EngineError
 from unirl_env.media.pixels import load_picture, png_uri, to_pil
 from unirl_env.rollouts.engines.base import Request
 
-__all__ = ["Pictures"]
-
 
 class Pictures:
     """Hands over pictures as they are, and the context with a single mark in the place of each.

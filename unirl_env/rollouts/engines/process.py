@@ -16,8 +16,6 @@ from pathlib import Path
 from unirl_env.errors import EngineError
 from unirl_env.errors.masks import remember
 
-__all__ = ["ServerProcess", "free_port"]
-
 LAST_LINES = 25
 """Lines of the log that an error shows."""
 GRACE = 10.0

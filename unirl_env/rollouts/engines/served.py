@@ -14,15 +14,14 @@ from unirl_env.rollouts.engines.disk import DiskEngine
 from unirl_env.rollouts.engines.process import ServerProcess, free_port
 from unirl_env.rollouts.engines.server_client import ServerClient
 
-__all__ = ["ServedEngine"]
-
 
 class ServedEngine(DiskEngine):
     """Talks to a server over HTTP.
 
     A server that is started here listens on the loopback interface alone, at a free port, with a key of its
-    own, and ends with this process. A server that is given by its `url` is never ended; the folder for
-    weights must then be one that it can read, too.
+    own, and ends with this process; `restart` ends what is left of it and starts it again. A server that is
+    given by its `url` is never ended, and waited for; the folder for weights must then be one that it can
+    read, too.
 
     Args:
         pretrained: The hub id or directory of the untrained model.
@@ -77,21 +76,6 @@ class ServedEngine(DiskEngine):
         """Read the server's limits, and refuse one that cannot do what is needed."""
 
     # What they share.
-
-    def restart(self) -> None:
-        """End what is left of our server and start it again; wait for one that somebody else runs.
-
-        Raises:
-            EngineError: If it does not come back within `start_seconds`.
-        """
-        self._stop()
-        self._forget_all()
-        self._start()
-
-    def close(self) -> None:
-        """End our server and everything it started; leave somebody else's alone."""
-        self._stop()
-        super().close()
 
     def _start(self) -> None:
         if self.url is not None:

@@ -12,8 +12,6 @@ from unirl_env.errors import EngineError, EngineLost
 from unirl_env.errors.masks import remember
 from unirl_env.http import CallFailed, Client
 
-__all__ = ["ServerClient"]
-
 AT_ONCE = 256
 """Requests under way at the same time; servers batch them as they can."""
 MOST_BYTES = 2**30

@@ -11,8 +11,6 @@ from unirl_env.rollouts.engines.base import Request
 from unirl_env.rollouts.engines.disk import Made
 from unirl_env.rollouts.engines.served import ServedEngine
 
-__all__ = ["SGLangServer"]
-
 
 class SGLangServer(ServedEngine):
     """An engine in processes of its own, through SGLang's HTTP routes alone.

@@ -17,8 +17,6 @@ from unirl_env.rollouts.engines.base import Request
 from unirl_env.rollouts.engines.disk import DiskEngine, Made
 from unirl_env.rollouts.engines.vllm_worker import EXTENSION
 
-__all__ = ["CPU_CACHE_BYTES", "VLLMEngine", "adapter_room", "sampling_settings", "vllm_variables"]
-
 CPU_CACHE_BYTES = 1 << 30
 """Without a GPU, vLLM would take nine tenths of the machine's memory, which is not its own."""
 ADAPTER_ROOMS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -61,17 +59,6 @@ class VLLMEngine(DiskEngine):
         self._llm: Any = None
         self._adapters: dict[str, Any] = {}
         self._start()
-
-    def restart(self) -> None:
-        """Build the engine again, with the untrained weights."""
-        self._stop()
-        self._forget_all()
-        self._start()
-
-    def close(self) -> None:
-        """Give back the engine's memory, and the process group it made."""
-        self._stop()
-        super().close()
 
     def _start(self) -> None:
         for name, value in vllm_variables(in_process=True).items():

@@ -15,8 +15,6 @@ from unirl_env.rollouts.engines.served import ServedEngine
 from unirl_env.rollouts.engines.vllm import CPU_CACHE_BYTES, adapter_room, sampling_settings, vllm_variables
 from unirl_env.rollouts.engines.vllm_worker import EXTENSION
 
-__all__ = ["VLLMServer"]
-
 BASE = "base"
 """What the untrained model is called on the server."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["EXTENSION", "RepackHeads"]
-
 EXTENSION = f"{__name__}.RepackHeads"
 """For the `worker_extension_cls` of vLLM, which imports it in each worker."""
 

@@ -15,8 +15,6 @@ from unirl_env.run.compose.recipes import CONFIGS, composed, is_recipe, options,
 from unirl_env.run.compose.yaml import as_config, literally, read_yaml, settings_in
 from unirl_env.settings import RunConfig
 
-__all__ = ["DEFAULT_RECIPE", "settings"]
-
 DEFAULT_RECIPE = "diffusion/tiny_sd3"
 
 

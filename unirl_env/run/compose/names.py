@@ -10,8 +10,6 @@ from typing import Any, get_type_hints
 
 from unirl_env.settings import RunConfig
 
-__all__ = ["GROUPS", "OPEN", "SECTIONS", "TEXTS", "TYPES", "WHOLE", "below", "respelled", "unknown_name"]
-
 GROUPS = ("model", "reward", "agent", "rollout", "prompts")
 """Sections that are chosen by one word, too."""
 

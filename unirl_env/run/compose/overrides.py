@@ -28,8 +28,6 @@ from unirl_env.run.compose.names import (
 )
 from unirl_env.settings.literal import first_line, parsed, shielded
 
-__all__ = ["Override", "alternatives", "apply", "last_value", "split"]
-
 QUOTES = "\"'"
 OPENED, CLOSED = "([{", ")]}"
 

@@ -16,8 +16,6 @@ from typing import Any
 from unirl_env.settings import RunConfig
 from unirl_env.settings.fields import allowed, may_change, python_name
 
-__all__ = ["page", "reasons"]
-
 INTRODUCTION = """\
 # Settings
 

@@ -32,8 +32,6 @@ from unirl_env.run.compose.yaml import read_text, require_texts
 from unirl_env.settings import RunConfig
 from unirl_env.settings.literal import first_line, from_yaml, shielded, shielded_but, unshielded
 
-__all__ = ["CONFIGS", "SHARED", "composed", "is_recipe", "options", "recipes", "without_defaults"]
-
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHARED = (*GROUPS, "knobs", "service")
 RESOLVER = re.compile(r"\$\{\s*[A-Za-z_][\w.]*\s*:")

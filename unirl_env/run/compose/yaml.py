@@ -20,21 +20,6 @@ from unirl_env.settings import RunConfig
 from unirl_env.settings.fields import may_change
 from unirl_env.settings.literal import first_line, from_yaml, shielded, unshielded
 
-__all__ = [
-    "as_config",
-    "differences",
-    "flat",
-    "from_mapping",
-    "literally",
-    "read_text",
-    "read_yaml",
-    "require_texts",
-    "settings_in",
-    "shown",
-    "to_yaml",
-]
-
-
 VERSION_KEY, VERSION = "version", 1
 """What a run's `config.yaml` says of its own form.
 

@@ -37,8 +37,6 @@ from unirl_env.run.record.files import (
     replace_text,
 )
 
-__all__ = ["Checkpoint", "best", "listing", "newest", "prune", "read", "set_aside", "set_score", "write"]
-
 FORMAT = 1
 TENSORS, META, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 FILES = re.compile("|".join(map(re.escape, (TENSORS, META, MANIFEST, f".{MANIFEST}"))))

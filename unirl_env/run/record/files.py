@@ -11,8 +11,6 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["free_place", "is_dangling", "iteration_of", "numbered", "remove_files", "replace_text"]
-
 
 def iteration_of(name: str) -> int | None:
     """The iteration that a name of ours stands for: six digits, and more where they are needed; else None."""

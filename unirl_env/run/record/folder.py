@@ -24,8 +24,6 @@ from unirl_env.errors import CheckpointError, ConfigError
 from unirl_env.run.record.checkpoint import MANIFEST
 from unirl_env.run.record.files import is_dangling, remove_files
 
-__all__ = ["RunFolder", "free_name", "locate", "of_name"]
-
 CONFIG, PROVENANCE = "config.yaml", "provenance.json"
 BEGUN = ("metrics.jsonl", "evaluation.jsonl", "checkpoints", "pictures")
 """What a run has when something has happened in it."""

@@ -17,8 +17,6 @@ from unirl_env.errors import ConfigError
 from unirl_env.errors.masks import hide
 from unirl_env.run.record.files import replace_text
 
-__all__ = ["fingerprint", "model_fingerprint", "record", "session"]
-
 PACKAGES = (
     "unirl-env",
     "torch",

@@ -25,17 +25,6 @@ from unirl_env.media.pixels import load_picture
 from unirl_env.run.record.files import is_dangling, numbered, remove_files, replace_text
 from unirl_env.types import Prompt, Sample
 
-__all__ = [
-    "further_pictures",
-    "load_latents",
-    "load_questions",
-    "load_texts",
-    "picture_paths",
-    "question_pictures",
-    "save_samples",
-    "thin_out",
-]
-
 LATENTS, TEXTS, QUESTIONS, ASKED = "latents.safetensors", "texts.json", "prompts.json", "prompts"
 FURTHER = "further"
 PICTURE, FURTHER_PICTURE = r"([0-9]{3,9})-([0-9]{1,9})\.png", r"([0-9]{3,9})-([0-9]{1,9})-([0-9]{1,9})\.png"

@@ -21,24 +21,6 @@ from unirl_env.run.record.samples import (
     question_pictures,
 )
 
-__all__ = [
-    "Columns",
-    "Text",
-    "answers",
-    "are_drawn",
-    "cards",
-    "data_uri",
-    "drawn",
-    "drawn_film",
-    "film",
-    "folded",
-    "gallery",
-    "printable",
-    "scatter",
-    "seen",
-    "shown",
-]
-
 LARGEST = 320
 """Side in pixels from which pictures are scaled down: a page must stay one that can be sent."""
 PIXELATED = 128

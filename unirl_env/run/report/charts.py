@@ -13,8 +13,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Chart", "Series", "colours", "short_name", "smooth", "styles", "titles"]
-
 LEFT, RIGHT, TOP, BOTTOM = 48, 14, 12, 26
 DODGE = 5
 

@@ -9,12 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 from unirl_env.monitor.alarm import Finding, HackingAlarm, Level
-from unirl_env.run.record.metric_names import of_phases
+from unirl_env.run.record.logbook import of_phases
 from unirl_env.run.report.charts import Chart, Series, smooth, styles
 from unirl_env.run.summary import SETS
 from unirl_env.settings import AlarmSettings
-
-__all__ = ["HACKING", "hacking", "process_charts", "reward_charts"]
 
 Rows = Sequence[Mapping[str, Any]]
 SECONDS = ("rollout", "reward", "update", "sync", "heldout")

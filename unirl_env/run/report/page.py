@@ -31,8 +31,6 @@ from unirl_env.run.report.curves import HACKING, hacking, process_charts, reward
 from unirl_env.run.summary import SETS, headline, label, number, resume_command, score_rows
 from unirl_env.settings import RunConfig
 
-__all__ = ["scores_table", "write_comparison", "write_report"]
-
 HERE = Path(__file__).parent
 SCORES = (
     "Every part of every reward: mean and standard deviation over samples, and the difference with its 95 % "
