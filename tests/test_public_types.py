@@ -57,7 +57,7 @@ reveal_type(Short(target=8))  # is mine.Short
 reveal_type(build_scorer("length"))  # is types.Scorer
 reveal_type(reward([Sample(text="a")], [Prompt("b")]))  # is types.Scores
 reward(["a"], [Prompt("b")])  # wrong: expected "Sample"
-WeightedSum({"short": Short(target=8)})  # wrong: expected "tuple[Scorer, float]"
+WeightedSum({"short": Short(target=8)})  # wrong: "tuple[Scorer, float]"
 
 
 def play(bare: DenoiseVectorEnv) -> None:

@@ -246,7 +246,7 @@ class Agent(RLlibAlgorithm):
 
     def _log(self, batch: EpisodeBatch, version: int) -> None:
         """The iteration's numbers where RLlib and Tune look for them."""
-        lengths = batch.lengths(self.config.mode.phases(self.config), self.config.num_steps)
+        lengths = self.config.episode_lengths(batch)
         seconds, place = self.iteration_metrics["seconds/rollout"], (ENV_RUNNER_RESULTS,)
         log_episodes(self.metrics, batch.scores, lengths, seconds=seconds, version=version, place=place)
         log_update(self.metrics, self.iteration_metrics, self._parameters)

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.tune.search.sample import Domain
@@ -287,12 +287,14 @@ class BatchSize:
     when all has been said. Where `num_prompts` was not, it follows from the others.
     """
 
-    num_prompts: int
-    group_size: int
-    num_learners: int
     _train_batch_size: int | None = None
-    _train_batch_size_per_learner: Any
     _num_prompts_given: bool = False
+
+    if TYPE_CHECKING:  # What stands for fields of settings, and RLlib's own.
+        num_prompts: int
+        group_size: int
+        num_learners: int
+        _train_batch_size_per_learner: Any
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)

@@ -34,7 +34,7 @@ from unirl_env.agents.learner import GenerativeLearner
 from unirl_env.agents.loss import check_loss
 from unirl_env.agents.rows import KINDS, Losses
 from unirl_env.arguments.values import whole
-from unirl_env.episode import Phase
+from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.errors import ConfigError
 from unirl_env.modes import Mode, mode_of
 from unirl_env.policies.rl_module import GenerativePolicy
@@ -388,6 +388,13 @@ class AgentConfig(BatchSize, AlgorithmConfig):
     def env_options(self) -> dict[str, Any]:
         """The environment's keyword arguments: those registered with its id, and the user's over them."""
         return {**self.env_spec.kwargs, **self.env_config}
+
+    def episode_lengths(self, batch: EpisodeBatch, num_steps: int | None = None) -> list[int]:
+        """Steps of the environment in each of B episodes, with denoising steps as in training by default."""
+        kinds = self.mode.phases(self)
+        # Texts have no denoising steps to ask for.
+        steps = (num_steps or self.num_steps) if "latents" in kinds.values() else 0
+        return batch.lengths(kinds, steps)
 
     def prompt_source(self) -> Any:
         """What the agent takes prompts from."""

@@ -144,7 +144,7 @@ class RLlibAlgorithm(Algorithm):
                 )
             )
             scores.append(batch.scores)
-            lengths += batch.lengths(config.mode.phases(config), plan.num_steps or config.num_steps)
+            lengths += config.episode_lengths(batch, plan.num_steps)
         logger, judged = MetricsLogger(root=False), Scores.cat(scores)
         seconds = time.perf_counter() - began
         log_episodes(logger, judged, lengths, seconds=seconds, version=self.weights_version)

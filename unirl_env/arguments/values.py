@@ -182,7 +182,7 @@ def fits(value: Any, hint: Any) -> bool:
             return False
         wanted = inner[:1] * len(value) if origin is list or inner[-1:] == (Ellipsis,) else inner
         return len(value) == len(wanted) and all(map(fits, value, wanted))
-    return isinstance(value, hint)
+    return isinstance(value, origin or hint)
 
 
 def words_for(hint: Any) -> str:

@@ -178,8 +178,7 @@ class RunnerCallbacks:
                 self._call(runner, name, episode=episode, env_index=i, **about)
         batch = play(request)
         seconds = time.perf_counter() - began
-        kinds = runner.config.mode.phases(runner.config)
-        lengths = batch.lengths(kinds, request.num_steps or runner.config.num_steps)
+        lengths = runner.config.episode_lengths(batch, request.num_steps)
         for i, (episode, length) in enumerate(zip(episodes, lengths, strict=True)):
             episode.end(batch, i, length, seconds)
             more = {"episode": episode, "env_index": i, "prev_episode_chunks": []}

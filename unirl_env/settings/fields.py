@@ -13,7 +13,7 @@ import functools
 import math
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from unirl_env.arguments.values import fits, require, words_for
 from unirl_env.errors import ConfigError
@@ -59,7 +59,8 @@ def setting(
 class Settings:
     """A group of settings; what concerns several of its fields, its `check` adds."""
 
-    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]  # of those that derive from this
+    if TYPE_CHECKING:  # Those that derive from this are dataclasses; OmegaConf would take it for a field.
+        __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     def check(self, prefix: str = "") -> None:
         """Refuse what cannot work, whatever the other groups say.
