@@ -330,24 +330,22 @@ def by_tokens(phase: Phase, busy: Tensor, *, size: int | None, tokens: int | Non
     longest episode come first, so that the episodes of a micro-batch are of about one length. Each episode
     counts with its prompt. One that alone exceeds `tokens` is a micro-batch of its own.
     """
-    lengths = sequence_lengths(phase).cpu()[busy]
-    prompt = phase.context_row.cpu()[busy]
-    longest = torch.zeros(int(prompt.max()) + 1, dtype=lengths.dtype) if len(busy) else lengths
-    longest = longest.scatter_reduce(0, prompt, lengths, "amax")[prompt]
-    keys = zip(longest.tolist(), prompt.tolist(), lengths.tolist(), strict=True)
-    order = torch.tensor(
-        [i for _, i in sorted(((-most, row, -n), i) for i, (most, row, n) in enumerate(keys))],
-        dtype=torch.int64,
-    )
+    assert phase.context_row is not None
+    lengths = sequence_lengths(phase).cpu()[busy].tolist()
+    prompts = phase.context_row.cpu()[busy].tolist()
+    longest: dict[int, int] = {}
+    for prompt, length in zip(prompts, lengths, strict=True):
+        longest[prompt] = max(length, longest.get(prompt, 0))
+    order = sorted(range(len(busy)), key=lambda i: (-longest[prompts[i]], prompts[i], -lengths[i]))
     found: list[list[int]] = []
     room = 0
-    for episode, length in zip(busy[order].tolist(), lengths[order].tolist(), strict=True):
+    for i in order:
         full = not found or (size is not None and len(found[-1]) == size)
-        if full or (tokens is not None and length > room):
+        if full or (tokens is not None and lengths[i] > room):
             found.append([])
             room = tokens or 0
-        found[-1].append(episode)
-        room -= length
+        found[-1].append(int(busy[i]))
+        room -= lengths[i]
     return [torch.tensor(each) for each in found]
 
 
