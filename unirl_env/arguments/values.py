@@ -167,8 +167,6 @@ def fits(value: Any, hint: Any) -> bool:
         return True
     if origin in (types.UnionType, typing.Union):
         return any(fits(value, each) for each in inner)
-    if origin is typing.Literal:
-        return any(value == word and type(value) is type(word) for word in inner)
     if hint is float:
         return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
     if hint is int:
@@ -196,7 +194,5 @@ def words_for(hint: Any) -> str:
         )
     if origin is dict:
         return "a mapping"
-    if origin is typing.Literal:
-        return " or ".join(map(repr, inner))
     words = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a text"}
     return words.get(hint, "null" if hint is type(None) else f"a {getattr(hint, '__name__', hint)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from unirl_env.errors import ConfigError
 from unirl_env.settings.fields import Settings, setting
@@ -44,7 +44,7 @@ class AgentSettings(Settings):
     shuffle_batch_per_epoch: Any = setting(False, choices=(False, True, "group", "episode"))
     """Deal the episodes out anew in every epoch: by whole `group`s, by `episode`, or true, which is by groups
     where minibatches hold whole ones. Changes with the seed, the iteration and the epoch only."""
-    micro_batch_size: int | Literal["auto"] | None = setting("auto", least=1, may_change=True)
+    micro_batch_size: int | str | None = setting("auto", least=1, word="auto", may_change=True)
     """Episodes per forward and backward; null takes the whole minibatch. `auto` does so, too, except of
     latents on a CPU, of which it takes no more than its caches hold. Changes memory and time, not results."""
     micro_batch_tokens: int | None = setting(None, least=1, may_change=True)

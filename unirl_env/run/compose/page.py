@@ -107,8 +107,6 @@ def _type(hint: Any) -> str:
         return f"list of {len(inner)} {_type(inner[0])}s"
     if origin is list:
         return f"list of {_type(inner[0])}s"
-    if origin is typing.Literal:
-        return " or ".join(f"`{word}`" for word in inner)
     return "mapping" if origin is dict else WORDS[hint]
 
 
