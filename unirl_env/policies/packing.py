@@ -14,6 +14,8 @@ from torch import Tensor
 
 from unirl_env.episode import Phase
 
+__all__ = ["PackedTokens", "pack_continuations", "pack_prefixes", "sequence_lengths"]
+
 OWN = ("prompt", "prompt_length", "positions")
 """Context of a token phase that is not a picture."""
 
