@@ -152,13 +152,15 @@ def _rows(
     # Values are checked where that costs no wait for an accelerator.
     s, s_next = (given[name].to(torch.float32) for name in ("sigma", "sigma_next"))
     if s.device.type == "cpu" and s_next.device.type == "cpu":
-        if not bool(((s <= 1 + ROUNDING) & (s_next <= s) & (s_next >= 0)).all()):
+        high, low = s.detach().numpy(), s_next.detach().numpy()
+        if not ((high <= 1 + ROUNDING).all() and (low <= high).all() and (low >= 0).all()):
             raise ShapeError(
                 f"`sigma` and `sigma_next` must fall within 1 >= sigma >= sigma_next >= 0, got {sigma} and "
                 f"{sigma_next}; try consecutive values of flow_sigmas(num_steps)."
             )
-    device = latent.device
-    return s.to(device).expand(lead), s_next.to(device).expand(lead), stochastic.to(device).expand(lead)
+    rows = (value.to(latent.device) for value in (s, s_next, stochastic))
+    s, s_next, stochastic = (value if value.ndim == rank else value.expand(lead) for value in rows)
+    return s, s_next, stochastic
 
 
 def _check_kernel(dynamics: str, eta: float, sigma_max: float | None) -> None:

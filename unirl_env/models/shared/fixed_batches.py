@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unirl_env.types import Sample
 
-PIXELS_AT_ONCE = 64 * 64
+PIXELS_AT_ONCE = 8 * 32 * 32
 """In one forward: small pictures are faster together, larger ones fill a device by themselves, and a batch
 that is filled up is work for nothing."""
 TOKENS_AT_ONCE, TEXTS_AT_ONCE = 1024, 8
