@@ -271,6 +271,11 @@ class TestMerged:
                 twice = actor.act(obs, noise_for(obs))
         assert torch.equal(once.latent, twice.latent)
 
+    def test_the_untrained_weights_cannot_be_asked_for_inside(self, tiny):
+        actor = Actor(tiny, lora=LoRAConfig(rank=4))
+        with actor.merged(), pytest.raises(ContractError, match="outside of `merged`"), actor.reference():
+            pass
+
     def test_a_weight_that_is_tied_to_another_layer_changes_in_the_adapted_one_only(self):
         model = TinyQwen3()
         actor = stir(Actor(model, lora=LoRAConfig(rank=4, targets=("lm_head",))))

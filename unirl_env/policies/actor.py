@@ -205,31 +205,43 @@ class Actor(nn.Module):
 
         Nothing can be trained within. Afterwards every layer has the very weights of before: they are kept,
         not computed back. Sums are rounded otherwise than with the adapters beside the weights, so that
-        scores agree with those to rounding.
-
+        scores agree with those to rounding. The adapters are not in the network meanwhile.
         """
-        layers = [layer for layer in self._adapter_layers() if not layer.disable_adapters]
-        own = [layer.get_base_layer().weight for layer in layers]
-        with self._beside(layers):
-            try:
-                for layer, weight in zip(layers, own, strict=True):
-                    change = sum(layer.get_delta_weight(name).detach() for name in layer.active_adapters)
-                    # Another parameter, because the weight may be tied to a layer without an adapter.
-                    layer.get_base_layer().weight = nn.Parameter(weight + change.to(weight.dtype), False)
-                yield
-            finally:
-                for layer, weight in zip(layers, own, strict=True):
-                    layer.get_base_layer().weight = weight
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        places = [
+            (parent, name, layer)
+            for parent in self.network.modules()
+            for name, layer in parent.named_children()
+            if isinstance(layer, BaseTunerLayer)
+        ]
+        own: dict[Any, nn.Parameter] = {layer: layer.get_base_layer().weight for _, _, layer in places}
+        try:
+            for layer, weight in own.items():
+                change = sum(layer.get_delta_weight(name).detach() for name in layer.active_adapters)
+                # Another parameter, because the weight may be tied to a layer without an adapter.
+                layer.get_base_layer().weight = nn.Parameter(weight + change.to(weight.dtype), False)
+            for parent, name, layer in places:
+                setattr(parent, name, layer.get_base_layer())
+            yield
+        finally:
+            for parent, name, layer in places:
+                setattr(parent, name, layer)
+            for layer, weight in own.items():
+                layer.get_base_layer().weight = weight
 
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Within it, the actor is the untrained model.
 
         Raises:
-            ContractError: If all weights are trained and no copy was kept.
+            ContractError: If all weights are trained and no copy was kept, or adapters are merged.
         """
         if self.lora is not None:
-            with self._beside(list(self._adapter_layers())):
+            layers = list(self._adapter_layers())
+            if not layers:
+                raise ContractError("The untrained weights must be asked for outside of `merged`.")
+            with self._without(layers):
                 yield
             return
         if not self._frozen:
@@ -337,7 +349,7 @@ class Actor(nn.Module):
         return (module for module in self.network.modules() if isinstance(module, BaseTunerLayer))
 
     @contextmanager
-    def _beside(self, layers: Sequence[Any]) -> Iterator[None]:
+    def _without(self, layers: Sequence[Any]) -> Iterator[None]:
         """Within it, the adapters of `layers` do nothing."""
         # peft would have all of them trained afterwards, also those of a phase that is frozen.
         trained = [(p, p.requires_grad) for layer in layers for p in layer.parameters()]
