@@ -1,10 +1,11 @@
 """A training iteration against the model's bare forward and backward calls of the same shapes, in one run.
 
-The bare run makes exactly the calls of the network (T forwards of B rows, then per minibatch one forward and
-backward of its B/N x S rows and an optimizer step) and decodes B latents; the agent adds the environment, the
-reward, the records, the loss, the advantages and RLlib around them.
+The bare run makes exactly the calls of the network (T forwards of B rows, the adapters merged; then per
+minibatch forwards and backwards of its B/N x S rows, as many at a time as the agent takes, and an optimizer
+step), encodes the prompts that are new, and decodes B latents. The agent adds the environment, the reward,
+the records, the loss, the advantages and RLlib around them. The rows of both are counted by a hook.
 
-    python benchmarks/iteration.py [--repeats 7] [--agent flow_dppo]
+    python benchmarks/iteration.py [--rounds 9] [--agent flow_dppo] [--cases 2x8 8x12]
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ import logging
 
 import ray
 import torch
-from timing import interleaved, report
+from timing import RowsSeen, ratio, report, rounds
 
 from unirl_env.agents.by_name import default_config
+from unirl_env.agents.rows import ELEMENTS_AT_ONCE
 from unirl_env.envs import PromptSource
 from unirl_env.models.tiny import TinySD3Denoiser
 from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.types import Scores
 
-STEPS, EXPLORED, PROMPTS, GROUP, MINIBATCHES = 8, (0, 1, 2, 3), 8, 12, 2
+STEPS, EXPLORED, MINIBATCHES = 8, (0, 1, 2, 3), 2
 
 
 def brightness(samples, prompts):
@@ -30,68 +32,87 @@ def brightness(samples, prompts):
     return Scores(torch.stack([sample.image.mean() for sample in samples]))
 
 
-def bare_iteration():
-    """The model's own calls, and nothing else."""
+def bare_iteration(num_prompts: int, group: int):
+    """The model's own calls, and nothing else; and the network that makes them."""
     denoiser = TinySD3Denoiser()
     actor = Actor(denoiser, lora=LoRAConfig())
     parameters = [p for p in actor.network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-6)
-    prompts = PromptSource.of("shapes_train").take(0, PROMPTS)
-    batch = PROMPTS * GROUP
-    context = {k: v.repeat_interleave(GROUP, 0) for k, v in denoiser.encode(prompts).items()}
-    latent = torch.randn(batch, *denoiser.latent_shape)
-    rows = batch // MINIBATCHES * len(EXPLORED)
-    part = {k: v[: batch // MINIBATCHES].repeat_interleave(len(EXPLORED), 0) for k, v in context.items()}
-    some = torch.randn(rows, *denoiser.latent_shape)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
+    source, batch = PromptSource.of("shapes_train"), num_prompts * group
+    some = torch.randn(batch, len(EXPLORED), *denoiser.latent_shape)
+    at_once = max(1, ELEMENTS_AT_ONCE // some[0].numel())
+    position = 0
 
     def iterate():
-        with torch.no_grad():
+        nonlocal position
+        encoded = denoiser.encode(source.take(position, num_prompts))
+        position += num_prompts
+        context = {name: each.repeat_interleave(group, 0) for name, each in encoded.items()}
+        latent = torch.randn(batch, *denoiser.latent_shape)
+        with torch.no_grad(), actor.merged():
             for k in range(STEPS):
                 denoiser.velocity(actor.network, latent, torch.full((batch,), 1 - k / STEPS), context)
             denoiser.decode(latent)
-        for _ in range(MINIBATCHES):
-            velocity = denoiser.velocity(actor.network, some, torch.full((rows,), 0.5), part)
+        for minibatch in torch.arange(batch).chunk(MINIBATCHES):
             optimizer.zero_grad()
-            velocity.square().mean().backward()
+            for index in minibatch.split(at_once):
+                rows = some[index].flatten(0, 1)
+                part = {
+                    name: each[index].repeat_interleave(len(EXPLORED), 0) for name, each in context.items()
+                }
+                velocity = denoiser.velocity(actor.network, rows, torch.full((len(rows),), 0.5), part)
+                velocity.square().mean().backward()
             optimizer.step()
 
-    return iterate
+    return iterate, actor.network
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--agent", default="flow_dppo", help="a name, or the path of a configuration")
-    args = parser.parse_args()
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+def compared(agent: str, num_prompts: int, group: int, repeats: int) -> dict[str, object]:
+    """One row of the table."""
     config = (
-        default_config(args.agent, "--agent")
+        default_config(agent, "--agent")
         .environment("unirl/TinySD3-T2I-v0", env_config={"scorer": brightness, "num_steps": STEPS})
         .training(
-            num_prompts=PROMPTS,
-            group_size=GROUP,
+            num_prompts=num_prompts,
+            group_size=group,
             num_minibatches=MINIBATCHES,
             lr=1e-6,
             steps={"kind": "fraction", "fraction": (0.0, 0.5)},
             keep_samples=False,
         )
     )
-    agent = config.build_algo()
-    assert agent.config.trained_steps(0) == EXPLORED
-    times = interleaved({"bare": bare_iteration(), "agent": agent.train}, args.repeats, warmup=2)
-    parts = {
-        name: agent.iteration_metrics[name] for name in ("seconds/rollout", "seconds/update", "seconds/sync")
+    algorithm = config.build_algo()
+    assert algorithm.config.trained_steps(0) == EXPLORED
+    bare, network = bare_iteration(num_prompts, group)
+    seen = RowsSeen()
+    seen.watch(network)
+    seen.watch(algorithm.get_module().actor.network)
+    algorithm.train()  # the first one checks itself, which takes a forward more
+    calls = {"bare": bare, "agent": algorithm.train}
+    rows = {name: seen.of(call) for name, call in calls.items()}
+    assert len(set(rows.values())) == 1, f"Not the same work: {rows}"
+    times = rounds(calls, repeats, warmup=1)
+    parts = {name: algorithm.iteration_metrics[f"seconds/{name}"] for name in ("rollout", "update", "sync")}
+    algorithm.stop()
+    return {
+        "agent": agent,
+        "episodes": num_prompts * group,
+        "rows": rows["agent"],
+        "agent_ms": 1e3 * sorted(times["agent"])[repeats // 2],
+        "agent/bare": ratio(times["agent"], times["bare"]),
+        "of the last": parts,
     }
-    report(
-        f"iteration/{args.agent}",
-        {
-            "bare_ms": 1e3 * times["bare"],
-            "agent_ms": 1e3 * times["agent"],
-            "agent/bare": times["agent"] / times["bare"],
-            **parts,
-        },
-    )
-    agent.stop()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--agent", default="flow_dppo", help="a name, or the path of a configuration")
+    parser.add_argument("--cases", nargs="+", default=["2x8", "8x12"], help="prompts x group")
+    args = parser.parse_args()
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    for case in args.cases:
+        report("iteration", compared(args.agent, *map(int, case.split("x")), args.rounds))
 
 
 if __name__ == "__main__":

@@ -1,25 +1,33 @@
-"""Rollouts against the model's own pipeline: same model, prompts, steps, batch and guidance, in one run.
+"""Rollouts against the model's own pipeline and against its bare calls: the same calls, turn by turn.
 
-Prints the ratio of `StableDiffusion3Pipeline.__call__` to `Rollout.collect`: above 1, the environment
-and the policy are faster. The environment encodes each distinct prompt once and keeps it, as in training.
+For each batch size, guidance, with and without adapters: the same embedded model, steps, batch and prompts
+(whose encodings are given to all three, and kept by the environment), and the same number of rows through the
+network, counted by a hook. `pipeline / ours` above 1: environment and policy are faster than
+`StableDiffusion3Pipeline.__call__`, which has the very adapters of the policy loaded. `ours / bare`: what
+they cost over the network's calls, an Euler step after each, and the decoder. Both are medians over rounds,
+with the smallest and the largest.
 
-    python benchmarks/rollout.py [--repeats 7] [--steps 8] [--prompts 8] [--group 12]
+    python benchmarks/rollout.py [--rounds 9] [--steps 8] [--batches 8 16 32 96] [--guidance 1 4.5]
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
+from itertools import pairwise, product
 
 import torch
-from timing import interleaved, report
+from timing import RowsSeen, ratio, report, rounds
 
 from unirl_env.envs import PromptSource
-from unirl_env.models.tiny import TinySD3Denoiser
-from unirl_env.policies.actor import Actor
+from unirl_env.models.tiny import TinySD3Denoiser, tiny_path
+from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.play import Rollout
 from unirl_env.types import Scores
 from unirl_env.worlds import make_vector_env
+
+GROUP = 4
 
 
 def no_score(samples, prompts):
@@ -27,21 +35,36 @@ def no_score(samples, prompts):
     return Scores(torch.zeros(len(samples)))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name, value in (("repeats", 7), ("steps", 8), ("prompts", 8), ("group", 12)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    args = parser.parse_args()
+def with_adapters(denoiser: TinySD3Denoiser) -> Actor:
+    """A policy whose adapters do something: new ones add nothing."""
+    actor = Actor(denoiser, lora=LoRAConfig())
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in actor.network.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0.0, 0.02, generator=generator)
+    return actor
 
+
+def compared(steps: int, batch: int, guidance: float, adapters: bool, repeats: int) -> dict[str, object]:
+    """One row of the table."""
     from diffusers import StableDiffusion3Pipeline
 
-    from unirl_env.models.tiny import tiny_path
-
+    denoiser = TinySD3Denoiser()
+    actor = with_adapters(denoiser) if adapters else Actor(denoiser)
+    for head in actor.heads.values():
+        head.guidance = guidance
     pipeline = StableDiffusion3Pipeline.from_pretrained(tiny_path("sd3"))
     pipeline.set_progress_bar_config(disable=True)
-    prompts = PromptSource.of("shapes_train").take(0, args.prompts)
-    texts = [prompt.text for prompt in prompts for _ in range(args.group)]
-    denoiser = TinySD3Denoiser()
+    if adapters:
+        with tempfile.TemporaryDirectory() as folder:
+            actor.save_adapters(folder)
+            pipeline.load_lora_weights(folder)
+    prompts = PromptSource.of("shapes_train").take(0, batch // GROUP)
+    everyone = [prompt for prompt in prompts for _ in range(GROUP)]
+    texts, blanks = denoiser.encode(everyone), denoiser.encode(everyone, negative=True)
+    seen = RowsSeen()
+    for network in (actor.network, pipeline.transformer):
+        seen.watch(network)
 
     def make_env(num_envs, num_steps=None):
         return make_vector_env(
@@ -49,47 +72,78 @@ def main() -> None:
             denoiser=denoiser,
             prompts="shapes_train",
             scorer=no_score,
-            num_steps=num_steps or args.steps,
+            num_steps=num_steps or steps,
+            with_negative=guidance != 1,
             array_backend="torch",
             autoreset_mode="disabled",
         )
 
-    rollout = Rollout(make_env, Actor(denoiser))
+    rollout = Rollout(make_env, actor)
     seeds = iter(range(10**6))
+
+    def ours():
+        rollout.collect(RolloutRequest(prompts, seed=next(seeds), group_size=GROUP, stochastic_steps=[]))
 
     def by_pipeline():
         pipeline(
-            texts,
-            num_inference_steps=args.steps,
-            guidance_scale=1.0,
+            prompt_embeds=texts["prompt_embeds"],
+            pooled_prompt_embeds=texts["pooled_prompt_embeds"],
+            negative_prompt_embeds=blanks["prompt_embeds"],
+            negative_pooled_prompt_embeds=blanks["pooled_prompt_embeds"],
+            num_inference_steps=steps,
+            guidance_scale=guidance,
             output_type="pt",
-            max_sequence_length=10,
         )
 
-    def deterministic():
-        rollout.collect(RolloutRequest(prompts, seed=next(seeds), group_size=args.group, stochastic_steps=[]))
+    sigmas = denoiser.sigmas(steps).tolist()
 
-    def exploring():
-        half = range(args.steps // 2)
-        rollout.collect(
-            RolloutRequest(
-                prompts, seed=next(seeds), group_size=args.group, stochastic_steps=half, keep_mean=True
-            )
-        )
+    @torch.no_grad()
+    def bare():
+        """The calls alone; with adapters, of a network that they are part of."""
+        latent, context = torch.randn(batch, *denoiser.latent_shape), texts
+        if guidance != 1:
+            context = {name: torch.cat([blanks[name], texts[name]]) for name in texts}
+        for now, after in pairwise(sigmas):
+            rows = latent if guidance == 1 else torch.cat([latent, latent])
+            velocity = denoiser.velocity(actor.network, rows, torch.full((len(rows),), now), context)
+            if guidance != 1:
+                without, with_prompt = velocity.chunk(2)
+                velocity = without + guidance * (with_prompt - without)
+            latent = latent + (after - now) * velocity
+        vae = denoiser._frozen.vae
+        vae.decode(latent / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)
 
-    times = interleaved({"pipeline": by_pipeline, "ode": deterministic, "sde": exploring}, args.repeats)
-    report(
-        "rollout",
-        {
-            "episodes": len(texts),
-            "steps": args.steps,
-            "pipeline_ms": 1e3 * times["pipeline"],
-            "ode_ms": 1e3 * times["ode"],
-            "sde_ms": 1e3 * times["sde"],
-            "pipeline/ode": times["pipeline"] / times["ode"],
-            "pipeline/sde": times["pipeline"] / times["sde"],
-        },
-    )
+    def bare_merged():
+        with actor.merged():
+            bare()
+
+    calls = {"pipeline": by_pipeline, "ours": ours, "bare": bare_merged}
+    rows = {name: seen.of(call) for name, call in calls.items()}
+    assert len(set(rows.values())) == 1, f"Not the same work: {rows}"
+    times = rounds(calls, repeats)
+    return {
+        "batch": batch,
+        "guidance": guidance,
+        "adapters": adapters,
+        "steps": steps,
+        "rows": rows["ours"],
+        "ours_ms": 1e3 * sorted(times["ours"])[repeats // 2],
+        "pipeline/ours": ratio(times["pipeline"], times["ours"]),
+        "pipeline/bare": ratio(times["pipeline"], times["bare"]),
+        "ours/bare": ratio(times["ours"], times["bare"]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--batches", type=int, nargs="+", default=[8, 16, 32, 96])
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 4.5])
+    parser.add_argument("--adapters", type=int, nargs="+", default=[0, 1], help="0 without, 1 with")
+    args = parser.parse_args()
+    for adapters, guidance, batch in product(args.adapters, args.guidance, args.batches):
+        report("rollout", compared(args.steps, batch, guidance, bool(adapters), args.rounds))
 
 
 if __name__ == "__main__":

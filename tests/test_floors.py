@@ -49,6 +49,8 @@ DOOR_TO_THE_ENVIRONMENT = {
     "rollouts.engines.vllm", "rollouts.engines.process",
     # The tokens of services that judge samples, which must stand in no configuration.
     "rewards.secrets",
+    # How glibc treats freed memory, unless a person has said so there.
+    "rollouts.memory",
 }  # fmt: skip
 
 

@@ -56,6 +56,7 @@ def test_impossible_settings_are_refused(settings, message):
         {"num_minibatches": True},
         {"warmup_iterations": 1.5},
         {"micro_batch_size": 2.0},
+        {"micro_batch_size": "half"},
         {"rollout_batch_size": "8"},
         {"lr": float("nan")},
         {"lr": True},

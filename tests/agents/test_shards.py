@@ -1,10 +1,12 @@
 """Sharing out: every episode once, global denominators, one copy of a shared context."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from unirl_env.agents.batching import share_out
-from unirl_env.agents.rows import by_episodes, latent_rows
+from unirl_env.agents.rows import by_episodes, episodes_at_once, latent_rows
 from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.errors import ShapeError
 from unirl_env.types import Prompt, Scores
@@ -122,3 +124,17 @@ def test_micro_batches_hold_whole_episodes():
 def test_samples_prompts_and_scores_stay_behind():
     (shard,) = share_out(batch_of(), {"image": torch.zeros(24)}, num_minibatches=1, num_learners=1)
     assert not {"batch", "samples", "prompts", "scores"} & vars(shard).keys()
+
+
+@pytest.mark.parametrize(("forwards", "episodes"), [(1, 32), (2, 16)])
+def test_auto_is_a_rule_of_sizes(forwards, episodes):
+    phase = Phase(
+        observation={},
+        action=torch.zeros(3, 4, 4, 8, 8),
+        log_prob=torch.zeros(3, 4),
+        mask=torch.ones(3, 4, dtype=torch.bool),
+    )
+    assert episodes_at_once(phase, "cpu", forwards=forwards) == episodes
+    assert episodes_at_once(phase, "cuda", forwards=forwards) is None
+    huge = replace(phase, action=torch.zeros(3, 4, 16, 64, 64))
+    assert episodes_at_once(huge, "cpu", forwards=forwards) == 1

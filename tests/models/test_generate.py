@@ -8,6 +8,7 @@ import unirl_env.functional as F
 from unirl_env.envs.encodings import Contexts
 from unirl_env.errors import ConfigError, ShapeError
 from unirl_env.models.shared.generate import draw_latents
+from unirl_env.models.tiny import TinySD3Denoiser
 from unirl_env.policies.actor import Actor
 from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.play import Rollout
@@ -66,6 +67,27 @@ def test_each_distinct_text_is_encoded_once_and_alone():
     prompts = [Prompt("a cat"), Prompt("a dog"), Prompt("a cat")]
     draw_latents(denoiser, denoiser.network(), prompts, [1, 2, 3], num_steps=1, guidance=2.0)
     assert denoiser.encoded == {"a cat": 1, "a dog": 1, "": 1}
+
+
+def test_prompts_are_encoded_in_lots_of_one_size_and_come_out_alike_in_any_company(monkeypatch):
+    denoiser, seen = TinySD3Denoiser(), []
+    assert denoiser.prompts_at_once == 8
+    own = denoiser.encode
+    monkeypatch.setattr(
+        denoiser, "encode", lambda prompts, **how: seen.append(len(prompts)) or own(prompts, **how)
+    )
+    prompts = [Prompt(f"a red circle and {n} blue squares") for n in range(11)]
+
+    def read(asked):
+        return Contexts(denoiser, with_negative=False, size=16, device=torch.device("cpu")).of(asked)
+
+    together = read(prompts)
+    assert seen == [8, 8]
+    for number in (0, 7, 10):
+        alone = read(prompts[number : number + 1] * 2)
+        for name, each in alone.items():
+            assert torch.equal(each[0], together[name][number]) and torch.equal(each[1], each[0])
+    assert seen[2:] == [8, 8, 8]
 
 
 def test_remembered_contexts_change_nothing():

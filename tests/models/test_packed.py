@@ -1,6 +1,7 @@
 """Packed scoring and cached generation against transformers' own plain forward, one sequence at a time."""
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from pretraining.qwen3_build import build_tiny_qwen3, save, tiny_tokenizer
 from unirl_env.errors import ContractError, ShapeError
 from unirl_env.models.causal_lm import CausalLM
 from unirl_env.models.shared import packed
+from unirl_env.models.shared.alone import reads_alone
 
 LENGTHS = {
     "one to twelve": list(range(1, 13)),
@@ -215,6 +217,10 @@ class TestOtherQwen3:
         network, rows = model.network(), sequences([3, 17, 30, 1])
         with torch.no_grad():
             assert (scored(model, network, rows) - one_by_one(plain, rows)).abs().max() <= 2e-5
+            lengths, follows, ends = BRANCHES["unequal"]
+            trunks, ends = sequences(lengths), sequences(ends, seed=4)
+            got = branched(model, network, trunks, follows, ends)
+            assert (got - in_full(plain, trunks, follows, ends)).abs().max() <= 2e-5
             logits = plain(input_ids=rows[1][None]).logits[0]
             mine = scored(model, network, rows)[3:20] @ model.head(network).T
             assert (mine - logits).abs().max() <= 1e-4
@@ -226,13 +232,83 @@ class TestOtherQwen3:
             assert (torch.cat(got, 1)[0] - one_by_one(plain, rows[1:2])).abs().max() <= 2e-5
 
 
+BRANCHES = {
+    "of one prompt": ([9], [0, 0, 0], [4, 4, 4]),
+    "unequal": ([3, 12, 30, 1], [0, 2, 1, 1, 2, 0, 3, 1], [5, 1, 20, 2, 40, 1, 3, 7]),
+    "one of its own beside": ([6, 6], [0, 0], [3, 2]),
+}
+
+
+def branched(model, network, trunks, follows, ends):
+    """Hidden states of trunks, each once, and of the ends that go on from them."""
+    lengths = torch.tensor([len(part) for part in (*trunks, *ends)])
+    begins = [0] * len(trunks) + [len(trunks[i]) for i in follows]
+    positions = torch.cat([n + torch.arange(len(p)) for n, p in zip(begins, (*trunks, *ends), strict=True)])
+    return model.hidden(
+        network,
+        torch.cat([*trunks, *ends])[None],
+        positions[None, None],
+        lengths=lengths,
+        follows=torch.tensor([-1] * len(trunks) + list(follows)),
+    )[0]
+
+
+def in_full(network, trunks, follows, ends):
+    """The same by the plain model, which reads a trunk with each of its ends."""
+    texts = [network.model(input_ids=trunk[None]).last_hidden_state[0] for trunk in trunks]
+    for i, end in zip(follows, ends, strict=True):
+        whole = network.model(input_ids=torch.cat([trunks[i], end])[None]).last_hidden_state[0]
+        texts.append(whole[len(trunks[i]) :])
+    return torch.cat(texts)
+
+
+class TestBranches:
+    @pytest.mark.parametrize("case", BRANCHES.values(), ids=BRANCHES)
+    def test_they_are_read_as_if_each_had_its_trunk(self, model, plain, case):
+        lengths, follows, ends = case
+        trunks, ends = sequences(lengths), sequences(ends, seed=4)
+        network, plain = model.network(), copy.deepcopy(plain)
+        assert model.branches(network)
+        got, expected = branched(model, network, trunks, follows, ends), in_full(plain, trunks, follows, ends)
+        assert (got - expected).abs().max() <= 2e-5
+        weight = torch.randn(got.shape, generator=torch.Generator().manual_seed(1))
+        (got * weight).sum().backward()
+        (expected * weight).sum().backward()
+        for (name, mine), theirs in zip(network.named_parameters(), plain.parameters(), strict=True):
+            scale = theirs.grad.abs().max()
+            assert scale > 0 and (mine.grad - theirs.grad).abs().max() <= 2e-5 * scale, name
+
+    @pytest.mark.parametrize("follows", [[-1, 0, 1], [-1, 5, -1], [-1, 0]])
+    def test_what_cannot_be_followed_is_refused(self, follows):
+        with pytest.raises(ShapeError, match="`follows`"):
+            packed.Packing.of(torch.tensor([3, 2, 4]), follows=torch.tensor(follows))
+
+    def test_the_keys_of_a_kernel_without_padding(self):
+        """What flash attention is given: for each sequence the places of its trunk and its own."""
+        packing = packed.Packing.of(torch.tensor([3, 2, 1, 4]), follows=torch.tensor([-1, -1, 0, 1]))
+        branches = packing.branches
+        keys = [branches.index[a:b].tolist() for a, b in pairwise(branches.offsets.tolist())]
+        assert keys == [[0, 1, 2], [3, 4], [0, 1, 2, 5], [3, 4, 6, 7, 8, 9]]
+        assert (packing.longest, branches.longest_query) == (6, 4)
+
+    def test_a_network_that_drops_them_is_found_out(self, directory, monkeypatch):
+        own = packed.Packing.of
+        monkeypatch.setattr(
+            packed.Packing, "of", lambda lengths, device="cpu", follows=None: own(lengths, device)
+        )
+        model = CausalLM(directory)
+        network = model.network()
+        assert not model.branches(network) and not reads_alone(network)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("follows", [None, [-1, -1, 0, 1]])
 @pytest.mark.parametrize("window", [None, 5])
-def test_flash_attention_is_the_padded_one(window):
+def test_flash_attention_is_the_padded_one(window, follows):
     generator = torch.Generator().manual_seed(0)
     lengths = torch.tensor([1, 30, 7, 64])
-    packing = packed.Packing.of(lengths, "cuda")
+    packing = packed.Packing.of(lengths, "cuda", None if follows is None else torch.tensor(follows))
     shapes = [(1, heads, 102, 32) for heads in (4, 2, 2)]
     states = [torch.randn(s, generator=generator).cuda().bfloat16().requires_grad_() for s in shapes]
     flash = packed._flash(*(s[0].transpose(0, 1) for s in states), packing, None, window)

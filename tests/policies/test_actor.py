@@ -9,7 +9,7 @@ from worlds import PlainDenoiser, maker
 
 import unirl_env.functional as F
 from unirl_env.errors import CheckpointError, ConfigError, ContractError
-from unirl_env.models.tiny import TinySD3Denoiser
+from unirl_env.models.tiny import TinyQwen3, TinySD3Denoiser, TinyUnified
 from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.policies.heads import LatentHead
 from unirl_env.rollouts.driver import RolloutRequest
@@ -231,6 +231,93 @@ class TestReference:
         actor.to(torch.float64)
         with actor.reference():
             assert {p.dtype for p in actor.network.parameters()} == {torch.float64}
+
+
+class TestMerged:
+    """Sampling with adapters inside the weights; learning with them beside."""
+
+    def test_it_says_the_same_to_rounding_and_leaves_the_very_weights(self, tiny):
+        actor = stir(Actor(tiny, lora=LoRAConfig(rank=4)))
+        before = {name: (p, p.detach().clone()) for name, p in actor.network.named_parameters()}
+        obs = observation(tiny)
+        with torch.no_grad():
+            beside = actor.act(obs, noise_for(obs))
+            with actor.merged():
+                inside = actor.act(obs, noise_for(obs))
+                assert not actor.trainable_state()
+            after = actor.act(obs, noise_for(obs))
+        assert not torch.equal(inside.latent, beside.latent), "nothing was merged"
+        assert (inside.latent - beside.latent).abs().max() <= 1e-5
+        assert (inside.log_prob - beside.log_prob).abs().max() <= 1e-6
+        assert torch.equal(after.latent, beside.latent)
+        for name, parameter in actor.network.named_parameters():
+            own, bits = before[name]
+            assert parameter is own and torch.equal(parameter, bits), name
+            assert parameter.requires_grad == ("lora_" in name)
+
+    def test_an_error_inside_leads_out_of_it(self, tiny):
+        actor = stir(Actor(tiny, lora=LoRAConfig(rank=4)))
+        state = {name: p.clone() for name, p in actor.network.state_dict().items()}
+        with pytest.raises(ZeroDivisionError), actor.merged():
+            _ = 1 / 0
+        assert all(torch.equal(p, state[name]) for name, p in actor.network.state_dict().items())
+        assert actor.trainable_state()
+
+    def test_inside_another_one_nothing_is_merged_twice(self, tiny):
+        actor, obs = stir(Actor(tiny, lora=LoRAConfig(rank=4))), observation(tiny)
+        with torch.no_grad(), actor.merged():
+            once = actor.act(obs, noise_for(obs))
+            with actor.merged():
+                twice = actor.act(obs, noise_for(obs))
+        assert torch.equal(once.latent, twice.latent)
+
+    def test_the_untrained_weights_cannot_be_asked_for_inside(self, tiny):
+        actor = Actor(tiny, lora=LoRAConfig(rank=4))
+        with actor.merged(), pytest.raises(ContractError, match="outside of `merged`"), actor.reference():
+            pass
+
+    def test_a_weight_that_is_tied_to_another_layer_changes_in_the_adapted_one_only(self):
+        model = TinyQwen3()
+        actor = stir(Actor(model, lora=LoRAConfig(rank=4, targets=("lm_head",))))
+        embeddings = actor.network.get_input_embeddings().weight
+        with actor.merged():
+            assert actor.network.get_input_embeddings().weight is embeddings
+            inside = model.head(actor.network)
+            assert not torch.equal(inside, embeddings)
+        assert actor.network.get_output_embeddings().get_base_layer().weight is embeddings
+
+    @pytest.mark.parametrize(
+        ("options", "asked", "merges"),
+        [
+            ({}, None, True),
+            ({"dtype": "bfloat16"}, None, False),
+            ({"rows_per_forward": 4}, None, False),
+            ({}, False, False),
+            ({"rows_per_forward": 4}, True, True),
+        ],
+    )
+    def test_when(self, options, asked, merges):
+        actor = Actor(TinySD3Denoiser(**options), lora=LoRAConfig(rank=4), merge_adapters=asked)
+        with actor.acting():
+            assert bool(actor.trainable_state()) is not merges
+        assert actor.trainable_state()
+
+    def test_the_untrained_model_is_played_without(self, tiny):
+        actor, obs = stir(Actor(tiny, lora=LoRAConfig(rank=4))), observation(tiny)
+        with torch.no_grad():
+            with actor.acting(base=True):
+                base = actor.act(obs, noise_for(obs))
+            with actor.reference():
+                assert torch.equal(actor.act(obs, noise_for(obs)).latent, base.latent)
+
+    def test_what_was_frozen_stays_frozen(self):
+        model = TinyUnified()
+        actor = Actor(model, lora=LoRAConfig(rank=4), train_phases=["image"])
+        frozen = {name for name, p in actor.network.named_parameters() if not p.requires_grad}
+        for inside in (actor.reference, actor.merged):
+            with inside():
+                pass
+            assert {name for name, p in actor.network.named_parameters() if not p.requires_grad} == frozen
 
 
 class TestGuidance:

@@ -64,6 +64,43 @@ def test_rotary_positions_of_pictures_go_on_after_the_prompts_largest():
     assert torch.equal(obs["pixel_values"], pixels[0, :2]) and obs["image_grid_thw"].tolist() == [[1, 1, 2]]
 
 
+def test_a_prompt_of_several_episodes_lies_there_once():
+    packed = pack_continuations(phase(), torch.tensor([2, 1, 0]), branching=True)
+    obs = packed.observation
+    assert obs["tokens"].tolist() == [11, 12, 13, 21, 22, 23, 24, 5, 6, 7, 8, 1, 2]
+    assert obs["lengths"].tolist() == [3, 4, 4, 2] and obs["follows"].tolist() == [-1, -1, 1, 0]
+    assert obs["positions"].tolist() == [[0, 1, 2, 0, 1, 2, 3, 4, 5, 6, 7, 3, 4]]
+    plain = pack_continuations(phase(), torch.tensor([2, 1, 0]))
+    for name in ("action", "episode", "step"):
+        assert torch.equal(getattr(packed, name), getattr(plain, name))
+    seen = [each.observation["tokens"][each.observation["source"]] for each in (packed, plain)]
+    assert torch.equal(*seen)
+
+
+def test_without_a_shared_prompt_nothing_branches():
+    index = torch.tensor([0, 2])
+    packed, plain = (pack_continuations(phase(), index, branching=on) for on in (True, False))
+    assert packed.observation.keys() == plain.observation.keys()
+    assert torch.equal(packed.observation["tokens"], plain.observation["tokens"])
+
+
+def test_what_follows_a_shared_picture_has_the_positions_after_it():
+    positions = torch.tensor(
+        [[[0, 1, 1, 9], [0, 1, 2, 9], [0, 3, 1, 9]], [[0, 1, 1, 2], [0, 1, 1, 2], [0, 1, 2, 2]]]
+    )
+    grid = torch.tensor([[[0, 0, 0]], [[1, 1, 2]]])
+    pixels = torch.arange(2 * 3 * 2, dtype=torch.float32).view(2, 3, 2)
+    obs = pack_continuations(
+        phase(positions=positions, image_grid_thw=grid, pixel_values=pixels),
+        torch.tensor([0, 1, 2]),
+        branching=True,
+    ).observation
+    assert obs["lengths"].tolist() == [3, 4, 2, 4]
+    assert obs["positions"][:, :3].tolist() == [[0, 1, 1], [0, 1, 2], [0, 3, 1]]
+    assert obs["positions"][0, 7:].tolist() == [4, 5, 3, 4, 5, 6]
+    assert torch.equal(obs["pixel_values"], pixels[1, :2]) and obs["image_grid_thw"].tolist() == [[1, 1, 2]]
+
+
 @pytest.mark.parametrize("rows", [[0], [0, 1, 2]])
 def test_prefixes_end_at_their_length(rows):
     tokens = torch.tensor([[11, 12, 13, 1, 0], [21, 22, 23, 24, 0], [21, 22, 23, 24, 5]])[rows]

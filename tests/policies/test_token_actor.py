@@ -60,16 +60,17 @@ def plain(actor, phase, temperature=1.0):
     return torch.cat(found)
 
 
-def scored(actor, phase, index=range(6)):
-    packed = pack_continuations(phase, torch.tensor(list(index)))
+def scored(actor, phase, index=range(6), branching=True):
+    packed = pack_continuations(phase, torch.tensor(list(index)), branching=branching)
     return actor.score(packed.observation, packed.action), packed
 
 
+@pytest.mark.parametrize("branching", [True, False])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_packed_scores_are_those_of_a_plain_forward_pass(model, actor, phase, temperature):
+def test_packed_scores_are_those_of_a_plain_forward_pass(model, actor, phase, temperature, branching):
     made = Actor(model, lora=LoRAConfig(rank=4), temperature=temperature)
     made.load_trainable_state(actor.trainable_state())
-    step, _ = scored(made, phase)
+    step, _ = scored(made, phase, branching=branching)
     torch.testing.assert_close(step.log_prob, plain(actor, phase, temperature), rtol=0, atol=2e-6)
 
 
@@ -80,15 +81,19 @@ def test_a_text_scores_alike_in_any_company(actor, phase):
         assert (alone.log_prob - whole.log_prob[packed.episode == episode]).abs().max() <= 2e-6
 
 
-def test_gradients_are_those_of_a_plain_forward_pass(actor, phase):
+@pytest.mark.parametrize("branching", [True, False])
+def test_gradients_are_those_of_a_plain_forward_pass(actor, phase, branching):
     def gradient(log_prob):
         actor.zero_grad()
         (log_prob * torch.linspace(-1, 1, len(log_prob))).sum().backward()
         return torch.cat([p.grad.flatten() for p in actor.network.parameters() if p.requires_grad])
 
-    mine, theirs = gradient(scored(actor, phase)[0].log_prob), gradient(plain(actor, phase))
+    mine, theirs = (
+        gradient(scored(actor, phase, branching=branching)[0].log_prob),
+        gradient(plain(actor, phase)),
+    )
     assert theirs.norm() > 1e-3
-    assert (mine - theirs).norm() <= 1e-5 * theirs.norm()
+    assert (mine - theirs).norm() <= 2e-5 * theirs.norm()
 
 
 def test_recomputing_activations_changes_nothing(model, actor, phase):

@@ -20,9 +20,10 @@ from unirl_env.agents import selfcheck
 from unirl_env.agents.learner_state import StatefulLearner
 from unirl_env.agents.loss import Context
 from unirl_env.agents.reports import FollowedFailure, PhaseUpdate, Update
-from unirl_env.agents.rows import KINDS, Rows, Shard, Step
+from unirl_env.agents.rows import KINDS, Rows, Shard, Step, episodes_at_once
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.functional import Metric, SDEStep
+from unirl_env.rollouts.memory import keep_freed_memory
 
 Minibatch = dict[str, Sequence[Tensor]]
 """The micro-batches of one optimizer step: by phase, the episodes `[b]` of each."""
@@ -47,6 +48,7 @@ class GenerativeLearner(StatefulLearner):
         Raises:
             ConfigError: If the policy has nothing to train, or computes in float16.
         """
+        keep_freed_memory()
         config = config or self.config
         module: Any = self.module[module_id]
         self._masters = Masters(dict(module.named_parameters()))
@@ -104,7 +106,9 @@ class GenerativeLearner(StatefulLearner):
             training_data.solve_refs()
             shard = cast(Shard, training_data.batch)
             minibatches = self._minibatches(shard, report)
-            shard = shard.to(self.device)
+            actor = self.policy.actor
+            branching = frozenset(name for name in shard.phases if actor.branches(name))
+            shard = replace(shard.to(self.device), branching=branching)
             anchored = self._replayed(shard, minibatches) if self._replays else shard
             self._check(shard, anchored, minibatches, check, report)
         for number, minibatch in enumerate(minibatches):
@@ -187,10 +191,14 @@ class GenerativeLearner(StatefulLearner):
             if config.losses[phase.kind].skips_idle and not config.reference_kl:
                 rows = rows * (shard.advantages[name].cpu() != 0)
             part = report.phases.setdefault(name, PhaseUpdate())
+            size = config.micro_batch_size
+            if size == "auto":
+                forwards = self.policy.actor.forwards(name)
+                size = episodes_at_once(phase, self.device, forwards=forwards)
             for minibatch, episodes in zip(minibatches, shard.steps, strict=True):
                 busy = episodes[rows[episodes] > 0]
                 minibatch[name] = KINDS[phase.kind].micro_batches(
-                    phase, busy, size=config.micro_batch_size, tokens=config.micro_batch_tokens
+                    phase, busy, size=size, tokens=config.micro_batch_tokens
                 )
                 part.rows.append(int(rows[busy].sum()))
         return minibatches

@@ -22,6 +22,9 @@ from unirl_env.policies.distributions import ActionStep
 from unirl_env.policies.packing import pack_continuations, sequence_lengths
 from unirl_env.registry import Registry
 
+ELEMENTS_AT_ONCE = 1 << 15
+"""Of latents, in one forward and backward on a CPU."""
+
 Step = SDEStep | TokenStep | ActionStep
 
 
@@ -39,6 +42,8 @@ class Shard:
         denominators: Per optimizer step and phase, what weighted sums are divided by; counts all learners'
             shares.
         iteration: The iteration's number, from 0.
+        branching: The phases in whose rows a prompt that episodes share stands once; the learner knows, which
+            has the network.
     """
 
     phases: Mapping[str, Phase]
@@ -49,6 +54,7 @@ class Shard:
     weights: Mapping[str, Tensor]
     denominators: tuple[Mapping[str, float], ...]
     iteration: int = 0
+    branching: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.group)
@@ -283,7 +289,7 @@ def flat_rows(shard: Shard, name: str, index: Tensor, denominator: float) -> Row
 
 def token_rows(shard: Shard, name: str, index: Tensor, denominator: float) -> Rows:
     """The trained tokens of the episodes at `index` `[b]`, which travel as one packed row."""
-    packed = pack_continuations(shard.phases[name], index)
+    packed = pack_continuations(shard.phases[name], index, branching=name in shard.branching)
     return rows_at(
         shard,
         name,
@@ -295,6 +301,23 @@ def token_rows(shard: Shard, name: str, index: Tensor, denominator: float) -> Ro
     )
 
 
+def episodes_at_once(phase: Phase, device: torch.device | str, *, forwards: int = 1) -> int | None:
+    """How many episodes of a phase `micro_batch_size="auto"` trains in one forward; None for all.
+
+    An accelerator is the busier the more it is given. A CPU is not once activations leave its caches: of
+    latents it takes as many as have `ELEMENTS_AT_ONCE` elements in all steps. It is a rule of sizes and not
+    of clocks, so that runs repeat themselves.
+
+    Args:
+        phase: The phase.
+        device: Where it is trained.
+        forwards: How many rows of the network a row of the phase takes: 2 under guidance.
+    """
+    if phase.kind != "latents" or torch.device(device).type != "cpu":
+        return None
+    return max(1, ELEMENTS_AT_ONCE // max(1, forwards * phase.action[0].numel()))
+
+
 def by_episodes(phase: Phase, busy: Tensor, *, size: int | None, tokens: int | None) -> list[Tensor]:
     """The episodes `busy` in micro-batches of at most `size`; None takes all at once."""
     return list(busy.split(size or len(busy))) if len(busy) else []
@@ -303,20 +326,26 @@ def by_episodes(phase: Phase, busy: Tensor, *, size: int | None, tokens: int | N
 def by_tokens(phase: Phase, busy: Tensor, *, size: int | None, tokens: int | None) -> list[Tensor]:
     """The episodes `busy` in micro-batches of at most `size` episodes and `tokens` packed tokens.
 
-    None bounds nothing. The longest come first, so that the episodes of a micro-batch are of about one
-    length. An episode that alone exceeds `tokens` is one of its own.
+    None bounds nothing. Episodes of one prompt stay together, which may share it; of prompts, those with the
+    longest episode come first, so that the episodes of a micro-batch are of about one length. Each episode
+    counts with its prompt. One that alone exceeds `tokens` is a micro-batch of its own.
     """
-    lengths = sequence_lengths(phase).cpu()[busy]
-    order = lengths.argsort(descending=True, stable=True)
+    assert phase.context_row is not None
+    lengths = sequence_lengths(phase).cpu()[busy].tolist()
+    prompts = phase.context_row.cpu()[busy].tolist()
+    longest: dict[int, int] = {}
+    for prompt, length in zip(prompts, lengths, strict=True):
+        longest[prompt] = max(length, longest.get(prompt, 0))
+    order = sorted(range(len(busy)), key=lambda i: (-longest[prompts[i]], prompts[i], -lengths[i]))
     found: list[list[int]] = []
     room = 0
-    for episode, length in zip(busy[order].tolist(), lengths[order].tolist(), strict=True):
+    for i in order:
         full = not found or (size is not None and len(found[-1]) == size)
-        if full or (tokens is not None and length > room):
+        if full or (tokens is not None and lengths[i] > room):
             found.append([])
             room = tokens or 0
-        found[-1].append(episode)
-        room -= length
+        found[-1].append(int(busy[i]))
+        room -= lengths[i]
     return [torch.tensor(each) for each in found]
 
 

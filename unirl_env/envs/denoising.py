@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -255,8 +256,10 @@ def _as_tensor(actions: Any) -> Tensor:
 
 def _require_finite(action: Tensor, active: np.ndarray) -> None:
     """Refuse NaN and infinity in the rows of `action` `[B, ...]` that count."""
-    rows = action.reshape(len(action), -1)
     # A sum is finite where all its terms are and do not overflow, and is 60 times as fast on a CPU.
+    if math.isfinite(float(action.sum(dtype=torch.float32))):
+        return
+    rows = action.reshape(len(action), -1)
     suspect = active & ~torch.isfinite(rows.sum(1, dtype=torch.float32)).cpu().numpy()
     if suspect.any():
         wrong = [row for row in np.flatnonzero(suspect).tolist() if not bool(rows[row].isfinite().all())]

@@ -24,17 +24,20 @@ ALONG_THE_PROMPT = ("positions",)
 
 
 class EncodingCache:
-    """What an encoder says of things, each distinct thing asked once and alone.
+    """What an encoder says of things, each distinct thing asked once, and always as many together.
 
-    Alone, because an encoder's result may differ in the last bits with the size of its batch.
+    As many, because an encoder's result may differ in the last bits with the size of its batch.
 
     Args:
-        read: From a thing to its tensors, each `[1, ...]`.
+        read: From `at_once` things to their tensors, each `[at_once, ...]`.
         device: Where they are kept.
+        at_once: How many are read at a time, the last ones filled up with copies.
     """
 
-    def __init__(self, read: Callable[[Any], Mapping[str, Tensor]], *, device: torch.device):
-        self.read, self.device = read, device
+    def __init__(
+        self, read: Callable[[Sequence[Any]], Mapping[str, Tensor]], *, device: torch.device, at_once: int = 1
+    ):
+        self.read, self.device, self.at_once = read, device, at_once
         self._kept: OrderedDict[Hashable, tuple[Any, dict[str, Tensor]]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -51,27 +54,36 @@ class EncodingCache:
             keys: What tells the things apart. A key may hold a thing's `id`, because what is kept lives on.
             things: The things.
         """
-        rows: dict[Hashable, dict[str, Tensor]] = {}
+        asked: dict[Hashable, Any] = {}
         for key, thing in zip(keys, things, strict=True):
-            if key not in rows:
-                rows[key] = self._one(key, thing)
-        place = {key: row for row, key in enumerate(rows)}
+            asked.setdefault(key, thing)
+        new = [key for key in asked if key not in self._kept]
+        for start in range(0, len(new), self.at_once):
+            self._read(new[start : start + self.at_once], asked)
+        for key in asked:
+            self._kept.move_to_end(key)
+        rows = [self._kept[key][1] for key in asked]
+        place = {key: row for row, key in enumerate(asked)}
         at = torch.tensor([place[key] for key in keys], device=self.device)
-        names = next(iter(rows.values()))
-        return {name: torch.cat([row[name] for row in rows.values()])[at] for name in names}
+        return {name: torch.cat([row[name] for row in rows])[at] for name in rows[0]}
 
     def forget(self, most: int) -> None:
         """Keep the `most` encodings that were asked for last."""
         while len(self._kept) > most:
             self._kept.popitem(last=False)
 
-    def _one(self, key: Hashable, thing: Any) -> dict[str, Tensor]:
-        if key not in self._kept:
-            # Inference tensors could not be saved for a learner's backward pass.
-            with torch.inference_mode(False), torch.no_grad():
-                self._kept[key] = thing, {k: v.to(self.device) for k, v in self.read(thing).items()}
-        self._kept.move_to_end(key)
-        return self._kept[key][1]
+    def _read(self, keys: Sequence[Hashable], asked: Mapping[Hashable, Any]) -> None:
+        """Keep what the encoder says of at most `at_once` things that it has not been asked for."""
+        things = [asked[key] for key in keys]
+        # Inference tensors could not be saved for a learner's backward pass.
+        with torch.inference_mode(False), torch.no_grad():
+            said = self.read([*things, *things[-1:] * (self.at_once - len(things))])
+            for row, (key, thing) in enumerate(zip(keys, things, strict=True)):
+                # Clones, because a view would keep the others alive.
+                self._kept[key] = (
+                    thing,
+                    {k: v[row : row + 1].to(self.device, copy=True) for k, v in said.items()},
+                )
 
 
 def prompt_key(prompt: Prompt, text: str) -> Hashable:
@@ -91,7 +103,7 @@ class Contexts:
 
     def __init__(self, denoiser: Denoiser, *, with_negative: bool, size: int, device: torch.device):
         self.denoiser, self.with_negative, self.size = denoiser, with_negative, size
-        self._cache = EncodingCache(self._encoded, device=device)
+        self._cache = EncodingCache(self._encoded, device=device, at_once=denoiser.prompts_at_once)
 
     def __len__(self) -> int:
         return len(self._cache)
@@ -110,9 +122,9 @@ class Contexts:
         self._cache.forget(max(self.size, 2 * len(prompts)))
         return context
 
-    def _encoded(self, ask: tuple[Prompt, bool]) -> dict[str, Tensor]:
-        prompt, negative = ask
-        return self.denoiser.encode([prompt], negative=negative)
+    def _encoded(self, asks: Sequence[tuple[Prompt, bool]]) -> dict[str, Tensor]:
+        """Of prompts, all of them negative or none."""
+        return self.denoiser.encode([prompt for prompt, _ in asks], negative=asks[0][1])
 
     def _gather(self, prompts: Sequence[Prompt], texts: list[str], *, negative: bool) -> dict[str, Tensor]:
         keys = [(prompt_key(*pair), negative) for pair in zip(prompts, texts, strict=True)]
@@ -152,7 +164,7 @@ class HybridContexts:
         self._seen = {NEGATIVE + name for name in model.context_keys}
         image: Any = model.image  # of latents: others have no contexts
         self._negatives = Contexts(image, with_negative=with_negative, size=size, device=device)
-        self._cache = EncodingCache(lambda pair: model.context(*pair), device=device)
+        self._cache = EncodingCache(lambda pairs: model.context(*pairs[0]), device=device)
         self._blank = self._cache.of([example.text], [(example, None)])
 
     def blank(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:

@@ -85,13 +85,15 @@ def transition(
     require_shape("velocity", velocity, latent.shape, "latent")
     s, s_next, noisy = _rows(latent, sigma, sigma_next, stochastic)
 
+    wide = s.shape + (1,) * (latent.ndim - s.ndim)
+    if noisy.device.type == "cpu" and not bool(noisy.any()):
+        return latent.float() - velocity.float() * (s - s_next).reshape(wide), torch.zeros_like(s)
     keep, push, std = _coefficients(s, s_next, dynamics, eta, sigma_max)
     noisy = noisy & (std > 0)
     # The deterministic rows take Euler's coefficients themselves, not a limit that rounds to them.
     keep = torch.where(noisy, keep, 1.0)
     push = torch.where(noisy, push, s - s_next)
     std = torch.where(noisy, std, 0.0)
-    wide = s.shape + (1,) * (latent.ndim - s.ndim)
     mean = latent.float() * keep.reshape(wide) - velocity.float() * push.reshape(wide)
     return mean, std
 
@@ -150,13 +152,15 @@ def _rows(
     # Values are checked where that costs no wait for an accelerator.
     s, s_next = (given[name].to(torch.float32) for name in ("sigma", "sigma_next"))
     if s.device.type == "cpu" and s_next.device.type == "cpu":
-        if not bool(((s <= 1 + ROUNDING) & (s_next <= s) & (s_next >= 0)).all()):
+        high, low = s.detach().numpy(), s_next.detach().numpy()
+        if not ((high <= 1 + ROUNDING).all() and (low <= high).all() and (low >= 0).all()):
             raise ShapeError(
                 f"`sigma` and `sigma_next` must fall within 1 >= sigma >= sigma_next >= 0, got {sigma} and "
                 f"{sigma_next}; try consecutive values of flow_sigmas(num_steps)."
             )
-    device = latent.device
-    return s.to(device).expand(lead), s_next.to(device).expand(lead), stochastic.to(device).expand(lead)
+    rows = (value.to(latent.device) for value in (s, s_next, stochastic))
+    s, s_next, stochastic = (value if value.ndim == rank else value.expand(lead) for value in rows)
+    return s, s_next, stochastic
 
 
 def _check_kernel(dynamics: str, eta: float, sigma_max: float | None) -> None:
@@ -271,7 +275,7 @@ def sde_step(
                 "keyed_noise(episode_seeds, step, latent.shape[1:]), or eta=0 for the ODE."
             )
         else:
-            next_latent = mean
+            return SDEStep(mean.to(storage_dtype or latent.dtype), torch.zeros_like(std), mean, std)
         storage_dtype = storage_dtype or latent.dtype
     next_latent = next_latent.to(storage_dtype or next_latent.dtype)
 

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from unirl_env.arguments.copies import FromArguments
 
+BRANCHES = "unirl_branches"
+"""What a network that was found to read `follows` rightly is marked with."""
+
 
 class Identified(FromArguments, ABC):
     """A model of any kind. It is pickled as its constructor's arguments, without what it has loaded.
@@ -78,12 +81,15 @@ class ForwardOptions(TypedDict, total=False):
         inputs: `Encoded.inputs`, those of all sequences concatenated; with a cache, only together with the
             prompt.
         lengths: `[n]` int64 with sum L, packed only.
+        follows: `[n]` int64, packed only: the sequence that each goes on from, as if its tokens stood before
+            its own, or -1. Only networks whose texts may branch are given it; see `TokenBackbone.branches`.
         mask: `[B, past + t]` bool, True where a token is real; with a cache only. None: all are.
         cache: A `DynamicCache` of transformers, updated in place.
     """
 
     inputs: Mapping[str, Tensor] | None
     lengths: Tensor | None
+    follows: Tensor | None
     mask: Tensor | None
     cache: Any
 
@@ -138,3 +144,7 @@ class TokenBackbone(Backbone):
     def padded(self, network: nn.Module) -> bool:
         """Whether texts of unequal length can be generated together, padded on the left."""
         return True
+
+    def branches(self, network: nn.Module) -> bool:
+        """Whether several sequences of a packed row can go on from one, which is then read once for all."""
+        return getattr(network, BRANCHES, False)

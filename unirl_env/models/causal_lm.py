@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any, Unpack
 
+import torch
 from torch import Tensor, nn
 
 from unirl_env.errors import ContractError, ModelNotFound
@@ -101,6 +102,8 @@ class CausalNetwork:
             ContractError: If a text is longer than its rotary frequencies stay the same.
         """
         border, lengths = self._border, how.get("lengths")
+        if lengths is not None and (follows := how.get("follows")) is not None:
+            lengths = lengths + torch.where(follows >= 0, lengths[follows], 0)
         if border is not None and lengths is not None and int(lengths.max()) > border:
             raise ContractError(
                 f"Texts must have at most {border} tokens, behind which {type(network).__name__} changes its "

@@ -26,10 +26,14 @@ class Denoiser(Backbone):
 
     Attributes:
         latent_shape: Shape of one latent, without the batch: `(C, H, W)`, `(L, D)` or `(C, F, H, W)`.
+        prompts_at_once: How many prompts `encode` is given at a time, the last ones filled up with copies. A
+            prompt's context must not depend on the others, and the last bits of a library's do, on how many
+            these are.
     """
 
     role = "denoiser"
     latent_shape: tuple[int, ...]
+    prompts_at_once: int = 1
 
     # The half of the world.
 

@@ -17,7 +17,7 @@ from unirl_env.errors import ConfigError
 from unirl_env.errors.quiet import unheard
 from unirl_env.models.denoiser import Denoiser
 from unirl_env.models.shared.exports import in_order, settle_header
-from unirl_env.models.shared.fixed_batches import in_fixed_batches, painted
+from unirl_env.models.shared.fixed_batches import in_fixed_batches, painted, texts_at_once
 from unirl_env.models.shared.flow_schedule import FlowSchedule, require_scheduler
 from unirl_env.models.shared.loading import Source, as_dtype, complete
 from unirl_env.types import Prompt, Sample
@@ -109,6 +109,7 @@ class SD3Denoiser(Denoiser):
         self.dtype = as_dtype("dtype", dtype)
         self.device, self.offload = torch.device(device), truth("offload", offload)
         self.max_sequence_length = whole("max_sequence_length", max_sequence_length, 1)
+        self.prompts_at_once = texts_at_once(self.max_sequence_length)
         config, vae = self._load_config("transformer"), self._load_config("vae")
         self.patch = config["patch_size"]
         self.scale = 2 ** (len(vae["block_out_channels"]) - 1)
@@ -221,6 +222,7 @@ class SD3Denoiser(Denoiser):
             StableDiffusion3Pipeline.from_pretrained, transformer=None, dtype=self.dtype, **absent, **frozen
         )
         pipeline.set_progress_bar_config(disable=True)
+        pipeline.vae.to(memory_format=torch.channels_last)  # small lots are faster so
         parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
         self._hooks = []
         if self.offload:

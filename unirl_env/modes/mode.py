@@ -85,6 +85,7 @@ class Mode(ABC):
             "actor": {
                 "keep_reference": policy.lora_rank is None,
                 "gradient_checkpointing": policy.gradient_checkpointing,
+                "merge_adapters": config.merge_adapters,
                 **self.actor_options(config),
             },
             "seed": config.run_seed,

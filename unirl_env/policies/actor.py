@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -49,6 +49,9 @@ class Actor(nn.Module):
         train_phases: The phases that are trained, None all of them; weights of a unified model that only
             another one reads are frozen.
         keep_reference: Keep a frozen copy of all weights for `reference()`; adapters need none.
+        merge_adapters: Act with adapters merged into the weights (`acting`); None does so in float32, unless
+            the model is evaluated in `rows_per_forward`, which promises that scoring finds the very bits of
+            sampling.
         gradient_checkpointing: Recompute activations in the backward pass, where the network can; the layers
             of transformers do so for tokens, not for latents.
         **settings: Of the heads: `guidance`, `dynamics`, `eta` and `storage_dtype` of latents;
@@ -70,6 +73,7 @@ class Actor(nn.Module):
         heads: Mapping[str, Head] | None = None,
         train_phases: Sequence[str] | None = None,
         keep_reference: bool = False,
+        merge_adapters: bool | None = None,
         gradient_checkpointing: bool = False,
         **settings: Any,
     ):
@@ -82,7 +86,7 @@ class Actor(nn.Module):
         if not trained or not set(trained) <= set(self.heads):
             raise ConfigError(f"`train_phases` must name some of {tuple(self.heads)}, got {list(trained)}.")
         self.network = model.network().eval()
-        self.lora = lora
+        self.lora, self.merge_adapters = lora, merge_adapters
         self._frozen: list[nn.Module] = []
         self._layers: list[nn.Module] = []
         if lora is None:
@@ -111,6 +115,14 @@ class Actor(nn.Module):
         if phase not in self.heads:
             raise ContractError(f"`phase` must be one of {', '.join(map(repr, self.heads))}, got {phase!r}.")
         return self.heads[phase]
+
+    def forwards(self, phase: str | None = None) -> int:
+        """Rows that the network is given for each row of `phase`."""
+        return self.head(phase).forwards
+
+    def branches(self, phase: str | None = None) -> bool:
+        """Whether rows of `phase` may share their prompts; see `policies.packing`."""
+        return self.head(phase).branches(self.part(phase))
 
     def read(self, obs: Mapping[str, Tensor], *, phase: str | None = None) -> Any:
         """The contexts of latents, read once for many steps; see `LatentHead.read`."""
@@ -173,22 +185,64 @@ class Actor(nn.Module):
             )
         return head
 
+    def acting(self, *, base: bool = False) -> AbstractContextManager[None]:
+        """What whoever plays whole episodes does so within.
+
+        Args:
+            base: Play the untrained model.
+        """
+        if base or self.lora is None:
+            return self.reference() if base else nullcontext()
+        merging = self.merge_adapters
+        if merging is None:
+            exact = getattr(self.model, "rows_per_forward", None) is not None
+            merging = not exact and all(p.dtype == torch.float32 for p in self.network.parameters())
+        return self.merged() if merging else nullcontext()
+
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """Within it, adapters are part of the weights: one matrix product in the place of three.
+
+        Nothing can be trained within. Afterwards every layer has the very weights of before: they are kept,
+        not computed back. Sums are rounded otherwise than with the adapters beside the weights, so that
+        scores agree with those to rounding. The adapters are not in the network meanwhile.
+        """
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        places = [
+            (parent, name, layer)
+            for parent in self.network.modules()
+            for name, layer in parent.named_children()
+            if isinstance(layer, BaseTunerLayer)
+        ]
+        own: dict[Any, nn.Parameter] = {layer: layer.get_base_layer().weight for _, _, layer in places}
+        try:
+            for layer, weight in own.items():
+                change = sum(layer.get_delta_weight(name).detach() for name in layer.active_adapters)
+                # Another parameter, because the weight may be tied to a layer without an adapter.
+                layer.get_base_layer().weight = nn.Parameter(weight + change.to(weight.dtype), False)
+            for parent, name, layer in places:
+                setattr(parent, name, layer.get_base_layer())
+            yield
+        finally:
+            for parent, name, layer in places:
+                setattr(parent, name, layer)
+            for layer, weight in own.items():
+                layer.get_base_layer().weight = weight
+
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Within it, the actor is the untrained model.
 
         Raises:
-            ContractError: If all weights are trained and no copy was kept.
+            ContractError: If all weights are trained and no copy was kept, or adapters are merged.
         """
         if self.lora is not None:
-            layers: list[Any] = list(self._adapter_layers())
-            for layer in layers:
-                layer.enable_adapters(False)
-            try:
+            layers = list(self._adapter_layers())
+            if not layers:
+                raise ContractError("The untrained weights must be asked for outside of `merged`.")
+            with self._without(layers):
                 yield
-            finally:
-                for layer in layers:
-                    layer.enable_adapters(True)
             return
         if not self._frozen:
             raise ContractError(
@@ -293,6 +347,21 @@ class Actor(nn.Module):
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         return (module for module in self.network.modules() if isinstance(module, BaseTunerLayer))
+
+    @contextmanager
+    def _without(self, layers: Sequence[Any]) -> Iterator[None]:
+        """Within it, the adapters of `layers` do nothing."""
+        # peft would have all of them trained afterwards, also those of a phase that is frozen.
+        trained = [(p, p.requires_grad) for layer in layers for p in layer.parameters()]
+        for layer in layers:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
+            for parameter, requires_grad in trained:
+                parameter.requires_grad_(requires_grad)
 
     def _checkpoint_gradients(self) -> None:
         network: Any

@@ -44,8 +44,17 @@ class Head(ABC):
     kind: str
     recomputes: ClassVar[bool] = False
 
+    @property
+    def forwards(self) -> int:
+        """How many rows the network is given for each row."""
+        return 1
+
     def __init__(self, model: Any):
         self.model = model
+
+    def branches(self, network: nn.Module) -> bool:
+        """Whether rows may share the beginning of their episodes, as `policies.packing` has it."""
+        return False
 
     @abstractmethod
     def act(self, network: nn.Module, obs: Mapping[str, Tensor], draws: Tensor | None = None) -> Any:
@@ -100,6 +109,11 @@ class LatentHead(Head):
         self.dynamics, self.storage_dtype = dynamics, as_dtype("storage_dtype", storage_dtype)
         # An impossible kernel is refused here, before a model is loaded.
         F.transition(torch.zeros(1, 1), torch.zeros(1, 1), 0.5, 0.25, dynamics=dynamics, eta=self.eta)
+
+    @property
+    def forwards(self) -> int:
+        """Two under guidance: with the negative prompt and with the prompt."""
+        return 1 if self.guidance == 1.0 else 2
 
     def read(self, network: nn.Module, obs: Mapping[str, Tensor]) -> Any:
         """What all steps of the episodes of `obs` share: their contexts as the network reads them.
@@ -242,6 +256,10 @@ class TokenHead(Head):
         )
         return step._replace(token=step.token + self.model.first_id)
 
+    def branches(self, network: nn.Module) -> bool:
+        """Whether `score` takes rows in which prompts are shared."""
+        return self.model.branches(network)
+
     def score(self, network: nn.Module, obs: Mapping[str, Tensor], action: Tensor) -> TokenStep:
         """Score given tokens `[N]`, with gradient to the trainable weights.
 
@@ -268,6 +286,7 @@ class TokenHead(Head):
             obs["tokens"][None],
             obs["positions"][:, None],
             lengths=obs["lengths"],
+            follows=obs.get("follows"),
             inputs={name: obs[name] for name in PICTURES if name in obs} or None,
         )
         return hidden[0, obs["source"]]

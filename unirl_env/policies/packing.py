@@ -26,7 +26,8 @@ class PackedTokens:
 
     Attributes:
         observation: `tokens` `[L]`, `lengths` `[n]`, `positions` `[A, L]` (A axes of the model's rotary
-            positions), `source` `[N]` (the place in the row that predicts each trained token), and pictures.
+            positions), `source` `[N]` (the place in the row that predicts each trained token), and pictures;
+            `follows` `[n]` where prompts are shared.
         action: `[N]` int64, the trained tokens.
         episode: `[N]` int64, the episode of each, as numbered in the phase.
         step: `[N]` int64, its place in the continuation.
@@ -45,10 +46,19 @@ def sequence_lengths(phase: Phase) -> Tensor:
     return prompt + (continuation - 1).clamp_min(0)
 
 
-def pack_continuations(phase: Phase, index: Tensor) -> PackedTokens:
-    """The episodes at `index` `[n]` of a token phase, and their unmasked tokens as actions."""
+def pack_continuations(phase: Phase, index: Tensor, *, branching: bool = False) -> PackedTokens:
+    """The episodes at `index` `[n]` of a token phase, and their unmasked tokens as actions.
+
+    Args:
+        phase: The phase.
+        index: Which episodes.
+        branching: Lay a prompt that several of them have once, and what they say behind it; for networks that
+            know `follows` (`TokenBackbone.branches`).
+    """
     assert phase.context_row is not None
     row, action = phase.context_row[index], phase.action[index]
+    if branching and len(row.unique()) < len(row):
+        return _branched(phase, index, row, action)
     context = {name: tensor[row] for name, tensor in phase.context.items()}
     prompt, prompt_length = context["prompt"], context["prompt_length"]
     continuation = (action >= 0).sum(1)
@@ -60,6 +70,33 @@ def pack_continuations(phase: Phase, index: Tensor) -> PackedTokens:
     first = observation["lengths"].cumsum(0) - observation["lengths"]
     observation["source"] = (first + prompt_length)[which] + step - 1
     return PackedTokens(observation, action[which, step], index[which], step)
+
+
+def _branched(phase: Phase, index: Tensor, row: Tensor, action: Tensor) -> PackedTokens:
+    """The prompts of the episodes, each once, and behind all of them what was said."""
+    row, which = row.unique(return_inverse=True)
+    context = {name: tensor[row] for name, tensor in phase.context.items()}
+    prompt, length, own = context["prompt"], context["prompt_length"], context.get("positions")
+    pictures = {name: tensor for name, tensor in context.items() if name not in OWN}
+    trunk = _packed(prompt, _before(length, prompt), length, own, pictures)
+    said = ((action >= 0).sum(1) - 1).clamp_min(0)
+    keep = _before(said, action)
+    after = length
+    if own is not None:
+        after = torch.where(_before(length, own[:, 0])[:, None], own, -1).amax((1, 2)) + 1
+    place = (after[which][:, None] + torch.arange(action.shape[1], device=action.device))[keep]
+    spoken = said > 0
+    observation = {
+        **trunk,
+        "tokens": torch.cat([trunk["tokens"], action[keep]]),
+        "lengths": torch.cat([trunk["lengths"], said[spoken]]),
+        "follows": torch.cat([torch.full_like(length, -1), which[spoken]]),
+        "positions": torch.cat([trunk["positions"], place.expand(len(trunk["positions"]), -1)], 1),
+    }
+    episode, step = phase.mask[index].nonzero(as_tuple=True)
+    ends, begins = length.cumsum(0), length.sum() + said.cumsum(0) - said
+    observation["source"] = torch.where(step == 0, ends[which[episode]], begins[episode] + step) - 1
+    return PackedTokens(observation, action[episode, step], index[episode], step)
 
 
 def pack_prefixes(obs: Mapping[str, Tensor]) -> dict[str, Tensor]:

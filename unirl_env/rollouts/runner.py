@@ -25,6 +25,7 @@ from unirl_env.errors import ContractError
 from unirl_env.rollouts.callbacks import RunnerCallbacks
 from unirl_env.rollouts.calls import require_version
 from unirl_env.rollouts.driver import RolloutRequest
+from unirl_env.rollouts.memory import keep_freed_memory
 
 
 class GenerativeEnvRunner(EnvRunner, Checkpointable):
@@ -41,6 +42,7 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
 
     def __init__(self, *, config: Any, **kwargs: Any):
         super().__init__(config=config, **kwargs)
+        keep_freed_memory()
         self.spaces = kwargs.get("spaces") or {}
         self.world: Any = None
         self.env: gym.vector.VectorEnv | None = None

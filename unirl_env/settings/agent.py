@@ -44,8 +44,9 @@ class AgentSettings(Settings):
     shuffle_batch_per_epoch: Any = setting(False, choices=(False, True, "group", "episode"))
     """Deal the episodes out anew in every epoch: by whole `group`s, by `episode`, or true, which is by groups
     where minibatches hold whole ones. Changes with the seed, the iteration and the epoch only."""
-    micro_batch_size: int | None = setting(None, least=1, may_change=True)
-    """Episodes per forward and backward; null takes the whole minibatch. Changes memory, not results."""
+    micro_batch_size: int | str | None = setting("auto", least=1, word="auto", may_change=True)
+    """Episodes per forward and backward; null takes the whole minibatch. `auto` does so, too, except of
+    latents on a CPU, of which it takes no more than its caches hold. Changes memory and time, not results."""
     micro_batch_tokens: int | None = setting(None, least=1, may_change=True)
     """Packed tokens per forward and backward of a language model. Changes memory, not results."""
     aggregate: str | None = setting(None, choices=("token_mean", "sequence_mean", "horizon"), inherits=True)
@@ -179,6 +180,10 @@ class RolloutSettings(Settings):
     keep_samples: bool = setting(True, may_change=True)
     """Keep an iteration's finished samples until the next: what the diversity of groups and the held-out
     reward of training samples are taken from. Without, less memory."""
+    merge_adapters: bool | None = setting(None, may_change=True)
+    """Sample with adapters merged into a copy of the weights that they adapt: faster, and in the last bits
+    another sum than the learner's, whose weights are the very same. Null merges in float32, unless the model
+    has `rows_per_forward`, which promises a ratio of exactly one. In bfloat16 merged weights are rounded."""
     num_env_runners: int = setting(0, least=0, may_change=True)
     """Rollout processes; 0 rolls out in the driver."""
     num_learners: int = setting(0, least=0, may_change=True)

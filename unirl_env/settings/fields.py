@@ -27,6 +27,7 @@ def setting(
     above: float | None = None,
     most: float | None = None,
     below: float | None = None,
+    word: str = "",
     why: str = "",
     hint: str = "",
     python: str | bool = True,
@@ -42,6 +43,7 @@ def setting(
         above: A bound that numbers must exceed.
         most: The largest number. Infinity is accepted only where this is infinite.
         below: A bound that numbers must stay under.
+        word: A text that may stand in the place of a number.
         why: Why nothing else works, for errors.
         hint: What to try instead, for errors; without it, the default where that is within the bounds.
         python: The attribute of an `AgentConfig` that holds it, if it is called otherwise there; False if
@@ -50,7 +52,7 @@ def setting(
         may_change: Whether a continued run may change it, because it leaves the mathematics alone.
     """
     facts = dict(choices=choices, least=least, above=above, most=most, below=below, why=why, hint=hint)
-    facts |= dict(python=python, inherits=inherits, may_change=may_change)
+    facts |= dict(word=word, python=python, inherits=inherits, may_change=may_change)
     if isinstance(default, dict | list):
         return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=facts)
     return dataclasses.field(default=default, metadata=facts)
@@ -129,6 +131,8 @@ def allowed(field: dataclasses.Field[Any]) -> str:
     if high is None or high == math.inf:
         if low is None:
             return ""
+        if field.metadata.get("word"):
+            return f"at least {low:g}, or {_shown(field.metadata['word'])}"
         return f"at least {low:g}" if facts["above"] is None else "positive" if not low else f"above {low:g}"
     opening, closing = "[("[facts["above"] is not None], "])"[facts["below"] is not None]
     return f"in {opening}{low:g}, {high:g}{closing}"
@@ -145,6 +149,8 @@ def _check_bounds(field: dataclasses.Field[Any], value: Any, prefix: str, null: 
 
 
 def _within(facts: Mapping[str, Any], value: Any) -> bool:
+    if isinstance(value, str) and facts.get("word"):
+        return bool(value == facts["word"])
     if facts.get("choices"):
         return any(value == choice and type(value) is type(choice) for choice in facts["choices"])
     bounds: tuple[tuple[str, Callable[[float], bool]], ...] = (

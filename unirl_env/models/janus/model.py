@@ -97,6 +97,10 @@ class JanusPictures(SharedBackbone, PictureTokens):
             states = (blank + self.guidance * (said - blank)).to(states.dtype)
         return output_states(head.vision_head, states)
 
+    def branches(self, network: nn.Module) -> bool:
+        """Never: each picture stands behind a text of its own."""
+        return False
+
     def head(self, network: nn.Module) -> Tensor:
         """The generation head's last layer `[V, D]`, its bias as one more column (`models.output_layer`)."""
         return output_weight(network.base_model.generation_head.vision_head)

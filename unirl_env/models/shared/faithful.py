@@ -1,7 +1,8 @@
 """Whether a network, read as the library reads it, says what transformers' own eager forward pass says.
 
 Both ways are compared where a network is loaded: several texts packed into a row, as they are scored, and
-generated with a cache behind padding, as they are sampled. The rollout cannot tell: it shares the kernel with
+generated with a cache behind padding, as they are sampled. A third one, texts that share their beginning in a
+row, is taken where it is right, too. The rollout cannot tell: it shares the kernel with
 the learner. Where a network cannot be read packed, its texts stand alone (`models.shared.alone`), which is
 compared likewise; what is right in no way is refused.
 """
@@ -12,12 +13,13 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from unirl_env.errors import ConfigError
+from unirl_env.models.backbone import BRANCHES
 from unirl_env.models.shared.alone import mark_alone, reads_alone, why_alone
 from unirl_env.models.words import LanguageModel
 
@@ -36,7 +38,7 @@ KEPT = 256
 """The last tokens of a text, which are compared: logits of long texts are large."""
 
 
-_HELD: WeakSet[LanguageModel] = WeakSet()
+_HELD: WeakKeyDictionary[LanguageModel, Way] = WeakKeyDictionary()
 
 
 class Gap(NamedTuple):
@@ -69,14 +71,17 @@ class Way(NamedTuple):
     Attributes:
         alone: Each text alone; else packed.
         attention: What transformers calls the attention of its layers.
+        branches: Whether texts that begin alike can share that beginning in a packed row.
     """
 
     alone: bool
     attention: str
+    branches: bool = False
 
     def take(self, network: nn.Module) -> None:
         """Let a network be read so."""
         mark_alone(network, self.alone)
+        setattr(network, BRANCHES, self.branches)
         for module in network.modules():
             config = getattr(module, "config", None)
             # Only where it changes: the parts of a model may differ in their attention.
@@ -118,7 +123,7 @@ def settle(model: LanguageModel, network: nn.Module, *, packed_only: bool = Fals
                     "%s in %r is read one text at a time, which is slower than packed texts, because of %s.",
                     *(type(network).__name__, model.pretrained, reason or said),
                 )
-            return way
+            return way if alone else _branching(way, model, network, rows)
         said = said or found
     last = "" if packed_only else f"; texts alone: {found}"
     raise ConfigError(
@@ -135,13 +140,13 @@ def hold(model: LanguageModel, network: nn.Module) -> nn.Module:
         ConfigError: See `settle`.
     """
     if model not in _HELD:
-        settle(model, network, packed_only=True)
-        _HELD.add(model)
+        _HELD[model] = settle(model, network, packed_only=True)
+    _HELD[model].take(network)
     return network
 
 
 def compare(model: LanguageModel, network: nn.Module, rows: Sequence[Tensor]) -> dict[str, Gap]:
-    """The gaps of packed texts (`scored`) and of texts generated with a cache (`generated`).
+    """The gaps of packed texts (`scored`), of those generated with a cache (`generated`), of `branched` ones.
 
     Args:
         model: The network's adapter.
@@ -152,10 +157,10 @@ def compare(model: LanguageModel, network: nn.Module, rows: Sequence[Tensor]) ->
         with _eager(network):
             truth = [network(input_ids=row[None], use_cache=False).logits[0] for row in rows]
         truth = [logits[-KEPT:].float().log_softmax(-1) for logits in truth]
-        return {
-            name: _gap(read(model, network, rows), truth)
-            for name, read in (("scored", _scored), ("generated", _generated))
-        }
+        ways = {"scored": _scored, "generated": _generated}
+        if getattr(network, BRANCHES, False):
+            ways["branched"] = _branched
+        return {name: _gap(read(model, network, rows), truth) for name, read in ways.items()}
 
 
 def probes(model: LanguageModel, lengths: Sequence[int]) -> list[Tensor]:
@@ -203,6 +208,35 @@ def _scored(model: LanguageModel, network: nn.Module, rows: Sequence[Tensor]) ->
     positions = positions.expand(model.position_axes, 1, -1)
     hidden = model.hidden(network, torch.cat(list(rows))[None], positions, lengths=lengths)[0]
     return [_log_probs(model, network, text) for text in hidden.split(lengths.tolist())]
+
+
+def _branched(model: LanguageModel, network: nn.Module, rows: Sequence[Tensor]) -> list[Tensor]:
+    """Log-probabilities `[L, V]` of each text, whose end and another one go on from its beginning."""
+    stems = [row[: len(row) // 2] for row in rows]
+    ends = [row[len(row) // 2 :] for row in rows]
+    parts, count = [*stems, *ends, *reversed(ends)], len(rows)
+    number = torch.arange(count)
+    follows = torch.cat([torch.full((count,), -1), number, number])
+    lengths = torch.tensor([len(part) for part in parts])
+    begins = [0] * count + [len(stem) for stem in stems] * 2
+    positions = torch.cat(
+        [begin + torch.arange(len(part)) for begin, part in zip(begins, parts, strict=True)]
+    )
+    positions = positions.to(rows[0].device).expand(model.position_axes, 1, -1)
+    hidden = model.hidden(
+        network, torch.cat(parts)[None], positions, lengths=lengths, follows=follows.to(positions.device)
+    )[0].split(lengths.tolist())
+    return [_log_probs(model, network, torch.cat([hidden[i], hidden[count + i]])) for i in range(count)]
+
+
+def _branching(way: Way, model: LanguageModel, network: nn.Module, rows: Sequence[Tensor]) -> Way:
+    """`way`, with branches where they are right."""
+    branching = way._replace(branches=True)
+    branching.take(network)
+    if _wrong(model, network, rows) is None:
+        return branching
+    way.take(network)
+    return way
 
 
 def _generated(model: LanguageModel, network: nn.Module, rows: Sequence[Tensor]) -> list[Tensor]:

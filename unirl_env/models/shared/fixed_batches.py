@@ -13,8 +13,11 @@ from torch import Tensor
 
 from unirl_env.types import Sample
 
-PIXELS_AT_ONCE = 128 * 128
-"""In one forward: small pictures are faster together, and large ones fill a device by themselves."""
+PIXELS_AT_ONCE = 8 * 32 * 32
+"""In one forward: small pictures are faster together, larger ones fill a device by themselves, and a batch
+that is filled up is work for nothing."""
+TOKENS_AT_ONCE, TEXTS_AT_ONCE = 1024, 8
+"""Likewise of texts."""
 
 
 def in_fixed_batches(function: Callable[..., Tensor], *batches: Tensor, rows: int | None) -> Tensor:
@@ -44,6 +47,11 @@ def in_fixed_batches(function: Callable[..., Tensor], *batches: Tensor, rows: in
 def pictures_at_once(height: int, width: int) -> int:
     """How many pictures of that size in pixels are encoded or decoded in one forward."""
     return max(1, PIXELS_AT_ONCE // (height * width))
+
+
+def texts_at_once(length: int) -> int:
+    """How many texts, padded to `length` tokens, are encoded in one forward."""
+    return max(1, min(TEXTS_AT_ONCE, TOKENS_AT_ONCE // length))
 
 
 def painted(decode: Callable[[Tensor], Tensor], finished: Tensor, height: int, width: int) -> list[Sample]:

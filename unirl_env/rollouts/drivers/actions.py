@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -46,7 +45,7 @@ class ActionDriver(Driver):
         """
         device = next(self.actor.parameters()).device
         steps: list[tuple[dict[str, Tensor], Any, Tensor]] = []
-        with self.actor.reference() if request.base else nullcontext():
+        with self.actor.acting(base=request.base):
             while not live.done.all():
                 if len(steps) == ENDLESS:
                     raise ContractError(

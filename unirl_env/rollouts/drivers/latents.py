@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from unirl_env.policies.actor import Actor
 from unirl_env.policies.heads import ANNOUNCED
 from unirl_env.rollouts.driver import Driver, LiveEpisodes, RolloutRequest
 
+NOISE_AT_ONCE = 1 << 18
+"""Elements: making little noise costs as much as making more."""
 SEEN = ("latent", "sigma", "sigma_next")
 """What is recorded of a step's observation, beside its context."""
 
@@ -51,19 +53,19 @@ class LatentDriver(Driver):
         everyone = len(rows) == total
         shape, keys = live.obs["latent"].shape[1:], live.seeds[rows.cpu()].tolist()
         steps: list[tuple[dict[str, Tensor], SDEStep]] = []
-        with self.actor.reference() if request.base else nullcontext():
+        with self.actor.acting(base=request.base):
             if len(rows):
                 # Only what is drawn is read: texts that ended without a picture are not in it.
                 used, place = row[rows].unique(return_inverse=True)
                 shared = {name: each[used] for name, each in context.items()}
                 reading = self.actor.read({**shared, "context_row": place}, phase=self.phase)
+            noise = KeyedSteps(keys, explored, shape, device)
             for k in range(num_steps if len(rows) else 0):
                 seen = {name: live.obs[name] for name in (*SEEN, "stochastic")}
                 obs = seen if everyone else {name: each[rows] for name, each in seen.items()}
                 # What is stored is what the policy sees: rounding later would score another state.
                 obs["latent"] = obs["latent"].to(self.head.storage_dtype)
-                noise = F.keyed_noise(keys, k, shape, device=device) if k in explored else None
-                step = self.actor.act(obs, noise, phase=self.phase, reading=reading)
+                step = self.actor.act(obs, noise.of(k), phase=self.phase, reading=reading)
                 if k in kept:
                     steps.append((obs, step))
                 latent = _spread(step.latent, rows, total)
@@ -99,6 +101,33 @@ class LatentDriver(Driver):
             mean=of_all([step.mean for _, step in steps], *shape) if request.keep_mean else None,
             final=(latent if steps else action[:, 0]) if request.keep_final else None,
         )
+
+
+class KeyedSteps:
+    """The noise of the steps that explore, of many of them in one call where it is small.
+
+    Args:
+        seeds: n keys.
+        explored: The steps.
+        shape: Of one row.
+        device: Where it is made.
+    """
+
+    def __init__(
+        self, seeds: Sequence[int], explored: Collection[int], shape: Sequence[int], device: torch.device
+    ):
+        self._seeds, self._shape, self._device = torch.tensor(seeds), shape, device
+        self._left, self._made = sorted(explored), dict[int, Tensor]()
+        self._at_once = max(1, NOISE_AT_ONCE // max(1, len(seeds) * math.prod(shape)))
+
+    def of(self, step: int) -> Tensor | None:
+        """Standard normal `[n, *shape]`; None if `step` does not explore. Steps are asked for in order."""
+        if step not in self._made and step in self._left:
+            steps, self._left = self._left[: self._at_once], self._left[self._at_once :]
+            which = torch.tensor(steps).repeat_interleave(len(self._seeds))
+            noise = F.keyed_noise(self._seeds.repeat(len(steps)), which, self._shape, device=self._device)
+            self._made = dict(zip(steps, noise.view(len(steps), -1, *self._shape), strict=True))
+        return self._made.get(step)
 
 
 def _kept_steps(explored: Collection[int], num_steps: int, keep_final: bool) -> tuple[int, ...]:

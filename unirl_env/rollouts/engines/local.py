@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +67,7 @@ class LocalEngine(Engine):
         self._check(requests)
         temperature = self.head.temperature if temperature is None else float(temperature)
         answers: list[Answer | None] = [None] * len(requests)
-        with self.actor.reference() if base else nullcontext():
+        with self.actor.acting(base=base):
             for batch in self._batches(requests):
                 found = self._continue([requests[i] for i in batch], temperature)
                 for i, answer in zip(batch, found, strict=True):

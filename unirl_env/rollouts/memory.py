@@ -1,0 +1,34 @@
+"""Freed memory that stays with the process: what one forward pass gave back, the next one asks for."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from functools import cache
+
+MiB = 1 << 20
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
+"""Numbers of glibc's settings, as malloc.h has them."""
+SETTINGS = {TRIM_THRESHOLD: 512 * MiB, TOP_PAD: 64 * MiB, MMAP_THRESHOLD: 32 * MiB}
+"""Bytes: free memory at the heap's end above which it is handed back; what is fetched with each extension;
+the size from which a piece is mapped by itself, and unmapped when it is freed (glibc allows no more)."""
+OWN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+"""Variables by which a person has chosen otherwise."""
+
+
+@cache
+def keep_freed_memory() -> bool:
+    """Let glibc keep what tensors on the CPU give back; returns whether it does so.
+
+    By default it hands freed activations back to the kernel, which clears them page by page for the next
+    forward pass: tens of thousands of page faults in a rollout. A process then stays about as large as it
+    once was. Nothing is changed where a person has set glibc's variables, or where there is no glibc. Pieces
+    of more than 32 MiB are handed back all the same.
+    """
+    if not sys.platform.startswith("linux") or any(name in os.environ for name in OWN):
+        return False
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version") or not hasattr(library, "mallopt"):
+        return False
+    return all([library.mallopt(name, value) for name, value in SETTINGS.items()])
