@@ -37,7 +37,7 @@ format: $(VENV)/.test  ## Mend style.
 docs: $(VENV)/.train  ## Write docs/settings.md from the dataclasses of the settings.
 	$(BIN)/python -m unirl_env.run.compose.page docs/settings.md
 
-SPEED := rollout iteration env_step sync local_rollout token_memory replay_tokens hybrid_prefix
+SPEED := rollout iteration start env_step sync local_rollout token_memory replay_tokens hybrid_prefix
 
 bench: $(VENV)/.test  ## Measure speed as ratios to the bare model, some minutes.
 	for name in $(SPEED); do $(BIN)/python benchmarks/$$name.py || exit 1; done
