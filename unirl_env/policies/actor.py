@@ -215,7 +215,7 @@ class Actor(nn.Module):
             for name, layer in parent.named_children()
             if isinstance(layer, BaseTunerLayer)
         ]
-        own: dict[Any, nn.Parameter] = {layer: layer.get_base_layer().weight for _, _, layer in places}
+        own: dict[Any, Any] = {layer: layer.get_base_layer().weight for _, _, layer in places}
         try:
             for layer, weight in own.items():
                 change = sum(layer.get_delta_weight(name).detach() for name in layer.active_adapters)
