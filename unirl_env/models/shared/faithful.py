@@ -10,7 +10,7 @@ compared likewise; what is right in no way is refused.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -145,13 +145,16 @@ def hold(model: LanguageModel, network: nn.Module) -> nn.Module:
     return network
 
 
-def compare(model: LanguageModel, network: nn.Module, rows: Sequence[Tensor]) -> dict[str, Gap]:
+def compare(
+    model: LanguageModel, network: nn.Module, rows: Sequence[Tensor], only: Collection[str] = ()
+) -> dict[str, Gap]:
     """The gaps of packed texts (`scored`), of those generated with a cache (`generated`), of `branched` ones.
 
     Args:
         model: The network's adapter.
         network: What `model.network()` returned.
         rows: Texts `[L]` int64, each longer than the answer that is read one by one.
+        only: Which of the gaps; without, all that the network's way has.
     """
     with torch.no_grad():
         with _eager(network):
@@ -160,7 +163,8 @@ def compare(model: LanguageModel, network: nn.Module, rows: Sequence[Tensor]) ->
         ways = {"scored": _scored, "generated": _generated}
         if getattr(network, BRANCHES, False):
             ways["branched"] = _branched
-        return {name: _gap(read(model, network, rows), truth) for name, read in ways.items()}
+        wanted = {name: read for name, read in ways.items() if not only or name in only}
+        return {name: _gap(read(model, network, rows), truth) for name, read in wanted.items()}
 
 
 def probes(model: LanguageModel, lengths: Sequence[int]) -> list[Tensor]:
@@ -188,10 +192,12 @@ def _eager(network: nn.Module) -> Iterator[None]:
             config._attn_implementation_internal = own
 
 
-def _wrong(model: LanguageModel, network: nn.Module, rows: Sequence[Tensor]) -> str | None:
+def _wrong(
+    model: LanguageModel, network: nn.Module, rows: Sequence[Tensor], only: Collection[str] = ()
+) -> str | None:
     """What is wrong with the present way; None if nothing is."""
     try:
-        gaps = compare(model, network, rows)
+        gaps = compare(model, network, rows, only)
     except Exception as error:  # any architecture may fail in a way of its own
         return f"{type(error).__name__}: {error}".rstrip(".")
     far = [f"{gap} off when {name}" for name, gap in gaps.items() if not gap.within(model.dtype)]
@@ -233,7 +239,7 @@ def _branching(way: Way, model: LanguageModel, network: nn.Module, rows: Sequenc
     """`way`, with branches where they are right."""
     branching = way._replace(branches=True)
     branching.take(network)
-    if _wrong(model, network, rows) is None:
+    if _wrong(model, network, rows, ("branched",)) is None:
         return branching
     way.take(network)
     return way

@@ -59,7 +59,7 @@ class LatentDriver(Driver):
                 used, place = row[rows].unique(return_inverse=True)
                 shared = {name: each[used] for name, each in context.items()}
                 reading = self.actor.read({**shared, "context_row": place}, phase=self.phase)
-            noise = KeyedSteps(keys, explored, shape, device)
+            noise = _KeyedSteps(keys, explored, shape, device)
             for k in range(num_steps if len(rows) else 0):
                 seen = {name: live.obs[name] for name in (*SEEN, "stochastic")}
                 obs = seen if everyone else {name: each[rows] for name, each in seen.items()}
@@ -103,7 +103,7 @@ class LatentDriver(Driver):
         )
 
 
-class KeyedSteps:
+class _KeyedSteps:
     """The noise of the steps that explore, of many of them in one call where it is small.
 
     Args:
