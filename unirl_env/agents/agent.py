@@ -15,13 +15,20 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS
 from torch import Tensor
 
 import unirl_env.functional as F
-from unirl_env.agents.batching import credit, share_out
+from unirl_env.agents.batching import credit, misread, share_out
 from unirl_env.agents.config import warn_of_idle_clip
-from unirl_env.agents.reports import FollowedFailure, Update, rollout_metrics, update_metrics
+from unirl_env.agents.reports import (
+    FollowedFailure,
+    Update,
+    function_evaluations,
+    rollout_metrics,
+    update_metrics,
+)
 from unirl_env.agents.rllib import RLlibAlgorithm, log_episodes, log_update
 from unirl_env.agents.selfcheck import FirstUpdate
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import CheckpointError, ContractError
+from unirl_env.monitor.iteration_metrics import is_due
 from unirl_env.rollouts.calls import SyncReport, WeightSync, learner_results, learners_live, share_requests
 from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.types import Prompt
@@ -75,6 +82,7 @@ class Agent(RLlibAlgorithm):
                 **config.mode.training_options(config, iteration, checked=not self.first_update.pending),
             )
         )
+        batch = misread(batch, config.log_prob_noise)
         sampled = time.perf_counter()
         advantages, valid = credit(batch, config)
         lr = config.learning_rate(iteration)
@@ -91,6 +99,7 @@ class Agent(RLlibAlgorithm):
             **update_metrics(updates),
             "lr": lr,
             "episodes": float(len(batch)),
+            "function_evaluations": function_evaluations(batch, config),
             "episodes_per_second": len(batch) / (time.perf_counter() - began),
             "seconds/rollout": sampled - began,
             "seconds/update": learned - sampled,
@@ -232,7 +241,12 @@ class Agent(RLlibAlgorithm):
             data = TrainingData(batch=cast(Any, shards[0]))
         check = sorted(self.first_update.pending)
         with learners_live("an update"):
-            updates: list[Any] = self.learner_group.update(training_data=data, lr=lr, check=check)
+            updates: list[Any] = self.learner_group.update(
+                training_data=data,
+                lr=lr,
+                check=check,
+                watch=is_due(self.iterations_done + 1, self.config.reference_kl_every),
+            )
         if errors := [update.error for update in updates if update.error is not None]:
             raise min(errors, key=lambda error: isinstance(error, FollowedFailure))
         if all(updates[0].skipped):

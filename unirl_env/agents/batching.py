@@ -52,6 +52,24 @@ def credit(batch: EpisodeBatch, config: Any) -> tuple[dict[str, Tensor], dict[st
     return advantages, valid
 
 
+def misread(batch: EpisodeBatch, std: float) -> EpisodeBatch:
+    """The episodes with noise on their recorded log-probs, as another engine or precision would leave.
+
+    Args:
+        batch: B episodes.
+        std: Of normal noise that is keyed by episode, phase and step, in units of the log-probs; 0 is none.
+    """
+    if not std:
+        return batch
+    phases = {}
+    for name, phase in batch.phases.items():
+        salt = F.derive_seed("log-prob noise", name)
+        noise = F.keyed_noise(batch.episode_seed ^ salt, 0, phase.log_prob.shape[1:]).to(phase.log_prob)
+        noisy = torch.where(phase.mask, phase.log_prob + std * noise, phase.log_prob)
+        phases[name] = replace(phase, log_prob=noisy)
+    return replace(batch, phases=phases)
+
+
 def _of_one(rewards: Tensor, group: Tensor, valid: Tensor, config: Any) -> Tensor:
     if config.advantage_scale == "leave_one_out":
         found = F.leave_one_out_advantages(rewards, group, valid)

@@ -43,7 +43,7 @@ from unirl_env.rollouts.callbacks import check_callbacks
 from unirl_env.rollouts.engines import check_engine_options
 from unirl_env.rollouts.runner import GenerativeEnvRunner
 from unirl_env.settings import AgentSettings, RolloutSettings
-from unirl_env.settings.run_config import check_shares
+from unirl_env.settings.run_config import check_anchor, check_shares
 from unirl_env.worlds.arguments import check_words
 from unirl_env.worlds.registration import OURS, full_id, recall, spec_of
 from unirl_env.worlds.world import ForeignWorld, World, world_of
@@ -245,7 +245,9 @@ class AgentConfig(BatchSize, AlgorithmConfig):
                 "value by itself turns the gradient; try 'global_norm' and `grad_clip`, which keep its "
                 "direction."
             )
-        check_shares(rebuilt(AgentSettings, self), rebuilt(RolloutSettings, self))
+        groups = rebuilt(AgentSettings, self), rebuilt(RolloutSettings, self)
+        check_shares(*groups)
+        check_anchor(*groups)
         self.mode.check(self)
         check_engine_options(self.engine, self.engine_options)
         self._check_phases()

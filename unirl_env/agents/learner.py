@@ -65,7 +65,7 @@ class GenerativeLearner(StatefulLearner):
         )
         self.register_optimizer(module_id=module_id, optimizer=optimizer, params=parameters)
         self._gradient = FlatGradient(parameters, distributed=self.distributed)
-        self._replays = config.old_log_probs == "replay"
+        self._replays, self._watches = config.old_log_probs == "replay", False
 
     @property
     def policy(self) -> Any:
@@ -73,7 +73,13 @@ class GenerativeLearner(StatefulLearner):
         return self.module[DEFAULT_MODULE_ID]
 
     def update(
-        self, *, training_data: TrainingData, lr: float, check: Collection[str] = (), **kwargs: Any
+        self,
+        *,
+        training_data: TrainingData,
+        lr: float,
+        check: Collection[str] = (),
+        watch: bool = False,
+        **kwargs: Any,
     ) -> Update:
         """Take the optimizer steps of a `Shard`: one per minibatch of each epoch.
 
@@ -81,13 +87,14 @@ class GenerativeLearner(StatefulLearner):
             training_data: Holds the shard as its `batch`, or one reference to it.
             lr: The learning rate of this iteration.
             check: Phases of which scoring is compared with sampling before the first step.
+            watch: Whether the KL to the reference policy is measured though no loss charges it.
             **kwargs: What RLlib passes to every learner; unused.
 
         Returns:
             The report. An error is in it and not raised, so that the driver can tell the first cause from
             what followed from it on other learners.
         """
-        report = Update()
+        report, self._watches = Update(), watch
         try:
             self._learn(training_data, lr, check, report)
         except Exception as error:
@@ -144,7 +151,7 @@ class GenerativeLearner(StatefulLearner):
         for index in micro_batches:
             rows = self._rows(anchored, phase, index, denominator)
             new = None
-            if wanted.scores or self.config.reference_kl:
+            if wanted.scores or self.config.reference_kl or self._watches:
                 new = context.score(rows.observation, rows.action)
             if number == 0 and new is not None:
                 recorded = rows if anchored is shard else self._rows(shard, phase, index, denominator)
@@ -161,14 +168,14 @@ class GenerativeLearner(StatefulLearner):
             part.gap = _floats({name: metric.value for name, metric in F.merge_metrics(gaps).items()})
 
     def loss(self, rows: Rows, new: Step | None, context: Context) -> tuple[Tensor, dict[str, Metric]]:
-        """The phase's loss, the KL to the reference policy if one is asked for, and metrics."""
+        """The phase's loss, the KL to the reference policy if it is charged or watched, and metrics."""
         loss, metrics = self.config.losses[rows.kind](rows, new, context)
-        if self.config.reference_kl:
+        if self.config.reference_kl or self._watches:
             with context.weights("reference"):
                 reference = context.score(rows.observation, rows.action)
             pull, kl = KINDS[rows.kind].reference_kl(new, reference, rows, self.config)
-            loss = loss + self.config.reference_kl * pull
-            metrics = {**metrics, "reference_kl": Metric(kl)}
+            loss = loss + self.config.reference_kl * pull if self.config.reference_kl else loss
+            metrics = {**metrics, "reference_kl": Metric(kl.detach())}
         return loss * self.config.phase_weights.get(context.phase, 1.0), metrics
 
     def compute_loss_for_module(

@@ -39,7 +39,15 @@ NEEDS = {"mean": "old_mean", "final": "final"}
 SHARES = ("row", "episode", "group")
 RESERVED = {"loss", "gap", "gap_max", "grad_norm", "skipped_steps", "trained_rows", "lr", "reference_kl"}
 RESERVED |= {"reward", "reward_std", "advantage_max", "advantage_zero", "zero_std_groups", "saturation"}
-RESERVED |= {"episodes", "episodes_per_second", "sync_bytes", "weights_version", "tokens", "truncated"}
+RESERVED |= {
+    "episodes",
+    "function_evaluations",
+    "episodes_per_second",
+    "sync_bytes",
+    "weights_version",
+    "tokens",
+    "truncated",
+}
 RESERVED_PREFIXES = ("self_check/", "noise_floor/", "seconds/", "reward/", "heldout")
 """What the log says of an iteration besides a loss's metrics: they must not take its place."""
 

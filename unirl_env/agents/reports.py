@@ -94,6 +94,28 @@ def rollout_metrics(batch: EpisodeBatch, advantages: Tensor) -> dict[str, float]
     return found
 
 
+def function_evaluations(batch: EpisodeBatch, config: Any) -> float:
+    """Rows that the trained network read to play the episodes: the cost that no machine changes.
+
+    A denoising step counts one for each episode, two under guidance, whether it explores or not; a token or
+    an action counts one. Prompts are not counted.
+
+    Args:
+        batch: B episodes.
+        config: An `AgentConfig`.
+    """
+    total = 0.0
+    for phase in batch.phases.values():
+        forwards = 2 if config.policy.guidance != 1.0 else 1
+        if phase.kind == "latents":
+            total += len(phase) * (config.num_steps or phase.log_prob.shape[1]) * forwards
+        elif phase.kind == "tokens":
+            total += float((phase.action >= 0).sum())
+        else:
+            total += float(phase.mask.sum())
+    return total
+
+
 def update_metrics(updates: Sequence[Update]) -> dict[str, float]:
     """One number of each kind, from all learners, minibatches and epochs.
 

@@ -92,6 +92,9 @@ class AgentSettings(Settings):
     the KL which later steps will pay is left out."""
     kl_estimator: str = setting("k2", choices=("k2", "k3"))
     """How that KL pulls on tokens: `k2` as itself, `k3` as the reversed KL. On latents it is exact."""
+    reference_kl_every: int = setting(0, least=0, may_change=True)
+    """Iterations from one measurement of that KL to the next where its weight is 0: a forward pass more of
+    the rows that are trained. 0 measures none."""
     anchor: str | None = setting(None, choices=("rollout", "replay"), inherits=True)
     """Old log-probs and means: as the `rollout` recorded them, or by `replay` under the same weights. Null is
     the rollout's for the engine `local`, and replay for others, whose rounding would pass for a change of the
@@ -180,6 +183,9 @@ class RolloutSettings(Settings):
     keep_samples: bool = setting(True, may_change=True)
     """Keep an iteration's finished samples until the next: what the diversity of groups and the held-out
     reward of training samples are taken from. Without, less memory."""
+    log_prob_noise: float = setting(0.0, least=0)
+    """Standard deviation of keyed noise on recorded log-probs, to try without another engine or precision
+    what theirs do to an algorithm: nats of a token or an action; of latents, per element as these are."""
     merge_adapters: bool | None = setting(None, may_change=True)
     """Sample with adapters merged into a copy of the weights that they adapt: faster, and in the last bits
     another sum than the learner's, whose weights are the very same. Null merges in float32, unless the model

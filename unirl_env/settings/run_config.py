@@ -64,6 +64,7 @@ def check_run(cfg: RunConfig) -> None:
         )
     _check_alarm(cfg)
     check_shares(cfg.agent, cfg.rollout, "agent.", "rollout.")
+    check_anchor(cfg.agent, cfg.rollout, "agent.", "rollout.")
     _check_overlap(cfg)
 
 
@@ -109,6 +110,20 @@ def check_shares(agent: AgentSettings, rollout: RolloutSettings, ours: str = "",
             f"`{ours}shuffle_batch_per_epoch` must be 'episode' or False where minibatches cut a group, got "
             f"'group' with minibatches of {size} episodes and groups of {group_size}; try "
             f"{ours}num_minibatches={whole}, of whole groups."
+        )
+
+
+def check_anchor(agent: AgentSettings, rollout: RolloutSettings, ours: str = "", theirs: str = "") -> None:
+    """Refuse noise on log-probs that the self-check would take for a fault; arguments as in `check_shares`.
+
+    Raises:
+        ConfigError: Naming the settings, their values and the remedy.
+    """
+    if rollout.log_prob_noise and agent.self_check and agent.self_check_tolerance is not None:
+        raise ConfigError(
+            f"`{ours}self_check_tolerance` must be null with `{theirs}log_prob_noise` "
+            f"{rollout.log_prob_noise:g}, got {agent.self_check_tolerance:g}: the first update would find "
+            f"that ratios are not one; try `{ours}self_check_tolerance=null`."
         )
 
 
