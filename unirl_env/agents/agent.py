@@ -27,7 +27,7 @@ from unirl_env.agents.reports import (
 from unirl_env.agents.rllib import RLlibAlgorithm, log_episodes, log_update
 from unirl_env.agents.selfcheck import FirstUpdate
 from unirl_env.episode import EpisodeBatch
-from unirl_env.errors import CheckpointError, ContractError
+from unirl_env.errors import CheckpointError, Diverged
 from unirl_env.monitor.iteration_metrics import is_due
 from unirl_env.rollouts.calls import SyncReport, WeightSync, learner_results, learners_live, share_requests
 from unirl_env.rollouts.driver import RolloutRequest
@@ -250,7 +250,7 @@ class Agent(RLlibAlgorithm):
         if errors := [update.error for update in updates if update.error is not None]:
             raise min(errors, key=lambda error: isinstance(error, FollowedFailure))
         if all(updates[0].skipped):
-            raise ContractError(
+            raise Diverged(
                 "Gradients must be finite, got NaN or infinity in every optimizer step of an iteration; "
                 "try a smaller `lr`, or float32."
             )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import gymnasium as gym
 import torch
 from gymnasium.envs.registration import EnvSpec
+from ray import tune
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
@@ -177,6 +178,17 @@ class AgentConfig(BatchSize, AlgorithmConfig):
             Name to (value, `log_prob` or `kl`).
         """
         return {}
+
+    def search_space(self) -> dict[str, Any]:
+        """What a benchmark may try of this algorithm: domains of `ray.tune` by the name of a setting.
+
+        They are factors on what a recipe says, because one configuration serves environments whose learning
+        rates and trust regions differ by orders of magnitude. Without more, those of the learning rate and of
+        every real number among the algorithm's own knobs.
+        """
+        knobs = dataclasses.fields(self.knobs) if self.knobs is not None else ()
+        real = [knob.name for knob in knobs if str(knob.type) in ("float", "float | None")]
+        return {"lr": tune.loguniform(0.2, 5.0), **{name: tune.loguniform(0.25, 4.0) for name in real}}
 
     def validate(self) -> None:
         """Refuse what cannot work, before anything is built.

@@ -16,6 +16,7 @@ __all__ = [
     "ConfigError",
     "ContractError",
     "DiskError",
+    "Diverged",
     "EngineError",
     "EngineLost",
     "LearnerLost",
@@ -61,6 +62,10 @@ class ClusterError(UnirlError, RuntimeError):
 
 class ContractError(UnirlError, RuntimeError):
     """An environment, scorer or policy broke the contract that others rely on."""
+
+
+class Diverged(ContractError):
+    """Training has left what can be computed: its gradients are no numbers any more."""
 
 
 class EngineError(UnirlError, RuntimeError):

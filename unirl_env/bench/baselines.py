@@ -1,0 +1,63 @@
+"""Results that ship: what every agent reached on the suites, so that a new one is compared at once."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from unirl_env.bench.suite import Suite
+
+BASELINES = Path(__file__).parent / "baselines"
+Row = dict[str, Any]
+
+
+def stored(suite: str) -> tuple[dict[str, Any], list[Row]] | None:
+    """The bench and the rows that ship for a suite; None where none do."""
+    path = BASELINES / f"{suite}.jsonl.gz"
+    if not path.is_file():
+        return None
+    with gzip.open(path, "rt", encoding="utf-8") as stream:
+        bench, *rows = map(json.loads, stream)
+    return bench, rows
+
+
+def baseline_rows(suite: Suite, rows: Sequence[Row]) -> list[Row]:
+    """Those of agents that were not run, on tasks that are the very same; each says `baseline`.
+
+    Args:
+        suite: The suite that was run.
+        rows: What was run.
+    """
+    found = stored(suite.name)
+    if found is None:
+        return []
+    bench, known = found
+    mine = suite.described()
+    described = mine["tasks"]
+    same = {
+        name
+        for name, task in bench["suite"]["tasks"].items()
+        if described.get(name) == task and bench["suite"].get("settings") == mine["settings"]
+    }
+    run = {row["agent"] for row in rows}
+    return [{**row, "baseline": True} for row in known if row["task"] in same and row["agent"] not in run]
+
+
+def store(bench: dict[str, Any], rows: Sequence[Row], path: Path) -> None:
+    """Write results as they ship: the bench first, then its rows without what no comparison needs."""
+    lines = [bench, *({k: v for k, v in row.items() if k not in ("folder", "words")} for row in rows)]
+    with path.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as stream:
+        for line in lines:
+            stream.write((json.dumps(_rounded(line)) + "\n").encode())
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers to seven digits, which is what they are good for."""
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_rounded(inner) for inner in value]
+    return float(f"{value:.7g}") if isinstance(value, float) else value

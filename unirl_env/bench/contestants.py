@@ -1,0 +1,111 @@
+"""Who is compared: agents by name or path, under a label, with settings of their own."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from unirl_env.agents.catalogue import AGENTS
+from unirl_env.errors import ConfigError
+from unirl_env.run.report.charts import titles
+
+PLAIN = {
+    "pg": (
+        "agent=grpo",
+        "agent.options.clip_low_nats=null",
+        *(f"agent.options.{kind}clip_low=0.999999" for kind in ("", "token_")),
+        *(f"agent.options.{kind}clip_high=1e9" for kind in ("", "token_")),
+    )
+}
+"""What is no agent of its own: the policy gradient is GRPO whose clip range is so wide that it never acts."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One that is compared.
+
+    Attributes:
+        label: What it is called, in pictures and as a folder.
+        name: The agent's name or path.
+        settings: What is set for it in every task, as `train` takes it.
+        tuned: Whether its configuration was chosen by trying some.
+        configuration: Factors on the recipe's own values, by setting.
+    """
+
+    label: str
+    name: str
+    settings: tuple[str, ...] = ()
+    tuned: bool = False
+    configuration: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def words(self) -> list[str]:
+        """What chooses it on the command line of `train`, without its configuration."""
+        if self.name in PLAIN:
+            return [*PLAIN[self.name], *self.settings]
+        own = ":" in self.name or "." in self.name
+        return [f"agent.name={self.name}" if own else f"agent={self.name}", *self.settings]
+
+    def described(self) -> dict[str, Any]:
+        """As plain data, for the record."""
+        return {
+            "label": self.label,
+            "name": self.name,
+            "settings": list(self.settings),
+            "tuned": self.tuned,
+            "configuration": dict(self.configuration),
+        }
+
+
+def contestants(given: Sequence[Any]) -> list[Contestant]:
+    """Those that `agents=[...]` names.
+
+    Raises:
+        ConfigError: If one is no name, path or mapping, or two have one label.
+    """
+    entries = [_entry(value) for value in given]
+    short = titles([name for name, label, _ in entries if label is None])
+    found = []
+    for name, label, settings in entries:
+        own = ":" in name or "." in name
+        label = label or (short[name] if own else name)
+        found.append(Contestant(re.sub(r"[^\w.+-]+", "_", label), name, settings))
+    labels = [one.label for one in found]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ConfigError(
+                f"`agents` must have a label each, got {label!r} twice; try {{name: {label}, label: other}}."
+            )
+    return found
+
+
+def _entry(value: Any) -> tuple[str, str | None, tuple[str, ...]]:
+    if isinstance(value, str):
+        return _known(value), None, ()
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        raise ConfigError(
+            f"`agents` must hold names, paths or mappings with a `name`, got {value!r}; try "
+            '[grpo,{name: grpo, label: wide, settings: ["agent.lr=1e-3"]}].'
+        )
+    if unknown := sorted(set(value) - {"name", "label", "settings"}):
+        raise ConfigError(f"An agent must say `name`, `label`, `settings`, got `{unknown[0]}` in {value!r}.")
+    settings = value.get("settings") or []
+    if not isinstance(settings, list) or not all(isinstance(each, str) and "=" in each for each in settings):
+        raise ConfigError(
+            f"`settings` of an agent must be a list of `setting=value`, got {settings!r}; try "
+            '["agent.lr=1e-3"].'
+        )
+    label = value.get("label")
+    return _known(value["name"]), None if label is None else str(label), tuple(settings)
+
+
+def _known(name: str) -> str:
+    known = [*AGENTS, *PLAIN]
+    if name in known or ":" in name or "." in name:
+        return name
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else "try package.module:ReinforceConfig for your own."
+    raise ConfigError(f"`agents` must be of {', '.join(known)} or paths, got {name!r}; {hint}")
