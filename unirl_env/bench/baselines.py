@@ -46,6 +46,14 @@ def baseline_rows(suite: Suite, rows: Sequence[Row]) -> list[Row]:
     return [{**row, "baseline": True} for row in known if row["task"] in same and row["agent"] not in run]
 
 
+def every_stored() -> list[Row]:
+    """The rows of all suites that ship with results."""
+    found: list[Row] = []
+    for path in sorted(BASELINES.glob("*.jsonl.gz")):
+        found += (stored(path.name.removesuffix(".jsonl.gz")) or ({}, []))[1]
+    return found
+
+
 def store(bench: dict[str, Any], rows: Sequence[Row], path: Path) -> None:
     """Write results as they ship: the bench first, then its rows without what no comparison needs."""
     lines = [bench, *({k: v for k, v in row.items() if k not in ("folder", "words")} for row in rows)]

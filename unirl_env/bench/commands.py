@@ -13,6 +13,7 @@ from unirl_env.bench.suite import suites
 from unirl_env.command_line import Parser
 from unirl_env.errors import ConfigError
 
+UNSOUND = 3
 SUMMARIES = {
     "run": "Compare agents on the tasks of a suite: suite=quick agents=[grpo,drpo] seeds=10",
     "report": "Write a bench's page again, from its files alone",
@@ -80,7 +81,26 @@ def report(arguments: argparse.Namespace, console: Console, command: Sequence[st
     return 0
 
 
+def verify(arguments: argparse.Namespace, console: Console, command: Sequence[str]) -> int:
+    """Do the first iterations of a run again; 3 if the numbers are others."""
+    from unirl_env.bench.verify import verify as verified
+
+    found = verified(arguments.folder, arguments.iterations, console, arguments.trust)
+    return 0 if found.sound else UNSOUND
+
+
+def referee(arguments: argparse.Namespace, console: Console, command: Sequence[str]) -> int:
+    """Hold losses against each other; 3 if one gave no answer."""
+    from unirl_env.bench.referee import RefereeSettings
+    from unirl_env.bench.referee import referee as held_against
+
+    rows = held_against(read_settings(arguments.overrides, RefereeSettings), console)
+    return UNSOUND if any(row["error"] for row in rows) else 0
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace, Console, Sequence[str]], int]] = {
     "run": run,
     "report": report,
+    "verify": verify,
+    "referee": referee,
 }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,12 +13,15 @@ from unirl_env.arguments.values import is_number
 from unirl_env.bench.cells import Cell
 from unirl_env.errors import CheckpointError, ConfigError
 from unirl_env.registry import Registry
+from unirl_env.run.compose.yaml import flat
 from unirl_env.run.record import checkpoint as checkpoints
 from unirl_env.run.record.logbook import of_phases, read_rows
 from unirl_env.settings import RunConfig
+from unirl_env.settings.fields import may_change
 
 DONE, DIVERGED, CRASHED = "done", "diverged", "crashed"
 COSTS = ("episodes", "function_evaluations", "seconds")
+WATCHING = ("logging.", "alarm.")
 LAST = ("diversity", "grad_norm", "truncated", "tokens")
 MEASURES = Registry("measure")
 Rows = Sequence[Mapping[str, Any]]
@@ -57,6 +63,7 @@ def row_of(cell: Cell, cfg: RunConfig, tuning: bool = False) -> dict[str, Any]:
         "prompts": _prompts(evaluations),
         "curve": _curve(metrics, scores),
         "folder": cell.name,
+        "settings_key": settings_key(cfg),
     }
 
 
@@ -94,6 +101,21 @@ def normalised(score: float | None, base: float | None, reference: float | None)
     if score is None or base is None or reference is None or not reference != base:
         return None
     return (score - base) / (reference - base)
+
+
+def settings_key(cfg: RunConfig) -> str:
+    """What runs of the same training have in common: a hash of all settings that change its mathematics."""
+    free = {"name", "seed", "iterations"}
+    kinds = {group.name: type(getattr(cfg, group.name)) for group in dataclasses.fields(cfg)}
+    for section, kind in kinds.items():
+        if dataclasses.is_dataclass(kind):
+            free |= {f"{section}.{one.name}" for one in dataclasses.fields(kind) if may_change(one)}
+    kept = {
+        name: value
+        for name, value in flat(cfg).items()
+        if name not in free and not name.startswith(WATCHING) and name != "resume"
+    }
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def hacking(metrics: Rows) -> float | None:
