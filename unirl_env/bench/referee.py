@@ -1,8 +1,9 @@
 """The referee: the same stored batches through any losses, ours or another library's, and where they differ.
 
 A loss is a path `package.module:function`, with options behind a question mark: `...:grpo_loss?clip_low=0.2`.
-It is given what its arguments ask for by name, and returns a scalar, alone or first in a tuple; with the option
-`flat=true`, the unmasked entries `[N]` one after another. Batches are `[B, S]`: tokens, and steps of latents, whose log-probs are means over D elements.
+It is given what its arguments ask for by name, and returns a scalar, alone or first in a tuple. Batches are
+`[B, S]`: tokens, and steps of latents, whose log-probs are means over D elements; with the option `flat=true`
+they come as their unmasked entries `[N]`, one after another.
 """
 
 from __future__ import annotations
