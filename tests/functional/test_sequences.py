@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 import torch
 
+import unirl_env.functional as F
 from unirl_env.errors import ConfigError, ShapeError
 from unirl_env.functional.sequences import (
     all_sequences,
@@ -133,3 +134,30 @@ def test_the_fixed_point_of_the_loss_is_stationary_for_it():
 def test_what_does_not_fit_is_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_what_the_coefficient_of_the_loss_means():
+    """`beta = reference_kl * G / (G - 1)`: the learner's gradient, over all groups of three there can be."""
+    size, reference_kl = 3, 0.4
+    beta = reference_kl * size / (size - 1)
+    logits, reference = table(0, 2, 2).requires_grad_(), table(1, 2, 2)
+    reward = torch.tensor([0.3, -1.0, 0.5, 2.0], dtype=torch.float64)
+    words = all_sequences(2, 2)
+    rows = torch.stack([torch.zeros(4, dtype=torch.int64), 1 + words[:, 0]], 1)
+    new, old = (torch.log_softmax(each, 1)[rows, words].float() for each in (logits, reference))
+    log_prob = sequence_log_prob(logits)
+    total = torch.zeros(())
+    for group in product(range(4), repeat=size):
+        chosen = torch.tensor(group)
+        advantages = F.group_advantages(reward[chosen].float(), torch.zeros(size).long(), scale="none")
+        mine, theirs = new[chosen], old[chosen]
+        loss, _ = F.grpo_loss(mine, mine.detach(), advantages, clip_low=0.2)
+        loss = loss + reference_kl * F.token_reference_kl(mine, theirs, old_log_prob=mine.detach())
+        total = total + log_prob[chosen].sum().exp().detach() * loss
+    found = torch.autograd.grad(total, logits, retain_graph=True)[0]
+    chance = torch.log_softmax(logits, 1)
+    visited = torch.cat([torch.ones(1), chance[0].detach().exp()])[:, None]
+    kl = (visited * chance.exp() * (chance - torch.log_softmax(reference, 1))).sum()
+    objective = (log_prob.exp() * reward).sum() - beta * kl
+    exact = torch.autograd.grad(objective, logits)[0] * (size - 1) / size / words.shape[1]
+    torch.testing.assert_close(-found, exact, atol=1e-6, rtol=1e-5)
