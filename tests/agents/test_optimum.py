@@ -20,16 +20,16 @@ from itertools import pairwise
 
 import pytest
 import torch
-from path_optimum import (
+from scipy.optimize import root
+
+import unirl_env.functional as F
+from unirl_env.functional.paths import (
     PathPolicy,
     any_policy_optimum,
     gaussian_policy,
     path_grid,
     path_value,
 )
-from scipy.optimize import root
-
-import unirl_env.functional as F
 from unirl_env.models.gaussian_mixture import (
     GaussianMixture,
     GaussianMixtureDenoiser,

@@ -35,7 +35,12 @@ def test_the_shipped_modes_are_called_what_recipes_call_them():
 
 
 def test_every_registered_id_has_its_mode():
-    by_argument = {"denoiser": "diffusion", "language_model": "ar", "unified_model": "unified_model"}
+    by_argument = {
+        "denoiser": "diffusion",
+        "language_model": "ar",
+        "mdp": "mdp",
+        "unified_model": "unified_model",
+    }
     for name, arguments in IDS.items():
         (argument,) = by_argument.keys() & arguments.keys()
         expected = "pe" if "generator" in arguments else by_argument[argument]

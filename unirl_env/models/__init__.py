@@ -50,7 +50,7 @@ LANGUAGE_MODELS = Registry(
     },
 )
 
-MDPS = Registry("mdp")
+MDPS = Registry("mdp", {"tabular_tokens": "unirl_env.models.tabular:TabularTokens"})
 
 UNIFIED_MODELS = Registry(
     "unified model",

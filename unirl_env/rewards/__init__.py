@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from unirl_env.rewards.pictures.image_quality import JPEGScorer, SaturationScorer, SharpnessScorer
     from unirl_env.rewards.pictures.ocr import OCRScorer
     from unirl_env.rewards.pictures.shapes_scorers import ShapesScorer, TemplateScorer
+    from unirl_env.rewards.points import NearScorer
     from unirl_env.rewards.remote.remote_scorer import RemoteScorer
     from unirl_env.rewards.scorer_names import SCORERS
     from unirl_env.rewards.scoring import checked_scorer, place_scores, score_safely, scorer_name
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from unirl_env.rewards.texts.exact import ExactScorer
     from unirl_env.rewards.texts.format import FormatScorer
     from unirl_env.rewards.texts.length import LengthScorer
+    from unirl_env.rewards.texts.letters import AlphabetScorer, LetterScorer
     from unirl_env.rewards.texts.math_answer import MathScorer
     from unirl_env.rewards.texts.overlong import Overlong
     from unirl_env.rewards.texts.plan import PlanScorer
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SCORERS",
     "AestheticScore",
+    "AlphabetScorer",
     "CLIPScore",
     "ChoiceScorer",
     "ExactScorer",
@@ -53,10 +56,12 @@ __all__ = [
     "JPEGScorer",
     "JudgeScorer",
     "LengthScorer",
+    "LetterScorer",
     "LinearScorer",
     "MathScorer",
     "Minimum",
     "MotionScorer",
+    "NearScorer",
     "Normalized",
     "OCRScorer",
     "OverFrames",

@@ -194,6 +194,18 @@ IDS: dict[str, dict[str, Any]] = {
         "prompts": ["a sample"],
         "scorer": "linear",
     },
+    "unirl/Line-v0": {
+        "denoiser": "gaussian_mixture",
+        "model_options": {"means": [[-1.0], [1.0]], "stds": 0.4, "weights": [0.6, 0.4]},
+        "num_steps": 16,
+        "prompts": ["a sample"],
+        "scorer": "linear",
+    },
+    "unirl/TabularTokens-v0": {
+        "mdp": "tabular_tokens",
+        "prompts": ["A", "B", "C", "D"],
+        "scorer": "alphabet",
+    },
 }
 """Id to the keyword arguments of its entry points."""
 

@@ -5,16 +5,16 @@ from itertools import pairwise
 
 import pytest
 import torch
-from path_optimum import (
+
+import unirl_env.functional as F
+from unirl_env.errors import ConfigError, ShapeError
+from unirl_env.functional.paths import (
     PathPolicy,
     any_policy_optimum,
     gaussian_policy,
     path_grid,
     path_value,
 )
-
-import unirl_env.functional as F
-from unirl_env.errors import ConfigError, ShapeError
 from unirl_env.models.gaussian_mixture import (
     GaussianMixture,
     mixture_log_prob,
