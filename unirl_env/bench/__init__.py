@@ -1,0 +1,1 @@
+"""Benchmarks of algorithms: suites, schedules, statistics and pages."""
