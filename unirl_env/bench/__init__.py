@@ -1,0 +1,1 @@
+"""Benchmarks of algorithms: what is run, what is known of it, and the page that says so."""
