@@ -10,6 +10,8 @@ from unirl_env.bench.page.tables import number, spelled
 from unirl_env.run.report.charts import axis_ticks
 from unirl_env.run.report.drawing import LETTER, Drawing
 
+BOLD = 8.0
+"""Mean width in pixels of a letter of a name."""
 ROW, EDGE, FOOT, HEAD = 38, 10, 26, 4
 SIDE, LABELS = 46, 150
 """Of a matrix: pixels of a cell and of its names."""
@@ -125,5 +127,5 @@ def _forest_row(y: float, style: str, name: str, estimate: Estimate | None, widt
 
 
 def _cut(text: str, room: float) -> str:
-    most = max(4, int(room / (LETTER + 0.6)))
+    most = max(4, int(room / BOLD))
     return text if len(text) <= most else text[: most - 1] + "…"

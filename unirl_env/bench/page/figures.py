@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from unirl_env.bench.page import costs, numbers
 from unirl_env.bench.page.drawings import forest, matrix
 from unirl_env.bench.page.findings import Findings
 from unirl_env.bench.page.formats import csv_text, digits
-from unirl_env.bench.page.numbers import LEVEL, STATISTICS, Estimate
+from unirl_env.bench.page.numbers import PERCENT, STATISTICS, Estimate
 from unirl_env.run.report.charts import Chart, Series, colours
 from unirl_env.run.report.drawing import Drawing
 
@@ -36,7 +36,9 @@ class Figure:
 
     def html(self, palette: Mapping[str, str]) -> str:
         """The figure for the page, with both files to take away."""
-        return self.drawing.figure(links({f"{self.name}.csv": self.csv, f"{self.name}.svg": self.svg(palette)}))
+        return self.drawing.figure(
+            links({f"{self.name}.csv": self.csv, f"{self.name}.svg": self.svg(palette)})
+        )
 
     def svg(self, palette: Mapping[str, str]) -> str:
         """The figure as a file."""
@@ -46,11 +48,15 @@ class Figure:
 def links(files: Mapping[str, str]) -> str:
     """Files that lie in the page itself, to be taken away: they are there wherever it goes."""
     kinds = {"csv": "text/csv", "svg": "image/svg+xml"}
+    several = len({name.rpartition(".")[0] for name in files}) > 1
     parts = []
     for name, text in files.items():
         ending = name.rpartition(".")[2]
         data = base64.b64encode(text.encode()).decode()
-        parts.append(f'<a download="{name}" href="data:{kinds[ending]};base64,{data}">{ending.upper()}</a>')
+        parts.append(
+            f'<a download="{name}" href="data:{kinds[ending]};base64,{data}">'
+            f"{name if several else ending.upper()}</a>"
+        )
     return f'<p class="files">{" ".join(parts)}</p>'
 
 
@@ -131,14 +137,12 @@ def curves(found: Findings, task: str, axis: str, name: str) -> Figure | None:
         whole=axis != "seconds",
     )
     csv = csv_text(["agent", costs.AXES[axis], *BOUNDS], lines)
-    return Figure(f"curve_{name}_{axis}", chart.drawing(), csv)
+    return Figure(f"curve_{name}_{axis}", _from_the_best(chart), csv)
 
 
 def profiles(found: Findings) -> Figure | None:
     """The share of runs above each score, over all tasks."""
-    scores = {
-        a: {t: list(found.bench.normalised(t, a).values()) for t in found.shared} for a in found.agents
-    }
+    scores = {a: {t: list(found.bench.normalised(t, a).values()) for t in found.shared} for a in found.agents}
     every = [v for part in scores.values() for values in part.values() for v in values]
     if not every:
         return None
@@ -154,12 +158,12 @@ def profiles(found: Findings) -> Figure | None:
         lines += [
             [_title(found, agent), *map(digits, row)] for row in zip(at, share, under, over, strict=True)
         ]
-    note = f"Share of runs that score above what stands below; bands of {LEVEL:.0%}."
+    note = f"Share of runs that score above what stands below; bands of {PERCENT}."
     chart = Chart(
-        "Performance profiles", series, 640, 300, note, 0.0, True, across="score", whole=False, start=None
+        "Performance profiles", series, 420, 250, note, 0.0, True, across="score", whole=False, start=None
     )
     head = ["agent", "normalised score", "share", "low", "high"]
-    return Figure("profiles", chart.drawing(), csv_text(head, lines))
+    return Figure("profiles", _from_the_best(chart), csv_text(head, lines))
 
 
 def improvements(found: Findings) -> Figure | None:
@@ -190,13 +194,19 @@ SPENDING = {
 }
 
 
+ALWAYS = ("seconds", "kl")
+"""What is drawn even where all agents have spent the same."""
+
+
 def spending(found: Findings) -> list[Figure]:
     """What a run costs against what it reaches, means over the shared tasks, for each kind of cost."""
     made = []
     for axis, title in SPENDING.items():
         series, lines = [], []
-        for agent in found.agents:
-            x = _spent(found, agent, axis)
+        spent = {agent: _spent(found, agent, axis) for agent in found.agents}
+        if axis not in ALWAYS and len({round(x, 6) for x in spent.values() if x is not None}) < 2:
+            continue
+        for agent, x in spent.items():
             y = found.ranking["mean"].get(agent)
             if x is None or y is None:
                 continue
@@ -218,10 +228,20 @@ def spending(found: Findings) -> list[Figure]:
     return made
 
 
+def _from_the_best(chart: Chart) -> Drawing:
+    """A drawing whose legend begins with what is drawn last."""
+    drawing = chart.drawing()
+    return replace(drawing, keys=drawing.keys[::-1])
+
+
 def _spent(found: Findings, agent: str, axis: str) -> float | None:
     means = []
     for task in found.shared:
-        known = [v for row in found.bench.cell(task, agent) if row.done and (v := costs.spent(row, axis)) is not None]
+        known = [
+            v
+            for row in found.bench.cell(task, agent)
+            if row.done and (v := costs.spent(row, axis)) is not None
+        ]
         if not known:
             return None
         means.append(sum(known) / len(known))

@@ -7,6 +7,7 @@ import html
 import io
 import re
 from collections.abc import Callable, Iterable, Sequence
+from urllib.parse import quote
 
 from rich.markup import escape
 from rich.table import Table as RichTable
@@ -14,6 +15,8 @@ from rich.table import Table as RichTable
 from unirl_env.bench.page.numbers import ENOUGH
 from unirl_env.bench.page.tables import Cell, Table
 
+PROSE = 40
+"""Letters from which a text needs room."""
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -134,29 +137,31 @@ def _marked(cell: Cell, spell: Callable[[str], str], before: str, after: str, ma
 
 
 def _html(cell: Cell, place: int, table: Table) -> str:
-    tag = "th scope=\"row\"" if place < min(table.texts, 1) else "td"
+    tag = 'th scope="row"' if place < min(table.texts, 1) else "td"
     shown, _, bounds = cell.text.partition(" [")
     if cell.estimate is None or not bounds:
         shown, bounds = cell.text, ""
     inner = html.escape(shown)
     inner = f"<b>{inner}</b>" if cell.strong else inner
+    if cell.link and ".." not in cell.link.split("/"):
+        inner = f'<a href="{html.escape(quote(cell.link.lstrip("/")))}">{inner}</a>'
     if bounds:
         inner += f" <small>[{html.escape(bounds)}</small>"
-    if cell.estimate is not None and cell.estimate.coverage is not None:
+    if bounds:
         inner += _coverage(cell)
     if cell.mark:
         kind = "remark" if place < table.texts else "remark bad"
         inner += f' <span class="{kind}">{html.escape(cell.mark)}</span>'
-    kind = "" if place < table.texts else ' class="number"'
+    kind = ' class="number"' if place >= table.texts else ' class="prose"' if len(cell.text) > PROSE else ""
     return f"<{tag}{kind}>{inner}</{tag.partition(' ')[0]}>"
 
 
 def _coverage(cell: Cell) -> str:
+    """What is measured of such intervals, where it is less than what they promise."""
     share = cell.estimate.coverage if cell.estimate else None
-    if share is None:
+    if share is None or share >= ENOUGH:
         return ""
-    kind = "covers" if share >= ENOUGH else "covers bad"
-    return f' <span class="{kind}">covers {100 * share:.0f} %</span>'
+    return f' <span class="covers bad">covers {100 * share:.0f} %</span>'
 
 
 def _side(place: int, table: Table) -> str:
@@ -181,6 +186,8 @@ def _latex(text: str) -> str:
 
 def _harmless(text: str) -> str:
     """A text that no spreadsheet takes for a formula; numbers stay as they are."""
-    if text[:1] in ("=", "@") or (text[:1] in ("+", "-") and not re.fullmatch(r"[-+]?[\d.]*(e[-+]?\d+)?", text)):
+    if text[:1] in ("=", "@") or (
+        text[:1] in ("+", "-") and not re.fullmatch(r"[-+]?[\d.]*(e[-+]?\d+)?", text)
+    ):
         return f"'{text}"
     return text

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from unirl_env.bench import statistics
 
 LEVEL = 0.95
+PERCENT = "95 %"
+"""The level in words."""
 STATISTICS = {"iqm": "IQM", "mean": "mean", "median": "median"}
 """Of several tasks, the one that ranks first."""
 ENOUGH = 0.93
@@ -115,8 +117,14 @@ def reached(costs: Sequence[float | None], limits: Sequence[float]) -> tuple[flo
     share = sum(cost is not None for cost in costs) / len(costs)
     if not share:
         return 0.0, None
-    found = statistics.reached(list(costs), list(limits))
-    return share, None if found.median is None else _estimate(found.median, len(costs))
+    median = statistics.reached(list(costs), list(limits)).median
+    if median is None or not math.isfinite(median.estimate):
+        return share, None
+    # Where fewer than half are sure to get there, the median has no upper bound.
+    high = math.inf if math.isinf(median.high) else _finite(median.high)
+    found = _estimate(median, len(costs))
+    low = _finite(median.low)
+    return share, found if low is None or high is None else replace(found, low=low, high=high)
 
 
 def compared(

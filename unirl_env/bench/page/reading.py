@@ -152,7 +152,9 @@ def read_bench(folder: Path) -> Bench:
         known = json.loads((folder / "bench.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         known = {}
-        notes.append(f"bench.json cannot be read ({type(error).__name__}): tasks and agents are those of the results.")
+        notes.append(
+            f"bench.json cannot be read ({type(error).__name__}): tasks and agents are those of the results."
+        )
     rows, broken = [], 0
     path = folder / "results.jsonl"
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
@@ -165,9 +167,7 @@ def read_bench(folder: Path) -> Bench:
     return as_bench(rows, known, notes, folder.resolve().name)
 
 
-def as_bench(
-    rows: Iterable[Any], known: Any, notes: Sequence[str] = (), name: str = "bench"
-) -> Bench:
+def as_bench(rows: Iterable[Any], known: Any, notes: Sequence[str] = (), name: str = "bench") -> Bench:
     """A bench from what its files hold.
 
     Args:
@@ -247,7 +247,10 @@ def _row(raw: Any) -> Row | None:
 
 
 def _agents(known: Any, rows: Sequence[Row]) -> dict[str, Agent]:
-    named = {_text(entry.get("label"), _text(entry.get("name"))): entry for entry in map(_mapping, _sequence(known))}
+    named = {
+        _text(entry.get("label"), _text(entry.get("name"))): entry
+        for entry in map(_mapping, _sequence(known))
+    }
     named.pop("", None)
     for row in rows:
         named.setdefault(row.agent, {"tuned": row.configuration == "tuned"})

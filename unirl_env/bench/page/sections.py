@@ -24,7 +24,8 @@ LARGE = 4
 def finding(found: Findings) -> str:
     """What is known, and what must be known before it is believed."""
     items = "".join(
-        f'<li class="warn"><b>{html.escape(head)}</b>{html.escape(words)}</li>' for head, words in warnings(found)
+        f'<li class="warn"><b>{html.escape(head)}</b>{html.escape(words)}</li>'
+        for head, words in warnings(found)
     )
     said = f'<div class="finding">{paragraphs(sentences(found))}</div>'
     return said + (f'<ul class="findings">{items}</ul>' if items else "")
@@ -59,7 +60,7 @@ def matrix(found: Findings, figure: Figure | None, made: Table, palette: Mapping
         files |= {f"{figure.name}.csv": figure.csv, f"{figure.name}.svg": figure.svg(palette)}
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Every two agents"><table class="against">'
-        f'<thead><tr><th></th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>{links(files)}'
+        f"<thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>{links(files)}"
     )
 
 
@@ -89,12 +90,17 @@ def details(found: Findings, forests: Mapping[str, Figure], palette: Mapping[str
     parts = []
     whole = tables.measured(found)
     for name, task in found.bench.tasks.items():
-        known = [("untrained policy", task.base), ("reference", task.reference), ("threshold", task.threshold)]
+        known = [
+            ("untrained policy", task.base),
+            ("reference", task.reference),
+            ("threshold", task.threshold),
+        ]
         facts = ", ".join(f"{text} {tables.number(value)}" for text, value in known if value is not None)
         if task.threshold is not None:
             facts += " (normalised)"
-        lead = " ".join(text for text in (task.why, f"Score: {task.score}.", f"{facts[:1].upper()}{facts[1:]}.") if text)
-        content = [f'<p class="lead">{html.escape(lead)}</p>' if facts else f'<p class="lead">{html.escape(task.why)}</p>']
+        why = task.why if not task.why or task.why[-1] in ".!?" else f"{task.why}."
+        lead = [why, f"Score: {task.score}." if facts else "", f"{facts[:1].upper()}{facts[1:]}." if facts else ""]
+        content = [f'<p class="lead">{html.escape(" ".join(text for text in lead if text))}</p>']
         if name in forests:
             content.append(forests[name].html(palette))
         content.append(_measured_of(found, whole, name))
@@ -110,7 +116,9 @@ def details(found: Findings, forests: Mapping[str, Figure], palette: Mapping[str
 def provenance(known: Mapping[str, Any]) -> str:
     """Versions, hashes, hardware and the command, as they stand in `bench.json`."""
     parts = [
-        f"<dt>{html.escape(name)}</dt><dd>{html.escape(hide(value))}</dd>" for name, value in _flat(known) if value
+        f"<dt>{html.escape(name)}</dt><dd>{html.escape(hide(value))}</dd>"
+        for name, value in _flat(known)
+        if value
     ]
     return f'<dl class="provenance">{"".join(parts)}</dl>' if parts else ""
 
@@ -129,9 +137,19 @@ def reason(found: Findings) -> str:
     return f'<p class="lead">{html.escape(said)}</p>' if said else ""
 
 
+def thresholds(made: Table) -> str:
+    """What it costs to get to each task's threshold, one cost at a time."""
+    if not made.rows:
+        return ""
+    panels = {axis: as_html(each) for axis, each in tables.by_axis(made).items()}
+    return switch("cost", panels) + links({f"{made.name}.csv": as_csv(made)})
+
+
 def axes(found: Findings, made: Mapping[str, Sequence[Figure]], palette: Mapping[str, str]) -> str:
     """Curves of all tasks against one cost at a time."""
-    return switch("axis", {costs.AXES[axis]: charts(figures, palette) for axis, figures in made.items() if figures})
+    return switch(
+        "axis", {costs.AXES[axis]: charts(figures, palette) for axis, figures in made.items() if figures}
+    )
 
 
 def _against(found: Findings, a: str, b: str) -> str:
@@ -171,9 +189,7 @@ def _measured_of(found: Findings, whole: Table, task: str) -> str:
         agent.title: [row for row in found.bench.cell(task, label) if not row.done]
         for label, agent in found.bench.agents.items()
     }
-    lines = [
-        [*(row[i] for i in kept), Cell(str(len(failed.get(row[1].text, []))))] for row in rows
-    ]
+    lines = [[*(row[i] for i in kept), Cell(str(len(failed.get(row[1].text, []))))] for row in rows]
     head = [*(whole.head[i] for i in kept), "failed runs"]
     return as_html(Table("measured", title, head, lines)) if lines else ""
 

@@ -28,9 +28,15 @@ def samples(found: Findings, folder: Path) -> str:
     """
     parts = []
     for name, task in found.bench.tasks.items():
-        shown = _task(found, folder, name)
+        try:
+            shown = _task(found, folder, name)
+        except (OSError, ValueError, KeyError, TypeError):  # Files that were cut off, or are somebody's own.
+            shown = '<p class="lead">What the runs have kept cannot be read.</p>'
         if shown:
-            parts.append(f"<details open><summary><h3>{html.escape(task.title)}</h3></summary>{shown}</details>")
+            parts.append(
+                f'<details class="samples" open><summary><h3>{html.escape(task.title)}</h3></summary>'
+                f"{shown}</details>"
+            )
     return "".join(parts)
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from unirl_env.bench.page import costs
 from unirl_env.bench.page.findings import Findings, find
-from unirl_env.bench.page.numbers import LEVEL, STATISTICS, Estimate, Pair
+from unirl_env.bench.page.numbers import PERCENT, STATISTICS, Estimate, Pair
 from unirl_env.bench.page.reading import Bench, Row, as_bench
 from unirl_env.errors.masks import hide
 
@@ -24,12 +25,14 @@ class Cell:
         estimate: The number, with bounds where there are any.
         strong: Shown in bold.
         mark: A remark, such as how many runs failed.
+        link: Where it leads on the page: a path below the bench's folder.
     """
 
     text: str = ""
     estimate: Estimate | None = None
     strong: bool = False
     mark: str = ""
+    link: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Table:
         rows: Of cells, as many as columns.
         note: What the numbers are.
         texts: How many columns at the left hold text.
-        long: Whether it is left out where there is no room: on a console, in Markdown and in LaTeX.
+        long: Whether it is left out where there is little room: on a console and in LaTeX.
     """
 
     name: str
@@ -75,11 +78,11 @@ def tables(found: Findings) -> list[Table]:
         ranking(found),
         tasks(found),
         pairs(found),
-        pairs_by_task(found),
         thresholds(found),
-        measured(found),
         failures(found.bench),
         settings(found.bench),
+        measured(found),
+        pairs_by_task(found),
     ]
     return [each for each in made if each.rows]
 
@@ -94,14 +97,31 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if 1000 <= size < 1e7 else f"{value:.2e}"
 
 
-def spelled(estimate: Estimate | None, sign: bool = False) -> str:
-    """An estimate with its bounds, as every table prints it."""
+def amount(value: float | None) -> str:
+    """A cost for people: whole from a hundred on, three digits below."""
+    if value is None:
+        return "-"
+    if math.isinf(value):
+        return "∞"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def spelled(
+    estimate: Estimate | None, sign: bool = False, write: Callable[[float | None], str] = number
+) -> str:
+    """An estimate with its bounds, as every table prints it.
+
+    Args:
+        estimate: None is a dash.
+        sign: Write a plus before what is above zero.
+        write: How a number is written.
+    """
     if estimate is None:
         return "-"
     plus = "+" if sign and estimate.value > 0 else ""
     if estimate.low is None or estimate.high is None:
-        return plus + number(estimate.value)
-    return f"{plus}{number(estimate.value)} [{number(estimate.low)}, {number(estimate.high)}]"
+        return plus + write(estimate.value)
+    return f"{plus}{write(estimate.value)} [{write(estimate.low)}, {write(estimate.high)}]"
 
 
 def p_value(value: float) -> str:
@@ -121,7 +141,7 @@ def ranking(found: Findings) -> Table:
                 *(_estimate(found.ranking[name].get(agent)) for name in STATISTICS),
                 Cell(_configuration(mine, bench.agents[agent].tuned)),
                 Cell(str(len(mine))),
-                Cell(str(failed) if failed else "0", strong=False),
+                Cell(str(failed)),
             ]
         )
     head = ["agent", *STATISTICS.values(), "configuration", "runs", "failed"]
@@ -140,7 +160,7 @@ def tasks(found: Findings) -> Table:
             cells.append(_estimate(found.cells.get((name, agent)), found.best.get(name) == agent, mark))
         rows.append(cells)
     note = (
-        f"Mean score over seeds with its {LEVEL:.0%} interval. Bold is an agent that is above every other one on "
+        f"Mean score over seeds with its {PERCENT} interval. Bold is an agent that is above every other one on "
         "that task by a paired interval that excludes zero after Holm's correction over all tasks and pairs. A "
         "run that failed counts as the untrained policy."
     )
@@ -162,7 +182,7 @@ def pairs(found: Findings) -> Table:
     note = (
         "Over the tasks that all agents have. P is the probability that a run of the first scores above a run of "
         "the second on the same task. The difference is of normalised scores, paired by seed; the corrected "
-        f"interval and p-value are Holm's over all pairs at {LEVEL:.0%}. Bold excludes zero."
+        f"interval and p-value are Holm's over all pairs at {PERCENT}. Bold excludes zero."
     )
     head = ["first", "second", "P(first above second)", *_DIFFERENCE]
     return Table("pairs", "Every two agents", head, rows, note, texts=2)
@@ -203,7 +223,7 @@ def thresholds(found: Findings) -> Table:
                     Cell(bench.agents[agent].title),
                     Cell(number(task.threshold)),
                     Cell(f"{round(share * count)} of {count}"),
-                    *(_estimate(median) if median else Cell("not reached") for median in medians),
+                    *(_cost(median) for median in medians),
                 ]
             )
     note = (
@@ -213,6 +233,26 @@ def thresholds(found: Findings) -> Table:
     )
     head = ["task", "agent", "threshold", "reached", *(costs.AXES[axis] for axis in axes)]
     return Table("thresholds", "What it costs to get there", head, rows, note, texts=2)
+
+
+def by_axis(made: Table) -> dict[str, Table]:
+    """The table of thresholds as one of tasks by agents for each cost."""
+    agents = list(dict.fromkeys(row[1].text for row in made.rows))
+    lines: dict[tuple[str, str], dict[str, Sequence[Cell]]] = {}
+    for row in made.rows:
+        lines.setdefault((row[0].text, row[2].text), {})[row[1].text] = row
+    found = {}
+    for place, axis in enumerate(made.head[4:], start=4):
+        rows = []
+        for (task, threshold), mine in lines.items():
+            cells = [Cell(task, mark=f"to {threshold}")]
+            for agent in agents:
+                row = mine.get(agent, [Cell("-")] * len(made.head))
+                share, _, count = row[3].text.partition(" of ")
+                cells.append(replace(row[place], mark="" if share == count else f"{row[3].text} got there"))
+            rows.append(cells)
+        found[axis] = Table(f"thresholds_{axis}", f"{made.title}: {axis}", ["task", *agents], rows)
+    return found
 
 
 MEASURED = {
@@ -282,7 +322,7 @@ def failures(bench: Bench) -> Table:
             Cell(str(row.seed)),
             Cell(row.status),
             Cell(hide(row.error) or "no number at the end"),
-            Cell(row.folder),
+            Cell(row.folder, link=row.folder),
         ]
         for row in bench.rows
         if not row.done
@@ -318,6 +358,10 @@ def _difference(pair: Pair) -> list[Cell]:
     ]
 
 
+def _cost(median: Estimate | None) -> Cell:
+    return Cell("not reached") if median is None else Cell(spelled(median, write=amount), median)
+
+
 def _estimate(estimate: Estimate | None, strong: bool = False, mark: str = "") -> Cell:
     return Cell(spelled(estimate), estimate, strong, mark)
 
@@ -338,7 +382,7 @@ def _ranking_note(found: Findings) -> str:
     missing = f" {left} more are left out, because not all agents have runs there." if left else ""
     return (
         f"Normalised scores over {over}: 0 is the untrained policy, 1 the task's reference. IQM is the mean of "
-        f"the middle half of all runs. Intervals are {LEVEL:.0%}, stratified by task. Bold is an agent that is "
+        f"the middle half of all runs. Intervals are {PERCENT}, stratified by task. Bold is an agent that is "
         f"above every other one after Holm's correction. A run that failed counts as 0.{missing}"
     )
 

@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 
 from unirl_env.bench.page.findings import Findings
-from unirl_env.bench.page.numbers import ENOUGH, LEVEL, Estimate
+from unirl_env.bench.page.numbers import ENOUGH, PERCENT, Estimate
 from unirl_env.bench.page.tables import spelled
 
 MOST = 6
@@ -20,15 +20,15 @@ def sentences(found: Findings) -> list[str]:
     reason = nothing(found)
     if reason:
         return [reason]
-    said = [*_overall(found), *_by_task(found)]
+    whole, parts = _overall(found), _by_task(found)
+    said = [*whole, *([f"Task by task: {parts[0]}", *parts[1:]] if parts else [])]
     pairs = len(found.agents) * (len(found.agents) - 1) // 2
-    known = {(a, b) for (a, b), pair in found.pairs.items() if pair.side}
-    known |= {(a, b) for (_, a, b), pair in found.within.items() if pair.side}
-    level = f"at {LEVEL:.0%} after Holm's correction"
+    unknown = [pair for pair in (*found.pairs.values(), *found.within.values()) if not pair.side]
+    level = f"at {PERCENT} after Holm's correction"
     if not said:
         who = "The two agents" if pairs == 1 else f"Of the {len(found.agents)} agents no two"
         return [f"{who} {'cannot' if pairs == 1 else 'can'} be told apart {level}, over all tasks or on any."]
-    if len(known) < pairs:
+    if unknown:
         said.append(f"Nothing else can be told apart {level}.")
     return said
 
@@ -111,6 +111,8 @@ def _overall(found: Findings) -> list[str]:
     parts = []
     for a, others in list(above.items())[:MOST]:
         shown = joined([_title(found, b) for b in others])
+        if len(others) == len(found.agents) - 1 > 2:
+            shown = "every other agent"
         if len(others) == 1:
             pair = found.pairs.get((a, others[0]))
             shown += f" ({spelled(pair.corrected, sign=True)})" if pair is not None else ""
@@ -120,19 +122,35 @@ def _overall(found: Findings) -> list[str]:
 
 
 def _by_task(found: Findings) -> list[str]:
-    on: dict[tuple[str, str], list[str]] = {}
+    """A sentence for each agent that is above others on some tasks, the tasks of a kind put together."""
+    on: dict[str, dict[str, list[str]]] = {}
     for (task, a, b), pair in found.within.items():
         if pair.side:
-            key = (a, b) if pair.side > 0 else (b, a)
-            on.setdefault(key, []).append(found.bench.tasks[task].title)
-    if not on or len(found.bench.tasks) == 1 and any(pair.side for pair in found.pairs.values()):
+            better, worse = (a, b) if pair.side > 0 else (b, a)
+            on.setdefault(better, {}).setdefault(worse, []).append(task)
+    if len(found.bench.tasks) == 1 and any(pair.side for pair in found.pairs.values()):
         return []
-    order = sorted(on, key=lambda key: (-len(on[key]), key))
-    parts = [
-        f"{_title(found, a)} is above {_title(found, b)} on {joined(on[a, b], 4)}" for a, b in order[:MOST]
-    ]
-    more = f"; {len(on) - MOST} more pairs stand in the table" if len(on) > MOST else ""
-    return [f"Task by task, {'; '.join(parts)}{more}."]
+    said = []
+    for better in [a for a in found.agents if a in on][:MOST]:
+        alike: dict[str, list[str]] = {}
+        for worse, tasks in on[better].items():
+            alike.setdefault(_on(found, tasks), []).append(_title(found, worse))
+        parts = [f"above {joined(names)} {where}" for where, names in alike.items()]
+        said.append(f"{_title(found, better)} is {', and '.join(parts)}.")
+    if len(on) > MOST:
+        said.append(f"{len(on) - MOST} more agents are above others somewhere; see the tables.")
+    return said
+
+
+def _on(found: Findings, tasks: Sequence[str]) -> str:
+    """Some tasks in words: those that are few, or those that are missing."""
+    every = found.bench.tasks
+    titles, left = [every[t].title for t in tasks], [every[t].title for t in every if t not in tasks]
+    if not left:
+        return f"on all {len(every)} tasks"
+    if len(tasks) <= 3:
+        return f"on {joined(titles)}"
+    return f"on {len(tasks)} of {len(every)} tasks" + (f" (all but {joined(left)})" if len(left) <= 3 else "")
 
 
 def _tuning(found: Findings) -> list[tuple[str, str]]:
@@ -166,7 +184,7 @@ def _seeds(found: Findings) -> list[tuple[str, str]]:
         )
     if shares and min(shares) < ENOUGH:
         words.append(
-            f"Some intervals that are meant to hold the truth in {LEVEL:.0%} of benches do so in "
+            f"Some intervals that are meant to hold the truth in {PERCENT} of benches do so in "
             f"{100 * min(shares):.0f} % at so few seeds; each says so beside it."
         )
     return [("Few seeds", " ".join(words))] if words else []

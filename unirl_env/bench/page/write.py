@@ -54,9 +54,8 @@ def write_bench(folder: Path) -> Path:
     drawn = _draw(found)
     palette = figures.palette(found)
     _write_files(folder / "figures", made, drawn, palette)
-    short = [each for each in made if not each.long]
-    replace_text(folder / "table.md", _markdown(found, short))
-    replace_text(folder / "table.tex", "\n".join(as_latex(each) for each in short))
+    replace_text(folder / "table.md", _markdown(found, made))
+    replace_text(folder / "table.tex", "\n".join(as_latex(each) for each in made if not each.long))
     body = "".join(_body(found, drawn, palette, folder))
     style = (Path(__file__).parent / "bench.css").read_text(encoding="utf-8")
     return write_page(folder / "index.html", found.bench.title, body, style + _agents(palette))
@@ -64,6 +63,7 @@ def write_bench(folder: Path) -> Path:
 
 def _body(found: Findings, drawn: _Drawn, palette: Mapping[str, str], folder: Path) -> list[str]:
     ranking, per_task, pairs = tables.ranking(found), tables.tasks(found), tables.pairs(found)
+    reached = tables.thresholds(found)
     of_ranking = [e for part in found.ranking.values() for e in part.values()]
     return [
         header(found.bench.title, facts(found)),
@@ -86,7 +86,7 @@ def _body(found: Findings, drawn: _Drawn, palette: Mapping[str, str], folder: Pa
         ),
         section(pairs.title, sections.matrix(found, drawn.improvements, pairs, palette), MATRIX),
         section("Cost and score", sections.charts(drawn.spending, palette), ""),
-        _plain(tables.thresholds(found)),
+        section(reached.title, sections.thresholds(reached), reached.note),
         section("Task by task", sections.details(found, drawn.tasks, palette)),
         section("What they made", seen.samples(found, folder), SEEN),
         _plain(tables.failures(found.bench)),
@@ -148,6 +148,7 @@ def _plain(made: tables.Table) -> str:
 def _agents(palette: Mapping[str, str]) -> str:
     light = "".join(f".{style} {{ --hue: {colour}; }}" for style, colour in palette.items())
     dark = "".join(
-        f".{style} {{ --hue: color-mix(in oklab, {colour} 62%, white); }}" for style, colour in palette.items()
+        f".{style} {{ --hue: color-mix(in oklab, {colour} 72%, white); }}"
+        for style, colour in palette.items()
     )
     return f"{light} @media screen and (prefers-color-scheme: dark) {{ {dark} }}"
