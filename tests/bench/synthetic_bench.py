@@ -4,13 +4,19 @@ import json
 import random
 
 PAPER = {
-    "line/many_epochs": ("Many epochs", "Old batches are used again and again; who does not bound the step, falls."),
+    "line/many_epochs": (
+        "Many epochs",
+        "Old batches are used again and again; who does not bound the step, falls.",
+    ),
     "line/stale": ("Stale rollouts", "Players lag behind by four versions."),
     "mixture/noise": ("Noisy log-probabilities", "As of another engine: 1 % noise on every log-probability."),
     "words/long": ("Long horizon", "Eighty steps and one reward at the end."),
     "line/sparse": ("Sparse reward", "Most groups earn nothing."),
     "line/conflict": ("Conflicting rewards", "Two rewards that cannot both be had."),
-    "line/hackable": ("Hackable reward", "The reward that is trained on can be had without the one that is meant."),
+    "line/hackable": (
+        "Hackable reward",
+        "The reward that is trained on can be had without the one that is meant.",
+    ),
 }
 AGENTS = {"grpo": 0.72, "flow_dppo": 0.84, "drpo": 0.70, "pg": 0.45, "mylab.alg:ReinforceConfig": 0.43}
 

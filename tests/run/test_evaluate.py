@@ -14,6 +14,8 @@ from unirl_env.evaluate import main
 from unirl_env.run.comparison import Options, compare
 from unirl_env.run.evaluator import Evaluator, difference, interval, summarize
 from unirl_env.run.launch import launch
+from unirl_env.run.report.page import _difference
+from unirl_env.run.summary import gain
 from unirl_env.types import Prompt, Scores
 
 
@@ -163,3 +165,10 @@ def test_a_difference_fails_where_either_main_value_does():
 def test_one_prompt_falls_back_to_its_samples():
     found = interval([0.0, 1.0, 0.0, 1.0], 4)
     assert found.low < 0.5 < found.high
+
+
+def test_a_single_number_is_shown_without_a_claim():
+    row = difference([0.9], [0.5], 1).row()
+    assert row["mean"] == pytest.approx(0.4) and row["low"] is None and row["high"] is None
+    assert gain(row) == "+0.400"
+    assert _difference(row) == '<span class="gain flat">+0.400</span><small></small>'

@@ -1,1 +1,1 @@
-"""Benchmarks of algorithms: what is run, what is known of it, and the page that says so."""
+"""Benchmarks of algorithms: suites, schedules, statistics and pages."""

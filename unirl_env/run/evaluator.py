@@ -1,28 +1,26 @@
 """A policy against its base: the same prompts and seeds, and their scores.
 
-Intervals are 95 % bootstrap intervals over prompts: the samples of one prompt resemble each other, so it is
-the prompts that are drawn again, each with its mean over samples. A difference to the base is taken sample by
-sample before that, since both drew under the same seed.
+Intervals are 95 % intervals over prompts, by Student's t widened for skew (`unirl_env.statistics`): the samples
+of one prompt resemble each other, so it is the prompts that count as units, each with its mean over samples. A
+difference to the base is taken sample by sample before that, since both drew under the same seed.
 """
 
 from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap
 
 import unirl_env.functional as F
 from unirl_env.episode import EpisodeBatch
+from unirl_env.statistics import mean_interval
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
 Values = Mapping[str, Sequence[float | None]]
-RESAMPLES = 2000
 MAIN, HELDOUT = "reward", "heldout"
 
 
@@ -32,8 +30,8 @@ class Interval:
 
     Attributes:
         mean: Over what is there.
-        low: The lower bound.
-        high: The upper bound.
+        low: The lower bound; NaN where a single number says nothing of how others would fall.
+        high: The upper bound, likewise.
         failed: How many numbers are missing because the scorer failed: its main value is invalid there.
         absent: How many are missing though it did not: a part that does not apply, such as the place of an
             object in a prompt that names none.
@@ -48,6 +46,8 @@ class Interval:
     std: float = math.nan
 
     def __str__(self) -> str:
+        if math.isnan(self.low):
+            return f"{self.mean:.3f} [no interval]"
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
     def row(self) -> dict[str, float | int | None]:
@@ -169,36 +169,29 @@ def _missing(name: str, *measured: Values) -> dict[str, int]:
 
 def interval(values: Sequence[float | None], samples: int) -> Interval:
     """Mean of the valid values, with the interval over prompts."""
-    return _bootstrap(_as_array(values), samples)
+    return _over_prompts(_as_array(values), samples)
 
 
 def difference(values: Sequence[float | None], base: Sequence[float | None], samples: int) -> Interval:
     """Mean of the paired differences `values - base`, with the interval over prompts."""
-    return _bootstrap(_as_array(values) - _as_array(base), samples)
+    return _over_prompts(_as_array(values) - _as_array(base), samples)
 
 
 def _as_array(values: Sequence[float | None]) -> np.ndarray:
     return np.array([math.nan if v is None else v for v in values], dtype=float)
 
 
-def _bootstrap(values: np.ndarray, samples: int) -> Interval:
+def _over_prompts(values: np.ndarray, samples: int) -> Interval:
     failed = int(np.isnan(values).sum())
     std = math.nan if failed == len(values) else float(np.nanstd(values))
     groups = values.reshape(-1, samples)
     groups = groups[~np.isnan(groups).all(axis=1)]
     if not len(groups):
         return Interval(math.nan, math.nan, math.nan, failed)
-    # With one prompt there are only its samples to draw again.
+    # With one prompt there are only its samples to tell how far numbers lie apart.
     units = np.nanmean(groups, axis=1) if len(groups) > 1 else groups[0][~np.isnan(groups[0])]
-    mean = float(units.mean())
-    if len(units) == 1 or np.ptp(units) == 0:
-        return Interval(mean, mean, mean, failed, std=std)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = bootstrap(
-            (units,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0)
-        ).confidence_interval
-    return Interval(mean, float(found.low), float(found.high), failed, std=std)
+    found = mean_interval(units)
+    return Interval(found.estimate, found.low, found.high, failed, std=std)
 
 
 def _values(name: str, scores: Scores) -> dict[str, list[float | None]]:

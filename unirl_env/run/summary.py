@@ -173,4 +173,6 @@ def gain(part: dict[str, Any] | None) -> str:
     """A difference with its interval."""
     if not part or part["mean"] is None:
         return "-"
+    if part["low"] is None or part["high"] is None:
+        return f"{part['mean']:+.3f}"
     return f"{part['mean']:+.3f}  [{part['low']:+.3f}, {part['high']:+.3f}]".replace("[", r"\[")

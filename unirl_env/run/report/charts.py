@@ -80,7 +80,9 @@ class Chart:
 
     def drawing(self) -> Drawing:
         """The chart, to be shown on a page or to become a file."""
-        x_low, x_high = _extent([x for s in self.series for x in s.x] + [x for x, _ in self.marks], self.start)
+        x_low, x_high = _extent(
+            [x for s in self.series for x in s.x] + [x for x, _ in self.marks], self.start
+        )
         values = [v for s in self.series for part in (s.y, s.low or (), s.high or ()) for v in part]
         y_low, y_high = _extent(values, self.floor)
         y_ticks = axis_ticks(y_low, y_high, 6)

@@ -146,9 +146,16 @@ def _mean(part: Mapping[str, Any] | None) -> str:
 def _difference(part: Mapping[str, Any] | None) -> str:
     if part is None or part["mean"] is None:
         return "-"
-    kind = "up" if part["low"] > 0 else "down" if part["high"] < 0 else "flat"
-    bounds = f"{part['low']:+.3f} to {part['high']:+.3f}"
+    kind, bounds = _clear(part)
     return f'<span class="gain {kind}">{part["mean"]:+.3f}</span><small>{bounds}</small>'
+
+
+def _clear(part: Mapping[str, Any]) -> tuple[str, str]:
+    """Where a difference is known to lead, and its bounds in words; nothing of a single number."""
+    if part["low"] is None or part["high"] is None:
+        return "flat", ""
+    kind = "up" if part["low"] > 0 else "down" if part["high"] < 0 else "flat"
+    return kind, f"{part['low']:+.3f} to {part['high']:+.3f}"
 
 
 def _count(before: Mapping[str, Any], after: Mapping[str, Any] | None, name: str) -> str:
@@ -167,10 +174,8 @@ def _headline(found: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, An
     for item in found:
         part = item["difference"]
         known = part and part["mean"] is not None and item["last"] > item["first"]
-        clear = known and (part["low"] > 0 or part["high"] < 0)
-        kind = ("up" if part["mean"] > 0 else "down") if clear else "flat"
+        kind, bounds = _clear(part) if known else ("flat", "")
         gain = f"{part['mean']:+.3f}" if known else "not trained yet"
-        bounds = f"{part['low']:+.3f} to {part['high']:+.3f}" if known else ""
         after = item["after"]["mean"] if known else None
         cards.append(
             f'<article class="card number"><h3>{html.escape(item["reward"].capitalize())}<br>'
@@ -185,7 +190,8 @@ def _headline(found: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, An
     over = f"{prompts} prompts x {samples} samples" if prompts > 1 else f"{samples} samples"
     lead = (
         f"Each number is a mean over {over} on fixed seeds{noise}. Beside each gain its 95 % interval: "
-        f"paired by prompt and seed, bootstrapped over {'prompts' if prompts > 1 else 'samples'}."
+        f"paired by prompt and seed, by Student's t over {'prompts' if prompts > 1 else 'samples'}, widened "
+        "where these are skewed."
     )
     return f'<div class="numbers">{"".join(cards)}</div><p class="lead">{lead}</p>'
 
