@@ -27,7 +27,11 @@ PIXELATED = 128
 
 
 def gallery(
-    columns: Mapping[str, tuple[Path, Mapping[str, Any]]], reward: str = "reward", most: int = 8
+    columns: Mapping[str, tuple[Path, Mapping[str, Any]]],
+    reward: str = "reward",
+    most: int = 8,
+    each: int | None = None,
+    largest: int = LARGEST,
 ) -> str:
     """A card for each prompt with a row of pictures for each state of the policy.
 
@@ -35,25 +39,28 @@ def gallery(
         columns: `label -> (folder of pictures, row of evaluation.jsonl)`, in the order of the rows of a card.
         reward: The reward that is written under each picture.
         most: Cards at most; always the first ones, so that nobody has picked.
+        each: Samples of a prompt at most, the first ones; their mean is that of what is shown.
+        largest: Side in pixels from which pictures are scaled down.
     """
     label, (_, first) = next(iter(columns.items()))
     found = {name: picture_paths(folder) for name, (folder, _) in columns.items()}
     if not found[label]:
         return ""
     samples, cards = first["samples"], []
+    numbers = range(samples if each is None else min(samples, each))
     for prompt, text in enumerate(first["prompts"][:most]):
         strips = []
         for name, (_, row) in columns.items():
             values = row["values"][reward]
             cells = "".join(
-                _cell(found[name].get((prompt, n)), _score(values[prompt * samples + n]))
-                for n in range(samples)
+                _cell(found[name].get((prompt, n)), _score(values[prompt * samples + n]), largest)
+                for n in numbers
             )
-            scores = [values[prompt * samples + n] for n in range(samples)]
+            scores = [values[prompt * samples + n] for n in numbers]
             strips.append(
-                f'<div class="strip {html.escape(name)}"><div class="label">{html.escape(name)}'
+                f'<div class="strip{_kind(name)}"><div class="label">{html.escape(name)}'
                 f"<b>{_mean(scores)}</b></div>"
-                f'<div class="cells" style="--n:{min(samples, 8)}">{cells}</div></div>'
+                f'<div class="cells" style="--n:{min(len(numbers), 8)}">{cells}</div></div>'
             )
         cards.append(
             f'<article class="card prompt"><p class="text">{html.escape(_short(text))}</p>'
@@ -97,7 +104,7 @@ def film(
     )
 
 
-def scatter(before: Path, after: Path, size: int = 360) -> str:
+def scatter(before: Path, after: Path, size: int = 360, title: str = "Samples") -> str:
     """Latents of two numbers as two clouds of points, for models that draw no pictures."""
     clouds = {"before": load_latents(before), "after": load_latents(after)}
     points = {k: v.flatten(1) for k, v in clouds.items() if v is not None and v[0].numel() == 2}
@@ -111,7 +118,7 @@ def scatter(before: Path, after: Path, size: int = 360) -> str:
         for x, y in cloud.tolist()
     )
     return (
-        f'<figure class="chart scatter"><figcaption><h3>Samples</h3><div class="legend">'
+        f'<figure class="chart scatter"><figcaption><h3>{html.escape(title)}</h3><div class="legend">'
         f'<span class="key second">before</span><span class="key main">after</span></div></figcaption>'
         f'<svg viewBox="0 0 {size} {size}"><line class="grid" x1="0" x2="{size}" y1="{size / 2}" '
         f'y2="{size / 2}"/><line class="grid" y1="0" y2="{size}" x1="{size / 2}" x2="{size / 2}"/>'
@@ -153,10 +160,15 @@ def _score(value: float | None) -> str:
     return "failed" if value is None else f"{value:.2f}"
 
 
-def _cell(path: Path | None, score: str) -> str:
+def _cell(path: Path | None, score: str, largest: int = LARGEST) -> str:
     if path is None:
         return f'<div class="cell missing"><span>{score}</span></div>'
-    return f'<div class="cell">{shown(path)}<span>{score}</span></div>'
+    return f'<div class="cell">{shown(path, largest)}<span>{score}</span></div>'
+
+
+def _kind(label: str) -> str:
+    """The class of a state of the policy; names that people give are none, or they might mean something."""
+    return f" {label}" if label in ("before", "after") else ""
 
 
 def _mean(values: Sequence[float | None]) -> str:
@@ -294,7 +306,7 @@ def _answer(label: str, text: Text | None, shown: str, value: float | None, base
     if text is not None and text["truncated"]:
         facts.append("cut off")
     return (
-        f'<div class="answer {html.escape(label)}"><p class="about"><b>{html.escape(label)}</b>'
+        f'<div class="answer{_kind(label)}"><p class="about"><b>{html.escape(label)}</b>'
         f'<span class="gain {kind}">{score}</span><span>{", ".join(facts)}</span></p>{shown}</div>'
     )
 

@@ -13,6 +13,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from unirl_env.run.report.drawing import Drawing
+
 LEFT, RIGHT, TOP, BOTTOM = 48, 14, 12, 26
 DODGE = 5
 
@@ -42,7 +44,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over the iterations.
+    """Curves over the iterations, or over another cost.
 
     Attributes:
         title: What it shows, in a few words.
@@ -53,6 +55,10 @@ class Chart:
         floor: A value that the axis always shows.
         percent: Write values as percentages.
         marks: Upright lines at iterations where something happened, by what it was.
+        across: What the horizontal axis counts, in the singular.
+        whole: Only whole numbers stand under it.
+        start: A value that it always shows.
+        dodge: Points of several series at one place stand side by side.
     """
 
     title: str
@@ -63,13 +69,23 @@ class Chart:
     floor: float | None = None
     percent: bool = False
     marks: Sequence[tuple[float, str]] = ()
+    across: str = "iteration"
+    whole: bool = True
+    start: float | None = 0.0
+    dodge: bool = True
 
-    def svg(self) -> str:
-        """The chart as a `<figure>`."""
-        x_low, x_high = _extent([x for s in self.series for x in s.x] + [x for x, _ in self.marks], 0.0)
+    def svg(self, links: str = "") -> str:
+        """The chart as a `<figure>`, with `links` as HTML under it."""
+        return self.drawing().figure(links)
+
+    def drawing(self) -> Drawing:
+        """The chart, to be shown on a page or to become a file."""
+        x_low, x_high = _extent(
+            [x for s in self.series for x in s.x] + [x for x, _ in self.marks], self.start
+        )
         values = [v for s in self.series for part in (s.y, s.low or (), s.high or ()) for v in part]
         y_low, y_high = _extent(values, self.floor)
-        y_ticks = _ticks(y_low, y_high, 6)
+        y_ticks = axis_ticks(y_low, y_high, 6)
         pad = 0.05 * (y_high - y_low)
         y_low = y_low if y_low == self.floor else y_low - pad
         frame = _Frame(self.width, self.height, x_low, x_high, y_low, y_high + pad)
@@ -77,24 +93,16 @@ class Chart:
         tiny = max(abs(t) for t in y_ticks or (1.0,)) < 0.01
         parts = [
             frame.grid(y_ticks, lambda t: self._write(t, tiny)),
-            frame.abscissa(_ticks(x_low, x_high, 6, whole=True)),
+            frame.abscissa(axis_ticks(x_low, x_high, 6, whole=self.whole)),
         ]
         parts += [frame.mark(x, text) for x, text in self.marks]
-        dodge = [DODGE * (i - (len(self.series) - 1) / 2) for i in range(len(self.series))]
+        step = DODGE if self.dodge else 0
+        dodge = [step * (i - (len(self.series) - 1) / 2) for i in range(len(self.series))]
         parts += [frame.curve(s, d if s.points else 0.0) for s, d in zip(self.series, dodge, strict=True)]
-        legend = "".join(
-            f'<span class="key {s.style}">{html.escape(s.name)}</span>' for s in self.series if s.name
-        )
-        note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
-        return (
-            f'<figure class="chart" data-chart="{html.escape(self._readout(frame))}">'
-            f"<figcaption><h3>{html.escape(self.title)}</h3>{note}"
-            f'<div class="legend">{legend}</div></figcaption>'
-            f'<svg viewBox="0 0 {self.width} {self.height}" role="img" '
-            f'aria-label="{html.escape(self.title)}">{"".join(parts)}'
-            f'<line class="cursor" y1="{TOP}" y2="{self.height - BOTTOM}"/></svg>'
-            f'<output class="readout"></output></figure>'
-        )
+        parts.append(f'<line class="cursor" y1="{TOP}" y2="{self.height - BOTTOM}"/>')
+        keys = [(s.style, s.name) for s in self.series if s.name]
+        marks = "".join(parts)
+        return Drawing(self.title, self.width, self.height, marks, keys, self.note, self._readout(frame))
 
     def _write(self, value: float, tiny: bool = False) -> str:
         return f"{100 * value:.3g} %" if self.percent else _number(value, 0.01 if tiny else 1e-3)
@@ -108,8 +116,9 @@ class Chart:
                     rows.setdefault(x, [None] * len(named))[i] = self._write(y)
         return json.dumps(
             {
+                "across": self.across,
                 "names": [s.name for s in named],
-                "rows": [[x, round(frame.x(x), 1), *rows[x]] for x in sorted(rows)],
+                "rows": [[_position(x), round(frame.x(x), 1), *rows[x]] for x in sorted(rows)],
             }
         )
 
@@ -189,6 +198,11 @@ class _Frame:
         return "".join(parts)
 
 
+def _position(value: float) -> float:
+    """A place on the horizontal axis as one reads it out: whole numbers stay, others have four digits."""
+    return value if value == int(value) else float(f"{value:.4g}")
+
+
 def smooth(values: Sequence[float | None], reach: int) -> list[float | None]:
     """A centred mean over `reach` neighbours on each side that leaves out gaps."""
     found: list[float | None] = []
@@ -211,8 +225,15 @@ def _extent(values: Sequence[float | None], floor: float | None) -> tuple[float,
     return low, high
 
 
-def _ticks(low: float, high: float, count: int, whole: bool = False) -> list[float]:
-    """About `count` round numbers in [low, high]."""
+def axis_ticks(low: float, high: float, count: int, whole: bool = False) -> list[float]:
+    """About `count` round numbers in [low, high].
+
+    Args:
+        low: The lower end.
+        high: The upper end, above `low`.
+        count: How many are wanted.
+        whole: Only whole ones.
+    """
     raw = (high - low) / max(1, count - 1)
     scale = 10.0 ** math.floor(math.log10(raw))
     step = next(m * scale for m in (1, 2, 2.5, 5, 10) if m * scale >= raw * 0.999)

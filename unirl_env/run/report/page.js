@@ -1,6 +1,6 @@
 "use strict";
 for (const figure of document.querySelectorAll("[data-chart]")) {
-  const { names, rows } = JSON.parse(figure.dataset.chart);
+  const { across, names, rows } = JSON.parse(figure.dataset.chart);
   const svg = figure.querySelector("svg");
   const cursor = svg.querySelector(".cursor");
   const readout = figure.querySelector(".readout");
@@ -12,7 +12,7 @@ for (const figure of document.querySelectorAll("[data-chart]")) {
     cursor.setAttribute("x1", row[1]);
     cursor.setAttribute("x2", row[1]);
     const lines = names.map((name, i) => (row[i + 2] == null ? null : `${name} ${row[i + 2]}`));
-    readout.textContent = [`iteration ${row[0]}`, ...lines.filter((line) => line)].join("\n");
+    readout.textContent = [`${across} ${row[0]}`, ...lines.filter((line) => line)].join("\n");
     cursor.style.visibility = readout.style.visibility = "visible";
   };
   const hide = () => { cursor.style.visibility = readout.style.visibility = "hidden"; };

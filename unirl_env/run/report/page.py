@@ -12,7 +12,6 @@ from typing import Any
 from unirl_env.errors.masks import hide
 from unirl_env.run.compose.yaml import flat, read_yaml
 from unirl_env.run.progress import clock
-from unirl_env.run.record.files import replace_text
 from unirl_env.run.record.folder import RunFolder
 from unirl_env.run.record.logbook import read_rows
 from unirl_env.run.record.samples import load_texts
@@ -28,10 +27,10 @@ from unirl_env.run.report.cards import (
 )
 from unirl_env.run.report.charts import short_name
 from unirl_env.run.report.curves import HACKING, hacking, process_charts, reward_charts
+from unirl_env.run.report.frame import header, section, write_page
 from unirl_env.run.summary import SETS, headline, label, number, resume_command, score_rows
 from unirl_env.settings import RunConfig
 
-HERE = Path(__file__).parent
 SCORES = (
     "Every part of every reward: mean and standard deviation over samples, and the difference with its 95 % "
     "interval. Failed are samples that the scorer could not judge; not applicable, those that a part has "
@@ -55,17 +54,17 @@ def write_report(folder: RunFolder) -> Path:
         f"seed {cfg.seed}",
     ]
     body = [
-        _header(cfg.name, facts),
+        header(cfg.name, facts),
         _headline(headline(evaluations), evaluations, _noise(_first(folder, evaluations), cfg.mode)),
-        _section("Reward", _charts(reward_charts(metrics, evaluations))),
-        _section("Reward hacking", hacking(cfg.alarm, metrics), HACKING),
-        _section("Scores", scores_table(evaluations), SCORES),
+        section("Reward", _charts(reward_charts(metrics, evaluations))),
+        section("Reward hacking", hacking(cfg.alarm, metrics), HACKING),
+        section("Scores", scores_table(evaluations), SCORES),
         _samples(folder, evaluations, cfg.mode),
-        _section("How training went", _charts(process_charts(metrics))),
-        _section("Settings", _settings(cfg), "Settings that differ from their defaults stand out."),
-        _section("Go on from here", _commands(folder, cfg, sessions)),
+        section("How training went", _charts(process_charts(metrics))),
+        section("Settings", _settings(cfg), "Settings that differ from their defaults stand out."),
+        section("Go on from here", _commands(folder, cfg, sessions)),
     ]
-    return _write(folder.report, cfg.name, "".join(body))
+    return write_page(folder.report, cfg.name, "".join(body))
 
 
 def write_comparison(
@@ -88,17 +87,17 @@ def write_comparison(
     """
     rows = list(rows)
     noise = _noise(list(folders.values()), mode)
-    body = [_header(title, facts), _headline(headline(rows), rows, noise)]
+    body = [header(title, facts), _headline(headline(rows), rows, noise)]
     for name in dict.fromkeys(row["set"] for row in rows):
         mine = [row for row in rows if row["set"] == name]
         columns = {
             label: (folders[f"{name}/{label}"], row)
             for label, row in zip(("before", "after"), (mine[0], mine[-1]), strict=True)
         }
-        body.append(_section(SETS.get(name, name).capitalize(), _cards(columns, mode, most=64)))
-    body.append(_section("Scores", scores_table(rows), SCORES))
+        body.append(section(SETS.get(name, name).capitalize(), _cards(columns, mode, most=64)))
+    body.append(section("Scores", scores_table(rows), SCORES))
     out.mkdir(parents=True, exist_ok=True)
-    return _write(out / "index.html", title, "".join(body))
+    return write_page(out / "index.html", title, "".join(body))
 
 
 def scores_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -164,18 +163,6 @@ def _count(before: Mapping[str, Any], after: Mapping[str, Any] | None, name: str
     if None in counts:
         return "-"
     return " → ".join(dict.fromkeys(map(str, counts)))
-
-
-def _header(title: str, facts: Sequence[str]) -> str:
-    items = "".join(f"<li>{html.escape(fact)}</li>" for fact in facts)
-    return f'<header><p class="brand">unirl_env</p><h1>{html.escape(title)}</h1><ul>{items}</ul></header>'
-
-
-def _section(title: str, content: str, lead: str = "") -> str:
-    if not content:
-        return ""
-    text = f'<p class="lead">{html.escape(lead)}</p>' if lead else ""
-    return f"<section><h2>{html.escape(title)}</h2>{text}{content}</section>"
 
 
 def _charts(figures: str) -> str:
@@ -247,7 +234,7 @@ def _samples(folder: RunFolder, evaluations: Sequence[Mapping[str, Any]], mode: 
         "The same prompts under the same seeds, before and after training: the first prompts of each set, "
         "not picked, with the reward of each sample."
     )
-    return _section("Before and after", "".join(parts), lead)
+    return section("Before and after", "".join(parts), lead)
 
 
 def _settings(cfg: RunConfig) -> str:
@@ -299,19 +286,3 @@ def _commands(folder: RunFolder, cfg: RunConfig, known: Mapping[str, Any]) -> st
 
 def _provenance(folder: RunFolder) -> dict[str, Any]:
     return json.loads(folder.provenance.read_text(encoding="utf-8")) if folder.provenance.exists() else {}
-
-
-def _write(path: Path, title: str, body: str) -> Path:
-    style, script = (
-        (HERE / "page.css").read_text(encoding="utf-8"),
-        (HERE / "page.js").read_text(encoding="utf-8"),
-    )
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{html.escape(title)}</title><style>{style}</style></head>"
-        f"<body><main>{body}</main><script>{script}</script></body></html>"
-    )
-    replace_text(path, page)
-    return path

@@ -1,0 +1,131 @@
+"""Drawings that charts of curves are not: rows of intervals, and a matrix of probabilities."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+from unirl_env.bench.page.numbers import Estimate
+from unirl_env.bench.page.tables import number, spelled
+from unirl_env.run.report.charts import axis_ticks
+from unirl_env.run.report.drawing import LETTER, Drawing
+
+BOLD = 8.0
+"""Mean width in pixels of a letter of a name."""
+ROW, EDGE, FOOT, HEAD = 38, 10, 26, 4
+SIDE, LABELS = 46, 150
+"""Of a matrix: pixels of a cell and of its names."""
+
+
+def forest(
+    title: str,
+    rows: Sequence[tuple[str, str, Estimate | None]],
+    note: str = "",
+    width: int = 340,
+    marks: Sequence[tuple[float, str]] = (),
+) -> Drawing:
+    """Estimates under each other, on one axis.
+
+    Args:
+        title: What is estimated.
+        rows: A style, a name and an estimate each, from the top.
+        note: A sentence under the title.
+        width: Of the drawing.
+        marks: Values with a name that stand upright in the drawing, if they are near what is estimated.
+    """
+    known = [e for _, _, e in rows if e is not None]
+    values = [v for e in known for v in (e.value, e.low, e.high) if v is not None]
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    span = (high - low) or abs(high) or 1.0
+    near = [(v, text) for v, text in marks if low - 0.5 * span <= v <= high + 0.5 * span]
+    low = min([low, *(v for v, _ in near)]) - 0.03 * span
+    high = max([high, *(v for v, _ in near)]) + 0.03 * span
+    height = HEAD + ROW * len(rows) + FOOT
+
+    def across(value: float) -> float:
+        return EDGE + (width - 2 * EDGE) * (value - low) / (high - low)
+
+    parts = []
+    for tick in axis_ticks(low, high, 6):
+        x = across(tick)
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{HEAD}" y2="{height - FOOT}"/>')
+        anchor = "start" if x < EDGE + 12 else "end" if x > width - EDGE - 12 else "middle"
+        parts.append(
+            f'<text class="tick" x="{x:.1f}" y="{height - 8}" text-anchor="{anchor}">{tick:.4g}</text>'
+        )
+    for value, text in near:
+        parts.append(
+            f'<line class="curve bound" x1="{across(value):.1f}" x2="{across(value):.1f}" y1="{HEAD}" '
+            f'y2="{height - FOOT}"><title>{html.escape(text)}</title></line>'
+        )
+    for i, (style, name, estimate) in enumerate(rows):
+        parts.append(_forest_row(HEAD + ROW * i, style, name, estimate, width, across))
+    return Drawing(title, width, height, "".join(parts), note=note)
+
+
+def matrix(
+    title: str,
+    names: Sequence[str],
+    shares: Sequence[Sequence[float | None]],
+    sides: Sequence[Sequence[int]],
+    note: str = "",
+) -> Drawing:
+    """Probabilities that what stands in a row is above what stands in a column.
+
+    Args:
+        title: What they are of.
+        names: Of rows and columns.
+        shares: A row each; None on the diagonal and where nothing is known.
+        sides: 1 where a row is known to be above a column, -1 below, 0 otherwise.
+        note: A sentence under the title.
+    """
+    size = len(names)
+    width, top = LABELS + SIDE * size, 24
+    parts = []
+    for i, name in enumerate(names):
+        y = top + SIDE * i
+        parts.append(
+            f'<text class="name" x="{LABELS - 8}" y="{y + SIDE / 2 + 4}" text-anchor="end">'
+            f"{html.escape(_cut(f'{name} {i + 1}', LABELS - 12))}</text>"
+            f'<text class="tick" x="{LABELS + SIDE * (i + 0.5)}" y="{top - 8}" text-anchor="middle">{i + 1}</text>'
+        )
+        for k, share in enumerate(shares[i]):
+            if share is None:
+                continue
+            kind = {1: "up", -1: "down"}.get(sides[i][k], "flat")
+            strength = 0.08 + 0.5 * abs(2 * share - 1)
+            x = LABELS + SIDE * k
+            weight = ' class="strong"' if sides[i][k] else ""
+            parts.append(
+                f'<rect class="{kind}" x="{x + 1}" y="{y + 1}" width="{SIDE - 2}" height="{SIDE - 2}" rx="4" '
+                f'fill-opacity="{strength:.2f}"/><text{weight} x="{x + SIDE / 2}" y="{y + SIDE / 2 + 4}" '
+                f'text-anchor="middle">{share:.2f}</text>'
+            )
+    return Drawing(title, width, top + SIDE * size, "".join(parts), note=note)
+
+
+def _forest_row(y: float, style: str, name: str, estimate: Estimate | None, width: int, across) -> str:  # type: ignore[no-untyped-def]
+    said = spelled(estimate)
+    room = width - 2 * EDGE - LETTER * len(said) - 8
+    parts = [
+        f'<text class="name" x="{EDGE}" y="{y + 13}">{html.escape(_cut(name, room))}'
+        f"<title>{html.escape(name)}</title></text>"
+        f'<text class="tick" x="{width - EDGE}" y="{y + 13}" text-anchor="end">{html.escape(said)}</text>'
+    ]
+    if estimate is not None:
+        line = y + 25
+        if estimate.low is not None and estimate.high is not None:
+            parts.append(
+                f'<line class="error {style}" x1="{across(estimate.low):.1f}" '
+                f'x2="{across(estimate.high):.1f}" y1="{line}" y2="{line}"/>'
+            )
+        parts.append(
+            f'<circle class="{style}" cx="{across(estimate.value):.1f}" cy="{line}" r="4.5">'
+            f"<title>{html.escape(name)}: {number(estimate.value)}</title></circle>"
+        )
+    return "".join(parts)
+
+
+def _cut(text: str, room: float) -> str:
+    most = max(4, int(room / BOLD))
+    return text if len(text) <= most else text[: most - 1] + "…"
