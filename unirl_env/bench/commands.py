@@ -69,15 +69,13 @@ def run(arguments: argparse.Namespace, console: Console, command: Sequence[str])
 
 def report(arguments: argparse.Namespace, console: Console, command: Sequence[str]) -> int:
     """Write a page again."""
-    from unirl_env.bench.page import print_table, write_bench
+    from unirl_env.bench.running import reported
 
     if not (arguments.folder / "results.jsonl").is_file():
         raise ConfigError(
             f"The folder of a bench must hold `results.jsonl`, got {arguments.folder}; try runs/bench/quick."
         )
-    page = write_bench(arguments.folder)
-    print_table(arguments.folder, console)
-    console.print(f"Page  {page}", highlight=False, markup=False, soft_wrap=True)
+    reported(arguments.folder, console)
     return 0
 
 
@@ -98,9 +96,28 @@ def referee(arguments: argparse.Namespace, console: Console, command: Sequence[s
     return UNSOUND if any(row["error"] for row in rows) else 0
 
 
+def compare(arguments: argparse.Namespace, console: Console, command: Sequence[str]) -> int:
+    """Set two benches side by side."""
+    from unirl_env.bench.compare import compare as side_by_side
+
+    side_by_side(*arguments.folders, console)
+    return 0
+
+
+def plan(arguments: argparse.Namespace, console: Console, command: Sequence[str]) -> int:
+    """Say what a wanted effect takes."""
+    from unirl_env.bench.plan import PlanSettings
+    from unirl_env.bench.plan import plan as planned
+
+    planned(read_settings(arguments.overrides, PlanSettings), console)
+    return 0
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace, Console, Sequence[str]], int]] = {
     "run": run,
     "report": report,
+    "compare": compare,
+    "plan": plan,
     "verify": verify,
     "referee": referee,
 }

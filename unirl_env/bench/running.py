@@ -150,12 +150,20 @@ def tuned(bench: Bench, schedule: Schedule) -> list[Contestant]:
 
 def collected(bench: Bench, rows: Sequence[Row], console: Console) -> Path:
     """Write the results and the page, and print the table."""
-    from unirl_env.bench.page import print_table, write_bench
-
     shown = [*rows, *(baseline_rows(bench.suite, rows) if bench.settings.baselines else ())]
     write_results(bench.place / "results.jsonl", shown)
-    page = write_bench(bench.place)
-    print_table(bench.place, console)
+    return reported(bench.place, console)
+
+
+def reported(place: Path, console: Console) -> Path:
+    """Write a bench's page from its files, and print its tables; the page."""
+    from unirl_env.bench.page import as_rich, table, write_bench
+
+    page = write_bench(place)
+    rows = [json.loads(line) for line in (place / "results.jsonl").read_text("utf-8").splitlines()]
+    for each in table(rows, _plan(place / "bench.json") or {}):
+        if not each.long:
+            console.print(as_rich(each))
     console.print(f"Page  {page}", highlight=False, markup=False, soft_wrap=True)
     return page
 
