@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "unirl_env"
 FLOORS = {
     "": 0, "types": 0, "episode": 0, "errors": 0, "registry": 0, "arguments": 0, "media": 0, "http": 0,
-    "command_line": 0, "settings": 0,
+    "command_line": 0, "settings": 0, "statistics": 0,
     "functional": 1,
     "prompts": 2, "models": 2, "rewards": 2,
     "envs": 3,
@@ -22,9 +22,10 @@ FLOORS = {
     "worlds": 8,
     "agents": 10, "monitor": 10,
     "run": 11,
-    "train": 12, "evaluate": 12,
+    "bench": 12,
+    "train": 13, "evaluate": 13,
 }  # fmt: skip
-TOP = 13
+TOP = 14
 """Where the package itself stands, which shows all of it."""
 WITHIN_THE_WORLD = {
     "models": {"models", "prompts"},
@@ -41,7 +42,10 @@ OF_RAY = {
     "service.deploy",
 }  # fmt: skip
 """What serves Ray below the agents; everything else there works without it."""
-HYDRA = {"settings.literal", "run.compose", "train", "service.service_settings"}
+HYDRA = {
+    "settings.literal", "run.compose", "train", "service.service_settings",
+    "bench.bench_settings", "bench.suite",
+}  # fmt: skip
 DOOR_TO_THE_ENVIRONMENT = {
     "run.entry", "train", "evaluate", "run.launch", "run.trust",
     # vLLM takes some settings from the environment alone: defaults are set before it is imported,

@@ -58,6 +58,7 @@ def test_a_row_has_score_costs_and_curve(cell):
     assert (found["episodes"], found["function_evaluations"], found["seconds"]) == (16.0, 160.0, 1.0)
     assert (found["kl"], found["base"], found["reference"]) == (0.01, 0.5, 2.0)
     assert found["heldout/heldout"] == 1.25 and "heldout/heldout/strict" not in found
+    assert found["heldout/reward/best@2"] == 2.5, "pass@k, of rewards that are 0 or 1"
     assert found["generated_tokens"] == 32.0 and found["training_failed_scores"] == 2.0
     assert row["prompts"]["heldout/reward"] == [2.0, 2.0], "means over samples, failures left out"
     assert row["curve"]["iteration"] == [0, 2] and row["curve"]["episodes"] == [0.0, 16.0]

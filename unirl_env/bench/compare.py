@@ -73,8 +73,8 @@ def compare(first: Path, second: Path, console: Console) -> Comparison:
         tau = found.tau
         console.print(
             f"Kendall's tau of the rankings of {len(found.agents)} agents ({', '.join(found.agents)}) on "
-            f"{names[0]} in {first} and on {names[1]} in {second}: {_shown(tau)}. 1 is the same ranking, -1 the "
-            "reverse; it speaks of these agents on these tasks.",
+            f"{names[0]} in {first} and on {names[1]} in {second}: {_shown(tau)}. 1 is the same ranking, -1 "
+            "the reverse; it speaks of these agents on these tasks.",
             highlight=False,
             markup=False,
             soft_wrap=True,

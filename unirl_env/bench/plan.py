@@ -132,7 +132,7 @@ def _need(name: str, known: Scores, rows: Sequence[Row], settings: PlanSettings)
 
 
 def _prompts(rows: Sequence[Row], settings: PlanSettings) -> int | None:
-    """Prompts for which the effect stands out of their choice: differences of two agents, prompt by prompt."""
+    """Prompts for which the effect stands out of their choice, by differences of two agents."""
     by_agent: dict[str, list[Sequence[float | None]]] = {}
     size = None
     for row in rows:

@@ -173,15 +173,26 @@ def _ends(scores: Mapping[int, float]) -> dict[str, float]:
 
 
 def _evaluated(evaluations: Rows) -> dict[str, float]:
-    """Each reward of each set of prompts at the end, and how many scores failed."""
+    """Each reward of each set of prompts at the end, and how many scores failed.
+
+    The mean is over prompts and their k samples (avg@k); `<set>/<reward>/best@k` is that of each prompt's best
+    sample, pass@k where a reward is 0 or 1.
+    """
     found: dict[str, float] = {}
     failed = 0
     for row in evaluations:
         for name, part in row["rewards"].items():
             if "/" not in name:
                 found[f"{row['set']}/{name}"] = part["mean"]
+                found |= _best(f"{row['set']}/{name}", row["values"].get(name) or (), row["samples"])
                 failed += part.get("failed") or 0
     return {**found, "failed_scores": float(failed)}
+
+
+def _best(name: str, values: Sequence[float | None], samples: int) -> dict[str, float]:
+    groups = [values[start : start + samples] for start in range(0, len(values), samples)]
+    best = [max(known) for group in groups if (known := [value for value in group if value is not None])]
+    return {f"{name}/best@{samples}": sum(best) / len(best)} if best and samples > 1 else {}
 
 
 def _costs(metrics: Rows) -> dict[str, float]:
