@@ -25,6 +25,7 @@ from unirl_env.functional import SDEStep
 from unirl_env.run.agent_setup import agent_config
 
 SIZES = {
+    "diffusion/line": 1,
     "diffusion/gaussian_mixture": 2,
     "diffusion/tiny_sd3": 4 * 8 * 8,
     "diffusion/sd3": 16 * 64 * 64,
@@ -35,6 +36,7 @@ SIZES = {
     "unified_model/hunyuan_image3": 32 * 64 * 64,
 }
 PER_ELEMENT = {
+    1: (0.2, 0.04),
     2: (0.1, 0.02),
     256: (1e-3, 5e-5),
     65536: (1e-4, 1e-5),

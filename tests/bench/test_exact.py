@@ -82,7 +82,8 @@ def test_a_measure_is_what_the_environment_pays(recipe, settings, episodes):
     for name, samples in (("reward", reward), ("kl", kl), ("objective", reward - beta * kl)):
         error = float(samples.std()) / math.sqrt(episodes)
         assert found[name] == pytest.approx(float(samples.mean()), abs=4 * error), name
-    assert found["objective"] < found["optimum"] == found["objective"] + found["regret"]
+    assert found["objective"] < found["optimum"]
+    assert found["regret"] == found["optimum"] - found["objective"]
 
 
 def test_words_are_added_up_by_hand():

@@ -14,6 +14,7 @@ def options(group):
 
 def test_there_are_recipes_to_test():
     assert {"diffusion/tiny_sd3", "diffusion/sd3", "diffusion/gaussian_mixture"} <= set(RECIPES)
+    assert {"diffusion/line", "mdp/tabular_tokens"} <= set(RECIPES)
     assert options("agent") == ["drpo", "flow_dppo", "grpo", "gspo"]
 
 
