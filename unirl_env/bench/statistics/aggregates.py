@@ -68,7 +68,9 @@ def aggregate(
     if statistic == "iqm":
         least, most = resampled(groups, level)
         low, high = min(low, least), max(high, most)
-    return Interval(float(estimate[0]), low, high, level, METHODS[statistic], **measured(statistic, level))
+    return Interval(
+        float(estimate[0]), low, high, level, METHODS[statistic], **measured(f"aggregate/{statistic}", level)
+    )
 
 
 def mean(groups: Sequence[Array]) -> tuple[Array, Moments | None]:

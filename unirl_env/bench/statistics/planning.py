@@ -16,6 +16,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from unirl_env.bench.statistics.pairs import ROUNDING
 from unirl_env.errors import ConfigError, ShapeError
 from unirl_env.statistics.given import Array, numbers, proper_level
 
@@ -78,7 +81,9 @@ def seeds_needed(
         raise ConfigError(f"`effect` must be a number other than 0, got {effect}; try 0.02.")
     if not 1 - level < power < 1:
         raise ConfigError(f"`power` must lie between {1 - level:g} and 1, got {power}; try 0.8.")
-    deviation = float(given.std(ddof=1))
+    # Equal numbers, whose mean may differ from them in the last bit, have no deviation.
+    same = np.ptp(given) <= ROUNDING * abs(given).max()
+    deviation = 0.0 if same else float(given.std(ddof=1))
     # chdtri takes the chance of what lies above.
     noisier = deviation * math.sqrt((len(given) - 1) / float(chdtri(len(given) - 1, CONFIDENCE)))
     seeds, more = (_seeds(abs(effect) / d if d else math.inf, power, level) for d in (deviation, noisier))
