@@ -160,9 +160,9 @@ def tasks(found: Findings) -> Table:
             cells.append(_estimate(found.cells.get((name, agent)), found.best.get(name) == agent, mark))
         rows.append(cells)
     note = (
-        f"Mean score over seeds with its {PERCENT} interval. Bold is an agent that is above every other one on "
-        "that task by a paired interval that excludes zero after Holm's correction over all tasks and pairs. A "
-        "run that failed counts as the untrained policy."
+        f"Mean score over seeds with its {PERCENT} interval. Bold is an agent that is above every other one "
+        "on that task by a paired interval that excludes zero after Holm's correction over all tasks and "
+        "pairs. A run that failed counts as the untrained policy."
     )
     head = ["task", *(bench.agents[a].title for a in found.agents)]
     return Table("tasks", "The answer per task", head, rows if found.agents else [], note)
@@ -180,8 +180,8 @@ def pairs(found: Findings) -> Table:
         for (a, b), pair in found.pairs.items()
     ]
     note = (
-        "Over the tasks that all agents have. P is the probability that a run of the first scores above a run of "
-        "the second on the same task. The difference is of normalised scores, paired by seed; the corrected "
+        "Over the tasks that all agents have. P is the probability that a run of the first scores above a run "
+        "of the second on the same task. The difference is of normalised scores, paired by seed; the corrected "
         f"interval and p-value are Holm's over all pairs at {PERCENT}. Bold excludes zero."
     )
     head = ["first", "second", "P(first above second)", *_DIFFERENCE]
@@ -227,9 +227,9 @@ def thresholds(found: Findings) -> Table:
                 ]
             )
     note = (
-        "Median cost until the normalised score first reaches the task's threshold, by Kaplan and Meier: a run "
-        "that has not got there by its end is censored there, and one that failed at the end of the longest. "
-        "Not reached: in fewer than half of the runs."
+        "Median cost until the normalised score first reaches the task's threshold, by Kaplan and Meier: a "
+        "run that has not got there by its end is censored there, and one that failed at the end of the "
+        "longest. Not reached: in fewer than half of the runs."
     )
     head = ["task", "agent", "threshold", "reached", *(costs.AXES[axis] for axis in axes)]
     return Table("thresholds", "What it costs to get there", head, rows, note, texts=2)
@@ -381,8 +381,8 @@ def _ranking_note(found: Findings) -> str:
     left = len(found.bench.tasks) - len(found.shared)
     missing = f" {left} more are left out, because not all agents have runs there." if left else ""
     return (
-        f"Normalised scores over {over}: 0 is the untrained policy, 1 the task's reference. IQM is the mean of "
-        f"the middle half of all runs. Intervals are {PERCENT}, stratified by task. Bold is an agent that is "
+        f"Normalised scores over {over}: 0 is the untrained policy, 1 the task's reference. IQM is the mean "
+        f"of the middle half of all runs. Intervals are {PERCENT}, stratified by task. Bold is an agent that is "
         f"above every other one after Holm's correction. A run that failed counts as 0.{missing}"
     )
 

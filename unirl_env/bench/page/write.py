@@ -70,13 +70,14 @@ def _body(found: Findings, drawn: _Drawn, palette: Mapping[str, str], folder: Pa
         sections.finding(found),
         section(
             "Ranking",
-            sections.charts(drawn.forests, palette, "three") + sections.table(ranking),
-            f"{ranking.note} {coverage_of(of_ranking)}".strip(),
+            sections.charts(drawn.forests, palette, "three")
+            + sections.table(ranking, coverage_of(of_ranking)),
+            ranking.note,
         ),
         section(
             per_task.title,
-            sections.table(per_task),
-            f"{per_task.note} {coverage_of(list(found.cells.values()))}".strip(),
+            sections.table(per_task, coverage_of(list(found.cells.values()))),
+            per_task.note,
         ),
         section("Curves", sections.axes(found, drawn.curves, palette), CURVES),
         section(
@@ -97,17 +98,17 @@ def _body(found: Findings, drawn: _Drawn, palette: Mapping[str, str], folder: Pa
 
 
 CURVES = (
-    "Mean score over seeds with its 95 % interval, as far as all runs have got. A run that failed counts as the "
-    "untrained policy from where it stopped."
+    "Mean score over seeds with its 95 % interval, as far as all runs have got. A run that failed counts as "
+    "the untrained policy from where it stopped."
 )
 MATRIX = (
-    "Row against column. Above, the probability that a run of the row scores higher, with its interval; below, the "
-    "paired difference of normalised scores with the interval and the p-value that Holm's correction over all "
-    "pairs leaves. Coloured where that interval excludes zero."
+    "Row against column. Above, the probability that a run of the row scores higher, with its interval; "
+    "below, the paired difference of normalised scores with the interval and the p-value that Holm's "
+    "correction over all pairs leaves. Coloured where that interval excludes zero."
 )
 SEEN = (
-    "The same prompts under the same noise, untrained and after each agent: the first prompts of a set, not picked, "
-    "with the reward of each sample."
+    "The same prompts under the same noise, untrained and after each agent: the first prompts of a set, not "
+    "picked, with the reward of each sample."
 )
 
 
