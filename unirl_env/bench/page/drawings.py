@@ -5,8 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
+from unirl_env.bench.page.cells import number, spelled
 from unirl_env.bench.page.numbers import Estimate
-from unirl_env.bench.page.tables import number, spelled
 from unirl_env.run.report.charts import axis_ticks
 from unirl_env.run.report.drawing import LETTER, Drawing
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 from unirl_env.bench.page import costs, tables
+from unirl_env.bench.page.cells import Cell, Table, number, p_value, spelled
 from unirl_env.bench.page.figures import Figure, links
 from unirl_env.bench.page.findings import Findings
 from unirl_env.bench.page.formats import as_csv, as_html
 from unirl_env.bench.page.numbers import Pair
-from unirl_env.bench.page.tables import Cell, Table
 from unirl_env.bench.page.words import nothing, paragraphs, said, warnings
 from unirl_env.errors.masks import hide
 
@@ -101,7 +101,7 @@ def details(found: Findings, forests: Mapping[str, Figure], palette: Mapping[str
             ("reference", task.reference),
             ("threshold", task.threshold),
         ]
-        facts = ", ".join(f"{text} {tables.number(value)}" for text, value in known if value is not None)
+        facts = ", ".join(f"{text} {number(value)}" for text, value in known if value is not None)
         if task.threshold is not None:
             facts += " (normalised)"
         why = task.why if not task.why or task.why[-1] in ".!?" else f"{task.why}."
@@ -186,8 +186,8 @@ def _difference(pair: Pair | None, sign: int) -> str:
         low = None if estimate.high is None else -estimate.high
         high = None if estimate.low is None else -estimate.low
         estimate = replace(estimate, value=-estimate.value, low=low, high=high)
-    value, _, bounds = tables.spelled(estimate, sign=True).partition(" ")
-    return f"<span>{value}</span><span>{bounds}</span><span>p {tables.p_value(pair.adjusted)}</span>"
+    value, _, bounds = spelled(estimate, sign=True).partition(" ")
+    return f"<span>{value}</span><span>{bounds}</span><span>p {p_value(pair.adjusted)}</span>"
 
 
 def _measured_of(found: Findings, whole: Table, task: str) -> str:

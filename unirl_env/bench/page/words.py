@@ -5,9 +5,9 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
+from unirl_env.bench.page.cells import spelled
 from unirl_env.bench.page.findings import Findings
 from unirl_env.bench.page.numbers import ENOUGH, PERCENT, Estimate
-from unirl_env.bench.page.tables import spelled
 
 MOST = 6
 """Names in one list of a sentence."""
@@ -200,8 +200,8 @@ def _seeds(found: Findings) -> list[tuple[str, str]]:
     if counts and fewest < FEW:
         width = "there is no interval" if fewest < 2 else "intervals are wide"
         words.append(
-            f"{_count(fewest, 'seed')} of some agent on some task: {width}, and what cannot be told apart may "
-            "still differ."
+            f"{_count(fewest, 'seed')} of some agent on some task: {width}, and what cannot be told apart "
+            "may still differ."
         )
     if shares and min(shares) < ENOUGH:
         words.append(
@@ -228,7 +228,7 @@ def _failed(found: Findings) -> list[tuple[str, str]]:
         return []
     who = list(dict.fromkeys(_title(found, row.agent) for row in failed))
     runs = "A run" if len(failed) == 1 else f"{len(failed)} runs"
-    words = f"{runs} of {joined(who)} failed; the table of failures says why. Each counts as the untrained policy."
+    words = f"{runs} of {joined(who)} failed; the table of failures says why. Each counts as untrained."
     return [("Failures", words)]
 
 

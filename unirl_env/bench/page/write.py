@@ -9,7 +9,7 @@ from pathlib import Path
 from unirl_env.bench.page import costs, figures, sections, seen, tables
 from unirl_env.bench.page.figures import Figure
 from unirl_env.bench.page.findings import Findings, find
-from unirl_env.bench.page.formats import as_csv, as_latex, as_markdown
+from unirl_env.bench.page.formats import as_csv, as_latex, as_markdown, markdown_text
 from unirl_env.bench.page.reading import read_bench
 from unirl_env.bench.page.words import coverage_of, facts, sentences, warnings
 from unirl_env.run.record.files import replace_text
@@ -137,8 +137,9 @@ def _write_files(
 
 
 def _markdown(found: Findings, made: Sequence[tables.Table]) -> str:
-    head = [f"# {found.bench.title}", "", ", ".join(facts(found)), "", *sentences(found)]
-    known = [f"\n**{name}.** {words}" for name, words in warnings(found)]
+    said = [", ".join(facts(found)), *sentences(found)]
+    head = [f"# {markdown_text(found.bench.title)}", *(f"\n{markdown_text(text)}" for text in said)]
+    known = [f"\n**{markdown_text(name)}.** {markdown_text(words)}" for name, words in warnings(found)]
     return "\n".join([*head, *known, "", *(as_markdown(each) for each in made)])
 
 
