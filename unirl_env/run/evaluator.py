@@ -1,8 +1,8 @@
 """A policy against its base: the same prompts and seeds, and their scores.
 
-Intervals are 95 % intervals over prompts, by Student's t widened for skew (`unirl_env.statistics`): the samples
-of one prompt resemble each other, so it is the prompts that count as units, each with its mean over samples. A
-difference to the base is taken sample by sample before that, since both drew under the same seed.
+Intervals are 95 % intervals over prompts, by Student's t widened for skew (`unirl_env.statistics`): the
+samples of one prompt resemble each other, so it is the prompts that count as units, each with its mean over
+samples. A difference to the base is taken sample by sample before that, since both drew under the same seed.
 """
 
 from __future__ import annotations

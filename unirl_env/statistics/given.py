@@ -12,7 +12,7 @@ from unirl_env.errors import ConfigError, ShapeError
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def numbers(values: Sequence[float] | Array, name: str, rank: int = 1) -> Array:
+def numbers(values: Sequence[float] | Sequence[Sequence[float]] | Array, name: str, rank: int = 1) -> Array:
     """`values` as floats, at least one, all finite.
 
     Raises:
@@ -22,8 +22,8 @@ def numbers(values: Sequence[float] | Array, name: str, rank: int = 1) -> Array:
     found = np.asarray(values, dtype=float)
     if found.ndim != rank or not found.size:
         raise ShapeError(
-            f"`{name}` must be {'a list of numbers' if rank == 1 else 'a table of numbers'}, at least one, got "
-            f"shape {list(found.shape)}; try leaving out what has no numbers."
+            f"`{name}` must be {'a list of numbers' if rank == 1 else 'a table of numbers'}, at least one, "
+            f"got shape {list(found.shape)}; try leaving out what has no numbers."
         )
     wrong = np.flatnonzero(~np.isfinite(found))
     if wrong.size:

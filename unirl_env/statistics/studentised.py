@@ -1,12 +1,13 @@
 """Student's interval, widened towards the side on which a skewed sample leaves the truth.
 
-For a skewed population Student's t misses mostly on one side: where the sample saw little of the long tail, its
-mean and its deviation are too small together. Hall's monotone transformation of t takes the first-order part
-of that away. Alone it is too narrow under heavy tails, so the interval is the union of both: never
+For a skewed population Student's t misses mostly on one side: where the sample saw little of the long tail,
+its mean and its deviation are too small together. Hall's monotone transformation of t takes the first-order
+part of that away. Alone it is too narrow under heavy tails, so the interval is the union of both: never
 narrower than Student's. The p-value is the larger one of both tests, so that it lies below `1 - level` just
 where the interval leaves the value out.
 
-With fewer than four degrees of freedom a skew cannot be told from chance, and Student's interval stands alone.
+With fewer than four degrees of freedom a skew cannot be told from chance, and Student's interval stands
+alone.
 
 Reference:
     Hall, On the removal of skewness by transformation, J. R. Statist. Soc. B 54 (1992), 221-228.
@@ -14,6 +15,7 @@ Reference:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,7 +60,7 @@ def moments_of_mean(values: Array) -> Moments:
     return Moments(mean, variance, third, np.full_like(mean, count - 1.0))
 
 
-def combined(parts: list[Moments], weights: Array) -> Moments:
+def combined(parts: Sequence[Moments], weights: Sequence[float] | Array) -> Moments:
     """Moments of the weighted sum of independent estimates, with Satterthwaite's degrees of freedom.
 
     Reference:
@@ -76,9 +78,9 @@ def combined(parts: list[Moments], weights: Array) -> Moments:
 
 def bounds(known: Moments, level: float) -> tuple[Array, Array]:
     """Lower and upper bound; where the variance is zero both are the estimate."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
-    quantile = t.ppf(0.5 + level / 2, known.freedom)
+    quantile = stdtrit(known.freedom, 0.5 + level / 2)
     error = np.sqrt(known.variance)
     skew = _skew(known)
     up, down = (np.maximum(quantile, side) for side in (-_undone(-quantile, skew), _undone(quantile, skew)))
@@ -87,7 +89,7 @@ def bounds(known: Moments, level: float) -> tuple[Array, Array]:
 
 def p_value(known: Moments, value: float = 0.0) -> Array:
     """Two-sided p-value of the hypothesis that the truth is `value`; fits `bounds` at every level."""
-    from scipy.stats import t
+    from scipy.special import stdtr
 
     apart = known.estimate - value
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -95,19 +97,19 @@ def p_value(known: Moments, value: float = 0.0) -> Array:
     statistic = np.where((known.variance <= 0) & (apart == 0), 0.0, statistic)
     skew = np.where(np.isfinite(statistic), _skew(known), 0.0)
     least = np.minimum(abs(statistic), abs(_transformed(statistic, skew)))
-    return np.asarray(2 * t.sf(least, known.freedom))
+    return np.asarray(2 * stdtr(known.freedom, -least))
 
 
 def _skew(known: Moments) -> Array:
     """Skewness of the estimate itself; zero where it cannot be known."""
     with np.errstate(divide="ignore", invalid="ignore"):
         skew = np.where(known.variance > 0, known.third / known.variance**1.5, 0.0)
-    return np.where(known.freedom >= ENOUGH, skew, 0.0)
+    return np.asarray(np.where(known.freedom >= ENOUGH, skew, 0.0))
 
 
 def _transformed(statistic: Array, skew: Array) -> Array:
     """Hall's transformation of t [any shape], where `skew` is that of the mean: gamma / sqrt(n)."""
-    return statistic + skew * statistic**2 / 3 + skew**2 * statistic**3 / 27 + skew / 6
+    return np.asarray(statistic + skew * statistic**2 / 3 + skew**2 * statistic**3 / 27 + skew / 6)
 
 
 def _undone(value: Array, skew: Array) -> Array:
@@ -115,4 +117,4 @@ def _undone(value: Array, skew: Array) -> Array:
     small = abs(skew) < 1e-8
     safe = np.where(small, 1.0, skew)
     cube = np.cbrt(1 + safe * (value - safe / 6))
-    return np.where(small, value, 3 * (cube - 1) / safe)
+    return np.asarray(np.where(small, value, 3 * (cube - 1) / safe))
