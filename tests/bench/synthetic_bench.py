@@ -1,4 +1,4 @@
-"""Benches that nobody has run: files of the right form, with effects that are known because they were put in."""
+"""Benches that nobody has run: files of the right form, with effects that were put in and are known."""
 
 import json
 import random

@@ -50,12 +50,12 @@ def axes(bench: Bench) -> list[str]:
 def band(bench: Bench, task: str, agent: str, axis: str) -> Band:
     """The mean score of an agent's seeds along a cost axis.
 
-    It reaches from where the last run has begun to where the first finished one ends. A run that failed counts
-    as the untrained policy from where it stopped, as it does in the tables.
+    It reaches from where the last run has begun to where the first finished one ends. A run that failed
+    counts as the untrained policy from where it stopped, as it does in the tables.
     """
     base = bench.tasks[task].base
-    runs = [(row, _points(row, axis)) for row in bench.cell(task, agent)]
-    known = [(row, points) for row, points in runs if points]
+    played = [(row, _points(row, axis)) for row in bench.cell(task, agent)]
+    known = [(row, points) for row, points in played if points]
     finished = [points for row, points in known if row.done]
     if not finished or (base is None and len(finished) < len(known)):
         known = [(row, points) for row, points in known if row.done]
@@ -64,13 +64,13 @@ def band(bench: Bench, task: str, agent: str, axis: str) -> Band:
     start = max(points[0][0] for _, points in known)
     end = min(points[-1][0] for points in finished or [points for _, points in known])
     grid = _grid([points for _, points in known], start, end)
-    means = []
-    for x in grid:
-        values = [_at(points, x, None if row.done else base) for row, points in known]
-        found = numbers.mean([value for value in values if value is not None])
-        means.append(found)
-    kept = [(x, mean) for x, mean in zip(grid, means, strict=True) if mean is not None]
-    return Band([x for x, _ in kept], [mean for _, mean in kept])
+    if not grid:
+        return Band()
+    values = [[_at(points, x, None if row.done else base) for x in grid] for row, points in known]
+    # Within the grid all are known, but for rounding at its ends.
+    kept = [i for i in range(len(grid)) if all(run[i] is not None for run in values)]
+    runs = [[value for i in kept if (value := run[i]) is not None] for run in values]
+    return Band([grid[i] for i in kept], numbers.band(runs) if kept else [])
 
 
 def time_to(bench: Bench, task: str, agent: str, axis: str) -> tuple[float, Estimate | None] | None:
@@ -108,7 +108,7 @@ def spent(row: Row, axis: str) -> float | None:
 def _points(row: Row, axis: str) -> list[tuple[float, float]]:
     """Cost and score where both are known, by cost."""
     x, y = row.curve.get(axis, ()), row.curve.get("score", ())
-    found = [(a, b) for a, b in zip(x, y, strict=False) if a is not None and b is not None]
+    found = [(a, b) for a, b in zip(x, y, strict=False) if a is not None and b is not None and a >= 0]
     return sorted(found, key=lambda point: point[0])
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
+from unirl_env.bench.page.cells import number, spelled
 from unirl_env.bench.page.numbers import Estimate
-from unirl_env.bench.page.tables import number, spelled
 from unirl_env.run.report.charts import axis_ticks
 from unirl_env.run.report.drawing import LETTER, Drawing
 
-BOLD = 8.0
+BOLD = 8.4
 """Mean width in pixels of a letter of a name."""
 ROW, EDGE, FOOT, HEAD = 38, 10, 26, 4
 SIDE, LABELS = 46, 150
@@ -87,7 +87,8 @@ def matrix(
         parts.append(
             f'<text class="name" x="{LABELS - 8}" y="{y + SIDE / 2 + 4}" text-anchor="end">'
             f"{html.escape(_cut(f'{name} {i + 1}', LABELS - 12))}</text>"
-            f'<text class="tick" x="{LABELS + SIDE * (i + 0.5)}" y="{top - 8}" text-anchor="middle">{i + 1}</text>'
+            f'<text class="tick" x="{LABELS + SIDE * (i + 0.5)}" y="{top - 8}" '
+            f'text-anchor="middle">{i + 1}</text>'
         )
         for k, share in enumerate(shares[i]):
             if share is None:
@@ -128,4 +129,8 @@ def _forest_row(y: float, style: str, name: str, estimate: Estimate | None, widt
 
 def _cut(text: str, room: float) -> str:
     most = max(4, int(room / BOLD))
-    return text if len(text) <= most else text[: most - 1] + "…"
+    if len(text) <= most:
+        return text
+    # Names that begin alike are told apart by their ends.
+    end = (most - 1) // 3
+    return f"{text[: most - 1 - end]}…{text[-end:] if end else ''}"

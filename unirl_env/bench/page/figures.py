@@ -158,7 +158,7 @@ def profiles(found: Findings) -> Figure | None:
         lines += [
             [_title(found, agent), *map(digits, row)] for row in zip(at, share, under, over, strict=True)
         ]
-    note = f"Share of runs that score above what stands below; bands of {PERCENT}."
+    note = f"Share of runs that score above what stands below; bands of {PERCENT}, each point by itself."
     chart = Chart(
         "Performance profiles", series, 420, 250, note, 0.0, True, across="score", whole=False, start=None
     )

@@ -1,13 +1,13 @@
 """What is known of a bench: every number that a table, a figure or a sentence shows, computed once.
 
-Agents are put together over the tasks that all of those which have runs at all have runs on: a mean over other
-tasks is another number.
+Agents are put together over the tasks on which all of them have runs, those without any run left aside: a
+mean over other tasks is another number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from unirl_env.bench.page import numbers
@@ -74,10 +74,10 @@ def find(bench: Bench) -> Findings:
         for b in agents
         if a != b and (found := numbers.improvement(scores[a], scores[b])) is not None
     }
-    found = Findings(
+    all_but_best = Findings(
         bench, agents, shared, ranking, cells, _over_tasks(bench, agents, shared), within, improvement, {}
     )
-    return Findings(**{**found.__dict__, "best": _best(found)})
+    return replace(all_but_best, best=_best(all_but_best))
 
 
 def _values(by_seed: Mapping[int, float]) -> list[float]:
@@ -92,7 +92,8 @@ def _over_tasks(bench: Bench, agents: Sequence[str], shared: Sequence[str]) -> d
         common = set.intersection(*({*x[t]} & {*y[t]} for t in shared)) if shared else set()
         seeds = sorted(common)
         if seeds:
-            asked[a, b] = tuple({t: [of[t][s] for s in seeds] for t in shared} for of in (x, y))
+            first = {t: [x[t][s] for s in seeds] for t in shared}
+            asked[a, b] = first, {t: [y[t][s] for s in seeds] for t in shared}
     return numbers.compared(asked)
 
 
@@ -103,7 +104,8 @@ def _within(bench: Bench, agents: Sequence[str]) -> dict[tuple[str, str, str], P
         for a, b in combinations(agents, 2):
             seeds = sorted({*scores[a]} & {*scores[b]})
             if seeds:
-                asked[task, a, b] = tuple({task: [scores[of][s] for s in seeds]} for of in (a, b))
+                first = {task: [scores[a][s] for s in seeds]}
+                asked[task, a, b] = first, {task: [scores[b][s] for s in seeds]}
     return numbers.compared(asked)
 
 

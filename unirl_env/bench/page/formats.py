@@ -12,8 +12,8 @@ from urllib.parse import quote
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from unirl_env.bench.page.cells import Cell, Table
 from unirl_env.bench.page.numbers import ENOUGH
-from unirl_env.bench.page.tables import Cell, Table
 
 PROSE = 40
 """Letters from which a text needs room."""
@@ -55,12 +55,17 @@ def digits(value: float | None) -> str:
 
 def as_markdown(table: Table) -> str:
     """The table for GitHub and its like."""
-    lines = [_line(_markdown(text) for text in table.head)]
+    lines = [_line(markdown_text(text) for text in table.head)]
     lines.append(_line("---" if i < table.texts else "---:" for i in range(len(table.head))))
     for row in table.rows:
-        lines.append(_line(_marked(cell, _markdown, "**", "**", " ({})") for cell in row))
-    note = f"\n{_markdown(table.note)}\n" if table.note else ""
-    return f"## {_markdown(table.title)}\n{note}\n" + "\n".join(lines) + "\n"
+        lines.append(_line(_marked(cell, markdown_text, "**", "**", " ({})") for cell in row))
+    note = f"\n{markdown_text(table.note)}\n" if table.note else ""
+    return f"## {markdown_text(table.title)}\n{note}\n" + "\n".join(lines) + "\n"
+
+
+def markdown_text(text: str) -> str:
+    """A text of which Markdown takes nothing for a sign of its own."""
+    return re.sub(r"([\\`*_{}<>|~#])", r"\\\1", _one_line(text))
 
 
 def as_latex(table: Table) -> str:
@@ -174,10 +179,6 @@ def _line(texts: Iterable[str]) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def _markdown(text: str) -> str:
-    return re.sub(r"([\\`*_{}<>|~#])", r"\\\1", _one_line(text))
 
 
 def _latex(text: str) -> str:

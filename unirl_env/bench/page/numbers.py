@@ -30,6 +30,7 @@ class Estimate:
         level: Nominal coverage.
         method: How the interval was made.
         coverage: Measured share of intervals of this kind that hold the truth, at about as many seeds.
+        rare: The same where a run in ten fails, or the scores are skewed.
     """
 
     value: float
@@ -39,6 +40,7 @@ class Estimate:
     level: float = LEVEL
     method: str = ""
     coverage: float | None = None
+    rare: float | None = None
 
     @property
     def side(self) -> int:
@@ -76,6 +78,17 @@ def mean(values: Sequence[float], level: float = LEVEL) -> Estimate | None:
     if len(values) < 2:
         return Estimate(float(values[0]), count=1, level=level)
     return _estimate(statistics.mean_interval(list(values), level=level), len(values))
+
+
+def band(runs: Sequence[Sequence[float]]) -> list[Estimate]:
+    """Means over runs of one length, place by place; without bounds for one run."""
+    if not runs:
+        return []
+    centre, low, high = statistics.mean_band([list(run) for run in runs], level=LEVEL)
+    bounds = zip(centre.tolist(), low.tolist(), high.tolist(), strict=True)
+    if len(runs) < 2:
+        return [Estimate(value, count=1) for value, _, _ in bounds]
+    return [Estimate(value, _finite(under), _finite(over), len(runs)) for value, under, over in bounds]
 
 
 def pooled(scores: Mapping[str, Sequence[float]], statistic: str) -> Estimate | None:
@@ -120,11 +133,11 @@ def reached(costs: Sequence[float | None], limits: Sequence[float]) -> tuple[flo
     median = statistics.reached(list(costs), list(limits)).median
     if median is None or not math.isfinite(median.estimate):
         return share, None
-    # Where fewer than half are sure to get there, the median has no upper bound.
-    high = math.inf if math.isinf(median.high) else _finite(median.high)
     found = _estimate(median, len(costs))
-    low = _finite(median.low)
-    return share, found if low is None or high is None else replace(found, low=low, high=high)
+    # The runs may leave the upper bound open; with too few of them, the lower one says nothing, either.
+    if math.isinf(median.high) and median.low > 0:
+        found = replace(found, low=float(median.low), high=math.inf)
+    return share, found
 
 
 def compared(
@@ -181,6 +194,7 @@ def _estimate(interval: Any, count: int, seeds: int | None = None) -> Estimate:
         float(interval.level),
         str(interval.method),
         _coverage(interval.coverage, seeds or count) if bounded else None,
+        _coverage(getattr(interval, "rare", None), seeds or count) if bounded else None,
     )
 
 

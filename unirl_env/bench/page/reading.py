@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unirl_env.errors.masks import masked, remember_command
 from unirl_env.run.report.charts import titles
 
 FAILED = ("diverged", "crashed")
@@ -176,7 +177,7 @@ def as_bench(rows: Iterable[Any], known: Any, notes: Sequence[str] = (), name: s
         notes: What was odd until now.
         name: What it is called if nothing says so.
     """
-    notes, known = list(notes), _mapping(known)
+    notes, known = list(notes), _public(_mapping(known))
     suite = _mapping(known.get("suite"))
     found, odd, twice = {}, 0, 0
     for raw in rows:
@@ -213,6 +214,14 @@ def number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if math.isfinite(value) else None
+
+
+def _public(known: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What `bench.json` says without secrets, which no text of the page repeats from now on."""
+    command = _mapping(known.get("provenance")).get("command")
+    words = [command] if isinstance(command, str) else _sequence(command)
+    remember_command(word for word in words if isinstance(word, str))
+    return _mapping(masked(known))
 
 
 def _row(raw: Any) -> Row | None:

@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 from unirl_env.bench.page import costs, tables
+from unirl_env.bench.page.cells import Cell, Table, number, p_value, spelled
 from unirl_env.bench.page.figures import Figure, links
 from unirl_env.bench.page.findings import Findings
 from unirl_env.bench.page.formats import as_csv, as_html
 from unirl_env.bench.page.numbers import Pair
-from unirl_env.bench.page.tables import Cell, Table
-from unirl_env.bench.page.words import nothing, paragraphs, sentences, warnings
+from unirl_env.bench.page.words import nothing, paragraphs, said, warnings
 from unirl_env.errors.masks import hide
 
 LARGE = 4
@@ -27,8 +27,13 @@ def finding(found: Findings) -> str:
         f'<li class="warn"><b>{html.escape(head)}</b>{html.escape(words)}</li>'
         for head, words in warnings(found)
     )
-    said = f'<div class="finding">{paragraphs(sentences(found))}</div>'
-    return said + (f'<ul class="findings">{items}</ul>' if items else "")
+    first, parts, last = said(found)
+    shown = paragraphs(first)
+    if parts:
+        opened = " open" if len(parts) <= LARGE else ""
+        shown += f"<details{opened}><summary>Task by task</summary>{paragraphs(parts)}</details>"
+    shown = f'<div class="finding">{shown}{paragraphs(last)}</div>'
+    return shown + (f'<ul class="findings">{items}</ul>' if items else "")
 
 
 def charts(figures: Sequence[Figure], palette: Mapping[str, str], kind: str = "") -> str:
@@ -37,12 +42,13 @@ def charts(figures: Sequence[Figure], palette: Mapping[str, str], kind: str = ""
     return f'<div class="charts {kind}">{inner}</div>' if inner else ""
 
 
-def table(made: Table, kind: str = "") -> str:
-    """A table with its file, or nothing."""
+def table(made: Table, fine: str = "") -> str:
+    """A table with a sentence in small print and its file, or nothing."""
     if not made.rows:
         return ""
-    kind = kind or ("texts-of" if made.texts > 2 else "")
-    return as_html(made, links({f"{made.name}.csv": as_csv(made)}), kind)
+    print_ = f'<p class="fine">{html.escape(fine)}</p>' if fine else ""
+    files = links({f"{made.name}.csv": as_csv(made)})
+    return as_html(made, print_ + files, "texts-of" if made.texts > 2 else "")
 
 
 def matrix(found: Findings, figure: Figure | None, made: Table, palette: Mapping[str, str]) -> str:
@@ -95,11 +101,15 @@ def details(found: Findings, forests: Mapping[str, Figure], palette: Mapping[str
             ("reference", task.reference),
             ("threshold", task.threshold),
         ]
-        facts = ", ".join(f"{text} {tables.number(value)}" for text, value in known if value is not None)
+        facts = ", ".join(f"{text} {number(value)}" for text, value in known if value is not None)
         if task.threshold is not None:
             facts += " (normalised)"
         why = task.why if not task.why or task.why[-1] in ".!?" else f"{task.why}."
-        lead = [why, f"Score: {task.score}." if facts else "", f"{facts[:1].upper()}{facts[1:]}." if facts else ""]
+        lead = [
+            why,
+            f"Score: {task.score}." if facts else "",
+            f"{facts[:1].upper()}{facts[1:]}." if facts else "",
+        ]
         content = [f'<p class="lead">{html.escape(" ".join(text for text in lead if text))}</p>']
         if name in forests:
             content.append(forests[name].html(palette))
@@ -176,8 +186,8 @@ def _difference(pair: Pair | None, sign: int) -> str:
         low = None if estimate.high is None else -estimate.high
         high = None if estimate.low is None else -estimate.low
         estimate = replace(estimate, value=-estimate.value, low=low, high=high)
-    value, _, bounds = tables.spelled(estimate, sign=True).partition(" ")
-    return f"<span>{value}</span><span>{bounds}</span><span>p {tables.p_value(pair.adjusted)}</span>"
+    value, _, bounds = spelled(estimate, sign=True).partition(" ")
+    return f"<span>{value}</span><span>{bounds}</span><span>p {p_value(pair.adjusted)}</span>"
 
 
 def _measured_of(found: Findings, whole: Table, task: str) -> str:

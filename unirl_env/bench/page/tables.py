@@ -3,59 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from unirl_env.bench.page import costs
+from unirl_env.bench.page.cells import Cell, Table, amount, number, p_value, spelled
 from unirl_env.bench.page.findings import Findings, find
 from unirl_env.bench.page.numbers import PERCENT, STATISTICS, Estimate, Pair
 from unirl_env.bench.page.reading import Bench, Row, as_bench
 from unirl_env.errors.masks import hide
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A place in a table.
-
-    Attributes:
-        text: What stands there; of an estimate `text` is made from it.
-        estimate: The number, with bounds where there are any.
-        strong: Shown in bold.
-        mark: A remark, such as how many runs failed.
-        link: Where it leads on the page: a path below the bench's folder.
-    """
-
-    text: str = ""
-    estimate: Estimate | None = None
-    strong: bool = False
-    mark: str = ""
-    link: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table.
-
-    Attributes:
-        name: Of its files.
-        title: Of its section.
-        head: Of its columns.
-        rows: Of cells, as many as columns.
-        note: What the numbers are.
-        texts: How many columns at the left hold text.
-        long: Whether it is left out where there is little room: on a console and in LaTeX.
-    """
-
-    name: str
-    title: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    note: str = ""
-    texts: int = 1
-    long: bool = False
 
 
 def table(rows: Iterable[Mapping[str, Any]], bench: Mapping[str, Any]) -> list[Table]:
@@ -85,48 +43,6 @@ def tables(found: Findings) -> list[Table]:
         pairs_by_task(found),
     ]
     return [each for each in made if each.rows]
-
-
-def number(value: float | None) -> str:
-    """A number for people: three places, or three digits where that says nothing or too much."""
-    if value is None:
-        return "-"
-    size = abs(value)
-    if value == 0 or 0.001 <= size < 1000:
-        return f"{value:.3f}"
-    return f"{value:,.0f}" if 1000 <= size < 1e7 else f"{value:.2e}"
-
-
-def amount(value: float | None) -> str:
-    """A cost for people: whole from a hundred on, three digits below."""
-    if value is None:
-        return "-"
-    if math.isinf(value):
-        return "∞"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def spelled(
-    estimate: Estimate | None, sign: bool = False, write: Callable[[float | None], str] = number
-) -> str:
-    """An estimate with its bounds, as every table prints it.
-
-    Args:
-        estimate: None is a dash.
-        sign: Write a plus before what is above zero.
-        write: How a number is written.
-    """
-    if estimate is None:
-        return "-"
-    plus = "+" if sign and estimate.value > 0 else ""
-    if estimate.low is None or estimate.high is None:
-        return plus + write(estimate.value)
-    return f"{plus}{write(estimate.value)} [{write(estimate.low)}, {write(estimate.high)}]"
-
-
-def p_value(value: float) -> str:
-    """A p-value for people."""
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def ranking(found: Findings) -> Table:
@@ -160,9 +76,9 @@ def tasks(found: Findings) -> Table:
             cells.append(_estimate(found.cells.get((name, agent)), found.best.get(name) == agent, mark))
         rows.append(cells)
     note = (
-        f"Mean score over seeds with its {PERCENT} interval. Bold is an agent that is above every other one on "
-        "that task by a paired interval that excludes zero after Holm's correction over all tasks and pairs. A "
-        "run that failed counts as the untrained policy."
+        f"Mean score over seeds with its {PERCENT} interval. Bold is an agent that is above every other one "
+        "on that task by a paired interval that excludes zero after Holm's correction over all tasks and "
+        "pairs. A run that failed counts as the untrained policy."
     )
     head = ["task", *(bench.agents[a].title for a in found.agents)]
     return Table("tasks", "The answer per task", head, rows if found.agents else [], note)
@@ -180,9 +96,9 @@ def pairs(found: Findings) -> Table:
         for (a, b), pair in found.pairs.items()
     ]
     note = (
-        "Over the tasks that all agents have. P is the probability that a run of the first scores above a run of "
-        "the second on the same task. The difference is of normalised scores, paired by seed; the corrected "
-        f"interval and p-value are Holm's over all pairs at {PERCENT}. Bold excludes zero."
+        "Over the tasks that all agents have. P is the probability that a run of the first scores above a "
+        "run of the second on the same task. The difference is of normalised scores, paired by seed; the "
+        f"corrected interval and p-value are Holm's over all pairs at {PERCENT}. Bold excludes zero."
     )
     head = ["first", "second", "P(first above second)", *_DIFFERENCE]
     return Table("pairs", "Every two agents", head, rows, note, texts=2)
@@ -216,7 +132,7 @@ def thresholds(found: Findings) -> Table:
                 continue
             share, _ = first
             count = len(bench.cell(name, agent))
-            medians = [None if known[axis] is None else known[axis][1] for axis in axes]  # type: ignore[index]
+            medians = [None if each is None else each[1] for each in known.values()]
             rows.append(
                 [
                     Cell(task.title),
@@ -227,9 +143,9 @@ def thresholds(found: Findings) -> Table:
                 ]
             )
     note = (
-        "Median cost until the normalised score first reaches the task's threshold, by Kaplan and Meier: a run "
-        "that has not got there by its end is censored there, and one that failed at the end of the longest. "
-        "Not reached: in fewer than half of the runs."
+        "Median cost until the normalised score first reaches the task's threshold, by Kaplan and Meier: a "
+        "run that has not got there by its end is censored there, and one that failed at the end of the "
+        "longest. Not reached: in fewer than half of the runs."
     )
     head = ["task", "agent", "threshold", "reached", *(costs.AXES[axis] for axis in axes)]
     return Table("thresholds", "What it costs to get there", head, rows, note, texts=2)
@@ -381,9 +297,9 @@ def _ranking_note(found: Findings) -> str:
     left = len(found.bench.tasks) - len(found.shared)
     missing = f" {left} more are left out, because not all agents have runs there." if left else ""
     return (
-        f"Normalised scores over {over}: 0 is the untrained policy, 1 the task's reference. IQM is the mean of "
-        f"the middle half of all runs. Intervals are {PERCENT}, stratified by task. Bold is an agent that is "
-        f"above every other one after Holm's correction. A run that failed counts as 0.{missing}"
+        f"Normalised scores over {over}: 0 is the untrained policy, 1 the task's reference. IQM is the mean "
+        f"of the middle half of all runs. Intervals are {PERCENT}, stratified by task. Bold is an agent that "
+        f"is above every other one after Holm's correction. A run that failed counts as 0.{missing}"
     )
 
 

@@ -5,32 +5,38 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
+from unirl_env.bench.page.cells import spelled
 from unirl_env.bench.page.findings import Findings
 from unirl_env.bench.page.numbers import ENOUGH, PERCENT, Estimate
-from unirl_env.bench.page.tables import spelled
 
 MOST = 6
 """Names in one list of a sentence."""
+SHORT = 4
+"""Names in a list of which a sentence has several."""
 FEW = 5
 """Seeds below which nothing but a large difference shows."""
 
 
 def sentences(found: Findings) -> list[str]:
     """What is known, the whole before its parts; at least one sentence."""
+    first, parts, last = said(found)
+    return [*first, *([f"Task by task: {parts[0]}", *parts[1:]] if parts else []), *last]
+
+
+def said(found: Findings) -> tuple[list[str], list[str], list[str]]:
+    """What is known over all tasks, task by task, and not at all; sentences each."""
     reason = nothing(found)
     if reason:
-        return [reason]
+        return [reason], [], []
     whole, parts = _overall(found), _by_task(found)
-    said = [*whole, *([f"Task by task: {parts[0]}", *parts[1:]] if parts else [])]
     pairs = len(found.agents) * (len(found.agents) - 1) // 2
     unknown = [pair for pair in (*found.pairs.values(), *found.within.values()) if not pair.side]
     level = f"at {PERCENT} after Holm's correction"
-    if not said:
+    if not whole and not parts:
         who = "The two agents" if pairs == 1 else f"Of the {len(found.agents)} agents no two"
-        return [f"{who} {'cannot' if pairs == 1 else 'can'} be told apart {level}, over all tasks or on any."]
-    if unknown:
-        said.append(f"Nothing else can be told apart {level}.")
-    return said
+        can = "cannot" if pairs == 1 else "can"
+        return [f"{who} {can} be told apart {level}, over all tasks or on any."], [], []
+    return whole, parts, [f"Nothing else can be told apart {level}."] if unknown else []
 
 
 def nothing(found: Findings) -> str:
@@ -62,7 +68,7 @@ def facts(found: Findings) -> list[str]:
     """What was compared, in a few words each."""
     bench = found.bench
     tuned = sorted({row.configuration for row in bench.rows})
-    how = {("default",): "default settings", ("tuned",): "tuned settings"}
+    how: dict[tuple[str, ...], str] = {("default",): "default settings", ("tuned",): "tuned settings"}
     return [
         f"suite {bench.name}",
         _count(len(bench.tasks), "task"),
@@ -92,13 +98,15 @@ def coverage_of(estimates: Sequence[Estimate]) -> str:
     known = [e for e in estimates if e.low is not None and e.method]
     if not known:
         return ""
-    methods = joined(list(dict.fromkeys(e.method for e in known)))
+    methods = "; ".join(dict.fromkeys(e.method for e in known))
     shares = [e.coverage for e in known if e.coverage is not None]
     if not shares:
         return f"Intervals: {methods}."
     low, high = f"{100 * min(shares):.1f}", f"{100 * max(shares):.1f}"
     span = f"{low} %" if low == high else f"{low} to {high} %"
-    return f"Intervals: {methods}; by simulation, {span} of such intervals hold the truth at so many seeds."
+    rare = [e.rare for e in known if e.rare is not None]
+    less = f" ({100 * min(rare):.0f} % where a run in ten fails, or scores are very skewed)" if rare else ""
+    return f"Intervals: {methods}. By simulation, {span} of such hold the truth at so many seeds{less}."
 
 
 def _overall(found: Findings) -> list[str]:
@@ -110,9 +118,7 @@ def _overall(found: Findings) -> list[str]:
     over = "On the one task" if len(found.shared) == 1 else f"Over {len(found.shared)} tasks together"
     parts = []
     for a, others in list(above.items())[:MOST]:
-        shown = joined([_title(found, b) for b in others])
-        if len(others) == len(found.agents) - 1 > 2:
-            shown = "every other agent"
+        shown = _several(found, others, [b for b in found.agents if b != a])
         if len(others) == 1:
             pair = found.pairs.get((a, others[0]))
             shown += f" ({spelled(pair.corrected, sign=True)})" if pair is not None else ""
@@ -130,16 +136,30 @@ def _by_task(found: Findings) -> list[str]:
             on.setdefault(better, {}).setdefault(worse, []).append(task)
     if len(found.bench.tasks) == 1 and any(pair.side for pair in found.pairs.values()):
         return []
-    said = []
+    sentences = []
     for better in [a for a in found.agents if a in on][:MOST]:
         alike: dict[str, list[str]] = {}
         for worse, tasks in on[better].items():
             alike.setdefault(_on(found, tasks), []).append(_title(found, worse))
-        parts = [f"above {joined(names)} {where}" for where, names in alike.items()]
-        said.append(f"{_title(found, better)} is {', and '.join(parts)}.")
+        parts = [f"above {joined(names, SHORT)} {where}" for where, names in alike.items()]
+        if len(parts) > SHORT:
+            parts = [*parts[:SHORT], f"above {len(parts) - SHORT} more in part"]
+        sentences.append(f"{_title(found, better)} is {', and '.join(parts)}.")
     if len(on) > MOST:
-        said.append(f"{len(on) - MOST} more agents are above others somewhere; see the tables.")
-    return said
+        sentences.append(f"{len(on) - MOST} more agents are above others somewhere; see the tables.")
+    return sentences
+
+
+def _several(found: Findings, some: Sequence[str], every: Sequence[str]) -> str:
+    """Some agents in words: by name where they are few, else by who is missing."""
+    left = [_title(found, agent) for agent in every if agent not in some]
+    if not left and len(every) > 2:
+        return "every other agent"
+    if len(some) <= SHORT:
+        return joined([_title(found, agent) for agent in some])
+    return f"{len(some)} of the {len(every)} others" + (
+        f" (all but {joined(left)})" if len(left) <= 3 else ""
+    )
 
 
 def _on(found: Findings, tasks: Sequence[str]) -> str:
@@ -178,9 +198,10 @@ def _seeds(found: Findings) -> list[tuple[str, str]]:
     shares += [e.coverage for part in found.ranking.values() for e in part.values() if e.coverage is not None]
     words = []
     if counts and fewest < FEW:
+        width = "there is no interval" if fewest < 2 else "intervals are wide"
         words.append(
-            f"{_count(fewest, 'seed')} of some agent on some task: {'there is no interval' if fewest < 2 else 'intervals are wide'}, "
-            "and what cannot be told apart may still differ."
+            f"{_count(fewest, 'seed')} of some agent on some task: {width}, and what cannot be told apart "
+            "may still differ."
         )
     if shares and min(shares) < ENOUGH:
         words.append(
@@ -207,7 +228,7 @@ def _failed(found: Findings) -> list[tuple[str, str]]:
         return []
     who = list(dict.fromkeys(_title(found, row.agent) for row in failed))
     runs = "A run" if len(failed) == 1 else f"{len(failed)} runs"
-    words = f"{runs} of {joined(who)} failed; the table of failures says why. Each counts as the untrained policy."
+    words = f"{runs} of {joined(who)} failed; the table of failures says why. Each counts as untrained."
     return [("Failures", words)]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from unirl_env.bench.page import costs, figures, sections, seen, tables
 from unirl_env.bench.page.figures import Figure
 from unirl_env.bench.page.findings import Findings, find
-from unirl_env.bench.page.formats import as_csv, as_latex, as_markdown
+from unirl_env.bench.page.formats import as_csv, as_latex, as_markdown, markdown_text
 from unirl_env.bench.page.reading import read_bench
 from unirl_env.bench.page.words import coverage_of, facts, sentences, warnings
 from unirl_env.run.record.files import replace_text
@@ -70,13 +70,14 @@ def _body(found: Findings, drawn: _Drawn, palette: Mapping[str, str], folder: Pa
         sections.finding(found),
         section(
             "Ranking",
-            sections.charts(drawn.forests, palette, "three") + sections.table(ranking),
-            f"{ranking.note} {coverage_of(of_ranking)}".strip(),
+            sections.charts(drawn.forests, palette, "three")
+            + sections.table(ranking, coverage_of(of_ranking)),
+            ranking.note,
         ),
         section(
             per_task.title,
-            sections.table(per_task),
-            f"{per_task.note} {coverage_of(list(found.cells.values()))}".strip(),
+            sections.table(per_task, coverage_of(list(found.cells.values()))),
+            per_task.note,
         ),
         section("Curves", sections.axes(found, drawn.curves, palette), CURVES),
         section(
@@ -97,17 +98,17 @@ def _body(found: Findings, drawn: _Drawn, palette: Mapping[str, str], folder: Pa
 
 
 CURVES = (
-    "Mean score over seeds with its 95 % interval, as far as all runs have got. A run that failed counts as the "
-    "untrained policy from where it stopped."
+    "Mean score over seeds with its 95 % interval, as far as all runs have got. A run that failed counts as "
+    "the untrained policy from where it stopped."
 )
 MATRIX = (
-    "Row against column. Above, the probability that a run of the row scores higher, with its interval; below, the "
-    "paired difference of normalised scores with the interval and the p-value that Holm's correction over all "
-    "pairs leaves. Coloured where that interval excludes zero."
+    "Row against column. Above, the probability that a run of the row scores higher, with its interval; "
+    "below, the paired difference of normalised scores with the interval and the p-value that Holm's "
+    "correction over all pairs leaves. Coloured where that interval excludes zero."
 )
 SEEN = (
-    "The same prompts under the same noise, untrained and after each agent: the first prompts of a set, not picked, "
-    "with the reward of each sample."
+    "The same prompts under the same noise, untrained and after each agent: the first prompts of a set, not "
+    "picked, with the reward of each sample."
 )
 
 
@@ -136,8 +137,9 @@ def _write_files(
 
 
 def _markdown(found: Findings, made: Sequence[tables.Table]) -> str:
-    head = [f"# {found.bench.title}", "", ", ".join(facts(found)), "", *sentences(found)]
-    known = [f"\n**{name}.** {words}" for name, words in warnings(found)]
+    said = [", ".join(facts(found)), *sentences(found)]
+    head = [f"# {markdown_text(found.bench.title)}", *(f"\n{markdown_text(text)}" for text in said)]
+    known = [f"\n**{markdown_text(name)}.** {markdown_text(words)}" for name, words in warnings(found)]
     return "\n".join([*head, *known, "", *(as_markdown(each) for each in made)])
 
 

@@ -70,11 +70,12 @@ class Drawing:
         """
         wide = self.width + 2 * MARGIN
         letters = int((wide - 2 * MARGIN) / 5.8)
-        head, y = [], MARGIN + 6
+        head: list[str] = []
+        y = MARGIN + 6.0
         for kind, text, most in (("title", self.title, int(letters * 0.75)), ("note", self.note, letters)):
             for line in textwrap.wrap(text, most):
                 y += LINE if head else 4
-                head.append(f'<text class="{kind}" x="{MARGIN}" y="{y}">{html.escape(line)}</text>')
+                head.append(f'<text class="{kind}" x="{MARGIN}" y="{y:g}">{html.escape(line)}</text>')
         keys, y = _keys(self.keys, wide, y)
         top = y + 10
         colours = page_colours() | dict(palette or {})
@@ -83,7 +84,7 @@ class Drawing:
             f'width="{wide:g}" height="{top + self.height + MARGIN:g}">'
             f"<style>{_file_style(colours)}</style>"
             f'<rect width="100%" height="100%" fill="#ffffff"/>{"".join(head)}{keys}'
-            f'<g transform="translate({MARGIN} {top})">{self.marks}</g></svg>\n'
+            f'<g transform="translate({MARGIN} {top:g})">{self.marks}</g></svg>\n'
         )
 
 
@@ -103,8 +104,8 @@ def _keys(keys: Sequence[tuple[str, str]], wide: float, y: float) -> tuple[str, 
         if x > MARGIN and x + need > wide:
             x, y = float(MARGIN), y + LINE
         parts.append(
-            f'<line class="key {style}" x1="{x:.1f}" x2="{x + 14:.1f}" y1="{y - 4}" y2="{y - 4}"/>'
-            f'<text x="{x + 20:.1f}" y="{y}">{html.escape(name)}</text>'
+            f'<line class="key {style}" x1="{x:.1f}" x2="{x + 14:.1f}" y1="{y - 4:g}" y2="{y - 4:g}"/>'
+            f'<text x="{x + 20:.1f}" y="{y:g}">{html.escape(name)}</text>'
         )
         x += need
     return "".join(parts), y
