@@ -1,4 +1,4 @@
-"""Noise on recorded log-probs, the cost of episodes, and the KL to the untrained model where none is charged."""
+"""Noise on recorded log-probs, the cost of episodes, and the KL to the untrained model without a price."""
 
 from dataclasses import replace
 
