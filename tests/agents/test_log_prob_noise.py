@@ -1,4 +1,6 @@
-"""Noise on recorded log-probs, the cost of episodes, and the KL to the untrained model where none is charged."""
+"""Noise on recorded log-probs, the cost of episodes, and the KL to the untrained model without a price."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,6 +26,15 @@ def test_noise_is_keyed_by_the_episode_and_of_the_asked_size():
     (part,) = half.phases.values()
     assert torch.equal(part.log_prob, after.log_prob[100:300]), "not by its place in the batch"
     assert misread(batch, 0.0) is batch
+
+
+@pytest.mark.parametrize(("kind", "bounded"), [("tokens", True), ("discrete", True), ("latents", False)])
+def test_no_token_becomes_more_than_certain(kind, bounded):
+    batch = batch_of(groups=8, size=64)
+    phases = {name: replace(phase, kind=kind) for name, phase in batch.phases.items()}
+    phases = {name: replace(phase, log_prob=0.01 * phase.log_prob) for name, phase in phases.items()}
+    (after,) = misread(replace(batch, phases=phases), 0.5).phases.values()
+    assert (float(after.log_prob[after.mask].max()) <= 0.0) == bounded
 
 
 def test_a_run_with_noise_must_let_the_first_ratio_be_off():

@@ -66,6 +66,9 @@ def misread(batch: EpisodeBatch, std: float) -> EpisodeBatch:
         salt = F.derive_seed("log-prob noise", name)
         noise = F.keyed_noise(batch.episode_seed ^ salt, 0, phase.log_prob.shape[1:]).to(phase.log_prob)
         noisy = torch.where(phase.mask, phase.log_prob + std * noise, phase.log_prob)
+        if phase.kind in ("tokens", "discrete"):
+            # Engines err, but none says that a token is more than certain, and losses would refuse it.
+            noisy = noisy.clamp_max(0.0)
         phases[name] = replace(phase, log_prob=noisy)
     return replace(batch, phases=phases)
 
