@@ -30,6 +30,7 @@ from unirl_env.run.report.charts import short_name
 from unirl_env.run.report.curves import HACKING, hacking, process_charts, reward_charts
 from unirl_env.run.summary import SETS, headline, label, number, resume_command, score_rows
 from unirl_env.settings import RunConfig
+from unirl_env.statistics import coverage_in_words
 
 HERE = Path(__file__).parent
 SCORES = (
@@ -204,8 +205,8 @@ def _headline(found: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, An
     lead = (
         f"Each number is a mean over {over} on fixed seeds{noise}. Beside each gain its 95 % interval: "
         f"paired by prompt and seed, by Student's t over {'prompts' if prompts > 1 else 'samples'}, widened "
-        "where these are skewed."
-    )
+        f"where these are skewed. {coverage_in_words('mean', prompts if prompts > 1 else samples)}"
+    ).strip()
     return f'<div class="numbers">{"".join(cards)}</div><p class="lead">{lead}</p>'
 
 
