@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from unirl_env.bench.page import costs, numbers
-from unirl_env.bench.page.drawings import forest, matrix
+from unirl_env.bench.page.drawings import forest, matrix, strips
 from unirl_env.bench.page.findings import Findings
 from unirl_env.bench.page.formats import csv_text, digits
 from unirl_env.bench.page.numbers import PERCENT, STATISTICS, Estimate
@@ -108,6 +108,22 @@ def task_forest(found: Findings, task: str, name: str) -> Figure:
     lines = [[_title(found, a), *_bounds(found.cells.get((task, a)))] for a in found.agents]
     drawing = forest(about.title, rows, note, marks=marks)
     return Figure(f"task_{name}", drawing, csv_text(["agent", *BOUNDS], lines))
+
+
+def levels(found: Findings) -> Figure | None:
+    """The agents on all tasks, normalised; None where nothing is."""
+    rows, lines = [], []
+    for name, task in found.bench.tasks.items():
+        scores = {a: found.bench.normalised(name, a) for a in found.agents}
+        part = {a: numbers.mean([scores[a][seed] for seed in sorted(scores[a])]) for a in found.agents}
+        if any(estimate is not None for estimate in part.values()):
+            rows.append((task.title, [(style(found, a), _title(found, a), e) for a, e in part.items()]))
+            lines += [[task.title, _title(found, a), *_bounds(e)] for a, e in part.items()]
+    if not rows:
+        return None
+    note = "Mean normalised score: 0 is the untrained policy, 1 the task's reference."
+    drawing = strips("All tasks", rows, note)
+    return Figure("all_tasks", drawing, csv_text(["task", "agent", *BOUNDS], lines))
 
 
 def curves(found: Findings, task: str, axis: str, name: str) -> Figure | None:

@@ -94,7 +94,7 @@ def switch(name: str, panels: Mapping[str, str]) -> str:
 def details(found: Findings, forests: Mapping[str, Figure], palette: Mapping[str, str]) -> str:
     """Each task: why it is there, its marks, and what was measured."""
     parts = []
-    whole = tables.measured(found)
+    whole, pairs = tables.measured(found), tables.pairs_by_task(found)
     for name, task in found.bench.tasks.items():
         known = [
             ("untrained policy", task.base),
@@ -113,14 +113,15 @@ def details(found: Findings, forests: Mapping[str, Figure], palette: Mapping[str
         content = [f'<p class="lead">{html.escape(" ".join(text for text in lead if text))}</p>']
         if name in forests:
             content.append(forests[name].html(palette))
-        content.append(_measured_of(found, whole, name))
+        content += [_measured_of(found, whole, name), _pairs_of(pairs, task.title)]
         code = f"<code>{html.escape(name)}</code>" if name != task.title else ""
         opened = " open" if len(found.bench.tasks) <= LARGE else ""
         parts.append(
             f'<details class="task"{opened}><summary><h3>{html.escape(task.title)}</h3>{code}</summary>'
             f'<div class="inside">{"".join(content)}</div></details>'
         )
-    return "".join(parts) + (links({"measured.csv": as_csv(whole)}) if whole.rows else "")
+    files = {f"{each.name}.csv": as_csv(each) for each in (whole, pairs) if each.rows}
+    return "".join(parts) + (links(files) if files else "")
 
 
 def provenance(known: Mapping[str, Any]) -> str:
@@ -188,6 +189,15 @@ def _difference(pair: Pair | None, sign: int) -> str:
         estimate = replace(estimate, value=-estimate.value, low=low, high=high)
     value, _, bounds = spelled(estimate, sign=True).partition(" ")
     return f"<span>{value}</span><span>{bounds}</span><span>p {p_value(pair.adjusted)}</span>"
+
+
+def _pairs_of(whole: Table, title: str) -> str:
+    """Of the table of every two agents on every task the rows of one task."""
+    rows = [row[1:] for row in whole.rows if row[0].text == title]
+    if not rows:
+        return ""
+    shown = as_html(Table("pairs_by_task", f"Every two agents, {title}", whole.head[1:], rows, texts=2))
+    return f"<details><summary>Every two agents on this task</summary>{shown}</details>"
 
 
 def _measured_of(found: Findings, whole: Table, task: str) -> str:
