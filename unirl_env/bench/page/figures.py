@@ -162,7 +162,8 @@ def profiles(found: Findings) -> Figure | None:
     every = [v for part in scores.values() for values in part.values() for v in values]
     if not every:
         return None
-    low, high = min(0.0, *every) if len(every) > 1 else min(0.0, every[0]), max([1.0, *every])
+    low, high = min([0.0, *every]), max([1.0, *every])
+    low -= 0.02 * (high - low)  # Where all runs are above, even the worst.
     at = [low + (high - low) * i / (THRESHOLDS - 1) for i in range(THRESHOLDS)]
     series, lines = [], []
     for agent in reversed(found.agents):

@@ -10,13 +10,15 @@ from typing import Any
 
 from unirl_env.bench.page import costs, tables
 from unirl_env.bench.page.cells import Cell, Table, number, p_value, spelled
-from unirl_env.bench.page.figures import Figure, links
+from unirl_env.bench.page.figures import Figure, links, style
 from unirl_env.bench.page.findings import Findings
 from unirl_env.bench.page.formats import as_csv, as_html
 from unirl_env.bench.page.numbers import Pair
 from unirl_env.bench.page.words import nothing, paragraphs, said, warnings
 from unirl_env.errors.masks import hide
 
+MANY = 6
+"""Agents above which charts share a legend."""
 LARGE = 4
 """Tasks up to which their details are open at first."""
 
@@ -157,10 +159,19 @@ def thresholds(made: Table) -> str:
 
 
 def axes(found: Findings, made: Mapping[str, Sequence[Figure]], palette: Mapping[str, str]) -> str:
-    """Curves of all tasks against one cost at a time."""
-    return switch(
-        "axis", {costs.AXES[axis]: charts(figures, palette) for axis, figures in made.items() if figures}
+    """Curves of all tasks against one cost at a time; many agents have one legend for all of them."""
+    many = len(found.agents) > MANY
+    panels = {
+        costs.AXES[axis]: charts(figures, palette, "bare" if many else "")
+        for axis, figures in made.items()
+        if figures
+    }
+    keys = "".join(
+        f'<span class="key {style(found, a)}">{html.escape(found.bench.agents[a].title)}</span>'
+        for a in found.agents
     )
+    legend = f'<div class="legend shared">{keys}</div>' if many and panels else ""
+    return legend + switch("axis", panels)
 
 
 def _against(found: Findings, a: str, b: str) -> str:
@@ -201,17 +212,22 @@ def _pairs_of(whole: Table, title: str) -> str:
 
 
 def _measured_of(found: Findings, whole: Table, task: str) -> str:
-    """Of the table of everything measured the rows of one task, without columns that are empty there."""
-    title = found.bench.tasks[task].title
-    rows = [row for row in whole.rows if row[0].text == title]
-    kept = [i for i in range(1, len(whole.head)) if any(row[i].text != "-" for row in rows)]
+    """Of everything measured what belongs to one task: a line for each quantity, a column for each agent."""
+    bench, title = found.bench, found.bench.tasks[task].title
+    mine = {row[1].text: row for row in whole.rows if row[0].text == title}
+    if not mine:
+        return ""
+    rows = []
+    for place, name in enumerate(whole.head[2:], start=2):
+        cells = [row[place] for row in mine.values()]
+        if any(cell.text != "-" for cell in cells):
+            rows.append([Cell(name), *cells])
     failed = {
-        agent.title: [row for row in found.bench.cell(task, label) if not row.done]
-        for label, agent in found.bench.agents.items()
+        agent.title: sum(not row.done for row in bench.cell(task, label))
+        for label, agent in bench.agents.items()
     }
-    lines = [[*(row[i] for i in kept), Cell(str(len(failed.get(row[1].text, []))))] for row in rows]
-    head = [*(whole.head[i] for i in kept), "failed runs"]
-    return as_html(Table("measured", title, head, lines)) if lines else ""
+    rows.append([Cell("failed runs"), *(Cell(str(failed[name])) for name in mine)])
+    return as_html(Table("measured", f"Measured, {title}", ["mean of finished runs", *mine], rows))
 
 
 def _flat(known: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
