@@ -331,8 +331,9 @@ def powers(scale: float) -> dict[str, Any]:
     """Whether as many seeds as planned find the effect as often as planned."""
     rng = generator("power")
     found: dict[str, Any] = {}
+    # A pilot whose deviation is one.
+    spread = np.array([-1.0, 1.0]) / 2**0.5
     for effect in (0.5, 1.0, 1.5):
-        spread = np.array([-1.0, 1.0]) / 2**0.5
         seeds = seeds_needed(spread, effect).seeds
         values = effect + rng.normal(size=(seeds, int(20000 * scale)))
         p = p_value(moments_of_mean(values))
@@ -340,10 +341,10 @@ def powers(scale: float) -> dict[str, Any]:
             "seeds": seeds,
             "power": round(float(np.mean(p < 0.05)), 4),
         }
-    enough = []
+    enough, right = [], seeds_needed(spread, 1.0).seeds
     for _ in range(int(1000 * scale)):
         plan = seeds_needed(rng.normal(size=5), 1.0)
-        enough.append((plan.seeds >= 10, plan.seeds_if_noisier >= 10))
+        enough.append((plan.seeds >= right, plan.seeds_if_noisier >= right))
     named = ("enough by the pilot's variance", "enough by its upper bound")
     found["pilots of 5"] = dict(zip(named, np.mean(enough, axis=0).round(3).tolist(), strict=True))
     return found

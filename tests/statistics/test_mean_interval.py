@@ -8,7 +8,7 @@ from scipy import optimize, stats
 
 from unirl_env.errors import ConfigError, ShapeError
 from unirl_env.statistics import Interval, mean_band, mean_interval
-from unirl_env.statistics.studentised import combined, moments_of_mean, p_value
+from unirl_env.statistics.studentised import bounds, combined, moments_of_mean, p_value
 
 SKEWED = [0.1, 0.15, 0.2, 0.22, 0.3, 0.35, 0.9, 2.4]
 
@@ -78,6 +78,21 @@ def test_parts_are_combined_with_satterthwaites_degrees_of_freedom():
     welch = stats.ttest_ind(x, y, equal_var=False)
     assert float(known.freedom) == pytest.approx(welch.df, abs=1e-9)
     assert float(known.estimate / np.sqrt(known.variance)) == pytest.approx(welch.statistic, abs=1e-9)
+
+
+@pytest.mark.parametrize("weight", [0.25, -2.0])
+def test_the_skew_of_a_sum_goes_with_its_weights(weight):
+    scaled = combined([moments_of_mean(np.array(SKEWED))], [weight])
+    ends = sorted(weight * bound for bound in by_hand(SKEWED, 0.95))
+    assert [float(bound) for bound in bounds(scaled, 0.95)] == pytest.approx(ends, abs=1e-9)
+
+
+def test_the_skew_of_two_samples_is_weaker_than_that_of_one():
+    part = moments_of_mean(np.array(SKEWED))
+    both = combined([part, part], [0.5, 0.5])
+    # Twice as many independent numbers: variance by two, third moment by four.
+    assert float(both.variance) == pytest.approx(float(part.variance) / 2)
+    assert float(both.third) == pytest.approx(float(part.third) / 4)
 
 
 def test_one_value_is_shown_and_claims_nothing():

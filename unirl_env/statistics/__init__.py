@@ -3,7 +3,7 @@
 Each interval carries how often it covered the truth when that was measured (`benchmarks/coverage.py`).
 """
 
-from unirl_env.statistics.interval import Interval
+from unirl_env.statistics.interval import Interval, coverage_in_words
 from unirl_env.statistics.mean import mean_band, mean_interval
 
-__all__ = ["Interval", "mean_band", "mean_interval"]
+__all__ = ["Interval", "coverage_in_words", "mean_band", "mean_interval"]

@@ -70,6 +70,21 @@ def measured(statistic: str, level: float) -> dict[str, Mapping[str, float] | No
     return {name: found.get(name) for name in ("coverage", "rare")}
 
 
+def coverage_in_words(statistic: str, units: int) -> str:
+    """How often intervals of at most so many units held the truth; empty where that was not measured."""
+    found = measured(statistic, MEASURED_LEVEL)
+    ordinary, rare = found["coverage"] or {}, found["rare"]
+    known = [count for count in map(int, ordinary) if count <= units]
+    if not known:
+        return ""
+    count = str(max(known))
+    beyond = f", and in {rare[count]:.0%} where what is rare was often not seen" if rare else ""
+    return (
+        f"With {count} of them, such intervals held the truth in {ordinary[count]:.0%} of simulations at "
+        f"worst{beyond}."
+    )
+
+
 @cache
 def _table() -> dict[str, dict[str, Mapping[str, float]]]:
     if not _MEASURED.exists():

@@ -88,15 +88,19 @@ def bounds(known: Moments, level: float) -> tuple[Array, Array]:
 
 
 def p_value(known: Moments, value: float = 0.0) -> Array:
-    """Two-sided p-value of the hypothesis that the truth is `value`; fits `bounds` at every level."""
+    """Two-sided p-value of the hypothesis that the truth is `value`; fits `bounds` at every level.
+
+    Where the variance is zero it is 1 if the estimate is `value`, and 0 if not.
+    """
     from scipy.special import stdtr
 
     apart = known.estimate - value
     with np.errstate(divide="ignore", invalid="ignore"):
         statistic = np.where(known.variance > 0, apart / np.sqrt(known.variance), np.sign(apart) * np.inf)
-    statistic = np.where((known.variance <= 0) & (apart == 0), 0.0, statistic)
-    skew = np.where(np.isfinite(statistic), _skew(known), 0.0)
-    least = np.minimum(abs(statistic), abs(_transformed(statistic, skew)))
+    certain = known.variance <= 0
+    statistic = np.where(certain & (apart == 0), 0.0, statistic)
+    moved = np.where(certain, statistic, _transformed(np.where(certain, 0.0, statistic), _skew(known)))
+    least = np.minimum(abs(statistic), abs(moved))
     return np.asarray(2 * stdtr(known.freedom, -least))
 
 

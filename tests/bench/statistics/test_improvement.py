@@ -58,7 +58,9 @@ def test_bounds_are_those_of_a_search(level):
 
 def test_sides_can_be_changed():
     there, back = probability_of_improvement(X, Y), probability_of_improvement(Y, X)
-    assert (back.estimate, back.low, back.high) == pytest.approx((1 - there.estimate, 1 - there.high, 1 - there.low))
+    assert (back.estimate, back.low, back.high) == pytest.approx(
+        (1 - there.estimate, 1 - there.high, 1 - there.low)
+    )
 
 
 def test_runs_that_always_win_may_still_lose_one():

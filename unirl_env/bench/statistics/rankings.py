@@ -61,14 +61,22 @@ def tau_b(ranks: Array, others: Array) -> float:
     return float(ranks @ others / untied) if untied else math.nan
 
 
-def known_order(apart: Sequence[Moments], level: float) -> Array:
+def known_order(apart: Sequence[Moments], least: Sequence[float], level: float) -> Array:
     """The signs of differences [k] that are known together; 0 for the others.
 
     A wrong order is an error on one side, so each may take twice of what is left of the level.
+
+    Args:
+        apart: The differences.
+        least: The p-value of each where none of its runs differ, so that there is no spread to go by.
+        level: Of all of them together.
     """
-    p = holm([float(p_value(known)) for known in apart])
+    p = [
+        float(p_value(known)) if known.variance > 0 or known.estimate == 0 else chance
+        for known, chance in zip(apart, least, strict=True)
+    ]
     signs = np.array([np.sign(float(known.estimate)) for known in apart])
-    return np.where(np.array(p) <= 2 * (1 - level), signs, 0.0)
+    return np.where(np.array(holm(p)) <= 2 * (1 - level), signs, 0.0)
 
 
 def _ordered(suite: Suite, agents: Sequence[str], level: float) -> tuple[Array, Array]:
@@ -89,5 +97,11 @@ def _ordered(suite: Suite, agents: Sequence[str], level: float) -> tuple[Array, 
         return seen, np.zeros(len(one))
     weights = [1 / len(tasks)] * len(tasks)
     known = [combined([moments_of_mean(score[task]) for task in tasks], weights) for score in scores]
-    apart = [combined([known[a], known[b]], [1.0, -1.0]) for a, b in zip(one, two, strict=True)]
-    return seen, known_order(apart, level)
+    pairs = list(zip(one, two, strict=True))
+    apart = [combined([known[a], known[b]], [1.0, -1.0]) for a, b in pairs]
+    return seen, known_order(apart, [_chance(scores[a], scores[b]) for a, b in pairs], level)
+
+
+def _chance(x: Mapping[str, Array], y: Mapping[str, Array]) -> float:
+    """How likely it is that runs dealt to two agents at random all lie apart, on either side."""
+    return min(1.0, 2 / math.prod(math.comb(len(x[task]) + len(y[task]), len(x[task])) for task in x))

@@ -30,6 +30,7 @@ from unirl_env.run.report.curves import HACKING, hacking, process_charts, reward
 from unirl_env.run.report.frame import header, section, write_page
 from unirl_env.run.summary import SETS, headline, label, number, resume_command, score_rows
 from unirl_env.settings import RunConfig
+from unirl_env.statistics import coverage_in_words
 
 SCORES = (
     "Every part of every reward: mean and standard deviation over samples, and the difference with its 95 % "
@@ -191,8 +192,8 @@ def _headline(found: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, An
     lead = (
         f"Each number is a mean over {over} on fixed seeds{noise}. Beside each gain its 95 % interval: "
         f"paired by prompt and seed, by Student's t over {'prompts' if prompts > 1 else 'samples'}, widened "
-        "where these are skewed."
-    )
+        f"where these are skewed. {coverage_in_words('mean', prompts if prompts > 1 else samples)}"
+    ).strip()
     return f'<div class="numbers">{"".join(cards)}</div><p class="lead">{lead}</p>'
 
 
