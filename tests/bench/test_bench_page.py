@@ -78,8 +78,7 @@ def test_every_figure_is_there_to_be_taken_away_and_is_the_same_as_its_file(fold
     files = {path.name: path.read_bytes() for path in (folder / "figures").iterdir()}
     assert page.downloads.keys() >= {"profiles.svg", "ranking_iqm.csv", "improvement.svg", "tasks.csv"}
     assert all(files[name] == content for name, content in page.downloads.items())
-    left = files.keys() - page.downloads.keys()
-    assert left == {"pairs_by_task.csv"}
+    assert files.keys() == page.downloads.keys()
     assert all(f"{name[:-4]}.csv" in files for name in files)
 
 
@@ -226,9 +225,9 @@ def test_lines_that_are_none_are_counted(tmp_path):
     with (tmp_path / "results.jsonl").open("a") as stream:
         stream.write('{"task": "line/st')
     text = Page(write_bench(tmp_path).read_text()).text
-    assert "A line of results.jsonl cannot be read" in text
-    assert "A line of results.jsonl name no task, agent or seed" in text
-    assert "A line of results.jsonl repeat a cell" in text
+    assert "1 line that cannot be read" in text
+    assert "1 line without a task, an agent or a seed" in text
+    assert "takes the place of an earlier one in 1 line" in text
     assert "20 of 20 runs done" in text
 
 
@@ -339,6 +338,22 @@ def test_a_folder_from_elsewhere_opens_no_others(tmp_path):
     failed = rows[0] | {"folder": "javascript:alert(1)", "status": "crashed", "score": None}
     page = Page(write_bench(write(tmp_path / "quick", known, [failed])).read_text())
     assert not any(unquote(link) == link and ":" in link for link in page.links if "data:" not in link)
+
+
+def test_what_intervals_hold_is_said_beside_them(tmp_path, monkeypatch):
+    def table(share):
+        of = {"coverage": {"3": share, "5": 0.95}, "rare": {"3": 0.7}}
+        return lambda: dict.fromkeys(("mean", "iqm", "median", "paired"), of)
+
+    monkeypatch.setattr("unirl_env.statistics.interval._table", table(0.8))
+    page = made(tmp_path / "few", TWO, seeds=3)
+    assert "covers 80 %" in page.text and "do so in 80 % at so few seeds" in page.text
+    assert (
+        "By simulation, 80.0 % of such hold the truth" in page.text and "70 % where a run in ten" in page.text
+    )
+    monkeypatch.setattr("unirl_env.statistics.interval._table", table(0.948))
+    page = made(tmp_path / "enough", TWO, seeds=3)
+    assert "covers" not in page.text and "By simulation, 94.8 % of such hold the truth" in page.text
 
 
 def test_secrets_in_errors_and_commands_are_hidden(tmp_path):

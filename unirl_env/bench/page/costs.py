@@ -51,13 +51,14 @@ def band(bench: Bench, task: str, agent: str, axis: str) -> Band:
     """The mean score of an agent's seeds along a cost axis.
 
     It reaches from where the last run has begun to where the first finished one ends. A run that failed
-    counts as the untrained policy from where it stopped, as it does in the tables.
+    counts as the untrained policy from where it stopped, as it does in the tables; where none finished, the
+    band ends with the first.
     """
     base = bench.tasks[task].base
     played = [(row, _points(row, axis)) for row in bench.cell(task, agent)]
     known = [(row, points) for row, points in played if points]
     finished = [points for row, points in known if row.done]
-    if not finished or (base is None and len(finished) < len(known)):
+    if finished and base is None:
         known = [(row, points) for row, points in known if row.done]
     if not known:
         return Band()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from unirl_env.bench.page.cells import number, spelled
+from unirl_env.bench.page.cells import spelled
 from unirl_env.bench.page.numbers import Estimate
 from unirl_env.run.report.charts import axis_ticks
 from unirl_env.run.report.drawing import LETTER, Drawing
@@ -13,6 +13,8 @@ from unirl_env.run.report.drawing import LETTER, Drawing
 BOLD = 8.4
 """Mean width in pixels of a letter of a name."""
 ROW, EDGE, FOOT, HEAD = 38, 10, 26, 4
+LANE = 12
+"""Pixels of one agent under a task."""
 SIDE, LABELS = 46, 150
 """Of a matrix: pixels of a cell and of its names."""
 
@@ -63,6 +65,49 @@ def forest(
     return Drawing(title, width, height, "".join(parts), note=note)
 
 
+def strips(
+    title: str,
+    rows: Sequence[tuple[str, Sequence[tuple[str, str, Estimate | None]]]],
+    note: str = "",
+    width: int = 440,
+) -> Drawing:
+    """Estimates of several agents under the name of each task, on one axis.
+
+    Args:
+        title: What is estimated.
+        rows: A task's name and, for each agent, a style, a name and an estimate.
+        note: A sentence under the title.
+        width: Of the drawing.
+    """
+    known = [e for _, part in rows for _, _, e in part if e is not None]
+    values = [v for e in known for v in (e.value, e.low, e.high) if v is not None]
+    low, high = min([0.0, *values]), max([1.0, *values])
+    low, high = low - 0.03 * (high - low), high + 0.03 * (high - low)
+
+    def across(value: float) -> float:
+        return EDGE + (width - 2 * EDGE) * (value - low) / (high - low)
+
+    parts, y = [], float(HEAD)
+    for name, part in rows:
+        parts.append(
+            f'<text class="name" x="{EDGE}" y="{y + 14}">{html.escape(_cut(name, width - 2 * EDGE))}'
+            f"<title>{html.escape(name)}</title></text>"
+        )
+        y += 22
+        for style, agent, estimate in part:
+            parts.append(_mark(style, agent, estimate, y + LANE / 2, across))
+            y += LANE
+        y += 8
+    height = y + FOOT
+    grid = [
+        f'<line class="grid" x1="{across(t):.1f}" x2="{across(t):.1f}" y1="{HEAD}" y2="{y}"/>'
+        f'<text class="tick" x="{across(t):.1f}" y="{height - 8}" text-anchor="middle">{t:.4g}</text>'
+        for t in axis_ticks(low, high, 7)
+    ]
+    keys = dict.fromkeys((style, agent) for _, part in rows for style, agent, _ in part)
+    return Drawing(title, width, height, "".join(grid + parts), list(keys), note)
+
+
 def matrix(
     title: str,
     names: Sequence[str],
@@ -105,7 +150,14 @@ def matrix(
     return Drawing(title, width, top + SIDE * size, "".join(parts), note=note)
 
 
-def _forest_row(y: float, style: str, name: str, estimate: Estimate | None, width: int, across) -> str:  # type: ignore[no-untyped-def]
+def _forest_row(
+    y: float,
+    style: str,
+    name: str,
+    estimate: Estimate | None,
+    width: int,
+    across: Callable[[float], float],
+) -> str:
     said = spelled(estimate)
     room = width - 2 * EDGE - LETTER * len(said) - 8
     parts = [
@@ -113,18 +165,25 @@ def _forest_row(y: float, style: str, name: str, estimate: Estimate | None, widt
         f"<title>{html.escape(name)}</title></text>"
         f'<text class="tick" x="{width - EDGE}" y="{y + 13}" text-anchor="end">{html.escape(said)}</text>'
     ]
-    if estimate is not None:
-        line = y + 25
-        if estimate.low is not None and estimate.high is not None:
-            parts.append(
-                f'<line class="error {style}" x1="{across(estimate.low):.1f}" '
-                f'x2="{across(estimate.high):.1f}" y1="{line}" y2="{line}"/>'
-            )
-        parts.append(
-            f'<circle class="{style}" cx="{across(estimate.value):.1f}" cy="{line}" r="4.5">'
-            f"<title>{html.escape(name)}: {number(estimate.value)}</title></circle>"
+    return "".join([*parts, _mark(style, name, estimate, y + 25, across)])
+
+
+def _mark(
+    style: str, name: str, estimate: Estimate | None, y: float, across: Callable[[float], float]
+) -> str:
+    """A point and its bounds, which tell their numbers to a pointer that rests on them."""
+    if estimate is None:
+        return ""
+    bounds = ""
+    if estimate.low is not None and estimate.high is not None:
+        bounds = (
+            f'<line class="error {style}" x1="{across(estimate.low):.1f}" '
+            f'x2="{across(estimate.high):.1f}" y1="{y:g}" y2="{y:g}"/>'
         )
-    return "".join(parts)
+    return (
+        f'{bounds}<circle class="{style}" cx="{across(estimate.value):.1f}" cy="{y:g}" r="4">'
+        f"<title>{html.escape(name)}: {html.escape(spelled(estimate))}</title></circle>"
+    )
 
 
 def _cut(text: str, room: float) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from unirl_env.bench.page import costs, numbers
-from unirl_env.bench.page.drawings import forest, matrix
+from unirl_env.bench.page.drawings import forest, matrix, strips
 from unirl_env.bench.page.findings import Findings
 from unirl_env.bench.page.formats import csv_text, digits
 from unirl_env.bench.page.numbers import PERCENT, STATISTICS, Estimate
@@ -110,6 +110,22 @@ def task_forest(found: Findings, task: str, name: str) -> Figure:
     return Figure(f"task_{name}", drawing, csv_text(["agent", *BOUNDS], lines))
 
 
+def levels(found: Findings) -> Figure | None:
+    """The agents on all tasks, normalised; None where nothing is."""
+    rows, lines = [], []
+    for name, task in found.bench.tasks.items():
+        scores = {a: found.bench.normalised(name, a) for a in found.agents}
+        part = {a: numbers.mean([scores[a][seed] for seed in sorted(scores[a])]) for a in found.agents}
+        if any(estimate is not None for estimate in part.values()):
+            rows.append((task.title, [(style(found, a), _title(found, a), e) for a, e in part.items()]))
+            lines += [[task.title, _title(found, a), *_bounds(e)] for a, e in part.items()]
+    if not rows:
+        return None
+    note = "Mean normalised score: 0 is the untrained policy, 1 the task's reference."
+    drawing = strips("All tasks", rows, note)
+    return Figure("all_tasks", drawing, csv_text(["task", "agent", *BOUNDS], lines))
+
+
 def curves(found: Findings, task: str, axis: str, name: str) -> Figure | None:
     """The score of each agent on a task against a cost; None where no run has it."""
     about = found.bench.tasks[task]
@@ -146,7 +162,8 @@ def profiles(found: Findings) -> Figure | None:
     every = [v for part in scores.values() for values in part.values() for v in values]
     if not every:
         return None
-    low, high = min(0.0, *every) if len(every) > 1 else min(0.0, every[0]), max([1.0, *every])
+    low, high = min([0.0, *every]), max([1.0, *every])
+    low -= 0.02 * (high - low)  # Where all runs are above, even the worst.
     at = [low + (high - low) * i / (THRESHOLDS - 1) for i in range(THRESHOLDS)]
     series, lines = [], []
     for agent in reversed(found.agents):

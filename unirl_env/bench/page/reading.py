@@ -164,7 +164,7 @@ def read_bench(folder: Path) -> Bench:
         except ValueError:
             broken += bool(line.strip())
     if broken:
-        notes.append(f"{_lines(broken)} of results.jsonl cannot be read, and left out.")
+        notes.append(f"Left out of results.jsonl: {_lines(broken)} that cannot be read.")
     return as_bench(rows, known, notes, folder.resolve().name)
 
 
@@ -189,9 +189,9 @@ def as_bench(rows: Iterable[Any], known: Any, notes: Sequence[str] = (), name: s
         twice += key in found
         found[key] = row
     if odd:
-        notes.append(f"{_lines(odd)} of results.jsonl name no task, agent or seed, and are left out.")
+        notes.append(f"Left out of results.jsonl: {_lines(odd)} without a task, an agent or a seed.")
     if twice:
-        notes.append(f"{_lines(twice)} of results.jsonl repeat a cell; the last of each counts.")
+        notes.append(f"In results.jsonl, a later run takes the place of an earlier one in {_lines(twice)}.")
     kept = sorted(found.values(), key=lambda row: (row.task, row.agent, row.seed))
     agents = _agents(known.get("agents"), kept)
     tasks = _tasks(_mapping(suite.get("tasks")), kept)
@@ -315,4 +315,4 @@ def _is_whole(value: Any) -> bool:
 
 
 def _lines(count: int) -> str:
-    return "A line" if count == 1 else f"{count} lines"
+    return f"{count} line{'' if count == 1 else 's'}"

@@ -10,13 +10,15 @@ from typing import Any
 
 from unirl_env.bench.page import costs, tables
 from unirl_env.bench.page.cells import Cell, Table, number, p_value, spelled
-from unirl_env.bench.page.figures import Figure, links
+from unirl_env.bench.page.figures import Figure, links, style
 from unirl_env.bench.page.findings import Findings
 from unirl_env.bench.page.formats import as_csv, as_html
 from unirl_env.bench.page.numbers import Pair
 from unirl_env.bench.page.words import nothing, paragraphs, said, warnings
 from unirl_env.errors.masks import hide
 
+MANY = 6
+"""Agents above which charts share a legend."""
 LARGE = 4
 """Tasks up to which their details are open at first."""
 
@@ -94,7 +96,7 @@ def switch(name: str, panels: Mapping[str, str]) -> str:
 def details(found: Findings, forests: Mapping[str, Figure], palette: Mapping[str, str]) -> str:
     """Each task: why it is there, its marks, and what was measured."""
     parts = []
-    whole = tables.measured(found)
+    whole, pairs = tables.measured(found), tables.pairs_by_task(found)
     for name, task in found.bench.tasks.items():
         known = [
             ("untrained policy", task.base),
@@ -113,14 +115,15 @@ def details(found: Findings, forests: Mapping[str, Figure], palette: Mapping[str
         content = [f'<p class="lead">{html.escape(" ".join(text for text in lead if text))}</p>']
         if name in forests:
             content.append(forests[name].html(palette))
-        content.append(_measured_of(found, whole, name))
+        content += [_measured_of(found, whole, name), _pairs_of(pairs, task.title)]
         code = f"<code>{html.escape(name)}</code>" if name != task.title else ""
         opened = " open" if len(found.bench.tasks) <= LARGE else ""
         parts.append(
             f'<details class="task"{opened}><summary><h3>{html.escape(task.title)}</h3>{code}</summary>'
             f'<div class="inside">{"".join(content)}</div></details>'
         )
-    return "".join(parts) + (links({"measured.csv": as_csv(whole)}) if whole.rows else "")
+    files = {f"{each.name}.csv": as_csv(each) for each in (whole, pairs) if each.rows}
+    return "".join(parts) + (links(files) if files else "")
 
 
 def provenance(known: Mapping[str, Any]) -> str:
@@ -156,10 +159,19 @@ def thresholds(made: Table) -> str:
 
 
 def axes(found: Findings, made: Mapping[str, Sequence[Figure]], palette: Mapping[str, str]) -> str:
-    """Curves of all tasks against one cost at a time."""
-    return switch(
-        "axis", {costs.AXES[axis]: charts(figures, palette) for axis, figures in made.items() if figures}
+    """Curves of all tasks against one cost at a time; many agents have one legend for all of them."""
+    many = len(found.agents) > MANY
+    panels = {
+        costs.AXES[axis]: charts(figures, palette, "bare" if many else "")
+        for axis, figures in made.items()
+        if figures
+    }
+    keys = "".join(
+        f'<span class="key {style(found, a)}">{html.escape(found.bench.agents[a].title)}</span>'
+        for a in found.agents
     )
+    legend = f'<div class="legend shared">{keys}</div>' if many and panels else ""
+    return legend + switch("axis", panels)
 
 
 def _against(found: Findings, a: str, b: str) -> str:
@@ -190,18 +202,32 @@ def _difference(pair: Pair | None, sign: int) -> str:
     return f"<span>{value}</span><span>{bounds}</span><span>p {p_value(pair.adjusted)}</span>"
 
 
+def _pairs_of(whole: Table, title: str) -> str:
+    """Of the table of every two agents on every task the rows of one task."""
+    rows = [row[1:] for row in whole.rows if row[0].text == title]
+    if not rows:
+        return ""
+    shown = as_html(Table("pairs_by_task", f"Every two agents, {title}", whole.head[1:], rows, texts=2))
+    return f"<details><summary>Every two agents on this task</summary>{shown}</details>"
+
+
 def _measured_of(found: Findings, whole: Table, task: str) -> str:
-    """Of the table of everything measured the rows of one task, without columns that are empty there."""
-    title = found.bench.tasks[task].title
-    rows = [row for row in whole.rows if row[0].text == title]
-    kept = [i for i in range(1, len(whole.head)) if any(row[i].text != "-" for row in rows)]
+    """Of everything measured what belongs to one task: a line for each quantity, a column for each agent."""
+    bench, title = found.bench, found.bench.tasks[task].title
+    mine = {row[1].text: row for row in whole.rows if row[0].text == title}
+    if not mine:
+        return ""
+    rows = []
+    for place, name in enumerate(whole.head[2:], start=2):
+        cells = [row[place] for row in mine.values()]
+        if any(cell.text != "-" for cell in cells):
+            rows.append([Cell(name), *cells])
     failed = {
-        agent.title: [row for row in found.bench.cell(task, label) if not row.done]
-        for label, agent in found.bench.agents.items()
+        agent.title: sum(not row.done for row in bench.cell(task, label))
+        for label, agent in bench.agents.items()
     }
-    lines = [[*(row[i] for i in kept), Cell(str(len(failed.get(row[1].text, []))))] for row in rows]
-    head = [*(whole.head[i] for i in kept), "failed runs"]
-    return as_html(Table("measured", title, head, lines)) if lines else ""
+    rows.append([Cell("failed runs"), *(Cell(str(failed[name])) for name in mine)])
+    return as_html(Table("measured", f"Measured, {title}", ["mean of finished runs", *mine], rows))
 
 
 def _flat(known: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unirl_env.bench.page.findings import Findings
+from unirl_env.bench.page.resolved import inside
 from unirl_env.run.record.logbook import read_rows
 from unirl_env.run.record.samples import load_latents, load_texts, picture_paths
 from unirl_env.run.report.cards import answers, are_drawn, drawn, gallery, scatter
@@ -48,7 +49,7 @@ def _task(found: Findings, folder: Path, task: str) -> str:
         found.bench.agents[row.agent].title: place
         for agent in found.agents[:AGENTS]
         for row in found.bench.cell(task, agent)
-        if row.seed == seed and row.done and (place := _inside(folder, row.folder)) is not None
+        if row.seed == seed and row.done and (place := inside(folder, row.folder)) is not None
     }
     evaluations = {title: _readable(place) for title, place in runs.items()}
     sets = list(dict.fromkeys(row["set"] for rows in evaluations.values() for row in rows))
@@ -65,14 +66,6 @@ def _seed(found: Findings, task: str) -> int | None:
     """The seed that most agents finished; the smallest of several."""
     done = [row.seed for row in found.bench.rows if row.task == task and row.done and row.folder]
     return min(done, key=lambda seed: (-done.count(seed), seed), default=None)
-
-
-def _inside(folder: Path, name: str) -> Path | None:
-    """The run's folder, if it lies in that of the bench: a file from elsewhere must not open others."""
-    place = folder / name
-    if not name or Path(name).is_absolute() or ".." in Path(name).parts or not place.is_dir():
-        return None
-    return place
 
 
 def _readable(place: Path) -> list[dict[str, Any]]:

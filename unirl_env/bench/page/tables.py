@@ -6,6 +6,7 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from unirl_env.bench.page import costs
@@ -13,21 +14,26 @@ from unirl_env.bench.page.cells import Cell, Table, amount, number, p_value, spe
 from unirl_env.bench.page.findings import Findings, find
 from unirl_env.bench.page.numbers import PERCENT, STATISTICS, Estimate, Pair
 from unirl_env.bench.page.reading import Bench, Row, as_bench
+from unirl_env.bench.page.resolved import with_settings
 from unirl_env.errors.masks import hide
 
 
-def table(rows: Iterable[Mapping[str, Any]], bench: Mapping[str, Any]) -> list[Table]:
+def table(
+    rows: Iterable[Mapping[str, Any]], bench: Mapping[str, Any], folder: Path | None = None
+) -> list[Table]:
     """The tables of a bench, for a console or elsewhere.
 
     Args:
         rows: The lines of `results.jsonl`.
         bench: What is in `bench.json`.
+        folder: Where runs have their folders, for the settings that they wrote down; None leaves these out.
 
     Example:
         >>> [each.name for each in table([], {})]
         []
     """
-    return tables(find(as_bench(rows, bench)))
+    known = as_bench(rows, bench)
+    return tables(find(known if folder is None else with_settings(known, folder)))
 
 
 def tables(found: Findings) -> list[Table]:
@@ -304,6 +310,7 @@ def _ranking_note(found: Findings) -> str:
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings under dotted names; what two ways of writing give the same name is one setting."""
     found: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:

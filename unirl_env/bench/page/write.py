@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unirl_env.bench.page import costs, figures, sections, seen, tables
+from unirl_env.bench.page.cells import Table
 from unirl_env.bench.page.figures import Figure
 from unirl_env.bench.page.findings import Findings, find
 from unirl_env.bench.page.formats import as_csv, as_latex, as_markdown, markdown_text
 from unirl_env.bench.page.reading import read_bench
+from unirl_env.bench.page.resolved import with_settings
 from unirl_env.bench.page.words import coverage_of, facts, sentences, warnings
 from unirl_env.run.record.files import replace_text
 from unirl_env.run.report.frame import header, section, write_page
@@ -28,13 +30,17 @@ class _Drawn:
     curves: Mapping[str, Sequence[Figure]]
     profiles: Figure | None
     improvements: Figure | None
+    levels: Figure | None
     spending: Sequence[Figure]
 
     def all(self) -> list[Figure]:
         """Every figure once."""
         several = [*self.forests, *self.tasks.values(), *self.spending]
         several += [figure for part in self.curves.values() for figure in part]
-        return [*several, *(figure for figure in (self.profiles, self.improvements) if figure is not None)]
+        return [
+            *several,
+            *(figure for figure in (self.profiles, self.improvements, self.levels) if figure is not None),
+        ]
 
 
 def write_bench(folder: Path) -> Path:
@@ -49,7 +55,7 @@ def write_bench(folder: Path) -> Path:
     Returns:
         The page.
     """
-    found = find(read_bench(folder))
+    found = find(with_settings(read_bench(folder), folder))
     made = tables.tables(found)
     drawn = _draw(found)
     palette = figures.palette(found)
@@ -76,7 +82,8 @@ def _body(found: Findings, drawn: _Drawn, palette: Mapping[str, str], folder: Pa
         ),
         section(
             per_task.title,
-            sections.table(per_task, coverage_of(list(found.cells.values()))),
+            sections.table(per_task, coverage_of(list(found.cells.values())))
+            + sections.charts([drawn.levels] if drawn.levels else [], palette, "one"),
             per_task.note,
         ),
         section("Curves", sections.axes(found, drawn.curves, palette), CURVES),
@@ -121,13 +128,12 @@ def _draw(found: Findings) -> _Drawn:
         {axis: [made for t in names if (made := figures.curves(found, t, axis, names[t]))] for axis in axes},
         figures.profiles(found),
         figures.improvements(found),
+        figures.levels(found),
         figures.spending(found),
     )
 
 
-def _write_files(
-    folder: Path, made: Sequence[tables.Table], drawn: _Drawn, palette: Mapping[str, str]
-) -> None:
+def _write_files(folder: Path, made: Sequence[Table], drawn: _Drawn, palette: Mapping[str, str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for each in made:
         replace_text(folder / f"{each.name}.csv", as_csv(each))
@@ -136,14 +142,14 @@ def _write_files(
         replace_text(folder / f"{figure.name}.svg", figure.svg(palette))
 
 
-def _markdown(found: Findings, made: Sequence[tables.Table]) -> str:
+def _markdown(found: Findings, made: Sequence[Table]) -> str:
     said = [", ".join(facts(found)), *sentences(found)]
     head = [f"# {markdown_text(found.bench.title)}", *(f"\n{markdown_text(text)}" for text in said)]
     known = [f"\n**{markdown_text(name)}.** {markdown_text(words)}" for name, words in warnings(found)]
     return "\n".join([*head, *known, "", *(as_markdown(each) for each in made)])
 
 
-def _plain(made: tables.Table) -> str:
+def _plain(made: Table) -> str:
     return section(made.title, sections.table(made), made.note)
 
 
