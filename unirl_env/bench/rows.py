@@ -175,8 +175,8 @@ def _ends(scores: Mapping[int, float]) -> dict[str, float]:
 def _evaluated(evaluations: Rows) -> dict[str, float]:
     """Each reward of each set of prompts at the end, and how many scores failed.
 
-    The mean is over prompts and their k samples (avg@k); `<set>/<reward>/best@k` is that of each prompt's best
-    sample, pass@k where a reward is 0 or 1.
+    The mean is over prompts and their k samples (avg@k); `<set>/<reward>/best@k` is that of the best of them,
+    pass@k where a reward is 0 or 1.
     """
     found: dict[str, float] = {}
     failed = 0
