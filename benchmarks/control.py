@@ -1,7 +1,7 @@
 """An agent against itself: how often does a bench call two names of one agent different?
 
-From a bench of one agent under many seeds, 200 benches are drawn: twice ten of its seeds, none in both, in the
-order of the draw, as if two agents had played them. Each is judged as a bench judges two agents: the paired
+From a bench of one agent under many seeds, 200 benches are drawn: twice ten of its seeds, none in both, in
+the order of the draw, as if two agents had played them. Each is judged as a bench judges two agents: by the
 difference over tasks at 95 %, and the differences of single tasks after Holm's correction over them.
 
     python -m unirl_env.bench suite=quick agents=[grpo] seeds=60 name=control
