@@ -12,6 +12,9 @@ import torch
 from synthetic_bench import AGENTS, PAPER, bench, write
 
 from unirl_env.bench.page import write_bench
+from unirl_env.bench.page.findings import find
+from unirl_env.bench.page.reading import as_bench
+from unirl_env.bench.page.words import sentences
 from unirl_env.run.record.samples import save_samples
 from unirl_env.types import Prompt, Sample
 
@@ -114,13 +117,13 @@ def test_the_sentence_says_what_the_numbers_say(folder):
     assert "Nothing else can be told apart at 95 % after Holm's correction." in text
 
 
-def test_agents_that_are_alike_are_not_told_apart(tmp_path):
+def test_agents_that_are_alike_are_not_told_apart():
     wrong = 0
-    for noise in range(20):
-        page = made(tmp_path / str(noise), TWO, {"one": 0.5, "other": 0.5}, seeds=5, noise=noise)
-        wrong += "cannot be told apart at 95 %" not in page.text
-    # Two families of claims at 5 % each: seven of twenty or more have a chance below 1 in 300.
-    assert wrong < 7
+    for noise in range(40):
+        known, rows = bench(TWO, {"one": 0.5, "other": 0.5}, seeds=5, noise=noise)
+        wrong += "cannot be told apart at 95 %" not in sentences(find(as_bench(rows, known)))[0]
+    # Two families of claims at 5 % each: eleven of forty or more have a chance below 1 in 500.
+    assert wrong < 11
 
 
 def test_an_agent_against_itself_is_never_different(tmp_path):
