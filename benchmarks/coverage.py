@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from unirl_env.bench.statistics import censoring, kendall, rankings, seeds_needed
+from unirl_env.bench.statistics import censoring, kendall, seeds_needed
 from unirl_env.bench.statistics.aggregates import STATISTICS, resampled
 from unirl_env.bench.statistics.improvement import improvement, placements
 from unirl_env.bench.statistics.shares import exact_bounds, score_bounds
@@ -229,7 +229,7 @@ def rankings_of(scale: float) -> Iterator[tuple[str, str, int, float]]:
                 rng = generator("kendall", agents, first, second, count)
                 steps = np.arange(agents)
                 other = second * steps if second else 1.0 * np.roll(steps, 1)
-                truth = _tau(first * steps, other)
+                truth = float(_tau(first * steps, other))
                 found: dict[str, list[bool]] = {}
                 for _ in range(int(300 * scale)):
                     truths = (first * steps, other)
@@ -249,15 +249,16 @@ def _taus(x: Array, y: Array, rng: np.random.Generator) -> dict[str, tuple[float
     for table in (x, y):
         index = rng.integers(count, size=(300, agents, count))
         drawn.append(np.take_along_axis(table[None], index, 2).mean(2))
-    taus = [_tau(first, second) for first, second in zip(*drawn, strict=True)]
+    taus = _tau(*drawn)
     low, high = np.quantile(taus, [0.025, 0.975])
     return {"shipped": (shipped.low, shipped.high), "percentile bootstrap": (float(low), float(high))}
 
 
-def _tau(first: Array, second: Array) -> float:
-    one, two = np.triu_indices(len(first), 1)
-    tau = rankings.tau_b(np.sign(first[one] - first[two]), np.sign(second[one] - second[two]))
-    return 0.0 if np.isnan(tau) else tau
+def _tau(first: Array, second: Array) -> Array:
+    """Kendall's tau along the last axis, where nothing ties."""
+    one, two = np.triu_indices(first.shape[-1], 1)
+    agree = np.sign(first[..., one] - first[..., two]) * np.sign(second[..., one] - second[..., two])
+    return agree.mean(-1)
 
 
 def costs(scale: float) -> Iterator[tuple[str, str, int, float]]:

@@ -120,16 +120,21 @@ def _middle(groups: Sequence[Array]) -> tuple[Array, Array, Array]:
     """Mean of the middle half, and the least and largest score [r] that belong to it."""
     scores = np.concatenate(list(groups))
     each = np.concatenate([np.full(len(seeds), 1 / (len(groups) * len(seeds))) for seeds in groups])
-    order = np.argsort(scores, axis=0, kind="stable")
-    ranked, weight = np.take_along_axis(scores, order, axis=0), each[order]
+    if len(set(map(len, groups))) == 1:
+        # One weight for all: ten times as fast, and this is what resampling asks for.
+        ranked, weight = np.sort(scores, axis=0), each[:, None]
+    else:
+        order = np.argsort(scores, axis=0, kind="stable")
+        ranked, weight = np.take_along_axis(scores, order, axis=0), each[order]
     until = np.cumsum(weight, axis=0)
     share = np.minimum(until, 0.75) - np.maximum(until - weight, 0.25)
     # What rounding leaves of a score beyond the border is none of it.
     share = np.where(share > 1e-9, share, 0.0)
+    inside = share > 0
+    ends = inside.argmax(0), len(scores) - 1 - inside[::-1].argmax(0)
+    columns = np.arange(scores.shape[1])
     estimate = (share * ranked).sum(0) / share.sum(0)
-    least = np.where(share > 0, ranked, np.inf).min(0)
-    most = np.where(share > 0, ranked, -np.inf).max(0)
-    return estimate, least, most
+    return estimate, ranked[ends[0], columns], ranked[ends[1], columns]
 
 
 STATISTICS: dict[str, Any] = {"iqm": interquartile_mean, "median": median, "mean": mean}

@@ -26,6 +26,7 @@ from unirl_env.statistics.interval import measured
 from unirl_env.statistics.studentised import Moments, combined, moments_of_mean, p_value
 
 METHOD = "pairs of agents whose order is known in both suites (Holm); the others either way"
+_FIELDS = ("estimate", "variance", "third", "freedom")
 Suite = Mapping[str, Mapping[str, Sequence[float] | Array]]
 
 
@@ -61,22 +62,19 @@ def tau_b(ranks: Array, others: Array) -> float:
     return float(ranks @ others / untied) if untied else math.nan
 
 
-def known_order(apart: Sequence[Moments], least: Sequence[float], level: float) -> Array:
+def known_order(apart: Moments, least: Array, level: float) -> Array:
     """The signs of differences [k] that are known together; 0 for the others.
 
     A wrong order is an error on one side, so each may take twice of what is left of the level.
 
     Args:
-        apart: The differences.
+        apart: Of the differences [k].
         least: The p-value of each where none of its runs differ, so that there is no spread to go by.
         level: Of all of them together.
     """
-    p = [
-        float(p_value(known)) if known.variance > 0 or known.estimate == 0 else chance
-        for known, chance in zip(apart, least, strict=True)
-    ]
-    signs = np.array([np.sign(float(known.estimate)) for known in apart])
-    return np.where(np.array(holm(p)) <= 2 * (1 - level), signs, 0.0)
+    spread = (apart.variance > 0) | (apart.estimate == 0)
+    p = holm(np.where(spread, p_value(apart), least).tolist())
+    return np.where(np.array(p) <= 2 * (1 - level), np.sign(apart.estimate), 0.0)
 
 
 def _ordered(suite: Suite, agents: Sequence[str], level: float) -> tuple[Array, Array]:
@@ -97,9 +95,10 @@ def _ordered(suite: Suite, agents: Sequence[str], level: float) -> tuple[Array, 
         return seen, np.zeros(len(one))
     weights = [1 / len(tasks)] * len(tasks)
     known = [combined([moments_of_mean(score[task]) for task in tasks], weights) for score in scores]
-    pairs = list(zip(one, two, strict=True))
-    apart = [combined([known[a], known[b]], [1.0, -1.0]) for a, b in pairs]
-    return seen, known_order(apart, [_chance(scores[a], scores[b]) for a, b in pairs], level)
+    table = [np.array([getattr(part, field) for part in known]) for field in _FIELDS]
+    apart = combined([Moments(*(column[side] for column in table)) for side in (one, two)], [1.0, -1.0])
+    least = [_chance(scores[a], scores[b]) for a, b in zip(one, two, strict=True)]
+    return seen, known_order(apart, np.array(least), level)
 
 
 def _chance(x: Mapping[str, Array], y: Mapping[str, Array]) -> float:
