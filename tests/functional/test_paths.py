@@ -227,6 +227,34 @@ def test_how_much_the_optimum_depends_on_the_first_latent():
         assert trace(eta, 1600) / trace(eta, 400) == pytest.approx(4 ** (-(eta**2) / 2), rel=0.02)
 
 
+def test_small_steps_lead_nowhere_far():
+    """What is left out of a step on a fine grid weighs nothing, against sums over the whole grid."""
+    grid, beta = path_grid(6.0, 0.02), 0.4
+    tilted = tilted_mixture(TWO, torch.ones(1), 1.0).mixture
+    reference, mine = policy(TWO, 24, grid=grid), policy(tilted, 24, grid=grid)
+    assert 0.03 < float(reference.std[-2]) < 0.06
+    paid = torch.sin(2 * grid) + 0.1 * grid
+    whole = {"reward": paid, "kl": torch.zeros_like(grid), "value": paid}
+    steps = list(zip(mine.mean, reference.mean, mine.std, strict=True))
+    for k, (mean, old, std) in enumerate(reversed(steps)):
+        if k == 0:  # deterministic: between two points of the grid, linearly
+            for name, at in (("reward", mean), ("kl", mean), ("value", old)):
+                place = ((at - grid[0]) / 0.02).clamp(0, len(grid) - 1.001)
+                left, part = place.floor().long(), place - place.floor()
+                whole[name] = whole[name][left] * (1 - part) + whole[name][left + 1] * part
+            continue
+        chances, before = (torch.softmax(-(((grid - m[:, None]) / std) ** 2) / 2, 1) for m in (mean, old))
+        whole["reward"] = chances @ whole["reward"]
+        whole["kl"] = chances @ whole["kl"] + ((mean - old) / std) ** 2 / 2
+        whole["value"] = beta * torch.log(before @ torch.exp(whole["value"] / beta))
+    start = torch.softmax(-(grid**2) / 2, 0)
+    found = path_value(mine, reference, paid, beta)
+    assert float(found.reward) == pytest.approx(float(start @ whole["reward"]), abs=1e-10)
+    assert float(found.kl) == pytest.approx(float(start @ whole["kl"]), abs=1e-10)
+    optimum = any_policy_optimum(reference, paid, beta)
+    assert float(optimum.objective) == pytest.approx(float(start @ whole["value"]), abs=1e-10)
+
+
 def test_a_finer_grid_changes_nothing():
     found = []
     for spacing, limit in ((0.05, 8.0), (0.02, 12.0)):

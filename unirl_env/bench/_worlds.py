@@ -43,7 +43,7 @@ from unirl_env.worlds.registration import spec_of
 
 LINE, PLANE = (8.0, 0.05), (6.0, 0.08)
 """How far a grid goes and how fine it is: it holds all that these models reach."""
-FINE = 1.2
+FINE = 1.0
 """The smallest std of a step, in steps of the grid on a line, which is refined until it is so much."""
 
 

@@ -47,6 +47,10 @@ from unirl_env.functional.sde import transition
 __all__ = ["PathPolicy", "PathValue", "any_policy_optimum", "gaussian_policy", "path_grid", "path_value"]
 
 
+REACH = 8.0
+"""How far a step leads, in its std."""
+
+
 @dataclass(frozen=True)
 class PathPolicy:
     """T Gaussian steps, as functions of the state on a grid.
@@ -140,9 +144,9 @@ def path_value(policy: PathPolicy, reference: PathPolicy, reward: Tensor, beta: 
         if std == 0:
             reward, kl = _at(reward, policy.grid, mean), _at(kl, policy.grid, mean)
         else:
-            chances = _chances(mean, std, policy.grid)
-            kl = chances @ kl + ((mean - old) / std).square() / 2
-            reward = chances @ reward
+            ahead = _Ahead(mean, std, policy.grid)
+            kl = ahead.mean(kl) + ((mean - old) / std).square() / 2
+            reward = ahead.mean(reward)
     return _averaged(policy.grid, reward, kl, beta)
 
 
@@ -164,9 +168,10 @@ def any_policy_optimum(reference: PathPolicy, reward: Tensor, beta: float) -> Pa
         if std == 0:
             reward, value = _at(reward, reference.grid, mean), _at(value, reference.grid, mean)
         else:
-            log = _log_chances(mean, std, reference.grid) + value / beta
-            value = beta * torch.logsumexp(log, dim=1)
-            reward = torch.softmax(log, dim=1) @ reward
+            ahead = _Ahead(mean, std, reference.grid)
+            tilted = ahead.log_chances + ahead.of(value) / beta
+            value = beta * torch.logsumexp(tilted, dim=1)
+            reward = ahead.mean(reward, torch.softmax(tilted, dim=1))
     return _averaged(reference.grid, reward, (reward - value) / beta, beta)
 
 
@@ -197,10 +202,10 @@ def gaussian_policy(
             mean, value = old, _at(value, grid, old)
         else:
             # Every grid point is a candidate for the mean; a parabola through the best one refines it.
-            ahead = _chances(grid, std, grid) @ value
+            ahead = _Ahead(grid, std, grid).mean(value)
             gain = ahead - beta * ((grid - old[:, None]) / std).square() / 2
             mean = _refined(grid, gain)
-            value = _chances(mean, std, grid) @ value
+            value = _Ahead(mean, std, grid).mean(value)
             if future_kl:
                 value = value - beta * ((mean - old) / std).square() / 2
         means.append(mean)
@@ -213,13 +218,38 @@ def _averaged(grid: Tensor, reward: Tensor, kl: Tensor, beta: float) -> PathValu
     return PathValue(start @ value, start @ reward, start @ kl, value)
 
 
-def _log_chances(mean: Tensor, std: Tensor, grid: Tensor) -> Tensor:
-    """`[M, N]`: log-probabilities of the grid points from each of M means, normalised on the grid."""
-    return torch.log_softmax(-((grid - mean[:, None]) / std).square() / 2, dim=1)
+class _Ahead:
+    """The grid points that a step leads to from each of M means, normalised on the grid.
 
+    Where steps are small against the grid, those within 8 std alone: the rest weighs e^-32.
 
-def _chances(mean: Tensor, std: Tensor, grid: Tensor) -> Tensor:
-    return torch.softmax(-((grid - mean[:, None]) / std).square() / 2, dim=1)
+    Attributes:
+        log_chances: `[M, W]`, their log-probabilities.
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor, grid: Tensor):
+        spacing, last = grid[1] - grid[0], len(grid) - 1
+        reach = math.ceil(REACH * float(std) / float(spacing))
+        self._index: Tensor | None = None
+        if 2 * (2 * reach + 1) > last:
+            self.log_chances = torch.log_softmax(-((grid - mean[:, None]) / std).square() / 2, dim=1)
+            return
+        # A mean beyond the grid, or none at all, leads to its end.
+        place = ((mean.detach() - grid[0]) / spacing).nan_to_num(0.0).round().clamp(0, last).long()
+        index = place[:, None] + torch.arange(-reach, reach + 1, device=grid.device)
+        inside = (index >= 0) & (index <= last)
+        self._index = index.clamp(0, last)
+        log = -((grid[self._index] - mean[:, None]) / std).square() / 2
+        self.log_chances = torch.log_softmax(torch.where(inside, log, -math.inf), dim=1)
+
+    def of(self, value: Tensor) -> Tensor:
+        """`value` `[N]` at these points, `[N]` or `[M, W]`."""
+        return value if self._index is None else value[self._index]
+
+    def mean(self, value: Tensor, chances: Tensor | None = None) -> Tensor:
+        """The mean `[M]` of `value` `[N]`, under `chances` `[M, W]` or the step's own."""
+        chances = self.log_chances.exp() if chances is None else chances
+        return chances @ value if self._index is None else (chances * self.of(value)).sum(1)
 
 
 def _at(value: Tensor, grid: Tensor, x: Tensor) -> Tensor:
