@@ -14,6 +14,7 @@ from unirl_env.bench.page.cells import amount, number, p_value, spelled
 from unirl_env.bench.page.findings import find
 from unirl_env.bench.page.numbers import Estimate
 from unirl_env.bench.page.reading import as_bench
+from unirl_env.bench.page.words import warnings
 
 THREE = dict(list(PAPER.items())[:3])
 FAILING = {("line/stale", "pg", 1), ("line/stale", "pg", 4)}
@@ -223,3 +224,20 @@ def test_the_console_has_no_tables_of_nothing():
     known, rows = bench({"a": ("A", "")}, {"x": 0.5}, seeds=1)
     names = [each.name for each in table(rows, known)]
     assert "pairs" not in names and "failures" not in names and "ranking" in names
+
+
+def test_an_agent_that_is_not_defined_somewhere_takes_no_tasks_from_the_others():
+    levels = {("a", "x"): 0.1, ("b", "x"): 0.2, ("a", "y"): 0.5, ("b", "y"): 0.6, ("b", "z"): 0.9}
+    rows = [
+        {"task": task, "agent": agent, "seed": seed, "status": "done", "score": score, "normalised": score}
+        for (task, agent), level in levels.items()
+        for seed in range(5)
+        for score in (level + 0.01 * seed * level,)
+    ]
+    found = find(as_bench(rows, {"refused": {"a": {"z": "no loss on latents"}}, "seeds": [0, 1, 2, 3, 4]}))
+    assert list(found.shared) == ["a", "b"] and ("y", "x") in found.pairs
+    assert "z" not in found.ranking["iqm"] and found.best == {"a": "y", "b": "z"}
+    heads = dict(warnings(found))
+    assert "The bench is not finished" not in heads
+    assert "is not defined on a" in heads["Not every agent runs everywhere"]
+    assert table(rows, {"refused": {"a": {"z": "no loss"}}})

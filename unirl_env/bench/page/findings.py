@@ -1,7 +1,7 @@
 """What is known of a bench: every number that a table, a figure or a sentence shows, computed once.
 
-Agents are put together over the tasks on which all of them have runs, those without any run left aside: a
-mean over other tasks is another number.
+Agents are put together over the tasks on which all of them have runs, those without any run left aside, and
+those that are not defined on some task, too: a mean over other tasks is another number.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Findings:
     Attributes:
         bench: What they come from.
         agents: Labels of the agents that have runs, the best first by the interquartile mean.
-        shared: Tasks that all of them have runs on.
+        shared: Tasks that all of them have runs on, but for those that are not defined on some task.
         ranking: By statistic and agent, of the normalised scores of the shared tasks.
         cells: By task and agent, the mean score over seeds.
         pairs: By two agents in the order of `agents`, over the shared tasks; corrected among themselves.
@@ -53,8 +53,9 @@ class Findings:
 def find(bench: Bench) -> Findings:
     """Everything that can be said of a bench."""
     present = [a for a in bench.agents if any(row.agent == a for row in bench.rows)]
-    shared = [t for t in bench.tasks if present and all(bench.normalised(t, a) for a in present)]
-    scores = {a: {t: _values(bench.normalised(t, a)) for t in shared} for a in present}
+    whole = [a for a in present if a in bench.everywhere] or present
+    shared = [t for t in bench.tasks if present and all(bench.normalised(t, a) for a in whole)]
+    scores = {a: {t: _values(bench.normalised(t, a)) for t in shared if a in whole} for a in present}
     ranking = {
         name: {a: found for a in present if (found := numbers.pooled(scores[a], name)) is not None}
         for name in numbers.STATISTICS
@@ -75,7 +76,15 @@ def find(bench: Bench) -> Findings:
         if a != b and (found := numbers.improvement(scores[a], scores[b])) is not None
     }
     all_but_best = Findings(
-        bench, agents, shared, ranking, cells, _over_tasks(bench, agents, shared), within, improvement, {}
+        bench,
+        agents,
+        shared,
+        ranking,
+        cells,
+        _over_tasks(bench, [a for a in agents if a in whole], shared),
+        within,
+        improvement,
+        {},
     )
     return replace(all_but_best, best=_best(all_but_best))
 

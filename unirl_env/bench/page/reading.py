@@ -110,6 +110,7 @@ class Bench:
         provenance: Versions, hashes, hardware, command.
         rows: One for each cell that has ended.
         notes: What was odd in the files, a sentence each.
+        refused: By task and label, why an agent is not defined there.
     """
 
     name: str
@@ -121,6 +122,13 @@ class Bench:
     provenance: Mapping[str, Any]
     rows: Sequence[Row]
     notes: Sequence[str] = ()
+    refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    @property
+    def everywhere(self) -> list[str]:
+        """Agents that are refused on no task; all of them where each is on some."""
+        partly = {label for labels in self.refused.values() for label in labels}
+        return [label for label in self.agents if label not in partly] or list(self.agents)
 
     def cell(self, task: str, agent: str) -> list[Row]:
         """The rows of an agent on a task, by seed."""
@@ -206,6 +214,7 @@ def as_bench(rows: Iterable[Any], known: Any, notes: Sequence[str] = (), name: s
         provenance=_mapping(known.get("provenance")),
         rows=kept,
         notes=notes,
+        refused=_refused(known.get("refused"), tasks, agents),
     )
 
 
@@ -296,6 +305,15 @@ def _tasks(known: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Task]:
 def _middle(values: Iterable[float | None]) -> float | None:
     known = sorted(value for value in values if value is not None)
     return known[len(known) // 2] if known else None
+
+
+def _refused(known: Any, tasks: Mapping[str, Task], agents: Mapping[str, Agent]) -> dict[str, dict[str, str]]:
+    found = {}
+    for task, labels in _mapping(known).items():
+        mine = {label: _text(why) for label, why in _mapping(labels).items() if label in agents}
+        if task in tasks and mine:
+            found[task] = mine
+    return found
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

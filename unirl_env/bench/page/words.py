@@ -60,6 +60,7 @@ def warnings(found: Findings) -> list[tuple[str, str]]:
         *_seeds(found),
         *_missing(found),
         *_failed(found),
+        *_refused(found),
         *(("The files", note) for note in found.bench.notes),
     ]
 
@@ -82,7 +83,8 @@ def facts(found: Findings) -> list[str]:
 def cells(found: Findings) -> int:
     """How many runs there should be."""
     bench = found.bench
-    return max(len(bench.rows), len(bench.tasks) * len(bench.agents) * len(bench.seeds))
+    left_out = sum(map(len, bench.refused.values())) * len(bench.seeds)
+    return max(len(bench.rows), len(bench.tasks) * len(bench.agents) * len(bench.seeds) - left_out)
 
 
 def joined(names: Sequence[str], most: int = MOST) -> str:
@@ -192,7 +194,8 @@ def _tuning(found: Findings) -> list[tuple[str, str]]:
 
 
 def _seeds(found: Findings) -> list[tuple[str, str]]:
-    counts = [len(found.bench.cell(t, a)) for t in found.shared for a in found.agents]
+    ranked = [a for a in found.agents if a in found.bench.everywhere]
+    counts = [len(found.bench.cell(t, a)) for t in found.shared for a in ranked]
     fewest = min(counts, default=0)
     shares = [e.coverage for e in found.cells.values() if e.coverage is not None]
     shares += [e.coverage for part in found.ranking.values() for e in part.values() if e.coverage is not None]
@@ -230,6 +233,18 @@ def _failed(found: Findings) -> list[tuple[str, str]]:
     runs = "A run" if len(failed) == 1 else f"{len(failed)} runs"
     words = f"{runs} of {joined(who)} failed; the table of failures says why. Each counts as untrained."
     return [("Failures", words)]
+
+
+def _refused(found: Findings) -> list[tuple[str, str]]:
+    where: dict[str, list[str]] = {}
+    for task, labels in found.bench.refused.items():
+        for label in labels:
+            where.setdefault(label, []).append(found.bench.tasks[task].title)
+    if not where:
+        return []
+    parts = [f"{_title(found, label)} is not defined on {joined(tasks)}" for label, tasks in where.items()]
+    words = f"{'; '.join(parts)}. What is not defined on all tasks is compared task by task only."
+    return [("Not every agent runs everywhere", words)]
 
 
 def _title(found: Findings, label: str) -> str:
