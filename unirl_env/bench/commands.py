@@ -100,7 +100,8 @@ def compare(arguments: argparse.Namespace, console: Console, command: Sequence[s
     """Set two benches side by side."""
     from unirl_env.bench.compare import compare as side_by_side
 
-    side_by_side(*arguments.folders, console)
+    first, second = arguments.folders
+    side_by_side(first, second, console)
     return 0
 
 

@@ -108,7 +108,7 @@ def _tau(agents: Sequence[str], first: Scores, second: Scores) -> Interval | Non
         if not tasks:
             return None
         sides.append({a: {task: list(side[a][task].values()) for task in sorted(tasks)} for a in agents})
-    return kendall(*sides, LEVEL)
+    return kendall(sides[0], sides[1], LEVEL)
 
 
 def _table(changes: Sequence[Change], first: Path, second: Path) -> Table:

@@ -66,9 +66,11 @@ class Schedule:
         import ray
 
         self._start()
-        Remote = ray.remote(num_cpus=self.settings.threads, num_gpus=self.settings.gpus_per_run)(Player)
+        options = {"num_cpus": self.settings.threads, "num_gpus": self.settings.gpus_per_run}
+        Remote: Any = ray.remote(**options)(Player)
         idle = [Remote.remote(self.settings.threads) for _ in range(min(self.workers, len(left)))]
         busy: dict[Any, tuple[Any, Cell]] = {}
+        player: Any
         try:
             while left or busy:
                 while left and idle:

@@ -129,14 +129,14 @@ def outside_band(cfg: RunConfig, recorded: Sequence[Mapping[str, Any]]) -> tuple
                 values.setdefault(iteration, []).append(reward)
     outside, points = [], 0
     for iteration, rewards in sorted(values.items()):
-        n = len(rewards)
-        if n < 3 or not is_number(mine.get(iteration)):
+        n, own = len(rewards), mine.get(iteration)
+        if n < 3 or not is_number(own):
             continue
         points += 1
         mean = sum(rewards) / n
         std = math.sqrt(sum((reward - mean) ** 2 for reward in rewards) / (n - 1))
         reach = stats.t.ppf(0.5 + BAND / 2, n - 1) * std * math.sqrt(1 + 1 / n)
-        if abs(mine[iteration] - mean) > reach + 1e-12:
+        if abs(own - mean) > reach + 1e-12:
             outside.append(iteration)
     return tuple(outside), points, len(known)
 
