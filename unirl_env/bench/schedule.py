@@ -66,7 +66,7 @@ class Schedule:
         import ray
 
         self._start()
-        options = {"num_cpus": self.settings.threads, "num_gpus": self.settings.gpus_per_run}
+        options: dict[str, Any] = {"num_cpus": self.settings.threads, "num_gpus": self.settings.gpus_per_run}
         Remote: Any = ray.remote(**options)(Player)
         idle = [Remote.remote(self.settings.threads) for _ in range(min(self.workers, len(left)))]
         busy: dict[Any, tuple[Any, Cell]] = {}
