@@ -144,7 +144,9 @@ def aggregates(which: str, scale: float) -> Iterator[tuple[str, str, int, float]
             for count in SEEDS:
                 rng = generator(which, name, tasks, count)
                 case = f"{name}, {tasks} task{'s' * (tasks > 1)}"
-                repetitions = int((400 if which == "iqm" else 10000) * scale)
+                # Each of these is resampled, one after the other.
+                most = 10000 if which != "iqm" else 500 if count == 30 else 1500
+                repetitions = int(most * scale)
                 groups = [draw(rng, task, (count, repetitions)) for task in range(tasks)]
                 low, high = bounds(STATISTICS[which](groups)[1], LEVEL)
                 if which != "iqm":

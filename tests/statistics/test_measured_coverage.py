@@ -68,7 +68,9 @@ def test_other_levels_carry_none():
 
 def test_it_is_said_in_words():
     share = CARRIED["mean"]["coverage"]["10"]
-    assert f"With 10 of them, such intervals held the truth in {share:.0%}" in coverage_in_words("mean", 16)
+    assert f"With 10 of them, such intervals held the truth in {100 * share:.0f} %" in coverage_in_words(
+        "mean", 16
+    )
     assert coverage_in_words("mean", 2) == "" == coverage_in_words("nothing", 10)
 
 

@@ -78,10 +78,10 @@ def coverage_in_words(statistic: str, units: int) -> str:
     if not known:
         return ""
     count = str(max(known))
-    beyond = f", and in {rare[count]:.0%} where what is rare was often not seen" if rare else ""
+    beyond = f", and in {100 * rare[count]:.0f} % where what is rare was often not seen" if rare else ""
     return (
-        f"With {count} of them, such intervals held the truth in {ordinary[count]:.0%} of simulations at "
-        f"worst{beyond}."
+        f"With {count} of them, such intervals held the truth in {100 * ordinary[count]:.0f} % of simulations "
+        f"at worst{beyond}."
     )
 
 

@@ -1,5 +1,6 @@
 """Aggregates over tasks, against plain loops, scipy and what they hold."""
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -94,6 +95,17 @@ def test_the_middle_half_sees_the_gap_between_humps():
     found = aggregate(scores)
     assert blind > 0.85 and found.low < 0.8
     assert found.low == resampled(groups, 0.95)[0]
+
+
+def test_what_is_resampled_has_the_quantiles_of_all_resamples():
+    values, level = [0.1, 0.5, 0.6, 2.0], 0.5
+    tail = stats.norm.cdf(-math.sqrt(4 / 3) * stats.t.ppf(0.75, 3))
+    every = [middle_half({"a": list(drawn)}) for drawn in itertools.product(values, repeat=4)]
+    low, high = resampled([np.array(values)[:, None]], level)
+    near = 3 * math.sqrt(tail * (1 - tail) / 999)
+    assert np.quantile(every, tail - near) - 1e-9 <= low <= np.quantile(every, tail + near) + 1e-9
+    assert np.quantile(every, 1 - tail - near) - 1e-9 <= high <= np.quantile(every, 1 - tail + near) + 1e-9
+    assert low < middle_half({"a": values}) < high
 
 
 def test_results_do_not_depend_on_order_or_on_what_was_asked_before():

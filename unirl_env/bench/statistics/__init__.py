@@ -8,6 +8,7 @@ before.
 
 from unirl_env.bench.statistics.aggregates import aggregate
 from unirl_env.bench.statistics.censoring import Reached, reached
+from unirl_env.bench.statistics.families import paired_together
 from unirl_env.bench.statistics.holm import holm
 from unirl_env.bench.statistics.improvement import probability_of_improvement
 from unirl_env.bench.statistics.pairs import Paired, common, paired, paired_over_tasks
@@ -29,6 +30,7 @@ __all__ = [
     "mean_interval",
     "paired",
     "paired_over_tasks",
+    "paired_together",
     "performance_profile",
     "probability_of_improvement",
     "reached",
