@@ -80,8 +80,8 @@ def coverage_in_words(statistic: str, units: int) -> str:
     count = str(max(known))
     beyond = f", and in {100 * rare[count]:.0f} % where what is rare was often not seen" if rare else ""
     return (
-        f"With {count} of them, such intervals held the truth in {100 * ordinary[count]:.0f} % of simulations "
-        f"at worst{beyond}."
+        f"With {count} of them, such intervals held the truth in {100 * ordinary[count]:.0f} % of "
+        f"simulations at worst{beyond}."
     )
 
 
