@@ -153,22 +153,15 @@ def compared(
         corrected p-value is below 0.05 and the corrected interval excludes zero.
     """
     asked = {key: xy for key, xy in samples.items() if xy[0] and _fewest(xy[0]) > 1}
-    found = {key: _paired(x, y, LEVEL) for key, (x, y) in asked.items()}
-    adjusted = dict(zip(found, statistics.holm([pair.p_value for pair in found.values()]), strict=True))
-    order = sorted(found, key=lambda key: found[key].p_value)
+    together = statistics.paired_together(asked, LEVEL)
     pairs = {}
-    for key, pair in found.items():
-        left = len(order) - order.index(key)
-        corrected = _paired(*asked[key], 1 - (1 - LEVEL) / left).difference
-        proven = adjusted[key] < 1 - LEVEL and pair.difference.side == corrected.side
-        pairs[key] = Pair(
-            pair.difference,
-            pair.p_value,
-            pair.count,
-            float(adjusted[key]),
-            corrected,
-            corrected.side if proven else 0,
-        )
+    for key, (x, y) in asked.items():
+        alone, corrected = _paired(x, y, LEVEL), _estimate(together[key].difference, _fewest(x))
+        adjusted = together[key].p_value
+        adjusted = 1.0 if math.isnan(adjusted) else float(adjusted)
+        proven = adjusted < 1 - LEVEL and alone.difference.side == corrected.side
+        side = corrected.side if proven else 0
+        pairs[key] = Pair(alone.difference, alone.p_value, alone.count, adjusted, corrected, side)
     return pairs
 
 
