@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,22 @@ def every_stored() -> list[Row]:
     for path in sorted(BASELINES.glob("*.jsonl.gz")):
         found += (stored(path.name.removesuffix(".jsonl.gz")) or ({}, []))[1]
     return found
+
+
+def one_more(values: Sequence[float], level: float) -> tuple[float, float]:
+    """Where one more run lies among runs of a kind: `mean +- t s sqrt(1 + 1/n)`, exact for normal values.
+
+    Args:
+        values: Of n runs, at least 2.
+        level: How often it lies inside.
+    """
+    from scipy import stats
+
+    n = len(values)
+    mean = sum(values) / n
+    std = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
+    reach = float(stats.t.ppf(0.5 + level / 2, n - 1)) * std * math.sqrt(1 + 1 / n)
+    return mean - reach, mean + reach
 
 
 def store(bench: dict[str, Any], rows: Sequence[Row], path: Path) -> None:

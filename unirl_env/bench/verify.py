@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from unirl_env.arguments.values import is_number
-from unirl_env.bench.baselines import every_stored
+from unirl_env.bench.baselines import every_stored, one_more
 from unirl_env.bench.rows import settings_key
 from unirl_env.errors import ConfigError
 from unirl_env.run.compose.yaml import read_yaml
@@ -111,14 +111,11 @@ def compared(recorded: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, 
 def outside_band(cfg: RunConfig, recorded: Sequence[Mapping[str, Any]]) -> tuple[tuple[int, ...], int, int]:
     """Where a run's training reward leaves the band of stored runs of the same settings under other seeds.
 
-    The band is the interval in which one more run lies with 95 % of certainty at each iteration by itself:
-    `mean +- t s sqrt(1 + 1/n)`.
+    The band is where one more run lies with a chance of 95 %, at each iteration by itself (`one_more`).
 
     Returns:
         The iterations, in how many there is a band, and of how many runs it is.
     """
-    from scipy import stats
-
     key = settings_key(cfg)
     known = [row["curve"] for row in every_stored() if row.get("settings_key") == key and row["curve"]]
     mine = {row["iteration"]: row.get("reward") for row in recorded}
@@ -129,14 +126,12 @@ def outside_band(cfg: RunConfig, recorded: Sequence[Mapping[str, Any]]) -> tuple
                 values.setdefault(iteration, []).append(reward)
     outside, points = [], 0
     for iteration, rewards in sorted(values.items()):
-        n, own = len(rewards), mine.get(iteration)
-        if n < 3 or not is_number(own):
+        own = mine.get(iteration)
+        if len(rewards) < 3 or not is_number(own):
             continue
         points += 1
-        mean = sum(rewards) / n
-        std = math.sqrt(sum((reward - mean) ** 2 for reward in rewards) / (n - 1))
-        reach = stats.t.ppf(0.5 + BAND / 2, n - 1) * std * math.sqrt(1 + 1 / n)
-        if abs(own - mean) > reach + 1e-12:
+        low, high = one_more(rewards, BAND)
+        if not low - 1e-12 <= own <= high + 1e-12:
             outside.append(iteration)
     return tuple(outside), points, len(known)
 
