@@ -153,7 +153,7 @@ class Mode(ABC):
     def evaluation_options(self, config: Any, num_steps: int | None) -> dict[str, Any]:
         """What a rollout is asked for that is to be compared with others: fields of its `RolloutRequest`.
 
-        Tokens and actions have the temperature of evaluation, and latents no noise on the way.
+        Tokens and actions have the temperature of evaluation, latents its guidance and no noise on the way.
 
         Args:
             config: The settings.
@@ -162,6 +162,7 @@ class Mode(ABC):
         asked = {"same_noise": config.same_noise, "temperature": config.policy.eval_temperature}
         if self._latents(config):
             asked |= {"stochastic_steps": (), "num_steps": num_steps}
+            asked |= {"guidance": config.policy.eval_guidance}
         return asked
 
     def _latents(self, config: Any) -> set[str]:
@@ -236,7 +237,7 @@ class Playing(Mode):
                 f"`policy.eval_temperature` must be 0, `policy.temperature` or None in mode {self.name!r}, "
                 f"got {policy.eval_temperature}; 0 takes the likeliest actions."
             )
-        for name, idle in (("top_p", 1.0), ("top_k", 0), ("guidance", 1.0)):
+        for name, idle in (("top_p", 1.0), ("top_k", 0), ("guidance", 1.0), ("eval_guidance", None)):
             if getattr(policy, name) != idle:
                 raise ConfigError(
                     f"`policy.{name}` must stay {idle:g} in mode {self.name!r}, which has no such thing, got "

@@ -19,6 +19,7 @@ from unirl_env.rewards.secrets import resolved
 from unirl_env.rollouts.drivers.tokens import TextDriver
 from unirl_env.rollouts.engines import ENGINES, Engine
 from unirl_env.rollouts.play import Rollout, drivers_of
+from unirl_env.settings import PolicySettings
 from unirl_env.types import Prompt
 
 PIXELS = ("max_images", "min_pixels", "max_pixels")
@@ -45,7 +46,7 @@ class Denoising(Mode):
 
     def env_options(self, config: Any) -> dict[str, Any]:
         """Negative prompts where guidance needs them."""
-        return {"with_negative": config.policy.guidance != 1.0}
+        return {"with_negative": _guides(config.policy)}
 
     def check(self, config: Any) -> None:
         """Steps and engine."""
@@ -156,7 +157,7 @@ class Hybrid(Mode):
 
     def env_options(self, config: Any) -> dict[str, Any]:
         """Negative prompts where guidance needs them."""
-        return {"with_negative": True} if config.policy.guidance != 1.0 else {}
+        return {"with_negative": True} if _guides(config.policy) else {}
 
     def rollout(self, config: Any, make_env: MakeEnv, actor: Actor) -> Rollout:
         """The network beside its environment."""
@@ -204,6 +205,11 @@ class Processes(Playing):
     argument = "mdp"
     models = PROCESSES
     environment = MDPVectorEnv
+
+
+def _guides(policy: PolicySettings) -> bool:
+    """Whether negative prompts are needed, in training or in evaluation."""
+    return not {policy.guidance, policy.eval_guidance} <= {1.0, None}
 
 
 def _check_latents(config: Any) -> None:

@@ -7,7 +7,8 @@ it scores is one code path, so that scoring what was drawn gives ratio one.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -114,6 +115,16 @@ class LatentHead(Head):
     def forwards(self) -> int:
         """Two under guidance: with the negative prompt and with the prompt."""
         return 1 if self.guidance == 1.0 else 2
+
+    @contextmanager
+    def guided(self, guidance: float | None) -> Iterator[None]:
+        """Within it, another guidance; None keeps the head's own."""
+        own = self.guidance
+        self.guidance = own if guidance is None else guidance
+        try:
+            yield
+        finally:
+            self.guidance = own
 
     def read(self, network: nn.Module, obs: Mapping[str, Tensor]) -> Any:
         """What all steps of the episodes of `obs` share: their contexts as the network reads them.

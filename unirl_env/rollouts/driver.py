@@ -51,6 +51,7 @@ class RolloutRequest:
         stochastic_steps: The denoising steps that explore and are recorded; None takes the environment's own,
             an empty sequence plays the deterministic ODE and records nothing but what `keep_final` asks for.
         num_steps: Denoising steps; None takes the environment's own.
+        guidance: Of latents; None takes the policy's own.
         temperature: Of tokens and actions; None takes the policy's own; 0 takes the likeliest, whose
             log-probs mean nothing to train on.
         keep_mean: Record the means of the latents' sampling distribution.
@@ -69,6 +70,7 @@ class RolloutRequest:
     same_noise: bool = False
     stochastic_steps: Sequence[int] | None = None
     num_steps: int | None = None
+    guidance: float | None = None
     temperature: float | None = None
     keep_mean: bool = False
     keep_final: bool = False

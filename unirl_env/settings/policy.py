@@ -78,6 +78,8 @@ class PolicySettings(Settings):
     """Sample among this many likeliest tokens; 0 keeps all."""
     eval_temperature: float | None = setting(None, least=0)
     """The temperature of evaluation; 0 decodes greedily, null takes `temperature`."""
+    eval_guidance: float | None = setting(None)
+    """Classifier-free guidance of latents in evaluation; null takes `guidance`."""
     gradient_checkpointing: bool = setting(False)
     """Recompute activations in the backward pass: less memory, more time."""
 

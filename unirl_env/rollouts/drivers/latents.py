@@ -53,7 +53,7 @@ class LatentDriver(Driver):
         everyone = len(rows) == total
         shape, keys = live.obs["latent"].shape[1:], live.seeds[rows.cpu()].tolist()
         steps: list[tuple[dict[str, Tensor], SDEStep]] = []
-        with self.actor.acting(base=request.base):
+        with self.actor.acting(base=request.base), self.head.guided(request.guidance):
             if len(rows):
                 # Only what is drawn is read: texts that ended without a picture are not in it.
                 used, place = row[rows].unique(return_inverse=True)
