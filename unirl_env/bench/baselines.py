@@ -47,6 +47,12 @@ def baseline_rows(suite: Suite, rows: Sequence[Row]) -> list[Row]:
     return [{**row, "baseline": True} for row in known if row["task"] in same and row["agent"] not in run]
 
 
+def stored_refusals(suite: str) -> dict[str, dict[str, str]]:
+    """By task and label, why an agent with results that ship has none there."""
+    found = stored(suite)
+    return dict(found[0].get("refused") or {}) if found else {}
+
+
 def every_stored() -> list[Row]:
     """The rows of all suites that ship with results."""
     found: list[Row] = []

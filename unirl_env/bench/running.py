@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from rich.console import Console
 
-from unirl_env.bench.baselines import baseline_rows
+from unirl_env.bench.baselines import baseline_rows, stored_refusals
 from unirl_env.bench.bench_settings import TUNING_SEEDS, BenchSettings
 from unirl_env.bench.cells import Cell, cells
 from unirl_env.bench.configurations import draw
@@ -183,13 +183,24 @@ def _write_plan(bench: Bench, entries: Sequence[Contestant], command: Sequence[s
         "seeds": bench.settings.chosen_seeds,
         "tune": tune if bench.settings.tune else None,
         "settings": list(bench.settings.settings),
-        "refused": bench.refused,
+        "refused": _refused(bench, entries),
     }
     known = _plan(path)
     sessions = known.get("provenance", {}).get("sessions", []) if known else []
     sources = {"suite": bench.suite.source}
     record = {"sources": sources, "sessions": [*sessions, provenance.session(command, 0)]}
     replace_text(path, json.dumps({**plan, "provenance": record}, indent=1))
+
+
+def _refused(bench: Bench, entries: Sequence[Contestant]) -> dict[str, dict[str, str]]:
+    """Why agents are not defined somewhere, those included whose results ship."""
+    found = {task: dict(labels) for task, labels in bench.refused.items()}
+    run = {entry.label for entry in entries}
+    for task, labels in stored_refusals(bench.suite.name).items():
+        if task in bench.suite.tasks:
+            others = {label: why for label, why in labels.items() if label not in run}
+            found[task] = {**others, **found.get(task, {})}
+    return {task: labels for task, labels in found.items() if labels}
 
 
 def _plan(path: Path) -> dict[str, Any] | None:
