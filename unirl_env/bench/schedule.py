@@ -84,6 +84,8 @@ class Schedule:
                     idle.append(player)
                     if row is not None:
                         rows[cell.name] = row
+                        if cell.row() is None:  # played on another machine, whose disk is another one
+                            cell.keep(row)
                         bar.advance(cell, row)
                 bar.tick()
         finally:
