@@ -39,15 +39,17 @@ class Schedule:
 
     @property
     def workers(self) -> int:
-        """Processes at once."""
+        """Processes at once; Ray must run."""
         if self.settings.workers is not None:
             return self.settings.workers
-        if self.settings.gpus_per_run > 0:
-            import ray
+        import ray
 
-            self._start()
-            return max(1, int(ray.cluster_resources().get("GPU", 0) / self.settings.gpus_per_run))
-        return max(1, (os.cpu_count() or 1) // self.settings.threads)
+        there = ray.cluster_resources()
+        if self.settings.gpus_per_run > 0:
+            return max(1, int(there.get("GPU", 0) / self.settings.gpus_per_run))
+        # Ray counts more cores than this machine has; those of several machines are counted by somebody else.
+        cores = os.cpu_count() or 1 if len(ray.nodes()) == 1 else int(there.get("CPU", 1))
+        return max(1, cores // self.settings.threads)
 
     def play(self, cells: Sequence[Cell], what: str, tuning: bool = False) -> list[Row]:
         """The rows of all cells, in their order; those that are kept already are not played again.
@@ -127,7 +129,6 @@ class _Bar:
 
     def __init__(self, console: Console, what: str, total: int, done: int):
         self.console, self.what, self.total, self.done = console, what, total, done
-        self._first: float | None = None
         self._begun = done
         self._bar = Progress(
             TextColumn("{task.description}", style="bold", markup=False),
