@@ -1,8 +1,8 @@
 """What a bench adds to the runs that it is made of, in one process and on the same work.
 
 Bare is what `train` does in a warm process: settings composed, the run launched, evaluated and reported. The
-bench does that by `played`, which also writes a log and the row, and hands it out by Ray. The exact measures
-of checkpoints are no overhead: they take the place of samples drawn in evaluation, and are told apart.
+bench does that by `played`, which also writes a log and the row, exact measures of checkpoints included, and
+hands it out by Ray.
 
     python benchmarks/bench_overhead.py [--rounds 5]
 """
@@ -21,7 +21,6 @@ import ray
 from rich.console import Console
 from timing import report
 
-from unirl_env.bench import rows
 from unirl_env.bench.cells import Cell
 from unirl_env.bench.contestants import Contestant
 from unirl_env.bench.player import played
@@ -56,7 +55,7 @@ def main() -> None:
     player = ray.remote(num_cpus=0)(Nothing).remote()
     with tempfile.TemporaryDirectory() as place:
         for task in TASKS:
-            bare, bench, measuring, handing = [], [], [], []
+            bare, bench, handing = [], [], []
             for number in range(args.rounds + 1):
                 cell = Cell(Path(place) / "bare", task, Contestant("grpo", "grpo"), number)
                 began = time.perf_counter()
@@ -68,24 +67,18 @@ def main() -> None:
                 bench.append(time.perf_counter() - began)
                 assert row["status"] == "done", row["error"]
                 began = time.perf_counter()
-                if task.score == "exact":
-                    rows._exact(cell, cell.compose())
-                measuring.append(time.perf_counter() - began)
-                began = time.perf_counter()
                 ray.get(player.play.remote(cell))
                 handing.append(time.perf_counter() - began)
             # The first of each imports what the others find.
-            times = [statistics.median(each[1:]) for each in (bare, bench, measuring, handing)]
-            run, all_of_it, exact, ray_call = times
+            run, all_of_it, ray_call = (statistics.median(each[1:]) for each in (bare, bench, handing))
             report(
                 "bench_overhead",
                 {
                     "task": task.name,
                     "bare_s": round(run, 3),
                     "bench_s": round(all_of_it, 3),
-                    "exact_measure_s": round(exact, 3),
-                    "handing_out_s": round(ray_call, 5),
-                    "overhead": round((all_of_it - exact + ray_call) / run - 1, 4),
+                    "handing_out_s": round(ray_call, 4),
+                    "overhead": round((all_of_it + ray_call) / run - 1, 4),
                 },
             )
 
