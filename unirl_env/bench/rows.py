@@ -104,16 +104,23 @@ def normalised(score: float | None, base: float | None, reference: float | None)
 
 
 def settings_key(cfg: RunConfig) -> str:
-    """What runs of the same training have in common: a hash of all settings that change its mathematics."""
+    """What runs of the same training have in common: a hash of all settings that change its mathematics.
+
+    Only those that differ from their defaults count, so that a setting which is added later changes no key.
+    """
     free = {"name", "seed", "iterations"}
     kinds = {group.name: type(getattr(cfg, group.name)) for group in dataclasses.fields(cfg)}
     for section, kind in kinds.items():
         if dataclasses.is_dataclass(kind):
             free |= {f"{section}.{one.name}" for one in dataclasses.fields(kind) if may_change(one)}
+    defaults = flat(RunConfig())
     kept = {
         name: value
         for name, value in flat(cfg).items()
-        if name not in free and not name.startswith(WATCHING) and name != "resume"
+        if value != defaults.get(name)
+        and name not in free
+        and not name.startswith(WATCHING)
+        and name != "resume"
     }
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
 

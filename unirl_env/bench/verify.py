@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from unirl_env.bench.baselines import every_stored, one_more
 from unirl_env.bench.rows import settings_key
 from unirl_env.errors import ConfigError
 from unirl_env.run.compose.yaml import read_yaml
+from unirl_env.run.progress import waiting
 from unirl_env.run.record.folder import RunFolder, locate
 from unirl_env.run.record.logbook import read_rows
 from unirl_env.run.trust import require_trust
@@ -82,7 +84,8 @@ def verify(path: Path, iterations: int, console: Console, trust: bool = False) -
         logging = dataclasses.replace(cfg.logging, folder=place, eval_every=0, eval_prompts=1, eval_samples=1)
         logging.tensorboard, logging.wandb = False, None
         again = dataclasses.replace(cfg, iterations=count, name="again", resume=None, logging=logging)
-        launch(again, console, ["bench", "verify"])
+        with waiting(console, f"Doing the first {count} iterations of {folder.path} again"):
+            launch(again, Console(file=io.StringIO()), ["bench", "verify"])
         rows = read_rows(RunFolder(Path(place) / "again").path / "metrics.jsonl")
     difference, where = compared(recorded[:count], rows)
     found = Again(count, difference, where, *outside_band(cfg, recorded))
