@@ -170,10 +170,10 @@ def _table(needs: Sequence[Need], settings: PlanSettings, agents: int) -> Table:
     table.add_column("task", overflow="fold")
     for name in ("spread of differences", "the pilot could see", "seeds", "prompts"):
         table.add_column(name, justify="right")
-    table.add_column(f"hours, {agents} agents", justify="right")
+    table.add_column(f"time, {agents} agents", justify="right")
     for need in needs:
         seeds = need.seeds
-        hours = f"{need.hours:.1f}" if need.hours >= 0.1 else f"{math.ceil(need.hours * 60)} min"
+        hours = f"{need.hours:.1f} h" if need.hours >= 0.1 else f"{math.ceil(need.hours * 60)} min"
         table.add_row(
             need.name,
             f"{seeds.deviation:.3g}",
