@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_forward_process import config_of
 from test_shards import batch_of
 from test_texts import trained
 from toy import toy_config
@@ -58,6 +59,26 @@ def test_the_kl_to_the_untrained_model_is_measured_where_it_is_due_and_changes_n
     assert rows[2]["reference_kl"] > rows[0]["reference_kl"] >= 0.0
     assert not any("reference_kl" in row for row in plain)
     assert all(torch.equal(weights[name], same[name]) for name in weights)
+
+
+@pytest.mark.parametrize("name", ["negative_aware", "weighted_matching"])
+@pytest.mark.parametrize(("kind", "known"), [("none", False), ("all", True)])
+def test_where_no_step_explores_there_is_no_kl_to_measure(cluster, name, kind, known):
+    (row,), _ = trained(config_of(name, "mixture", reference_kl_every=1, steps={"kind": kind}), 1)
+    assert ("reference_kl" in row) == known
+    assert row["grad_norm"] > 0
+
+
+def test_a_text_that_never_comes_to_a_picture_costs_no_denoising():
+    config = config_of("negative_aware", "unified")
+    episodes = config.num_prompts * config.group_size
+    image = batch_of(groups=config.num_prompts, size=config.group_size).phases["image"]
+    mask = image.mask.clone()
+    mask[:3] = False
+    batch = replace(batch_of(groups=2, size=4), phases={"image": replace(image, mask=mask)})
+    assert function_evaluations(batch, config) == (episodes - 3) * config.num_steps
+    nothing = replace(batch, phases={})
+    assert function_evaluations(nothing, config) == episodes * config.num_steps, "drawn, and not recorded"
 
 
 def test_a_denoising_step_costs_two_evaluations_under_guidance():

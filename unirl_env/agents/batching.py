@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 import unirl_env.functional as F
-from unirl_env.agents.rows import Shard
+from unirl_env.agents.rows import KINDS, Shard
 from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.errors import ContractError, ShapeError
+from unirl_env.functional import TokenStep
 
 
 def credit(batch: EpisodeBatch, config: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -66,7 +67,7 @@ def misread(batch: EpisodeBatch, std: float) -> EpisodeBatch:
         salt = F.derive_seed("log-prob noise", name)
         noise = F.keyed_noise(batch.episode_seed ^ salt, 0, phase.log_prob.shape[1:]).to(phase.log_prob)
         noisy = torch.where(phase.mask, phase.log_prob + std * noise, phase.log_prob)
-        if phase.kind in ("tokens", "discrete"):
+        if issubclass(KINDS[phase.kind].step, TokenStep):
             # Engines err, but none says that a token is more than certain, and losses would refuse it.
             noisy = noisy.clamp_max(0.0)
         phases[name] = replace(phase, log_prob=noisy)

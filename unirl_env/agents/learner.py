@@ -65,7 +65,7 @@ class GenerativeLearner(StatefulLearner):
         )
         self.register_optimizer(module_id=module_id, optimizer=optimizer, params=parameters)
         self._gradient = FlatGradient(parameters, distributed=self.distributed)
-        self._replays, self._watches = config.old_log_probs == "replay", False
+        self._replays = config.old_log_probs == "replay"
 
     @property
     def policy(self) -> Any:
@@ -87,16 +87,17 @@ class GenerativeLearner(StatefulLearner):
             training_data: Holds the shard as its `batch`, or one reference to it.
             lr: The learning rate of this iteration.
             check: Phases of which scoring is compared with sampling before the first step.
-            watch: Whether the KL to the reference policy is measured though no loss charges it.
+            watch: Whether the KL to the reference policy is measured though no loss charges it; where no step
+                explores, there is none.
             **kwargs: What RLlib passes to every learner; unused.
 
         Returns:
             The report. An error is in it and not raised, so that the driver can tell the first cause from
             what followed from it on other learners.
         """
-        report, self._watches = Update(), watch
+        report = Update()
         try:
-            self._learn(training_data, lr, check, report)
+            self._learn(training_data, lr, check, watch, report)
         except Exception as error:
             if self.config.num_learners:
                 # A traceback does not survive the way to the driver; a note does.
@@ -104,7 +105,9 @@ class GenerativeLearner(StatefulLearner):
             report.error = error
         return report
 
-    def _learn(self, training_data: TrainingData, lr: float, check: Collection[str], report: Update) -> None:
+    def _learn(
+        self, training_data: TrainingData, lr: float, check: Collection[str], watch: bool, report: Update
+    ) -> None:
         optimizer = self.get_optimizer()
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -122,7 +125,8 @@ class GenerativeLearner(StatefulLearner):
             self._gradient.zero()
             with self._telling_the_others():
                 for phase in minibatch:
-                    self._accumulate(shard, anchored, phase, number, minibatch[phase], report, check)
+                    watched = watch and shard.phases[phase].drawn
+                    self._accumulate(shard, anchored, phase, number, minibatch[phase], report, check, watched)
             if self._gradient.exchange():
                 raise FollowedFailure("Another learner failed; see its error.")
             norm = float(self._gradient.clip(self.config.grad_clip or math.inf))
@@ -143,6 +147,7 @@ class GenerativeLearner(StatefulLearner):
         micro_batches: Sequence[Tensor],
         report: Update,
         check: Collection[str],
+        watched: bool,
     ) -> None:
         """Add up a minibatch's gradients of a phase; metrics, and the first gap, go into the report."""
         denominator, kind = shard.denominators[number][phase], shard.phases[phase].kind
@@ -151,12 +156,12 @@ class GenerativeLearner(StatefulLearner):
         for index in micro_batches:
             rows = self._rows(anchored, phase, index, denominator)
             new = None
-            if wanted.scores or self.config.reference_kl or self._watches:
+            if wanted.scores or self.config.reference_kl or watched:
                 new = context.score(rows.observation, rows.action)
             if number == 0 and new is not None:
                 recorded = rows if anchored is shard else self._rows(shard, phase, index, denominator)
                 gaps.append(_gap(new, recorded))
-            loss, found = self.loss(rows, new, context)
+            loss, found = self.loss(rows, new, context, watched)
             if number == 0 and phase in check:
                 wanted.require_finite(loss)
             loss.backward()
@@ -167,14 +172,17 @@ class GenerativeLearner(StatefulLearner):
         if gaps:
             part.gap = _floats({name: metric.value for name, metric in F.merge_metrics(gaps).items()})
 
-    def loss(self, rows: Rows, new: Step | None, context: Context) -> tuple[Tensor, dict[str, Metric]]:
+    def loss(
+        self, rows: Rows, new: Step | None, context: Context, watched: bool = False
+    ) -> tuple[Tensor, dict[str, Metric]]:
         """The phase's loss, the KL to the reference policy if it is charged or watched, and metrics."""
         loss, metrics = self.config.losses[rows.kind](rows, new, context)
-        if self.config.reference_kl or self._watches:
+        if self.config.reference_kl or watched:
             with context.weights("reference"):
                 reference = context.score(rows.observation, rows.action)
             pull, kl = KINDS[rows.kind].reference_kl(new, reference, rows, self.config)
-            loss = loss + self.config.reference_kl * pull if self.config.reference_kl else loss
+            if self.config.reference_kl:
+                loss = loss + self.config.reference_kl * pull
             metrics = {**metrics, "reference_kl": Metric(kl.detach())}
         return loss * self.config.phase_weights.get(context.phase, 1.0), metrics
 

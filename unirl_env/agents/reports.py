@@ -97,19 +97,23 @@ def rollout_metrics(batch: EpisodeBatch, advantages: Tensor) -> dict[str, float]
 def function_evaluations(batch: EpisodeBatch, config: Any) -> float:
     """Rows that the trained network read to play the episodes: the cost that no machine changes.
 
-    A denoising step counts one for each episode, two under guidance, whether it explores or not; a token or
-    an action counts one. Prompts are not counted.
+    A denoising step counts one for each episode that comes to its picture, two under guidance, whether it
+    explores or not; a token or an action counts one. Prompts are not counted. Where pictures are drawn and
+    nothing of them is recorded, because they are not trained, every episode counts as one with a picture.
 
     Args:
         batch: B episodes.
         config: An `AgentConfig`.
     """
     total = 0.0
-    for phase in batch.phases.values():
-        forwards = 2 if config.policy.guidance != 1.0 else 1
-        if phase.kind == "latents":
-            total += len(phase) * (config.num_steps or phase.log_prob.shape[1]) * forwards
-        elif phase.kind == "tokens":
+    for name, kind in config.mode.phases(config).items():
+        phase = batch.phases.get(name)
+        if kind == "latents":
+            drawn = len(batch) if phase is None else int(phase.mask.any(1).sum())
+            total += drawn * config.num_steps * (1 if config.policy.guidance == 1.0 else 2)
+        elif phase is None:
+            continue
+        elif kind == "tokens":
             total += float((phase.action >= 0).sum())
         else:
             total += float(phase.mask.sum())

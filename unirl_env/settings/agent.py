@@ -94,7 +94,7 @@ class AgentSettings(Settings):
     """How that KL pulls on tokens: `k2` as itself, `k3` as the reversed KL. On latents it is exact."""
     reference_kl_every: int = setting(0, least=0, may_change=True)
     """Iterations from one measurement of that KL to the next where its weight is 0: a forward pass more of
-    the rows that are trained. 0 measures none."""
+    the rows that are trained. 0 measures none, and where no step explores there is none to measure."""
     anchor: str | None = setting(None, choices=("rollout", "replay"), inherits=True)
     """Old log-probs and means: as the `rollout` recorded them, or by `replay` under the same weights. Null is
     the rollout's for the engine `local`, and replay for others, whose rounding would pass for a change of the
