@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from unirl_env.errors import ContractError
 from unirl_env.types import Prompt, Sample, Scores
@@ -32,13 +33,28 @@ class LinearScorer:
         Raises:
             ContractError: If a sample has no latent, or one of another dimension than the weights.
         """
-        found = [sample.latent for sample in samples if sample.latent is not None]
-        if len(found) < len(samples):
-            raise ContractError("`linear` scores latents, got none; try `unirl/GaussianMixture-v0`.")
-        latents = torch.stack([latent.float().cpu().flatten() for latent in found])
-        if self.weights.ndim and self.weights.shape != latents.shape[1:]:
+        return Scores(value=(points(samples, self.name, weights=self.weights) * self.weights).sum(1))
+
+
+def points(samples: Sequence[Sample], name: str, **setting: Tensor) -> Tensor:
+    """The finished latents as points `[B, D]`, float32 on the CPU.
+
+    Args:
+        samples: B of them.
+        name: Of the scorer, for errors.
+        **setting: What must be one number, or one for each of D dimensions.
+
+    Raises:
+        ContractError: If a sample has no latent, or one of another dimension.
+    """
+    found = [sample.latent for sample in samples if sample.latent is not None]
+    if len(found) < len(samples):
+        raise ContractError(f"`{name}` scores latents, got none; try `unirl/GaussianMixture-v0`.")
+    latents = torch.stack([latent.float().cpu().flatten() for latent in found])
+    for label, numbers in setting.items():
+        if numbers.ndim and numbers.shape != latents.shape[1:]:
             raise ContractError(
-                f"`weights` must be one number, or one for each of {latents.shape[1]} dimensions, "
-                f"got {list(self.weights.shape)}."
+                f"`{label}` must be one number, or one for each of {latents.shape[1]} dimensions, got "
+                f"{list(numbers.shape)}."
             )
-        return Scores(value=(latents * self.weights).sum(1))
+    return latents

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 
 from unirl_env.arguments.values import number
-from unirl_env.errors import ConfigError, ContractError
+from unirl_env.errors import ConfigError
+from unirl_env.rewards.linear import points
 from unirl_env.types import Prompt, Sample, Scores
 
 
@@ -43,13 +44,5 @@ class NearScorer:
         Raises:
             ContractError: If a sample has no latent, or one of another dimension than the place.
         """
-        found = [sample.latent for sample in samples if sample.latent is not None]
-        if len(found) < len(samples):
-            raise ContractError("`near` scores latents, got none; try `unirl/GaussianMixture-v0`.")
-        latents = torch.stack([latent.float().cpu().flatten() for latent in found])
-        if self.place.ndim and self.place.shape != latents.shape[1:]:
-            raise ContractError(
-                f"`place` must be one number, or one for each of {latents.shape[1]} dimensions, got "
-                f"{list(self.place.shape)}."
-            )
-        return Scores(torch.exp(-((latents - self.place) / self.width).square().sum(1) / 2))
+        away = (points(samples, self.name, place=self.place) - self.place) / self.width
+        return Scores(torch.exp(-away.square().sum(1) / 2))
