@@ -42,10 +42,7 @@ OF_RAY = {
     "service.deploy",
 }  # fmt: skip
 """What serves Ray below the agents; everything else there works without it."""
-HYDRA = {
-    "settings.literal", "run.compose", "train", "service.service_settings",
-    "bench.bench_settings", "bench.suite",
-}  # fmt: skip
+HYDRA = {"settings.literal", "run.compose", "train"}
 DOOR_TO_THE_ENVIRONMENT = {
     "run.entry", "train", "evaluate", "run.launch", "run.trust",
     # vLLM takes some settings from the environment alone: defaults are set before it is imported,

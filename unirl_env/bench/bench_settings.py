@@ -5,17 +5,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from unirl_env.arguments.values import is_whole
 from unirl_env.errors import ConfigError
 from unirl_env.settings.fields import Settings, setting
-from unirl_env.settings.literal import first_line, from_yaml, shielded, unshielded
+from unirl_env.settings.literal import first_line, yaml_values
 
 NAME = re.compile(r"[\w][\w.+-]*")
 
@@ -123,8 +121,6 @@ def read_value(name: str, text: str) -> Any:
         ConfigError: If it is none.
     """
     try:
-        node = from_yaml(shielded(f"v: {text}"), name)
+        return yaml_values(f"v: {text}", name)["v"]
     except ConfigError as error:
         raise ConfigError(f"`{name}` must have a value in YAML, got {text}: {first_line(error)}") from error
-    held = unshielded(OmegaConf.to_container(node, resolve=False))
-    return held["v"] if isinstance(held, Mapping) else held

@@ -15,11 +15,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from unirl_env.arguments.values import fits
 from unirl_env.errors import ConfigError
-from unirl_env.settings.literal import from_yaml, shielded, unshielded
+from unirl_env.settings.literal import yaml_values
 
 SUITES = Path(__file__).parent / "suites"
 TASK = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")
@@ -156,7 +154,7 @@ def load(source: str) -> Suite:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ConfigError(f"`suite` must be a YAML file in UTF-8, got {path}: {error}.") from error
-    held = unshielded(OmegaConf.to_container(from_yaml(shielded(text), str(path)), resolve=False))
+    held = yaml_values(text, str(path))
     known = {"title", "settings", "tasks"}
     if unknown := sorted(set(held) - known):
         raise ConfigError(f"{path} must say {', '.join(sorted(known))}, got `{unknown[0]}`.")

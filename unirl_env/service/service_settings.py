@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from unirl_env.arguments.values import require
 from unirl_env.command_line import Parser
 from unirl_env.errors import ConfigError
@@ -21,7 +19,7 @@ from unirl_env.rewards.secrets import secret
 from unirl_env.rewards.spec import needs_of
 from unirl_env.rewards.wire import Limits
 from unirl_env.settings.fields import Settings, check_values, setting
-from unirl_env.settings.literal import first_line, from_yaml, shielded, unshielded
+from unirl_env.settings.literal import first_line, yaml_values
 
 REWARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 TOKEN = re.compile(r"[!-~]{16,}")
@@ -206,7 +204,7 @@ def read_value(item: str, text: str) -> Any:
         ConfigError: If it is none.
     """
     try:
-        return _plain(f"v: {text}", item)["v"]
+        return yaml_values(f"v: {text}", item)["v"]
     except ConfigError as error:
         raise ConfigError(f"{item!r} must have a value in YAML, got: {first_line(error)}") from error
 
@@ -218,11 +216,7 @@ def _loaded(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"`--config` must be a YAML file, got {path}: {error.strerror}.") from error
     except ValueError as error:
         raise ConfigError(f"{path} must be YAML in UTF-8, got: {first_line(error)}") from error
-    return _plain(text, str(path))
-
-
-def _plain(text: str, source: str) -> dict[str, Any]:
-    return unshielded(OmegaConf.to_container(from_yaml(shielded(text), source), resolve=False))
+    return yaml_values(text, str(path))
 
 
 def _set(values: dict[str, Any], key: str, value: Any, source: str) -> None:

@@ -70,6 +70,22 @@ def from_yaml(text: str, source: str) -> DictConfig:
     return values
 
 
+def yaml_values(text: str, source: str) -> dict[str, Any]:
+    """A YAML text as plain values, in which every text is literal.
+
+    Args:
+        text: The YAML.
+        source: What errors call it.
+
+    Raises:
+        ConfigError: If it is no YAML, or no mapping.
+    """
+    held: dict[str, Any] = unshielded(
+        OmegaConf.to_container(from_yaml(shielded(text), source), resolve=False)
+    )
+    return held
+
+
 def parsed(text: str) -> Any:
     """A value by Hydra's grammar: a number, a truth value, null, a list, a mapping, a text in quotes.
 
