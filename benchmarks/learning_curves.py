@@ -31,19 +31,11 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from unirl_env.bench.contestants import Contestant
 from unirl_env.run.compose.yaml import read_yaml
 from unirl_env.run.report.charts import colours, titles
 
 NAMES = ("flow_dppo", "grpo", "drpo")
-CHOICES = {
-    "pg": [
-        "agent=grpo",
-        "agent.options.clip_low_nats=null",
-        *(f"agent.options.{kind}clip_low=0.999999" for kind in ("", "token_")),
-        *(f"agent.options.{kind}clip_high=1e9" for kind in ("", "token_")),
-    ]
-}
-"""The settings of what is no agent of its own; all others are `agent=<name>`, or the path of a class."""
 OWN_TITLES = {"pg": "policy gradient"}
 SMOOTH = 5
 
@@ -76,16 +68,10 @@ def run(config: str, home: Path, agent: str, seed: int, extra: Sequence[str] = (
     folder = home / name
     if not finished(folder):
         command = [sys.executable, "-m", "unirl_env.train", f"--config-name={config}", "resume=auto"]
-        settings = [*chosen(agent), f"seed={seed}", f"name={name}"]
+        settings = [*Contestant(agent, agent).words, f"seed={seed}", f"name={name}"]
         settings.append(f"logging.folder={home}")
         subprocess.run([*command, *settings, *extra], check=True)
     return folder
-
-
-def chosen(agent: str) -> list[str]:
-    """The settings that choose an algorithm: a shipped one with its knobs, or somebody's own by its path."""
-    own = ":" in agent or "." in agent
-    return CHOICES.get(agent, [f"agent.name={agent}"] if own else [f"agent={agent}"])
 
 
 def named(agents: Sequence[str]) -> dict[str, str]:

@@ -13,7 +13,12 @@ from typing import Any
 
 from unirl_env.errors import ConfigError
 
-__all__ = ["Registry", "instance", "lazily"]
+__all__ = ["Registry", "instance", "is_path", "lazily"]
+
+
+def is_path(name: str) -> bool:
+    """Whether something is named by where it stands, and is none of those that ship."""
+    return "." in name or ":" in name
 
 
 def instance(target: Any, options: Mapping[str, Any], label: str) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 from unirl_env.agents.catalogue import AGENTS
 from unirl_env.errors import ConfigError
+from unirl_env.registry import is_path
 from unirl_env.run.report.charts import titles
 
 PLAIN = {
@@ -46,8 +47,8 @@ class Contestant:
         """What chooses it on the command line of `train`, without its configuration."""
         if self.name in PLAIN:
             return [*PLAIN[self.name], *self.settings]
-        own = ":" in self.name or "." in self.name
-        return [f"agent.name={self.name}" if own else f"agent={self.name}", *self.settings]
+        choice = f"agent.name={self.name}" if is_path(self.name) else f"agent={self.name}"
+        return [choice, *self.settings]
 
     def described(self) -> dict[str, Any]:
         """As plain data, for the record."""
@@ -70,8 +71,7 @@ def contestants(given: Sequence[Any]) -> list[Contestant]:
     short = titles([name for name, label, _ in entries if label is None])
     found = []
     for name, label, settings in entries:
-        own = ":" in name or "." in name
-        label = label or (short[name] if own else name)
+        label = label or (short[name] if is_path(name) else name)
         found.append(Contestant(re.sub(r"[^\w.+-]+", "_", label), name, settings))
     labels = [one.label for one in found]
     for label in labels:
@@ -104,7 +104,7 @@ def _entry(value: Any) -> tuple[str, str | None, tuple[str, ...]]:
 
 def _known(name: str) -> str:
     known = [*AGENTS, *PLAIN]
-    if name in known or ":" in name or "." in name:
+    if name in known or is_path(name):
         return name
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}?" if near else "try package.module:ReinforceConfig for your own."

@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from unirl_env.errors import ConfigError
+from unirl_env.registry import is_path
 from unirl_env.run.compose.names import GROUPS
 from unirl_env.run.compose.overrides import Override, apply, last_value, split
 from unirl_env.run.compose.recipes import CONFIGS, composed, is_recipe, options, recipes, without_defaults
@@ -70,14 +71,14 @@ def settings(
         OmegaConf.update(node, "agent.options", {}, merge=False, force_add=True)
     apply(node, others)
     cfg = as_config(node)
-    if not _is_path(cfg.agent.name):
+    if not is_path(cfg.agent.name):
         return cfg
     return _filled_in(cfg, composed(recipe, words, folder, bare=True), others)
 
 
 def _filled_in(cfg: RunConfig, given: DictConfig, items: Sequence[Override]) -> RunConfig:
     """The settings, where what nobody has given is as somebody's own algorithm has chosen it for itself."""
-    if not _is_path(cfg.agent.name):
+    if not is_path(cfg.agent.name):
         return cfg
     from unirl_env.run.agent_setup import own_settings
 
@@ -87,11 +88,6 @@ def _filled_in(cfg: RunConfig, given: DictConfig, items: Sequence[Override]) -> 
         if OmegaConf.is_missing(given[section], field):
             setattr(getattr(cfg, section), field, value)
     return cfg
-
-
-def _is_path(name: str) -> bool:
-    """Whether an algorithm is named by where it stands, and does not ship."""
-    return "." in name or ":" in name
 
 
 def _continued(resume: str, items: Sequence[Override], trust: bool) -> RunConfig:

@@ -6,10 +6,14 @@ Links are followed where something is read; where something is removed, they go,
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
+
+from unirl_env.errors import ConfigError
 
 
 def iteration_of(name: str) -> int | None:
@@ -63,6 +67,28 @@ def remove_files(folder: Path, pattern: str, inner: Iterable[tuple[str, str]] = 
         folder.rmdir()
     except OSError:  # Somebody keeps something there.
         return
+
+
+def locked(folder: Path, what: str) -> IO[str]:
+    """Keep other processes from writing in a folder until the returned file is closed.
+
+    Args:
+        folder: It must be there.
+        what: What lies in it, for the error: `run`.
+
+    Raises:
+        ConfigError: If another process is at work there.
+    """
+    stream = (folder / ".lock").open("a", encoding="utf-8")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        stream.close()
+        raise ConfigError(
+            f"A {what}'s folder must belong to one process, got {folder}, where another one is at work; try "
+            "another `name=`."
+        ) from error
+    return stream
 
 
 def replace_text(path: Path, text: str) -> None:

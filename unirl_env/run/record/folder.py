@@ -14,7 +14,6 @@ Everything else that lies there is a person's.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import IO
 
 from unirl_env.errors import CheckpointError, ConfigError
 from unirl_env.run.record.checkpoint import MANIFEST
-from unirl_env.run.record.files import is_dangling, remove_files
+from unirl_env.run.record.files import is_dangling, locked, remove_files
 
 CONFIG, PROVENANCE = "config.yaml", "provenance.json"
 BEGUN = ("metrics.jsonl", "evaluation.jsonl", "checkpoints", "pictures")
@@ -102,16 +101,7 @@ class RunFolder:
         Raises:
             ConfigError: If another process is at work in this folder.
         """
-        stream = (self.path / ".lock").open("a", encoding="utf-8")
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            stream.close()
-            raise ConfigError(
-                f"A run's folder must belong to one process, got {self.path}, where another one is at work; "
-                f"try another `name=`."
-            ) from error
-        return stream
+        return locked(self.path, "run")
 
 
 def free_name(folder: Path, name: str) -> str:
