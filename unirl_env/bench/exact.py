@@ -29,16 +29,6 @@ from unirl_env.errors import CheckpointError, ConfigError
 from unirl_env.run.record import checkpoint as checkpoints
 from unirl_env.settings import RunConfig
 
-__all__ = [
-    "line",
-    "line_heldout",
-    "mixture",
-    "mixture_heldout",
-    "network_of",
-    "tokens",
-    "tokens_heldout",
-]
-
 POLICY = "policy/"
 """What the names of a policy's weights begin with in a checkpoint."""
 

@@ -12,11 +12,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from unirl_env.bench.baselines import stored
 from unirl_env.bench.contestants import contestants
+from unirl_env.bench.rows import known_mean
 from unirl_env.bench.statistics import Plan, seeds_needed
 from unirl_env.bench.stored import Row, Scores, on_common_seeds, read_bench, scores
 from unirl_env.errors import ConfigError, UnirlError
@@ -113,12 +115,7 @@ def _need(name: str, known: Scores, rows: Sequence[Row], settings: PlanSettings)
         mine, other = on_common_seeds(known[first], known[second])
         if not mine or len(next(iter(mine.values()))) < 2:
             continue
-        apart = [
-            sum(a - b for a, b in zip(of_first, of_second, strict=True)) / len(of_first)
-            for of_first, of_second in zip(
-                zip(*mine.values(), strict=True), zip(*other.values(), strict=True), strict=True
-            )
-        ]
+        apart = np.mean([np.subtract(mine[task], other[task]) for task in mine], axis=0)
         plans.append(seeds_needed(apart, settings.effect, settings.power))
     if not plans:
         return None
@@ -142,7 +139,7 @@ def _prompts(rows: Sequence[Row], settings: PlanSettings) -> int | None:
             by_agent.setdefault(row["agent"], []).append(values)
             size = abs(metrics["reference"] - metrics["base"]) or None
     means = {
-        agent: [_mean(column) for column in zip(*runs, strict=True)]
+        agent: [known_mean(column) for column in zip(*runs, strict=True)]
         for agent, runs in by_agent.items()
         if len({len(run) for run in runs}) == 1
     }
@@ -155,11 +152,6 @@ def _prompts(rows: Sequence[Row], settings: PlanSettings) -> int | None:
         except UnirlError:
             continue
     return max(counts) if counts else None
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def _table(needs: Sequence[Need], settings: PlanSettings, agents: int) -> Table:

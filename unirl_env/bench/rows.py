@@ -21,6 +21,7 @@ from unirl_env.settings.fields import may_change
 
 DONE, DIVERGED, CRASHED = "done", "diverged", "crashed"
 COSTS = ("episodes", "function_evaluations", "seconds")
+"""What a score may be seen as the price of."""
 WATCHING = ("logging.", "alarm.")
 LAST = ("diversity", "grad_norm", "truncated", "tokens")
 MEASURES = Registry("measure")
@@ -45,7 +46,7 @@ def row_of(cell: Cell, cfg: RunConfig, tuning: bool = False) -> dict[str, Any]:
         found |= known
     else:
         scores = _scores(evaluations, by)
-        found |= _ends(scores)
+        found |= {"base": scores[0]} if 0 in scores else {}
     hacked = hacking(metrics)
     found |= {} if hacked is None else {"hacking": hacked}
     base = cell.task.base if cell.task.base is not None else found.get("base")
@@ -175,10 +176,6 @@ def _scores(evaluations: Rows, by: str) -> dict[int, float]:
     return found
 
 
-def _ends(scores: Mapping[int, float]) -> dict[str, float]:
-    return {"base": scores[0]} if 0 in scores else {}
-
-
 def _evaluated(evaluations: Rows) -> dict[str, float]:
     """Each reward of each set of prompts at the end, and how many scores failed.
 
@@ -203,8 +200,7 @@ def _best(name: str, values: Sequence[float | None], samples: int) -> dict[str, 
 
 
 def _costs(metrics: Rows) -> dict[str, float]:
-    found = {name: _total(metrics, name) for name in COSTS}
-    found |= {name: _total(metrics, name) for name in ("trained_rows",)}
+    found = {name: _total(metrics, name) for name in (*COSTS, "trained_rows")}
     tokens = [row["tokens"] * row["episodes"] for row in metrics if is_number(row.get("tokens"))]
     phases = {name for row in metrics for name in row if name.startswith("seconds/")}
     found |= {name: _total(metrics, name) for name in sorted(phases)}
@@ -219,12 +215,17 @@ def _last(metrics: Rows) -> dict[str, float]:
     found: dict[str, float] = {}
     for row in metrics:
         found |= {name: row[name] for name in LAST if is_number(row.get(name))}
-        known = [name for name, value in row.items() if is_number(value)]
-        kls = [row[name] for name in of_phases("reference_kl", known).values()]
-        found |= {"kl": sum(kls)} if kls else {}
+        found |= {} if (kl := _kl(row)) is None else {"kl": kl}
     if metrics and is_number(metrics[-1].get("reward")):
         found["training_reward"] = metrics[-1]["reward"]
     return found
+
+
+def _kl(row: Mapping[str, Any]) -> float | None:
+    """The KL to the untrained model of an iteration, of all phases; None where none was measured."""
+    known = [name for name, value in row.items() if is_number(value)]
+    kls = [row[name] for name in of_phases("reference_kl", known).values()]
+    return sum(kls) if kls else None
 
 
 def _prompts(evaluations: Rows) -> dict[str, list[float | None]]:
@@ -236,7 +237,7 @@ def _prompts(evaluations: Rows) -> dict[str, list[float | None]]:
             if values:
                 size = row["samples"]
                 found[f"{row['set']}/{name}"] = [
-                    _mean(values[start : start + size]) for start in range(0, len(values), size)
+                    known_mean(values[start : start + size]) for start in range(0, len(values), size)
                 ]
     return found
 
@@ -251,7 +252,7 @@ def _curve(metrics: Rows, scores: Mapping[int, float]) -> dict[str, list[Any]]:
         total = {name: total[name] + (row.get(name) or 0.0) for name in COSTS}
         spent[row["iteration"]] = total
         reward[row["iteration"]] = row.get("reward")
-        kl[row["iteration"]] = row.get("reference_kl")
+        kl[row["iteration"]] = _kl(row)
     shown = [iteration for iteration in sorted(scores) if iteration in spent]
     curve: dict[str, list[Any]] = {"iteration": shown}
     curve |= {name: [spent[iteration][name] for iteration in shown] for name in COSTS}
@@ -265,6 +266,7 @@ def _total(metrics: Rows, name: str) -> float:
     return float(sum(row[name] for row in metrics if is_number(row.get(name))))
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def known_mean(values: Sequence[float | None]) -> float | None:
+    """The mean of what is known; None where nothing is."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from statistics import fmean
+from typing import Any
 
 from rich.console import Console
 
@@ -22,7 +22,7 @@ from unirl_env.bench.schedule import Schedule
 from unirl_env.bench.suite import Suite, load
 from unirl_env.errors import ConfigError, UnirlError
 from unirl_env.run.record import provenance
-from unirl_env.run.record.files import replace_text
+from unirl_env.run.record.files import locked, replace_text
 from unirl_env.run.record.logbook import as_json
 from unirl_env.settings import RunConfig
 
@@ -60,7 +60,7 @@ def run_bench(settings: BenchSettings, console: Console, command: Sequence[str] 
     """
     bench = prepared(settings)
     bench.place.mkdir(parents=True, exist_ok=True)
-    lock = _locked(bench.place)
+    lock = locked(bench.place, "bench")
     try:
         _tell_refused(bench, console)
         schedule = Schedule(settings, console, bench.needs)
@@ -143,7 +143,7 @@ def tuned(bench: Bench, schedule: Schedule) -> list[Contestant]:
     rows = dict(zip((cell.name for cell in every), schedule.play(every, "tuning", True), strict=True))
     chosen = []
     for each in tried.values():
-        means = [_mean([rows[cell.name]["normalised"] or 0.0 for cell in own]) for _, own in each]
+        means = [fmean(rows[cell.name]["normalised"] or 0.0 for cell in own) for _, own in each]
         chosen.append(each[means.index(max(means))][0])
     return chosen
 
@@ -157,13 +157,9 @@ def collected(bench: Bench, rows: Sequence[Row], console: Console) -> Path:
 
 def reported(place: Path, console: Console) -> Path:
     """Write a bench's page from its files, and print its tables; the page."""
-    from unirl_env.bench.page import as_rich, table, write_bench
+    from unirl_env.bench.page import write_bench
 
-    page = write_bench(place)
-    rows = [json.loads(line) for line in (place / "results.jsonl").read_text("utf-8").splitlines()]
-    for each in table(rows, _plan(place / "bench.json") or {}):
-        if not each.long:
-            console.print(as_rich(each))
+    page = write_bench(place, console)
     console.print(f"Page  {page}", highlight=False, markup=False, soft_wrap=True)
     return page
 
@@ -232,20 +228,3 @@ def _tell_refused(bench: Bench, console: Console) -> None:
             console.print(
                 f"{label} is left out of {task}: {why}", highlight=False, markup=False, soft_wrap=True
             )
-
-
-def _locked(place: Path) -> IO[str]:
-    stream = (place / ".lock").open("a", encoding="utf-8")
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        stream.close()
-        raise ConfigError(
-            f"A bench's folder must belong to one process, got {place}, where another one is at work; try "
-            "another `name=`."
-        ) from error
-    return stream
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0

@@ -44,9 +44,6 @@ from torch import Tensor
 from unirl_env.errors import ConfigError, ShapeError
 from unirl_env.functional.sde import transition
 
-__all__ = ["PathPolicy", "PathValue", "any_policy_optimum", "gaussian_policy", "path_grid", "path_value"]
-
-
 REACH = 8.0
 """How far a step leads, in its std."""
 

@@ -33,16 +33,6 @@ from torch import Tensor
 from unirl_env.errors import ConfigError, ShapeError
 from unirl_env.functional.require import require_floating
 
-__all__ = [
-    "SequenceValue",
-    "all_sequences",
-    "best_table",
-    "num_prefixes",
-    "sequence_log_prob",
-    "sequence_optimum",
-    "sequence_value",
-]
-
 
 class SequenceValue(NamedTuple):
     """What a policy achieves, in units of the reward and in nats.

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
+
 from unirl_env.bench.page import costs, figures, sections, seen, tables
 from unirl_env.bench.page.cells import Table
 from unirl_env.bench.page.figures import Figure
 from unirl_env.bench.page.findings import Findings, find
-from unirl_env.bench.page.formats import as_csv, as_latex, as_markdown, markdown_text
+from unirl_env.bench.page.formats import as_csv, as_latex, as_markdown, as_rich, markdown_text
 from unirl_env.bench.page.reading import read_bench
 from unirl_env.bench.page.resolved import with_settings
 from unirl_env.bench.page.words import coverage_of, facts, sentences, warnings
@@ -43,7 +45,7 @@ class _Drawn:
         ]
 
 
-def write_bench(folder: Path) -> Path:
+def write_bench(folder: Path, console: Console | None = None) -> Path:
     """Write `index.html`, `table.md`, `table.tex` and `figures/` from the files of a bench.
 
     The folder may come from another machine, may be unfinished, and may have been written to by people: what
@@ -51,6 +53,7 @@ def write_bench(folder: Path) -> Path:
 
     Args:
         folder: With `bench.json`, `results.jsonl`, and folders of runs.
+        console: Where the same tables are printed, but for long ones.
 
     Returns:
         The page.
@@ -62,6 +65,9 @@ def write_bench(folder: Path) -> Path:
     _write_files(folder / "figures", made, drawn, palette)
     replace_text(folder / "table.md", _markdown(found, made))
     replace_text(folder / "table.tex", "\n".join(as_latex(each) for each in made if not each.long))
+    for each in made if console is not None else ():
+        if not each.long:
+            console.print(as_rich(each))
     body = "".join(_body(found, drawn, palette, folder))
     style = (Path(__file__).parent / "bench.css").read_text(encoding="utf-8")
     return write_page(folder / "index.html", found.bench.title, body, style + _agents(palette))
