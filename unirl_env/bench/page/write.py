@@ -65,9 +65,10 @@ def write_bench(folder: Path, console: Console | None = None) -> Path:
     _write_files(folder / "figures", made, drawn, palette)
     replace_text(folder / "table.md", _markdown(found, made))
     replace_text(folder / "table.tex", "\n".join(as_latex(each) for each in made if not each.long))
-    for each in made if console is not None else ():
-        if not each.long:
-            console.print(as_rich(each))
+    if console is not None:
+        for each in made:
+            if not each.long:
+                console.print(as_rich(each))
     body = "".join(_body(found, drawn, palette, folder))
     style = (Path(__file__).parent / "bench.css").read_text(encoding="utf-8")
     return write_page(folder / "index.html", found.bench.title, body, style + _agents(palette))
