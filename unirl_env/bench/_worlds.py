@@ -55,7 +55,7 @@ class Value(NamedTuple):
     kl: Tensor
 
 
-class World(ABC):
+class ExactWorld(ABC):
     """Everything that can happen, with what it pays.
 
     Attributes:
@@ -86,7 +86,7 @@ class World(ABC):
         return found | {"regret": found["optimum"] - found["objective"]}
 
 
-class Line(World):
+class Line(ExactWorld):
     """A grid on a line, and the T steps of a denoiser as kernels on it."""
 
     def __init__(self, cfg: RunConfig):
@@ -131,7 +131,7 @@ class Line(World):
         return min(float(transition(here, here, *step, **how)[1]) for step in steps)
 
 
-class Plane(World):
+class Plane(ExactWorld):
     """A grid in the space of points, whose cells a mixture fills."""
 
     def __init__(self, cfg: RunConfig):
@@ -159,7 +159,7 @@ class Plane(World):
         return torch.log_softmax(mixture_log_prob(self.points, mixture.to(torch.float64)), 0)
 
 
-class Words(World):
+class Words(ExactWorld):
     """All words that can follow each of the prompts; the prompts count alike."""
 
     def __init__(self, cfg: RunConfig):
@@ -215,8 +215,8 @@ class Words(World):
         return [logits[row : row + self.model.prefixes] for row in self.rows]
 
 
-Kind = TypeVar("Kind", bound=World)
-_made: dict[tuple[type[World], str], World] = {}
+Kind = TypeVar("Kind", bound=ExactWorld)
+_made: dict[tuple[type[ExactWorld], str], ExactWorld] = {}
 
 
 def world(kind: type[Kind], cfg: RunConfig) -> Kind:
