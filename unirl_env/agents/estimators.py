@@ -22,6 +22,7 @@ from torch import Tensor
 import unirl_env.functional as F
 from unirl_env.agents.rows import KINDS, Rows, Shard, Step
 from unirl_env.episode import Phase
+from unirl_env.errors import ContractError
 
 if TYPE_CHECKING:
     from unirl_env.agents.loss import Context
@@ -75,11 +76,18 @@ class ForwardProcess(Estimator):
 
         Args:
             shard: On the learner's device.
-            name: Of the phase, whose finished latents are recorded.
+            name: Of the phase.
             config: An `AgentConfig`.
+
+        Raises:
+            ContractError: If finished latents are not recorded.
         """
         phase, how = shard.phases[name], config.noising
-        assert phase.final is not None  # the rollout was asked for them
+        if phase.final is None:
+            raise ContractError(
+                f"The episodes of `{name}` must hold finished latents with `estimator` {config.estimating!r}, "
+                "got none; try RolloutRequest(keep_final=True)."
+            )
         keys = shard.group if how.share == "group" else shard.episode_seed
         count, draws, place = len(phase), how.draws, (config.run_seed, shard.iteration, name)
         draw = torch.arange(draws, device=keys.device).repeat(count)
