@@ -10,6 +10,7 @@ from unirl_env.functional.advantages import (
     leave_one_out_advantages,
 )
 from unirl_env.functional.divergences import gaussian_kl, gaussian_tv, mean_to_nats, nats_to_mean
+from unirl_env.functional.forward import noised, stratified_sigmas, surrogate, velocity_kl
 from unirl_env.functional.losses import (
     Metric,
     dppo_loss,
@@ -26,6 +27,7 @@ from unirl_env.functional.losses import (
 from unirl_env.functional.noise import derive_seed, episode_seed, keyed_noise, keyed_uniform
 from unirl_env.functional.schedules import dynamic_shift_sigmas, flow_sigmas
 from unirl_env.functional.sde import SDEStep, choose_steps, sde_step, transition
+from unirl_env.functional.solvers import Prediction, dpm2m_step
 from unirl_env.functional.tokens import TokenStep, score_tokens, token_step
 
 __all__ = [  # noqa: RUF022, grouped by topic
@@ -37,9 +39,16 @@ __all__ = [  # noqa: RUF022, grouped by topic
     "flow_sigmas",
     "keyed_noise",
     "keyed_uniform",
+    # the forward process
+    "noised",
+    "stratified_sigmas",
+    "surrogate",
+    "velocity_kl",
     # the step
+    "Prediction",
     "SDEStep",
     "TokenStep",
+    "dpm2m_step",
     "score_tokens",
     "sde_step",
     "token_step",
