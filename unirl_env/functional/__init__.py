@@ -19,7 +19,11 @@ from unirl_env.functional.losses import (
     flow_dppo_loss,
     grpo_loss,
     gspo_loss,
+    guard_loss,
     merge_metrics,
+    nft_loss,
+    par_loss,
+    pg_loss,
     reference_kl,
     token_reference_kl,
     token_weights,
@@ -28,6 +32,7 @@ from unirl_env.functional.noise import derive_seed, episode_seed, keyed_noise, k
 from unirl_env.functional.schedules import dynamic_shift_sigmas, flow_sigmas
 from unirl_env.functional.sde import SDEStep, choose_steps, sde_step, transition
 from unirl_env.functional.solvers import Prediction, dpm2m_step
+from unirl_env.functional.step_weights import step_weights
 from unirl_env.functional.tokens import TokenStep, score_tokens, token_step
 
 __all__ = [  # noqa: RUF022, grouped by topic
@@ -62,6 +67,7 @@ __all__ = [  # noqa: RUF022, grouped by topic
     "gdpo_advantages",
     "group_advantages",
     "leave_one_out_advantages",
+    "step_weights",
     # losses
     "Metric",
     "dppo_loss",
@@ -70,7 +76,11 @@ __all__ = [  # noqa: RUF022, grouped by topic
     "flow_dppo_loss",
     "grpo_loss",
     "gspo_loss",
+    "guard_loss",
     "merge_metrics",
+    "nft_loss",
+    "par_loss",
+    "pg_loss",
     "reference_kl",
     "token_reference_kl",
     "token_weights",
