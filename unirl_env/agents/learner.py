@@ -23,7 +23,7 @@ from unirl_env.agents.optimizer import FlatGradient, Masters
 from unirl_env.agents.reports import FollowedFailure, PhaseUpdate, Update
 from unirl_env.agents.rows import KINDS, Rows, Shard, Step, episodes_at_once
 from unirl_env.errors import ConfigError, ContractError
-from unirl_env.functional import Metric, SDEStep
+from unirl_env.functional import Metric
 from unirl_env.rollouts.memory import keep_freed_memory
 
 Minibatch = dict[str, Sequence[Tensor]]

@@ -160,7 +160,9 @@ class FirstUpdate:
         for name in sorted(self.pending):
             if name in batch.phases and not batch.phases[name].drawn:
                 if not self.config.looks_forward:  # finished latents were never scored before
-                    logger.warning("The self-check of `%s` does not apply: none of its steps was drawn.", name)
+                    logger.warning(
+                        "The self-check of `%s` does not apply: none of its steps was drawn.", name
+                    )
                 self.pending.discard(name)
                 continue
             parts = [update.phases[name] for update in updates if name in update.phases]

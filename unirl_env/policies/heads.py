@@ -94,9 +94,7 @@ class SecondOrder:
 
     def step(self, velocity: Tensor, latent: Tensor, sigma: Tensor, sigma_next: Tensor) -> SDEStep:
         """The next latents `[N, ...]` of the ODE, in float32; arguments as those of `F.dpm2m_step`."""
-        following, self._previous = F.dpm2m_step(
-            velocity, latent, sigma, sigma_next, previous=self._previous
-        )
+        following, self._previous = F.dpm2m_step(velocity, latent, sigma, sigma_next, previous=self._previous)
         nothing = torch.zeros_like(sigma)
         return SDEStep(following, nothing, following, nothing)
 

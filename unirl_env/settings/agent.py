@@ -17,8 +17,8 @@ class AgentSettings(Settings):
     """The algorithm and its optimizer."""
 
     name: str = setting("flow_dppo", python=False)
-    """`grpo`, `flow_dppo` or `drpo`; for texts `gspo`, too; or the path of your own,
-    `package.module:ReinforceConfig`."""
+    """`pg`, `grpo`, `flow_dppo` or `drpo`; for texts `gspo`, too; for latents `nft`, `awm`, `elbo_pg`,
+    `grpo_guard` and `temp_flow`, too; or the path of your own, `package.module:ReinforceConfig`."""
     options: dict[str, Any] = setting({}, python=False)
     """The algorithm's own knobs (clip_low_nats, kl_threshold_nats, epsilon, ...)."""
     estimator: str | None = setting(None, choices=("trajectory", "elbo", "regression"), inherits=True)

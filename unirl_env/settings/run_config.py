@@ -145,8 +145,7 @@ def check_weights(
     ):
         if value == "ema" and agent.ema_decay is None:
             raise ConfigError(
-                f"`{name}` must be 'trained' where no average is kept, got 'ema'; try "
-                f"`{ours}ema_decay=0.9`."
+                f"`{name}` must be 'trained' where no average is kept, got 'ema'; try `{ours}ema_decay=0.9`."
             )
     if rollout.engine != "local" and policy.eval_weights != rollout.weights:
         raise ConfigError(

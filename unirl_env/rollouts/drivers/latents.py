@@ -66,9 +66,7 @@ class LatentDriver(Driver):
                 obs = seen if everyone else {name: each[rows] for name, each in seen.items()}
                 # What is stored is what the policy sees: rounding later would score another state.
                 obs["latent"] = obs["latent"].to(self.head.storage_dtype)
-                step = self.actor.act(
-                    obs, noise.of(k), phase=self.phase, reading=reading, solver=solver
-                )
+                step = self.actor.act(obs, noise.of(k), phase=self.phase, reading=reading, solver=solver)
                 if k in kept:
                     steps.append((obs, step))
                 latent = _spread(step.latent, rows, total)
