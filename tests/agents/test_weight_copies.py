@@ -54,7 +54,7 @@ def test_under_the_average_everything_is_the_averages_and_afterwards_nothing_is(
     again = play(learner.policy, stochastic_steps=())
     latents = [torch.stack([s.latent for s in batch.samples]) for batch in (own, averaged, again)]
     assert torch.equal(latents[0], latents[2]) and not torch.equal(latents[0], latents[1])
-    weights, average = split(learner.policy.get_state())
+    _, average = split(learner.policy.get_state())
     learner.policy.set_state(average)  # as trained weights
     assert torch.equal(
         latents[1], torch.stack([s.latent for s in play(learner.policy, stochastic_steps=()).samples])

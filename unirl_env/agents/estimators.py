@@ -85,8 +85,8 @@ class ForwardProcess(Estimator):
         phase, how = shard.phases[name], config.noising
         if phase.final is None:
             raise ContractError(
-                f"The episodes of `{name}` must hold finished latents with `estimator` {config.estimating!r}, "
-                "got none; try RolloutRequest(keep_final=True)."
+                f"The episodes of `{name}` must hold finished latents with `estimator` "
+                f"{config.estimating!r}, got none; try RolloutRequest(keep_final=True)."
             )
         keys = shard.group if how.share == "group" else shard.episode_seed
         count, draws, place = len(phase), how.draws, (config.run_seed, shard.iteration, name)

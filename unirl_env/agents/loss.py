@@ -351,8 +351,8 @@ def _check_latents(config: Any, loss: Loss) -> None:
         why = " (it needs the means of transitions)" if "mean" in loss.needs else ""
         raise ConfigError(
             f"`estimator` must be one that the loss {loss.name} is made for, {known}{why}, got "
-            f"{config.estimating!r}; try another estimator, or an agent whose loss is one of velocities or of "
-            "log-probs alone."
+            f"{config.estimating!r}; try another estimator, or an agent whose loss is one of velocities or "
+            "of log-probs alone."
         )
     if config.looks_forward or config.trained_steps(0):
         return

@@ -35,7 +35,7 @@ class PGKnobs(Settings):
     """What corrects for the policy that sampled, from the second optimizer step on."""
 
     ratio: bool = setting(True)
-    """Weigh rows by the ratio of the policies. Nothing bounds it: more than a few steps need another agent."""
+    """Weigh rows by the ratio of the policies. Nothing bounds it: many steps need another agent."""
 
 
 class PGConfig(AgentConfig):
