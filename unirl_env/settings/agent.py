@@ -26,8 +26,8 @@ class AgentSettings(Settings):
     `elbo`: the finished latent, noised anew as `noising` says, by its evidence bound. `regression`: at the
     same noised latents, for losses of velocities alone. Null is the algorithm's own."""
     ema_decay: float | None = setting(None, least=0, below=1, hint="0.9")
-    """Keep an exponential moving average of the trained weights, and this much of it in each iteration; null
-    keeps none. With u optimizer steps taken, the decay is min(ema_decay, ema_rise * max(0, u - ema_delay))."""
+    """Keep a moving average of the trained weights, and this much of it in each iteration; null keeps none.
+    With u optimizer steps taken, the decay is min(ema_decay, ema_rise * max(0, u - ema_delay))."""
     ema_rise: float | None = setting(None, above=0, hint="0.001")
     """How fast the decay rises from 0 with each optimizer step; null has it constant."""
     ema_delay: int = setting(0, least=0)
