@@ -287,9 +287,11 @@ class AgentConfig(BatchSize, AlgorithmConfig):
         for kind in dict.fromkeys(phases[phase] for phase in self.trained):
             if kind not in self.losses:
                 about = f" ({KINDS[kind].about})" if KINDS[kind].about else ""
+                known = [phase for phase in self.trained if phases[phase] in self.losses]
+                remedy = f"train_phases={known}, or another agent" if known else "another agent"
                 raise ConfigError(
                     f"The agent must have a loss on {kind}{about}, which {self.env} trains, got losses on "
-                    f"{sorted(self.losses)}; try another agent."
+                    f"{sorted(self.losses)}; try {remedy}."
                 )
             check_loss(self, kind)
 

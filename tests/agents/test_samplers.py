@@ -10,7 +10,7 @@ from toy import toy_config
 
 import unirl_env  # noqa: F401, registers the ids
 from unirl_env.agents import GRPOConfig
-from unirl_env.models.gaussian_mixture import GaussianMixture
+from unirl_env.models.gaussian_mixture import GaussianMixtureDenoiser
 from unirl_env.policies.actor import Actor
 from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.play import Rollout
@@ -27,7 +27,7 @@ def policy():
 
 def test_the_second_order_reaches_the_odes_end_in_fewer_steps():
     options = {"means": [[-1.0, 0.3], [1.0, -0.2]], "stds": 0.4, "weights": [0.6, 0.4]}
-    actor = Actor(GaussianMixture(**options))
+    actor = Actor(GaussianMixtureDenoiser(**options))
 
     def make_env(num_envs, num_steps=None):
         return gym.make_vec(
