@@ -1,4 +1,4 @@
-"""Every agent on every family of latents that it is made for: ratio one, one gradient, and a step that counts."""
+"""Every agent on every family of latents that it is made for: ratio one, and one gradient however cut."""
 
 import pytest
 import torch

@@ -43,7 +43,7 @@ def test_the_second_order_reaches_the_odes_end_in_fewer_steps():
 
     def ends(num_steps, second_order):
         asked = {"stochastic_steps": (), "num_steps": num_steps, "second_order": second_order}
-        batch = Rollout(make_env, actor).collect(RolloutRequest([""], seed=1, group_size=64, **asked))
+        batch = Rollout(make_env, actor).collect(RolloutRequest(["a point"], seed=1, group_size=64, **asked))
         return torch.stack([sample.latent for sample in batch.samples])
 
     truth = ends(2048, False)
