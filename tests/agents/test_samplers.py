@@ -63,11 +63,11 @@ def test_where_every_step_explores_nothing_is_of_second_order(policy):
 
 
 def test_around_a_window_the_other_steps_are_of_second_order(policy):
-    steps = (2, 3)
+    steps = (3, 4)
     plain, mixed = (play(policy, stochastic_steps=steps, second_order=second) for second in (False, True))
     first, second = (batch.phases["image"] for batch in (plain, mixed))
     assert first.log_prob.shape == second.log_prob.shape == (32, 2)
-    # The first step of all is Euler's; the second one knows it, and goes elsewhere.
+    # The first step from pure noise is Euler's, and the next, which has no finite past; the third goes elsewhere.
     assert not torch.equal(first.observation["latent"][:, 0], second.observation["latent"][:, 0])
     rows, action = second.rows(torch.arange(32))
     scored = policy.actor.score(rows, action)
