@@ -30,10 +30,12 @@ from unirl_env.agents.attributes import (
     refuse_rllib_word,
 )
 from unirl_env.agents.catalogue import AGENTS
+from unirl_env.agents.correction import check_correction
 from unirl_env.agents.evaluation import check_evaluation, temperature
 from unirl_env.agents.learner import GenerativeLearner
 from unirl_env.agents.loss import check_loss
 from unirl_env.agents.rows import KINDS, Losses
+from unirl_env.agents.step_credit import charges_returns, check_step_credit
 from unirl_env.arguments.values import whole
 from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.errors import ConfigError
@@ -79,6 +81,8 @@ class AgentConfig(BatchSize, AlgorithmConfig):
     attributes, too, after those of the classes that this one derives from; so is what `__init__` sets."""
     own_aggregate: ClassVar[str] = "token_mean"
     """How tokens of texts of unequal length are weighed where `aggregate` is None."""
+    own_correction_level: ClassVar[str] = "step"
+    """What has an importance weight of its own where `correction_level` is None."""
 
     # Of these, RLlib's type is that of what they begin with.
     env: Any
@@ -263,6 +267,8 @@ class AgentConfig(BatchSize, AlgorithmConfig):
         self.mode.check(self)
         check_engine_options(self.engine, self.engine_options)
         self._check_phases()
+        check_step_credit(self)
+        check_correction(self)
         check_evaluation(self)
         check_callbacks(self)
 
@@ -349,6 +355,13 @@ class AgentConfig(BatchSize, AlgorithmConfig):
     def old_log_probs(self) -> str:
         """The `anchor` in use: `"rollout"` or `"replay"`."""
         return self.anchor or ("rollout" if self.engine == "local" else self.engine_anchor)
+
+    @property
+    def correcting(self) -> str:
+        """The `correction` in use."""
+        if self.correction is not None:
+            return str(self.correction)
+        return "truncate" if self.engine != "local" and self.old_log_probs == "replay" else "none"
 
     @property
     def weighing(self) -> str:
@@ -455,7 +468,7 @@ def warn_of_idle_clip(config: Any) -> None:
     """Say so if no advantage can be as large as `advantage_clip`: it would seem to bound something."""
     largest = math.sqrt(max(0, config.group_size - 1))
     parts = config.advantage_parts and set(config.trained) - set(config.phase_rewards)
-    if config.advantage_clip is None or config.advantage_scale != "group" or parts:
+    if config.advantage_clip is None or config.advantage_scale != "group" or parts or charges_returns(config):
         return
     if config.advantage_clip >= largest:
         logger.warning(

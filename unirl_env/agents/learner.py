@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 import unirl_env.functional as F
 from unirl_env.agents import selfcheck
+from unirl_env.agents.batching import largest
+from unirl_env.agents.correction import corrected
 from unirl_env.agents.learner_state import StatefulLearner
 from unirl_env.agents.loss import Context
 from unirl_env.agents.reports import FollowedFailure, PhaseUpdate, Update
@@ -120,6 +122,8 @@ class GenerativeLearner(StatefulLearner):
             branching = frozenset(name for name in shard.phases if actor.branches(name))
             shard = replace(shard.to(self.device), branching=branching)
             anchored = self._replayed(shard, minibatches) if self._replays else shard
+            if self.config.correcting != "none":
+                anchored = corrected(anchored, shard, minibatches, self.config, report)
             self._check(shard, anchored, minibatches, check, report)
         for number, minibatch in enumerate(minibatches):
             self._gradient.zero()
@@ -204,7 +208,7 @@ class GenerativeLearner(StatefulLearner):
         for name, phase in shard.phases.items():
             rows = phase.mask.sum(dim=1).cpu()
             if config.losses[phase.kind].skips_idle and not config.reference_kl:
-                rows = rows * (shard.advantages[name].cpu() != 0)
+                rows = rows * (largest(shard.advantages[name].cpu()) != 0)
             part = report.phases.setdefault(name, PhaseUpdate())
             size = config.micro_batch_size
             if size == "auto":
