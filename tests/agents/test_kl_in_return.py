@@ -192,6 +192,27 @@ def test_on_tokens(kl_in):
 # As users have it.
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_curve_does_not_depend_on_the_number_of_learners(cluster):
+    from test_processes import assert_same_curve, train, weights
+    from toy import toy_config
+
+    found = []
+    for learners in (0, 2):
+        options = {"kl_in": "return", "reference_kl": 0.5, "advantage_scale": "group"}
+        config = toy_config(GRPOConfig, policy={"lora_rank": None}, **options)
+        agent = config.learners(num_learners=learners).build_algo()
+        try:
+            found.append((train(agent, 2), weights(agent)))
+        finally:
+            agent.stop()
+    (curve, mine), (other, theirs) = found
+    assert_same_curve(other, curve)
+    for name, tensor in mine.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=0, atol=1e-4)
+
+
 def test_a_measured_price_is_the_setting_itself_and_the_loss_rests_at_the_best():
     price, base = {}, {}
     for kl_in in ("return", "loss"):

@@ -54,6 +54,16 @@ def test_what_failed_is_nobodys_baseline(scale):
     torch.testing.assert_close(own, expected[1], rtol=1e-5, atol=1e-6)
 
 
+def test_a_charge_that_is_no_number_is_left_out_as_a_reward_would_be():
+    charge = CHARGE.clone()
+    charge[4, 0], charge[5, 0] = torch.inf, torch.nan
+    found, own = F.charged_advantages(REWARDS, GROUP, charge, REACH)
+    assert found.isfinite().all() and (found[4:6, 0] == 0).all() and (own[4:6, 0] == 0).all()
+    gain = (REWARDS - CHARGE[:, 0])[[3, 6]]
+    c = REWARDS[3:].std(unbiased=False)
+    torch.testing.assert_close(found[[3, 6], 0], (gain - gain.mean()) / c)
+
+
 @pytest.mark.parametrize("scale", SCALES)
 def test_without_a_charge_they_are_those_of_groups_and_constant_groups_get_exactly_zero(scale):
     rewards = torch.cat([torch.full((3,), 0.1), REWARDS[3:]])

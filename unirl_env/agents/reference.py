@@ -24,8 +24,9 @@ def reference_kls(learner: Any, shard: Shard) -> dict[str, Tensor]:
         shard: Whole episodes.
 
     Returns:
-        By phase `[b, S]` float32 on the CPU, in nats of whole actions: exact on latents, the difference of
-        log-probs of what was sampled elsewhere; 0 where masked.
+        By phase `[b, S]` float32 on the CPU, in nats of whole actions: exact on latents; elsewhere the
+        difference of log-probs of what was sampled, at most `max_log_ratio` (with `top_p` the untrained model
+        may exclude it); 0 where masked.
     """
     config, actor = learner.config, learner.policy.actor
     branching = frozenset(name for name in shard.phases if actor.branches(name))
@@ -46,7 +47,10 @@ def reference_kls(learner: Any, shard: Shard) -> dict[str, Tensor]:
             with context.weights("reference"):
                 reference = context.score(rows.observation, rows.action)
             assert kind.nats is not None  # `check_step_credit` has seen to it
-            kl[rows.episode, rows.step] = torch.where(rows.mask, kind.nats(new, reference, rows), 0.0)
+            nats = kind.nats(new, reference, rows)
+            if not kind.per_element:
+                nats = nats.clamp(-config.max_log_ratio, config.max_log_ratio)
+            kl[rows.episode, rows.step] = torch.where(rows.mask, nats, 0.0)
         found[name] = kl.cpu()
     return found
 

@@ -177,8 +177,8 @@ def charged_advantages(
 
     Returns:
         Advantages `[B, S]` float32, and what the KL of each step itself is to be multiplied with in the loss,
-        beside beta, `[B, S]` float32: `(n - 1) / (n c)`. Both are 0 where an episode does not come, is not
-        valid, or comes alone. Without a charge, constant groups get advantages of exactly 0.
+        beside beta, `[B, S]` float32: `(n - 1) / (n c)`. Both are 0 where an episode does not come, comes
+        alone, or is not valid, be it in what it is charged. Without a charge, constant groups get advantages of exactly 0.
 
     Raises:
         ShapeError: Shapes or dtypes do not fit.
@@ -198,7 +198,7 @@ def charged_advantages(
         raise ShapeError("`reach` must be a bool tensor [B, S]; try the mask of the phase.")
     require_shape("reach", reach, charge.shape, "charge")
     batch = _Groups(rewards, group, valid)
-    there = reach & batch.restore(batch.valid)[:, None]
+    there = reach & batch.restore(batch.valid)[:, None] & torch.isfinite(charge)
     returns = torch.where(there, rewards.detach().double()[:, None] - charge.detach().double(), 0.0)
     centered, count = _centered_by_step(returns, group, there)
     others = torch.where(count > 1, (count - 1) / count.clamp_min(1), 0.0)
