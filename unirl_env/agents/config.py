@@ -30,10 +30,12 @@ from unirl_env.agents.attributes import (
     refuse_rllib_word,
 )
 from unirl_env.agents.catalogue import AGENTS
+from unirl_env.agents.correction import check_correction
 from unirl_env.agents.evaluation import check_evaluation, temperature
 from unirl_env.agents.learner import GenerativeLearner
 from unirl_env.agents.loss import check_loss
 from unirl_env.agents.rows import KINDS, Losses
+from unirl_env.agents.step_credit import charges_returns, check_step_credit
 from unirl_env.arguments.values import whole
 from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.errors import ConfigError
@@ -81,8 +83,12 @@ class AgentConfig(BatchSize, AlgorithmConfig):
     """How probabilities of latents are scored where `estimator` is None."""
     own_noise_weight: ClassVar[str] = "adaptive"
     """How errors at noised latents are weighed where `noising.weight` is None."""
+    own_step_weights: ClassVar[str] = "none"
+    """How steps of latents weigh where `step_weights` is None."""
     own_aggregate: ClassVar[str] = "token_mean"
     """How tokens of texts of unequal length are weighed where `aggregate` is None."""
+    own_correction_level: ClassVar[str] = "step"
+    """What has an importance weight of its own where `correction_level` is None."""
 
     # Of these, RLlib's type is that of what they begin with.
     env: Any
@@ -268,6 +274,8 @@ class AgentConfig(BatchSize, AlgorithmConfig):
         self.mode.check(self)
         check_engine_options(self.engine, self.engine_options)
         self._check_phases()
+        check_step_credit(self)
+        check_correction(self)
         check_evaluation(self)
         check_callbacks(self)
 
@@ -356,6 +364,18 @@ class AgentConfig(BatchSize, AlgorithmConfig):
     def old_log_probs(self) -> str:
         """The `anchor` in use: `"rollout"` or `"replay"`."""
         return self.anchor or ("rollout" if self.engine == "local" else self.engine_anchor)
+
+    @property
+    def correcting(self) -> str:
+        """The `correction` in use."""
+        if self.correction is not None:
+            return str(self.correction)
+        return "truncate" if self.engine != "local" and self.old_log_probs == "replay" else "none"
+
+    @property
+    def weighs_steps(self) -> str:
+        """The `step_weights` in use."""
+        return self.step_weights or self.own_step_weights
 
     @property
     def weighing(self) -> str:
@@ -493,7 +513,7 @@ def warn_of_idle_clip(config: Any) -> None:
     """Say so if no advantage can be as large as `advantage_clip`: it would seem to bound something."""
     largest = math.sqrt(max(0, config.group_size - 1))
     parts = config.advantage_parts and set(config.trained) - set(config.phase_rewards)
-    if config.advantage_clip is None or config.advantage_scale != "group" or parts:
+    if config.advantage_clip is None or config.advantage_scale != "group" or parts or charges_returns(config):
         return
     if config.advantage_clip >= largest:
         logger.warning(

@@ -16,6 +16,8 @@ from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.agents import selfcheck
+from unirl_env.agents.batching import largest
+from unirl_env.agents.correction import corrected
 from unirl_env.agents.estimators import FORWARD, estimator_of
 from unirl_env.agents.learner_state import StatefulLearner
 from unirl_env.agents.loss import Context
@@ -127,6 +129,8 @@ class GenerativeLearner(StatefulLearner):
                 if any("old" in loss.copies for loss in self.config.losses.values()):
                     actor.keep("old")
                 anchored = self._replayed(shard, minibatches)
+                if self.config.correcting != "none":
+                    anchored = corrected(anchored, shard, minibatches, self.config, report)
                 self._check(shard, anchored, minibatches, check, report)
         for number, minibatch in enumerate(minibatches):
             self._gradient.zero()
@@ -224,7 +228,7 @@ class GenerativeLearner(StatefulLearner):
         for name, phase in shard.phases.items():
             rows = phase.mask.sum(dim=1).cpu()
             if config.losses[phase.kind].skips_idle and not config.reference_kl:
-                rows = rows * (shard.advantages[name].cpu() != 0)
+                rows = rows * (largest(shard.advantages[name].cpu()) != 0)
             part = report.phases.setdefault(name, PhaseUpdate())
             size = config.micro_batch_size
             if size == "auto":

@@ -46,6 +46,8 @@ RESERVED |= {
     "weights_version",
     "tokens",
     "truncated",
+    "correction",
+    "correction_cut",
 }
 RESERVED_PREFIXES = ("self_check/", "noise_floor/", "seconds/", "reward/", "heldout")
 """What the log says of an iteration besides a loss's metrics: they must not take its place."""
