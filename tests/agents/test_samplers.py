@@ -67,7 +67,7 @@ def test_around_a_window_the_other_steps_are_of_second_order(policy):
     plain, mixed = (play(policy, stochastic_steps=steps, second_order=second) for second in (False, True))
     first, second = (batch.phases["image"] for batch in (plain, mixed))
     assert first.log_prob.shape == second.log_prob.shape == (32, 2)
-    # The first step from pure noise is Euler's, and the next, which has no finite past; the third goes elsewhere.
+    # The first two steps are Euler's, of which the second has no finite past; the third goes elsewhere.
     assert not torch.equal(first.observation["latent"][:, 0], second.observation["latent"][:, 0])
     rows, action = second.rows(torch.arange(32))
     scored = policy.actor.score(rows, action)

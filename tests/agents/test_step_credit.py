@@ -280,7 +280,7 @@ def test_without_a_price_constant_groups_stay_at_zero():
             "`kl_in` must be loss with `advantage_parts`",
         ),
         ({"kl_in": "return", "kl_estimator": "k3"}, "`kl_estimator` must be k2 with `kl_in=return`"),
-        ({"step_weights": "noise", "steps": {"kind": "none"}}, "must let some step explore"),
+        ({"step_weights": "noise", "steps": {"kind": "none"}}, "Some step must explore"),
         ({"correction": "truncate"}, "`correction` must be none or null where .*anchor='replay'"),
         ({"correction": "mask", "anchor": "replay", "correction_bound": 1.0}, "`correction_bound`"),
     ],
@@ -321,6 +321,7 @@ def test_a_kind_of_ones_own_must_say_what_a_step_pays():
         mode=SimpleNamespace(phases=lambda config: {"own": f"{__name__}:OWN"}),
         trained=("own",),
         step_weights="none",
+        looks_forward=False,
         kl_in="return",
         reference_kl=1.0,
     )

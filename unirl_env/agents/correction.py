@@ -79,7 +79,8 @@ def check_correction(config: Any) -> None:
     if config.looks_forward and set(kinds) == {"latents"}:
         raise ConfigError(
             f"`correction` must be none where finished latents are scored (`estimator` "
-            f"{config.estimating!r}), got {config.correction!r}: no step's probability was recorded; try none."
+            f"{config.estimating!r}), got {config.correction!r}: no step's probability was "
+            "recorded; try none."
         )
     blind = [kind for kind in kinds if not config.losses[kind].scores]
     if len(blind) == len(kinds):

@@ -126,8 +126,8 @@ def check_step_credit(config: Any) -> None:
         return
     if config.looks_forward and "latents" in kinds:
         raise ConfigError(
-            f"`kl_in` must be loss where finished latents are scored (`estimator` {config.estimating!r}), got "
-            "'return': no step pays anything; try loss, or estimator='trajectory'."
+            f"`kl_in` must be loss where finished latents are scored (`estimator` {config.estimating!r}), "
+            "got 'return': no step pays anything; try loss, or estimator='trajectory'."
         )
     for kind in sorted(kinds):
         if KINDS[kind].nats is None:
