@@ -16,9 +16,9 @@ from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.agents import selfcheck
-from unirl_env.agents.learner_state import StatefulLearner
+from unirl_env.agents.learner_state import StatefulLearner, optimizer_state, require_saveable
 from unirl_env.agents.loss import Context
-from unirl_env.agents.optimizer import FlatGradient, Masters
+from unirl_env.agents.optimizer import FlatGradient, Masters, lr_factors, make_optimizer
 from unirl_env.agents.reports import FollowedFailure, PhaseUpdate, Update
 from unirl_env.agents.rows import KINDS, Rows, Shard, Step, episodes_at_once
 from unirl_env.errors import ConfigError, ContractError
@@ -43,10 +43,11 @@ class GenerativeLearner(StatefulLearner):
     config: Any  # An `AgentConfig`, which names this class.
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        """AdamW over the trainable weights, in float32; their gradients live in one buffer.
+        """The optimizer of the trainable weights, in float32; their gradients live in one buffer.
 
         Raises:
-            ConfigError: If the policy has nothing to train, or computes in float16.
+            ConfigError: If the policy has nothing to train, or computes in float16, or if a phase of
+                `phase_lrs` has no weights of its own.
         """
         keep_freed_memory()
         config = config or self.config
@@ -55,15 +56,10 @@ class GenerativeLearner(StatefulLearner):
         parameters = self._masters.weights
         if not parameters:
             raise ConfigError("`policy` must have weights to train, got none; try `lora_rank=16`.")
-        optimizer = torch.optim.AdamW(
-            parameters,
-            lr=config.lr,
-            betas=tuple(config.betas),
-            weight_decay=config.weight_decay,
-            eps=config.adam_epsilon,
-            fused=all(parameter.device.type in ("cpu", "cuda") for parameter in parameters),
-        )
+        factors = lr_factors(module.actor, self.get_parameters(module), config.phase_lrs)
+        optimizer = make_optimizer(config, parameters, factors)
         self.register_optimizer(module_id=module_id, optimizer=optimizer, params=parameters)
+        self._untouched = optimizer_state(optimizer, self._moved())
         self._gradient = FlatGradient(parameters, distributed=self.distributed)
         self._replays = config.old_log_probs == "replay"
 
@@ -85,7 +81,7 @@ class GenerativeLearner(StatefulLearner):
 
         Args:
             training_data: Holds the shard as its `batch`, or one reference to it.
-            lr: The learning rate of this iteration.
+            lr: The learning rate of this iteration, before the factors of `phase_lrs`.
             check: Phases of which scoring is compared with sampling before the first step.
             watch: Whether the KL to the reference policy is measured though no loss charges it; where no step
                 explores, there is none.
@@ -110,7 +106,7 @@ class GenerativeLearner(StatefulLearner):
     ) -> None:
         optimizer = self.get_optimizer()
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["factor"]
         with self._telling_the_others():
             self._masters.follow()
             training_data.solve_refs()
@@ -135,6 +131,7 @@ class GenerativeLearner(StatefulLearner):
                 self._masters.cast()
             report.grad_norm.append(norm)
             report.skipped.append(not math.isfinite(norm))
+        require_saveable(optimizer)
         for part in report.phases.values():
             part.metrics = [_floats(metrics) for metrics in part.metrics]
 
