@@ -59,7 +59,7 @@ WORDS = {
     "use_kl_loss": PENALTY,
     "kl_coeff": PENALTY,
     "kl_target": PENALTY,
-    "entropy_coeff": "no loss here has an entropy bonus; try `reference_kl`",
+    "entropy_coeff": "try `entropy_bonus`, the weight of the mean entropy of tokens or actions",
     "clip_param": "try the algorithm's own range: `clip_low` on latents, `token_clip_low` on tokens",
     "clip_rewards": "advantages are scaled by their group; try `advantage_clip`",
     "learner_config_dict": "the learner reads the settings of `training()`",

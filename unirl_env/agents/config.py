@@ -32,7 +32,7 @@ from unirl_env.agents.attributes import (
 from unirl_env.agents.catalogue import AGENTS
 from unirl_env.agents.evaluation import check_evaluation, temperature
 from unirl_env.agents.learner import GenerativeLearner
-from unirl_env.agents.loss import check_loss
+from unirl_env.agents.loss import check_entropy, check_loss
 from unirl_env.agents.optimizer import check_optimizer, learning_rate
 from unirl_env.agents.rows import KINDS, Losses
 from unirl_env.arguments.values import whole
@@ -290,6 +290,7 @@ class AgentConfig(BatchSize, AlgorithmConfig):
                     f"{sorted(self.losses)}; try another agent."
                 )
             check_loss(self, kind)
+        check_entropy(self)
 
     def get_evaluation_config_object(self) -> Any:
         """The configuration under which evaluation plays; None of one that is for evaluation itself."""

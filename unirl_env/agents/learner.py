@@ -61,6 +61,8 @@ class GenerativeLearner(StatefulLearner):
         self.register_optimizer(module_id=module_id, optimizer=optimizer, params=parameters)
         self._untouched = optimizer_state(optimizer, self._moved())
         self._gradient = FlatGradient(parameters, distributed=self.distributed)
+        for head in module.actor.heads.values():
+            head.entropy_gradient = config.entropy_bonus > 0
         self._replays = config.old_log_probs == "replay"
 
     @property
@@ -153,7 +155,7 @@ class GenerativeLearner(StatefulLearner):
         for index in micro_batches:
             rows = self._rows(anchored, phase, index, denominator)
             new = None
-            if wanted.scores or self.config.reference_kl or watched:
+            if wanted.scores or self.config.reference_kl or self._rewards_entropy(kind) or watched:
                 new = context.score(rows.observation, rows.action)
             if number == 0 and new is not None:
                 recorded = rows if anchored is shard else self._rows(shard, phase, index, denominator)
@@ -174,6 +176,16 @@ class GenerativeLearner(StatefulLearner):
     ) -> tuple[Tensor, dict[str, Metric]]:
         """The phase's loss, the KL to the reference policy if it is charged or watched, and metrics."""
         loss, metrics = self.config.losses[rows.kind](rows, new, context)
+        if new is not None and KINDS[rows.kind].has_entropy:
+            entropy = cast(Any, new).entropy
+            if self._rewards_entropy(rows.kind):
+                if not entropy.requires_grad:
+                    raise ContractError(
+                        f"The entropy of phase `{context.phase}` must have a gradient with `entropy_bonus`, "
+                        "got one without; try a `Head` that obeys its `entropy_gradient`."
+                    )
+                loss = loss - self.config.entropy_bonus * rows.mean(entropy)
+            metrics = {"entropy": Metric.over(rows, entropy), **metrics}
         if self.config.reference_kl or watched:
             with context.weights("reference"):
                 reference = context.score(rows.observation, rows.action)
@@ -200,7 +212,8 @@ class GenerativeLearner(StatefulLearner):
         minibatches: list[Minibatch] = [{} for _ in shard.steps]
         for name, phase in shard.phases.items():
             rows = phase.mask.sum(dim=1).cpu()
-            if config.losses[phase.kind].skips_idle and not config.reference_kl:
+            charged = config.reference_kl or self._rewards_entropy(phase.kind)
+            if config.losses[phase.kind].skips_idle and not charged:
                 rows = rows * (shard.advantages[name].cpu() != 0)
             part = report.phases.setdefault(name, PhaseUpdate())
             size = config.micro_batch_size
@@ -270,6 +283,9 @@ class GenerativeLearner(StatefulLearner):
 
     def _rows(self, shard: Shard, phase: str, index: Tensor, denominator: float) -> Rows:
         return KINDS[shard.phases[phase].kind].rows(shard, phase, index.to(self.device), denominator)
+
+    def _rewards_entropy(self, kind: str) -> bool:
+        return self.config.entropy_bonus > 0 and KINDS[kind].has_entropy
 
     def _scored(self, shard: Shard, phase: str, index: Tensor) -> tuple[Rows, Step]:
         rows = self._rows(shard, phase, index, 1.0)

@@ -373,6 +373,11 @@ class PhaseKind:
     per_element: bool = False
     about: str = ""
 
+    @property
+    def has_entropy(self) -> bool:
+        """Whether steps say the entropy of what acted, which may then be rewarded."""
+        return "entropy" in getattr(self.step, "_fields", ())
+
 
 def _latent_kl(new: SDEStep, reference: SDEStep, rows: Rows, config: Any) -> tuple[Tensor, Tensor]:
     kl = F.reference_kl(new.mean, reference.mean, new.std, rows.mask, rows.denominator)

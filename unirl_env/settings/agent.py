@@ -121,6 +121,11 @@ class AgentSettings(Settings):
     the KL which later steps will pay is left out."""
     kl_estimator: str = setting("k2", choices=("k2", "k3"))
     """How that KL pulls on tokens: `k2` as itself, `k3` as the reversed KL. On latents it is exact."""
+    entropy_bonus: float = setting(0.0, least=0)
+    """Weight of the mean entropy, in nats of a token or an action, that is taken off the loss: of the
+    distribution that samples, after temperature, `top_k` and `top_p` (which tokens these keep is taken as
+    given), at every trained token, those of advantage 0 included. Latents have none to reward: the schedule
+    fixes their standard deviation, and so their entropy."""
     reference_kl_every: int = setting(0, least=0, may_change=True)
     """Iterations from one measurement of that KL to the next where its weight is 0: a forward pass more of
     the rows that are trained. 0 measures none, and where no step explores there is none to measure."""
