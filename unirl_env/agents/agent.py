@@ -148,25 +148,35 @@ class Agent(RLlibAlgorithm):
             )
         )
 
-    def export_adapters(self, directory: str | Path) -> None:
+    def export_adapters(self, directory: str | Path, *, weights: str = "trained") -> None:
         """Write the adapters in the form that the model family's own library loads.
 
+        Args:
+            directory: Where to.
+            weights: Whose values: `"trained"`, or `"ema"`, their average.
+
         Raises:
             NotImplementedError: If the family has no such form.
+            ContractError: If no average is kept.
         """
-        self._export("adapters", directory)
+        self._export("adapters", directory, weights)
 
-    def export_weights(self, directory: str | Path) -> None:
+    def export_weights(self, directory: str | Path, *, weights: str = "trained") -> None:
         """Write all weights in the form that the model family's own library loads.
 
+        Args:
+            directory: Where to.
+            weights: Whose values: `"trained"`, or `"ema"`, their average.
+
         Raises:
             NotImplementedError: If the family has no such form.
+            ContractError: If no average is kept.
         """
-        self._export("weights", directory)
+        self._export("weights", directory, weights)
 
-    def _export(self, what: str, directory: str | Path) -> None:
+    def _export(self, what: str, directory: str | Path, weights: str) -> None:
         # As bytes, because the learner may live on another machine.
-        files = self._on_learners(lambda learner: learner.export(what), first_only=True)[0]
+        files = self._on_learners(lambda learner: learner.export(what, weights), first_only=True)[0]
         for name, content in files.items():
             path = Path(directory) / name
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,12 +19,23 @@ from ray.tune.search.sample import Domain
 
 from unirl_env.arguments.values import like_default, whole
 from unirl_env.errors import ConfigError
-from unirl_env.settings import AgentSettings, PolicySettings, RolloutSettings, Settings, StepSettings
+from unirl_env.settings import (
+    AgentSettings,
+    NoisingSettings,
+    PolicySettings,
+    RolloutSettings,
+    Settings,
+    StepSettings,
+)
 from unirl_env.settings.fields import check_values, python_name
 
 FLAT = (AgentSettings, RolloutSettings)
 """Groups whose settings are attributes of their own."""
-NESTED: Mapping[str, type[Settings]] = {"steps": StepSettings, "policy": PolicySettings}
+NESTED: Mapping[str, type[Settings]] = {
+    "steps": StepSettings,
+    "noising": NoisingSettings,
+    "policy": PolicySettings,
+}
 """Groups that are an attribute."""
 RLLIBS_OWN = ("learner_class", "model")
 """What RLlib itself sends through `training` when it reads a dictionary."""

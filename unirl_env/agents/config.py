@@ -45,7 +45,7 @@ from unirl_env.rollouts.callbacks import check_callbacks
 from unirl_env.rollouts.engines import check_engine_options
 from unirl_env.rollouts.runner import GenerativeEnvRunner
 from unirl_env.settings import AgentSettings, RolloutSettings
-from unirl_env.settings.run_config import check_anchor, check_shares
+from unirl_env.settings.run_config import check_anchor, check_shares, check_weights
 from unirl_env.worlds.arguments import check_words
 from unirl_env.worlds.registration import OURS, full_id, recall, spec_of
 from unirl_env.worlds.world import ForeignWorld, World, world_of
@@ -78,6 +78,10 @@ class AgentConfig(BatchSize, AlgorithmConfig):
     knobs: ClassVar[type | None] = None
     """A dataclass of the algorithm's own settings, made as those of `unirl_env.settings` are. They are
     attributes, too, after those of the classes that this one derives from; so is what `__init__` sets."""
+    own_estimator: ClassVar[str] = "trajectory"
+    """How probabilities of latents are scored where `estimator` is None."""
+    own_noise_weight: ClassVar[str] = "adaptive"
+    """How errors at noised latents are weighed where `noising.weight` is None."""
     own_aggregate: ClassVar[str] = "token_mean"
     """How tokens of texts of unequal length are weighed where `aggregate` is None."""
 
@@ -262,6 +266,7 @@ class AgentConfig(BatchSize, AlgorithmConfig):
         check_shares(*groups)
         check_anchor(*groups)
         check_optimizer(self)
+        check_weights(*groups, self.policy)
         self.mode.check(self)
         check_engine_options(self.engine, self.engine_options)
         self._check_phases()
@@ -360,6 +365,33 @@ class AgentConfig(BatchSize, AlgorithmConfig):
         return self.aggregate or self.own_aggregate
 
     @property
+    def estimating(self) -> str:
+        """The `estimator` in use."""
+        return self.estimator or self.own_estimator
+
+    @property
+    def looks_forward(self) -> bool:
+        """Whether an update looks at finished latents, noised anew, and not at the steps that were played."""
+        return self.estimating != "trajectory"
+
+    @property
+    def noise_weight(self) -> str:
+        """The `noising.weight` in use."""
+        return self.noising.weight or self.own_noise_weight
+
+    @property
+    def sampling(self) -> str:
+        """The `sampler` in use."""
+        return self.sampler or ("ode" if self.looks_forward else "sde")
+
+    def average_decay(self, iteration: int) -> float | None:
+        """How much of the average of the weights an iteration keeps; None where there is none."""
+        if self.ema_decay is None or self.ema_rise is None:
+            return self.ema_decay
+        taken = (iteration + 1) * self.num_epochs * self.minibatches
+        return min(self.ema_decay, self.ema_rise * max(0, taken - self.ema_delay))
+
+    @property
     def num_steps(self) -> int:
         """T, denoising steps of an episode."""
         return int(self.env_options()["num_steps"])
@@ -368,6 +400,8 @@ class AgentConfig(BatchSize, AlgorithmConfig):
     def needs(self) -> frozenset[str]:
         """What the rollout must record for the losses; means that are replayed need not be."""
         needs = frozenset().union(*(loss.needs for loss in self.losses.values()))
+        if self.looks_forward:
+            return needs | {"final"}
         return needs if self.old_log_probs == "rollout" else needs - {"mean"}
 
     @property
@@ -378,6 +412,8 @@ class AgentConfig(BatchSize, AlgorithmConfig):
 
     def trained_steps(self, iteration: int) -> tuple[int, ...]:
         """The stochastic steps of an iteration."""
+        if self.sampling in ("ode", "dpm2m"):
+            return ()
         choice = dataclasses.asdict(self.steps)
         kind = choice.pop("kind")
         choice["fraction"] = tuple(choice["fraction"])

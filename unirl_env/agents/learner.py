@@ -16,13 +16,14 @@ from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.agents import selfcheck
+from unirl_env.agents.estimators import FORWARD, estimator_of
 from unirl_env.agents.learner_state import StatefulLearner, optimizer_state, require_saveable
 from unirl_env.agents.loss import Context
 from unirl_env.agents.optimizer import FlatGradient, Masters, lr_factors, make_optimizer
 from unirl_env.agents.reports import FollowedFailure, PhaseUpdate, Update
 from unirl_env.agents.rows import KINDS, Rows, Shard, Step, episodes_at_once
 from unirl_env.errors import ConfigError, ContractError
-from unirl_env.functional import Metric, SDEStep
+from unirl_env.functional import Metric
 from unirl_env.rollouts.memory import keep_freed_memory
 
 Minibatch = dict[str, Sequence[Tensor]]
@@ -113,12 +114,18 @@ class GenerativeLearner(StatefulLearner):
             self._masters.follow()
             training_data.solve_refs()
             shard = cast(Shard, training_data.batch)
-            minibatches = self._minibatches(shard, report)
             actor = self.policy.actor
             branching = frozenset(name for name in shard.phases if actor.branches(name))
             shard = replace(shard.to(self.device), branching=branching)
-            anchored = self._replayed(shard, minibatches) if self._replays else shard
-            self._check(shard, anchored, minibatches, check, report)
+            for name, phase in shard.phases.items():
+                if estimator_of(self.config, phase.kind) is FORWARD:
+                    shard = FORWARD.noised(shard, name, self.config)
+            minibatches = self._minibatches(shard, report)
+            with actor.under(self.config.rollout_weights):  # the policy that sampled
+                if any("old" in loss.copies for loss in self.config.losses.values()):
+                    actor.keep("old")
+                anchored = self._replayed(shard, minibatches)
+                self._check(shard, anchored, minibatches, check, report)
         for number, minibatch in enumerate(minibatches):
             self._gradient.zero()
             with self._telling_the_others():
@@ -134,8 +141,16 @@ class GenerativeLearner(StatefulLearner):
             report.grad_norm.append(norm)
             report.skipped.append(not math.isfinite(norm))
         require_saveable(optimizer)
+        self._average(shard.iteration)
         for part in report.phases.values():
             part.metrics = [_floats(metrics) for metrics in part.metrics]
+
+    def _average(self, iteration: int) -> None:
+        """Let the average of the weights follow what this iteration made of them."""
+        decay = self.config.average_decay(iteration)
+        if decay is not None:
+            weights = dict(zip(self.policy.actor.trainable_state(), self._masters.weights, strict=True))
+            self.policy.actor.average("ema", decay, weights)
 
     def _accumulate(
         self,
@@ -152,12 +167,16 @@ class GenerativeLearner(StatefulLearner):
         denominator, kind = shard.denominators[number][phase], shard.phases[phase].kind
         context, wanted = self._context(phase, kind, shard.iteration, number), self.config.losses[kind]
         losses, metrics, gaps = [], [], []
+        forward, fresh = phase in shard.noised, number == 0 and self._is_fresh(shard, phase)
         for index in micro_batches:
             rows = self._rows(anchored, phase, index, denominator)
-            new = None
+            new: Any = None
             if wanted.scores or self.config.reference_kl or self._rewards_entropy(kind) or watched:
-                new = context.score(rows.observation, rows.action)
-            if number == 0 and new is not None:
+                new = estimator_of(self.config, kind).score(rows, context)
+            if fresh:
+                old = new.velocity.detach() if "velocity" in wanted.needs else None
+                rows = replace(rows, old_log_prob=new.log_prob.detach(), old_velocity=old)
+            if number == 0 and new is not None and not forward:
                 recorded = rows if anchored is shard else self._rows(shard, phase, index, denominator)
                 gaps.append(_gap(new, recorded))
             loss, found = self.loss(rows, new, context, watched)
@@ -187,9 +206,10 @@ class GenerativeLearner(StatefulLearner):
                 loss = loss - self.config.entropy_bonus * rows.mean(entropy)
             metrics = {"entropy": Metric.over(rows, entropy), **metrics}
         if self.config.reference_kl or watched:
+            estimator = estimator_of(self.config, rows.kind)
             with context.weights("reference"):
-                reference = context.score(rows.observation, rows.action)
-            pull, kl = KINDS[rows.kind].reference_kl(new, reference, rows, self.config)
+                reference = estimator.score(rows, context)
+            pull, kl = estimator.reference_kl(new, reference, rows, self.config)
             if self.config.reference_kl:
                 loss = loss + self.config.reference_kl * pull
             metrics = {**metrics, "reference_kl": Metric(kl.detach())}
@@ -230,22 +250,31 @@ class GenerativeLearner(StatefulLearner):
 
     @torch.no_grad()
     def _replayed(self, shard: Shard, minibatches: Sequence[Minibatch]) -> Shard:
-        """The shard with old log-probs and means taken anew, before the first step changes a weight.
+        """The shard with old log-probs, means and velocities as the policy that sampled has them, taken anew.
 
-        They are taken in the micro-batches in which training first uses them: a forward pass of another batch
-        size may differ in the last bits; of the same size it does not. Where episodes are shuffled, those of
-        later epochs are others, and differ from the anchor by such bits, too. What no loss looks at stays as
-        it was recorded.
+        They are taken before the first step changes a weight, in the micro-batches in which training first
+        uses them: a forward pass of another batch size may differ in the last bits; of the same size it does
+        not. Where episodes are shuffled, those of later epochs are others, and differ from the anchor by such
+        bits, too. What no loss looks at stays as it was recorded.
         """
         phases = {}
         for name, phase in shard.phases.items():
-            loss = self.config.losses[phase.kind]
-            if not (loss.scores or "mean" in loss.needs):
+            forward, loss = name in shard.noised, self.config.losses[phase.kind]
+            if forward:
+                wanted = self.config.estimating == "elbo" or "velocity" in loss.needs
+            else:
+                wanted = self._replays and (loss.scores or "mean" in loss.needs)
+            if not wanted:
                 phases[name] = phase
                 continue
-            log_prob = phase.log_prob.clone()
-            mean = torch.zeros_like(phase.action, dtype=torch.float32) if "mean" in loss.needs else None
+            log_prob, more = phase.log_prob.clone(), "velocity" if forward else "mean"
+            kept = torch.zeros_like(phase.action, dtype=torch.float32) if more in loss.needs else None
             known = torch.zeros(len(phase), dtype=torch.bool)
+            if self._is_fresh(shard, name):
+                known[:] = True
+                for minibatch in minibatches[1:]:
+                    for index in minibatch[name]:
+                        known[index] = False
             for index in (index for minibatch in minibatches for index in minibatch[name]):
                 index = index[~known[index]]
                 if not len(index):
@@ -253,10 +282,15 @@ class GenerativeLearner(StatefulLearner):
                 known[index] = True
                 rows, old = self._scored(shard, name, index)
                 log_prob[rows.episode, rows.step] = old.log_prob
-                if mean is not None:
-                    mean[rows.episode, rows.step] = cast(SDEStep, old).mean
-            phases[name] = replace(phase, log_prob=log_prob, mean=mean)
+                if kept is not None:
+                    kept[rows.episode, rows.step] = getattr(old, more)
+            phases[name] = replace(phase, log_prob=log_prob, mean=kept)
         return replace(shard, phases=phases)
+
+    def _is_fresh(self, shard: Shard, name: str) -> bool:
+        """Whether the first optimizer step knows the policy that sampled from its own forward pass."""
+        scored = self.config.losses[shard.phases[name].kind].scores
+        return name in shard.noised and scored and self.config.rollout_weights == "trained"
 
     def _check(
         self,
@@ -268,9 +302,10 @@ class GenerativeLearner(StatefulLearner):
     ) -> None:
         """Compare scoring with sampling in each phase's first minibatch that has rows, and change nothing.
 
-        Steps of the ODE were not drawn from anything, and have no log-prob to compare.
+        Steps of the ODE were not drawn from anything, and have no log-prob to compare; nor have finished
+        latents that are noised anew.
         """
-        for name in (name for name in names if shard.phases[name].drawn):
+        for name in (name for name in names if name not in shard.noised and shard.phases[name].drawn):
             measured = []
             for index in next((minibatch[name] for minibatch in minibatches if minibatch.get(name)), ()):
                 # With gradients, though none is taken: without them, a kernel may be another than training's.
@@ -289,7 +324,8 @@ class GenerativeLearner(StatefulLearner):
 
     def _scored(self, shard: Shard, phase: str, index: Tensor) -> tuple[Rows, Step]:
         rows = self._rows(shard, phase, index, 1.0)
-        return rows, self._context(phase, rows.kind).score(rows.observation, rows.action)
+        context = self._context(phase, rows.kind)
+        return rows, estimator_of(self.config, rows.kind).score(rows, context)
 
     def _context(self, phase: str, kind: str, iteration: int = 0, step: int = 0) -> Context:
         return Context(self.policy, self.config, phase=phase, kind=kind, iteration=iteration, step=step)

@@ -36,10 +36,16 @@ class StatefulLearner(TorchLearner):
         # Nothing to wrap: gradients are exchanged once per optimizer step, not once per backward pass.
         return
 
-    def export(self, what: str) -> dict[str, bytes]:
-        """The files of the published form of the `adapters` or the `weights`, by relative path."""
-        with tempfile.TemporaryDirectory() as directory:
-            getattr(self.policy.actor, f"save_{what}")(directory)
+    def export(self, what: str, weights: str = "trained") -> dict[str, bytes]:
+        """The files of the published form of the `adapters` or the `weights`, by relative path.
+
+        Args:
+            what: Either of these.
+            weights: Whose values: `"trained"`, or `"ema"`, the average.
+        """
+        actor = self.policy.actor
+        with tempfile.TemporaryDirectory() as directory, actor.under(weights):
+            getattr(actor, f"save_{what}")(directory)
             root = Path(directory)
             files = sorted(path for path in root.rglob("*") if path.is_file())
             return {str(path.relative_to(root)): path.read_bytes() for path in files}

@@ -42,6 +42,7 @@ class Shard:
         denominators: Per optimizer step and phase, what weighted sums are divided by; counts all learners'
             shares.
         iteration: The iteration's number, from 0.
+        noised: The phases whose rows are finished latents noised anew, and not what was played.
         branching: The phases in whose rows a prompt that episodes share stands once; the learner knows, which
             has the network.
     """
@@ -54,6 +55,7 @@ class Shard:
     weights: Mapping[str, Tensor]
     denominators: tuple[Mapping[str, float], ...]
     iteration: int = 0
+    noised: frozenset[str] = frozenset()
     branching: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
@@ -90,6 +92,8 @@ class Rows:
         step: `[N]` int64, its place in the episode's phase.
         old_log_prob: `[N]` under the policy that acted.
         old_mean: `[N, ...]`, or None where the loss does not need `"mean"`.
+        old_velocity: `[N, ...]` of the policy that sampled, at noised latents; None where the loss does not
+            need `"velocity"`.
         advantages: `[N]`, the episode's own.
         weight: `[N]`, what a row counts in sums.
         mask: `[N]` bool, which rows are trained on.
@@ -120,6 +124,7 @@ class Rows:
     draw: Tensor | None = None
     draws: int = 1
     shared: frozenset[str] = field(default_factory=frozenset)
+    old_velocity: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -168,6 +173,7 @@ class Rows:
             group=of(self.group),
             episode_seed=of(self.episode_seed),
             draw=of(self.draw),
+            old_velocity=of(self.old_velocity),
         )
 
     def repeat(self, draws: int) -> Rows:
@@ -233,6 +239,7 @@ def rows_at(
         mask: `[N]` bool, which are trained on; None for all.
     """
     phase = shard.phases[name]
+    told = None if phase.mean is None else phase.mean[episode, step]
     return Rows(
         kind=phase.kind,
         observation=observation,
@@ -240,7 +247,7 @@ def rows_at(
         episode=episode,
         step=step,
         old_log_prob=phase.log_prob[episode, step],
-        old_mean=None if phase.mean is None else phase.mean[episode, step],
+        old_mean=None if name in shard.noised else told,
         advantages=shard.advantages[name][episode],
         weight=shard.weights[name][episode],
         mask=torch.ones_like(episode, dtype=torch.bool) if mask is None else mask,
@@ -249,6 +256,7 @@ def rows_at(
         group=shard.group.to(episode.device)[episode],
         episode_seed=shard.episode_seed.to(episode.device)[episode],
         shared=frozenset(phase.context),
+        old_velocity=told if name in shard.noised else None,
     )
 
 

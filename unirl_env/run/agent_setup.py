@@ -106,7 +106,8 @@ def agent_config(cfg: RunConfig, prompts: PromptSource | None = None) -> AgentCo
     ).debugging(seed=cfg.seed)
     for group in (pinned(cfg).agent, cfg.rollout):
         take_over(config, group)
-    return config.training(prompts=source, steps=cfg.steps, policy=cfg.policy, **cfg.agent.options)
+    groups = {name: getattr(cfg, name) for name in NESTED}
+    return config.training(prompts=source, **groups, **cfg.agent.options)
 
 
 def own_settings(name: str) -> dict[str, Any]:

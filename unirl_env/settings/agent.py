@@ -27,10 +27,21 @@ class AgentSettings(Settings):
     """The algorithm and its optimizer."""
 
     name: str = setting("flow_dppo", python=False)
-    """`grpo`, `flow_dppo` or `drpo`; for texts `gspo`, too; or the path of your own,
-    `package.module:ReinforceConfig`."""
+    """`pg`, `grpo`, `flow_dppo` or `drpo`; for texts `gspo`, too; for latents `nft`, `awm`, `elbo_pg`,
+    `grpo_guard` and `temp_flow`, too; or the path of your own, `package.module:ReinforceConfig`."""
     options: dict[str, Any] = setting({}, python=False)
     """The algorithm's own knobs (clip_low_nats, kl_threshold_nats, epsilon, ...)."""
+    estimator: str | None = setting(None, choices=("trajectory", "elbo", "regression"), inherits=True)
+    """How the probability of latents is scored in the update. `trajectory`: the transitions that were played.
+    `elbo`: the finished latent, noised anew as `noising` says, by its evidence bound. `regression`: at the
+    same noised latents, for losses of velocities alone. Null is the algorithm's own."""
+    ema_decay: float | None = setting(None, least=0, below=1, hint="0.9")
+    """Keep a moving average of the trained weights, and this much of it in each iteration; null keeps none.
+    With u optimizer steps taken, the decay is min(ema_decay, ema_rise * max(0, u - ema_delay))."""
+    ema_rise: float | None = setting(None, above=0, hint="0.001")
+    """How fast the decay rises from 0 with each optimizer step; null has it constant."""
+    ema_delay: int = setting(0, least=0)
+    """Optimizer steps before it rises; up to there the average is the trained weights."""
     lr: float = setting(3e-4, above=0)
     """Learning rate of the optimizer, after the warm-up."""
     warmup_iterations: int = setting(0, least=0)
@@ -242,6 +253,13 @@ class RolloutSettings(Settings):
         hint="8",
     )
     """G, episodes per prompt."""
+    sampler: str | None = setting(None, choices=("sde", "ode", "dpm2m", "mixed"), inherits=True)
+    """How latents are played. `sde`: the steps that `steps` names explore, Euler's elsewhere. `ode`: no step
+    explores, all are Euler's. `dpm2m`: none explores, DPM-Solver++(2M), of second order at the same cost.
+    `mixed`: those of `steps` explore, DPM-Solver++(2M) elsewhere. Null is `sde` where an update scores
+    transitions (`agent.estimator` trajectory), and `ode` where it looks at finished latents."""
+    weights: str = setting("trained", choices=("trained", "ema"), python="rollout_weights")
+    """Which weights play: those that are trained, or their average (`agent.ema_decay`)."""
     same_noise: bool = setting(False)
     """Start every episode of a group from one initial noise."""
     batch_size: int | None = setting(None, least=1, python="rollout_batch_size", may_change=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from unirl_env.errors import ConfigError
 from unirl_env.settings.agent import NUM_MINIBATCHES, AgentSettings, RolloutSettings
 from unirl_env.settings.fields import Settings, setting
-from unirl_env.settings.policy import PolicySettings, StepSettings
+from unirl_env.settings.policy import NoisingSettings, PolicySettings, StepSettings
 from unirl_env.settings.watch import AlarmSettings, LoggingSettings
 from unirl_env.settings.world import ModelSettings, PromptSettings, RewardSettings
 
@@ -32,6 +32,7 @@ class RunConfig(Settings):
     prompts: PromptSettings = field(default_factory=PromptSettings)
     reward: RewardSettings = field(default_factory=RewardSettings)
     steps: StepSettings = field(default_factory=StepSettings)
+    noising: NoisingSettings = field(default_factory=NoisingSettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
     agent: AgentSettings = field(default_factory=AgentSettings)
     rollout: RolloutSettings = field(default_factory=RolloutSettings)
@@ -65,6 +66,7 @@ def check_run(cfg: RunConfig) -> None:
     _check_alarm(cfg)
     check_shares(cfg.agent, cfg.rollout, "agent.", "rollout.")
     check_anchor(cfg.agent, cfg.rollout, "agent.", "rollout.")
+    check_weights(cfg.agent, cfg.rollout, cfg.policy, "agent.", "rollout.")
     _check_schedule(cfg)
     _check_overlap(cfg)
 
@@ -135,6 +137,37 @@ def check_anchor(agent: AgentSettings, rollout: RolloutSettings, ours: str = "",
             f"`{ours}self_check_tolerance` must be null with `{theirs}log_prob_noise` "
             f"{rollout.log_prob_noise:g}, got {agent.self_check_tolerance:g}: the first update would find "
             f"that ratios are not one; try `{ours}self_check_tolerance=null`."
+        )
+
+
+def check_weights(
+    agent: AgentSettings, rollout: RolloutSettings, policy: PolicySettings, ours: str = "", theirs: str = ""
+) -> None:
+    """Refuse an average of the weights that nobody keeps, or that an engine would have to hold beside them.
+
+    Arguments as in `check_shares`.
+
+    Raises:
+        ConfigError: Naming the settings, their values and the remedy.
+    """
+    for name, value in (
+        (rollout.named("weights", theirs), rollout.weights),
+        ("policy.eval_weights", policy.eval_weights),
+    ):
+        if value == "ema" and agent.ema_decay is None:
+            raise ConfigError(
+                f"`{name}` must be 'trained' where no average is kept, got 'ema'; try `{ours}ema_decay=0.9`."
+            )
+    if rollout.engine != "local" and policy.eval_weights != rollout.weights:
+        raise ConfigError(
+            f"`policy.eval_weights` must be {rollout.weights!r} like `{rollout.named('weights', theirs)}` "
+            f"with the engine {rollout.engine!r}, which holds one set of weights, got "
+            f"{policy.eval_weights!r}; try the same for both, or `engine=local`."
+        )
+    if agent.ema_rise is not None and agent.ema_decay is None:
+        raise ConfigError(
+            f"`{ours}ema_rise` must be null where `{ours}ema_decay` is, got {agent.ema_rise:g}: there is no "
+            f"average; try `{ours}ema_decay=0.9`."
         )
 
 
