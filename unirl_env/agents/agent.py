@@ -200,6 +200,7 @@ class Agent(RLlibAlgorithm):
             "iteration": self.iterations_done,
             "weights_version": self.weights_version,
             "checked": self._checked(),
+            "optimizer": self.config.optimizer,
         }
         return self._on_learners(lambda learner: learner.run_state(), first_only=True)[0], meta
 
@@ -215,6 +216,12 @@ class Agent(RLlibAlgorithm):
                 "version of this library that wrote it."
             )
         self.require_own(meta.get("agent"))
+        written = meta.get("optimizer")
+        if written != self.config.optimizer:
+            raise CheckpointError(
+                f"The state must be of `optimizer` {self.config.optimizer}, got one of {written}: "
+                "what one remembers means nothing to another; try the settings of the run that wrote it."
+            )
         if self.learner_group.is_remote:
             place = {"tensors": ray.put(dict(tensors))}
             self._on_learners(lambda learner: learner.load_run_state(ray.get(place["tensors"])))

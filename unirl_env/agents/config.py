@@ -33,7 +33,8 @@ from unirl_env.agents.catalogue import AGENTS
 from unirl_env.agents.correction import check_correction
 from unirl_env.agents.evaluation import check_evaluation, temperature
 from unirl_env.agents.learner import GenerativeLearner
-from unirl_env.agents.loss import check_loss
+from unirl_env.agents.loss import check_entropy, check_loss
+from unirl_env.agents.optimizer import check_optimizer, learning_rate
 from unirl_env.agents.rows import KINDS, Losses
 from unirl_env.agents.step_credit import charges_returns, check_step_credit
 from unirl_env.arguments.values import whole
@@ -270,6 +271,7 @@ class AgentConfig(BatchSize, AlgorithmConfig):
         groups = rebuilt(AgentSettings, self), rebuilt(RolloutSettings, self)
         check_shares(*groups)
         check_anchor(*groups)
+        check_optimizer(self)
         check_weights(*groups, self.policy)
         self.mode.check(self)
         check_engine_options(self.engine, self.engine_options)
@@ -285,6 +287,7 @@ class AgentConfig(BatchSize, AlgorithmConfig):
             "train_phases": phases if self.train_phases is None else self.train_phases,
             "phase_rewards": self.phase_rewards,
             "phase_weights": self.phase_weights,
+            "phase_lrs": self.phase_lrs,
         }
         for name, chosen in named.items():
             if any(phase not in phases for phase in chosen):
@@ -302,6 +305,7 @@ class AgentConfig(BatchSize, AlgorithmConfig):
                     f"{sorted(self.losses)}; try {remedy}."
                 )
             check_loss(self, kind)
+        check_entropy(self)
 
     def get_evaluation_config_object(self) -> Any:
         """The configuration under which evaluation plays; None of one that is for evaluation itself."""
@@ -438,8 +442,8 @@ class AgentConfig(BatchSize, AlgorithmConfig):
         return F.choose_steps(kind, self.num_steps, **choice, seed=self.run_seed, iteration=iteration)
 
     def learning_rate(self, iteration: int) -> float:
-        """`lr`, after a linear rise over the first `warmup_iterations`."""
-        return self.lr * min(1.0, (iteration + 1) / max(1, self.warmup_iterations))
+        """The learning rate of an iteration, from 0; see `optimizer.learning_rate`."""
+        return learning_rate(self, iteration)
 
     # The environment.
 

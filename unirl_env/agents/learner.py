@@ -19,9 +19,9 @@ from unirl_env.agents import selfcheck
 from unirl_env.agents.batching import largest
 from unirl_env.agents.correction import corrected
 from unirl_env.agents.estimators import FORWARD, estimator_of
-from unirl_env.agents.learner_state import StatefulLearner
+from unirl_env.agents.learner_state import StatefulLearner, optimizer_state, require_saveable
 from unirl_env.agents.loss import Context
-from unirl_env.agents.optimizer import FlatGradient, Masters
+from unirl_env.agents.optimizer import FlatGradient, Masters, lr_factors, make_optimizer
 from unirl_env.agents.reports import FollowedFailure, PhaseUpdate, Update
 from unirl_env.agents.rows import KINDS, Rows, Shard, Step, episodes_at_once
 from unirl_env.errors import ConfigError, ContractError
@@ -46,10 +46,11 @@ class GenerativeLearner(StatefulLearner):
     config: Any  # An `AgentConfig`, which names this class.
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        """AdamW over the trainable weights, in float32; their gradients live in one buffer.
+        """The optimizer of the trainable weights, in float32; their gradients live in one buffer.
 
         Raises:
-            ConfigError: If the policy has nothing to train, or computes in float16.
+            ConfigError: If the policy has nothing to train, or computes in float16, or if a phase of
+                `phase_lrs` has no weights of its own.
         """
         keep_freed_memory()
         config = config or self.config
@@ -58,16 +59,13 @@ class GenerativeLearner(StatefulLearner):
         parameters = self._masters.weights
         if not parameters:
             raise ConfigError("`policy` must have weights to train, got none; try `lora_rank=16`.")
-        optimizer = torch.optim.AdamW(
-            parameters,
-            lr=config.lr,
-            betas=tuple(config.betas),
-            weight_decay=config.weight_decay,
-            eps=config.adam_epsilon,
-            fused=all(parameter.device.type in ("cpu", "cuda") for parameter in parameters),
-        )
+        factors = lr_factors(module.actor, self.get_parameters(module), config.phase_lrs)
+        optimizer = make_optimizer(config, parameters, factors)
         self.register_optimizer(module_id=module_id, optimizer=optimizer, params=parameters)
+        self._untouched = optimizer_state(optimizer, self._moved())
         self._gradient = FlatGradient(parameters, distributed=self.distributed)
+        for head in module.actor.heads.values():
+            head.entropy_gradient = config.entropy_bonus > 0
         self._replays = config.old_log_probs == "replay"
 
     @property
@@ -88,7 +86,7 @@ class GenerativeLearner(StatefulLearner):
 
         Args:
             training_data: Holds the shard as its `batch`, or one reference to it.
-            lr: The learning rate of this iteration.
+            lr: The learning rate of this iteration, before the factors of `phase_lrs`.
             check: Phases of which scoring is compared with sampling before the first step.
             watch: Whether the KL to the reference policy is measured though no loss charges it; where no step
                 explores, there is none.
@@ -113,7 +111,7 @@ class GenerativeLearner(StatefulLearner):
     ) -> None:
         optimizer = self.get_optimizer()
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["factor"]
         with self._telling_the_others():
             self._masters.follow()
             training_data.solve_refs()
@@ -146,6 +144,7 @@ class GenerativeLearner(StatefulLearner):
                 self._masters.cast()
             report.grad_norm.append(norm)
             report.skipped.append(not math.isfinite(norm))
+        require_saveable(optimizer)
         self._average(shard.iteration)
         for part in report.phases.values():
             part.metrics = [_floats(metrics) for metrics in part.metrics]
@@ -176,7 +175,7 @@ class GenerativeLearner(StatefulLearner):
         for index in micro_batches:
             rows = self._rows(anchored, phase, index, denominator)
             new: Any = None
-            if wanted.scores or self.config.reference_kl or watched:
+            if wanted.scores or self.config.reference_kl or self._rewards_entropy(kind) or watched:
                 new = estimator_of(self.config, kind).score(rows, context)
             if fresh:
                 old = new.velocity.detach() if "velocity" in wanted.needs else None
@@ -200,6 +199,16 @@ class GenerativeLearner(StatefulLearner):
     ) -> tuple[Tensor, dict[str, Metric]]:
         """The phase's loss, the KL to the reference policy if it is charged or watched, and metrics."""
         loss, metrics = self.config.losses[rows.kind](rows, new, context)
+        if new is not None and KINDS[rows.kind].has_entropy:
+            entropy = cast(Any, new).entropy
+            if self._rewards_entropy(rows.kind):
+                if not entropy.requires_grad:
+                    raise ContractError(
+                        f"The entropy of phase `{context.phase}` must have a gradient with `entropy_bonus`, "
+                        "got one without; try a `Head` that obeys its `entropy_gradient`."
+                    )
+                loss = loss - self.config.entropy_bonus * rows.mean(entropy)
+            metrics = {"entropy": Metric.over(rows, entropy), **metrics}
         if self.config.reference_kl or watched:
             estimator = estimator_of(self.config, rows.kind)
             with context.weights("reference"):
@@ -227,7 +236,8 @@ class GenerativeLearner(StatefulLearner):
         minibatches: list[Minibatch] = [{} for _ in shard.steps]
         for name, phase in shard.phases.items():
             rows = phase.mask.sum(dim=1).cpu()
-            if config.losses[phase.kind].skips_idle and not config.reference_kl:
+            charged = config.reference_kl or self._rewards_entropy(phase.kind)
+            if config.losses[phase.kind].skips_idle and not charged:
                 rows = rows * (largest(shard.advantages[name].cpu()) != 0)
             part = report.phases.setdefault(name, PhaseUpdate())
             size = config.micro_batch_size
@@ -312,6 +322,9 @@ class GenerativeLearner(StatefulLearner):
 
     def _rows(self, shard: Shard, phase: str, index: Tensor, denominator: float) -> Rows:
         return KINDS[shard.phases[phase].kind].rows(shard, phase, index.to(self.device), denominator)
+
+    def _rewards_entropy(self, kind: str) -> bool:
+        return self.config.entropy_bonus > 0 and KINDS[kind].has_entropy
 
     def _scored(self, shard: Shard, phase: str, index: Tensor) -> tuple[Rows, Step]:
         rows = self._rows(shard, phase, index, 1.0)

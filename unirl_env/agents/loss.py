@@ -373,6 +373,22 @@ def _check_latents(config: Any, loss: Loss) -> None:
         )
 
 
+def check_entropy(config: Any) -> None:
+    """Refuse a reward of entropy where no trained phase has one that weights could change.
+
+    Raises:
+        ConfigError: Naming the setting and the kinds.
+    """
+    phases = config.mode.phases(config)
+    kinds = list(dict.fromkeys(phases[name] for name in config.trained))
+    if config.entropy_bonus and not any(KINDS[kind].has_entropy for kind in kinds):
+        raise ConfigError(
+            f"`entropy_bonus` must be 0 where {' and '.join(kinds)} alone are trained, got "
+            f"{config.entropy_bonus:g}: the schedule fixes the standard deviation of a step, and so its "
+            "entropy; try a larger `policy.eta`."
+        )
+
+
 def _names(field: str, given: Any, known: tuple[str, ...], remedy: str = "") -> frozenset[str]:
     """A set of names, each of which must be known."""
     if isinstance(given, str) or not isinstance(given, Collection):

@@ -398,6 +398,11 @@ class PhaseKind:
     about: str = ""
     nats: Callable[[Any, Any, Rows], Tensor] | None = None
 
+    @property
+    def has_entropy(self) -> bool:
+        """Whether steps say the entropy of what acted, which may then be rewarded."""
+        return "entropy" in getattr(self.step, "_fields", ())
+
 
 def _latent_kl(new: SDEStep, reference: SDEStep, rows: Rows, config: Any) -> tuple[Tensor, Tensor]:
     at = (new.mean, reference.mean, new.std, rows.mask, rows.denominator)

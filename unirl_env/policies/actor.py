@@ -400,6 +400,11 @@ class Actor(nn.Module):
         """What `phase` acts with of the network: all of it, where there is one phase or one backbone."""
         return self.network if len(self.heads) == 1 else self.model.part(self.network, phase)
 
+    def private(self, phase: str) -> tuple[nn.Parameter, ...]:
+        """The weights that `phase` alone reads: all of them, where there is one phase."""
+        alone = len(self.heads) == 1
+        return tuple(self.network.parameters() if alone else self.model.private(self.network, phase))
+
     def _adapted(self) -> tuple[nn.Module, ...]:
         """The networks that adapters attach to one by one."""
         return tuple(dict.fromkeys(self.part(phase) for phase in self.heads))

@@ -40,10 +40,13 @@ class Head(ABC):
     Attributes:
         kind: The kind of phase that its actions make, as `Phase.kind` has it.
         recomputes: Whether the layers of transformers may recompute activations in its passes.
+        entropy_gradient: Whether the entropy of what `score` returns must have a gradient, if there is one;
+            whoever needs it says so.
     """
 
     kind: str
     recomputes: ClassVar[bool] = False
+    entropy_gradient: bool = False
 
     @property
     def forwards(self) -> int:
@@ -315,6 +318,7 @@ class TokenHead(Head):
             top_p=self.top_p,
             top_k=self.top_k,
             chunk_bytes=self.chunk_bytes,
+            entropy_gradient=self.entropy_gradient,
         )
         return step._replace(token=action)
 

@@ -24,6 +24,7 @@ from unirl_env.run.world_setup import (
     world_options,
 )
 from unirl_env.settings import RunConfig
+from unirl_env.settings.run_config import pinned
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def agent_config(cfg: RunConfig, prompts: PromptSource | None = None) -> AgentCo
     config = config.environment(
         cfg.model.env, env_config={**world_options(cfg), "prompts": source}
     ).debugging(seed=cfg.seed)
-    for group in (cfg.agent, cfg.rollout):
+    for group in (pinned(cfg).agent, cfg.rollout):
         take_over(config, group)
     groups = {name: getattr(cfg, name) for name in NESTED}
     return config.training(prompts=source, **groups, **cfg.agent.options)

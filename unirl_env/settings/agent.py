@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,15 @@ from unirl_env.settings.fields import Settings, setting
 
 NUM_MINIBATCHES = 2
 """The default, which gives way to `minibatch_size`."""
+
+ARGUMENTS = {
+    "params": None,
+    "lr": "lr",
+    "betas": "betas",
+    "weight_decay": "weight_decay",
+    "eps": "adam_epsilon",
+}
+"""What an optimizer is given by name, and the settings that say it."""
 
 
 @dataclass
@@ -33,13 +43,32 @@ class AgentSettings(Settings):
     ema_delay: int = setting(0, least=0)
     """Optimizer steps before it rises; up to there the average is the trained weights."""
     lr: float = setting(3e-4, above=0)
-    """Learning rate of AdamW."""
+    """Learning rate of the optimizer, after the warm-up."""
     warmup_iterations: int = setting(0, least=0)
     """Iterations over which the learning rate rises to `lr`."""
+    lr_schedule: str = setting("constant", choices=("constant", "linear", "cosine"))
+    """What the learning rate does after the warm-up: it stays, or falls to `lr_final` along a line or half a
+    cosine. All optimizer steps of an iteration have one learning rate."""
+    lr_final: float = setting(0.0, least=0, most=1)
+    """The share of `lr` at which a schedule ends, after its last iteration (which still learns a little where
+    this is 0). Iterations beyond it go on with that share, and with 0 are refused."""
+    lr_iterations: int | None = setting(None, least=1)
+    """Iterations of a schedule, the warm-up included. Null takes the `iterations` of the run, which then may
+    not change where the run is continued; an agent without a run must be given them."""
+    phase_lrs: dict[str, float] = setting({})
+    """For a phase, a factor on the learning rate of the weights that it alone reads; 1 without. Weights that
+    several phases read take 1: no factor on a learning rate could tell their gradients apart
+    (`phase_weights` does). Where there is one phase, all weights are its own."""
+    optimizer: str | None = setting(None)
+    """The path of a class of optimizers, `torch.optim:SGD` or `package.module:Mine`; null is AdamW. It is
+    made of the weights with `lr`, and with `betas`, `weight_decay` and `adam_epsilon` (as `eps`) if its
+    arguments have these names. What it remembers of a weight must be tensors or numbers, to be saved."""
+    optimizer_options: dict[str, Any] = setting({})
+    """Further arguments of the optimizer (`{momentum: 0.9}`; of AdamW `{amsgrad: true}`)."""
     betas: tuple[float, float] = setting((0.9, 0.999))
     """AdamW's moments."""
     weight_decay: float = setting(0.0, least=0)
-    """AdamW's weight decay."""
+    """Decay of the weights, by AdamW or by another optimizer that knows it."""
     adam_epsilon: float = setting(1e-8, above=0, hint="1e-8")
     """What AdamW adds to the root of the second moment, in units of a gradient after clipping. Weights whose
     gradients are smaller move less than `lr`; those of latents are small, because their loss is a mean over
@@ -113,6 +142,11 @@ class AgentSettings(Settings):
     more where the sampler's means were not recorded."""
     kl_estimator: str = setting("k2", choices=("k2", "k3"))
     """How that KL pulls on tokens: `k2` as itself, `k3` as the reversed KL. On latents it is exact."""
+    entropy_bonus: float = setting(0.0, least=0)
+    """Weight of the mean entropy, in nats of a token or an action, that is taken off the loss: of the
+    distribution that samples, after temperature, `top_k` and `top_p` (which tokens these keep is taken as
+    given), at every trained token, those of advantage 0 included. Latents have none to reward: the schedule
+    fixes their standard deviation, and so their entropy."""
     reference_kl_every: int = setting(0, least=0, may_change=True)
     """Iterations from one measurement of that KL to the next where its weight is 0: a forward pass more of
     the rows that are trained. 0 measures none, and where no step explores there is none to measure."""
@@ -150,6 +184,11 @@ class AgentSettings(Settings):
                 f"`{prefix}kl_estimator` must be k2 or k3, got 'k1': the mean of its gradient is 0, so that "
                 "it would not pull at all; try k2."
             )
+        if isinstance(self.optimizer, Mapping):
+            raise ConfigError(
+                f"`{prefix}optimizer` must be the path of a class, or null, got {self.optimizer!r}; try "
+                f"`torch.optim:AdamW`, with its arguments in `{prefix}optimizer_options`."
+            )
         super().check(prefix)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(
@@ -160,9 +199,36 @@ class AgentSettings(Settings):
                 f"`{prefix}horizon` must be given with `{prefix}aggregate=horizon` and no other, got "
                 f"{self.horizon} with {self.aggregate}; try the limit of new tokens."
             )
+        self._check_optimizer(prefix)
         self._check_phases(prefix)
         self._check_parts(prefix)
         self._check_return(prefix)
+
+    def _check_optimizer(self, prefix: str) -> None:
+        if self.lr_final and self.lr_schedule == "constant":
+            raise ConfigError(
+                f"`{prefix}lr_final` must be 0 where the learning rate stays (`{prefix}lr_schedule` "
+                f"'constant'), got {self.lr_final:g}; try `{prefix}lr_schedule=cosine`."
+            )
+        length, warmup = self.lr_iterations, self.warmup_iterations
+        if length is not None and self.lr_schedule != "constant" and warmup >= length:
+            raise ConfigError(
+                f"`{prefix}warmup_iterations` must be less than the {length} iterations of the schedule "
+                f"(`{prefix}lr_iterations`, or those of the run), got {warmup}; try {length // 10}."
+            )
+        for phase, factor in self.phase_lrs.items():
+            if not factor > 0:
+                raise ConfigError(
+                    f"`{prefix}phase_lrs` must be positive, got {factor} for {phase!r}; try "
+                    f"`{prefix}train_phases` to leave a phase out."
+                )
+        given = [name for name in self.optimizer_options if name in ARGUMENTS]
+        if given:
+            remedy = ARGUMENTS[given[0]]
+            raise ConfigError(
+                f"`{prefix}optimizer_options` must not name {given[0]!r}, which "
+                + (f"is a setting of its own; try `{prefix}{remedy}`." if remedy else "the agent gives.")
+            )
 
     def _check_phases(self, prefix: str) -> None:
         phases = self.train_phases

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from unirl_env.errors import ConfigError
 from unirl_env.settings.agent import NUM_MINIBATCHES, AgentSettings, RolloutSettings
@@ -67,7 +67,18 @@ def check_run(cfg: RunConfig) -> None:
     check_shares(cfg.agent, cfg.rollout, "agent.", "rollout.")
     check_anchor(cfg.agent, cfg.rollout, "agent.", "rollout.")
     check_weights(cfg.agent, cfg.rollout, cfg.policy, "agent.", "rollout.")
+    _check_schedule(cfg)
     _check_overlap(cfg)
+
+
+def pinned(cfg: RunConfig) -> RunConfig:
+    """The same run, in which `agent.lr_iterations` says what it follows from `iterations`, if it does.
+
+    Whoever changes `iterations`, or asks whether two runs are alike, looks at this one.
+    """
+    if cfg.agent.lr_schedule == "constant" or cfg.agent.lr_iterations is not None:
+        return cfg
+    return replace(cfg, agent=replace(cfg.agent, lr_iterations=cfg.iterations))
 
 
 def check_shares(agent: AgentSettings, rollout: RolloutSettings, ours: str = "", theirs: str = "") -> None:
@@ -179,6 +190,20 @@ def _check_alarm(cfg: RunConfig) -> None:
                 f"`rollout.keep_samples` must be true where `{name}` is watched, got false: it is "
                 f"taken from the samples; try `{name}={nothing}`, or to keep them."
             )
+
+
+def _check_schedule(cfg: RunConfig) -> None:
+    agent = pinned(cfg).agent
+    if agent.lr_schedule == "constant":
+        return
+    agent.check("agent.")  # of the warm-up, against the run's own length
+    assert agent.lr_iterations is not None
+    if cfg.iterations > agent.lr_iterations and not agent.lr_final:
+        raise ConfigError(
+            f"`iterations` must be at most `agent.lr_iterations` where `agent.lr_final` is 0, got "
+            f"{cfg.iterations} and {agent.lr_iterations}: beyond it nothing would be learned; try "
+            "agent.lr_final=0.1."
+        )
 
 
 def _check_overlap(cfg: RunConfig) -> None:
