@@ -289,7 +289,8 @@ class GenerativeLearner(StatefulLearner):
                 if kept is not None:
                     kept[rows.episode, rows.step] = getattr(old, more)
             phases[name] = replace(phase, log_prob=log_prob, mean=kept)
-        return replace(shard, phases=phases)
+        unchanged = all(phases[name] is phase for name, phase in shard.phases.items())
+        return shard if unchanged else replace(shard, phases=phases)
 
     def _is_fresh(self, shard: Shard, name: str) -> bool:
         """Whether the first optimizer step knows the policy that sampled from its own forward pass."""
