@@ -32,6 +32,7 @@ def latent_loss(rows: Rows, new: SDEStep, context: Context) -> tuple[Tensor, dic
         new.std,
         rows.advantages,
         kl_threshold=config.kl_border(rows.action[0].numel()),
+        direction=config.direction,
         max_log_ratio=config.max_log_ratio,
         mask=rows.mask,
         denominator=rows.denominator,
@@ -66,6 +67,9 @@ class FlowDPPOKnobs(Settings):
     1e-5, published for SD3 at 512 x 512 (0.66 nats)."""
     kl_threshold_nats: float | None = setting(None, above=0, hint=f"{KL_THRESHOLD * 65536:g}")
     """That of the joint policies, D times as much: the same at any size."""
+    direction: str = setting("published", choices=("published", "exact"))
+    """Which latents beyond it drop out: as `published`, those whose ratio the update would push further from
+    1; by the `exact` rule, those whose KL it would raise."""
     token_threshold: float = setting(0.15, above=0, most=inf)
     """The divergence on tokens, where it is DPPO: 0.15 is usual for `tv`, 0.05 for `kl`."""
     token_divergence: str = setting("tv", choices=("tv", "kl"))
