@@ -1,4 +1,4 @@
-"""Returns charged with the KL to come, by loops over their definition and by sums over all that can happen."""
+"""Returns charged with the KL to come, by loops over their definition and by sums over all cases."""
 
 from itertools import product
 

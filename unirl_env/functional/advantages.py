@@ -178,7 +178,8 @@ def charged_advantages(
     Returns:
         Advantages `[B, S]` float32, and what the KL of each step itself is to be multiplied with in the loss,
         beside beta, `[B, S]` float32: `(n - 1) / (n c)`. Both are 0 where an episode does not come, comes
-        alone, or is not valid, be it in what it is charged. Without a charge, constant groups get advantages of exactly 0.
+        alone, or is not valid, be it in what it is charged. Without a charge, constant groups get advantages
+        of exactly 0.
 
     Raises:
         ShapeError: Shapes or dtypes do not fit.
