@@ -250,6 +250,7 @@ class Agent(RLlibAlgorithm):
             horizon=self.config.horizon,
             mask_truncated=self.config.mask_truncated,
             idle_episodes=self.config.idle_episodes,
+            phase_scale=self.config.phase_scale,
         )
         if self.learner_group.is_remote:
             # One reference per learner; RLlib's own sharding would make a sample batch of it first.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import unirl_env.functional as F
+from unirl_env.agents.phases import phase_scales
 from unirl_env.agents.rows import KINDS, Shard
 from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.errors import ContractError, ShapeError
@@ -111,6 +112,7 @@ def share_out(
     mask_truncated: bool = False,
     idle_episodes: str = "count",
     iteration: int = 0,
+    phase_scale: str = "mean",
 ) -> list[Shard]:
     """Cut the episodes into minibatches in every epoch, and each minibatch evenly between the learners.
 
@@ -133,6 +135,7 @@ def share_out(
         idle_episodes: "count" keeps episodes of advantage 0 in the denominators; "leave_out" leaves them out
             of the phase as if they had not been drawn.
         iteration: The iteration's number, from 0.
+        phase_scale: "nats" weighs phases by the nats of their actions; see `phases.phase_scales`.
 
     Raises:
         ShapeError: If B is not divisible by N x L, or a minibatch cannot hold whole groups and should.
@@ -167,6 +170,7 @@ def share_out(
         weights,
         tuple(denominators),
         iteration,
+        scales=phase_scales(phases, steps, weights, denominators) if phase_scale == "nats" else (),
     )
     if learners == 1:
         return [everything]

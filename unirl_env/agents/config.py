@@ -30,11 +30,12 @@ from unirl_env.agents.attributes import (
     refuse_rllib_word,
 )
 from unirl_env.agents.catalogue import AGENTS
+from unirl_env.agents.early_stop import check_stop
 from unirl_env.agents.evaluation import check_evaluation, temperature
 from unirl_env.agents.learner import GenerativeLearner
-from unirl_env.agents.loss import check_entropy, check_loss
 from unirl_env.agents.optimizer import check_optimizer, learning_rate
-from unirl_env.agents.rows import KINDS, Losses
+from unirl_env.agents.phases import check_phases
+from unirl_env.agents.rows import Losses
 from unirl_env.arguments.values import whole
 from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.errors import ConfigError
@@ -269,33 +270,10 @@ class AgentConfig(BatchSize, AlgorithmConfig):
         check_weights(*groups, self.policy)
         self.mode.check(self)
         check_engine_options(self.engine, self.engine_options)
-        self._check_phases()
+        check_phases(self)
+        check_stop(self)
         check_evaluation(self)
         check_callbacks(self)
-
-    def _check_phases(self) -> None:
-        phases = self.mode.phases(self)
-        named = {
-            "train_phases": phases if self.train_phases is None else self.train_phases,
-            "phase_rewards": self.phase_rewards,
-            "phase_weights": self.phase_weights,
-            "phase_lrs": self.phase_lrs,
-        }
-        for name, chosen in named.items():
-            if any(phase not in phases for phase in chosen):
-                raise ConfigError(
-                    f"`{name}` must name phases of {self.env}, which has {', '.join(phases)}, got "
-                    f"{list(chosen)}."
-                )
-        for kind in dict.fromkeys(phases[phase] for phase in self.trained):
-            if kind not in self.losses:
-                about = f" ({KINDS[kind].about})" if KINDS[kind].about else ""
-                raise ConfigError(
-                    f"The agent must have a loss on {kind}{about}, which {self.env} trains, got losses on "
-                    f"{sorted(self.losses)}; try another agent."
-                )
-            check_loss(self, kind)
-        check_entropy(self)
 
     def get_evaluation_config_object(self) -> Any:
         """The configuration under which evaluation plays; None of one that is for evaluation itself."""

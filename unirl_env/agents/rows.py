@@ -45,6 +45,7 @@ class Shard:
         noised: The phases whose rows are finished latents noised anew, and not what was played.
         branching: The phases in whose rows a prompt that episodes share stands once; the learner knows, which
             has the network.
+        scales: Per optimizer step and phase, what the loss is multiplied by; empty for 1.
     """
 
     phases: Mapping[str, Phase]
@@ -57,6 +58,7 @@ class Shard:
     iteration: int = 0
     noised: frozenset[str] = frozenset()
     branching: frozenset[str] = frozenset()
+    scales: tuple[Mapping[str, float], ...] = ()
 
     def __len__(self) -> int:
         return len(self.group)
