@@ -68,7 +68,7 @@ def moves(one, shard, batch):
         loss, _ = one.learner.loss(
             rows, new._replace(log_prob=log_prob), one.learner._context(name, rows.kind)
         )
-        scale = shard.scales[0][name] if shard.scales else 1.0
+        scale = shard.phase_scales[0][name] if shard.phase_scales else 1.0
         slope = torch.autograd.grad(scale * loss, log_prob)[0]
         found[name] = float(slope[slope != 0].abs().mean()) / rows.action[0].numel()
     return found
@@ -96,7 +96,7 @@ def test_the_loss_that_is_told_is_the_one_that_is_taken():
         batch = one.play()
         (shard,) = one.shards(batch)
         told[scale] = update_metrics([one.update(shard, lr=0.0)])
-        factor = shard.scales[0]["image"] if shard.scales else None
+        factor = shard.phase_scales[0]["image"] if shard.phase_scales else None
     assert told["nats"]["image/grad_norm"] == pytest.approx(
         factor * told["mean"]["image/grad_norm"], rel=1e-3
     )

@@ -15,8 +15,8 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS
 from torch import Tensor
 
 import unirl_env.functional as F
-from unirl_env.agents.batching import credit, misread, share_out
-from unirl_env.agents.config import warn_of_idle_clip
+from unirl_env.agents.batching import credit, largest, misread, share_out
+from unirl_env.agents.reference import own_reference_kls
 from unirl_env.agents.reports import (
     FollowedFailure,
     Update,
@@ -26,6 +26,7 @@ from unirl_env.agents.reports import (
 )
 from unirl_env.agents.rllib import RLlibAlgorithm, log_episodes, log_update
 from unirl_env.agents.selfcheck import FirstUpdate
+from unirl_env.agents.step_credit import charges_returns, credit_steps, warn_of_idle_clip
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import CheckpointError, Diverged
 from unirl_env.monitor.iteration_metrics import is_due
@@ -85,9 +86,13 @@ class Agent(RLlibAlgorithm):
         batch = misread(batch, config.log_prob_noise)
         sampled = time.perf_counter()
         advantages, valid = credit(batch, config)
+        kls = self._reference_kls(batch, valid) if charges_returns(config) else {}
+        advantages, kl_scales = credit_steps(batch, config, advantages, valid, kls)
         lr = config.learning_rate(iteration)
         self._updating = True
-        updates = self._update(batch, advantages, valid, lr) if batch.scores.valid.any() else []
+        updates = []
+        if batch.scores.valid.any():
+            updates = self._update(batch, advantages, valid, lr, kl_scales)
         learned = time.perf_counter()
         self.iterations_done, self._updating = iteration + 1, False
         self.weights_version += 1
@@ -95,7 +100,7 @@ class Agent(RLlibAlgorithm):
 
         self.last_batch = batch
         self.iteration_metrics = {
-            **rollout_metrics(batch, torch.stack([*advantages.values()]).abs().amax(0)),
+            **rollout_metrics(batch, torch.stack([largest(each) for each in advantages.values()]).amax(0)),
             **update_metrics(updates),
             "lr": lr,
             "episodes": float(len(batch)),
@@ -237,8 +242,27 @@ class Agent(RLlibAlgorithm):
         )
         return EpisodeBatch.cat(batches) if len(batches) > 1 else batches[0]
 
+    def _reference_kls(self, batch: EpisodeBatch, valid: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What each step paid for leaving the untrained model, by phase `[B, S]`, from all learners."""
+        blank = {name: torch.zeros(len(batch)) for name in valid}
+        # One step over all episodes, in their own order: shares follow each other.
+        shards: list[Any] = share_out(
+            batch, blank, valid, num_minibatches=1, num_learners=self.config.num_learners
+        )
+        if self.learner_group.is_remote:
+            shards = [ray.put(shard.to("cpu")) for shard in shards]
+        found = sorted(
+            self._on_learners(lambda learner: own_reference_kls(learner, shards)), key=lambda each: each[0]
+        )
+        return {name: torch.cat([kls[name] for _, kls in found]) for name in found[0][1]}
+
     def _update(
-        self, batch: EpisodeBatch, advantages: Mapping[str, Tensor], valid: Mapping[str, Tensor], lr: float
+        self,
+        batch: EpisodeBatch,
+        advantages: Mapping[str, Tensor],
+        valid: Mapping[str, Tensor],
+        lr: float,
+        kl_scales: Mapping[str, Tensor],
     ) -> list[Update]:
         shards = share_out(
             batch,
@@ -250,6 +274,7 @@ class Agent(RLlibAlgorithm):
             horizon=self.config.horizon,
             mask_truncated=self.config.mask_truncated,
             idle_episodes=self.config.idle_episodes,
+            kl_scales=kl_scales,
             phase_scale=self.config.phase_scale,
         )
         if self.learner_group.is_remote:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import logging
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -30,12 +28,14 @@ from unirl_env.agents.attributes import (
     refuse_rllib_word,
 )
 from unirl_env.agents.catalogue import AGENTS
+from unirl_env.agents.correction import check_correction
 from unirl_env.agents.early_stop import check_stop
 from unirl_env.agents.evaluation import check_evaluation, temperature
 from unirl_env.agents.learner import GenerativeLearner
 from unirl_env.agents.optimizer import check_optimizer, learning_rate
 from unirl_env.agents.phases import check_phases
 from unirl_env.agents.rows import Losses
+from unirl_env.agents.step_credit import check_step_credit
 from unirl_env.arguments.values import whole
 from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.errors import ConfigError
@@ -50,8 +50,6 @@ from unirl_env.settings.run_config import check_anchor, check_shares, check_weig
 from unirl_env.worlds.arguments import check_words
 from unirl_env.worlds.registration import OURS, full_id, recall, spec_of
 from unirl_env.worlds.world import ForeignWorld, World, world_of
-
-logger = logging.getLogger(__name__)
 
 PLAIN_AGENT = "unirl_env.agents.agent:Agent"
 """What trains by a loss alone: an algorithm needs no class of its own."""
@@ -83,8 +81,12 @@ class AgentConfig(BatchSize, AlgorithmConfig):
     """How probabilities of latents are scored where `estimator` is None."""
     own_noise_weight: ClassVar[str] = "adaptive"
     """How errors at noised latents are weighed where `noising.weight` is None."""
+    own_step_weights: ClassVar[str] = "none"
+    """How steps of latents weigh where `step_weights` is None."""
     own_aggregate: ClassVar[str] = "token_mean"
     """How tokens of texts of unequal length are weighed where `aggregate` is None."""
+    own_correction_level: ClassVar[str] = "step"
+    """What has an importance weight of its own where `correction_level` is None."""
 
     # Of these, RLlib's type is that of what they begin with.
     env: Any
@@ -272,6 +274,8 @@ class AgentConfig(BatchSize, AlgorithmConfig):
         check_engine_options(self.engine, self.engine_options)
         check_phases(self)
         check_stop(self)
+        check_step_credit(self)
+        check_correction(self)
         check_evaluation(self)
         check_callbacks(self)
 
@@ -336,6 +340,18 @@ class AgentConfig(BatchSize, AlgorithmConfig):
     def old_log_probs(self) -> str:
         """The `anchor` in use: `"rollout"` or `"replay"`."""
         return self.anchor or ("rollout" if self.engine == "local" else self.engine_anchor)
+
+    @property
+    def correcting(self) -> str:
+        """The `correction` in use."""
+        if self.correction is not None:
+            return str(self.correction)
+        return "truncate" if self.engine != "local" and self.old_log_probs == "replay" else "none"
+
+    @property
+    def weighs_steps(self) -> str:
+        """The `step_weights` in use."""
+        return self.step_weights or self.own_step_weights
 
     @property
     def weighing(self) -> str:
@@ -467,17 +483,3 @@ class AgentConfig(BatchSize, AlgorithmConfig):
     def policy_options(self) -> dict[str, Any]:
         """The policy's `model_config`; its model is the environment's."""
         return self.mode.policy_options(self)
-
-
-def warn_of_idle_clip(config: Any) -> None:
-    """Say so if no advantage can be as large as `advantage_clip`: it would seem to bound something."""
-    largest = math.sqrt(max(0, config.group_size - 1))
-    parts = config.advantage_parts and set(config.trained) - set(config.phase_rewards)
-    if config.advantage_clip is None or config.advantage_scale != "group" or parts:
-        return
-    if config.advantage_clip >= largest:
-        logger.warning(
-            "`advantage_clip` is %g, and no advantage of a group of %d can exceed sqrt(%d) = %.3g under "
-            "`advantage_scale` 'group': it does nothing. Try a smaller one, or None.",
-            *(config.advantage_clip, config.group_size, config.group_size - 1, largest),
-        )

@@ -16,10 +16,13 @@ from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.agents import early_stop, selfcheck
+from unirl_env.agents.batching import largest
+from unirl_env.agents.correction import corrected
 from unirl_env.agents.estimators import FORWARD, estimator_of
 from unirl_env.agents.learner_state import StatefulLearner, optimizer_state, require_saveable
 from unirl_env.agents.loss import Context
 from unirl_env.agents.optimizer import FlatGradient, Masters, lr_factors, make_optimizer
+from unirl_env.agents.phases import has_entropy
 from unirl_env.agents.reports import FollowedFailure, PhaseUpdate, Update
 from unirl_env.agents.rows import KINDS, Rows, Shard, Step, episodes_at_once
 from unirl_env.errors import ConfigError, ContractError
@@ -123,14 +126,16 @@ class GenerativeLearner(StatefulLearner):
             actor = self.policy.actor
             branching = frozenset(name for name in shard.phases if actor.branches(name))
             shard = replace(shard.to(self.device), branching=branching)
-            for name, phase in shard.phases.items():
-                if estimator_of(self.config, phase.kind) is FORWARD:
+            for name in shard.phases:
+                if estimator_of(self.config, shard.phases[name].kind) is FORWARD:
                     shard = FORWARD.noised(shard, name, self.config)
             minibatches = self._minibatches(shard, report)
             with actor.under(self.config.rollout_weights):  # the policy that sampled
                 if any("old" in loss.copies for loss in self.config.losses.values()):
                     actor.keep("old")
                 anchored = self._replayed(shard, minibatches)
+                if self.config.correcting != "none":
+                    anchored = corrected(anchored, shard, minibatches, self.config, report)
                 self._check(shard, anchored, minibatches, check, report)
         for number, minibatch in enumerate(minibatches):
             self._gradient.zero()
@@ -206,7 +211,7 @@ class GenerativeLearner(StatefulLearner):
         measured = (
             self.config.stop_kl is not None and number > 0 and not forward and shard.phases[phase].drawn
         )
-        scale = shard.scales[number][phase] if shard.scales else 1.0
+        scale = shard.phase_scales[number][phase] if shard.phase_scales else 1.0
         for index in micro_batches:
             rows = self._rows(anchored, phase, index, denominator)
             new: Any = None
@@ -241,7 +246,7 @@ class GenerativeLearner(StatefulLearner):
     ) -> tuple[Tensor, dict[str, Metric]]:
         """The phase's loss, the KL to the reference policy if it is charged or watched, and metrics."""
         loss, metrics = self.config.losses[rows.kind](rows, new, context)
-        if new is not None and KINDS[rows.kind].has_entropy:
+        if new is not None and has_entropy(rows.kind):
             entropy = cast(Any, new).entropy
             if self._rewards_entropy(rows.kind):
                 if not entropy.requires_grad:
@@ -280,7 +285,7 @@ class GenerativeLearner(StatefulLearner):
             rows = phase.mask.sum(dim=1).cpu()
             charged = config.reference_kl or self._rewards_entropy(phase.kind)
             if config.losses[phase.kind].skips_idle and not charged:
-                rows = rows * (shard.advantages[name].cpu() != 0)
+                rows = rows * (largest(shard.advantages[name].cpu()) != 0)
             part = report.phases.setdefault(name, PhaseUpdate())
             size = config.micro_batch_size
             if size == "auto":
@@ -331,7 +336,8 @@ class GenerativeLearner(StatefulLearner):
                 if kept is not None:
                     kept[rows.episode, rows.step] = getattr(old, more)
             phases[name] = replace(phase, log_prob=log_prob, mean=kept)
-        return replace(shard, phases=phases)
+        unchanged = all(phases[name] is phase for name, phase in shard.phases.items())
+        return shard if unchanged else replace(shard, phases=phases)
 
     def _is_fresh(self, shard: Shard, name: str) -> bool:
         """Whether the first optimizer step knows the policy that sampled from its own forward pass."""
@@ -366,7 +372,7 @@ class GenerativeLearner(StatefulLearner):
         return KINDS[shard.phases[phase].kind].rows(shard, phase, index.to(self.device), denominator)
 
     def _rewards_entropy(self, kind: str) -> bool:
-        return self.config.entropy_bonus > 0 and KINDS[kind].has_entropy
+        return self.config.entropy_bonus > 0 and has_entropy(kind)
 
     def _scored(self, shard: Shard, phase: str, index: Tensor) -> tuple[Rows, Step]:
         rows = self._rows(shard, phase, index, 1.0)

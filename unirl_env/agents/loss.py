@@ -46,6 +46,8 @@ RESERVED |= {
     "weights_version",
     "tokens",
     "truncated",
+    "correction",
+    "correction_cut",
     "stop_kl",
     "stopped_steps",
 }

@@ -53,6 +53,11 @@ def phase_scales(
     return tuple(found)
 
 
+def has_entropy(kind: str) -> bool:
+    """Whether steps of a kind of phase say the entropy of what acted, which may then be rewarded."""
+    return "entropy" in getattr(KINDS[kind].step, "_fields", ())
+
+
 def check_phases(config: Any) -> None:
     """Refuse settings that name phases which are not there, or that no loss of the agent is made for.
 
@@ -75,9 +80,11 @@ def check_phases(config: Any) -> None:
     for kind in dict.fromkeys(phases[phase] for phase in config.trained):
         if kind not in config.losses:
             about = f" ({KINDS[kind].about})" if KINDS[kind].about else ""
+            known = [phase for phase in config.trained if phases[phase] in config.losses]
+            remedy = f"train_phases={known}, or another agent" if known else "another agent"
             raise ConfigError(
                 f"The agent must have a loss on {kind}{about}, which {config.env} trains, got losses on "
-                f"{sorted(config.losses)}; try another agent."
+                f"{sorted(config.losses)}; try {remedy}."
             )
         check_loss(config, kind)
     _check_scale(config)
@@ -95,7 +102,7 @@ def _check_scale(config: Any) -> None:
 def _check_entropy(config: Any) -> None:
     phases = config.mode.phases(config)
     kinds = list(dict.fromkeys(phases[name] for name in config.trained))
-    if config.entropy_bonus and not any(KINDS[kind].has_entropy for kind in kinds):
+    if config.entropy_bonus and not any(has_entropy(kind) for kind in kinds):
         raise ConfigError(
             f"`entropy_bonus` must be 0 where {' and '.join(kinds)} alone are trained, got "
             f"{config.entropy_bonus:g}: the schedule fixes the standard deviation of a step, and so its "

@@ -36,16 +36,18 @@ class Shard:
         phases: The trained phases, of the b episodes that it ever takes, each once.
         group: `[b]` int64, the group of each episode, as the iteration numbers them.
         episode_seed: `[b]` int64, the key of each episode.
-        advantages: Per phase `[b]` float32, one per episode.
+        advantages: Per phase float32, `[b]` one per episode or `[b, S]` one per step.
         steps: For each optimizer step, which of the episodes it takes, ascending.
-        weights: Per phase `[b]` float32, what each transition of an episode counts.
+        weights: Per phase float32, what each transition of an episode counts, `[b]` or `[b, S]`.
         denominators: Per optimizer step and phase, what weighted sums are divided by; counts all learners'
             shares.
         iteration: The iteration's number, from 0.
         noised: The phases whose rows are finished latents noised anew, and not what was played.
         branching: The phases in whose rows a prompt that episodes share stands once; the learner knows, which
             has the network.
-        scales: Per optimizer step and phase, what the loss is multiplied by; empty for 1.
+        kl_scales: Per phase `[b, S]` float32, what the KL of each step to the untrained model is multiplied
+            with; 1 for phases that it does not have.
+        phase_scales: Per optimizer step and phase, what the loss is multiplied by; empty for 1.
     """
 
     phases: Mapping[str, Phase]
@@ -58,7 +60,8 @@ class Shard:
     iteration: int = 0
     noised: frozenset[str] = frozenset()
     branching: frozenset[str] = frozenset()
-    scales: tuple[Mapping[str, float], ...] = ()
+    kl_scales: Mapping[str, Tensor] = field(default_factory=dict)
+    phase_scales: tuple[Mapping[str, float], ...] = ()
 
     def __len__(self) -> int:
         return len(self.group)
@@ -76,6 +79,7 @@ class Shard:
             episode_seed=self.episode_seed.to(device),
             advantages={name: each.to(device) for name, each in self.advantages.items()},
             weights={name: weight.to(device) for name, weight in self.weights.items()},
+            kl_scales={name: scale.to(device) for name, scale in self.kl_scales.items()},
         )
 
 
@@ -96,7 +100,7 @@ class Rows:
         old_mean: `[N, ...]`, or None where the loss does not need `"mean"`.
         old_velocity: `[N, ...]` of the policy that sampled, at noised latents; None where the loss does not
             need `"velocity"`.
-        advantages: `[N]`, the episode's own.
+        advantages: `[N]`, the episode's own, or the step's.
         weight: `[N]`, what a row counts in sums.
         mask: `[N]` bool, which rows are trained on.
         denominator: What weighted sums over rows are divided by; it counts the minibatch of all learners.
@@ -107,6 +111,7 @@ class Rows:
         draw: `[N]` int64, which of the `draws` of a repeated row this is.
         draws: How often rows were repeated.
         shared: The names in `observation` that hold one entry for each context, not for each row.
+        kl_scale: `[N]`, what the KL to the untrained model counts in each row; None for 1.
     """
 
     kind: str
@@ -127,6 +132,7 @@ class Rows:
     draws: int = 1
     shared: frozenset[str] = field(default_factory=frozenset)
     old_velocity: Tensor | None = None
+    kl_scale: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -176,6 +182,7 @@ class Rows:
             episode_seed=of(self.episode_seed),
             draw=of(self.draw),
             old_velocity=of(self.old_velocity),
+            kl_scale=of(self.kl_scale),
         )
 
     def repeat(self, draws: int) -> Rows:
@@ -250,8 +257,8 @@ def rows_at(
         step=step,
         old_log_prob=phase.log_prob[episode, step],
         old_mean=None if name in shard.noised else told,
-        advantages=shard.advantages[name][episode],
-        weight=shard.weights[name][episode],
+        advantages=_of_rows(shard.advantages[name], episode, step),
+        weight=_of_rows(shard.weights[name], episode, step),
         mask=torch.ones_like(episode, dtype=torch.bool) if mask is None else mask,
         denominator=denominator,
         final=None if phase.final is None else phase.final[episode],
@@ -259,7 +266,13 @@ def rows_at(
         episode_seed=shard.episode_seed.to(episode.device)[episode],
         shared=frozenset(phase.context),
         old_velocity=told if name in shard.noised else None,
+        kl_scale=_of_rows(shard.kl_scales[name], episode, step) if name in shard.kl_scales else None,
     )
+
+
+def _of_rows(values: Tensor, episode: Tensor, step: Tensor) -> Tensor:
+    """What N rows have of values of episodes `[b]` or of steps `[b, S]`."""
+    return values[episode] if values.ndim == 1 else values[episode, step]
 
 
 def latent_rows(shard: Shard, name: str, index: Tensor, denominator: float) -> Rows:
@@ -368,11 +381,14 @@ class PhaseKind:
         rows: `(shard, name of the phase, episodes, denominator) -> Rows`.
         micro_batches: `(phase, busy episodes, size=, tokens=) -> ` the episodes of each.
         reference_kl: `(new, reference, rows, config) -> ` what pulls towards the untrained policy in the
-            loss, and the mean divergence from it, to be reported.
+            loss, each row by its `kl_scale`, and the mean divergence from it, to be reported.
         like: Another kind, whose losses hold here as they are: where the step has the fields that those read,
             with the same meaning. Without one, an agent must have a loss of this very kind.
         per_element: Whether log-probs are means over the elements of an action, and not its own in nats.
         about: What the actions are, for the error about an agent that has no loss on them.
+        nats: `(new, reference, rows) -> [N]`, what each row pays for leaving the untrained policy, in nats of
+            whole actions; `new` is None where what was recorded will do (log-probs, and of latents means).
+            Without it, returns cannot be charged.
     """
 
     step: type
@@ -382,20 +398,29 @@ class PhaseKind:
     like: str | None = None
     per_element: bool = False
     about: str = ""
-
-    @property
-    def has_entropy(self) -> bool:
-        """Whether steps say the entropy of what acted, which may then be rewarded."""
-        return "entropy" in getattr(self.step, "_fields", ())
+    nats: Callable[[Any, Any, Rows], Tensor] | None = None
 
 
 def _latent_kl(new: SDEStep, reference: SDEStep, rows: Rows, config: Any) -> tuple[Tensor, Tensor]:
-    kl = F.reference_kl(new.mean, reference.mean, new.std, rows.mask, rows.denominator)
-    return kl, kl.detach()
+    at = (new.mean, reference.mean, new.std, rows.mask, rows.denominator)
+    if rows.kl_scale is None:
+        kl = F.reference_kl(*at)
+        return kl, kl.detach()
+    with torch.no_grad():
+        kl = F.reference_kl(*at)
+    return F.reference_kl(*at, weight=rows.kl_scale), kl
+
+
+def _latent_nats(new: SDEStep | None, reference: SDEStep, rows: Rows) -> Tensor:
+    mean = rows.old_mean if new is None else new.mean
+    assert mean is not None  # `new` is given where none were recorded
+    return F.gaussian_kl(mean, reference.mean, reference.std, reduction="sum")
 
 
 def _token_kl(new: Any, reference: Any, rows: Rows, config: Any) -> tuple[Tensor, Tensor]:
-    def estimate(log_prob: Tensor, estimator: str) -> Tensor:
+    scaled = rows.weight if rows.kl_scale is None else rows.weight * rows.kl_scale
+
+    def estimate(log_prob: Tensor, estimator: str, weight: Tensor) -> Tensor:
         return F.token_reference_kl(
             log_prob,
             reference.log_prob,
@@ -403,23 +428,39 @@ def _token_kl(new: Any, reference: Any, rows: Rows, config: Any) -> tuple[Tensor
             estimator=estimator,
             mask=rows.mask,
             denominator=rows.denominator,
-            weight=rows.weight,
+            weight=weight,
             max_log_ratio=config.max_log_ratio,
         )
 
     # The value of "k2" is no KL far from the reference; that of "k3" is unbiased, and never negative.
-    return estimate(new.log_prob, config.kl_estimator), estimate(new.log_prob.detach(), "k3")
+    pull = estimate(new.log_prob, config.kl_estimator, scaled)
+    return pull, estimate(new.log_prob.detach(), "k3", rows.weight)
 
 
-LATENTS = PhaseKind(SDEStep, latent_rows, by_episodes, _latent_kl, per_element=True)
-TOKENS = PhaseKind(TokenStep, token_rows, by_tokens, _token_kl)
-DISCRETE = PhaseKind(TokenStep, flat_rows, by_episodes, _token_kl, like="tokens", about="one of n actions")
+def _token_nats(new: Any, reference: Any, rows: Rows) -> Tensor:
+    # Of one token: its mean under the policy that sampled is the KL.
+    log_prob: Tensor = rows.old_log_prob if new is None else new.log_prob
+    return log_prob - reference.log_prob
+
+
+LATENTS = PhaseKind(SDEStep, latent_rows, by_episodes, _latent_kl, per_element=True, nats=_latent_nats)
+TOKENS = PhaseKind(TokenStep, token_rows, by_tokens, _token_kl, nats=_token_nats)
+DISCRETE = PhaseKind(
+    TokenStep,
+    flat_rows,
+    by_episodes,
+    _token_kl,
+    like="tokens",
+    about="one of n actions",
+    nats=_token_nats,
+)
 CONTINUOUS = PhaseKind(
     ActionStep,
     flat_rows,
     by_episodes,
     _token_kl,
     about="real actions with densities: what bounds probabilities means nothing of them",
+    nats=_token_nats,
 )
 
 

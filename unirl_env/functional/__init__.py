@@ -5,10 +5,12 @@ first lines, and randomness is passed in.
 """
 
 from unirl_env.functional.advantages import (
+    charged_advantages,
     gdpo_advantages,
     group_advantages,
     leave_one_out_advantages,
 )
+from unirl_env.functional.correction import correction_weights
 from unirl_env.functional.divergences import gaussian_kl, gaussian_tv, mean_to_nats, nats_to_mean
 from unirl_env.functional.forward import noised, stratified_sigmas, surrogate, velocity_kl
 from unirl_env.functional.losses import (
@@ -64,6 +66,8 @@ __all__ = [  # noqa: RUF022, grouped by topic
     "mean_to_nats",
     "nats_to_mean",
     # advantages
+    "charged_advantages",
+    "correction_weights",
     "gdpo_advantages",
     "group_advantages",
     "leave_one_out_advantages",

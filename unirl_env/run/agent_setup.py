@@ -149,12 +149,21 @@ def _check_options(cfg: RunConfig, kind: type[AgentConfig]) -> None:
 
 def chosen(cfg: RunConfig, config: AgentConfig) -> tuple[str, ...]:
     """What the settings left open and was chosen, in sentences."""
-    if cfg.agent.anchor is not None or cfg.rollout.engine == "local":
+    if cfg.rollout.engine == "local":
         return ()
+    notes: tuple[str, ...] = ()
+    if cfg.agent.correction is None and config.correcting != "none":
+        notes = (
+            f"Advantages have importance weights of at most {config.correction_bound:g} for who sampled "
+            "(`agent.correction` is null, and old log-probabilities are replayed).",
+        )
+    if cfg.agent.anchor is not None:
+        return notes
     whose = {"rollout": "the engine's, as recorded", "replay": "replayed by the learner"}[
         config.old_log_probs
     ]
     return (
         f"Old log-probabilities are {whose} (`agent.anchor` is null, `agent.name` {cfg.agent.name} and "
         f"`rollout.engine` {cfg.rollout.engine}).",
+        *notes,
     )

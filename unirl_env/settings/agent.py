@@ -132,6 +132,11 @@ class AgentSettings(Settings):
     """Bound on the size of an advantage, in units of what `advantage_scale` divides by: of the group's std
     under `group`, where none of G episodes exceeds sqrt(G - 1) (a bound of 5 does nothing up to G = 26), of
     the batch's under `batch` and `advantage_parts`, of the reward itself under `none` and `leave_one_out`."""
+    step_weights: str | None = setting(None, choices=("none", "noise", "inverse_length"), inherits=True)
+    """How much the steps of latents count beside each other: `none` alike; `noise` by the std of their noise
+    over its mean on the trained steps (TempFlow-GRPO), so that those near the data, which decide little, do
+    not push hardest; `inverse_length` by 1 / (sigma - sigma_next), likewise (GRPO-Guard). Tokens are left
+    alone. Null is the algorithm's own."""
     max_log_ratio: float = setting(20.0, above=0, most=40)
     """Where the log-ratio of new and old policy is cut, in nats per token (of latents: per element, so that
     20 is D times 20 nats of an action). Entries beyond it have no gradient. It guards against overflow; the
@@ -146,8 +151,13 @@ class AgentSettings(Settings):
     one measured) and `stopped_steps`."""
     reference_kl: float = setting(0.0, least=0)
     """Weight of the KL to the untrained model, per nat of it: of a token, or of a latent's step (a mean over
-    elements, as the loss it is added to). The gradient takes the visited states as given: that a step changes
-    the KL which later steps will pay is left out."""
+    elements, as the loss it is added to). `kl_in` says whether the KL that later steps will pay counts."""
+    kl_in: str = setting("loss", choices=("loss", "return"))
+    """Where that KL is charged. `loss` adds that of each visited state, in units of advantages; that a step
+    changes the KL which later ones will pay is left out. `return` charges each step with it, too, and in
+    units of the reward: the objective is `E[r] - reference_kl * KL`, in nats of whole episodes, whatever
+    `advantage_scale` divides by. It costs a forward pass of the untrained model before each update, and one
+    more where the sampler's means were not recorded."""
     kl_estimator: str = setting("k2", choices=("k2", "k3"))
     """How that KL pulls on tokens: `k2` as itself, `k3` as the reversed KL. On latents it is exact."""
     entropy_bonus: float = setting(0.0, least=0)
@@ -162,6 +172,17 @@ class AgentSettings(Settings):
     """Old log-probs and means: as the `rollout` recorded them, or by `replay` under the same weights. Null is
     the rollout's for the engine `local`, and replay for others, whose rounding would pass for a change of the
     policy; for `flow_dppo` always the rollout's, because DPPO is defined by the policy that sampled."""
+    correction: str | None = setting(None, choices=("none", "truncate", "mask"), inherits=True)
+    """Importance weights on advantages, of the learner's policy before the update over the one that sampled:
+    `truncate` at most `correction_bound`; `mask` 0 where they leave [1 / bound, bound] (IcePop); or `none`.
+    They need old log-probs by `replay`. Null truncates where an engine other than `local` samples and they
+    are replayed, and is none elsewhere."""
+    correction_level: str | None = setting(None, choices=("step", "episode"), inherits=True)
+    """What has a weight of its own: each `step` (a token, or a step of latents, of which it is the ratio of
+    whole actions), or each `episode` (a whole text; the product over its steps). Null is the algorithm's own:
+    `episode` for `gspo`, `step` for the others."""
+    correction_bound: float = setting(2.0, above=1)
+    """Where these weights end."""
     self_check: bool = setting(True)
     """Stop unless the first update finds what the rollout recorded."""
     self_check_tolerance: float | None = setting(1e-4, above=0)
@@ -199,6 +220,7 @@ class AgentSettings(Settings):
         self._check_optimizer(prefix)
         self._check_phases(prefix)
         self._check_parts(prefix)
+        self._check_return(prefix)
 
     def _check_optimizer(self, prefix: str) -> None:
         if self.lr_final and self.lr_schedule == "constant":
@@ -251,6 +273,21 @@ class AgentSettings(Settings):
             raise ConfigError(
                 f"`{prefix}advantage_scale` must stay group with `{prefix}advantage_parts`, which normalises "
                 f"each part within its group, got {self.advantage_scale!r}; try group."
+            )
+
+    def _check_return(self, prefix: str) -> None:
+        if self.kl_in != "return":
+            return
+        if self.advantage_parts:
+            raise ConfigError(
+                f"`{prefix}kl_in` must be loss with `{prefix}advantage_parts`, got 'return': parts that are "
+                f"normalised one by one have no unit in which a nat could be paid; try loss, or rewards that "
+                "are added up."
+            )
+        if self.kl_estimator != "k2":
+            raise ConfigError(
+                f"`{prefix}kl_estimator` must be k2 with `{prefix}kl_in=return`, got {self.kl_estimator!r}: "
+                "the KL that later tokens pay and the one that pulls here must be the same; try k2."
             )
 
 

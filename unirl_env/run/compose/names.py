@@ -41,6 +41,7 @@ ELSEWHERE = {
     "gradient_accumulation_steps": "agent.micro_batch_size",
     "gradient_checkpointing": "policy.gradient_checkpointing",
     "guidance_scale": "policy.guidance",
+    "importance_sampling": "agent.correction",
     "kl_coef": "agent.reference_kl",
     "kl_coeff": "agent.reference_kl",
     "learning_rate": "agent.lr",

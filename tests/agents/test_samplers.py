@@ -10,7 +10,7 @@ from toy import toy_config
 
 import unirl_env  # noqa: F401, registers the ids
 from unirl_env.agents import GRPOConfig
-from unirl_env.models.gaussian_mixture import GaussianMixture
+from unirl_env.models.gaussian_mixture import GaussianMixtureDenoiser
 from unirl_env.policies.actor import Actor
 from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.play import Rollout
@@ -27,7 +27,7 @@ def policy():
 
 def test_the_second_order_reaches_the_odes_end_in_fewer_steps():
     options = {"means": [[-1.0, 0.3], [1.0, -0.2]], "stds": 0.4, "weights": [0.6, 0.4]}
-    actor = Actor(GaussianMixture(**options))
+    actor = Actor(GaussianMixtureDenoiser(**options))
 
     def make_env(num_envs, num_steps=None):
         return gym.make_vec(
@@ -43,7 +43,7 @@ def test_the_second_order_reaches_the_odes_end_in_fewer_steps():
 
     def ends(num_steps, second_order):
         asked = {"stochastic_steps": (), "num_steps": num_steps, "second_order": second_order}
-        batch = Rollout(make_env, actor).collect(RolloutRequest([""], seed=1, group_size=64, **asked))
+        batch = Rollout(make_env, actor).collect(RolloutRequest(["a point"], seed=1, group_size=64, **asked))
         return torch.stack([sample.latent for sample in batch.samples])
 
     truth = ends(2048, False)
@@ -63,11 +63,11 @@ def test_where_every_step_explores_nothing_is_of_second_order(policy):
 
 
 def test_around_a_window_the_other_steps_are_of_second_order(policy):
-    steps = (2, 3)
+    steps = (3, 4)
     plain, mixed = (play(policy, stochastic_steps=steps, second_order=second) for second in (False, True))
     first, second = (batch.phases["image"] for batch in (plain, mixed))
     assert first.log_prob.shape == second.log_prob.shape == (32, 2)
-    # The first step of all is Euler's; the second one knows it, and goes elsewhere.
+    # The first two steps are Euler's, of which the second has no finite past; the third goes elsewhere.
     assert not torch.equal(first.observation["latent"][:, 0], second.observation["latent"][:, 0])
     rows, action = second.rows(torch.arange(32))
     scored = policy.actor.score(rows, action)
