@@ -1,7 +1,8 @@
 """Take a bench's results into the package, as what ships for its suite; and its figures, for the README.
 
 python -m unirl_env.bench suite=quick agents=[grpo,flow_dppo,drpo,gspo,pg] seeds=10 baselines=false
-python benchmarks/baselines.py runs/bench/quick [--figures docs/images/bench_quick]
+python benchmarks/baselines.py runs/bench/quick --shown bench_quick
+python benchmarks/baselines.py runs/bench/tuned --shown bench_quick_tuned --only-shown
 """
 
 from __future__ import annotations
@@ -14,26 +15,32 @@ from pathlib import Path
 from unirl_env.bench.baselines import BASELINES, store
 
 FIGURES = ("all_tasks", "ranking_iqm")
+IMAGES, RESULTS = Path("docs/images"), Path("benchmarks/results")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bench", type=Path)
-    parser.add_argument("--figures", help="what the pictures' names begin with")
+    parser.add_argument("--shown", help="what the names of its pictures and of its table begin with")
+    parser.add_argument("--only-shown", action="store_true", help="leave what ships as it is")
     args = parser.parse_args()
-    bench = json.loads((args.bench / "bench.json").read_text())
-    rows = [json.loads(line) for line in (args.bench / "results.jsonl").read_text().splitlines()]
+    if not args.only_shown:
+        ship(args.bench)
+    if args.shown:
+        for name in FIGURES:
+            shutil.copy(args.bench / "figures" / f"{name}.svg", IMAGES / f"{args.shown}_{name}.svg")
+        shutil.copy(args.bench / "table.md", RESULTS / f"{args.shown}.md")
+
+
+def ship(folder: Path) -> None:
+    """Store the rows of a bench as those of its suite."""
+    bench = json.loads((folder / "bench.json").read_text())
+    rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     rows = [row for row in rows if not row.get("baseline")]
     BASELINES.mkdir(exist_ok=True)
     path = BASELINES / f"{bench['suite']['name']}.jsonl.gz"
     store(bench, rows, path)
     print(f"{len(rows)} rows, {path.stat().st_size / 1e3:.0f} kB: {path}")
-    for name in FIGURES if args.figures else ():
-        shutil.copy(args.bench / "figures" / f"{name}.svg", f"{args.figures}_{name}.svg")
-    if args.figures:
-        shutil.copy(
-            args.bench / "table.md", Path("benchmarks/results") / f"bench_{bench['suite']['name']}.md"
-        )
 
 
 if __name__ == "__main__":

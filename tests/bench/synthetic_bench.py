@@ -49,8 +49,8 @@ def row(task, agent, seed, level, rng, *, status="done", evaluations=11, configu
         "metrics": {
             "base": base,
             "reference": reference,
-            "reward/train": score + 0.02,
-            "reward/heldout": score,
+            "train/reward": score + 0.02,
+            "heldout/reward": score,
             "heldout/heldout": 0.8 * score,
             "regret": reference - score,
             "kl": 0.5 * final + 0.05 * rng.random(),

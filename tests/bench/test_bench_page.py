@@ -1,14 +1,13 @@
-import base64
 import json
 import random
 import re
 import xml.etree.ElementTree as ET
-from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 import torch
+from page_parser import Page
 from synthetic_bench import AGENTS, PAPER, bench, write
 
 from unirl_env.bench.page import write_bench
@@ -18,39 +17,7 @@ from unirl_env.bench.page.words import sentences
 from unirl_env.run.record.samples import save_samples
 from unirl_env.types import Prompt, Sample
 
-VOID = {"meta", "img", "br", "line", "circle", "path", "polygon", "rect", "input"}
 TWO = dict(list(PAPER.items())[:2])
-
-
-class Page(HTMLParser):
-    """What a page says, and whether every element is closed."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.links, self.downloads, self.words, self.tags = [], [], {}, [], []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        named = dict(attrs)
-        self.tags.append((tag, named))
-        self.links += [value for name, value in attrs if name in ("src", "href", "srcset", "data")]
-        if "download" in named:
-            self.downloads[named["download"]] = base64.b64decode(named["href"].partition(",")[2])
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, text):
-        if not self.open or self.open[-1] not in ("style", "script"):
-            self.words.append(text)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.words).split())
 
 
 def made(folder, *args, **options):

@@ -7,7 +7,7 @@ import pytest
 
 from unirl_env.bench.cells import Cell
 from unirl_env.bench.contestants import Contestant
-from unirl_env.bench.rows import failed_row, hacking, normalised, row_of, settings_key
+from unirl_env.bench.rows import evaluation_of, failed_row, hacking, normalised, row_of, settings_key
 from unirl_env.bench.suite import Task
 from unirl_env.errors import ConfigError
 from unirl_env.train import settings
@@ -61,9 +61,25 @@ def test_a_row_has_score_costs_and_curve(cell):
     assert found["heldout/reward/best@2"] == 2.5, "pass@k, of rewards that are 0 or 1"
     assert found["generated_tokens"] == 32.0 and found["training_failed_scores"] == 2.0
     assert row["prompts"]["heldout/reward"] == [2.0, 2.0], "means over samples, failures left out"
+    assert row["evaluation"] == {"prompts": 2, "samples": 2, "steps": 16, "guidance": 1.0}
     assert row["curve"]["iteration"] == [0, 2] and row["curve"]["episodes"] == [0.0, 16.0]
     assert row["curve"]["score"] == [0.5, 1.25] and row["curve"]["reward"] == [None, 0.5]
     json.dumps(row)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "wanted"),
+    [
+        ("diffusion/sd3", ["policy.eval_guidance=4.5"], {"steps": 28, "guidance": 4.5}),
+        ("diffusion/sd3", ["model.eval_num_steps=null", "policy.guidance=2"], {"steps": 10, "guidance": 2.0}),
+        ("ar/qwen3_math", [], {"temperature": 1.0}),
+        ("ar/qwen3_math", ["policy.eval_temperature=0"], {"temperature": 0.0}),
+        ("unified_model/tiny_unified", [], {"steps": 8, "guidance": 1.0, "temperature": 1.0}),
+    ],
+)
+def test_how_a_score_was_measured_is_what_evaluation_was_told(recipe, words, wanted):
+    found = evaluation_of(settings(recipe, words), [evaluation(0, 0.5)], "heldout/reward")
+    assert found == {"prompts": 2, "samples": 2, **wanted}
 
 
 def test_a_score_that_is_no_number_is_a_run_that_diverged(cell):

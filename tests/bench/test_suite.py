@@ -35,7 +35,7 @@ def test_every_task_that_ships_composes_for_a_shipped_agent(name):
         cfg = cell.compose()
         assert (cfg.seed, cfg.name, cfg.logging.tensorboard) == (0, "seed_0", False)
         cfg.check()
-        if name != "full":  # whose prompts are a person's own files
+        if name != "full":  # whose prompts are a person's own files; see test_published.py
             check_agent(cfg)
 
 
@@ -69,6 +69,48 @@ def test_a_mistake_in_a_suite_is_named(own, before, after, said):
     assert before in SMALL
     with pytest.raises(ConfigError, match=said.replace("[", r"\[")):
         load(own(SMALL.replace(before, after)))
+
+
+def test_a_suite_may_extend_another_one_and_has_the_last_word(own, tmp_path):
+    own(SMALL)
+    path = tmp_path / "more.yaml"
+    path.write_text("""
+extends: own.yaml
+settings: [rollout.group_size=4]
+tasks:
+  mix/plain: {settings: [iterations=3], threshold: 0.4}
+  mix/more:
+    {recipe: diffusion/gaussian_mixture, score: train/reward, reference: 1.0, settings: [iterations=5]}
+""")
+    base, made = load(str(tmp_path / "own.yaml")), load(str(path))
+    assert (made.name, made.title, list(made.tasks)) == ("more", "more", ["mix/plain", "mix/more"])
+    plain, more = made.tasks.values()
+    assert (plain.reference, plain.threshold) == (1.5, 0.4) and base.tasks["mix/plain"].threshold == 0.8
+    assert more.settings == ("rollout.group_size=4", "iterations=5")
+    (cell, other) = cells(tmp_path, made, contestants(["grpo"]), [0])
+    assert (cell.compose().rollout.group_size, cell.compose().iterations) == (4, 3)
+    assert other.compose().iterations == 5 and base.settings == ("rollout.group_size=8",)
+    path.write_text("extends: tiny\nsettings: [iterations=1]\n")
+    assert list(load(str(path)).tasks) == list(load("tiny").tasks)
+    assert {
+        cell.compose().iterations for cell in cells(tmp_path, load(str(path)), contestants(["grpo"]), [0])
+    } == {1}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("extends: fool", "must be one of .*or the name of a YAML file beside"),
+        ("extends: ../own.yaml", "`extends` of .* must be one of"),
+        ("extends: [full]", "`extends` of .* must be one of"),
+        ("extends: own.yaml", "that does not extend it"),
+        ("extends: full\ntasks: {sd3/pickscores: {settings: [iterations=1]}}", "a mapping with a `recipe`"),
+        ("extends: full\ntasks: [sd3/pickscore]", "a mapping of tasks by name"),
+    ],
+)
+def test_a_mistake_in_what_is_extended_is_named(own, text, said):
+    with pytest.raises(ConfigError, match=said):
+        load(own(text))
 
 
 def test_unknown_suites_and_tasks_are_refused_with_the_nearest(own):

@@ -17,7 +17,7 @@ UNSOUND = 3
 SUMMARIES = {
     "run": "Compare agents on the tasks of a suite: suite=quick agents=[grpo,drpo] seeds=10",
     "report": "Write a bench's page again, from its files alone",
-    "compare": "Set two benches side by side",
+    "compare": "Set two benches side by side, as a page, too: compare runs/bench/a runs/bench/b",
     "plan": "How many seeds, prompts and hours a wanted effect takes: suite=quick effect=0.02",
     "verify": "Do the first iterations of a run again: the same numbers, inside the known band?",
     "referee": "Score stored batches with losses: losses=[unirl_env.functional:grpo_loss,other:loss]",
@@ -42,7 +42,7 @@ def parser(name: str) -> argparse.ArgumentParser:
     if name == "verify":
         made.add_argument("--iterations", type=int, default=3, help="how many are done again")
         made.add_argument("--trust", action="store_true", help="import what somebody else's run names")
-    if name in ("run", "plan", "referee"):
+    if name in ("run", "plan", "referee", "compare"):
         made.add_argument(
             "overrides", nargs="*", metavar="name=value", help="settings; see docs/benchmarking.md"
         )
@@ -98,10 +98,11 @@ def referee(arguments: argparse.Namespace, console: Console, command: Sequence[s
 
 def compare(arguments: argparse.Namespace, console: Console, command: Sequence[str]) -> int:
     """Set two benches side by side."""
+    from unirl_env.bench.compare import CompareSettings
     from unirl_env.bench.compare import compare as side_by_side
 
     first, second = arguments.folders
-    side_by_side(first, second, console)
+    side_by_side(first, second, console, read_settings(arguments.overrides, CompareSettings))
     return 0
 
 

@@ -6,16 +6,46 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from unirl_env.bench.statistics import Interval, Paired, holm, kendall, paired, paired_over_tasks
-from unirl_env.bench.stored import Scores, on_common_seeds, read_bench, scores
+from unirl_env.bench.stored import Row, Scores, on_common_seeds, read_bench, scores
 from unirl_env.errors import ConfigError
+from unirl_env.settings.fields import Settings, setting
 
 LEVEL = 0.95
+
+
+@dataclass
+class CompareSettings(Settings):
+    """The settings of `python -m unirl_env.bench compare`, behind the two folders."""
+
+    output: str | None = setting(None)
+    """The file of the page; null writes `compare_<name of the second folder>.html` into the first folder."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of two benches, without what was not run for it.
+
+    Attributes:
+        folder: Where it lies.
+        known: What stands in its `bench.json`.
+        rows: Of its runs; results that ship are left out where there are others.
+    """
+
+    folder: Path
+    known: Mapping[str, Any]
+    rows: Sequence[Row]
+
+    @property
+    def suite(self) -> str:
+        """The name of its suite."""
+        return str(self.known["suite"]["name"])
 
 
 @dataclass(frozen=True)
@@ -34,6 +64,11 @@ class Change:
     pair: Paired
     corrected: float
 
+    @property
+    def sure(self) -> bool:
+        """Whether it holds against the correction."""
+        return self.corrected < 1 - LEVEL
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -41,26 +76,37 @@ class Comparison:
 
     Attributes:
         changes: Of agents and tasks that both have.
-        tau: Whether they rank the agents that both have alike; None with fewer than two.
-        agents: Those.
+        tau: Whether they rank agents alike; None with fewer than two.
+        agents: Those that both have.
+        ranked: Of these, the ones that tau ranks: all whose tasks are those of the others, too.
+        tasks: By which they are ranked, of the first and of the second.
     """
 
     changes: Sequence[Change]
     tau: Interval | None
     agents: Sequence[str]
+    ranked: Sequence[str] = ()
+    tasks: tuple[Sequence[str], Sequence[str]] = ((), ())
 
 
-def compare(first: Path, second: Path, console: Console) -> Comparison:
-    """Hold two benches against each other, and print what came of it.
+def compare(
+    first: Path, second: Path, console: Console, settings: CompareSettings | None = None
+) -> Comparison:
+    """Hold two benches against each other, print what came of it, and write it as a page.
+
+    Args:
+        first: A bench's folder.
+        second: Another one's.
+        console: Where a person reads.
+        settings: Where the page goes.
 
     Raises:
         ConfigError: If a folder is no bench's, or they have no agent in common.
     """
-    names, known = [], []
-    for folder in (first, second):
-        bench, rows = read_bench(folder)
-        names.append(bench["suite"]["name"])
-        known.append(scores([row for row in rows if not row.get("baseline")] or rows))
+    from unirl_env.bench.page.comparison import write_comparison
+
+    sides = read_side(first), read_side(second)
+    known = [scores(side.rows) for side in sides]
     found = compared(*known)
     if not found.agents:
         raise ConfigError(
@@ -72,14 +118,28 @@ def compare(first: Path, second: Path, console: Console) -> Comparison:
     if found.tau is not None:
         tau = found.tau
         console.print(
-            f"Kendall's tau of the rankings of {len(found.agents)} agents ({', '.join(found.agents)}) on "
-            f"{names[0]} in {first} and on {names[1]} in {second}: {_shown(tau)}. 1 is the same ranking, -1 "
-            "the reverse; it speaks of these agents on these tasks.",
+            f"Kendall's tau of the rankings of {len(found.ranked)} agents ({', '.join(found.ranked)}) on "
+            f"{sides[0].suite} in {first} and on {sides[1].suite} in {second}: {_shown(tau)}. 1 is the same "
+            "ranking, -1 the reverse; it speaks of these agents on these tasks.",
             highlight=False,
             markup=False,
             soft_wrap=True,
         )
+    output = settings.output if settings else None
+    path = Path(output).expanduser() if output else first / f"compare_{second.resolve().name}.html"
+    page = write_comparison(path, sides, found)
+    console.print(f"Page  {page}", highlight=False, markup=False, soft_wrap=True)
     return found
+
+
+def read_side(folder: Path) -> Side:
+    """A bench that is to be compared.
+
+    Raises:
+        ConfigError: If the folder is no bench's.
+    """
+    known, rows = read_bench(folder)
+    return Side(folder, known, [row for row in rows if not row.get("baseline")] or rows)
 
 
 def compared(first: Scores, second: Scores) -> Comparison:
@@ -96,19 +156,30 @@ def compared(first: Scores, second: Scores) -> Comparison:
     judged = [i for i, (_, _, pair) in enumerate(pairs) if math.isfinite(pair.p_value)]
     adjusted = dict(zip(judged, holm([pairs[i][2].p_value for i in judged]), strict=True)) if judged else {}
     changes = [Change(*each, adjusted.get(i, math.nan)) for i, each in enumerate(pairs)]
-    return Comparison(changes, _tau(agents, first, second), agents)
+    ranked = _whole(agents, first, second)
+    tasks = _shared(ranked, first), _shared(ranked, second)
+    if len(ranked) < 2 or not all(tasks):
+        return Comparison(changes, None, agents)
+    sides = [
+        {a: {task: list(side[a][task].values()) for task in shared} for a in ranked}
+        for side, shared in zip((first, second), tasks, strict=True)
+    ]
+    return Comparison(changes, kendall(sides[0], sides[1], LEVEL), agents, ranked, tasks)
 
 
-def _tau(agents: Sequence[str], first: Scores, second: Scores) -> Interval | None:
-    if len(agents) < 2:
-        return None
-    sides: list[Mapping[str, Mapping[str, list[float]]]] = []
-    for side in (first, second):
-        tasks = set.intersection(*(set(side[agent]) for agent in agents))
-        if not tasks:
-            return None
-        sides.append({a: {task: list(side[a][task].values()) for task in sorted(tasks)} for a in agents})
-    return kendall(sides[0], sides[1], LEVEL)
+def _whole(agents: Sequence[str], first: Scores, second: Scores) -> Sequence[str]:
+    """The agents that have every task which any of them has; all of them where that leaves fewer than two.
+
+    A mean over other tasks is another number, and one agent that is not defined somewhere must not take the
+    task from all others.
+    """
+    every = [{task for agent in agents for task in side[agent]} for side in (first, second)]
+    whole = [a for a in agents if set(first[a]) == every[0] and set(second[a]) == every[1]]
+    return whole if len(whole) > 1 else agents
+
+
+def _shared(agents: Sequence[str], side: Scores) -> Sequence[str]:
+    return sorted(set.intersection(*(set(side[agent]) for agent in agents))) if agents else ()
 
 
 def _table(changes: Sequence[Change], first: Path, second: Path) -> Table:
@@ -118,12 +189,11 @@ def _table(changes: Sequence[Change], first: Path, second: Path) -> Table:
     for name in ("difference, 95 %", "p", "p corrected", "seeds"):
         table.add_column(name, justify="right")
     for change in changes:
-        sure = change.corrected < 1 - LEVEL
         text = _shown(change.pair.difference, signed=True)
         table.add_row(
             escape(change.agent),
             escape(change.task or "mean over tasks"),
-            f"[bold]{escape(text)}[/]" if sure else escape(text),
+            f"[bold]{escape(text)}[/]" if change.sure else escape(text),
             _number(change.pair.p_value),
             _number(change.corrected),
             str(change.pair.n),

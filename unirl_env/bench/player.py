@@ -12,11 +12,11 @@ from rich.console import Console
 
 from unirl_env.bench.cells import Cell
 from unirl_env.bench.rows import CRASHED, DIVERGED, failed_row, row_of
-from unirl_env.errors import ClusterError, DiskError, Diverged
+from unirl_env.errors import ClusterError, DiskError, Diverged, MissingExtra, ModelNotFound, PromptError
 from unirl_env.errors.masks import hide
 from unirl_env.run.interrupt import EXIT_CODE
 
-MACHINES = (DiskError, ClusterError)
+MACHINES = (DiskError, ClusterError, MissingExtra, ModelNotFound, PromptError)
 """What says nothing of an algorithm: the bench stops, and goes on when that is mended."""
 
 
@@ -45,7 +45,8 @@ def played(cell: Cell, tuning: bool = False) -> dict[str, Any]:
         tuning: Whether it is scored by what configurations are chosen by.
 
     Raises:
-        DiskError, ClusterError: What concerns the machine and no algorithm.
+        UnirlError: One of `MACHINES`, which concerns the machine and no algorithm: a full disk, weights or
+            prompts that are not there.
         KeyboardInterrupt: If the process was asked to stop; the run goes on another time.
     """
     if (known := cell.row()) is not None:

@@ -16,6 +16,7 @@ from unirl_env.registry import Registry
 from unirl_env.run.compose.yaml import flat
 from unirl_env.run.record import checkpoint as checkpoints
 from unirl_env.run.record.logbook import of_phases, read_rows
+from unirl_env.run.world_setup import mode_of_run
 from unirl_env.settings import RunConfig
 from unirl_env.settings.fields import may_change
 from unirl_env.settings.run_config import pinned
@@ -63,6 +64,7 @@ def row_of(cell: Cell, cfg: RunConfig, tuning: bool = False) -> dict[str, Any]:
         "normalised": normalised(score, base, reference) if sound else 0.0,
         "metrics": {name: value for name, value in found.items() if is_number(value)},
         "prompts": _prompts(evaluations),
+        "evaluation": {} if by == "exact" else evaluation_of(cfg, evaluations, by),
         "curve": _curve(metrics, scores),
         "folder": cell.name,
         "settings_key": settings_key(cfg),
@@ -125,6 +127,30 @@ def settings_key(cfg: RunConfig) -> str:
         and name != "resume"
     }
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def evaluation_of(cfg: RunConfig, evaluations: Rows, by: str) -> dict[str, float]:
+    """How a score was measured: on how many prompts and samples, and as what the policy acted there.
+
+    Args:
+        cfg: Settings of the run.
+        evaluations: Lines of its `evaluation.jsonl`.
+        by: The score: a set of prompts and a reward.
+    """
+    prompts, _, reward = by.partition("/")
+    last = [row for row in evaluations if row["set"] == prompts and reward in row["values"]][-1]
+    policy, mode = cfg.policy, mode_of_run(cfg)
+    known: dict[str, float | None] = {
+        "prompts": len(last["values"][reward]) // last["samples"],
+        "samples": last["samples"],
+    }
+    if mode.steps:
+        known["steps"] = cfg.model.num_steps if cfg.model.eval_num_steps is None else cfg.model.eval_num_steps
+        known["guidance"] = policy.guidance if policy.eval_guidance is None else policy.eval_guidance
+    if mode.may_skip or "temperature" in mode.head_settings:
+        cooled = policy.eval_temperature
+        known["temperature"] = policy.temperature if cooled is None else cooled
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def hacking(metrics: Rows) -> float | None:

@@ -1,7 +1,9 @@
 """Suites as data: environments in regimes, what is measured on each, and what that is held against.
 
 A suite is a YAML file: `title`, `tasks` by name, and `settings` of every run. A task names a recipe of
-`train`, the settings that make its regime, and its score; see `Task`.
+`train`, the settings that make its regime, and its score; see `Task`. With `extends: full` a suite has the
+tasks of another one, too, and what it says counts: a field of a task takes the place of what stands there,
+settings come after all of the other one's.
 """
 
 from __future__ import annotations
@@ -149,21 +151,52 @@ def load(source: str) -> Suite:
     Raises:
         ConfigError: If there is none, or it is not one.
     """
-    path = _place(source)
+    return _read(_place(source), source, ())
+
+
+def _read(path: Path, source: str, over: tuple[Path, ...]) -> Suite:
+    """The suite of a file.
+
+    Args:
+        path: The file.
+        source: What was asked for.
+        over: The files that extend it.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ConfigError(f"`suite` must be a YAML file in UTF-8, got {path}: {error}.") from error
     held = yaml_values(text, str(path))
-    known = {"title", "settings", "tasks"}
+    known = {"title", "extends", "settings", "tasks"}
     if unknown := sorted(set(held) - known):
         raise ConfigError(f"{path} must say {', '.join(sorted(known))}, got `{unknown[0]}`.")
-    tasks = held.get("tasks")
-    if not isinstance(tasks, Mapping) or not tasks:
-        raise ConfigError(f"`tasks` of {path} must be a mapping of tasks by name, got {tasks!r:.60}.")
-    made = {name: _task(str(name), values, path) for name, values in tasks.items()}
     settings = _words("settings", held.get("settings"), path)
-    return Suite(path.stem, made, str(held.get("title") or path.stem), settings, path.parent, source)
+    base = _extended(held["extends"], path, (*over, path)) if "extends" in held else None
+    tasks = held.get("tasks", {} if base else None)
+    if not isinstance(tasks, Mapping) or not (tasks or base):
+        raise ConfigError(f"`tasks` of {path} must be a mapping of tasks by name, got {tasks!r:.60}.")
+    made = {str(name): values for name, values in tasks.items()}
+    if base is None:
+        found = {name: _task(name, values, path) for name, values in made.items()}
+    else:
+        every = {**{name: {} for name in base.tasks}, **made}
+        found = {n: _task(n, values, path, base.tasks.get(n), settings) for n, values in every.items()}
+        settings = base.settings
+    return Suite(path.stem, found, str(held.get("title") or path.stem), settings, path.parent, source)
+
+
+def _extended(source: Any, path: Path, over: tuple[Path, ...]) -> Suite:
+    """The suite that one extends: its recipes must be found from there, too."""
+    beside = isinstance(source, str) and source == Path(source).name and source.endswith((".yaml", ".yml"))
+    if not beside and source not in suites():
+        raise ConfigError(
+            f"`extends` of {path} must be one of {', '.join(suites())}, or the name of a YAML file beside "
+            f"it, got {source!r}; try full."
+        )
+    place = path.parent / source if beside else _place(source)
+    if place in over:
+        raise ConfigError(f"`extends` of {path} must be a suite that does not extend it, got {source!r}.")
+    return _read(place, source, over)
 
 
 def _place(source: str) -> Path:
@@ -185,8 +218,11 @@ def _place(source: str) -> Path:
     return SUITES / f"{source}.yaml"
 
 
-def _task(name: str, values: Any, path: Path) -> Task:
-    if not isinstance(values, Mapping) or "recipe" not in values:
+def _task(
+    name: str, values: Any, path: Path, base: Task | None = None, settings: tuple[str, ...] = ()
+) -> Task:
+    """A task of a file: as it stands there, or over `base` with further settings between both."""
+    if not isinstance(values, Mapping) or (base is None and "recipe" not in values):
         raise ConfigError(f"The task {name} of {path} must be a mapping with a `recipe`, got {values!r:.80}.")
     fields = {one.name: one for one in dataclasses.fields(Task)}
     numbers = {"base": float | None, "reference": float | None, "threshold": float}
@@ -199,7 +235,8 @@ def _task(name: str, values: Any, path: Path) -> Task:
         if key in numbers and not fits(value, numbers[key]):
             raise ConfigError(f"`{key}` of the task {name} in {path} must be a number, got {value!r}.")
         given[key] = _words(f"settings of {name}", value, path) if key == "settings" else value
-    task = Task(name=name, **given)
+    given["settings"] = (base.settings if base else ()) + settings + given.get("settings", ())
+    task = dataclasses.replace(base, **given) if base else Task(name=name, **given)
     task.check(str(path))
     return task
 

@@ -75,8 +75,12 @@ def file_names(names: Iterable[str]) -> dict[str, str]:
 
 def palette(found: Findings) -> dict[str, str]:
     """The colour of each agent by its style: the one that it has in all pictures of the library."""
-    labels = list(found.bench.agents)
-    return {style(found, label): colour for label, colour in colours(labels).items()}
+    return palette_of(list(found.bench.agents))
+
+
+def palette_of(agents: Sequence[str]) -> dict[str, str]:
+    """The colour of each agent by its style: `agent` and its place among them."""
+    return {f"agent{place}": colour for place, colour in enumerate(colours(agents).values())}
 
 
 def style(found: Findings, agent: str) -> str:
@@ -93,7 +97,7 @@ def forests(found: Findings) -> list[Figure]:
             continue
         rows = [(style(found, a), _title(found, a), part.get(a)) for a in found.agents]
         drawing = forest(f"{title[0].upper()}{title[1:]}", rows, "Normalised score over all tasks.")
-        lines = [[_title(found, a), *_bounds(part.get(a))] for a in found.agents]
+        lines = [[_title(found, a), *bounds(part.get(a))] for a in found.agents]
         made.append(Figure(f"ranking_{name}", drawing, csv_text(["agent", *BOUNDS], lines)))
     return made
 
@@ -105,7 +109,7 @@ def task_forest(found: Findings, task: str, name: str) -> Figure:
     marks = [(v, text) for v, text in ((about.base, "base"), (about.reference, "reference")) if v is not None]
     unit = f", {about.unit}" if about.unit else ""
     note = f"Mean {about.score}{unit}. Dotted: the untrained policy and the reference, where they are near."
-    lines = [[_title(found, a), *_bounds(found.cells.get((task, a)))] for a in found.agents]
+    lines = [[_title(found, a), *bounds(found.cells.get((task, a)))] for a in found.agents]
     drawing = forest(about.title, rows, note, marks=marks)
     return Figure(f"task_{name}", drawing, csv_text(["agent", *BOUNDS], lines))
 
@@ -118,7 +122,7 @@ def levels(found: Findings) -> Figure | None:
         part = {a: numbers.mean([scores[a][seed] for seed in sorted(scores[a])]) for a in found.agents}
         if any(estimate is not None for estimate in part.values()):
             rows.append((task.title, [(style(found, a), _title(found, a), e) for a, e in part.items()]))
-            lines += [[task.title, _title(found, a), *_bounds(e)] for a, e in part.items()]
+            lines += [[task.title, _title(found, a), *bounds(e)] for a, e in part.items()]
     if not rows:
         return None
     note = "Mean normalised score: 0 is the untrained policy, 1 the task's reference."
@@ -140,7 +144,7 @@ def curves(found: Findings, task: str, axis: str, name: str) -> Figure | None:
         y = [e.value for e in band.means]
         series.append(Series(_title(found, agent), band.x, y, style(found, agent), low, high))
         lines += [
-            [_title(found, agent), digits(x), *_bounds(e)] for x, e in zip(band.x, band.means, strict=True)
+            [_title(found, agent), digits(x), *bounds(e)] for x, e in zip(band.x, band.means, strict=True)
         ]
     if not series:
         return None
@@ -194,7 +198,7 @@ def improvements(found: Findings) -> Figure | None:
     note = "Row above column. Coloured and bold: the paired difference excludes zero after Holm's correction."
     drawing = matrix("Probability of improvement", [_title(found, a) for a in agents], shares, sides, note)
     lines = [
-        [_title(found, a), _title(found, b), *_bounds(known[i][k])]
+        [_title(found, a), _title(found, b), *bounds(known[i][k])]
         for i, a in enumerate(agents)
         for k, b in enumerate(agents)
         if i != k
@@ -230,7 +234,7 @@ def spending(found: Findings) -> list[Figure]:
             low, high = (y.value if bound is None else bound for bound in (y.low, y.high))
             name = _title(found, agent)
             series.append(Series(name, [x], [y.value], style(found, agent), [low], [high], points=True))
-            lines.append([name, digits(x), *_bounds(y)])
+            lines.append([name, digits(x), *bounds(y)])
         if series:
             chart = Chart(
                 f"Score against {title}",
@@ -265,7 +269,8 @@ def _spent(found: Findings, agent: str, axis: str) -> float | None:
     return sum(means) / len(means) if means else None
 
 
-def _bounds(estimate: Estimate | None) -> Sequence[str]:
+def bounds(estimate: Estimate | None) -> Sequence[str]:
+    """An estimate as the columns `BOUNDS` of a file."""
     if estimate is None:
         return ["", "", "", "0"]
     return [digits(estimate.value), digits(estimate.low), digits(estimate.high), str(estimate.count)]

@@ -77,7 +77,7 @@ def mean(values: Sequence[float], level: float = LEVEL) -> Estimate | None:
         return None
     if len(values) < 2:
         return Estimate(float(values[0]), count=1, level=level)
-    return _estimate(statistics.mean_interval(list(values), level=level), len(values))
+    return estimate(statistics.mean_interval(list(values), level=level), len(values))
 
 
 def band(runs: Sequence[Sequence[float]]) -> list[Estimate]:
@@ -97,7 +97,7 @@ def pooled(scores: Mapping[str, Sequence[float]], statistic: str) -> Estimate | 
     if not known:
         return None
     count = sum(map(len, known.values()))
-    found = _estimate(statistics.aggregate(known, statistic=statistic, level=LEVEL), count, _fewest(known))
+    found = estimate(statistics.aggregate(known, statistic=statistic, level=LEVEL), count, _fewest(known))
     return found if _fewest(known) > 1 else Estimate(found.value, count=count)
 
 
@@ -108,7 +108,7 @@ def improvement(x: Mapping[str, Sequence[float]], y: Mapping[str, Sequence[float
         return None
     first, second = {t: list(x[t]) for t in tasks}, {t: list(y[t]) for t in tasks}
     few = min(_fewest(first), _fewest(second))
-    found = _estimate(statistics.probability_of_improvement(first, second, level=LEVEL), few, few)
+    found = estimate(statistics.probability_of_improvement(first, second, level=LEVEL), few, few)
     return found if few > 1 else Estimate(found.value, count=few)
 
 
@@ -133,7 +133,7 @@ def reached(costs: Sequence[float | None], limits: Sequence[float]) -> tuple[flo
     median = statistics.reached(list(costs), list(limits)).median
     if median is None or not math.isfinite(median.estimate):
         return share, None
-    found = _estimate(median, len(costs))
+    found = estimate(median, len(costs))
     # The runs may leave the upper bound open; with too few of them, the lower one says nothing, either.
     if math.isinf(median.high) and median.low > 0:
         found = replace(found, low=float(median.low), high=math.inf)
@@ -156,7 +156,7 @@ def compared(
     together = statistics.paired_together(asked, LEVEL)
     pairs = {}
     for key, (x, y) in asked.items():
-        alone, corrected = _paired(x, y, LEVEL), _estimate(together[key].difference, _fewest(x))
+        alone, corrected = _paired(x, y, LEVEL), estimate(together[key].difference, _fewest(x))
         adjusted = together[key].p_value
         adjusted = 1.0 if math.isnan(adjusted) else float(adjusted)
         proven = adjusted < 1 - LEVEL and alone.difference.side == corrected.side
@@ -173,10 +173,17 @@ def _paired(x: Mapping[str, Sequence[float]], y: Mapping[str, Sequence[float]], 
         found = statistics.paired_over_tasks(x, y, level=level)
     count = _fewest(x)
     p_value = float(found.p_value)
-    return Pair(_estimate(found.difference, count), 1.0 if math.isnan(p_value) else p_value, count)
+    return Pair(estimate(found.difference, count), 1.0 if math.isnan(p_value) else p_value, count)
 
 
-def _estimate(interval: Any, count: int, seeds: int | None = None) -> Estimate:
+def estimate(interval: Any, count: int, seeds: int | None = None) -> Estimate:
+    """An interval of `unirl_env.statistics` as what tables and drawings show.
+
+    Args:
+        interval: The interval; bounds that are not finite count as none.
+        count: Runs that it comes from.
+        seeds: Of the cell that has the fewest, by which its coverage is looked up; None is `count`.
+    """
     low, high = _finite(interval.low), _finite(interval.high)
     bounded = low is not None and high is not None
     return Estimate(

@@ -34,6 +34,7 @@ class Row:
         metrics: Everything else that was measured once.
         curve: Columns of one length.
         folder: The run's folder, relative to that of the bench.
+        evaluation: How the score was measured.
     """
 
     task: str
@@ -47,6 +48,7 @@ class Row:
     metrics: Mapping[str, float] = field(default_factory=dict)
     curve: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     folder: str = ""
+    evaluation: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def done(self) -> bool:
@@ -242,7 +244,7 @@ def _row(raw: Any) -> Row | None:
     score, normalised = number(raw.get("score")), number(raw.get("normalised"))
     if status == "done" and score is None:
         status = "diverged"  # It ended without a number that could be averaged.
-    metrics = {str(k): number(v) for k, v in _mapping(raw.get("metrics")).items()}
+    metrics, evaluation = _numbers(raw.get("metrics")), _numbers(raw.get("evaluation"))
     curve = {
         str(k): [number(v) for v in column]
         for k, column in _mapping(raw.get("curve")).items()
@@ -258,10 +260,16 @@ def _row(raw: Any) -> Row | None:
         error=_text(raw.get("error")),
         score=score if status == "done" else None,
         normalised=normalised if status == "done" else 0.0,
-        metrics={k: v for k, v in metrics.items() if v is not None},
+        metrics=metrics,
         curve=curve if len(lengths) == 1 else {},
         folder=_text(raw.get("folder")),
+        evaluation=evaluation,
     )
+
+
+def _numbers(value: Any) -> dict[str, float]:
+    known = {str(name): number(part) for name, part in _mapping(value).items()}
+    return {name: part for name, part in known.items() if part is not None}
 
 
 def _agents(known: Any, rows: Sequence[Row]) -> dict[str, Agent]:

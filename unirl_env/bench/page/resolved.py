@@ -11,7 +11,7 @@ from unirl_env.errors import ConfigError
 from unirl_env.run.compose.yaml import flat, read_yaml
 from unirl_env.run.record.folder import CONFIG
 
-OWN = ("name", "seed", "output", "resume")
+OWN = ("name", "seed", "logging.folder", "resume")
 """What belongs to a run and not to an agent."""
 
 

@@ -14,7 +14,7 @@ from unirl_env.bench.page.figures import Figure, links, style
 from unirl_env.bench.page.findings import Findings
 from unirl_env.bench.page.formats import as_csv, as_html
 from unirl_env.bench.page.numbers import Pair
-from unirl_env.bench.page.words import nothing, paragraphs, said, warnings
+from unirl_env.bench.page.words import evaluated, nothing, paragraphs, said, warnings
 from unirl_env.errors.masks import hide
 
 MANY = 6
@@ -111,6 +111,7 @@ def details(found: Findings, forests: Mapping[str, Figure], palette: Mapping[str
             why,
             f"Score: {task.score}." if facts else "",
             f"{facts[:1].upper()}{facts[1:]}." if facts else "",
+            evaluated([row for row in found.bench.rows if row.task == name]),
         ]
         content = [f'<p class="lead">{html.escape(" ".join(text for text in lead if text))}</p>']
         if name in forests:

@@ -179,10 +179,10 @@ def by_axis(made: Table) -> dict[str, Table]:
 
 MEASURED = {
     "regret": "regret",
-    "reward/heldout": "reward, held-out prompts",
+    "heldout/reward": "reward, held-out prompts",
     "heldout/heldout": "held-out reward, held-out prompts",
-    "reward/train": "reward, training prompts",
-    "heldout/train": "held-out reward, training prompts",
+    "train/reward": "reward, training prompts",
+    "train/heldout": "held-out reward, training prompts",
     "kl": "KL to the base",
     "diversity": "diversity",
     "hacking": "hacking index",
@@ -255,11 +255,11 @@ def failures(bench: Bench) -> Table:
 
 def settings(bench: Bench) -> Table:
     """Settings that are not the same for all agents."""
-    flat = {label: _flat(agent.settings) for label, agent in bench.agents.items()}
-    names = dict.fromkeys(name for values in flat.values() for name in values)
+    known = {label: flat(agent.settings) for label, agent in bench.agents.items()}
+    names = dict.fromkeys(name for values in known.values() for name in values)
     rows = []
     for name in names:
-        values = [flat[label].get(name, "-") for label in bench.agents]
+        values = [known[label].get(name, "-") for label in bench.agents]
         if len(set(values)) > 1:
             rows.append([Cell(name), *(Cell(value) for value in values)])
     head = ["setting", *(agent.title for agent in bench.agents.values())]
@@ -309,12 +309,12 @@ def _ranking_note(found: Findings) -> str:
     )
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested settings under dotted names; what two ways of writing give the same name is one setting."""
     found: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:
-            found |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
             found[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value, default=str)
     return found

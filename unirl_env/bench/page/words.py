@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from unirl_env.bench.page.cells import spelled
 from unirl_env.bench.page.findings import Findings
 from unirl_env.bench.page.numbers import ENOUGH, PERCENT, Estimate
+from unirl_env.bench.page.reading import Row
 
 MOST = 6
 """Names in one list of a sentence."""
@@ -78,6 +79,26 @@ def facts(found: Findings) -> list[str]:
         f"{sum(row.done for row in bench.rows)} of {cells(found)} runs done",
         how.get(tuple(tuned), "tuned and default settings" if tuned else "settings unknown"),
     ]
+
+
+def evaluated(rows: Sequence[Row]) -> str:
+    """How the scores of a task were measured, as a sentence; an empty text where nothing says so."""
+    every = [dict(row.evaluation) for row in rows if row.evaluation]
+    if not every:
+        return ""
+    known = every[0]
+    forms: dict[str, Callable[[float], str]] = {
+        "prompts": lambda n: _count(int(n), "prompt"),
+        "samples": lambda k: f"{_count(int(k), 'sample')} each (avg@{k:.0f})",
+        "steps": lambda n: f"{n:.0f} denoising steps",
+        "guidance": lambda value: f"guidance {value:g}",
+        "temperature": lambda value: f"temperature {value:g}" if value else "the likeliest tokens",
+    }
+    parts = ", ".join(form(known[name]) for name, form in forms.items() if name in known)
+    less = (
+        "" if all(each == known for each in every) else " Not all runs were evaluated so: see results.jsonl."
+    )
+    return f"Evaluated on {parts}.{less}"
 
 
 def cells(found: Findings) -> int:

@@ -70,8 +70,7 @@ def write_bench(folder: Path, console: Console | None = None) -> Path:
             if not each.long:
                 console.print(as_rich(each))
     body = "".join(_body(found, drawn, palette, folder))
-    style = (Path(__file__).parent / "bench.css").read_text(encoding="utf-8")
-    return write_page(folder / "index.html", found.bench.title, body, style + _agents(palette))
+    return write_page(folder / "index.html", found.bench.title, body, style_of(palette))
 
 
 def _body(found: Findings, drawn: _Drawn, palette: Mapping[str, str], folder: Path) -> list[str]:
@@ -160,10 +159,12 @@ def _plain(made: Table) -> str:
     return section(made.title, sections.table(made), made.note)
 
 
-def _agents(palette: Mapping[str, str]) -> str:
+def style_of(palette: Mapping[str, str]) -> str:
+    """The style of a page of benches: that of all of them, and the colours of agents in light and dark."""
+    common = (Path(__file__).parent / "bench.css").read_text(encoding="utf-8")
     light = "".join(f".{style} {{ --hue: {colour}; }}" for style, colour in palette.items())
     dark = "".join(
         f".{style} {{ --hue: color-mix(in oklab, {colour} 72%, white); }}"
         for style, colour in palette.items()
     )
-    return f"{light} @media screen and (prefers-color-scheme: dark) {{ {dark} }}"
+    return f"{common}{light} @media screen and (prefers-color-scheme: dark) {{ {dark} }}"
