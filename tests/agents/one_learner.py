@@ -52,6 +52,7 @@ class OneLearner:
             **{**config.epochs(iteration), **options},
             aggregate=config.weighing,
             horizon=config.horizon,
+            phase_scale=config.phase_scale,
         )
 
     def update(self, shard, lr=None, **options):

@@ -90,6 +90,38 @@ def test_the_curve_does_not_depend_on_the_number_of_processes(build, processes, 
         agent.train()
 
 
+def test_learners_stop_together_and_where_one_would(build):
+    """Beside it, a schedule and another optimizer, whose state goes from two learners to one."""
+    settings = {
+        "stop_kl": 2e-3,
+        "num_epochs": 4,
+        "shuffle_batch_per_epoch": "episode",
+        "optimizer": "torch.optim:RMSprop",
+        "optimizer_options": {"momentum": 0.5},
+        "lr_schedule": "cosine",
+        "lr_iterations": 5,
+        "lr": 1e-3,
+    }
+    local, agent = build(**settings), build(0, 2, **settings)
+    for _ in range(2):
+        local.train()
+        agent.train()
+        mine, theirs = agent.iteration_metrics, local.iteration_metrics
+        assert mine["stopped_steps"] == theirs["stopped_steps"] > 0
+        assert mine["stop_kl"] == pytest.approx(theirs["stop_kl"], rel=1e-3)
+        assert mine["trained_rows"] == theirs["trained_rows"] and mine["lr"] == theirs["lr"]
+    for name, tensor in weights(agent).items():
+        torch.testing.assert_close(tensor, weights(local)[name], rtol=0, atol=1e-4)
+    state = agent.run_state()
+    local.load_run_state(*state)
+    agent.load_run_state(*state)
+    local.train()
+    agent.train()
+    assert agent.iteration_metrics["loss"] == pytest.approx(
+        local.iteration_metrics["loss"], rel=1e-3, abs=1e-5
+    )
+
+
 def test_a_killed_runners_share_is_played_by_another(build):
     local, agent = build(), build(runners=2, restart=True)
     assert_same_curve(train(agent, 1), train(local, 1))

@@ -15,10 +15,10 @@ import unirl_env.functional as F
 from unirl_env import train
 from unirl_env.agents import DRPOConfig, FlowDPPOConfig, GRPOConfig
 from unirl_env.agents.batching import share_out
-from unirl_env.agents.config import warn_of_idle_clip
 from unirl_env.agents.grpo import latent_loss as grpo_latent_loss
 from unirl_env.agents.loss import Context
 from unirl_env.agents.rows import Rows
+from unirl_env.agents.step_credit import warn_of_idle_clip
 from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
 from unirl_env.functional import SDEStep

@@ -16,7 +16,6 @@ from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.agents.batching import credit, largest, misread, share_out
-from unirl_env.agents.config import warn_of_idle_clip
 from unirl_env.agents.reference import own_reference_kls
 from unirl_env.agents.reports import (
     FollowedFailure,
@@ -27,7 +26,7 @@ from unirl_env.agents.reports import (
 )
 from unirl_env.agents.rllib import RLlibAlgorithm, log_episodes, log_update
 from unirl_env.agents.selfcheck import FirstUpdate
-from unirl_env.agents.step_credit import charges_returns, credit_steps
+from unirl_env.agents.step_credit import charges_returns, credit_steps, warn_of_idle_clip
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import CheckpointError, Diverged
 from unirl_env.monitor.iteration_metrics import is_due
@@ -276,6 +275,7 @@ class Agent(RLlibAlgorithm):
             mask_truncated=self.config.mask_truncated,
             idle_episodes=self.config.idle_episodes,
             kl_scales=kl_scales,
+            phase_scale=self.config.phase_scale,
         )
         if self.learner_group.is_remote:
             # One reference per learner; RLlib's own sharding would make a sample batch of it first.

@@ -69,7 +69,7 @@ WORDS = {
     "vf_share_layers": CRITIC,
     "use_kl_loss": PENALTY,
     "kl_coeff": PENALTY,
-    "kl_target": PENALTY,
+    "kl_target": f"{PENALTY}, or `stop_kl`, which ends an iteration",
     "entropy_coeff": "try `entropy_bonus`, the weight of the mean entropy of tokens or actions",
     "clip_param": "try the algorithm's own range: `clip_low` on latents, `token_clip_low` on tokens",
     "clip_rewards": "advantages are scaled by their group; try `advantage_clip`",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import unirl_env.functional as F
+from unirl_env.agents.phases import phase_scales
 from unirl_env.agents.rows import KINDS, Shard
 from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.errors import ContractError, ShapeError
@@ -123,6 +124,7 @@ def share_out(
     idle_episodes: str = "count",
     iteration: int = 0,
     kl_scales: Mapping[str, Tensor] | None = None,
+    phase_scale: str = "mean",
 ) -> list[Shard]:
     """Cut the episodes into minibatches in every epoch, and each minibatch evenly between the learners.
 
@@ -146,6 +148,7 @@ def share_out(
             leaves them out of the phase as if they had not been drawn.
         iteration: The iteration's number, from 0.
         kl_scales: Of phases whose returns are charged, what the KL of each step counts `[B, S]`.
+        phase_scale: "nats" weighs phases by the nats of their actions; see `phases.phase_scales`.
 
     Raises:
         ShapeError: If B is not divisible by N x L, or a minibatch cannot hold whole groups and should.
@@ -183,6 +186,7 @@ def share_out(
         tuple(denominators),
         iteration,
         kl_scales={name: scale for name, scale in (kl_scales or {}).items() if name in phases},
+        phase_scales=phase_scales(phases, steps, weights, denominators) if phase_scale == "nats" else (),
     )
     if learners == 1:
         return [everything]

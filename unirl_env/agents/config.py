@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import logging
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -31,12 +29,13 @@ from unirl_env.agents.attributes import (
 )
 from unirl_env.agents.catalogue import AGENTS
 from unirl_env.agents.correction import check_correction
+from unirl_env.agents.early_stop import check_stop
 from unirl_env.agents.evaluation import check_evaluation, temperature
 from unirl_env.agents.learner import GenerativeLearner
-from unirl_env.agents.loss import check_entropy, check_loss
 from unirl_env.agents.optimizer import check_optimizer, learning_rate
-from unirl_env.agents.rows import KINDS, Losses
-from unirl_env.agents.step_credit import charges_returns, check_step_credit
+from unirl_env.agents.phases import check_phases
+from unirl_env.agents.rows import Losses
+from unirl_env.agents.step_credit import check_step_credit
 from unirl_env.arguments.values import whole
 from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.errors import ConfigError
@@ -51,8 +50,6 @@ from unirl_env.settings.run_config import check_anchor, check_shares, check_weig
 from unirl_env.worlds.arguments import check_words
 from unirl_env.worlds.registration import OURS, full_id, recall, spec_of
 from unirl_env.worlds.world import ForeignWorld, World, world_of
-
-logger = logging.getLogger(__name__)
 
 PLAIN_AGENT = "unirl_env.agents.agent:Agent"
 """What trains by a loss alone: an algorithm needs no class of its own."""
@@ -275,37 +272,12 @@ class AgentConfig(BatchSize, AlgorithmConfig):
         check_weights(*groups, self.policy)
         self.mode.check(self)
         check_engine_options(self.engine, self.engine_options)
-        self._check_phases()
+        check_phases(self)
+        check_stop(self)
         check_step_credit(self)
         check_correction(self)
         check_evaluation(self)
         check_callbacks(self)
-
-    def _check_phases(self) -> None:
-        phases = self.mode.phases(self)
-        named = {
-            "train_phases": phases if self.train_phases is None else self.train_phases,
-            "phase_rewards": self.phase_rewards,
-            "phase_weights": self.phase_weights,
-            "phase_lrs": self.phase_lrs,
-        }
-        for name, chosen in named.items():
-            if any(phase not in phases for phase in chosen):
-                raise ConfigError(
-                    f"`{name}` must name phases of {self.env}, which has {', '.join(phases)}, got "
-                    f"{list(chosen)}."
-                )
-        for kind in dict.fromkeys(phases[phase] for phase in self.trained):
-            if kind not in self.losses:
-                about = f" ({KINDS[kind].about})" if KINDS[kind].about else ""
-                known = [phase for phase in self.trained if phases[phase] in self.losses]
-                remedy = f"train_phases={known}, or another agent" if known else "another agent"
-                raise ConfigError(
-                    f"The agent must have a loss on {kind}{about}, which {self.env} trains, got losses on "
-                    f"{sorted(self.losses)}; try {remedy}."
-                )
-            check_loss(self, kind)
-        check_entropy(self)
 
     def get_evaluation_config_object(self) -> Any:
         """The configuration under which evaluation plays; None of one that is for evaluation itself."""
@@ -511,17 +483,3 @@ class AgentConfig(BatchSize, AlgorithmConfig):
     def policy_options(self) -> dict[str, Any]:
         """The policy's `model_config`; its model is the environment's."""
         return self.mode.policy_options(self)
-
-
-def warn_of_idle_clip(config: Any) -> None:
-    """Say so if no advantage can be as large as `advantage_clip`: it would seem to bound something."""
-    largest = math.sqrt(max(0, config.group_size - 1))
-    parts = config.advantage_parts and set(config.trained) - set(config.phase_rewards)
-    if config.advantage_clip is None or config.advantage_scale != "group" or parts or charges_returns(config):
-        return
-    if config.advantage_clip >= largest:
-        logger.warning(
-            "`advantage_clip` is %g, and no advantage of a group of %d can exceed sqrt(%d) = %.3g under "
-            "`advantage_scale` 'group': it does nothing. Try a smaller one, or None.",
-            *(config.advantage_clip, config.group_size, config.group_size - 1, largest),
-        )

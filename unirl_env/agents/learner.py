@@ -15,17 +15,18 @@ from ray.rllib.core.learner.training_data import TrainingData
 from torch import Tensor
 
 import unirl_env.functional as F
-from unirl_env.agents import selfcheck
+from unirl_env.agents import early_stop, selfcheck
 from unirl_env.agents.batching import largest
 from unirl_env.agents.correction import corrected
 from unirl_env.agents.estimators import FORWARD, estimator_of
 from unirl_env.agents.learner_state import StatefulLearner, optimizer_state, require_saveable
 from unirl_env.agents.loss import Context
 from unirl_env.agents.optimizer import FlatGradient, Masters, lr_factors, make_optimizer
+from unirl_env.agents.phases import has_entropy
 from unirl_env.agents.reports import FollowedFailure, PhaseUpdate, Update
 from unirl_env.agents.rows import KINDS, Rows, Shard, Step, episodes_at_once
 from unirl_env.errors import ConfigError, ContractError
-from unirl_env.functional import Metric
+from unirl_env.functional import Metric, SDEStep
 from unirl_env.rollouts.memory import keep_freed_memory
 
 Minibatch = dict[str, Sequence[Tensor]]
@@ -63,7 +64,13 @@ class GenerativeLearner(StatefulLearner):
         optimizer = make_optimizer(config, parameters, factors)
         self.register_optimizer(module_id=module_id, optimizer=optimizer, params=parameters)
         self._untouched = optimizer_state(optimizer, self._moved())
-        self._gradient = FlatGradient(parameters, distributed=self.distributed)
+        trained = len(config.trained)
+        self._gradient = FlatGradient(
+            parameters,
+            distributed=self.distributed,
+            parts=trained if config.phase_grad_norms else 1,
+            told=2 * trained if config.stop_kl is not None else 0,
+        )
         for head in module.actor.heads.values():
             head.entropy_gradient = config.entropy_bonus > 0
         self._replays = config.old_log_probs == "replay"
@@ -119,8 +126,8 @@ class GenerativeLearner(StatefulLearner):
             actor = self.policy.actor
             branching = frozenset(name for name in shard.phases if actor.branches(name))
             shard = replace(shard.to(self.device), branching=branching)
-            for name, phase in shard.phases.items():
-                if estimator_of(self.config, phase.kind) is FORWARD:
+            for name in shard.phases:
+                if estimator_of(self.config, shard.phases[name].kind) is FORWARD:
                     shard = FORWARD.noised(shard, name, self.config)
             minibatches = self._minibatches(shard, report)
             with actor.under(self.config.rollout_weights):  # the policy that sampled
@@ -138,16 +145,45 @@ class GenerativeLearner(StatefulLearner):
                     self._accumulate(shard, anchored, phase, number, minibatch[phase], report, check, watched)
             if self._gradient.exchange():
                 raise FollowedFailure("Another learner failed; see its error.")
-            norm = float(self._gradient.clip(self.config.grad_clip or math.inf))
-            if math.isfinite(norm):  # One overflow must not ruin the weights.
-                optimizer.step()
-                self._masters.cast()
-            report.grad_norm.append(norm)
-            report.skipped.append(not math.isfinite(norm))
+            if self.config.stop_kl is not None and self._stops(anchored, number, report):
+                break
+            self._step(optimizer, report, minibatch)
         require_saveable(optimizer)
         self._average(shard.iteration)
         for part in report.phases.values():
             part.metrics = [_floats(metrics) for metrics in part.metrics]
+
+    def _step(self, optimizer: Any, report: Update, minibatch: Minibatch) -> None:
+        """Clip the exchanged gradient, and go where it points."""
+        if len(minibatch) > 1 and self.config.phase_grad_norms:
+            for phase, part in zip(minibatch, self._gradient.part_norms(), strict=True):
+                report.phases[phase].grad_norm.append(part)
+        norm = float(self._gradient.clip(self.config.grad_clip or math.inf))
+        if math.isfinite(norm):  # One overflow must not ruin the weights.
+            optimizer.step()
+            self._masters.cast()
+        report.grad_norm.append(norm)
+        report.skipped.append(not math.isfinite(norm))
+
+    def _stops(self, anchored: Shard, number: int, report: Update) -> bool:
+        """Whether this step and those behind it are not taken; all learners find the same."""
+        report.stopped = report.stopped or 0
+        if not number:  # the policy that sampled
+            return False
+        found = []
+        told = self._gradient.told.view(-1, 2).tolist()
+        for (name, phase), (total, rows) in zip(anchored.phases.items(), told, strict=False):
+            gaussian = KINDS[phase.kind].step is SDEStep
+            kl = early_stop.settled(total, rows, gaussian=gaussian, exact=phase.mean is not None)
+            if rows:
+                report.phases[name].stop_kl = kl
+            found.append(kl)
+        if not any(kl > self.config.stop_kl for kl in found):
+            return False
+        report.stopped = len(anchored.steps) - number
+        for part in report.phases.values():
+            part.rows = part.rows[: number + 1]
+        return True
 
     def _average(self, iteration: int) -> None:
         """Let the average of the weights follow what this iteration made of them."""
@@ -170,12 +206,17 @@ class GenerativeLearner(StatefulLearner):
         """Add up a minibatch's gradients of a phase; metrics, and the first gap, go into the report."""
         denominator, kind = shard.denominators[number][phase], shard.phases[phase].kind
         context, wanted = self._context(phase, kind, shard.iteration, number), self.config.losses[kind]
-        losses, metrics, gaps = [], [], []
+        losses, metrics, gaps, place = [], [], [], list(shard.phases).index(phase)
         forward, fresh = phase in shard.noised, number == 0 and self._is_fresh(shard, phase)
+        measured = (
+            self.config.stop_kl is not None and number > 0 and not forward and shard.phases[phase].drawn
+        )
+        scale = shard.phase_scales[number][phase] if shard.phase_scales else 1.0
         for index in micro_batches:
             rows = self._rows(anchored, phase, index, denominator)
             new: Any = None
-            if wanted.scores or self.config.reference_kl or self._rewards_entropy(kind) or watched:
+            charged = self.config.reference_kl or self._rewards_entropy(kind) or measured
+            if wanted.scores or charged or watched:
                 new = estimator_of(self.config, kind).score(rows, context)
             if fresh:
                 old = new.velocity.detach() if "velocity" in wanted.needs else None
@@ -183,12 +224,18 @@ class GenerativeLearner(StatefulLearner):
             if number == 0 and new is not None and not forward:
                 recorded = rows if anchored is shard else self._rows(shard, phase, index, denominator)
                 gaps.append(_gap(new, recorded))
+            if measured:
+                moved = early_stop.drift(new, rows, self.config.max_log_ratio)
+                self._gradient.told[2 * place : 2 * place + 2] += moved
             loss, found = self.loss(rows, new, context, watched)
+            loss = loss * scale
             if number == 0 and phase in check:
                 wanted.require_finite(loss)
             loss.backward()
             losses.append(loss.detach())
             metrics.append(found)
+        if self.config.phase_grad_norms and place + 1 < len(shard.phases):
+            self._gradient.mark()
         part = report.phases[phase]
         part.metrics.append(_step_metrics(losses, metrics, denominator, part.reduce))
         if gaps:
@@ -199,7 +246,7 @@ class GenerativeLearner(StatefulLearner):
     ) -> tuple[Tensor, dict[str, Metric]]:
         """The phase's loss, the KL to the reference policy if it is charged or watched, and metrics."""
         loss, metrics = self.config.losses[rows.kind](rows, new, context)
-        if new is not None and KINDS[rows.kind].has_entropy:
+        if new is not None and has_entropy(rows.kind):
             entropy = cast(Any, new).entropy
             if self._rewards_entropy(rows.kind):
                 if not entropy.requires_grad:
@@ -325,7 +372,7 @@ class GenerativeLearner(StatefulLearner):
         return KINDS[shard.phases[phase].kind].rows(shard, phase, index.to(self.device), denominator)
 
     def _rewards_entropy(self, kind: str) -> bool:
-        return self.config.entropy_bonus > 0 and KINDS[kind].has_entropy
+        return self.config.entropy_bonus > 0 and has_entropy(kind)
 
     def _scored(self, shard: Shard, phase: str, index: Tensor) -> tuple[Rows, Step]:
         rows = self._rows(shard, phase, index, 1.0)

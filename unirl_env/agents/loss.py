@@ -48,6 +48,8 @@ RESERVED |= {
     "truncated",
     "correction",
     "correction_cut",
+    "stop_kl",
+    "stopped_steps",
 }
 RESERVED_PREFIXES = ("self_check/", "noise_floor/", "seconds/", "reward/", "heldout")
 """What the log says of an iteration besides a loss's metrics: they must not take its place."""
@@ -370,22 +372,6 @@ def _check_latents(config: Any, loss: Loss) -> None:
             f"`reference_kl` must be 0 where no step explores (`steps.kind` {config.steps.kind!r}, `sampler` "
             f"{config.sampling!r}), got {config.reference_kl:g}: the KL is that of steps; try "
             "steps.kind='all', estimator='elbo', or a term of the loss with context.weights('reference')."
-        )
-
-
-def check_entropy(config: Any) -> None:
-    """Refuse a reward of entropy where no trained phase has one that weights could change.
-
-    Raises:
-        ConfigError: Naming the setting and the kinds.
-    """
-    phases = config.mode.phases(config)
-    kinds = list(dict.fromkeys(phases[name] for name in config.trained))
-    if config.entropy_bonus and not any(KINDS[kind].has_entropy for kind in kinds):
-        raise ConfigError(
-            f"`entropy_bonus` must be 0 where {' and '.join(kinds)} alone are trained, got "
-            f"{config.entropy_bonus:g}: the schedule fixes the standard deviation of a step, and so its "
-            "entropy; try a larger `policy.eta`."
         )
 
 

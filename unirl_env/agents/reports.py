@@ -32,6 +32,9 @@ class PhaseUpdate:
         check: What the self-check measured, if it ran.
         correction: Of importance weights on advantages, if there are any: the sum of `weight`, how many were
             `cut`, and over how many `rows`.
+        grad_norm: Per optimizer step, of what this phase adds to all learners' gradient; empty where it is
+            not measured.
+        stop_kl: The last KL that was held against `stop_kl`, of all learners; None without one.
     """
 
     metrics: list[dict[str, Any]] = field(default_factory=list)
@@ -40,6 +43,8 @@ class PhaseUpdate:
     check: dict[str, float] = field(default_factory=dict)
     reduce: dict[str, str] = field(default_factory=dict)
     correction: dict[str, float] = field(default_factory=dict)
+    grad_norm: list[float] = field(default_factory=list)
+    stop_kl: float | None = None
 
 
 @dataclass
@@ -50,12 +55,15 @@ class Update:
         phases: By the phase's name, what it reports of it.
         grad_norm: Per optimizer step, of all learners' gradient before clipping.
         skipped: Per optimizer step, whether the step was left out because the gradient was not finite.
+        stopped: How many steps were not taken because the policy had gone far enough; None where nothing
+            stops them.
         error: What stopped this learner.
     """
 
     phases: dict[str, PhaseUpdate] = field(default_factory=dict)
     grad_norm: list[float] = field(default_factory=list)
     skipped: list[bool] = field(default_factory=list)
+    stopped: int | None = None
     error: Exception | None = None
 
 
@@ -149,6 +157,8 @@ def update_metrics(updates: Sequence[Update]) -> dict[str, float]:
     norms = updates[0].grad_norm
     found["grad_norm"] = sum(norms) / len(norms)
     found["skipped_steps"] = float(sum(updates[0].skipped))
+    if updates[0].stopped is not None:
+        found["stopped_steps"] = float(updates[0].stopped)
     found["trained_rows"] = float(
         sum(sum(part.rows) for update in updates for part in update.phases.values())
     )
@@ -169,6 +179,10 @@ def phase_metrics(updates: Sequence[PhaseUpdate]) -> dict[str, float]:
             found[name] = max(values)
         else:
             found[name] = sum(values) / (1 if how.get(name) == "sum" else rows)
+    if norms := updates[0].grad_norm:
+        found["grad_norm"] = sum(norms) / len(norms)
+    if updates[0].stop_kl is not None:
+        found["stop_kl"] = updates[0].stop_kl
     found.setdefault("loss", 0.0)
     found.setdefault("kl", found.get("approx_kl", 0.0))
     gaps = [update.gap for update in updates if update.gap]

@@ -47,6 +47,7 @@ class Shard:
             has the network.
         kl_scales: Per phase `[b, S]` float32, what the KL of each step to the untrained model is multiplied
             with; 1 for phases that it does not have.
+        phase_scales: Per optimizer step and phase, what the loss is multiplied by; empty for 1.
     """
 
     phases: Mapping[str, Phase]
@@ -60,6 +61,7 @@ class Shard:
     noised: frozenset[str] = frozenset()
     branching: frozenset[str] = frozenset()
     kl_scales: Mapping[str, Tensor] = field(default_factory=dict)
+    phase_scales: tuple[Mapping[str, float], ...] = ()
 
     def __len__(self) -> int:
         return len(self.group)
@@ -397,11 +399,6 @@ class PhaseKind:
     per_element: bool = False
     about: str = ""
     nats: Callable[[Any, Any, Rows], Tensor] | None = None
-
-    @property
-    def has_entropy(self) -> bool:
-        """Whether steps say the entropy of what acted, which may then be rewarded."""
-        return "entropy" in getattr(self.step, "_fields", ())
 
 
 def _latent_kl(new: SDEStep, reference: SDEStep, rows: Rows, config: Any) -> tuple[Tensor, Tensor]:

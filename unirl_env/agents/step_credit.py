@@ -8,6 +8,8 @@ are divided by one scale, so that J has the same optimum whatever `advantage_sca
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +21,8 @@ from unirl_env.agents.batching import rewards_of
 from unirl_env.agents.rows import KINDS
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 def charges_returns(config: Any) -> bool:
@@ -135,3 +139,17 @@ def check_step_credit(config: Any) -> None:
                 f"`kl_in` must be loss for phases of the kind {kind!r}, got 'return': its `PhaseKind` does "
                 "not say in `nats` what a step pays; try loss."
             )
+
+
+def warn_of_idle_clip(config: Any) -> None:
+    """Say so if no advantage can be as large as `advantage_clip`: it would seem to bound something."""
+    largest = math.sqrt(max(0, config.group_size - 1))
+    parts = config.advantage_parts and set(config.trained) - set(config.phase_rewards)
+    if config.advantage_clip is None or config.advantage_scale != "group" or parts or charges_returns(config):
+        return
+    if config.advantage_clip >= largest:
+        logger.warning(
+            "`advantage_clip` is %g, and no advantage of a group of %d can exceed sqrt(%d) = %.3g under "
+            "`advantage_scale` 'group': it does nothing. Try a smaller one, or None.",
+            *(config.advantage_clip, config.group_size, config.group_size - 1, largest),
+        )

@@ -110,8 +110,18 @@ class AgentSettings(Settings):
     over tokens of nats, one on latents a mean over steps of nats per element. With S stochastic steps, D
     elements of a latent and L trained tokens of the mean text, a nat of text weighs S D / L times a nat of
     picture (under `aggregate: horizon` S D / horizon): 223 times on the embedded unified model, some
-    thousands at the size of SD3. `{image: S D / L}` makes them equal. AdamW divides much of it out where no
-    weight serves both phases."""
+    thousands at the size of SD3. `phase_scale: nats` makes them equal, and this weighs them on top of it.
+    AdamW divides much of it out where no weight serves both phases."""
+    phase_scale: str = setting("mean", choices=("mean", "nats"))
+    """The unit in which losses of several phases are added: the `mean` over rows that each is, or `nats`,
+    where each weighs per nat of its own actions. Tokens then keep their loss, and that of latents (with its
+    KL) is multiplied by S D / L, counted anew in each optimizer step: a step of the picture counts as one
+    more token would, with the nats of all its elements. Gradients of the picture grow by as much, and
+    `grad_clip` cuts both phases together: look at `<phase>/grad_norm`."""
+    phase_grad_norms: bool = setting(True, may_change=True)
+    """Where several phases are trained, log what each adds to the gradient, as `<phase>/grad_norm`: the norm
+    over all learners, before clipping. It takes the memory of one more gradient for each phase but the first,
+    and as much more to exchange between learners; nothing to speak of with adapters."""
     advantage_scale: str = setting("group", choices=("group", "batch", "none", "leave_one_out"))
     """What centred rewards are divided by: the std of the `group`, of the `batch`, or `none`; `leave_one_out`
     centres on the others of the group, and does not divide."""
@@ -131,6 +141,14 @@ class AgentSettings(Settings):
     """Where the log-ratio of new and old policy is cut, in nats per token (of latents: per element, so that
     20 is D times 20 nats of an action). Entries beyond it have no gradient. It guards against overflow; the
     algorithm's own knobs are the trust region."""
+    stop_kl: float | None = setting(None, above=0, hint="0.05")
+    """The mean KL, in nats of a whole action (of a token, or of all elements of a latent's step), between
+    the policy that sampled and the present one, beyond which the rest of an iteration's optimizer steps are
+    not taken. It is measured before every step but the first, on that step's own minibatch, all learners
+    together; with several phases, the first one beyond it stops all. On tokens it is the mean of r - 1 - ln
+    r; on latents it is exact where the loss has means recorded, and else follows from the mean square of the
+    log-ratio. Unlike masks of a trust region it holds AdamW's momentum, too. Logged as `stop_kl` (the last
+    one measured) and `stopped_steps`."""
     reference_kl: float = setting(0.0, least=0)
     """Weight of the KL to the untrained model, per nat of it: of a token, or of a latent's step (a mean over
     elements, as the loss it is added to). `kl_in` says whether the KL that later steps will pay counts."""

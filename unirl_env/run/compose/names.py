@@ -83,6 +83,7 @@ ELSEWHERE = {
     "run_name": "name",
     "save_steps": "logging.checkpoint_every",
     "steps_per_epoch": "rollout.num_prompts",
+    "target_kl": "agent.stop_kl",
     "target_modules": "policy.lora_targets",
     "torch_dtype": "model.dtype",
     "total_epochs": "iterations",
