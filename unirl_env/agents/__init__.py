@@ -8,6 +8,7 @@ from unirl_env.registry import lazily
 if TYPE_CHECKING:
     from unirl_env.agents.agent import Agent
     from unirl_env.agents.config import AgentConfig
+    from unirl_env.agents.contract import Certificate, Check, check_agent
     from unirl_env.agents.drpo import DRPO, DRPOConfig
     from unirl_env.agents.flow_dppo import FlowDPPO, FlowDPPOConfig
     from unirl_env.agents.grpo import GRPO, GRPOConfig
@@ -23,6 +24,8 @@ __all__ = [
     "GSPO",
     "Agent",
     "AgentConfig",
+    "Certificate",
+    "Check",
     "Context",
     "DRPOConfig",
     "FlowDPPO",
@@ -34,6 +37,7 @@ __all__ = [
     "Rows",
     "SDEStep",
     "TokenStep",
+    "check_agent",
 ]
 
 if not TYPE_CHECKING:

@@ -1,0 +1,51 @@
+"""The pull to the untrained model: what `reference_kl` adds to the gradient, against the KL's own gradient."""
+
+from __future__ import annotations
+
+import torch
+
+from unirl_env.agents.contract.certificate import Check
+from unirl_env.agents.contract.gradients import EPISODES, agreement
+from unirl_env.agents.contract.ground import Ground
+from unirl_env.errors import ConfigError
+
+NAME = "pull"
+PRICE, BATCHES = 0.5, 16
+TOLERANCE = 0.15
+
+
+def pull(ground: Ground) -> Check:
+    """With `reference_kl`, the KL to the untrained model falls, by its own gradient."""
+    free = ground.stand(**EPISODES, advantage_scale="none")
+    try:
+        bound = ground.stand(**EPISODES, advantage_scale="none", reference_kl=PRICE)
+    except ConfigError as error:
+        return ground.idle(NAME, str(error))
+    whole = getattr(bound.config, "kl_in", "loss") == "return"
+    exact = PRICE * bound.world.pull(bound.moved, bound.reference, bound.config, whole=whole)
+    count = BATCHES // 2 if ground.quick else BATCHES
+    found = []
+    for number in range(count):
+        charged = bound.iterate(number)
+        # The same episodes: what was drawn follows from the iteration and from the weights, which are alike.
+        found.append(charged.gradient - free.iterate(number, batch=charged.batch).gradient)
+    result = agreement(torch.stack(found), exact)
+    size, cosine = result.size[0], result.cosine
+    words = f"cosine {cosine:.3f}, size {size:.2f}"
+    if ground.declared:
+        return ground.check(
+            NAME, result.size[1] > 0 and cosine > 0.3, cosine, "cosine > 0.3",
+            f"The KL to the untrained model falls ({words}).",
+            f"With a price on it, the KL to the untrained model does not fall ({words}); try its sign.",
+        )  # fmt: skip
+    return ground.check(
+        NAME,
+        result.low <= TOLERANCE and result.high < 0.6,
+        result.bias,
+        f"[{result.low:.3f}, {result.high:.3f}], <= {TOLERANCE:g}",
+        f"`reference_kl` adds the gradient of the KL to the untrained model ({words}).",
+        f"What `reference_kl` adds to the gradient is not that of the KL to the untrained model ({words})"
+        + (": it pushes away from it; try the other sign." if size < 0 else
+           "; try KL(policy || untrained), per row, by rows.mean."),
+        interval=(result.low, result.high),
+    )  # fmt: skip
