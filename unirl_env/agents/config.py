@@ -78,8 +78,8 @@ class AgentConfig(BatchSize, AlgorithmConfig):
     """A dataclass of the algorithm's own settings, made as those of `unirl_env.settings` are. They are
     attributes, too, after those of the classes that this one derives from; so is what `__init__` sets."""
     declared_bias: ClassVar[Mapping[str, str]] = {}
-    """By kind of phase, why the gradient at ratio one is meant to be another than that of the expected reward;
-    `check_agent` measures how far it is off, and refuses a bias that is not declared."""
+    """By kind of phase, why the gradient at ratio one is meant to be another than that of the expected
+    reward; `check_agent` measures how far it is off, and refuses a bias that is not declared."""
     own_aggregate: ClassVar[str] = "token_mean"
     """How tokens of texts of unequal length are weighed where `aggregate` is None."""
 

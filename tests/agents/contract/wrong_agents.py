@@ -1,4 +1,4 @@
-"""Agents that are wrong in one way each, and some that are right in an unusual way: what a judge is judged by."""
+"""Agents that are wrong in one way each, and some that are right in an unusual way, to judge a judge by."""
 
 from dataclasses import replace
 
@@ -63,6 +63,11 @@ RIGHT = {"plain": Plain, "unbounded": Unbounded, "reinforce": Reinforce, "cispo"
 
 
 def flipped(rows, new, context):
+    return rows.mean(rows.advantages * ratio_of(rows, new)), {}
+
+
+def twice_flipped(rows, new, context):
+    """Two wrong signs make a right gradient, and a clip on the wrong side."""
     return rows.mean(-surrogate(ratio_of(rows, new), -rows.advantages)), {}
 
 
@@ -139,6 +144,26 @@ def first_half(rows, new, context):
     return rows.mean(near * surrogate(ratio_of(rows, new), rows.advantages)), {}
 
 
+def inverted(rows, new, context):
+    return rows.mean(-rows.advantages / ratio_of(rows, new)), {}
+
+
+def from_the_untrained(rows, new, context):
+    """The ratio is taken to the untrained model."""
+    with context.weights("reference"):
+        untrained = context.score(rows.observation, rows.action)
+    return rows.mean(-rows.advantages * (new.log_prob - untrained.log_prob).clamp(-5, 5).exp()), {}
+
+
+def summed(rows, new, context):
+    return rows.mean(surrogate(ratio_of(rows, new), rows.advantages)) * rows.denominator, {}
+
+
+def strangers(rows, new, context):
+    """Each row has the advantage of another one."""
+    return rows.mean(surrogate(ratio_of(rows, new), rows.advantages.roll(7))), {}
+
+
 def broken(rows, new, context):
     raise ValueError("nothing works here")
 
@@ -163,6 +188,27 @@ class OtherWay(GenerativeLearner):
             gap = old.log_prob - new.log_prob
             loss = loss + self.config.reference_kl * rows.mean(gap.exp() - 1 - gap)
         return loss, metrics
+
+
+class Climbing(GenerativeLearner):
+    """The optimizer climbs."""
+
+    def configure_optimizers_for_module(self, module_id, config=None):
+        super().configure_optimizers_for_module(module_id, config)
+        for group in self.get_optimizer().param_groups:
+            group["maximize"] = True
+
+
+class Piling(GenerativeLearner):
+    """Gradients are never set back."""
+
+    def _learn(self, *arguments):
+        self._gradient.zero()
+        self._gradient.zero, keep = (lambda: None), self._gradient.zero
+        try:
+            super()._learn(*arguments)
+        finally:
+            self._gradient.zero = keep
 
 
 class Anew(GenerativeLearner):
@@ -209,7 +255,7 @@ class Uncentred(Agent):
 
 
 def acting(name, agent):
-    def __init__(self, algo_class=None):  # noqa: N807
+    def __init__(self, algo_class=None):
         Plain.__init__(self, algo_class or agent)
 
     return type(name, (Plain,), {"__init__": __init__, "__module__": __name__})
@@ -224,6 +270,7 @@ class NoThreshold(GRPOConfig):
 
 WRONG = {
     "flipped": (on_both("Flipped", flipped), {"gradient", "trust region", "optimum"}),
+    "twice_flipped": (on_both("TwiceFlipped", twice_flipped), {"trust region"}),
     "upside_down": (on_both("UpsideDown", upside_down), {"gradient", "trust region", "optimum"}),
     "own_mean": (on_both("OwnMean", own_mean), {"micro-batches", "learners"}),
     "maskless": (on_both("Maskless", maskless), {"masks"}),
@@ -238,6 +285,13 @@ WRONG = {
     "regularised": (on_both("Regularised", regularised), {"constant rewards"}),
     "twice": (on_both("Twice", twice), {"gradient"}),
     "first_half": (on_both("FirstHalf", first_half), {"micro-batches", "order"}),
+    "inverted": (on_both("Inverted", inverted), {"gradient", "step"}),
+    "from_the_untrained": (on_both("FromTheUntrained", from_the_untrained), {"gradient"}),
+    "summed": (on_both("Summed", summed), {"gradient"}),
+    "strangers": (on_both("Strangers", strangers), {"gradient"}),
+    "careless": (on_both("Careless", leashed, skips_idle=True), {"idle rows"}),
+    "climbing": (learning("ClimbingConfig", Climbing), {"step"}),
+    "piling": (learning("PilingConfig", Piling), {"minibatches"}),
     "broken": (on_both("Broken", broken), {"ratio one", "gradient"}),
     "reversed_pull": (learning("ReversedConfig", Reversed), {"pull"}),
     "forgiving": (acting("ForgivingConfig", Forgiving), {"invalid scores"}),

@@ -1,4 +1,4 @@
-"""What the checks of an agent found: one `Check` each, and the `Certificate` of them all, a table in print."""
+"""What the checks of an agent found: a `Check` each, and the `Certificate` of all, a table in print."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.text import Text
 
 PASSED, FAILED, DECLARED, IDLE = "passed", "failed", "declared", "does not apply"
 STYLES = {PASSED: "green", FAILED: "bold red", DECLARED: "yellow", IDLE: "dim"}
-WIDTH = 118
+WIDTH = 132
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Certificate:
             ("verdict", {"no_wrap": True}),
             ("", {"ratio": 1}),
         ):
-            table.add_column(name, **options)  # type: ignore[arg-type]
+            table.add_column(name, **options)
         for check in self.checks:
             table.add_row(
                 *(Text(check.name), Text(check.kind), Text(_number(check.figure)), Text(check.bound)),

@@ -27,8 +27,8 @@ def ratio_one(ground: Ground) -> Check:
         most,
         f"|ratio - 1|, KL <= {TOLERANCE:g}",
         f"The first update finds |ratio - 1| {ratio:.1e} and KL {kl:.1e} nats.",
-        f"The first update finds |ratio - 1| {ratio:.1e} and KL {kl:.1e} nats: what is scored is not what was "
-        "sampled. Try scoring by the code that samples, in float32.",
+        f"The first update finds |ratio - 1| {ratio:.1e} and KL {kl:.1e} nats: what is scored is not what "
+        "was sampled. Try scoring by the code that samples, in float32.",
     )
 
 

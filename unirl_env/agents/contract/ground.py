@@ -16,8 +16,10 @@ from unirl_env.agents.contract.worlds import WORLDS, ExactWorld, WordWorld
 from unirl_env.episode import EpisodeBatch
 from unirl_env.types import Scores
 
-SMALL = {"num_prompts": 4, "group_size": 6}
+SMALL: dict[str, Any] = {"num_prompts": 4, "group_size": 6}
 """Episodes of checks that need no averages: 24."""
+FAR = {"latents": 0.3, "tokens": 0.6}
+"""How far policies under test are from the untrained one: the std of keyed noise on every weight."""
 
 
 class Ground:
@@ -35,25 +37,42 @@ class Ground:
         world: Where it is judged.
         seed: As above.
         quick: As above.
+        sizes: By the names of checks, how large gradients were found, in units of exact ones.
     """
 
     def __init__(self, config: Any, kind: str, *, seed: int = 0, quick: bool = False):
         self.config, self.kind, self.seed, self.quick = config, kind, seed, quick
         self.world: ExactWorld = WORLDS[kind]()
+        self.sizes: dict[str, float] = {}
         self._stands: dict[str, Stand] = {}
 
-    def stand(self, *, moved: bool = True, world: ExactWorld | None = None, **settings: Any) -> Stand:
-        """The agent with these settings, kept for other checks; `moved`, away from the untrained weights."""
-        world = world or self.world
-        place = f"{type(world).__name__} {vars(world).get('ends')} {moved} {sorted(settings.items())}"
+    def stand(
+        self,
+        *,
+        far: float | None = None,
+        world: ExactWorld | None = None,
+        skips_idle: bool | None = None,
+        **settings: Any,
+    ) -> Stand:
+        """The agent with these settings, kept for other checks.
+
+        Args:
+            far: How far from the untrained weights it is; None takes `FAR`.
+            world: Where it stands; None takes this ground's own.
+            skips_idle: What is taken for its loss's own word; None takes that.
+            **settings: What `training` is told.
+        """
+        world, far = world or self.world, FAR[self.kind] if far is None else far
+        place = repr((type(world), vars(world).get("ends"), far, skips_idle, sorted(settings.items())))
         if place not in self._stands:
-            stand = self._stands[place] = Stand(self.config, world, seed=self.seed, **settings)
-            if moved:
-                stand.move()
+            made = Stand(self.config, world, seed=self.seed, skips_idle=skips_idle, **settings)
+            self._stands[place] = made
+            if far:
+                made.move(far)
         return self._stands[place]
 
     def small(self, **settings: Any) -> Stand:
-        """The agent with 4 groups of 6 episodes, in one optimizer step, its advantages as they are its own."""
+        """The agent with 4 groups of 6 episodes, in one optimizer step, with advantages of its own."""
         return self.stand(**SMALL, **settings)
 
     def close(self) -> None:

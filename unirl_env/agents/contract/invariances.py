@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from unirl_env.agents.contract.certificate import Check
-from unirl_env.agents.contract.ground import Ground, apart
+from unirl_env.agents.contract.ground import Ground, apart, direction
 
 TOLERANCE = 1e-4
 """Relative: sums of float32 in another order."""
+STILL = 1e-12
+"""A learning rate at which nothing moves."""
 BOUND = f"<= {TOLERANCE:g}"
 
 
@@ -47,9 +51,52 @@ def micro_batches(ground: Ground) -> Check:
         max(figures.values()),
         BOUND,
         "Micro-batches of 1, of 3 and of all episodes give one gradient.",
-        f"Micro-batches of 1 episode change the gradient by {figures[1]:.1e}, of 3 by {figures[3]:.1e}: a row "
-        "depends on which others it is computed with. Divide sums by rows.denominator (rows.mean does), which "
-        "counts the whole minibatch, and take no means, maxima or ranks over rows.",
+        f"Micro-batches of 1 episode change the gradient by {figures[1]:.1e}, of 3 by {figures[3]:.1e}: a "
+        "row depends on which others it is computed with. Divide sums by rows.denominator (rows.mean does), "
+        "which counts the whole minibatch, and take no means, maxima or ranks over rows.",
+    )
+
+
+def minibatches(ground: Ground) -> Check:
+    """Each optimizer step is of its own minibatch, as if that were all there is."""
+    fixed: dict[str, Any] = {
+        "advantage_scale": "none"
+    }  # what is divided by the batch's spread depends on all of it
+
+    def look(compute: Any, rows: Any, new: Any, context: Any) -> Any:
+        context.step = 0  # keyed noise follows from it, and is to be the same
+        return compute(rows, new, context)
+
+    stand = ground.small(num_minibatches=2, lr=STILL, **fixed)
+    both = stand.iterate(look=look)
+    half = torch.arange(len(both.batch)) >= len(both.batch) // 2
+    alone = ground.small(**fixed).iterate(batch=both.batch.select(half), look=look).gradient
+    figure = apart(both.gradient, alone)
+    return ground.check(
+        "minibatches",
+        figure <= TOLERANCE,
+        figure,
+        BOUND,
+        "A second minibatch has the gradient that it has alone.",
+        "A second minibatch has not the gradient that it has alone: something is left of the first one, or "
+        "is counted over all of them. Begin each step without gradients, and divide by rows.denominator.",
+    )
+
+
+def step(ground: Ground) -> Check:
+    """An optimizer step goes down the gradient."""
+    stand = ground.small()
+    before = stand.begins
+    outcome = stand.iterate()
+    figure = direction(outcome.weights - before, outcome.gradient)
+    return ground.check(
+        "step",
+        figure < 0,
+        figure,
+        "cosine < 0",
+        "An optimizer step goes down the gradient of the loss.",
+        "An optimizer step does not go down the gradient of the loss: it climbs, or stays. Try the "
+        "optimizer's own sign (`maximize`), and lr.",
     )
 
 

@@ -34,9 +34,12 @@ CHECKS: tuple[tuple[str, Callable[[Ground], Check]], ...] = (
     ("weights of texts", gradients.weights_of_texts),
     ("constant rewards", left_out.constant_rewards),
     ("invalid scores", left_out.invalid_scores),
+    ("idle rows", left_out.idle_rows),
     ("masks", left_out.masks),
     ("repeatable", invariances.repeatable),
     ("micro-batches", invariances.micro_batches),
+    ("minibatches", invariances.minibatches),
+    ("step", invariances.step),
     ("learners", invariances.learners),
     ("order", invariances.order),
     ("old policy", memory.old_policy),
@@ -123,8 +126,8 @@ def _kinds(config: AgentConfig, kinds: Sequence[str] | None) -> list[str]:
             raise ConfigError(f"`kinds` must be some of {', '.join(map(repr, WORLDS))}, got {kind!r}.")
         if kind not in config.losses:
             raise ConfigError(
-                f"`kinds` must name kinds of phases on which the agent has a loss, got {kind!r}; it has losses "
-                f"on {', '.join(map(repr, config.losses)) or 'nothing'}."
+                f"`kinds` must name kinds of phases on which the agent has a loss, got {kind!r}; it has "
+                f"losses on {', '.join(map(repr, config.losses)) or 'nothing'}."
             )
     return [kind for kind in WORLDS if kind in (given if given is not None else config.losses)]
 
@@ -136,5 +139,5 @@ def _without_losses(config: AgentConfig) -> Check:
         FAILED,
         float(len(config.losses)),
         "latents, tokens",
-        "There is no loss on latents or on tokens, where agents can be judged; try losses = {'latents': Loss(...)}.",
+        "There is no loss on latents or tokens, where agents are judged; try losses = {'latents': Loss(...)}.",
     )

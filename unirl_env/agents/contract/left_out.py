@@ -21,7 +21,7 @@ FAILED_SCORES = (1, 8)
 
 def constant_rewards(ground: Ground) -> Check:
     """Groups of equal rewards move nothing, unless towards the untrained model by a term of the loss."""
-    stand, still = ground.small(), ground.small(moved=False)
+    stand, still = ground.small(), ground.small(far=0.0)
     usual = stand.iterate()
     drift = stand.iterate(batch=by_group(usual.batch))
     begun = still.iterate()
@@ -81,6 +81,26 @@ def invalid_scores(ground: Ground) -> Check:
         else f"A failed score changes the gradient by {figures[0]:.1e} from that without the episode, what "
         f"such an episode holds by {figures[1]:.1e}"
         + ". It is NaN, and invalid: leave it out, of means and spreads, too (Scores.valid, rows.mask).",
+    )
+
+
+def idle_rows(ground: Ground) -> Check:
+    """What a loss lets the learner leave out (`skips_idle`) has no gradient."""
+    stand = ground.small()
+    if not ground.config.losses[ground.kind].skips_idle:
+        return ground.idle("idle rows", "The loss is given rows of advantage 0, too.")
+    batch = stand.iterate().batch
+    batch = paid(batch, torch.where(batch.group < 2, batch.rewards, 0.5))
+    left = stand.iterate(batch=batch).gradient
+    figure = apart(left, ground.small(skips_idle=False).iterate(batch=batch).gradient)
+    return ground.check(
+        "idle rows",
+        figure <= SAME,
+        figure,
+        f"<= {SAME:g}",
+        "Rows of advantage 0, which the loss lets be left out, have no gradient.",
+        "Rows of advantage 0 have a gradient, and the loss lets them be left out: its other terms would miss "
+        "them. Try Loss(..., skips_idle=False).",
     )
 
 

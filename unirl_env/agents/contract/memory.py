@@ -76,8 +76,8 @@ def old_policy(ground: Ground) -> Check:
         honest or steps == 1,
         seen.reacts,
         f"> {REACTS:g}, or no ratio",
-        "The loss has no ratio to the policy that sampled: all steps of an iteration after the first train as "
-        "if their samples were fresh (num_minibatches=1, num_epochs=1 takes one).",
+        "The loss has no ratio to the policy that sampled: all steps of an iteration after the first train "
+        "as if their samples were fresh (num_minibatches=1, num_epochs=1 takes one).",
         "After a step, the loss still sees a ratio of 1: its old log-probs are the present ones. Try "
         "rows.old_log_prob, which were taken before the first step.",
     )
@@ -140,9 +140,7 @@ class _Fresh:
         return torch.no_grad() if name == "old" else self._context.weights(name)
 
 
-def _slope(
-    compute: Any, rows: Any, new: Any, context: Any, stand: Stand, gradient: Tensor
-) -> float | None:
+def _slope(compute: Any, rows: Any, new: Any, context: Any, stand: Stand, gradient: Tensor) -> float | None:
     """How the loss changes along its own gradient, by differences, over the length of that."""
     length = float(gradient.norm())
     if not length or (new is not None and not hasattr(new, "entropy") and not hasattr(new, "mean")):

@@ -1,6 +1,8 @@
-"""The pull to the untrained model: what `reference_kl` adds to the gradient, against the KL's own gradient."""
+"""The pull to the untrained model: what `reference_kl` adds to the gradient, against that of the KL."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
@@ -11,14 +13,17 @@ from unirl_env.errors import ConfigError
 
 NAME = "pull"
 PRICE, BATCHES = 0.5, 16
+PULLED = {"latents": 0.3, "tokens": 1.0}
+"""How far the policy is from the untrained one; near it, a KL and its reverse are alike."""
 TOLERANCE = 0.15
 
 
 def pull(ground: Ground) -> Check:
     """With `reference_kl`, the KL to the untrained model falls, by its own gradient."""
-    free = ground.stand(**EPISODES, advantage_scale="none")
+    place: dict[str, Any] = {"far": PULLED[ground.kind], "advantage_scale": "none"}
+    free = ground.stand(**EPISODES, **place)
     try:
-        bound = ground.stand(**EPISODES, advantage_scale="none", reference_kl=PRICE)
+        bound = ground.stand(**EPISODES, **place, reference_kl=PRICE)
     except ConfigError as error:
         return ground.idle(NAME, str(error))
     whole = getattr(bound.config, "kl_in", "loss") == "return"
@@ -31,6 +36,7 @@ def pull(ground: Ground) -> Check:
         found.append(charged.gradient - free.iterate(number, batch=charged.batch).gradient)
     result = agreement(torch.stack(found), exact)
     size, cosine = result.size[0], result.cosine
+    ground.sizes[NAME] = size
     words = f"cosine {cosine:.3f}, size {size:.2f}"
     if ground.declared:
         return ground.check(

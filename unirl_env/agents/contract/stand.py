@@ -1,7 +1,8 @@
 """A test stand: an agent, whole and in this process, in a world whose numbers are known.
 
-What is measured is what an ordinary iteration does (`Agent.training_step`): its episodes may be exchanged on
-their way from the player, its losses are seen through a lens, and the gradient is what is left in the weights.
+What is measured is what an ordinary iteration does (`Agent.training_step`): its episodes may be exchanged
+on their way from the player, its losses are seen through a lens, and the gradient is what is left in the
+weights.
 """
 
 from __future__ import annotations
@@ -42,8 +43,6 @@ OF_A_RUN = {
     *("reference_kl", "reference_kl_every", "self_check", "policy", "steps", "losses"),
 }
 """Settings of agents that belong to a run, its optimizer and its environment: the stand's own, too."""
-MOVE = 0.3
-"""How far policies under test are from the untrained one: the std of keyed noise on every weight."""
 
 
 class Outcome(NamedTuple):
@@ -86,7 +85,8 @@ class Stand:
         config: The agent's settings; what belongs to a run and not to the algorithm is left out.
         world: Where it stands.
         seed: Of everything that is drawn.
-        settings: What `training` is told besides.
+        skips_idle: What is taken for the loss's own word; None takes that.
+        **settings: What `training` is told besides.
 
     Attributes:
         config: The settings in use.
@@ -98,9 +98,17 @@ class Stand:
         start: The untrained weights `[n]`.
     """
 
-    def __init__(self, config: Any, world: ExactWorld, *, seed: int = 0, **settings: Any):
+    def __init__(
+        self,
+        config: Any,
+        world: ExactWorld,
+        *,
+        seed: int = 0,
+        skips_idle: bool | None = None,
+        **settings: Any,
+    ):
         self.world, self.lens = world, Lens()
-        self.config = _prepared(config, world, self.lens)
+        self.config = _prepared(config, world, self.lens, skips_idle)
         self.config.environment(world.env, env_config=world.env_config())
         own = {"num_minibatches": 1, "grad_clip": None, "self_check": False, "keep_samples": False}
         self.config.training(**{**own, "seed": seed, **world.settings(), **settings})
@@ -127,7 +135,7 @@ class Stand:
         """The trained weights themselves."""
         return [weight for weight in self.network.parameters() if weight.requires_grad]
 
-    def move(self, far: float = MOVE, key: int = 0) -> None:
+    def move(self, far: float, key: int = 0) -> None:
         """Begin every iteration from here on at keyed noise of std `far` from the untrained weights."""
         generator = torch.Generator().manual_seed(F.derive_seed("test stand", key))
         self.move_to(self.start + far * torch.randn(len(self.start), generator=generator))
@@ -190,10 +198,15 @@ class Stand:
         return network
 
     @property
+    def begins(self) -> Tensor:
+        """The weights `[n]` from which iterations begin."""
+        self.agent.load_run_state(self._state, self._meta)
+        return self.weights()
+
+    @property
     def moved(self) -> nn.Module:
         """A copy of the network as it is where iterations begin."""
-        self.agent.load_run_state(self._state, self._meta)
-        return copy.deepcopy(self.network)
+        return self.at(self.begins)
 
     @contextmanager
     def putting(self, weights: Tensor) -> Iterator[None]:
@@ -207,9 +220,7 @@ class Stand:
 
     @torch.no_grad()
     def _put(self, weights: Tensor) -> None:
-        for weight, value in zip(
-            self.trained, weights.split([w.numel() for w in self.trained]), strict=True
-        ):
+        for weight, value in zip(self.trained, weights.split([w.numel() for w in self.trained]), strict=True):
             weight.copy_(value.view_as(weight))
 
     def _gradient(self) -> Tensor:
@@ -250,7 +261,7 @@ class Stand:
         config, group = self.agent.config, self.agent.learner_group
         self.agent.config = copy.copy(config)
         vars(self.agent.config)["num_learners"] = count  # past RLlib's own lock on settings in use
-        self.agent.learner_group = _Several(self, found)  # type: ignore[assignment]
+        self.agent.learner_group = _Several(self, found)
         try:
             yield found
         finally:
@@ -282,11 +293,12 @@ class _Several:
         return self.stand.agent.sync.learner_group.foreach_learner(function)
 
 
-def _prepared(config: Any, world: ExactWorld, lens: Lens) -> Any:
+def _prepared(config: Any, world: ExactWorld, lens: Lens, skips_idle: bool | None) -> Any:
     """A fresh configuration of the same algorithm, whose losses are seen through `lens`."""
-    kind = type(config)
+    kind: Any = type(config)
     loss: Loss = config.losses[world.kind]
-    seen = dataclasses.replace(loss, compute=_Seen(loss.compute, lens))
+    skips = loss.skips_idle if skips_idle is None else skips_idle
+    seen = dataclasses.replace(loss, compute=_Seen(loss.compute, lens), skips_idle=skips)
     losses = Losses({world.loss_kind: seen})
     # What pickles it by its name would find the original, and so takes it as it is.
     fresh = type(kind.__name__, (kind,), {"losses": losses, "__module__": kind.__module__})()
@@ -312,5 +324,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-

@@ -1,13 +1,13 @@
 """On which side a trust region bounds: what has gone far enough must not be pushed on, and may come back.
 
-Every row of a real micro-batch is given a policy that has gone from the old one by a known number of nats, and
-the same advantage. How much the loss then pushes, over how much it does at ratio one and over the ratio, is
-compared between the two sides.
+Every row of a real micro-batch is given a policy that has gone from the old one by a known number of nats,
+and the same advantage. How much the loss then pushes, over the ratio, is compared between the two sides.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -52,19 +52,18 @@ def trust_region(ground: Ground) -> Check:
             min(start),
             "> 0 at ratio one",
             "",
-            "At ratio one, a good action's log-prob is not raised, or a bad one's not lowered: the sign of the "
-            "advantage is wrong, or one of them is left out. Losses are minimised: -advantage * ratio.",
+            "At ratio one, a good action's log-prob is not raised, or a bad one's not lowered: the sign of "
+            "the advantage is wrong, or one of them is left out. Losses are minimised: -advantage * ratio.",
         )
     worst, where = _worst(pushes)
-    bounded = min(pushes[sign, sign * n] / pushes[sign, -sign * n] if pushes[sign, -sign * n] else 1.0
-                  for sign in (1, -1) for n in NATS)  # fmt: skip
+    bounded = any(pushes[sign, sign * n] < 0.9 * pushes[sign, -sign * n] for sign in (1, -1) for n in NATS)
     return ground.check(
         NAME,
         worst <= SLACK,
         worst,
         f"onward / back <= {SLACK:g}",
         "What has gone far with its advantage is not pushed on."
-        if bounded < 0.9
+        if bounded
         else "There is no trust region within 0.9 nats: rows are pushed alike on both sides.",
         f"At {where:g} nats from the old policy, rows that have already gone with their advantage are pushed "
         f"{worst:.2g} times as hard as those that have gone against it: the clip is on the wrong side. Try "
@@ -90,19 +89,24 @@ def _worst(pushes: dict[tuple[int, float], float]) -> tuple[float, float]:
 
 
 def _push(compute: Any, rows: Any, new: Any, context: Any, sign: int, nats: float) -> float | None:
-    """How much the loss pushes rows of advantage `sign` that have gone `nats` from the old policy, by ratio."""
-    gone = torch.tensor(nats, requires_grad=True)
-    gaussian = hasattr(new, "mean") and hasattr(new, "std")
-    make = _gaussian if gaussian else _token
-    seen, step = make(rows, new, gone)
-    seen = dataclasses.replace(seen, advantages=torch.full_like(rows.advantages, float(sign)))
-    loss, _ = compute(seen, step, context)
-    if not loss.requires_grad:
-        return None
-    (slope,) = torch.autograd.grad(loss, gone, allow_unused=True)
-    if slope is None:
-        return None
-    return float(-sign * slope * torch.exp(torch.tensor(-nats)))
+    """How much the loss pushes rows of advantage `sign` that have gone `nats` from the old policy, by ratio.
+
+    Terms that push whatever the advantage is, such as a pull to the untrained model, are taken out.
+    """
+    make = _gaussian if hasattr(new, "mean") and hasattr(new, "std") else _token
+    slopes = []
+    for advantage in (float(sign), 0.0):
+        gone = torch.tensor(nats, requires_grad=True)
+        seen, step = make(rows, new, gone)
+        seen = dataclasses.replace(seen, advantages=torch.full_like(rows.advantages, advantage))
+        loss, _ = compute(seen, step, context)
+        (slope,) = torch.autograd.grad(loss, gone, allow_unused=True) if loss.requires_grad else (None,)
+        if slope is None:
+            if advantage:
+                return None
+            slope = torch.zeros(())
+        slopes.append(float(slope))
+    return -sign * (slopes[0] - slopes[1]) * math.exp(-nats)
 
 
 def _gaussian(rows: Any, new: Any, gone: Tensor) -> tuple[Any, Any]:

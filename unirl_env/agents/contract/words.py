@@ -51,9 +51,7 @@ class EndingWords(TabularTokens):
 
 def worth(samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
     """A reward of about -1 to 1 in which every letter, its place, the length and the prompt count."""
-    return Scores(
-        torch.tensor([_worth(s.text or "", p.text) for s, p in zip(samples, prompts, strict=True)])
-    )
+    return Scores(torch.tensor([_worth(s.text or "", p.text) for s, p in zip(samples, prompts, strict=True)]))
 
 
 def _worth(word: str, prompt: str) -> float:

@@ -14,14 +14,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from unirl_env.agents.contract.words import LETTERS, EndingWords, all_words, options
+from unirl_env.agents.contract.words import EndingWords, Word, all_words, options
 from unirl_env.functional.paths import PathPolicy, path_grid, path_value
+from unirl_env.functional.sequences import best_table, sequence_log_prob, sequence_value
 from unirl_env.models.gaussian_mixture import GaussianMixtureDenoiser
 
 LINE = {"means": [[-1.0], [1.0]], "stds": 0.4, "weights": [0.6, 0.4]}
 STEPS, ETA = 16, math.sqrt(2.0)
 BEST_ON_THE_LINE = 0.32228
 """The largest objective, at a price of 1, of all policies that are mixtures of two (start: -0.1812)."""
+RESTING_ON_THE_LINE = 0.31864
+"""The objective at which a loss comes to rest that charges the KL of visited states."""
 MEMORYLESS = {"lora_rank": None, "eta": ETA}
 
 
@@ -62,9 +65,7 @@ class ExactWorld(ABC):
         """The gradient `[n]` float64 of minus the reward, by rows as `weighing` weighs them; None by none."""
 
     @abstractmethod
-    def pull(
-        self, network: nn.Module, reference: nn.Module, config: Any, *, whole: bool = False
-    ) -> Tensor:
+    def pull(self, network: nn.Module, reference: nn.Module, config: Any, *, whole: bool = False) -> Tensor:
         """The gradient `[n]` float64 of the KL to the reference, in units of `policy_gradient`.
 
         Args:
@@ -107,9 +108,7 @@ class LineWorld(ExactWorld):
             same = self._path(network)
         return _gradient(-path_value(path, same, self.grid, 1.0).reward / (STEPS - 1), network)
 
-    def pull(
-        self, network: nn.Module, reference: nn.Module, config: Any, *, whole: bool = False
-    ) -> Tensor:
+    def pull(self, network: nn.Module, reference: nn.Module, config: Any, *, whole: bool = False) -> Tensor:
         """That of Gaussians, which is the same in both directions."""
         path = self._explored(self._path(network))
         with torch.no_grad():
@@ -181,9 +180,7 @@ class WordWorld(ExactWorld):
         loss = torch.stack(parts).mean()
         return _gradient(loss if weighing is None else loss / (rows / len(parts)), network)
 
-    def pull(
-        self, network: nn.Module, reference: nn.Module, config: Any, *, whole: bool = False
-    ) -> Tensor:
+    def pull(self, network: nn.Module, reference: nn.Module, config: Any, *, whole: bool = False) -> Tensor:
         """Of the sampled tokens' estimate, on average: `k2` pulls as the KL does, `k3` as the reversed KL."""
         weighing = config.weighing
         parts, rows = [], 0.0
@@ -210,13 +207,34 @@ class WordWorld(ExactWorld):
             found.append(tilted)
         return float(torch.stack(found).mean())
 
-    def _written(self, network: nn.Module, reference: nn.Module) -> list[tuple[Any, Tensor, Tensor]]:
+    def rests(self, reference: nn.Module, price: float) -> float:
+        """Where a loss comes to rest that charges the KL of visited prefixes; words of one length."""
+        if not price:
+            return self.best(reference, price)
+        found = []
+        for table, words in zip(self._tables(reference), self.words, strict=True):
+            rests = best_table(table, words.reward, price, future_kl=False)
+            old, new = sequence_log_prob(table), sequence_log_prob(rests)
+            found.append(sequence_value(new, old, words.reward, price).objective)
+        return float(torch.stack(found).mean())
+
+    def _tables(self, network: nn.Module) -> list[Tensor]:
+        """The part of the table that each prompt has."""
+        return list(_logits(network).detach().split(self.model.prefixes))
+
+    def _written(self, network: nn.Module, reference: nn.Module) -> list[tuple[Word, Tensor, Tensor]]:
         """Of each prompt its words, and the log-probability of each letter `[M, L]` under both networks."""
-        tables = [torch.log_softmax(n.logits.double(), 1) for n in (network, reference)]  # type: ignore[operator, union-attr]
-        return [
-            (words, *(table[words.row].gather(2, words.letter[..., None])[..., 0] for table in tables))
-            for words in self.words
-        ]
+        new, old = (torch.log_softmax(_logits(each), 1) for each in (network, reference))
+        return [(words, _letters(new, words), _letters(old, words)) for words in self.words]
+
+
+def _logits(network: nn.Module) -> Tensor:
+    logits: Any = network.logits
+    return logits.double()
+
+
+def _letters(table: Tensor, words: Word) -> Tensor:
+    return table[words.row].gather(2, words.letter[..., None])[..., 0]
 
 
 def _gradient(value: Tensor, network: nn.Module) -> Tensor:
@@ -233,5 +251,3 @@ def _gradient(value: Tensor, network: nn.Module) -> Tensor:
 
 WORLDS: Mapping[str, type[ExactWorld]] = {"latents": LineWorld, "tokens": WordWorld}
 """Where the losses on each kind of phase are judged."""
-PROMPTS = {"latents": 1, "tokens": LETTERS}
-"""How many different prompts each has."""
