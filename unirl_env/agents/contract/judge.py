@@ -139,5 +139,5 @@ def _without_losses(config: AgentConfig) -> Check:
         FAILED,
         float(len(config.losses)),
         "latents, tokens",
-        "There is no loss on latents or tokens, where agents are judged; try losses = {'latents': Loss(...)}.",
+        "There is no loss on latents or tokens, where agents are judged; try losses={'latents': Loss(...)}.",
     )
