@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import unirl_env.functional as F
-from unirl_env.agents.learner import Masters
+from unirl_env.agents.optimizer import Masters
 from unirl_env.models.tiny import TinyQwen3, TinySD3Denoiser
 from unirl_env.policies.actor import Actor
 from unirl_env.rollouts.engines.base import Request

@@ -35,7 +35,18 @@ MODULES = [
 ]
 """Besides the rooms: nouns, errors, worlds, packed texts, engines, players, a model with its own settings."""
 WANTED = {
-    "agents": ["AGENTS", "Agent", "AgentConfig", "Context", "Loss", "Metric", "Rows", "SDEStep", "TokenStep"],
+    "agents": [
+        "AGENTS",
+        "Agent",
+        "AgentConfig",
+        "Context",
+        "Loss",
+        "Metric",
+        "NoisedStep",
+        "Rows",
+        "SDEStep",
+        "TokenStep",
+    ],
     "envs": ["GenerativeVectorEnv", "PromptSource", "check_vector_env"],
     "models": ["Denoiser", "LanguageModel", "UnifiedModel"],
     "rewards": ["SCORERS", "WeightedSum", "build_scorer", "checked_scorer"],

@@ -12,7 +12,7 @@ import torch
 from measure import arguments, finish, memory_gib, report
 from sizes import SEED, RandomQwen3
 
-from unirl_env.agents.learner import Masters
+from unirl_env.agents.optimizer import Masters
 from unirl_env.policies.actor import Actor
 
 STEPS, LR, TEXTS = 200, 1e-6, 16

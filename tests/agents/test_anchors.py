@@ -50,7 +50,8 @@ def test_against_its_own_log_probs_it_is_off_and_the_check_says_so(cluster):
     [
         (["rollout=vllm"], "replayed by the learner"),
         (["rollout=vllm", "agent=flow_dppo"], "the engine's, as recorded"),
-        (["rollout=vllm", "agent.anchor=replay"], None),
+        (["rollout=vllm", "agent.anchor=replay"], "for who sampled"),
+        (["rollout=vllm", "agent.anchor=replay", "agent.correction=none"], None),
         ([], None),
     ],
 )

@@ -180,7 +180,6 @@ def test_rllibs_defaults_pass_and_survive_the_way_through_a_dictionary():
         ("clip_param", 0.2, "`clip_low`"),
         ("learner_config_dict", {"a": 1}, "`training"),
         ("model", {"fcnet_hiddens": [8]}, "`policy`"),
-        ("optimizer", {"type": "sgd"}, "`betas`"),
     ],
 )
 def test_rllibs_words_that_mean_nothing_here_are_refused_with_ours(word, value, remedy):

@@ -219,7 +219,7 @@ def test_of_the_ode_alone_the_last_step_is_recorded_and_no_self_check_applies(ca
 
 
 def test_steps_that_cannot_be_scored_are_refused_to_losses_that_would():
-    with pytest.raises(ConfigError, match=r"`steps.kind` must let some step explore.*grpo:latent_loss"):
+    with pytest.raises(ConfigError, match=r"Some step must explore .*`steps.kind` 'none'.*grpo:latent_loss"):
         config_of(GRPOConfig, "mixture", steps={"kind": "none"}).validate()
     with pytest.raises(ConfigError, match=r"`reference_kl` must be 0 where no step explores"):
         config_of("negative_aware", "mixture", reference_kl=0.1).validate()

@@ -5,7 +5,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from unirl_env.agents.learner import FlatGradient, Masters
+from unirl_env.agents.optimizer import FlatGradient, Masters
 
 
 def parameters():

@@ -144,7 +144,7 @@ def test_context_scores_and_denoises_as_the_policy_does():
         assert torch.equal(outer, learner.policy.actor.velocity(rows.observation))
     assert not torch.allclose(outer, velocity) and torch.equal(context.velocity(rows.observation), velocity)
     for name in ("old", "ema", "Reference"):
-        with pytest.raises(ConfigError, match=f"`weights` must be 'reference', got '{name}'"):
+        with pytest.raises(ConfigError, match=f"`weights` must be one of 'reference', got '{name}'"):
             context.weights(name)
 
 
@@ -350,7 +350,7 @@ def test_a_step_that_overflows_later_is_left_out_as_ever():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"needs": {"old"}}, "`needs` must be some of 'mean', 'final', got 'old'"),
+        ({"needs": {"old"}}, "`needs` must be some of 'mean', 'final', 'velocity', got 'old'"),
         ({"needs": {"log_prob"}}, "log-probs of the sampling policy are always there"),
         ({"needs": "mean"}, "`needs` must be a set of names, got 'mean'"),
         ({"needs": None}, "`needs` must be a set of names, got None"),

@@ -13,7 +13,7 @@ from torch import nn
 from toy import POINTS, make_points, toy_config
 
 from unirl_env.agents import GRPO, GRPOConfig
-from unirl_env.agents.learner import FlatGradient, Masters
+from unirl_env.agents.optimizer import FlatGradient, Masters
 from unirl_env.errors import ConfigError
 
 WHOLE = {"policy": {"lora_rank": None}}

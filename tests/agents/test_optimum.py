@@ -98,7 +98,7 @@ def train(cluster):
         "drpo": (DRPOConfig, {"epsilon": 0.5}),
     }
 
-    def train(name, reference_kl, *, seed=0, iterations=ITERATIONS, model=MIXTURE):
+    def train(name, reference_kl, *, seed=0, iterations=ITERATIONS, model=MIXTURE, **more):
         config_class, knobs = configs[name]
         config = config_class().environment(
             "unirl/GaussianMixture-v0",
@@ -116,6 +116,7 @@ def train(cluster):
             steps={"kind": "all"},
             seed=seed,
             **knobs,
+            **more,
         )
         agent = config.build_algo()
         try:
@@ -149,6 +150,14 @@ def test_an_agent_climbs_to_the_optimum(name, reference, fixed_point, train):
     kept = PathPolicy(GRID, torch.cat([path(mixture).mean[:-1], reference.mean[-1:]]), reference.std)
     assert path_value(kept, reference, GRID, BETA).objective < best
     assert best < any_policy_optimum(reference, GRID, BETA).objective
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("name", ["grpo", "flow_dppo"])
+def test_with_the_kl_in_the_return_an_agent_comes_to_the_best_of_its_class(name, reference, train):
+    """Where the loss alone rests 0.0037 below it. Over five seeds the recipe of the line ends at 0.3215."""
+    found = path_value(path(train(name, BETA, kl_in="return")), reference, GRID, BETA)
+    assert 0.3223 - 0.0015 < float(found.objective) < 0.3223 + 1e-4
 
 
 def test_the_class_of_policies_costs_more_than_the_loss(reference, fixed_point):

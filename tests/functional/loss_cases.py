@@ -62,6 +62,14 @@ def flow_dppo(case, log_prob, **kwargs):
     )
 
 
+def flow_dppo_exact(case, log_prob, **kwargs):
+    return flow_dppo(case, log_prob, direction="exact", **kwargs)
+
+
+def pg(case, log_prob, **kwargs):
+    return F.pg_loss(log_prob, case.old_log_prob, case.advantages, **kwargs)
+
+
 def drpo(case, log_prob, **kwargs):
     # Tokens have log-probabilities of at most 0; the log-ratio is kept.
     offset = case.old_log_prob.detach() + 1.0
@@ -90,6 +98,8 @@ OF_TOKENS = (drpo, dppo, dppo_kl)
 LOSSES = {
     "grpo": grpo,
     "flow_dppo": flow_dppo,
+    "flow_dppo_exact": flow_dppo_exact,
+    "pg": pg,
     "drpo": drpo,
     "dppo": dppo,
     "dppo_kl": dppo_kl,

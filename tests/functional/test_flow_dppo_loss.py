@@ -7,17 +7,17 @@ from hypothesis import strategies as st
 from loss_cases import make_case
 
 import unirl_env.functional as F
+from unirl_env.errors import ConfigError
 
 
-def one_entry(log_ratio, advantage, kl, *, threshold=0.1, elements=5):
+def one_entry(log_ratio, advantage, kl, *, threshold=0.1, elements=5, **kwargs):
     """One entry with a mean-reduced divergence of `kl`."""
     std = torch.tensor([0.7])
     old_mean = torch.linspace(-1, 1, elements)[None]
     mean = old_mean + 0.7 * math.sqrt(2 * kl)
     log_prob = torch.tensor([log_ratio], requires_grad=True)
-    value, metrics = F.flow_dppo_loss(
-        log_prob, torch.zeros(1), mean, old_mean, std, torch.tensor([advantage]), kl_threshold=threshold
-    )
+    args = (log_prob, torch.zeros(1), mean, old_mean, std, torch.tensor([advantage]))
+    value, metrics = F.flow_dppo_loss(*args, kl_threshold=threshold, **kwargs)
     return value.item(), torch.autograd.grad(value, log_prob)[0].item(), metrics
 
 
@@ -147,7 +147,42 @@ def test_the_divergence_grows_where_the_advantage_and_the_log_ratio_less_k_agree
     assert found == pytest.approx(differ, abs=4 * math.sqrt(differ / count))
     assert differ < 0.1614
     args = (log_ratio, torch.zeros(count), mean, old_mean, torch.full((count,), std), advantages)
-    _, metrics = F.flow_dppo_loss(*(each.float() for each in args), kl_threshold=nats / elements / 2)
-    assert metrics["masked_fraction"].value.item() == pytest.approx(
-        float((advantages * log_ratio > 0).double().mean()), abs=1e-4
-    )
+    for direction, leads_out in (("published", advantages * log_ratio > 0), ("exact", grows)):
+        scored = log_ratio.float().requires_grad_()
+        value, metrics = F.flow_dppo_loss(
+            scored,
+            *(each.float() for each in args[1:]),
+            kl_threshold=nats / elements / 2,
+            direction=direction,
+        )
+        # Entry by entry, but for a few that rounding decides.
+        passes = torch.autograd.grad(value, scored)[0] != 0
+        assert float((passes == ~leads_out).double().mean()) > 0.9995
+        share = float(leads_out.double().mean())
+        assert metrics["masked_fraction"].value.item() == pytest.approx(share, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    "log_ratio, advantage, published, exact",
+    [
+        (0.3, 1.0, True, True),  # k is 0.2
+        (0.1, 1.0, True, False),  # the ratio is above 1, but the gradient leads back
+        (0.1, -1.0, False, True),  # and here it leads out
+        (-0.1, 1.0, False, False),
+        (-0.1, -1.0, True, True),
+        (0.3, -1.0, False, False),
+        (0.0, -1.0, False, True),
+    ],
+)
+def test_both_directions_by_hand(log_ratio, advantage, published, exact):
+    for direction, dropped in (("published", published), ("exact", exact)):
+        value, _, metrics = one_entry(log_ratio, advantage, 0.2, direction=direction)
+        assert value == pytest.approx(0.0 if dropped else -advantage * math.exp(log_ratio), abs=1e-6)
+        assert metrics["masked_fraction"].value == float(dropped)
+    for direction in ("published", "exact"):
+        assert one_entry(log_ratio, advantage, 0.05, direction=direction)[0] != 0  # inside, all pass
+
+
+def test_the_direction_is_checked():
+    with pytest.raises(ConfigError, match="`direction`"):
+        one_entry(0.1, 1.0, 0.2, direction="ratio")

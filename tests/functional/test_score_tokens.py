@@ -205,3 +205,85 @@ def test_refuses(change, error, word):
     arguments = dict(hidden=hidden, weight=weight, token=token) | change
     with pytest.raises(error, match=f"`{word}`"):
         F.score_tokens(**arguments)
+
+
+class TestEntropy:
+    """The gradient of the entropy, where it is asked for."""
+
+    def expected(self, hidden, weight, token, cut):
+        """In double precision, by autograd through a masked softmax."""
+        scaled = hidden.double() @ weight.double().T / cut.get("temperature", 1.0)
+        kept = torch.ones_like(scaled, dtype=torch.bool)
+        if "top_k" in cut:
+            kept = scaled >= scaled.sort(-1).values[:, -cut["top_k"]][:, None]
+        if "top_p" in cut:
+            order = scaled.masked_fill(~kept, -math.inf).softmax(-1).sort(-1, descending=True)
+            before = order.values.cumsum(-1) - order.values
+            kept = kept & torch.zeros_like(kept).scatter(-1, order.indices, before < cut["top_p"])
+        kept = kept.scatter(-1, token[:, None], True)
+        logs = scaled.masked_fill(~kept, -1e9).log_softmax(-1)
+        return -(logs.exp() * logs.masked_fill(~kept, 0.0)).sum(-1), logs.gather(-1, token[:, None])[:, 0]
+
+    @each_cut
+    @pytest.mark.parametrize("frozen", [False, True])
+    def test_it_is_that_of_the_softmax_of_what_is_kept(self, cut, frozen):
+        hidden, weight, token, grad = make()
+        other = torch.randn(N, generator=torch.Generator().manual_seed(5))
+        head, wanted = (weight.detach(), (hidden,)) if frozen else (weight, (hidden, weight))
+        step = F.score_tokens(
+            hidden, head, token, chunk_bytes=rows_at_a_time(5, cut), entropy_gradient=True, **cut
+        )
+        entropy, log_prob = self.expected(hidden, weight, token, cut)
+        torch.testing.assert_close(step.entropy, entropy.float(), atol=1e-5, rtol=1e-5)
+        for mine, theirs in (
+            ((other * step.entropy).sum(), (other * entropy).sum()),
+            ((grad * step.log_prob).sum(), (grad * log_prob).sum()),
+            (
+                (other * step.entropy + grad * step.log_prob).sum(),
+                (other * entropy + grad * log_prob).sum(),
+            ),
+        ):
+            got = torch.autograd.grad(mine, wanted, retain_graph=True)
+            for one, right in zip(got, torch.autograd.grad(theirs, wanted, retain_graph=True), strict=True):
+                torch.testing.assert_close(one, right, atol=2e-5, rtol=1e-4)
+
+    @each_cut
+    def test_asking_changes_nothing_else(self, cut):
+        for freeze in (False, True):
+            hidden, weight, token, grad = make()
+            head = weight.detach() if freeze else weight
+            plain, asked = (
+                F.score_tokens(hidden, head, token, entropy_gradient=asking, **cut)
+                for asking in (False, True)
+            )
+            assert torch.equal(plain.log_prob, asked.log_prob) and torch.equal(plain.entropy, asked.entropy)
+            assert not plain.entropy.requires_grad and asked.entropy.requires_grad
+            one, other = (
+                torch.autograd.grad((grad * step.log_prob).sum(), hidden)[0] for step in (plain, asked)
+            )
+            torch.testing.assert_close(one, other, atol=0, rtol=0)
+        with torch.no_grad():
+            assert not F.score_tokens(hidden, weight, token, entropy_gradient=True).entropy.requires_grad
+
+    def test_in_half_precision(self):
+        hidden, weight, token, grad = make(torch.bfloat16)
+        entropy, _ = self.expected(hidden, weight, token, {})
+        expected = torch.autograd.grad((grad * entropy).sum(), (hidden, weight))
+        for head in (weight, weight.detach()):
+            step = F.score_tokens(
+                hidden, head, token, entropy_gradient=True, chunk_bytes=rows_at_a_time(3, {})
+            )
+            wanted = (hidden, weight) if head.requires_grad else (hidden,)
+            got = torch.autograd.grad((grad * step.entropy).sum(), wanted)
+            for one, right in zip(got, expected, strict=False):
+                assert one.dtype == torch.bfloat16
+                torch.testing.assert_close(one, right, atol=0.03, rtol=0.05)
+
+    def test_of_equal_logits_it_is_zero_and_uphill_it_is_towards_them(self):
+        weight, token = torch.eye(4), torch.tensor([0, 1])
+        hidden = torch.tensor([[2.0, 2.0, 2.0, 2.0], [3.0, 0.0, 0.0, 0.0]], requires_grad=True)
+        step = F.score_tokens(hidden, weight, token, entropy_gradient=True)
+        (slope,) = torch.autograd.grad(step.entropy.sum(), hidden)
+        assert step.entropy[0].item() == pytest.approx(math.log(4), abs=1e-6)
+        torch.testing.assert_close(slope[0], torch.zeros(4))
+        assert slope[1, 0] < 0 < slope[1, 1]

@@ -21,8 +21,8 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 work()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-"""Page faults of work on tensors of 12 MiB. glibc's first threshold is written down, for it raises the one it
-starts with by what it sees freed, and then hands back or keeps by where in memory the process happens to lie."""
+"""Page faults of work on tensors of 12 MiB. glibc's first threshold is written down: left to itself it is
+raised by what was freed, and memory is kept or handed back by where the process happens to lie."""
 
 
 @pytest.fixture(autouse=True)

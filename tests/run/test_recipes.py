@@ -1,6 +1,7 @@
 import pytest
 
 from unirl_env import train
+from unirl_env.agents import AGENTS
 from unirl_env.errors import ConfigError, PromptError
 from unirl_env.run.compose.yaml import differences, read_yaml, to_yaml
 from unirl_env.run.preflight import preflight
@@ -15,7 +16,7 @@ def options(group):
 def test_there_are_recipes_to_test():
     assert {"diffusion/tiny_sd3", "diffusion/sd3", "diffusion/gaussian_mixture"} <= set(RECIPES)
     assert {"diffusion/line", "mdp/tabular_tokens"} <= set(RECIPES)
-    assert options("agent") == ["drpo", "flow_dppo", "grpo", "gspo"]
+    assert options("agent") == sorted(AGENTS)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -15,8 +15,9 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS
 from torch import Tensor
 
 import unirl_env.functional as F
-from unirl_env.agents.batching import credit, misread, share_out
+from unirl_env.agents.batching import credit, largest, misread, share_out
 from unirl_env.agents.config import warn_of_idle_clip
+from unirl_env.agents.reference import own_reference_kls
 from unirl_env.agents.reports import (
     FollowedFailure,
     Update,
@@ -26,6 +27,7 @@ from unirl_env.agents.reports import (
 )
 from unirl_env.agents.rllib import RLlibAlgorithm, log_episodes, log_update
 from unirl_env.agents.selfcheck import FirstUpdate
+from unirl_env.agents.step_credit import charges_returns, credit_steps
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import CheckpointError, Diverged
 from unirl_env.monitor.iteration_metrics import is_due
@@ -85,9 +87,13 @@ class Agent(RLlibAlgorithm):
         batch = misread(batch, config.log_prob_noise)
         sampled = time.perf_counter()
         advantages, valid = credit(batch, config)
+        kls = self._reference_kls(batch, valid) if charges_returns(config) else {}
+        advantages, kl_scales = credit_steps(batch, config, advantages, valid, kls)
         lr = config.learning_rate(iteration)
         self._updating = True
-        updates = self._update(batch, advantages, valid, lr) if batch.scores.valid.any() else []
+        updates = []
+        if batch.scores.valid.any():
+            updates = self._update(batch, advantages, valid, lr, kl_scales)
         learned = time.perf_counter()
         self.iterations_done, self._updating = iteration + 1, False
         self.weights_version += 1
@@ -95,7 +101,7 @@ class Agent(RLlibAlgorithm):
 
         self.last_batch = batch
         self.iteration_metrics = {
-            **rollout_metrics(batch, torch.stack([*advantages.values()]).abs().amax(0)),
+            **rollout_metrics(batch, torch.stack([largest(each) for each in advantages.values()]).amax(0)),
             **update_metrics(updates),
             "lr": lr,
             "episodes": float(len(batch)),
@@ -148,25 +154,35 @@ class Agent(RLlibAlgorithm):
             )
         )
 
-    def export_adapters(self, directory: str | Path) -> None:
+    def export_adapters(self, directory: str | Path, *, weights: str = "trained") -> None:
         """Write the adapters in the form that the model family's own library loads.
 
+        Args:
+            directory: Where to.
+            weights: Whose values: `"trained"`, or `"ema"`, their average.
+
         Raises:
             NotImplementedError: If the family has no such form.
+            ContractError: If no average is kept.
         """
-        self._export("adapters", directory)
+        self._export("adapters", directory, weights)
 
-    def export_weights(self, directory: str | Path) -> None:
+    def export_weights(self, directory: str | Path, *, weights: str = "trained") -> None:
         """Write all weights in the form that the model family's own library loads.
 
+        Args:
+            directory: Where to.
+            weights: Whose values: `"trained"`, or `"ema"`, their average.
+
         Raises:
             NotImplementedError: If the family has no such form.
+            ContractError: If no average is kept.
         """
-        self._export("weights", directory)
+        self._export("weights", directory, weights)
 
-    def _export(self, what: str, directory: str | Path) -> None:
+    def _export(self, what: str, directory: str | Path, weights: str) -> None:
         # As bytes, because the learner may live on another machine.
-        files = self._on_learners(lambda learner: learner.export(what), first_only=True)[0]
+        files = self._on_learners(lambda learner: learner.export(what, weights), first_only=True)[0]
         for name, content in files.items():
             path = Path(directory) / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -184,6 +200,7 @@ class Agent(RLlibAlgorithm):
             "iteration": self.iterations_done,
             "weights_version": self.weights_version,
             "checked": self._checked(),
+            "optimizer": self.config.optimizer,
         }
         return self._on_learners(lambda learner: learner.run_state(), first_only=True)[0], meta
 
@@ -199,6 +216,12 @@ class Agent(RLlibAlgorithm):
                 "version of this library that wrote it."
             )
         self.require_own(meta.get("agent"))
+        written = meta.get("optimizer")
+        if written != self.config.optimizer:
+            raise CheckpointError(
+                f"The state must be of `optimizer` {self.config.optimizer}, got one of {written}: "
+                "what one remembers means nothing to another; try the settings of the run that wrote it."
+            )
         if self.learner_group.is_remote:
             place = {"tensors": ray.put(dict(tensors))}
             self._on_learners(lambda learner: learner.load_run_state(ray.get(place["tensors"])))
@@ -220,8 +243,27 @@ class Agent(RLlibAlgorithm):
         )
         return EpisodeBatch.cat(batches) if len(batches) > 1 else batches[0]
 
+    def _reference_kls(self, batch: EpisodeBatch, valid: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What each step paid for leaving the untrained model, by phase `[B, S]`, from all learners."""
+        blank = {name: torch.zeros(len(batch)) for name in valid}
+        # One step over all episodes, in their own order: shares follow each other.
+        shards: list[Any] = share_out(
+            batch, blank, valid, num_minibatches=1, num_learners=self.config.num_learners
+        )
+        if self.learner_group.is_remote:
+            shards = [ray.put(shard.to("cpu")) for shard in shards]
+        found = sorted(
+            self._on_learners(lambda learner: own_reference_kls(learner, shards)), key=lambda each: each[0]
+        )
+        return {name: torch.cat([kls[name] for _, kls in found]) for name in found[0][1]}
+
     def _update(
-        self, batch: EpisodeBatch, advantages: Mapping[str, Tensor], valid: Mapping[str, Tensor], lr: float
+        self,
+        batch: EpisodeBatch,
+        advantages: Mapping[str, Tensor],
+        valid: Mapping[str, Tensor],
+        lr: float,
+        kl_scales: Mapping[str, Tensor],
     ) -> list[Update]:
         shards = share_out(
             batch,
@@ -233,6 +275,7 @@ class Agent(RLlibAlgorithm):
             horizon=self.config.horizon,
             mask_truncated=self.config.mask_truncated,
             idle_episodes=self.config.idle_episodes,
+            kl_scales=kl_scales,
         )
         if self.learner_group.is_remote:
             # One reference per learner; RLlib's own sharding would make a sample batch of it first.

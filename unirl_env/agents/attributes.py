@@ -19,14 +19,25 @@ from ray.tune.search.sample import Domain
 
 from unirl_env.arguments.values import like_default, whole
 from unirl_env.errors import ConfigError
-from unirl_env.settings import AgentSettings, PolicySettings, RolloutSettings, Settings, StepSettings
+from unirl_env.settings import (
+    AgentSettings,
+    NoisingSettings,
+    PolicySettings,
+    RolloutSettings,
+    Settings,
+    StepSettings,
+)
 from unirl_env.settings.fields import check_values, python_name
 
 FLAT = (AgentSettings, RolloutSettings)
 """Groups whose settings are attributes of their own."""
-NESTED: Mapping[str, type[Settings]] = {"steps": StepSettings, "policy": PolicySettings}
+NESTED: Mapping[str, type[Settings]] = {
+    "steps": StepSettings,
+    "noising": NoisingSettings,
+    "policy": PolicySettings,
+}
 """Groups that are an attribute."""
-RLLIBS_OWN = ("learner_class", "model", "optimizer")
+RLLIBS_OWN = ("learner_class", "model")
 """What RLlib itself sends through `training` when it reads a dictionary."""
 SHARED = (
     "lr",
@@ -37,8 +48,9 @@ SHARED = (
     "shuffle_batch_per_epoch",
     "train_batch_size",
     "train_batch_size_per_learner",
+    "optimizer",
 )
-"""RLlib's settings that mean the same here."""
+"""RLlib's settings that mean the same here, and one that means more: `optimizer`."""
 EPOCHS = "try `num_epochs`"
 CRITIC = "there is no critic: advantages compare the episodes of a group; see `advantage_scale`"
 PENALTY = "try `reference_kl`, the weight of the KL to the untrained model, or the algorithm's trust region"
@@ -48,7 +60,6 @@ WORDS = {
     "num_sgd_iter": EPOCHS,
     "sgd_minibatch_size": "try `minibatch_size`, in episodes",
     "model": "the network is the environment's own model; try `policy`",
-    "optimizer": "try `lr`, `betas` and `weight_decay`",
     "use_critic": CRITIC,
     "use_gae": CRITIC,
     "lambda_": CRITIC,
@@ -59,13 +70,13 @@ WORDS = {
     "use_kl_loss": PENALTY,
     "kl_coeff": PENALTY,
     "kl_target": PENALTY,
-    "entropy_coeff": "no loss here has an entropy bonus; try `reference_kl`",
+    "entropy_coeff": "try `entropy_bonus`, the weight of the mean entropy of tokens or actions",
     "clip_param": "try the algorithm's own range: `clip_low` on latents, `token_clip_low` on tokens",
     "clip_rewards": "advantages are scaled by their group; try `advantage_clip`",
     "learner_config_dict": "the learner reads the settings of `training()`",
     "learner_connector": CONNECTORS,
     "add_default_connectors_to_learner_pipeline": CONNECTORS,
-    "torch_lr_scheduler_classes": "try `warmup_iterations`",
+    "torch_lr_scheduler_classes": "try `lr_schedule` and `warmup_iterations`",
     "torch_grad_scaler_class": "try `model.dtype=bfloat16`, which needs no scaling",
     "log_gradients": "the log has their norm as `grad_norm`",
 }

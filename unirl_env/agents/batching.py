@@ -29,7 +29,8 @@ def credit(batch: EpisodeBatch, config: Any) -> tuple[dict[str, Tensor], dict[st
         config: An `AgentConfig`.
 
     Returns:
-        By phase, advantages `[B]` and whether they are valid `[B]`.
+        By phase, advantages `[B]` and whether they are valid `[B]`; `step_credit` says where those of the
+        steps of an episode differ.
 
     Raises:
         ContractError: If a setting names a part that the scorer does not give.
@@ -45,12 +46,22 @@ def credit(batch: EpisodeBatch, config: Any) -> tuple[dict[str, Tensor], dict[st
                 parts, batch.group, config.advantage_parts, valid[phase], clip=config.advantage_clip
             )
             continue
-        rewards = batch.rewards
-        if phase in config.phase_rewards:
-            rewards = _score_part(batch, config.phase_rewards[phase], "phase_rewards")
-            valid[phase] = valid[phase] & torch.isfinite(rewards)
+        rewards = rewards_of(batch, phase, config)
+        valid[phase] = valid[phase] & torch.isfinite(rewards)
         advantages[phase] = _of_one(rewards, batch.group, valid[phase], config)
     return advantages, valid
+
+
+def rewards_of(batch: EpisodeBatch, phase: str, config: Any) -> Tensor:
+    """What a phase is paid for in each of B episodes `[B]`: the reward, or the part of it that it has."""
+    if phase not in config.phase_rewards:
+        return batch.rewards
+    return _score_part(batch, config.phase_rewards[phase], "phase_rewards")
+
+
+def largest(advantages: Tensor) -> Tensor:
+    """The size `[B]` of each episode's advantage, of `[B]`, or of its largest step of `[B, S]`."""
+    return advantages.abs() if advantages.ndim == 1 else advantages.abs().amax(1)
 
 
 def misread(batch: EpisodeBatch, std: float) -> EpisodeBatch:
@@ -111,6 +122,7 @@ def share_out(
     mask_truncated: bool = False,
     idle_episodes: str = "count",
     iteration: int = 0,
+    kl_scales: Mapping[str, Tensor] | None = None,
 ) -> list[Shard]:
     """Cut the episodes into minibatches in every epoch, and each minibatch evenly between the learners.
 
@@ -120,7 +132,7 @@ def share_out(
 
     Args:
         batch: B episodes.
-        advantages: Of each trained phase, `[B]`.
+        advantages: Of each trained phase, `[B]` or `[B, S]`.
         valid: Of each trained phase, `[B]` bool, where its advantages mean something; None where scores do.
         num_minibatches: N, optimizer steps of an epoch.
         num_learners: L; 0 counts as 1.
@@ -130,9 +142,10 @@ def share_out(
         aggregate: How transitions of episodes of unequal length are weighed; see `F.token_weights`.
         horizon: For `aggregate="horizon"`.
         mask_truncated: Leave out episodes that the length limit ended, too.
-        idle_episodes: "count" keeps episodes of advantage 0 in the denominators; "leave_out" leaves them out
-            of the phase as if they had not been drawn.
+        idle_episodes: "count" keeps episodes of advantage 0 (in all steps) in the denominators; "leave_out"
+            leaves them out of the phase as if they had not been drawn.
         iteration: The iteration's number, from 0.
+        kl_scales: Of phases whose returns are charged, what the KL of each step counts `[B, S]`.
 
     Raises:
         ShapeError: If B is not divisible by N x L, or a minibatch cannot hold whole groups and should.
@@ -152,7 +165,9 @@ def share_out(
         if name in advantages
     }
     if idle_episodes == "leave_out":
-        phases = {name: _without(phase, advantages[name].cpu() == 0) for name, phase in phases.items()}
+        phases = {
+            name: _without(phase, largest(advantages[name].cpu()) == 0) for name, phase in phases.items()
+        }
     advantages = {name: advantages[name] for name in phases}
     steps = optimizer_steps(
         batch.group, num_minibatches=num_minibatches, num_epochs=num_epochs, shuffle=shuffle, seed=seed
@@ -167,6 +182,7 @@ def share_out(
         weights,
         tuple(denominators),
         iteration,
+        kl_scales={name: scale for name, scale in (kl_scales or {}).items() if name in phases},
     )
     if learners == 1:
         return [everything]
@@ -199,6 +215,7 @@ def _part(whole: Shard, steps: Sequence[Tensor]) -> Shard:
         advantages={name: each[index] for name, each in whole.advantages.items()},
         steps=tuple(torch.searchsorted(index, part) for part in steps),
         weights={name: weight[index] for name, weight in whole.weights.items()},
+        kl_scales={name: scale[index] for name, scale in whole.kl_scales.items()},
     )
 
 

@@ -9,10 +9,16 @@ from unirl_env.registry import Registry
 AGENTS = Registry(
     "agent",
     {
+        "awm": "unirl_env.agents.awm:AWMConfig",
         "drpo": "unirl_env.agents.drpo:DRPOConfig",
+        "elbo_pg": "unirl_env.agents.pg:ELBOPGConfig",
         "flow_dppo": "unirl_env.agents.flow_dppo:FlowDPPOConfig",
         "grpo": "unirl_env.agents.grpo:GRPOConfig",
+        "grpo_guard": "unirl_env.agents.guard:GRPOGuardConfig",
         "gspo": "unirl_env.agents.gspo:GSPOConfig",
+        "nft": "unirl_env.agents.nft:NFTConfig",
+        "pg": "unirl_env.agents.pg:PGConfig",
+        "temp_flow": "unirl_env.agents.grpo:TempFlowGRPOConfig",
     },
 )
 """The algorithms that ship, by what a recipe calls them; those of other packages are named by their paths."""

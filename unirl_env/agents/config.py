@@ -30,10 +30,13 @@ from unirl_env.agents.attributes import (
     refuse_rllib_word,
 )
 from unirl_env.agents.catalogue import AGENTS
+from unirl_env.agents.correction import check_correction
 from unirl_env.agents.evaluation import check_evaluation, temperature
 from unirl_env.agents.learner import GenerativeLearner
-from unirl_env.agents.loss import check_loss
+from unirl_env.agents.loss import check_entropy, check_loss
+from unirl_env.agents.optimizer import check_optimizer, learning_rate
 from unirl_env.agents.rows import KINDS, Losses
+from unirl_env.agents.step_credit import charges_returns, check_step_credit
 from unirl_env.arguments.values import whole
 from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.errors import ConfigError
@@ -44,7 +47,7 @@ from unirl_env.rollouts.callbacks import check_callbacks
 from unirl_env.rollouts.engines import check_engine_options
 from unirl_env.rollouts.runner import GenerativeEnvRunner
 from unirl_env.settings import AgentSettings, RolloutSettings
-from unirl_env.settings.run_config import check_anchor, check_shares
+from unirl_env.settings.run_config import check_anchor, check_shares, check_weights
 from unirl_env.worlds.arguments import check_words
 from unirl_env.worlds.registration import OURS, full_id, recall, spec_of
 from unirl_env.worlds.world import ForeignWorld, World, world_of
@@ -80,8 +83,16 @@ class AgentConfig(BatchSize, AlgorithmConfig):
     declared_bias: ClassVar[Mapping[str, str]] = {}
     """By kind of phase, why the gradient at ratio one is meant to be another than that of the expected
     reward; `check_agent` measures how far it is off, and refuses a bias that is not declared."""
+    own_estimator: ClassVar[str] = "trajectory"
+    """How probabilities of latents are scored where `estimator` is None."""
+    own_noise_weight: ClassVar[str] = "adaptive"
+    """How errors at noised latents are weighed where `noising.weight` is None."""
+    own_step_weights: ClassVar[str] = "none"
+    """How steps of latents weigh where `step_weights` is None."""
     own_aggregate: ClassVar[str] = "token_mean"
     """How tokens of texts of unequal length are weighed where `aggregate` is None."""
+    own_correction_level: ClassVar[str] = "step"
+    """What has an importance weight of its own where `correction_level` is None."""
 
     # Of these, RLlib's type is that of what they begin with.
     env: Any
@@ -263,9 +274,13 @@ class AgentConfig(BatchSize, AlgorithmConfig):
         groups = rebuilt(AgentSettings, self), rebuilt(RolloutSettings, self)
         check_shares(*groups)
         check_anchor(*groups)
+        check_optimizer(self)
+        check_weights(*groups, self.policy)
         self.mode.check(self)
         check_engine_options(self.engine, self.engine_options)
         self._check_phases()
+        check_step_credit(self)
+        check_correction(self)
         check_evaluation(self)
         check_callbacks(self)
 
@@ -275,6 +290,7 @@ class AgentConfig(BatchSize, AlgorithmConfig):
             "train_phases": phases if self.train_phases is None else self.train_phases,
             "phase_rewards": self.phase_rewards,
             "phase_weights": self.phase_weights,
+            "phase_lrs": self.phase_lrs,
         }
         for name, chosen in named.items():
             if any(phase not in phases for phase in chosen):
@@ -285,11 +301,14 @@ class AgentConfig(BatchSize, AlgorithmConfig):
         for kind in dict.fromkeys(phases[phase] for phase in self.trained):
             if kind not in self.losses:
                 about = f" ({KINDS[kind].about})" if KINDS[kind].about else ""
+                known = [phase for phase in self.trained if phases[phase] in self.losses]
+                remedy = f"train_phases={known}, or another agent" if known else "another agent"
                 raise ConfigError(
                     f"The agent must have a loss on {kind}{about}, which {self.env} trains, got losses on "
-                    f"{sorted(self.losses)}; try another agent."
+                    f"{sorted(self.losses)}; try {remedy}."
                 )
             check_loss(self, kind)
+        check_entropy(self)
 
     def get_evaluation_config_object(self) -> Any:
         """The configuration under which evaluation plays; None of one that is for evaluation itself."""
@@ -354,9 +373,48 @@ class AgentConfig(BatchSize, AlgorithmConfig):
         return self.anchor or ("rollout" if self.engine == "local" else self.engine_anchor)
 
     @property
+    def correcting(self) -> str:
+        """The `correction` in use."""
+        if self.correction is not None:
+            return str(self.correction)
+        return "truncate" if self.engine != "local" and self.old_log_probs == "replay" else "none"
+
+    @property
+    def weighs_steps(self) -> str:
+        """The `step_weights` in use."""
+        return self.step_weights or self.own_step_weights
+
+    @property
     def weighing(self) -> str:
         """The `aggregate` in use."""
         return self.aggregate or self.own_aggregate
+
+    @property
+    def estimating(self) -> str:
+        """The `estimator` in use."""
+        return self.estimator or self.own_estimator
+
+    @property
+    def looks_forward(self) -> bool:
+        """Whether an update looks at finished latents, noised anew, and not at the steps that were played."""
+        return self.estimating != "trajectory"
+
+    @property
+    def noise_weight(self) -> str:
+        """The `noising.weight` in use."""
+        return self.noising.weight or self.own_noise_weight
+
+    @property
+    def sampling(self) -> str:
+        """The `sampler` in use."""
+        return self.sampler or ("ode" if self.looks_forward else "sde")
+
+    def average_decay(self, iteration: int) -> float | None:
+        """How much of the average of the weights an iteration keeps; None where there is none."""
+        if self.ema_decay is None or self.ema_rise is None:
+            return self.ema_decay
+        taken = (iteration + 1) * self.num_epochs * self.minibatches
+        return min(self.ema_decay, self.ema_rise * max(0, taken - self.ema_delay))
 
     @property
     def num_steps(self) -> int:
@@ -367,6 +425,8 @@ class AgentConfig(BatchSize, AlgorithmConfig):
     def needs(self) -> frozenset[str]:
         """What the rollout must record for the losses; means that are replayed need not be."""
         needs = frozenset().union(*(loss.needs for loss in self.losses.values()))
+        if self.looks_forward:
+            return needs | {"final"}
         return needs if self.old_log_probs == "rollout" else needs - {"mean"}
 
     @property
@@ -377,14 +437,16 @@ class AgentConfig(BatchSize, AlgorithmConfig):
 
     def trained_steps(self, iteration: int) -> tuple[int, ...]:
         """The stochastic steps of an iteration."""
+        if self.sampling in ("ode", "dpm2m"):
+            return ()
         choice = dataclasses.asdict(self.steps)
         kind = choice.pop("kind")
         choice["fraction"] = tuple(choice["fraction"])
         return F.choose_steps(kind, self.num_steps, **choice, seed=self.run_seed, iteration=iteration)
 
     def learning_rate(self, iteration: int) -> float:
-        """`lr`, after a linear rise over the first `warmup_iterations`."""
-        return self.lr * min(1.0, (iteration + 1) / max(1, self.warmup_iterations))
+        """The learning rate of an iteration, from 0; see `optimizer.learning_rate`."""
+        return learning_rate(self, iteration)
 
     # The environment.
 
@@ -458,7 +520,7 @@ def warn_of_idle_clip(config: Any) -> None:
     """Say so if no advantage can be as large as `advantage_clip`: it would seem to bound something."""
     largest = math.sqrt(max(0, config.group_size - 1))
     parts = config.advantage_parts and set(config.trained) - set(config.phase_rewards)
-    if config.advantage_clip is None or config.advantage_scale != "group" or parts:
+    if config.advantage_clip is None or config.advantage_scale != "group" or parts or charges_returns(config):
         return
     if config.advantage_clip >= largest:
         logger.warning(

@@ -56,6 +56,7 @@ class GSPOConfig(AgentConfig):
     knobs = GSPOKnobs
     own_aggregate = "sequence_mean"
     declared_bias = {"tokens": "a text's ratio is the geometric mean of its tokens', and texts count alike"}
+    own_correction_level = "episode"
 
     def __init__(self, algo_class: type | None = None):
         super().__init__(algo_class=algo_class or GSPO)
@@ -68,6 +69,12 @@ class GSPOConfig(AgentConfig):
                 f"`aggregate` must be sequence_mean for GSPO, got {self.aggregate!r}: a text has one ratio; "
                 "try null, which is the algorithm's own."
             )
+        for name, words in (("kl_in", "loss"), ("correction_level", "episode")):
+            if getattr(self, name) not in (None, words):
+                raise ConfigError(
+                    f"`{name}` must be {words} for GSPO, got {getattr(self, name)!r}: a text has one ratio, "
+                    f"and one advantage; try {words}, or another agent."
+                )
 
     def thresholds(self, phase: Phase) -> dict[str, tuple[float, str]]:
         """Both ends of the clip range."""

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.training_data import TrainingData
-from torch import Tensor, nn
+from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.agents import selfcheck
-from unirl_env.agents.learner_state import StatefulLearner
+from unirl_env.agents.batching import largest
+from unirl_env.agents.correction import corrected
+from unirl_env.agents.estimators import FORWARD, estimator_of
+from unirl_env.agents.learner_state import StatefulLearner, optimizer_state, require_saveable
 from unirl_env.agents.loss import Context
+from unirl_env.agents.optimizer import FlatGradient, Masters, lr_factors, make_optimizer
 from unirl_env.agents.reports import FollowedFailure, PhaseUpdate, Update
 from unirl_env.agents.rows import KINDS, Rows, Shard, Step, episodes_at_once
 from unirl_env.errors import ConfigError, ContractError
-from unirl_env.functional import Metric, SDEStep
+from unirl_env.functional import Metric
 from unirl_env.rollouts.memory import keep_freed_memory
 
 Minibatch = dict[str, Sequence[Tensor]]
@@ -43,10 +46,11 @@ class GenerativeLearner(StatefulLearner):
     config: Any  # An `AgentConfig`, which names this class.
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        """AdamW over the trainable weights, in float32; their gradients live in one buffer.
+        """The optimizer of the trainable weights, in float32; their gradients live in one buffer.
 
         Raises:
-            ConfigError: If the policy has nothing to train, or computes in float16.
+            ConfigError: If the policy has nothing to train, or computes in float16, or if a phase of
+                `phase_lrs` has no weights of its own.
         """
         keep_freed_memory()
         config = config or self.config
@@ -55,16 +59,13 @@ class GenerativeLearner(StatefulLearner):
         parameters = self._masters.weights
         if not parameters:
             raise ConfigError("`policy` must have weights to train, got none; try `lora_rank=16`.")
-        optimizer = torch.optim.AdamW(
-            parameters,
-            lr=config.lr,
-            betas=tuple(config.betas),
-            weight_decay=config.weight_decay,
-            eps=config.adam_epsilon,
-            fused=all(parameter.device.type in ("cpu", "cuda") for parameter in parameters),
-        )
+        factors = lr_factors(module.actor, self.get_parameters(module), config.phase_lrs)
+        optimizer = make_optimizer(config, parameters, factors)
         self.register_optimizer(module_id=module_id, optimizer=optimizer, params=parameters)
+        self._untouched = optimizer_state(optimizer, self._moved())
         self._gradient = FlatGradient(parameters, distributed=self.distributed)
+        for head in module.actor.heads.values():
+            head.entropy_gradient = config.entropy_bonus > 0
         self._replays = config.old_log_probs == "replay"
 
     @property
@@ -85,7 +86,7 @@ class GenerativeLearner(StatefulLearner):
 
         Args:
             training_data: Holds the shard as its `batch`, or one reference to it.
-            lr: The learning rate of this iteration.
+            lr: The learning rate of this iteration, before the factors of `phase_lrs`.
             check: Phases of which scoring is compared with sampling before the first step.
             watch: Whether the KL to the reference policy is measured though no loss charges it; where no step
                 explores, there is none.
@@ -110,17 +111,25 @@ class GenerativeLearner(StatefulLearner):
     ) -> None:
         optimizer = self.get_optimizer()
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["factor"]
         with self._telling_the_others():
             self._masters.follow()
             training_data.solve_refs()
             shard = cast(Shard, training_data.batch)
-            minibatches = self._minibatches(shard, report)
             actor = self.policy.actor
             branching = frozenset(name for name in shard.phases if actor.branches(name))
             shard = replace(shard.to(self.device), branching=branching)
-            anchored = self._replayed(shard, minibatches) if self._replays else shard
-            self._check(shard, anchored, minibatches, check, report)
+            for name, phase in shard.phases.items():
+                if estimator_of(self.config, phase.kind) is FORWARD:
+                    shard = FORWARD.noised(shard, name, self.config)
+            minibatches = self._minibatches(shard, report)
+            with actor.under(self.config.rollout_weights):  # the policy that sampled
+                if any("old" in loss.copies for loss in self.config.losses.values()):
+                    actor.keep("old")
+                anchored = self._replayed(shard, minibatches)
+                if self.config.correcting != "none":
+                    anchored = corrected(anchored, shard, minibatches, self.config, report)
+                self._check(shard, anchored, minibatches, check, report)
         for number, minibatch in enumerate(minibatches):
             self._gradient.zero()
             with self._telling_the_others():
@@ -135,8 +144,17 @@ class GenerativeLearner(StatefulLearner):
                 self._masters.cast()
             report.grad_norm.append(norm)
             report.skipped.append(not math.isfinite(norm))
+        require_saveable(optimizer)
+        self._average(shard.iteration)
         for part in report.phases.values():
             part.metrics = [_floats(metrics) for metrics in part.metrics]
+
+    def _average(self, iteration: int) -> None:
+        """Let the average of the weights follow what this iteration made of them."""
+        decay = self.config.average_decay(iteration)
+        if decay is not None:
+            weights = dict(zip(self.policy.actor.trainable_state(), self._masters.weights, strict=True))
+            self.policy.actor.average("ema", decay, weights)
 
     def _accumulate(
         self,
@@ -153,12 +171,16 @@ class GenerativeLearner(StatefulLearner):
         denominator, kind = shard.denominators[number][phase], shard.phases[phase].kind
         context, wanted = self._context(phase, kind, shard.iteration, number), self.config.losses[kind]
         losses, metrics, gaps = [], [], []
+        forward, fresh = phase in shard.noised, number == 0 and self._is_fresh(shard, phase)
         for index in micro_batches:
             rows = self._rows(anchored, phase, index, denominator)
-            new = None
-            if wanted.scores or self.config.reference_kl or watched:
-                new = context.score(rows.observation, rows.action)
-            if number == 0 and new is not None:
+            new: Any = None
+            if wanted.scores or self.config.reference_kl or self._rewards_entropy(kind) or watched:
+                new = estimator_of(self.config, kind).score(rows, context)
+            if fresh:
+                old = new.velocity.detach() if "velocity" in wanted.needs else None
+                rows = replace(rows, old_log_prob=new.log_prob.detach(), old_velocity=old)
+            if number == 0 and new is not None and not forward:
                 recorded = rows if anchored is shard else self._rows(shard, phase, index, denominator)
                 gaps.append(_gap(new, recorded))
             loss, found = self.loss(rows, new, context, watched)
@@ -177,10 +199,21 @@ class GenerativeLearner(StatefulLearner):
     ) -> tuple[Tensor, dict[str, Metric]]:
         """The phase's loss, the KL to the reference policy if it is charged or watched, and metrics."""
         loss, metrics = self.config.losses[rows.kind](rows, new, context)
+        if new is not None and KINDS[rows.kind].has_entropy:
+            entropy = cast(Any, new).entropy
+            if self._rewards_entropy(rows.kind):
+                if not entropy.requires_grad:
+                    raise ContractError(
+                        f"The entropy of phase `{context.phase}` must have a gradient with `entropy_bonus`, "
+                        "got one without; try a `Head` that obeys its `entropy_gradient`."
+                    )
+                loss = loss - self.config.entropy_bonus * rows.mean(entropy)
+            metrics = {"entropy": Metric.over(rows, entropy), **metrics}
         if self.config.reference_kl or watched:
+            estimator = estimator_of(self.config, rows.kind)
             with context.weights("reference"):
-                reference = context.score(rows.observation, rows.action)
-            pull, kl = KINDS[rows.kind].reference_kl(new, reference, rows, self.config)
+                reference = estimator.score(rows, context)
+            pull, kl = estimator.reference_kl(new, reference, rows, self.config)
             if self.config.reference_kl:
                 loss = loss + self.config.reference_kl * pull
             metrics = {**metrics, "reference_kl": Metric(kl.detach())}
@@ -203,8 +236,9 @@ class GenerativeLearner(StatefulLearner):
         minibatches: list[Minibatch] = [{} for _ in shard.steps]
         for name, phase in shard.phases.items():
             rows = phase.mask.sum(dim=1).cpu()
-            if config.losses[phase.kind].skips_idle and not config.reference_kl:
-                rows = rows * (shard.advantages[name].cpu() != 0)
+            charged = config.reference_kl or self._rewards_entropy(phase.kind)
+            if config.losses[phase.kind].skips_idle and not charged:
+                rows = rows * (largest(shard.advantages[name].cpu()) != 0)
             part = report.phases.setdefault(name, PhaseUpdate())
             size = config.micro_batch_size
             if size == "auto":
@@ -220,22 +254,31 @@ class GenerativeLearner(StatefulLearner):
 
     @torch.no_grad()
     def _replayed(self, shard: Shard, minibatches: Sequence[Minibatch]) -> Shard:
-        """The shard with old log-probs and means taken anew, before the first step changes a weight.
+        """The shard with old log-probs, means and velocities as the policy that sampled has them, taken anew.
 
-        They are taken in the micro-batches in which training first uses them: a forward pass of another batch
-        size may differ in the last bits; of the same size it does not. Where episodes are shuffled, those of
-        later epochs are others, and differ from the anchor by such bits, too. What no loss looks at stays as
-        it was recorded.
+        They are taken before the first step changes a weight, in the micro-batches in which training first
+        uses them: a forward pass of another batch size may differ in the last bits; of the same size it does
+        not. Where episodes are shuffled, those of later epochs are others, and differ from the anchor by such
+        bits, too. What no loss looks at stays as it was recorded.
         """
         phases = {}
         for name, phase in shard.phases.items():
-            loss = self.config.losses[phase.kind]
-            if not (loss.scores or "mean" in loss.needs):
+            forward, loss = name in shard.noised, self.config.losses[phase.kind]
+            if forward:
+                wanted = self.config.estimating == "elbo" or "velocity" in loss.needs
+            else:
+                wanted = self._replays and (loss.scores or "mean" in loss.needs)
+            if not wanted:
                 phases[name] = phase
                 continue
-            log_prob = phase.log_prob.clone()
-            mean = torch.zeros_like(phase.action, dtype=torch.float32) if "mean" in loss.needs else None
+            log_prob, more = phase.log_prob.clone(), "velocity" if forward else "mean"
+            kept = torch.zeros_like(phase.action, dtype=torch.float32) if more in loss.needs else None
             known = torch.zeros(len(phase), dtype=torch.bool)
+            if self._is_fresh(shard, name):
+                known[:] = True
+                for minibatch in minibatches[1:]:
+                    for index in minibatch[name]:
+                        known[index] = False
             for index in (index for minibatch in minibatches for index in minibatch[name]):
                 index = index[~known[index]]
                 if not len(index):
@@ -243,10 +286,16 @@ class GenerativeLearner(StatefulLearner):
                 known[index] = True
                 rows, old = self._scored(shard, name, index)
                 log_prob[rows.episode, rows.step] = old.log_prob
-                if mean is not None:
-                    mean[rows.episode, rows.step] = cast(SDEStep, old).mean
-            phases[name] = replace(phase, log_prob=log_prob, mean=mean)
-        return replace(shard, phases=phases)
+                if kept is not None:
+                    kept[rows.episode, rows.step] = getattr(old, more)
+            phases[name] = replace(phase, log_prob=log_prob, mean=kept)
+        unchanged = all(phases[name] is phase for name, phase in shard.phases.items())
+        return shard if unchanged else replace(shard, phases=phases)
+
+    def _is_fresh(self, shard: Shard, name: str) -> bool:
+        """Whether the first optimizer step knows the policy that sampled from its own forward pass."""
+        scored = self.config.losses[shard.phases[name].kind].scores
+        return name in shard.noised and scored and self.config.rollout_weights == "trained"
 
     def _check(
         self,
@@ -258,9 +307,10 @@ class GenerativeLearner(StatefulLearner):
     ) -> None:
         """Compare scoring with sampling in each phase's first minibatch that has rows, and change nothing.
 
-        Steps of the ODE were not drawn from anything, and have no log-prob to compare.
+        Steps of the ODE were not drawn from anything, and have no log-prob to compare; nor have finished
+        latents that are noised anew.
         """
-        for name in (name for name in names if shard.phases[name].drawn):
+        for name in (name for name in names if name not in shard.noised and shard.phases[name].drawn):
             measured = []
             for index in next((minibatch[name] for minibatch in minibatches if minibatch.get(name)), ()):
                 # With gradients, though none is taken: without them, a kernel may be another than training's.
@@ -274,9 +324,13 @@ class GenerativeLearner(StatefulLearner):
     def _rows(self, shard: Shard, phase: str, index: Tensor, denominator: float) -> Rows:
         return KINDS[shard.phases[phase].kind].rows(shard, phase, index.to(self.device), denominator)
 
+    def _rewards_entropy(self, kind: str) -> bool:
+        return self.config.entropy_bonus > 0 and KINDS[kind].has_entropy
+
     def _scored(self, shard: Shard, phase: str, index: Tensor) -> tuple[Rows, Step]:
         rows = self._rows(shard, phase, index, 1.0)
-        return rows, self._context(phase, rows.kind).score(rows.observation, rows.action)
+        context = self._context(phase, rows.kind)
+        return rows, estimator_of(self.config, rows.kind).score(rows, context)
 
     def _context(self, phase: str, kind: str, iteration: int = 0, step: int = 0) -> Context:
         return Context(self.policy, self.config, phase=phase, kind=kind, iteration=iteration, step=step)
@@ -336,157 +390,3 @@ def _floats(metrics: Mapping[str, Any]) -> dict[str, float]:
         return {}
     values = torch.stack([value.detach().float() for value in metrics.values()])
     return dict(zip(metrics, values.tolist(), strict=True))
-
-
-class FlatGradient:
-    """Buffers that hold every gradient; the parameters' `.grad` are views into them.
-
-    Gradients of micro-batches accumulate in place, and learners exchange one tensor per data type. Losses
-    are divided by denominators that count all learners, so gradients are summed, never averaged.
-
-    Args:
-        parameters: The trained weights, in the same order on every learner.
-        distributed: Whether there are other learners to exchange with.
-    """
-
-    def __init__(self, parameters: Sequence[nn.Parameter], *, distributed: bool = False):
-        self.parameters = list(parameters)
-        self.distributed = distributed
-        self._views: list[Tensor] = []
-        self._buffers: list[Tensor] = []
-        homes: dict[tuple[torch.device, torch.dtype], list[nn.Parameter]] = {}
-        for parameter in self.parameters:
-            homes.setdefault((parameter.device, parameter.dtype), []).append(parameter)
-        views: dict[int, Tensor] = {}
-        for (device, dtype), members in homes.items():
-            sizes = [member.numel() for member in members]
-            # The last element counts the learners that failed: news of it needs no exchange of its own.
-            buffer = torch.zeros(sum(sizes) + 1, device=device, dtype=dtype)
-            for member, part in zip(members, buffer[:-1].split(sizes), strict=True):
-                views[id(member)] = part.view_as(member)
-            self._buffers.append(buffer)
-        self._views = [views[id(parameter)] for parameter in self.parameters]
-
-    def zero(self) -> None:
-        """Begin an optimizer step."""
-        for buffer in self._buffers:
-            buffer.zero_()
-        for parameter, view in zip(self.parameters, self._views, strict=True):
-            parameter.grad = view
-
-    def exchange(self, *, failed: bool = False) -> bool:
-        """Sum the gradients over all learners; every learner must call this once per optimizer step.
-
-        Args:
-            failed: Whether this learner has no gradient to give. It takes part all the same: a learner that
-                stayed away would keep the others waiting for ever.
-
-        Returns:
-            Whether any learner failed.
-        """
-        if not self.distributed:
-            return failed
-        if failed:
-            for buffer in self._buffers:
-                buffer.zero_()
-        self._buffers[0][-1] = float(failed)
-        for buffer in self._buffers:
-            dist.all_reduce(buffer, op=dist.ReduceOp.SUM)
-        return bool(self._buffers[0][-1] > 0)
-
-    def clip(self, max_norm: float) -> Tensor:
-        """Scale the gradients so that their joint L2 norm is at most `max_norm`; returns the norm before."""
-        for buffer in self._buffers:
-            buffer[-1] = 0.0
-        norm: Tensor = torch.linalg.vector_norm(
-            torch.stack([torch.linalg.vector_norm(buffer, dtype=torch.float32) for buffer in self._buffers])
-        )
-        scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-        for buffer in self._buffers:
-            buffer.mul_(scale.to(buffer.dtype))
-        return norm
-
-
-class Masters:
-    """What the optimizer moves, where the network computes with a cast of it.
-
-    A step of 1e-6 on a weight of 0.05 is less than half of the way to the next bfloat16: rounding after every
-    step would take it back. The masters keep what steps add up to, and the network holds `master.to(dtype)`,
-    rounded to nearest. Moments and gradients are as wide as the masters. A gradient is added to the master's
-    in float32 as soon as a backward pass has finished it, and its own memory is given back at once.
-
-    The network's weights are what counts: whoever loads other ones into it, by whatever way, has changed the
-    policy, and `follow` lets the masters begin there. Weights in float32 are their own masters; where all
-    are, nothing here costs anything.
-
-    Args:
-        parameters: The policy's weights by name, trained and frozen ones, each once.
-
-    Raises:
-        ConfigError: If some are float16. Losses are divided by the number of rows, so gradients are small,
-            and what is below 6e-8 is 0 there: with 500 000 tokens the gradient of adapters points elsewhere
-            (cosine 0.77 on the embedded Qwen3; bfloat16: 0.999).
-
-    Reference:
-        Micikevicius et al., "Mixed Precision Training", section 3.1 (https://arxiv.org/abs/1710.03740).
-    """
-
-    def __init__(self, parameters: Mapping[str, nn.Parameter]):
-        narrow = next((name for name, weight in parameters.items() if weight.dtype == torch.float16), None)
-        if narrow is not None:
-            raise ConfigError(
-                f"`dtype` of a network that is trained must be float32 or bfloat16, got float16 (weight "
-                f"`{narrow}`): its gradients would vanish without a word; try bfloat16."
-            )
-        self.weights: list[nn.Parameter] = []
-        """What the optimizer trains, in the order of `parameters`."""
-        self._pairs: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
-        for name, weight in parameters.items():
-            if not weight.requires_grad:
-                continue
-            if weight.dtype.itemsize < torch.float32.itemsize:
-                master = nn.Parameter(weight.detach().float())
-                weight.register_post_accumulate_grad_hook(_giver(master))
-                self._pairs[name] = weight, master
-                self.weights.append(master)
-            else:
-                self.weights.append(weight)
-
-    @torch.no_grad()
-    def cast(self) -> None:
-        """Give the network what the masters have become; in place, for all who hold its weights."""
-        for weight, master in self._pairs.values():
-            weight.copy_(master)
-
-    @torch.no_grad()
-    def follow(self) -> None:
-        """Begin anew from every weight of the network that is no longer the cast of its master."""
-        for weight, master in self._pairs.values():
-            if not torch.equal(weight, master.to(weight.dtype)):
-                master.copy_(weight)
-
-    def state(self) -> dict[str, Tensor]:
-        """Copies of the masters on the CPU, by name; nothing of weights that are their own."""
-        self.follow()
-        return {name: master.detach().to("cpu", copy=True) for name, (_, master) in self._pairs.items()}
-
-    @torch.no_grad()
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over masters by name, and leave out other names; the network's weights come by another way."""
-        for name, (_, master) in self._pairs.items():
-            if name in state:
-                master.copy_(state[name])
-
-
-def _giver(master: nn.Parameter) -> Callable[[Tensor], None]:
-    """A hook that adds a finished gradient to the master's and gives back its memory."""
-
-    def give(weight: Tensor) -> None:
-        assert weight.grad is not None  # it has just been finished
-        if master.grad is None:
-            master.grad = weight.grad.to(master.dtype)
-        else:
-            master.grad.add_(weight.grad)
-        weight.grad = None
-
-    return give

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from torch import Tensor
 
-from unirl_env.errors import CheckpointError
+from unirl_env.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ class StatefulLearner(TorchLearner):
     """A learner of one policy, whose trained weights have `_masters` in float32."""
 
     _masters: Any
+    _untouched: Mapping[str, Tensor]
     policy: Any
 
     def get_parameters(self, module: Any) -> list[torch.nn.Parameter]:
@@ -35,10 +36,16 @@ class StatefulLearner(TorchLearner):
         # Nothing to wrap: gradients are exchanged once per optimizer step, not once per backward pass.
         return
 
-    def export(self, what: str) -> dict[str, bytes]:
-        """The files of the published form of the `adapters` or the `weights`, by relative path."""
-        with tempfile.TemporaryDirectory() as directory:
-            getattr(self.policy.actor, f"save_{what}")(directory)
+    def export(self, what: str, weights: str = "trained") -> dict[str, bytes]:
+        """The files of the published form of the `adapters` or the `weights`, by relative path.
+
+        Args:
+            what: Either of these.
+            weights: Whose values: `"trained"`, or `"ema"`, the average.
+        """
+        actor = self.policy.actor
+        with tempfile.TemporaryDirectory() as directory, actor.under(weights):
+            getattr(actor, f"save_{what}")(directory)
             root = Path(directory)
             files = sorted(path for path in root.rglob("*") if path.is_file())
             return {str(path.relative_to(root)): path.read_bytes() for path in files}
@@ -53,7 +60,7 @@ class StatefulLearner(TorchLearner):
         """Weights and optimizer, by name, as tensors on the CPU; of half precision, the float32 masters."""
         weights = {f"policy/{name}": tensor for name, tensor in self.policy.get_state().items()}
         weights |= {f"policy/{name.removeprefix(NETWORK)}": t for name, t in self._masters.state().items()}
-        return weights | optimizer_state(self.get_optimizer(), self._names())
+        return weights | optimizer_state(self.get_optimizer(), self._moved())
 
     def load_run_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Go back to `run_state`'s result, bit for bit.
@@ -66,76 +73,153 @@ class StatefulLearner(TorchLearner):
         }
         self.policy.set_state(weights)
         self._masters.load({NETWORK + name: tensor for name, tensor in weights.items()})
-        load_optimizer_state(self.get_optimizer(), self._names(), tensors)
+        load_optimizer_state(self.get_optimizer(), self._moved(), tensors, self._untouched)
 
-    def _names(self) -> list[str]:
-        return [name for name, parameter in self.policy.named_parameters() if parameter.requires_grad]
+    def _moved(self) -> dict[str, Tensor]:
+        """What the optimizer moves, by the name of the weight."""
+        named = self.policy.named_parameters()
+        names = [name for name, parameter in named if parameter.requires_grad]
+        return dict(zip(names, self._masters.weights, strict=True))
 
     # RLlib's own checkpoints go through these; its defaults turn tensors into numpy, which has no bfloat16.
 
     def _get_optimizer_state(self) -> dict[str, Any]:
         # RLlib keeps the policy's state apart from this, as the network holds it.
         masters = {f"master/{name}": tensor for name, tensor in self._masters.state().items()}
-        return masters | optimizer_state(self.get_optimizer(), self._names())
+        return masters | optimizer_state(self.get_optimizer(), self._moved())
 
     def _set_optimizer_state(self, state: Mapping[str, Any]) -> None:
         self._masters.load({name.removeprefix("master/"): tensor for name, tensor in state.items()})
-        load_optimizer_state(self.get_optimizer(), self._names(), state)
+        load_optimizer_state(self.get_optimizer(), self._moved(), state, self._untouched)
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Tensor]:
-    """`optimizer/<moment>/<parameter>` on the CPU; empty before the first step.
+def require_saveable(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer whose memory of a weight could not be restored, before anybody relies on it.
+
+    Raises:
+        ConfigError: If something in it is neither a tensor nor a number.
+    """
+    for state in optimizer.state.values():
+        for moment, value in state.items():
+            if value is not None and not isinstance(value, Tensor | int | float):
+                raise ConfigError(
+                    f"`optimizer` must remember tensors and numbers of each weight, to be saved, got "
+                    f"{type(value).__name__} as `{moment}` of {type(optimizer).__name__}; try another one."
+                )
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the optimizer remembers, on the CPU; of AdamW nothing before the first step.
 
     Args:
-        optimizer: With one group of parameters.
-        names: The parameters' names, in the order of the group.
+        optimizer: Any whose memory of a weight is tensors and numbers.
+        parameters: All that it moves, by name.
+
+    Returns:
+        `optimizer/<moment>/<parameter>` of tensors; `numbers/<moment>/<parameter>` of numbers, which are
+        restored as such; and `groups/<entry>/<group>` of numbers that a group was not made with.
     """
+    require_saveable(optimizer)
     tensors = {}
-    parameters = optimizer.param_groups[0]["params"]
-    for name, parameter in zip(names, parameters, strict=True):
+    for name, parameter in parameters.items():
         for moment, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer/{moment}/{name}"] = torch.as_tensor(value).detach().cpu().clone()
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{moment}/{name}"] = value.detach().cpu().clone()
+            elif value is not None:
+                tensors[f"numbers/{moment}/{name}"] = _packed(value)
+    for number, group in enumerate(optimizer.param_groups):
+        for entry, value in group.items():
+            moved = isinstance(value, int | float) and value != optimizer.defaults.get(entry)
+            if moved and entry not in ("lr", "factor"):  # these follow from the settings
+                tensors[f"groups/{entry}/{number}"] = _packed(value)
     return tensors
 
 
 def load_optimizer_state(
-    optimizer: torch.optim.Optimizer, names: Sequence[str], tensors: Mapping[str, Tensor]
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    untouched: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Give the optimizer back what `optimizer_state` returned; without any, it starts afresh.
 
-    It does so, too, where moments are narrower than what they belong to: a second moment in half precision
-    never decays, and would hold every weight back for thousands of steps.
+    It does so, too, where AdamW's moments are narrower than what they belong to: a second moment in half
+    precision never decays, and would hold every weight back for thousands of steps.
+
+    Args:
+        optimizer: As it was made, or later.
+        parameters: All that it moves, by name.
+        tensors: The state, among others.
+        untouched: What it remembers before its first step; None for nothing.
 
     Raises:
         CheckpointError: If a moment is missing or has another shape than its parameter.
     """
-    parameters = optimizer.param_groups[0]["params"]
-    present = any(name.startswith("optimizer/") for name in tensors)
-    narrow = [
-        name for name, parameter in zip(names, parameters, strict=True) if _narrow(name, parameter, tensors)
-    ]
-    if narrow:
-        logger.warning(
-            "AdamW starts afresh: the moments of %d weights were saved in half precision, in which they are "
-            "wrong. The weights themselves are taken over.",
-            len(narrow),
-        )
-        present = False
-    state: dict[int, dict[str, Tensor]] = {}
-    for number, (name, parameter) in enumerate(zip(names, parameters, strict=True)):
-        if not present:
-            break
-        state[number] = {}
-        for moment in MOMENTS:
-            value = tensors.get(f"optimizer/{moment}/{name}")
-            if value is None or (moment != "step" and value.shape != parameter.shape):
+    if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
+        narrow = [name for name, parameter in parameters.items() if _narrow(name, parameter, tensors)]
+        if narrow:
+            logger.warning(
+                "AdamW starts afresh: the moments of %d weights were saved in half precision, in which they "
+                "are wrong. The weights themselves are taken over.",
+                len(narrow),
+            )
+            tensors = {}
+    saved = _by_parameter(parameters, tensors)
+    if any(saved.values()):
+        _require_moments(optimizer, parameters, saved)
+    else:
+        saved = _by_parameter(parameters, untouched or {})
+    places = [weight for group in optimizer.param_groups for weight in group["params"]]
+    place = {id(weight): number for number, weight in enumerate(places)}
+    state = {place[id(parameters[name])]: dict(moments) for name, moments in saved.items() if moments}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for name, moments in saved.items():
+        for moment, value in moments.items():
+            held = optimizer.state[parameters[name]]
+            # torch gives everything the weight's own data type, moments of eight bits, too.
+            if isinstance(value, Tensor) and held[moment].dtype != value.dtype:
+                held[moment] = value.to(held[moment].device)
+    for number, group in enumerate(optimizer.param_groups):
+        for entry in group:
+            if (value := tensors.get(f"groups/{entry}/{number}")) is not None:
+                group[entry] = value.item()
+
+
+def _by_parameter(names: Collection[str], tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """The moments of each parameter; copies, which the optimizer may write over."""
+    found: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for key, value in tensors.items():
+        place, _, rest = key.partition("/")
+        moment, _, name = rest.partition("/")
+        if place in ("optimizer", "numbers") and name in found:
+            found[name][moment] = value.clone() if place == "optimizer" else value.item()
+    return found
+
+
+def _require_moments(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, Tensor],
+    saved: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Raise CheckpointError unless each parameter has its moments: of AdamW all, of others any."""
+    adam = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW)
+    wanted = MOMENTS if adam else ()
+    if adam and optimizer.param_groups[0]["amsgrad"]:
+        wanted = (*wanted, "max_exp_avg_sq")
+    for name, parameter in parameters.items():
+        for moment in wanted or list(saved[name])[:1] or ("<moment>",):
+            value = saved[name].get(moment)
+            if value is None or (adam and moment != "step" and value.shape != parameter.shape):
                 found = "nothing" if value is None else f"shape {list(value.shape)}"
                 raise CheckpointError(
                     f"`optimizer/{moment}/{name}` must have shape {list(parameter.shape)}, got {found}; try "
                     "the settings of the run that wrote this state."
                 )
-            state[number][moment] = value.clone()
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _packed(value: float) -> Tensor:
+    """A number as a tensor that gives back the very number."""
+    return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
 
 
 def _narrow(name: str, parameter: Tensor, tensors: Mapping[str, Tensor]) -> bool:

@@ -1,22 +1,18 @@
 """What an algorithm is to a learner: a `Loss`, and the `Context` that it may ask for more than its rows.
 
-A loss of your own, which noises finished latents anew (a forward-process loss), four times each:
+A loss of your own, of velocities at finished latents that are noised anew (a forward-process loss):
 
     def compute(rows, new, context):
-        rows = rows.repeat(4)
-        sigma, noise = context.uniform(rows, "sigma"), context.noise(rows, "noise")
-        s = sigma.view(-1, *[1] * (noise.ndim - 1))
-        seen = rows.observed(latent=(1 - s) * rows.final + s * noise, sigma=sigma)
-        velocity = context.velocity(seen)
         with context.weights("reference"):
-            untrained = context.velocity(seen)
-        miss = (velocity - (noise - rows.final)).square().flatten(1).mean(1)
-        drift = (velocity - untrained).square().flatten(1).mean(1)
+            untrained = context.velocity(rows.observation)
+        miss = (new.velocity - rows.action).square().flatten(1).mean(1)
+        drift = (new.velocity - untrained).square().flatten(1).mean(1)
         loss = rows.mean(rows.advantages * miss + context.config.pull * drift)
         return loss, {"miss": Metric.over(rows, miss), "drift_max": Metric.over(rows, drift, "max")}
 
     class MyConfig(AgentConfig):
-        losses = {"latents": Loss(compute, needs={"final"}, scores=False)}
+        losses = {"latents": Loss(compute, estimators={"regression"})}
+        own_estimator = "regression"
 """
 
 from __future__ import annotations
@@ -34,8 +30,11 @@ from unirl_env.agents.rows import KINDS, Rows, Step
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.functional import Metric
 
-NEEDS = {"mean": "old_mean", "final": "final"}
-"""What a loss may need recorded, and where its rows have it: of latents, that is."""
+NEEDS = {"mean": "old_mean", "final": "final", "velocity": "old_velocity"}
+"""What a loss may need of the policy that sampled, and where its rows have it: of latents, that is."""
+ESTIMATORS = ("trajectory", "elbo", "regression")
+COPIES = ("old", "ema")
+"""Weights besides the trained and the untrained ones."""
 SHARES = ("row", "episode", "group")
 RESERVED = {"loss", "gap", "gap_max", "grad_norm", "skipped_steps", "trained_rows", "lr", "reference_kl"}
 RESERVED |= {"reward", "reward_std", "advantage_max", "advantage_zero", "zero_std_groups", "saturation"}
@@ -47,6 +46,8 @@ RESERVED |= {
     "weights_version",
     "tokens",
     "truncated",
+    "correction",
+    "correction_cut",
 }
 RESERVED_PREFIXES = ("self_check/", "noise_floor/", "seconds/", "reward/", "heldout")
 """What the log says of an iteration besides a loss's metrics: they must not take its place."""
@@ -62,8 +63,16 @@ class Loss:
             masked rows must not count, rows count by their weight, and sums are divided by
             `rows.denominator` (`rows.mean` does all three). It is called once for each micro-batch; what it
             returns is added up. Metrics are `Metric`s by name; a plain tensor is a share of the denominator.
-        needs: What must be recorded: `"mean"`, the means of the sampling policy (`rows.old_mean`); `"final"`,
-            the finished latent of each row's episode (`rows.final`). Both are of latents.
+        needs: What must be known of the sampling policy: `"mean"`, its means of the steps (`rows.old_mean`);
+            `"final"`, the finished latent of each row's episode (`rows.final`); `"velocity"`, its velocity at
+            noised latents (`rows.old_velocity`). All are of latents.
+        estimators: Which values of `agent.estimator` it is made for. Under `"elbo"` and `"regression"`, rows
+            are finished latents noised anew: `rows.observation` has `latent` and `sigma`, `rows.action` is
+            the velocity that leads back, and `new` a `NoisedStep` with `velocity` and `log_prob`, the bound.
+            None is `{"trajectory", "elbo"}` for a loss of log-probs alone, and `{"trajectory"}` for one that
+            needs means or scores nothing.
+        copies: Other weights that `compute` looks through (`context.weights`): `"old"`, those that sampled,
+            `"ema"`, the average.
         skips_idle: Whether rows of advantage 0 may be left out, because the gradient there is exactly 0. All
             other losses are given every unmasked row.
         scores: Whether `compute` uses `new`. Without, that forward pass is left out and `new` is None.
@@ -76,6 +85,8 @@ class Loss:
     needs: Collection[str] = frozenset()
     skips_idle: bool = False
     scores: bool = True
+    estimators: Collection[str] | None = None
+    copies: Collection[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not callable(self.compute):
@@ -83,15 +94,15 @@ class Loss:
         for name in ("skips_idle", "scores"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
-        if isinstance(self.needs, str) or not isinstance(self.needs, Collection):
-            raise ConfigError(f"`needs` must be a set of names, got {self.needs!r}; try {{'mean'}}.")
-        unknown = [name for name in self.needs if name not in NEEDS]
-        if unknown:
-            raise ConfigError(
-                f"`needs` must be some of {', '.join(map(repr, NEEDS))}, got {unknown[0]!r}; log-probs of "
-                "the sampling policy are always there, as `rows.old_log_prob`."
-            )
-        object.__setattr__(self, "needs", frozenset(self.needs))
+        known = "log-probs of the sampling policy are always there, as `rows.old_log_prob`"
+        object.__setattr__(self, "needs", _names("needs", self.needs, tuple(NEEDS), known))
+        object.__setattr__(self, "copies", _names("copies", self.copies, COPIES, "'reference' always is"))
+        if self.estimators is None:
+            plain = self.scores and not self.needs & {"mean"}
+            usual = {"trajectory", "elbo"} if plain else {"trajectory"}
+            object.__setattr__(self, "estimators", frozenset(usual))
+        else:
+            object.__setattr__(self, "estimators", _names("estimators", self.estimators, ESTIMATORS))
 
     @property
     def name(self) -> str:
@@ -208,7 +219,7 @@ class Context:
 
     def __init__(self, policy: Any, config: Any, *, phase: str, kind: str, iteration: int = 0, step: int = 0):
         self.config, self.phase, self.iteration, self.step = config, phase, iteration, step
-        self._policy, self._kind, self._elsewhere = policy, kind, False
+        self._policy, self._kind, self._elsewhere = policy, kind, ""
 
     def score(self, observation: Mapping[str, Tensor], action: Tensor) -> Step:
         """The step of `action` `[N, ...]` given `observation`, with gradient to the present weights.
@@ -236,18 +247,23 @@ class Context:
         """Within it, `score` and `velocity` are those of other weights, without gradients.
 
         Args:
-            name: `"reference"`, the untrained model.
+            name: `"reference"`, the untrained model; `"old"`, the weights that sampled the episodes; `"ema"`,
+                the average of the trained ones.
 
         Raises:
             ConfigError: If these weights are not kept.
         """
-        if name != "reference":
+        kept = ("reference", *self._policy.actor.copies)
+        if name not in kept:
+            known = {
+                "old": "it is kept for losses that say so; try Loss(compute, copies={'old'})",
+                "ema": "no average is kept; try `ema_decay=0.9`",
+            }
+            remedy = known.get(name, f"try one of {', '.join(map(repr, ('reference', *COPIES)))}")
             raise ConfigError(
-                f"`weights` must be 'reference', got {name!r}: of other weights than the present and the "
-                "untrained ones no copy is kept; of the policy that sampled, `rows.old_log_prob` and, with "
-                "needs={'mean'}, `rows.old_mean` are recorded."
+                f"`weights` must be one of {', '.join(map(repr, kept))}, got {name!r}: {remedy}."
             )
-        return self._reference()
+        return self._under(name)
 
     def noise(self, rows: Rows, name: str, *, by: str = "row") -> Tensor:
         """Standard normal noise `[N, ...]` float32 of the shape of the rows' actions.
@@ -279,16 +295,18 @@ class Context:
         return (F.keyed_uniform(seeds, step, device=seeds.device) * 2**24).floor().float() * 2**-24
 
     @contextmanager
-    def _reference(self) -> Iterator[None]:
-        if self._elsewhere:  # leaving an inner one must not end the outer one
+    def _under(self, name: str) -> Iterator[None]:
+        if self._elsewhere == name:  # leaving an inner one must not end the outer one
             yield
             return
-        with torch.no_grad(), self._policy.reference():
-            self._elsewhere = True
+        if self._elsewhere:
+            raise ConfigError(f"`weights` must be left before others are entered, got {name!r} within.")
+        with torch.no_grad(), self._policy.actor.under(name):
+            self._elsewhere = name
             try:
                 yield
             finally:
-                self._elsewhere = False
+                self._elsewhere = ""
 
     def _keys(self, what: str, rows: Rows, name: str, by: str) -> tuple[Tensor, Tensor]:
         """Seeds and steps `[N]` for keyed numbers."""
@@ -325,20 +343,63 @@ def check_loss(config: Any, kind: str) -> None:
             f"`needs` of a loss on {kind} must not name {sorted(loss.needs)[0]!r}, which latents alone have "
             f"(the loss {loss.name}); try needs=set()."
         )
-    if kind != "latents" or config.trained_steps(0):
+    if kind == "latents":
+        _check_latents(config, loss)
+
+
+def _check_latents(config: Any, loss: Loss) -> None:
+    if config.estimating not in loss.estimators:
+        known = ", ".join(map(repr, sorted(loss.estimators)))
+        why = " (it needs the means of transitions)" if "mean" in loss.needs else ""
+        raise ConfigError(
+            f"`estimator` must be one that the loss {loss.name} is made for, {known}{why}, got "
+            f"{config.estimating!r}; try another estimator, or an agent whose loss is one of velocities or "
+            "of log-probs alone."
+        )
+    if config.looks_forward or config.trained_steps(0):
         return
     if loss.scores or "final" not in loss.needs:
         raise ConfigError(
-            "`steps.kind` must let some step explore, got 'none': a step of the ODE has no log-probability, "
-            f"and the loss {loss.name} is not one of finished latents alone (needs={{'final'}}, "
-            "scores=False); try 'all'."
+            "Some step must explore where transitions are scored (`estimator` 'trajectory'), got "
+            f"`steps.kind` {config.steps.kind!r} and `sampler` {config.sampling!r}: a step of the ODE has no "
+            f"log-probability, and the loss {loss.name} is not one of finished latents alone "
+            "(needs={'final'}, scores=False); try steps.kind='all' and sampler='sde', or estimator='elbo'."
         )
     if config.reference_kl:
         raise ConfigError(
-            f"`reference_kl` must be 0 where no step explores (`steps.kind` 'none'), got "
-            f"{config.reference_kl:g}: the KL is that of steps; try steps.kind='all', or a term of the loss "
-            "with context.weights('reference')."
+            f"`reference_kl` must be 0 where no step explores (`steps.kind` {config.steps.kind!r}, `sampler` "
+            f"{config.sampling!r}), got {config.reference_kl:g}: the KL is that of steps; try "
+            "steps.kind='all', estimator='elbo', or a term of the loss with context.weights('reference')."
         )
+
+
+def check_entropy(config: Any) -> None:
+    """Refuse a reward of entropy where no trained phase has one that weights could change.
+
+    Raises:
+        ConfigError: Naming the setting and the kinds.
+    """
+    phases = config.mode.phases(config)
+    kinds = list(dict.fromkeys(phases[name] for name in config.trained))
+    if config.entropy_bonus and not any(KINDS[kind].has_entropy for kind in kinds):
+        raise ConfigError(
+            f"`entropy_bonus` must be 0 where {' and '.join(kinds)} alone are trained, got "
+            f"{config.entropy_bonus:g}: the schedule fixes the standard deviation of a step, and so its "
+            "entropy; try a larger `policy.eta`."
+        )
+
+
+def _names(field: str, given: Any, known: tuple[str, ...], remedy: str = "") -> frozenset[str]:
+    """A set of names, each of which must be known."""
+    if isinstance(given, str) or not isinstance(given, Collection):
+        raise ConfigError(f"`{field}` must be a set of names, got {given!r}; try {{{known[0]!r}}}.")
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        more = f"; {remedy}" if remedy else ""
+        raise ConfigError(
+            f"`{field}` must be some of {', '.join(map(repr, known))}, got {unknown[0]!r}{more}."
+        )
+    return frozenset(given)
 
 
 def per_element(config: Any, name: str, elements: int, default: float) -> float:

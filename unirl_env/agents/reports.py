@@ -30,6 +30,8 @@ class PhaseUpdate:
         gap: How far scoring misses what the rollout recorded, before any weight has changed: `max`, and
             `sum` over `rows` of |difference of log-probs|.
         check: What the self-check measured, if it ran.
+        correction: Of importance weights on advantages, if there are any: the sum of `weight`, how many were
+            `cut`, and over how many `rows`.
     """
 
     metrics: list[dict[str, Any]] = field(default_factory=list)
@@ -37,6 +39,7 @@ class PhaseUpdate:
     gap: dict[str, float] = field(default_factory=dict)
     check: dict[str, float] = field(default_factory=dict)
     reduce: dict[str, str] = field(default_factory=dict)
+    correction: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -127,7 +130,8 @@ def update_metrics(updates: Sequence[Update]) -> dict[str, float]:
     is one over the rows that were computed, in each epoch anew. Rows of advantage 0 are skipped where the
     loss has no gradient there, and count nowhere but in its denominator. `kl` is the exact one where the loss
     knows it, else the mean of the log-ratio. `gap` and `gap_max` tell how far scoring misses the rollout's
-    log-probs before the first optimizer step.
+    log-probs before the first optimizer step; `correction` is the mean of the importance weights that correct
+    for who sampled, and `correction_cut` the share of them that was cut.
 
     Where several phases are trained, what belongs to one begins with its name (`text/kl`, `image/kl`), and
     `loss` is their sum.
@@ -171,6 +175,11 @@ def phase_metrics(updates: Sequence[PhaseUpdate]) -> dict[str, float]:
     if gaps:
         found["gap_max"] = max(gap["max"] for gap in gaps)
         found["gap"] = sum(gap["sum"] for gap in gaps) / sum(gap["rows"] for gap in gaps)
+    corrections = [update.correction for update in updates if update.correction]
+    if corrections:
+        count = sum(each["rows"] for each in corrections)
+        found["correction"] = sum(each["weight"] for each in corrections) / count
+        found["correction_cut"] = sum(each["cut"] for each in corrections) / count
     for name in dict.fromkeys(name for update in updates for name in update.check):
         found[name] = max(update.check[name] for update in updates if name in update.check)
     return found

@@ -36,14 +36,17 @@ class Shard:
         phases: The trained phases, of the b episodes that it ever takes, each once.
         group: `[b]` int64, the group of each episode, as the iteration numbers them.
         episode_seed: `[b]` int64, the key of each episode.
-        advantages: Per phase `[b]` float32, one per episode.
+        advantages: Per phase float32, `[b]` one per episode or `[b, S]` one per step.
         steps: For each optimizer step, which of the episodes it takes, ascending.
-        weights: Per phase `[b]` float32, what each transition of an episode counts.
+        weights: Per phase float32, what each transition of an episode counts, `[b]` or `[b, S]`.
         denominators: Per optimizer step and phase, what weighted sums are divided by; counts all learners'
             shares.
         iteration: The iteration's number, from 0.
+        noised: The phases whose rows are finished latents noised anew, and not what was played.
         branching: The phases in whose rows a prompt that episodes share stands once; the learner knows, which
             has the network.
+        kl_scales: Per phase `[b, S]` float32, what the KL of each step to the untrained model is multiplied
+            with; 1 for phases that it does not have.
     """
 
     phases: Mapping[str, Phase]
@@ -54,7 +57,9 @@ class Shard:
     weights: Mapping[str, Tensor]
     denominators: tuple[Mapping[str, float], ...]
     iteration: int = 0
+    noised: frozenset[str] = frozenset()
     branching: frozenset[str] = frozenset()
+    kl_scales: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.group)
@@ -72,6 +77,7 @@ class Shard:
             episode_seed=self.episode_seed.to(device),
             advantages={name: each.to(device) for name, each in self.advantages.items()},
             weights={name: weight.to(device) for name, weight in self.weights.items()},
+            kl_scales={name: scale.to(device) for name, scale in self.kl_scales.items()},
         )
 
 
@@ -90,7 +96,9 @@ class Rows:
         step: `[N]` int64, its place in the episode's phase.
         old_log_prob: `[N]` under the policy that acted.
         old_mean: `[N, ...]`, or None where the loss does not need `"mean"`.
-        advantages: `[N]`, the episode's own.
+        old_velocity: `[N, ...]` of the policy that sampled, at noised latents; None where the loss does not
+            need `"velocity"`.
+        advantages: `[N]`, the episode's own, or the step's.
         weight: `[N]`, what a row counts in sums.
         mask: `[N]` bool, which rows are trained on.
         denominator: What weighted sums over rows are divided by; it counts the minibatch of all learners.
@@ -101,6 +109,7 @@ class Rows:
         draw: `[N]` int64, which of the `draws` of a repeated row this is.
         draws: How often rows were repeated.
         shared: The names in `observation` that hold one entry for each context, not for each row.
+        kl_scale: `[N]`, what the KL to the untrained model counts in each row; None for 1.
     """
 
     kind: str
@@ -120,6 +129,8 @@ class Rows:
     draw: Tensor | None = None
     draws: int = 1
     shared: frozenset[str] = field(default_factory=frozenset)
+    old_velocity: Tensor | None = None
+    kl_scale: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -168,6 +179,8 @@ class Rows:
             group=of(self.group),
             episode_seed=of(self.episode_seed),
             draw=of(self.draw),
+            old_velocity=of(self.old_velocity),
+            kl_scale=of(self.kl_scale),
         )
 
     def repeat(self, draws: int) -> Rows:
@@ -233,6 +246,7 @@ def rows_at(
         mask: `[N]` bool, which are trained on; None for all.
     """
     phase = shard.phases[name]
+    told = None if phase.mean is None else phase.mean[episode, step]
     return Rows(
         kind=phase.kind,
         observation=observation,
@@ -240,16 +254,23 @@ def rows_at(
         episode=episode,
         step=step,
         old_log_prob=phase.log_prob[episode, step],
-        old_mean=None if phase.mean is None else phase.mean[episode, step],
-        advantages=shard.advantages[name][episode],
-        weight=shard.weights[name][episode],
+        old_mean=None if name in shard.noised else told,
+        advantages=_of_rows(shard.advantages[name], episode, step),
+        weight=_of_rows(shard.weights[name], episode, step),
         mask=torch.ones_like(episode, dtype=torch.bool) if mask is None else mask,
         denominator=denominator,
         final=None if phase.final is None else phase.final[episode],
         group=shard.group.to(episode.device)[episode],
         episode_seed=shard.episode_seed.to(episode.device)[episode],
         shared=frozenset(phase.context),
+        old_velocity=told if name in shard.noised else None,
+        kl_scale=_of_rows(shard.kl_scales[name], episode, step) if name in shard.kl_scales else None,
     )
+
+
+def _of_rows(values: Tensor, episode: Tensor, step: Tensor) -> Tensor:
+    """What N rows have of values of episodes `[b]` or of steps `[b, S]`."""
+    return values[episode] if values.ndim == 1 else values[episode, step]
 
 
 def latent_rows(shard: Shard, name: str, index: Tensor, denominator: float) -> Rows:
@@ -358,11 +379,14 @@ class PhaseKind:
         rows: `(shard, name of the phase, episodes, denominator) -> Rows`.
         micro_batches: `(phase, busy episodes, size=, tokens=) -> ` the episodes of each.
         reference_kl: `(new, reference, rows, config) -> ` what pulls towards the untrained policy in the
-            loss, and the mean divergence from it, to be reported.
+            loss, each row by its `kl_scale`, and the mean divergence from it, to be reported.
         like: Another kind, whose losses hold here as they are: where the step has the fields that those read,
             with the same meaning. Without one, an agent must have a loss of this very kind.
         per_element: Whether log-probs are means over the elements of an action, and not its own in nats.
         about: What the actions are, for the error about an agent that has no loss on them.
+        nats: `(new, reference, rows) -> [N]`, what each row pays for leaving the untrained policy, in nats of
+            whole actions; `new` is None where what was recorded will do (log-probs, and of latents means).
+            Without it, returns cannot be charged.
     """
 
     step: type
@@ -372,15 +396,34 @@ class PhaseKind:
     like: str | None = None
     per_element: bool = False
     about: str = ""
+    nats: Callable[[Any, Any, Rows], Tensor] | None = None
+
+    @property
+    def has_entropy(self) -> bool:
+        """Whether steps say the entropy of what acted, which may then be rewarded."""
+        return "entropy" in getattr(self.step, "_fields", ())
 
 
 def _latent_kl(new: SDEStep, reference: SDEStep, rows: Rows, config: Any) -> tuple[Tensor, Tensor]:
-    kl = F.reference_kl(new.mean, reference.mean, new.std, rows.mask, rows.denominator)
-    return kl, kl.detach()
+    at = (new.mean, reference.mean, new.std, rows.mask, rows.denominator)
+    if rows.kl_scale is None:
+        kl = F.reference_kl(*at)
+        return kl, kl.detach()
+    with torch.no_grad():
+        kl = F.reference_kl(*at)
+    return F.reference_kl(*at, weight=rows.kl_scale), kl
+
+
+def _latent_nats(new: SDEStep | None, reference: SDEStep, rows: Rows) -> Tensor:
+    mean = rows.old_mean if new is None else new.mean
+    assert mean is not None  # `new` is given where none were recorded
+    return F.gaussian_kl(mean, reference.mean, reference.std, reduction="sum")
 
 
 def _token_kl(new: Any, reference: Any, rows: Rows, config: Any) -> tuple[Tensor, Tensor]:
-    def estimate(log_prob: Tensor, estimator: str) -> Tensor:
+    scaled = rows.weight if rows.kl_scale is None else rows.weight * rows.kl_scale
+
+    def estimate(log_prob: Tensor, estimator: str, weight: Tensor) -> Tensor:
         return F.token_reference_kl(
             log_prob,
             reference.log_prob,
@@ -388,23 +431,39 @@ def _token_kl(new: Any, reference: Any, rows: Rows, config: Any) -> tuple[Tensor
             estimator=estimator,
             mask=rows.mask,
             denominator=rows.denominator,
-            weight=rows.weight,
+            weight=weight,
             max_log_ratio=config.max_log_ratio,
         )
 
     # The value of "k2" is no KL far from the reference; that of "k3" is unbiased, and never negative.
-    return estimate(new.log_prob, config.kl_estimator), estimate(new.log_prob.detach(), "k3")
+    pull = estimate(new.log_prob, config.kl_estimator, scaled)
+    return pull, estimate(new.log_prob.detach(), "k3", rows.weight)
 
 
-LATENTS = PhaseKind(SDEStep, latent_rows, by_episodes, _latent_kl, per_element=True)
-TOKENS = PhaseKind(TokenStep, token_rows, by_tokens, _token_kl)
-DISCRETE = PhaseKind(TokenStep, flat_rows, by_episodes, _token_kl, like="tokens", about="one of n actions")
+def _token_nats(new: Any, reference: Any, rows: Rows) -> Tensor:
+    # Of one token: its mean under the policy that sampled is the KL.
+    log_prob: Tensor = rows.old_log_prob if new is None else new.log_prob
+    return log_prob - reference.log_prob
+
+
+LATENTS = PhaseKind(SDEStep, latent_rows, by_episodes, _latent_kl, per_element=True, nats=_latent_nats)
+TOKENS = PhaseKind(TokenStep, token_rows, by_tokens, _token_kl, nats=_token_nats)
+DISCRETE = PhaseKind(
+    TokenStep,
+    flat_rows,
+    by_episodes,
+    _token_kl,
+    like="tokens",
+    about="one of n actions",
+    nats=_token_nats,
+)
 CONTINUOUS = PhaseKind(
     ActionStep,
     flat_rows,
     by_episodes,
     _token_kl,
     about="real actions with densities: what bounds probabilities means nothing of them",
+    nats=_token_nats,
 )
 
 

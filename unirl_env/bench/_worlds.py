@@ -102,7 +102,8 @@ class Line(ExactWorld):
             self.reference = self._path(self.model.network())
         self.reward, self.heldout = _paid(cfg, self.grid[:, None])
         at = (self.reference, self.reward, self.beta)
-        best, resting = (gaussian_policy(*at, future_kl=seen) for seen in (True, False))
+        best = gaussian_policy(*at)
+        resting = best if cfg.agent.kl_in == "return" else gaussian_policy(*at, future_kl=False)
         self.known = {
             "base": float(path_value(self.reference, *at).objective),
             "optimum": float(any_policy_optimum(*at).objective),
@@ -187,9 +188,10 @@ class Words(ExactWorld):
         with torch.no_grad():
             self.known["base"] = float(self.value(untrained, self.reward).objective)
         if self.beta > 0:
+            sees = cfg.agent.kl_in == "return"
             resting = [
                 sequence_value(
-                    sequence_log_prob(best_table(table, reward, self.beta, future_kl=False)),
+                    sequence_log_prob(best_table(table, reward, self.beta, future_kl=sees)),
                     reference,
                     reward,
                     self.beta,
@@ -221,7 +223,7 @@ _made: dict[tuple[type[ExactWorld], str], ExactWorld] = {}
 
 def world(kind: type[Kind], cfg: RunConfig) -> Kind:
     """The world of a run's settings, made once for all that share what it depends on."""
-    depends = (cfg.model, cfg.prompts, cfg.reward, cfg.steps, cfg.policy, price(cfg))
+    depends = (cfg.model, cfg.prompts, cfg.reward, cfg.steps, cfg.policy, price(cfg), cfg.agent.kl_in)
     key = (kind, repr(depends))
     if key not in _made:
         _made[key] = kind(cfg)
@@ -242,19 +244,22 @@ def watched(cfg: RunConfig) -> RunConfig:
 def price(cfg: RunConfig) -> float:
     """Beta, what a nat costs: `reference_kl`, corrected for a baseline that holds the judged sample itself.
 
+    Where returns are charged (`kl_in`), that is corrected for already.
+
     Raises:
         ConfigError: If rewards are divided by what depends on the batch, and nats are not.
     """
     agent, size = cfg.agent, cfg.rollout.group_size
     if not agent.reference_kl:
         return 0.0
-    if agent.advantage_scale == "leave_one_out":
+    if agent.kl_in == "return" or agent.advantage_scale == "leave_one_out":
         return agent.reference_kl
     if agent.advantage_scale == "none":
         return agent.reference_kl * size / (size - 1)
     raise ConfigError(
         f"`agent.advantage_scale` must be none or leave_one_out where an exact objective has a price of KL, "
-        f"got {agent.advantage_scale!r}, under which the price changes with every batch; try none."
+        f"got {agent.advantage_scale!r}, under which the price changes with every batch; try none, or "
+        "agent.kl_in=return."
     )
 
 

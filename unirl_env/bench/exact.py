@@ -9,8 +9,8 @@ checkpoint, and return by name
   Gaussian as those of a denoiser are, and `class_optimum`, that of all which the network can be, where they
   are known;
 - `fixed_point`, where it is known: the objective at which the agents' loss comes to rest among all policies
-  of these steps. It is less than the optimum, because the gradient of the loss does not see that a step
-  changes the KL of later ones (`unirl_env.functional.paths`);
+  of these steps. With `agent.kl_in=loss` it is less than the best of these, because the gradient of the loss
+  does not see that a step changes the KL of later ones (`unirl_env.functional.paths`);
 - `base`, the objective of the untrained network, and `regret`, `optimum - objective`.
 
 With `reward.heldout` there is `heldout`, too: its expectation. The measures `..._heldout` say all of the

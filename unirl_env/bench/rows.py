@@ -18,6 +18,7 @@ from unirl_env.run.record import checkpoint as checkpoints
 from unirl_env.run.record.logbook import of_phases, read_rows
 from unirl_env.settings import RunConfig
 from unirl_env.settings.fields import may_change
+from unirl_env.settings.run_config import pinned
 
 DONE, DIVERGED, CRASHED = "done", "diverged", "crashed"
 COSTS = ("episodes", "function_evaluations", "seconds")
@@ -117,7 +118,7 @@ def settings_key(cfg: RunConfig) -> str:
     defaults = flat(RunConfig())
     kept = {
         name: value
-        for name, value in flat(cfg).items()
+        for name, value in flat(pinned(cfg)).items()
         if value != defaults.get(name)
         and name not in free
         and not name.startswith(WATCHING)

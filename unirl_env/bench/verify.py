@@ -23,6 +23,7 @@ from unirl_env.run.record.folder import RunFolder, locate
 from unirl_env.run.record.logbook import read_rows
 from unirl_env.run.trust import require_trust
 from unirl_env.settings import RunConfig
+from unirl_env.settings.run_config import pinned
 
 CLOCKS = ("seconds", "episodes_per_second", "sync_bytes")
 ROUNDING = 1e-3
@@ -83,7 +84,7 @@ def verify(path: Path, iterations: int, console: Console, trust: bool = False) -
     with TemporaryDirectory() as place:
         logging = dataclasses.replace(cfg.logging, folder=place, eval_every=0, eval_prompts=1, eval_samples=1)
         logging.tensorboard, logging.wandb = False, None
-        again = dataclasses.replace(cfg, iterations=count, name="again", resume=None, logging=logging)
+        again = dataclasses.replace(pinned(cfg), iterations=count, name="again", resume=None, logging=logging)
         with waiting(console, f"Doing the first {count} iterations of {folder.path} again"):
             launch(again, Console(file=io.StringIO()), ["bench", "verify"])
         rows = read_rows(RunFolder(Path(place) / "again").path / "metrics.jsonl")

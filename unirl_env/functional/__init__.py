@@ -5,11 +5,14 @@ first lines, and randomness is passed in.
 """
 
 from unirl_env.functional.advantages import (
+    charged_advantages,
     gdpo_advantages,
     group_advantages,
     leave_one_out_advantages,
 )
+from unirl_env.functional.correction import correction_weights
 from unirl_env.functional.divergences import gaussian_kl, gaussian_tv, mean_to_nats, nats_to_mean
+from unirl_env.functional.forward import noised, stratified_sigmas, surrogate, velocity_kl
 from unirl_env.functional.losses import (
     Metric,
     dppo_loss,
@@ -18,7 +21,11 @@ from unirl_env.functional.losses import (
     flow_dppo_loss,
     grpo_loss,
     gspo_loss,
+    guard_loss,
     merge_metrics,
+    nft_loss,
+    par_loss,
+    pg_loss,
     reference_kl,
     token_reference_kl,
     token_weights,
@@ -26,6 +33,8 @@ from unirl_env.functional.losses import (
 from unirl_env.functional.noise import derive_seed, episode_seed, keyed_noise, keyed_uniform
 from unirl_env.functional.schedules import dynamic_shift_sigmas, flow_sigmas
 from unirl_env.functional.sde import SDEStep, choose_steps, sde_step, transition
+from unirl_env.functional.solvers import Prediction, dpm2m_step
+from unirl_env.functional.step_weights import step_weights
 from unirl_env.functional.tokens import TokenStep, score_tokens, token_step
 
 __all__ = [  # noqa: RUF022, grouped by topic
@@ -37,9 +46,16 @@ __all__ = [  # noqa: RUF022, grouped by topic
     "flow_sigmas",
     "keyed_noise",
     "keyed_uniform",
+    # the forward process
+    "noised",
+    "stratified_sigmas",
+    "surrogate",
+    "velocity_kl",
     # the step
+    "Prediction",
     "SDEStep",
     "TokenStep",
+    "dpm2m_step",
     "score_tokens",
     "sde_step",
     "token_step",
@@ -50,9 +66,12 @@ __all__ = [  # noqa: RUF022, grouped by topic
     "mean_to_nats",
     "nats_to_mean",
     # advantages
+    "charged_advantages",
+    "correction_weights",
     "gdpo_advantages",
     "group_advantages",
     "leave_one_out_advantages",
+    "step_weights",
     # losses
     "Metric",
     "dppo_loss",
@@ -61,7 +80,11 @@ __all__ = [  # noqa: RUF022, grouped by topic
     "flow_dppo_loss",
     "grpo_loss",
     "gspo_loss",
+    "guard_loss",
     "merge_metrics",
+    "nft_loss",
+    "par_loss",
+    "pg_loss",
     "reference_kl",
     "token_reference_kl",
     "token_weights",

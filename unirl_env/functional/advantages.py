@@ -141,6 +141,76 @@ def gdpo_advantages(
     return _finish(total / std.clamp_min(STD_FLOOR), clip)
 
 
+def charged_advantages(
+    rewards: Tensor,
+    group: Tensor,
+    charge: Tensor,
+    reach: Tensor,
+    *,
+    scale: str = "group",
+    valid: Tensor | None = None,
+    clip: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Advantages of steps whose returns are charged with what the later steps pay: `(R_k - mean) / c`.
+
+    `R_k = r - charge_k` is what an episode earns from step k on, and its baseline the mean of R_k over the
+    members of its group that come to step k. With `charge_k = beta * sum of KL_j over j > k` in nats of whole
+    actions, and the exact KL of each step in the loss, the gradient is that of
+
+        J = E[r] - beta * E[sum of KL_k],
+
+    where the KL in the loss alone leaves out that a step changes what later ones pay. A baseline of n
+    episodes that holds the judged one shrinks the gradient of R_k by (n - 1) / n; so that own and later KL
+    keep one price, the own one must be weighed by what is returned beside the advantages.
+
+    Args:
+        rewards: `[B]` floating.
+        group: `[B]` integer ids.
+        charge: `[B, S]` floating, in units of the reward: the price of what comes after each step.
+        reach: `[B, S]` bool, which steps each episode comes to.
+        scale: What c is: the std of the group's rewards ("group"), of all valid ones ("batch"), or 1 ("none",
+            and "leave_one_out", which leaves the judged episode out of its baseline). Where rewards do not
+            vary in a group, c is the root mean square of the stds of the groups in which they do, or 1.
+        valid: `[B]` bool; None takes every finite reward.
+        clip: Positive bound on the absolute advantage.
+
+    Returns:
+        Advantages `[B, S]` float32, and what the KL of each step itself is to be multiplied with in the loss,
+        beside beta, `[B, S]` float32: `(n - 1) / (n c)`. Both are 0 where an episode does not come, comes
+        alone, or is not valid, be it in what it is charged. Without a charge, constant groups get advantages
+        of exactly 0.
+
+    Raises:
+        ShapeError: Shapes or dtypes do not fit.
+        ConfigError: `scale` is unknown or `clip` is not positive.
+
+    Reference:
+        The reward to go of KL-regularised control (Levine, arXiv 1805.00909); as a reward of each token in
+        Ouyang et al. (2203.02155), equation 2.
+    """
+    require_choice("scale", scale, ("group", "batch", "none", "leave_one_out"))
+    _require_clip(clip)
+    _check_rewards(rewards, group, valid, rank=1)
+    require_floating("charge", charge)
+    if charge.ndim != 2 or len(charge) != len(rewards):
+        raise ShapeError(f"`charge` must be [{len(rewards)}, S], got {list(charge.shape)}.")
+    if not isinstance(reach, Tensor) or reach.dtype != torch.bool:
+        raise ShapeError("`reach` must be a bool tensor [B, S]; try the mask of the phase.")
+    require_shape("reach", reach, charge.shape, "charge")
+    batch = _Groups(rewards, group, valid)
+    there = reach & batch.restore(batch.valid)[:, None] & torch.isfinite(charge)
+    returns = torch.where(there, rewards.detach().double()[:, None] - charge.detach().double(), 0.0)
+    centered, count = _centered_by_step(returns, group, there)
+    others = torch.where(count > 1, (count - 1) / count.clamp_min(1), 0.0)
+    if scale == "leave_one_out":
+        centered = centered / torch.where(count > 1, others, 1.0)
+        others = (count > 1).double()
+    size = _scale_of_rewards(batch, scale)[:, None]
+    return _finish(torch.where(there, centered / size, 0.0), clip), torch.where(
+        there, others / size, 0
+    ).float()
+
+
 class _Groups:
     """Rewards `[B]` in rising order with the statistics of their groups, each `[B]` float64.
 
@@ -175,6 +245,43 @@ class _Groups:
     def restore(self, values: Tensor) -> Tensor:
         """`values` back in the order of the batch."""
         return torch.empty_like(values).index_copy_(0, self.order, values)
+
+
+def _centered_by_step(returns: Tensor, group: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns `[B, S]` minus their group's mean over those that are there, and how many these are, float64.
+
+    Sums run in rising order, and equal returns give exactly 0, as in `_Groups`.
+    """
+    ids, index = torch.unique(group, return_inverse=True)
+    order = returns.argsort(dim=0, stable=True)
+    place = index[:, None].expand_as(returns)
+    blank = returns.new_zeros(len(ids), returns.shape[1])
+    total = blank.scatter_add(0, place.gather(0, order), returns.gather(0, order)).gather(0, place)
+    count = blank.scatter_add(0, place, there.double()).gather(0, place)
+    high = _extreme_by_step(returns, place, there, blank - torch.inf, "amax")
+    low = _extreme_by_step(returns, place, there, blank + torch.inf, "amin")
+    return torch.where(there & (high > low), returns - total / count.clamp_min(1), 0.0), count
+
+
+def _extreme_by_step(returns: Tensor, place: Tensor, there: Tensor, start: Tensor, reduce: str) -> Tensor:
+    values = torch.where(there, returns, start[0])
+    return start.scatter_reduce(0, place, values, reduce).gather(0, place)
+
+
+def _scale_of_rewards(batch: _Groups, scale: str) -> Tensor:
+    """The size `[B]` float64 of the differences between rewards, in the order of the batch."""
+    if scale not in ("group", "batch"):
+        return torch.ones_like(batch.rewards)
+    if scale == "batch":
+        known = batch.rewards[batch.valid]
+        same = not len(known) or bool(known.max() == known.min())
+        std = _std(batch.rewards, batch.valid).clamp_min(STD_FLOOR)
+        return (torch.ones_like(std) if same else std).expand_as(batch.rewards)
+    # Nothing tells how much a reward means where none differ: a price over the floor would drown all else.
+    varied = batch.group_std > 0
+    pooled = (batch.centered.square().sum() / (batch.valid & varied).sum().clamp_min(1)).sqrt()
+    pooled = torch.where(varied.any(), pooled, 1.0).clamp_min(STD_FLOOR)
+    return batch.restore(torch.where(varied, batch.group_std.clamp_min(STD_FLOOR), pooled))
 
 
 def _std(values: Tensor, valid: Tensor) -> Tensor:

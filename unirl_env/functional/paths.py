@@ -22,6 +22,10 @@ are means over the same elements. Both are 1 / (S D) of the sums above, so S and
 where `scale` is what advantages are divided by (1 for "none"; the std of the rewards within a group for
 "group"), and G / (G - 1) corrects for the baseline, which contains the judged sample itself.
 
+With `kl_in="return"`, beta is `reference_kl` itself, in units of the reward, whatever `scale` and G are, and
+the gradient is that of J (`unirl_env.functional.advantages.charged_advantages`); what follows is about
+`kl_in="loss"`.
+
 What the loss leaves out. Its gradient treats the visited states as given, so it does not see that a step
 changes the KL which later steps will pay. Its fixed point (`gaussian_policy(..., future_kl=False)`) is
 therefore not quite the maximum of J; the two agree where later KL does not depend on the state. What that

@@ -15,9 +15,9 @@ its surrogate is a mean over the same tokens. Both are 1 / L of the sums above, 
 
     beta = reference_kl * scale * G / (G - 1)
 
-as on a line (`unirl_env.functional.paths`). And as there, the gradient of the loss takes the visited prefixes
-as given and does not see that a token changes the KL which later tokens will pay: where it comes to rest is
-`best_table(..., future_kl=False)`, which is not quite the maximum.
+as on a line (`unirl_env.functional.paths`). And as there, unless `kl_in="return"`, the gradient of the loss
+takes the visited prefixes as given and does not see that a token changes the KL which later tokens will pay:
+where it comes to rest is `best_table(..., future_kl=False)`, which is not quite the maximum.
 
 Shapes: R prefixes, V tokens, M = V^L sequences.
 """

@@ -35,7 +35,8 @@ class TokenStep(NamedTuple):
     Attributes:
         token: `[N]` int64, drawn or given.
         log_prob: `[N]` float32 in nats, under the distribution that samples.
-        entropy: `[N]` float32 in nats of that distribution, without gradient.
+        entropy: `[N]` float32 in nats of that distribution, without gradient unless `score_tokens` is asked
+            for one.
     """
 
     token: Tensor
@@ -109,6 +110,7 @@ def score_tokens(
     top_p: float = 1.0,
     top_k: int = 0,
     chunk_bytes: int = 256 << 20,
+    entropy_gradient: bool = False,
 ) -> TokenStep:
     """`token_step(hidden @ weight.T, token=token, ...)` in memory that does not grow with N x V.
 
@@ -121,6 +123,9 @@ def score_tokens(
     backward pass only scales it; otherwise backward computes each chunk again, and sums the gradient of
     `weight` `[V, D]` in float32.
 
+    With s the kept logits over the temperature, p their softmax and H its entropy, the gradient of H by s_j
+    is -p_j (ln p_j + H). Which tokens are kept is taken as given.
+
     Args:
         hidden: `[N, D]` floating; logits are computed in its dtype, all else is float32.
         weight: `[V, D]` of the output layer.
@@ -129,6 +134,8 @@ def score_tokens(
         top_p: As in `token_step`.
         top_k: As in `token_step`.
         chunk_bytes: Bound of a chunk's scratch memory.
+        entropy_gradient: Whether the entropy, too, has a gradient: two bytes more per logit, a second slope
+            `[N, D]` where the output layer is frozen, and a third product of matrices.
 
     Returns:
         The step; its log-probability has a gradient if `hidden` or `weight` wants one.
@@ -153,13 +160,15 @@ def score_tokens(
         )
     _require_token(token, hidden.shape[0], "hidden")
     trained = torch.is_grad_enabled()
+    row_bytes = scratch_bytes(len(weight), top_p, top_k) + (2 * len(weight) if entropy_gradient else 0)
     chunking = Chunking(
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
-        rows=max(1, chunk_bytes // scratch_bytes(len(weight), top_p, top_k)),
+        rows=max(1, chunk_bytes // row_bytes),
         train_hidden=trained and hidden.requires_grad,
         train_weight=trained and weight.requires_grad,
+        train_entropy=trained and entropy_gradient,
     )
     return TokenStep(token, *ChunkedScores.apply(hidden, weight, token, chunking))  # type: ignore[no-untyped-call]
 
@@ -226,6 +235,7 @@ class Chunking(NamedTuple):
         rows: Rows per chunk.
         train_hidden: Whether the hidden states want a gradient.
         train_weight: Whether the output layer wants one.
+        train_entropy: Whether the entropy has one, too.
     """
 
     temperature: float
@@ -234,6 +244,7 @@ class Chunking(NamedTuple):
     rows: int
     train_hidden: bool
     train_weight: bool
+    train_entropy: bool = False
 
     def cuts(self, count: int) -> list[slice]:
         """The chunks of `count` rows."""
@@ -260,35 +271,45 @@ class ChunkedScores(torch.autograd.Function):
         head = weight.to(hidden.dtype)
         log_prob = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
         entropies = torch.empty_like(log_prob)
-        slopes = torch.empty_like(hidden) if chunking.slopes_are_kept else None
+        # Of the log-probability, and of the entropy where it has a gradient.
+        kept = (1 + chunking.train_entropy) if chunking.slopes_are_kept else 0
+        slopes = tuple(torch.empty_like(hidden) for _ in range(kept))
         floors = []
         for cut in chunking.cuts(hidden.shape[0]):
-            log_prob[cut], entropies[cut], floor, slope = _score(hidden[cut], head, token[cut], chunking)
+            log_prob[cut], entropies[cut], floor, found = _score(hidden[cut], head, token[cut], chunking)
             floors.append(floor)
-            if slopes is not None and slope is not None:
-                slopes[cut] = slope
+            for slope, part in zip(slopes, found, strict=True):
+                slope[cut] = part
         ctx.chunking, ctx.floors = chunking, floors
-        ctx.save_for_backward(*((hidden, weight, token) if slopes is None else (slopes,)))
-        ctx.mark_non_differentiable(entropies)
+        ctx.save_for_backward(*(slopes or (hidden, weight, token)))
+        if not chunking.train_entropy:
+            ctx.mark_non_differentiable(entropies)
         return log_prob, entropies
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, entropy_grad: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the slopes, or compute each chunk again."""
         chunking = ctx.chunking
         if chunking.slopes_are_kept:
-            (slopes,) = ctx.saved_tensors
-            return (slopes * grad[:, None]).to(slopes.dtype), None, None, None
+            slope, *other = ctx.saved_tensors
+            scaled = slope * grad[:, None]
+            for each in other:
+                scaled += each * entropy_grad[:, None]
+            return scaled.to(slope.dtype), None, None, None
         hidden, weight, token = ctx.saved_tensors
         head = weight.to(hidden.dtype)
-        grad = grad / chunking.temperature
+        grad, entropy_grad = grad / chunking.temperature, entropy_grad / chunking.temperature
         grad_hidden = torch.empty_like(hidden) if chunking.train_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         for cut, floor in zip(chunking.cuts(hidden.shape[0]), ctx.floors, strict=True):
             shifted = _shifted_logits(hidden[cut], head, chunking.temperature)
-            slope = _slope(cells(shifted, floor, token[cut]), token[cut], grad[cut])
-            del shifted  # makes room for the copy in half precision
+            rows = cells(shifted, floor, token[cut])
+            other = _entropy_and_slope(rows, entropy_grad[cut])[1] if chunking.train_entropy else None
+            slope = _slope(rows, token[cut], grad[cut])
+            if other is not None:
+                slope += other
+            del shifted, rows, other  # makes room for the copy in half precision
             slope = slope.to(head.dtype)
             if grad_hidden is not None:
                 grad_hidden[cut] = slope @ head
@@ -302,17 +323,23 @@ class ChunkedScores(torch.autograd.Function):
 
 def _score(
     hidden: Tensor, head: Tensor, token: Tensor, chunking: Chunking
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """One chunk: log-probability, entropy, the smallest logit kept, and the slope by the hidden states."""
+) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:
+    """One chunk: log-probability, entropy, the smallest logit kept, and slopes by the hidden states."""
     shifted = _shifted_logits(hidden, head, chunking.temperature)
     floor = lowest_kept(shifted, chunking.top_p, chunking.top_k)
     rows = cells(shifted, floor, token)
-    log_prob, entropies = token_log_prob(rows, token), entropy(rows, finite=True)
+    log_prob, scale = token_log_prob(rows, token), torch.full_like(rows.total, 1.0 / chunking.temperature)
+    if not (chunking.slopes_are_kept and chunking.train_entropy):
+        entropies, others = entropy(rows, finite=True), []
+    else:
+        entropies, slope = _entropy_and_slope(rows, scale)
+        others = [slope.to(head.dtype) @ head]
+        del slope
     if not chunking.slopes_are_kept:
-        return log_prob, entropies, floor, None
-    slope = _slope(rows, token, torch.full_like(rows.total, 1.0 / chunking.temperature))
+        return log_prob, entropies, floor, []
+    slope = _slope(rows, token, scale)
     del shifted, rows  # makes room for the copy in half precision
-    return log_prob, entropies, floor, slope.to(head.dtype) @ head
+    return log_prob, entropies, floor, [slope.to(head.dtype) @ head, *others]
 
 
 def _shifted_logits(hidden: Tensor, head: Tensor, temperature: float) -> Tensor:
@@ -326,3 +353,12 @@ def _slope(rows: Cells, token: Tensor, scale: Tensor) -> Tensor:
     """`scale` `[n]` times the log-probability's derivative by the logits, in the memory of the weights."""
     slope = rows.weights.mul_((-scale / rows.total)[:, None])
     return slope.scatter_add_(-1, token[:, None], scale[:, None])
+
+
+def _entropy_and_slope(rows: Cells, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The entropy `[n]`, and `scale` `[n]` times its derivative by the logits, in the memory of `shifted`."""
+    products = rows.shifted.mul_(rows.weights)
+    mean = products.sum(-1) / rows.total
+    # -p_j (ln p_j + H) = -(w_j s_j - w_j mean) / total, where H = ln total - mean.
+    slope = products.addcmul_(rows.weights, -mean[:, None]).mul_((-scale / rows.total)[:, None])
+    return rows.total.log() - mean, slope

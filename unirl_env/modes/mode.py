@@ -84,6 +84,7 @@ class Mode(ABC):
             },
             "actor": {
                 "keep_reference": policy.lora_rank is None,
+                "keep_average": config.ema_decay is not None,
                 "gradient_checkpointing": policy.gradient_checkpointing,
                 "merge_adapters": config.merge_adapters,
                 **self.actor_options(config),
@@ -139,13 +140,16 @@ class Mode(ABC):
             checked: Whether the check of the first update is over; it compares means, whatever losses need.
         """
         latents = self._latents(config)
-        asked: dict[str, Any] = {"same_noise": config.same_noise}
+        asked: dict[str, Any] = {"same_noise": config.same_noise, "weights": config.rollout_weights}
         if latents and not latents & set(config.trained):
             asked |= {"stochastic_steps": ()}
         elif latents:
+            played = not config.looks_forward
             asked |= {
                 "stochastic_steps": config.trained_steps(iteration),
-                "keep_mean": not checked or "mean" in config.needs,
+                "second_order": config.sampling in ("dpm2m", "mixed"),
+                "keep_steps": played,
+                "keep_mean": played and (not checked or "mean" in config.needs),
                 "keep_final": "final" in config.needs,
             }
         return asked
@@ -160,9 +164,11 @@ class Mode(ABC):
             num_steps: Denoising steps, where there are such; None takes those of training.
         """
         asked = {"same_noise": config.same_noise, "temperature": config.policy.eval_temperature}
+        asked |= {"weights": config.policy.eval_weights}
         if self._latents(config):
             asked |= {"stochastic_steps": (), "num_steps": num_steps}
             asked |= {"guidance": config.policy.eval_guidance}
+            asked |= {"second_order": config.policy.eval_sampler == "dpm2m"}
         return asked
 
     def _latents(self, config: Any) -> set[str]:

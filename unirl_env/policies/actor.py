@@ -21,6 +21,8 @@ from unirl_env.policies.heads import ANNOUNCED, Head, LatentHead, heads_of
 
 WRITTEN = ("tokens", "length", "prompt_length", "is_action", "pixel_values", "image_grid_thw", "positions")
 """Entries of an observation that a language model reads."""
+AVERAGE = "ema"
+"""The copy of the trained weights that belongs to a policy's state."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Actor(nn.Module):
         train_phases: The phases that are trained, None all of them; weights of a unified model that only
             another one reads are frozen.
         keep_reference: Keep a frozen copy of all weights for `reference()`; adapters need none.
+        keep_average: Keep an average of the trained weights, `"ema"`, which begins as they do.
         merge_adapters: Act with adapters merged into the weights (`acting`); None does so in float32, unless
             the model is evaluated in `rows_per_forward`, which promises that scoring finds the very bits of
             sampling.
@@ -60,6 +63,7 @@ class Actor(nn.Module):
     Attributes:
         network: What is trained.
         heads: By the phases' names, in the order of an episode.
+        copies: By name, other values of the trained weights, in float32: `"ema"`, and whatever `keep` kept.
 
     Raises:
         ConfigError: If a setting is out of range, or the network cannot do what it is asked for.
@@ -73,6 +77,7 @@ class Actor(nn.Module):
         heads: Mapping[str, Head] | None = None,
         train_phases: Sequence[str] | None = None,
         keep_reference: bool = False,
+        keep_average: bool = False,
         merge_adapters: bool | None = None,
         gradient_checkpointing: bool = False,
         **settings: Any,
@@ -103,6 +108,9 @@ class Actor(nn.Module):
         for phase in set(self.heads) - set(trained):
             for parameter in model.private(self.network, phase):
                 parameter.requires_grad_(False)
+        self.copies: dict[str, dict[str, Tensor]] = {}
+        if keep_average:
+            self.keep(AVERAGE)
 
     def head(self, phase: str | None = None) -> Head:
         """The head of `phase`; where there is one alone, it acts in a phase of any name.
@@ -138,7 +146,8 @@ class Actor(nn.Module):
             draws: Keyed random numbers: noise like the latents, or `[N]` in [0, 1) for tokens. None where
                 nothing is left to chance.
             phase: Of the episodes; None where there is one.
-            **more: What the head can be given beside: `reading` of latents, which `read` returned.
+            **more: What the head can be given beside: of latents the `reading` that `read` returned, and the
+                `solver` of steps that do not explore.
 
         Returns:
             A named tuple, whose first field is the action, with `log_prob` `[N]`.
@@ -254,18 +263,69 @@ class Actor(nn.Module):
         finally:
             self.network = trained
 
+    def under(self, name: str) -> AbstractContextManager[None]:
+        """Within it, the actor has other weights; they can be played and scored with, and not trained.
+
+        Args:
+            name: `"trained"` changes nothing; `"reference"` is the untrained model; or one of `copies`.
+
+        Raises:
+            ContractError: If there is no such copy, or adapters are merged.
+        """
+        if name == "trained":
+            return nullcontext()
+        return self.reference() if name == "reference" else self._swapped(name)
+
+    @contextmanager
+    def _swapped(self, name: str) -> Iterator[None]:
+        if name not in self.copies:
+            raise ContractError(
+                f"`name` must be one of {', '.join(('trained', 'reference', *self.copies))}, got {name!r}."
+            )
+        trained = {key: p for key, p in self.network.named_parameters() if p.requires_grad}
+        if trained.keys() != self.copies[name].keys():
+            raise ContractError("Other weights must be asked for outside of `merged` and of each other.")
+        own = {key: p.data for key, p in trained.items()}
+        try:
+            # The tensors are exchanged and not written to: graphs of the trained weights stay what they were.
+            for key, p in trained.items():
+                p.data = self.copies[name][key].to(p.dtype)
+            yield
+        finally:
+            for key, p in trained.items():
+                p.data = own[key]
+
+    @torch.no_grad()
+    def keep(self, name: str) -> None:
+        """Keep the weights that are in force as the copy `name`, in the place of an earlier one."""
+        self.copies[name] = {key: p.to(torch.float32, copy=True) for key, p in self.trainable_state().items()}
+
+    @torch.no_grad()
+    def average(self, name: str, decay: float, weights: Mapping[str, Tensor]) -> None:
+        """Let the copy `name` become `decay` of itself and the rest of `weights`, by name."""
+        for key, kept in self.copies[name].items():
+            kept.lerp_(weights[key].to(kept.dtype), 1.0 - decay)
+
     def trainable_state(self) -> dict[str, Tensor]:
         """The trained weights by name; references, not copies."""
         return {name: p.detach() for name, p in self.network.named_parameters() if p.requires_grad}
 
+    def state(self) -> dict[str, Tensor]:
+        """All that training has changed, by name: the trained weights, and their average; references."""
+        return self.trainable_state() | self._average_state()
+
+    def _average_state(self) -> dict[str, Tensor]:
+        return {f"{AVERAGE}:{name}": kept for name, kept in self.copies.get(AVERAGE, {}).items()}
+
     @torch.no_grad()
     def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
-        """Load trained weights; those that `state` does not name stay as they are.
+        """Load trained weights, and their average; those that `state` does not name stay as they are.
 
         Raises:
             CheckpointError: If a name is unknown or a shape differs.
         """
         own = self.trainable_state()
+        own |= self._average_state()
         for name, value in state.items():
             if name not in own or own[name].shape != value.shape:
                 expected = list(own[name].shape) if name in own else "no such weight"
@@ -291,8 +351,9 @@ class Actor(nn.Module):
         """Write all weights in the form that the family's own library loads, adapters merged in."""
         self.model.save_weights(self.network, directory)
 
-    def _apply(self, function: Any, recurse: bool = True) -> Self:  # the frozen copy follows `.to(...)`
+    def _apply(self, function: Any, recurse: bool = True) -> Self:  # copies follow `.to(...)`
         self._frozen = [module._apply(function) for module in self._frozen]
+        self.copies = {n: {key: function(t) for key, t in c.items()} for n, c in self.copies.items()}
         return super()._apply(function, recurse)
 
     def _attach_adapters(self, lora: LoRAConfig) -> None:
@@ -338,6 +399,11 @@ class Actor(nn.Module):
     def part(self, phase: str | None) -> nn.Module:
         """What `phase` acts with of the network: all of it, where there is one phase or one backbone."""
         return self.network if len(self.heads) == 1 else self.model.part(self.network, phase)
+
+    def private(self, phase: str) -> tuple[nn.Parameter, ...]:
+        """The weights that `phase` alone reads: all of them, where there is one phase."""
+        alone = len(self.heads) == 1
+        return tuple(self.network.parameters() if alone else self.model.private(self.network, phase))
 
     def _adapted(self) -> tuple[nn.Module, ...]:
         """The networks that adapters attach to one by one."""

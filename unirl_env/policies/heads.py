@@ -40,10 +40,13 @@ class Head(ABC):
     Attributes:
         kind: The kind of phase that its actions make, as `Phase.kind` has it.
         recomputes: Whether the layers of transformers may recompute activations in its passes.
+        entropy_gradient: Whether the entropy of what `score` returns must have a gradient, if there is one;
+            whoever needs it says so.
     """
 
     kind: str
     recomputes: ClassVar[bool] = False
+    entropy_gradient: bool = False
 
     @property
     def forwards(self) -> int:
@@ -77,6 +80,26 @@ class Head(ABC):
     def likeliest(self, network: nn.Module, obs: Mapping[str, Tensor]) -> Any:
         """The next actions without chance."""
         return self.act(network, obs)
+
+
+class SecondOrder:
+    """DPM-Solver++(2M) over the steps of an episode: it remembers what the last one predicted.
+
+    A step that explores leaves the path of the ODE, and with it what was remembered.
+    """
+
+    def __init__(self) -> None:
+        self._previous: Any = None
+
+    def forget(self) -> None:
+        """Begin anew: the next step is of first order, Euler's."""
+        self._previous = None
+
+    def step(self, velocity: Tensor, latent: Tensor, sigma: Tensor, sigma_next: Tensor) -> SDEStep:
+        """The next latents `[N, ...]` of the ODE, in float32; arguments as those of `F.dpm2m_step`."""
+        following, self._previous = F.dpm2m_step(velocity, latent, sigma, sigma_next, previous=self._previous)
+        nothing = torch.zeros_like(sigma)
+        return SDEStep(following, nothing, following, nothing)
 
 
 class LatentHead(Head):
@@ -166,6 +189,7 @@ class LatentHead(Head):
         draws: Tensor | None = None,
         *,
         reading: Any = None,
+        solver: SecondOrder | None = None,
     ) -> SDEStep:
         """Draw the next latents.
 
@@ -174,7 +198,14 @@ class LatentHead(Head):
             obs: An observation of `DenoiseVectorEnv`, each `[N, ...]`.
             draws: `[N, ...]` standard normal, like the latents; None where no step is stochastic.
             reading: What `read` returned for these N episodes; None reads them now.
+            solver: What takes the steps without `draws`, in the place of Euler's method.
         """
+        if solver is not None and draws is None:
+            velocity = self.velocity(network, obs, reading)
+            step = solver.step(velocity, obs["latent"], obs["sigma"], obs["sigma_next"])
+            return step._replace(latent=step.latent.to(self.storage_dtype))
+        if solver is not None:
+            solver.forget()
         return self._step(network, obs, reading, noise=draws)
 
     def score(self, network: nn.Module, obs: Mapping[str, Tensor], action: Tensor) -> SDEStep:
@@ -287,6 +318,7 @@ class TokenHead(Head):
             top_p=self.top_p,
             top_k=self.top_k,
             chunk_bytes=self.chunk_bytes,
+            entropy_gradient=self.entropy_gradient,
         )
         return step._replace(token=action)
 

@@ -83,11 +83,8 @@ class GenerativePolicy(TorchRLModule):
         not_components: str | Collection[str] | None = None,
         **kwargs: Any,
     ) -> dict[str, Tensor]:
-        """A copy of the trainable weights on the CPU."""
-        return {
-            name: tensor.detach().to("cpu", copy=True)
-            for name, tensor in self.actor.trainable_state().items()
-        }
+        """A copy of the trainable weights on the CPU, and of their average if one is kept."""
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.actor.state().items()}
 
     def set_state(self, state: Mapping[str, Tensor]) -> None:
         """Load trainable weights; those that `state` does not name stay as they are."""

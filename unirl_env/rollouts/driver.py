@@ -50,13 +50,17 @@ class RolloutRequest:
         same_noise: Let the episodes of a group begin alike.
         stochastic_steps: The denoising steps that explore and are recorded; None takes the environment's own,
             an empty sequence plays the deterministic ODE and records nothing but what `keep_final` asks for.
+        second_order: Take the steps that do not explore by DPM-Solver++(2M) in place of Euler's method.
         num_steps: Denoising steps; None takes the environment's own.
         guidance: Of latents; None takes the policy's own.
         temperature: Of tokens and actions; None takes the policy's own; 0 takes the likeliest, whose
             log-probs mean nothing to train on.
         keep_mean: Record the means of the latents' sampling distribution.
-        keep_final: Record the finished latents; where no step explores, as what the last step did.
+        keep_steps: Record the steps that explore; without, latents have one row, which ends in the finished
+            one.
+        keep_final: Record the finished latents; where no step is recorded, as what the last step did.
         keep_samples: Keep the finished samples in the batch.
+        weights: Which weights play: `"trained"`, or `"ema"`, their average.
         base: Play with the untrained model.
         weights_version: Recorded in the batch; what a runner or an engine must hold, once it has a version.
         occasion: `"training"` or `"evaluation"`, which RLlib's callbacks are told; None where nobody is.
@@ -69,12 +73,15 @@ class RolloutRequest:
     first_group: int = 0
     same_noise: bool = False
     stochastic_steps: Sequence[int] | None = None
+    second_order: bool = False
     num_steps: int | None = None
     guidance: float | None = None
     temperature: float | None = None
+    keep_steps: bool = True
     keep_mean: bool = False
     keep_final: bool = False
     keep_samples: bool = True
+    weights: str = "trained"
     base: bool = False
     weights_version: int = 0
     occasion: str | None = None

@@ -76,7 +76,8 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
         require_version(self.weights_version, request.weights_version, f"Runner {self.worker_index or 0}")
         play = self._player().collect
         told = self.callbacks.wanted and request.occasion is not None
-        batch = self.callbacks.around(self, play, request) if told else play(request)
+        with self._needs_module().actor.under("trained" if request.base else request.weights):
+            batch = self.callbacks.around(self, play, request) if told else play(request)
         return batch if not self.worker_index else batch.to("cpu")
 
     def load_weights(self, version: int, weights: Mapping[str, Tensor] | ray.ObjectRef) -> None:
@@ -90,7 +91,8 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
         """Play under the name `version` from now on; an engine beside the policy takes over its weights."""
         rollout = self._player()
         if hasattr(rollout, "load_weights"):
-            rollout.load_weights(version)
+            with self._needs_module().actor.under(self.config.rollout_weights):
+                rollout.load_weights(version)
         self.weights_version = version
 
     def adopt(self, module: Any) -> None:

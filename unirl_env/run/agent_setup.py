@@ -24,6 +24,7 @@ from unirl_env.run.world_setup import (
     world_options,
 )
 from unirl_env.settings import RunConfig
+from unirl_env.settings.run_config import pinned
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,10 @@ def agent_config(cfg: RunConfig, prompts: PromptSource | None = None) -> AgentCo
     config = config.environment(
         cfg.model.env, env_config={**world_options(cfg), "prompts": source}
     ).debugging(seed=cfg.seed)
-    for group in (cfg.agent, cfg.rollout):
+    for group in (pinned(cfg).agent, cfg.rollout):
         take_over(config, group)
-    return config.training(prompts=source, steps=cfg.steps, policy=cfg.policy, **cfg.agent.options)
+    groups = {name: getattr(cfg, name) for name in NESTED}
+    return config.training(prompts=source, **groups, **cfg.agent.options)
 
 
 def own_settings(name: str) -> dict[str, Any]:
@@ -147,12 +149,21 @@ def _check_options(cfg: RunConfig, kind: type[AgentConfig]) -> None:
 
 def chosen(cfg: RunConfig, config: AgentConfig) -> tuple[str, ...]:
     """What the settings left open and was chosen, in sentences."""
-    if cfg.agent.anchor is not None or cfg.rollout.engine == "local":
+    if cfg.rollout.engine == "local":
         return ()
+    notes: tuple[str, ...] = ()
+    if cfg.agent.correction is None and config.correcting != "none":
+        notes = (
+            f"Advantages have importance weights of at most {config.correction_bound:g} for who sampled "
+            "(`agent.correction` is null, and old log-probabilities are replayed).",
+        )
+    if cfg.agent.anchor is not None:
+        return notes
     whose = {"rollout": "the engine's, as recorded", "replay": "replayed by the learner"}[
         config.old_log_probs
     ]
     return (
         f"Old log-probabilities are {whose} (`agent.anchor` is null, `agent.name` {cfg.agent.name} and "
         f"`rollout.engine` {cfg.rollout.engine}).",
+        *notes,
     )

@@ -108,9 +108,9 @@ def compare(
     try:
         rows, folders = _measure(evaluator, chosen, out, console)
         if options.export is not None and cfg.policy.lora_rank is not None:
-            parts.agent.export_adapters(str(options.export))
+            parts.agent.export_adapters(str(options.export), weights=cfg.policy.eval_weights)
         elif options.export is not None:
-            parts.agent.export_weights(str(options.export))
+            parts.agent.export_weights(str(options.export), weights=cfg.policy.eval_weights)
     finally:
         stop(parts.agent)
     replace_text(out / "comparison.json", json.dumps(as_json(rows), indent=1))

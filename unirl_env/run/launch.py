@@ -293,9 +293,9 @@ def _leave_behind(agent: Any, cfg: RunConfig, folder: RunFolder) -> None:
     # Some families have no published form; the checkpoint has the weights.
     with suppress(NotImplementedError):
         if cfg.policy.lora_rank is not None:
-            agent.export_adapters(str(folder.adapters))
+            agent.export_adapters(str(folder.adapters), weights=cfg.policy.eval_weights)
         else:
-            agent.export_weights(str(folder.weights))
+            agent.export_weights(str(folder.weights), weights=cfg.policy.eval_weights)
 
 
 def _refuse_other_settings(folder: RunFolder, cfg: RunConfig) -> None:

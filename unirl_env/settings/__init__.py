@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from unirl_env.settings.agent import AgentSettings, RolloutSettings
 from unirl_env.settings.fields import Settings, setting
-from unirl_env.settings.policy import PolicySettings, StepSettings
+from unirl_env.settings.policy import NoisingSettings, PolicySettings, StepSettings
 from unirl_env.settings.run_config import RunConfig
 from unirl_env.settings.watch import AlarmSettings, LoggingSettings
 from unirl_env.settings.world import ModelSettings, PromptSettings, RewardSettings
@@ -19,6 +19,7 @@ __all__ = [
     "AlarmSettings",
     "LoggingSettings",
     "ModelSettings",
+    "NoisingSettings",
     "PolicySettings",
     "PromptSettings",
     "RewardSettings",

@@ -49,6 +49,42 @@ class StepSettings(Settings):
 
 
 @dataclass
+class NoisingSettings(Settings):
+    """How finished latents are noised anew, where `agent.estimator` is `elbo` or `regression`.
+
+    Of each episode K latents `(1 - s) x_0 + s noise` are drawn, keyed by the run's seed, the episode and the
+    iteration: they are the same for the new, the old and the untrained policy, and in all epochs.
+    """
+
+    draws: int = setting(4, least=1)
+    """K, noised latents of an episode."""
+    sigmas: str = setting("uniform", choices=("uniform", "logit_normal"))
+    """Where s is drawn from, one draw in each of K strata of equal probability."""
+    low: float = setting(0.0, least=0, below=1)
+    """The least s."""
+    high: float = setting(1.0, above=0, most=1)
+    """The largest s."""
+    share: str = setting("episode", choices=("episode", "group"))
+    """Whose draws are the same: each episode's own, or one set for a whole group."""
+    weight: str | None = setting(None, choices=("unit", "x0", "adaptive", "ghuber", "elbo"))
+    """What the squared error of the velocity weighs at s: `unit` 1, `x0` s^2 (the error of the picture),
+    `adaptive` s^2 over the mean absolute error of the picture, `ghuber` the same in AWM's form, `elbo`
+    (1 - s) / s, of the exact bound. Null is the algorithm's own. Beside a KL to the untrained model both need
+    the weight of the bound: any other moves the optimum."""
+    reduction: str = setting("mean", choices=("mean", "sum"))
+    """Whether errors are means over the elements of a latent, or sums, which are nats under `elbo`."""
+
+    def check(self, prefix: str = "") -> None:
+        """Refuse an empty range, too."""
+        super().check(prefix)
+        if not self.low < self.high:
+            raise ConfigError(
+                f"`{prefix}low` must be less than `{prefix}high`, got {self.low:g} and {self.high:g}; try "
+                f"{prefix}low=0 and {prefix}high=1."
+            )
+
+
+@dataclass
 class PolicySettings(Settings):
     """How the trained network acts."""
 
@@ -80,6 +116,10 @@ class PolicySettings(Settings):
     """The temperature of evaluation; 0 decodes greedily, null takes `temperature`."""
     eval_guidance: float | None = setting(None)
     """Classifier-free guidance of latents in evaluation; null takes `guidance`."""
+    eval_sampler: str = setting("ode", choices=("ode", "dpm2m"))
+    """How latents are denoised in evaluation: by Euler's steps, or by DPM-Solver++(2M)."""
+    eval_weights: str = setting("trained", choices=("trained", "ema"))
+    """Which weights are evaluated: those that are trained, or their average (`agent.ema_decay`)."""
     gradient_checkpointing: bool = setting(False)
     """Recompute activations in the backward pass: less memory, more time."""
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from unirl_env.errors import ConfigError
 from unirl_env.settings.agent import NUM_MINIBATCHES, AgentSettings, RolloutSettings
 from unirl_env.settings.fields import Settings, setting
-from unirl_env.settings.policy import PolicySettings, StepSettings
+from unirl_env.settings.policy import NoisingSettings, PolicySettings, StepSettings
 from unirl_env.settings.watch import AlarmSettings, LoggingSettings
 from unirl_env.settings.world import ModelSettings, PromptSettings, RewardSettings
 
@@ -32,6 +32,7 @@ class RunConfig(Settings):
     prompts: PromptSettings = field(default_factory=PromptSettings)
     reward: RewardSettings = field(default_factory=RewardSettings)
     steps: StepSettings = field(default_factory=StepSettings)
+    noising: NoisingSettings = field(default_factory=NoisingSettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
     agent: AgentSettings = field(default_factory=AgentSettings)
     rollout: RolloutSettings = field(default_factory=RolloutSettings)
@@ -65,7 +66,19 @@ def check_run(cfg: RunConfig) -> None:
     _check_alarm(cfg)
     check_shares(cfg.agent, cfg.rollout, "agent.", "rollout.")
     check_anchor(cfg.agent, cfg.rollout, "agent.", "rollout.")
+    check_weights(cfg.agent, cfg.rollout, cfg.policy, "agent.", "rollout.")
+    _check_schedule(cfg)
     _check_overlap(cfg)
+
+
+def pinned(cfg: RunConfig) -> RunConfig:
+    """The same run, in which `agent.lr_iterations` says what it follows from `iterations`, if it does.
+
+    Whoever changes `iterations`, or asks whether two runs are alike, looks at this one.
+    """
+    if cfg.agent.lr_schedule == "constant" or cfg.agent.lr_iterations is not None:
+        return cfg
+    return replace(cfg, agent=replace(cfg.agent, lr_iterations=cfg.iterations))
 
 
 def check_shares(agent: AgentSettings, rollout: RolloutSettings, ours: str = "", theirs: str = "") -> None:
@@ -127,6 +140,37 @@ def check_anchor(agent: AgentSettings, rollout: RolloutSettings, ours: str = "",
         )
 
 
+def check_weights(
+    agent: AgentSettings, rollout: RolloutSettings, policy: PolicySettings, ours: str = "", theirs: str = ""
+) -> None:
+    """Refuse an average of the weights that nobody keeps, or that an engine would have to hold beside them.
+
+    Arguments as in `check_shares`.
+
+    Raises:
+        ConfigError: Naming the settings, their values and the remedy.
+    """
+    for name, value in (
+        (rollout.named("weights", theirs), rollout.weights),
+        ("policy.eval_weights", policy.eval_weights),
+    ):
+        if value == "ema" and agent.ema_decay is None:
+            raise ConfigError(
+                f"`{name}` must be 'trained' where no average is kept, got 'ema'; try `{ours}ema_decay=0.9`."
+            )
+    if rollout.engine != "local" and policy.eval_weights != rollout.weights:
+        raise ConfigError(
+            f"`policy.eval_weights` must be {rollout.weights!r} like `{rollout.named('weights', theirs)}` "
+            f"with the engine {rollout.engine!r}, which holds one set of weights, got "
+            f"{policy.eval_weights!r}; try the same for both, or `engine=local`."
+        )
+    if agent.ema_rise is not None and agent.ema_decay is None:
+        raise ConfigError(
+            f"`{ours}ema_rise` must be null where `{ours}ema_decay` is, got {agent.ema_rise:g}: there is no "
+            f"average; try `{ours}ema_decay=0.9`."
+        )
+
+
 def _check_alarm(cfg: RunConfig) -> None:
     alarm = cfg.alarm
     if "gap" in alarm.stops and alarm.stop not in ("all", ["all"]) and cfg.reward.heldout is None:
@@ -146,6 +190,20 @@ def _check_alarm(cfg: RunConfig) -> None:
                 f"`rollout.keep_samples` must be true where `{name}` is watched, got false: it is "
                 f"taken from the samples; try `{name}={nothing}`, or to keep them."
             )
+
+
+def _check_schedule(cfg: RunConfig) -> None:
+    agent = pinned(cfg).agent
+    if agent.lr_schedule == "constant":
+        return
+    agent.check("agent.")  # of the warm-up, against the run's own length
+    assert agent.lr_iterations is not None
+    if cfg.iterations > agent.lr_iterations and not agent.lr_final:
+        raise ConfigError(
+            f"`iterations` must be at most `agent.lr_iterations` where `agent.lr_final` is 0, got "
+            f"{cfg.iterations} and {agent.lr_iterations}: beyond it nothing would be learned; try "
+            "agent.lr_final=0.1."
+        )
 
 
 def _check_overlap(cfg: RunConfig) -> None:

@@ -54,7 +54,7 @@ def _reached(ground: Ground, name: str, price: float) -> Check:
     trained = stand.train(iterations, tail=tail)
     start, found = _objectives(stand, trained, price)
     best, rests = _best(stand, price)
-    aim = best if getattr(stand.config, "kl_in", "loss") == "return" else rests
+    aim = best if stand.config.kl_in == "return" else rests
     missed, allowed = (aim - found) / (aim - start), BIASED if ground.declared else MISSED
     known = f"the best of its policies has {best:.3f}" + (
         "" if aim == best else f", where the KL in a loss comes to rest {rests:.3f}"
@@ -79,7 +79,7 @@ def _unit(ground: Ground) -> float:
 
 def _explored(config: Any) -> dict[str, Any]:
     """What is reached is measured under the steps that explore; data of the ODE are narrower."""
-    return {"sampler": "sde"} if getattr(config, "looks_forward", False) else {}
+    return {"sampler": "sde"} if config.looks_forward else {}
 
 
 @torch.no_grad()

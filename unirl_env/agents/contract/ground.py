@@ -121,11 +121,9 @@ def declared_bias(config: Any, kind: str) -> str:
         return said[kind]
     if kind == "tokens":
         return "texts count alike, and not their tokens" if config.weighing == "sequence_mean" else ""
-    if getattr(config, "looks_forward", False):
+    if config.looks_forward:
         return "finished latents, noised anew, have a bound in the place of a log-probability"
-    if getattr(config, "step_weights", "none") != "none":
-        return "steps count by their noise"
-    return ""
+    return "steps count by their noise" if config.weighs_steps != "none" else ""
 
 
 def apart(found: Tensor, wanted: Tensor) -> float:

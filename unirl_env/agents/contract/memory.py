@@ -17,6 +17,7 @@ from torch import Tensor
 from unirl_env.agents.contract.certificate import Check
 from unirl_env.agents.contract.ground import SMALL, Ground, apart
 from unirl_env.agents.contract.stand import Stand
+from unirl_env.agents.estimators import estimator_of
 
 NAME = "old policy"
 STEP = 0.02
@@ -143,11 +144,12 @@ class _Fresh:
 def _slope(compute: Any, rows: Any, new: Any, context: Any, stand: Stand, gradient: Tensor) -> float | None:
     """How the loss changes along its own gradient, by differences, over the length of that."""
     length = float(gradient.norm())
-    if not length or (new is not None and not hasattr(new, "entropy") and not hasattr(new, "mean")):
-        return None  # of noised latents, scores are not the context's
+    if not length:
+        return None
+    estimator = estimator_of(stand.config, rows.kind)
     here, along, values = stand.weights(), gradient / length, []
     for side in (1.0, -1.0):
         with stand.putting(here + side * STEP * along), torch.no_grad():
-            step = None if new is None else context.score(rows.observation, rows.action)
+            step = None if new is None else estimator.score(rows, context)
             values.append(float(compute(rows, step, context)[0]))
     return (values[0] - values[1]) / (2 * STEP * length)

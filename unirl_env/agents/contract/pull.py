@@ -26,7 +26,7 @@ def pull(ground: Ground) -> Check:
         bound = ground.stand(**EPISODES, **place, reference_kl=PRICE)
     except ConfigError as error:
         return ground.idle(NAME, str(error))
-    whole = getattr(bound.config, "kl_in", "loss") == "return"
+    whole = bound.config.kl_in == "return"
     exact = PRICE * bound.world.pull(bound.moved, bound.reference, bound.config, whole=whole)
     count = BATCHES // 2 if ground.quick else BATCHES
     found = []

@@ -9,6 +9,10 @@ the gradients and the metrics. A `Metric` says itself how it is reduced; `merge_
 from unirl_env.functional.losses.dppo import dppo_loss
 from unirl_env.functional.losses.drpo import drpo_gaussian_loss, drpo_loss
 from unirl_env.functional.losses.flow_dppo import flow_dppo_loss
+from unirl_env.functional.losses.guard import guard_loss
+from unirl_env.functional.losses.nft import nft_loss
+from unirl_env.functional.losses.par import par_loss
+from unirl_env.functional.losses.policy_gradient import pg_loss
 from unirl_env.functional.losses.ratio import Metric, grpo_loss, gspo_loss, merge_metrics, token_weights
 from unirl_env.functional.losses.reference import reference_kl, token_reference_kl
 
@@ -20,7 +24,11 @@ __all__ = [
     "flow_dppo_loss",
     "grpo_loss",
     "gspo_loss",
+    "guard_loss",
     "merge_metrics",
+    "nft_loss",
+    "par_loss",
+    "pg_loss",
     "reference_kl",
     "token_reference_kl",
     "token_weights",

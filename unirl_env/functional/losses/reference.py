@@ -24,6 +24,7 @@ def reference_kl(
     mask: Tensor | None = None,
     denominator: float | Tensor | None = None,
     *,
+    weight: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """Average over steps of the exact KL divergence to a reference policy; add `beta` times it to a loss.
@@ -45,6 +46,7 @@ def reference_kl(
         std: `[*lead]`, [B] or [B, S]: what `sde_step` returned; positive wherever `mask` is True.
         mask: Bool `[*lead]`; None takes all.
         denominator: Unmasked entries of the whole optimizer step; None counts these.
+        weight: `[*lead]`, what an entry counts; None counts all alike.
         reduction: "mean" per element, or "sum" for nats.
 
     Returns:
@@ -63,7 +65,12 @@ def reference_kl(
     wide = mask.reshape(mask.shape + (1,) * (mean.ndim - mask.ndim))
     mean = torch.where(wide, mean, 0.0)
     ref_mean = torch.where(wide, ref_mean.detach(), 0.0)
-    return masked_mean(gaussian_kl(mean, ref_mean, std, reduction=reduction), mask, denominator)
+    kl = gaussian_kl(mean, ref_mean, std, reduction=reduction)
+    if weight is not None:
+        require_floating("weight", weight)
+        require_shape("weight", weight, std.shape, "std")
+        kl = kl * torch.where(mask, weight.detach().float(), 0.0)
+    return masked_mean(kl, mask, denominator)
 
 
 def token_reference_kl(
@@ -94,7 +101,8 @@ def token_reference_kl(
 
     Both hold at each visited context, of the next token. The contexts are those which the sampling policy
     wrote (those of pi would need the product of the ratios of all tokens before), and the gradient takes them
-    as given: it does not see that a token changes the KL which later tokens will pay.
+    as given: it does not see that a token changes the KL which later tokens will pay, unless returns are
+    charged with it (`charged_advantages`).
 
     Args:
         log_prob: `[B]` or `[B, S]` under the policy being trained, with gradient.

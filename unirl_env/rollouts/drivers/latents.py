@@ -14,7 +14,7 @@ from unirl_env.episode import Phase, distinct
 from unirl_env.functional import SDEStep
 from unirl_env.models.denoiser import NEGATIVE
 from unirl_env.policies.actor import Actor
-from unirl_env.policies.heads import ANNOUNCED
+from unirl_env.policies.heads import ANNOUNCED, SecondOrder
 from unirl_env.rollouts.driver import Driver, LiveEpisodes, RolloutRequest
 
 NOISE_AT_ONCE = 1 << 18
@@ -46,7 +46,7 @@ class LatentDriver(Driver):
         if not num_steps:
             return None
         explored = set(live.get_attr("stochastic_steps"))
-        kept = _kept_steps(explored, num_steps, request.keep_final)
+        kept = _kept_steps(explored if request.keep_steps else (), num_steps, request.keep_final)
         context, row = _contexts(live)
         device, total = row.device, len(live)
         rows = (~live.done).nonzero().flatten().to(device)
@@ -60,12 +60,13 @@ class LatentDriver(Driver):
                 shared = {name: each[used] for name, each in context.items()}
                 reading = self.actor.read({**shared, "context_row": place}, phase=self.phase)
             noise = _KeyedSteps(keys, explored, shape, device)
+            solver = SecondOrder() if request.second_order else None
             for k in range(num_steps if len(rows) else 0):
                 seen = {name: live.obs[name] for name in (*SEEN, "stochastic")}
                 obs = seen if everyone else {name: each[rows] for name, each in seen.items()}
                 # What is stored is what the policy sees: rounding later would score another state.
                 obs["latent"] = obs["latent"].to(self.head.storage_dtype)
-                step = self.actor.act(obs, noise.of(k), phase=self.phase, reading=reading)
+                step = self.actor.act(obs, noise.of(k), phase=self.phase, reading=reading, solver=solver)
                 if k in kept:
                     steps.append((obs, step))
                 latent = _spread(step.latent, rows, total)
@@ -87,7 +88,7 @@ class LatentDriver(Driver):
             "sigma": of_all([obs["sigma"] for obs, _ in steps]),
             "sigma_next": of_all([obs["sigma_next"] for obs, _ in steps]),
         }
-        if not explored:
+        if not (explored and request.keep_steps):
             # A step that was not drawn must say so, or it would be scored as if it had been.
             observation["stochastic"] = torch.zeros_like(mask)
         action = of_all([step.latent for _, step in steps], *shape, **stored)

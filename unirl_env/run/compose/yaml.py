@@ -19,6 +19,7 @@ from unirl_env.run.compose.names import TEXTS, TYPES, below, unknown_name
 from unirl_env.settings import RunConfig
 from unirl_env.settings.fields import may_change
 from unirl_env.settings.literal import first_line, from_yaml, shielded, unshielded
+from unirl_env.settings.run_config import pinned
 
 VERSION_KEY, VERSION = "version", 1
 """What a run's `config.yaml` says of its own form.
@@ -157,7 +158,7 @@ def shown(cfg: RunConfig) -> dict[str, Any]:
 
 def differences(saved: RunConfig, wanted: RunConfig) -> list[str]:
     """The settings whose change would make a continued run another run, as `field: saved -> wanted`."""
-    one, other = flat(saved), flat(wanted)
+    one, other = flat(pinned(saved)), flat(pinned(wanted))
     for rows in (one, other):
         rows |= {name: _without_places(value) for name, value in rows.items() if name.startswith("reward.")}
         rows |= {

@@ -252,7 +252,17 @@ def _number(value: float, least: float = 1e-3) -> str:
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-TITLES = {"drpo": "DRPO", "flow_dppo": "FlowDPPO", "grpo": "GRPO", "gspo": "GSPO"}
+TITLES = {
+    "awm": "AWM",
+    "drpo": "DRPO",
+    "elbo_pg": "ELBO-PG",
+    "flow_dppo": "FlowDPPO",
+    "grpo": "GRPO",
+    "grpo_guard": "GRPO-Guard",
+    "gspo": "GSPO",
+    "nft": "NFT",
+    "temp_flow": "TempFlow-GRPO",
+}
 COLOURS = {"flow_dppo": "#2563eb", "grpo": "#d97706", "drpo": "#059669", "gspo": "#9333ea", "pg": "#6b7280"}
 """Of what has appeared in pictures before."""
 FREE = ("#db2777", "#0891b2", "#84cc16", "#b91c1c", "#92400e", "#1e3a8a", "#f472b6", "#a3a300", "#14b8a6")

@@ -1,0 +1,152 @@
+"""How the probability of latents is estimated in an update: by what was played, or by what came of it.
+
+`Trajectory` scores the transitions that were played. `ForwardProcess` takes the finished latent alone: it is
+noised anew, and the velocity there is held against the one that leads back. Its draws are keyed, and the same
+for the new, the old and the untrained policy, and in all epochs of an iteration: differences of policies are
+not differences of noise.
+
+Reference:
+    "Rethinking the design space of RL for diffusion models" (arXiv 2602.04663): the estimate matters more
+    than the loss that is put on it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import unirl_env.functional as F
+from unirl_env.agents.rows import KINDS, Rows, Shard, Step
+from unirl_env.episode import Phase
+from unirl_env.errors import ContractError
+
+if TYPE_CHECKING:
+    from unirl_env.agents.loss import Context
+
+
+class NoisedStep(NamedTuple):
+    """What a policy says of N noised latents.
+
+    Attributes:
+        velocity: `[N, ...]` float32, guided.
+        log_prob: `[N]` float32, the weighted squared error of the velocity, negated: a bound on the log-prob
+            of the finished latent up to a constant, as `noising.weight` and `noising.reduction` have it.
+    """
+
+    velocity: Tensor
+    log_prob: Tensor
+
+
+class Estimator(ABC):
+    """How the rows of a phase are scored."""
+
+    @abstractmethod
+    def score(self, rows: Rows, context: Context) -> Any:
+        """The step of N rows under the weights that are in force, with gradient to the trained ones."""
+
+    @abstractmethod
+    def reference_kl(self, new: Any, reference: Any, rows: Rows, config: Any) -> tuple[Tensor, Tensor]:
+        """What pulls towards the untrained policy in the loss, and the mean divergence from it."""
+
+
+class Trajectory(Estimator):
+    """The probability of each action that was played: Gaussian transitions, tokens."""
+
+    def score(self, rows: Rows, context: Context) -> Step:
+        """The step of `rows.action`."""
+        return context.score(rows.observation, rows.action)
+
+    def reference_kl(self, new: Any, reference: Any, rows: Rows, config: Any) -> tuple[Tensor, Tensor]:
+        """That of the kind of phase."""
+        return KINDS[rows.kind].reference_kl(new, reference, rows, config)
+
+
+class ForwardProcess(Estimator):
+    """The velocity at finished latents that are noised anew, K times each (`noising`)."""
+
+    def noised(self, shard: Shard, name: str, config: Any) -> Shard:
+        """The shard with K rows for each episode of a phase, in the place of the steps that were played.
+
+        Observations are `latent` `[b, K, ...]`, `x_s = (1 - s) x_0 + s noise`, and `sigma` `[b, K]`; the
+        action is what the velocity should be, `noise - x_0`. Old log-probs are zeros until they are taken.
+
+        Args:
+            shard: On the learner's device.
+            name: Of the phase.
+            config: An `AgentConfig`.
+
+        Raises:
+            ContractError: If finished latents are not recorded.
+        """
+        phase, how = shard.phases[name], config.noising
+        if phase.final is None:
+            raise ContractError(
+                f"The episodes of `{name}` must hold finished latents with `estimator` "
+                f"{config.estimating!r}, got none; try RolloutRequest(keep_final=True)."
+            )
+        keys = shard.group if how.share == "group" else shard.episode_seed
+        count, draws, place = len(phase), how.draws, (config.run_seed, shard.iteration, name)
+        draw = torch.arange(draws, device=keys.device).repeat(count)
+
+        def salted(what: str) -> Tensor:
+            salt = torch.tensor(F.derive_seed("noised", what, *place), device=keys.device)
+            return (keys ^ salt).repeat_interleave(draws)
+
+        uniform = F.keyed_uniform(salted("sigma"), draw, device=keys.device).float().view(count, draws)
+        sigma = F.stratified_sigmas(uniform, distribution=how.sigmas, low=how.low, high=how.high)
+        noise = F.keyed_noise(salted("noise"), draw, phase.final.shape[1:], device=keys.device)
+        final = phase.final.float().repeat_interleave(draws, 0)
+        latent, target = F.noised(final, noise, sigma.flatten())
+        many = (count, draws, *phase.final.shape[1:])
+        fresh = Phase(
+            observation={"latent": latent.view(many), "sigma": sigma},
+            action=target.view(many),
+            log_prob=torch.zeros_like(sigma),
+            mask=phase.mask.any(1, keepdim=True).expand(count, draws),
+            context=phase.context,
+            context_row=phase.context_row,
+            final=phase.final,
+            kind=phase.kind,
+        )
+        return replace(
+            shard,
+            phases={**shard.phases, name: fresh},
+            denominators=tuple({**each, name: each[name] * draws} for each in shard.denominators),
+            noised=shard.noised | {name},
+        )
+
+    def score(self, rows: Rows, context: Context) -> NoisedStep:
+        """Velocity and bound at the noised latents."""
+        velocity, config = context.velocity(rows.observation), context.config
+        error = F.surrogate(
+            velocity,
+            rows.action,
+            rows.observation["sigma"],
+            weight=config.noise_weight,
+            reduction=config.noising.reduction,
+        )
+        return NoisedStep(velocity, -error)
+
+    def reference_kl(self, new: Any, reference: Any, rows: Rows, config: Any) -> tuple[Tensor, Tensor]:
+        """The squared distance of velocities, weighted as the bound is; `adaptive` weighs it by 1."""
+        distance = F.velocity_kl(
+            new.velocity,
+            reference.velocity,
+            rows.observation["sigma"],
+            weight=config.noise_weight,
+            reduction=config.noising.reduction,
+        )
+        pull = rows.mean(distance)
+        return pull, pull.detach()
+
+
+TRAJECTORY, FORWARD = Trajectory(), ForwardProcess()
+
+
+def estimator_of(config: Any, kind: str) -> Estimator:
+    """How an agent scores the phases of a kind: latents as its `estimator` says, all others as played."""
+    return FORWARD if kind == "latents" and config.looks_forward else TRAJECTORY

@@ -1,0 +1,79 @@
+"""The plain policy gradient, on transitions, on texts, and on the evidence bound of finished latents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+import unirl_env.functional as F
+from unirl_env.agents.agent import Agent
+from unirl_env.agents.config import AgentConfig
+from unirl_env.agents.loss import Context, Loss
+from unirl_env.agents.rows import Rows
+from unirl_env.functional import Metric
+from unirl_env.settings import Settings, setting
+
+
+def policy_gradient(rows: Rows, new: Any, context: Context) -> tuple[Tensor, dict[str, Metric]]:
+    """`F.pg_loss`, of steps, of tokens or of the bound alike."""
+    config = context.config
+    return F.pg_loss(
+        new.log_prob,
+        rows.old_log_prob,
+        rows.weighted,
+        ratio=config.ratio,
+        max_log_ratio=config.max_log_ratio,
+        mask=rows.mask,
+        denominator=rows.denominator,
+    )
+
+
+@dataclass
+class PGKnobs(Settings):
+    """What corrects for the policy that sampled, from the second optimizer step on."""
+
+    ratio: bool = setting(True)
+    """Weigh rows by the ratio of the policies. Nothing bounds it: many steps need another agent."""
+
+
+class PGConfig(AgentConfig):
+    """Settings of `PG`; its knobs are those of `PGKnobs`.
+
+    Reference:
+        Williams, REINFORCE (1992).
+    """
+
+    losses = {kind: Loss(policy_gradient, skips_idle=True) for kind in ("latents", "tokens", "continuous")}
+    knobs = PGKnobs
+
+    def __init__(self, algo_class: type | None = None):
+        super().__init__(algo_class=algo_class or PG)
+
+
+class PG(Agent):
+    """The policy gradient with a baseline from groups; see `PGConfig`."""
+
+    config_class = PGConfig
+
+
+class ELBOPGConfig(PGConfig):
+    """The policy gradient on the evidence bound (EPG): `PG` whose `estimator` is `elbo`.
+
+    Its clipped form is `GRPO` with `estimator="elbo"`.
+
+    Reference:
+        "Rethinking the design space of RL for diffusion models" (arXiv 2602.04663), EPG.
+    """
+
+    own_estimator = "elbo"
+
+    def __init__(self, algo_class: type | None = None):
+        super().__init__(algo_class=algo_class or ELBOPG)
+
+
+class ELBOPG(Agent):
+    """The policy gradient on the evidence bound; see `ELBOPGConfig`."""
+
+    config_class = ELBOPGConfig
