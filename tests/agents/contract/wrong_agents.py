@@ -268,6 +268,39 @@ class NoThreshold(GRPOConfig):
         return {"clip_low": (0.0, "log_prob")}
 
 
+def regressed(rows, old, advantages, new, context):
+    return F.nft_loss(
+        new.velocity,
+        old,
+        rows.action,
+        rows.observation["sigma"],
+        advantages,
+        weight=context.config.noise_weight,
+        mask=rows.mask,
+        denominator=rows.denominator,
+    )
+
+
+def nft(rows, new, context):
+    return regressed(rows, rows.old_velocity, rows.advantages, new, context)
+
+
+def nft_backwards(rows, new, context):
+    return regressed(rows, rows.old_velocity, -rows.advantages, new, context)
+
+
+def nft_from_here(rows, new, context):
+    """What is reflected is the present policy, and not the one that sampled."""
+    return regressed(rows, new.velocity.detach(), rows.advantages, new, context)
+
+
+def regression(name, compute):
+    losses = {"latents": Loss(compute, needs={"velocity"}, estimators={"regression"})}
+    return type(
+        name, (AgentConfig,), {"losses": losses, "own_estimator": "regression", "__module__": __name__}
+    )
+
+
 WRONG = {
     "flipped": (on_both("Flipped", flipped), {"gradient", "trust region", "optimum"}),
     "twice_flipped": (on_both("TwiceFlipped", twice_flipped), {"trust region"}),
@@ -305,3 +338,9 @@ ON_TOKENS = {
     "other_way": (learning("OtherWayConfig", OtherWay), {"pull"}),
 }
 """What can be seen of tokens alone: weights differ, and a KL and its reverse."""
+Nft = regression("Nft", nft)
+ON_LATENTS = {
+    "nft_backwards": (regression("NftBackwards", nft_backwards), {"gradient"}),
+    "nft_from_here": (regression("NftFromHere", nft_from_here), {"old policy"}),
+}
+"""What is of finished latents alone."""

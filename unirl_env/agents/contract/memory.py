@@ -71,7 +71,7 @@ def old_policy(ground: Ground) -> Check:
             "",
         )
     steps = ground.config.minibatches * ground.config.num_epochs
-    honest = seen.honest is None or seen.honest > 0.5
+    honest = seen.honest is None or abs(seen.honest - 1.0) < 0.5
     return ground.check(
         NAME,
         honest or steps == 1,

@@ -40,7 +40,17 @@ OF_A_RUN = {
     *("num_epochs", "num_minibatches", "minibatch_size", "shuffle_batch_per_epoch"),
     *("micro_batch_size", "micro_batch_tokens", "horizon", "mask_truncated", "idle_episodes"),
     *("train_phases", "phase_rewards", "phase_weights", "advantage_parts", "advantage_clip"),
-    *("reference_kl", "reference_kl_every", "entropy_bonus", "stop_kl", "phase_scale", "self_check", "policy", "steps", "losses"),
+    *(
+        "reference_kl",
+        "reference_kl_every",
+        "entropy_bonus",
+        "stop_kl",
+        "phase_scale",
+        "self_check",
+        "policy",
+        "steps",
+        "losses",
+    ),
 }
 """Settings of agents that belong to a run, its optimizer and its environment: the stand's own, too."""
 
