@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from unirl_env.agents.agent import Agent
     from unirl_env.agents.awm import AWM, AWMConfig
     from unirl_env.agents.config import AgentConfig
+    from unirl_env.agents.contract import Certificate, Check, check_agent
     from unirl_env.agents.drpo import DRPO, DRPOConfig
     from unirl_env.agents.estimators import NoisedStep
     from unirl_env.agents.flow_dppo import FlowDPPO, FlowDPPOConfig
@@ -33,6 +34,8 @@ __all__ = [
     "AWMConfig",
     "Agent",
     "AgentConfig",
+    "Certificate",
+    "Check",
     "Context",
     "DRPOConfig",
     "ELBOPGConfig",
@@ -52,6 +55,7 @@ __all__ = [
     "TempFlowGRPO",
     "TempFlowGRPOConfig",
     "TokenStep",
+    "check_agent",
 ]
 
 if not TYPE_CHECKING:

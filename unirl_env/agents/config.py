@@ -77,6 +77,9 @@ class AgentConfig(BatchSize, AlgorithmConfig):
     knobs: ClassVar[type | None] = None
     """A dataclass of the algorithm's own settings, made as those of `unirl_env.settings` are. They are
     attributes, too, after those of the classes that this one derives from; so is what `__init__` sets."""
+    declared_bias: ClassVar[Mapping[str, str]] = {}
+    """By kind of phase, why the gradient at ratio one is meant to be another than that of the expected
+    reward; `check_agent` measures how far it is off, and refuses a bias that is not declared."""
     own_estimator: ClassVar[str] = "trajectory"
     """How probabilities of latents are scored where `estimator` is None."""
     own_noise_weight: ClassVar[str] = "adaptive"

@@ -55,6 +55,7 @@ class GSPOConfig(AgentConfig):
     losses = {"tokens": Loss(token_loss, skips_idle=True), "continuous": Loss(token_loss, skips_idle=True)}
     knobs = GSPOKnobs
     own_aggregate = "sequence_mean"
+    declared_bias = {"tokens": "a text's ratio is the geometric mean of its tokens', and texts count alike"}
     own_correction_level = "episode"
 
     def __init__(self, algo_class: type | None = None):
