@@ -100,7 +100,7 @@ class Loss:
         object.__setattr__(self, "needs", _names("needs", self.needs, tuple(NEEDS), known))
         object.__setattr__(self, "copies", _names("copies", self.copies, COPIES, "'reference' always is"))
         if self.estimators is None:
-            plain = self.scores and not self.needs & {"mean"}
+            plain = self.scores and "mean" not in self.needs
             usual = {"trajectory", "elbo"} if plain else {"trajectory"}
             object.__setattr__(self, "estimators", frozenset(usual))
         else:
@@ -350,6 +350,7 @@ def check_loss(config: Any, kind: str) -> None:
 
 
 def _check_latents(config: Any, loss: Loss) -> None:
+    assert loss.estimators is not None  # `__post_init__` has seen to it
     if config.estimating not in loss.estimators:
         known = ", ".join(map(repr, sorted(loss.estimators)))
         why = " (it needs the means of transitions)" if "mean" in loss.needs else ""

@@ -19,7 +19,7 @@ from torch import Tensor
 import unirl_env.functional as F
 from unirl_env.agents.batching import rewards_of
 from unirl_env.agents.rows import KINDS
-from unirl_env.episode import EpisodeBatch
+from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -71,9 +71,7 @@ def credit_steps(
         phase = batch.phases.get(name)
         if phase is None or phase.kind != "latents" or not phase.drawn:
             continue
-        levels = (phase.observation[key].cpu().float() for key in ("sigma", "sigma_next"))
-        kernel = {"dynamics": config.policy.dynamics, "eta": config.policy.eta}
-        weight = _weights(config.weighs_steps, *levels, mask=phase.mask.cpu(), **kernel)
+        weight = _weights(phase, config)
         own = found[name]
         found[name] = weight * (own[:, None] if own.ndim == 1 else own)
         if name in scales:  # else the step's own KL would outweigh what it is balanced against
@@ -100,11 +98,14 @@ def charges_of(kls: Mapping[str, Tensor], order: tuple[str, ...], price: float) 
     return found
 
 
-def _weights(how: str, sigma: Tensor, sigma_next: Tensor, mask: Tensor, **kernel: Any) -> Tensor:
+def _weights(phase: Phase, config: Any) -> Tensor:
     """How much steps `[B, S]` count, by the std of their noise or by the inverse of their length."""
-    if how == "inverse_length":
+    sigma, sigma_next = (phase.observation[name].cpu().float() for name in ("sigma", "sigma_next"))
+    mask, policy = phase.mask.cpu(), config.policy
+    if config.weighs_steps == "inverse_length":
         return F.step_weights(1.0 / torch.where(mask, sigma - sigma_next, 1.0), mask)
     here = torch.zeros(*sigma.shape, 1)
+    kernel = {"dynamics": policy.dynamics, "eta": policy.eta}
     return F.step_weights(F.transition(here, here, sigma, sigma_next, **kernel)[1], mask)
 
 
