@@ -1,8 +1,9 @@
 """The early stop: no more optimizer steps in an iteration once the policy has gone far enough.
 
-A trust region that masks gradients does not hold the weights: AdamW's momentum moves on where all gradients
-are masked, and FlowDPPO was found at 146 times its threshold after 8 epochs. A step that is not taken moves
-nothing.
+A trust region that masks gradients does not hold the weights: AdamW's momentum moves on where gradients are
+masked, and what other rows still push moves all. FlowDPPO on the embedded Stable Diffusion 3 ends 8 epochs of
+an iteration at ten times its threshold of 0.05 nats; with a stop there, at 0.9 to 1.5 times. A step
+that is not taken moves nothing.
 
 The distance is the mean KL between the policy that sampled and the present one, in nats of whole actions (a
 token; all elements of a latent), over the rows of the step's own minibatch, on all learners: it costs no
