@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from unirl_env.envs.token_rows import WAIT
-from unirl_env.errors import CheckpointError, ConfigError, ContractError
+from unirl_env.errors import ConfigError, ContractError
 from unirl_env.models.denoiser import NEGATIVE
 from unirl_env.policies.heads import ANNOUNCED, Head, LatentHead, heads_of
+from unirl_env.policies.trained_weights import AVERAGE, TrainedWeights
 
 WRITTEN = ("tokens", "length", "prompt_length", "is_action", "pixel_values", "image_grid_thw", "positions")
 """Entries of an observation that a language model reads."""
-AVERAGE = "ema"
-"""The copy of the trained weights that belongs to a policy's state."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class LoRAConfig:
     targets: tuple[str, ...] | None = None
 
 
-class Actor(nn.Module):
+class Actor(TrainedWeights):
     """Acts with a model's network, and scores what was done by the same code.
 
     Args:
@@ -108,7 +107,6 @@ class Actor(nn.Module):
         for phase in set(self.heads) - set(trained):
             for parameter in model.private(self.network, phase):
                 parameter.requires_grad_(False)
-        self.copies: dict[str, dict[str, Tensor]] = {}
         if keep_average:
             self.keep(AVERAGE)
 
@@ -263,80 +261,6 @@ class Actor(nn.Module):
         finally:
             self.network = trained
 
-    def under(self, name: str) -> AbstractContextManager[None]:
-        """Within it, the actor has other weights; they can be played and scored with, and not trained.
-
-        Args:
-            name: `"trained"` changes nothing; `"reference"` is the untrained model; or one of `copies`.
-
-        Raises:
-            ContractError: If there is no such copy, or adapters are merged.
-        """
-        if name == "trained":
-            return nullcontext()
-        return self.reference() if name == "reference" else self._swapped(name)
-
-    @contextmanager
-    def _swapped(self, name: str) -> Iterator[None]:
-        if name not in self.copies:
-            raise ContractError(
-                f"`name` must be one of {', '.join(('trained', 'reference', *self.copies))}, got {name!r}."
-            )
-        trained = {key: p for key, p in self.network.named_parameters() if p.requires_grad}
-        if trained.keys() != self.copies[name].keys():
-            raise ContractError("Other weights must be asked for outside of `merged` and of each other.")
-        own = {key: p.data for key, p in trained.items()}
-        try:
-            # The tensors are exchanged and not written to: graphs of the trained weights stay what they were.
-            for key, p in trained.items():
-                p.data = self.copies[name][key].to(p.dtype)
-            yield
-        finally:
-            for key, p in trained.items():
-                p.data = own[key]
-
-    @torch.no_grad()
-    def keep(self, name: str) -> None:
-        """Keep the weights that are in force as the copy `name`, in the place of an earlier one."""
-        self.copies[name] = {key: p.to(torch.float32, copy=True) for key, p in self.trainable_state().items()}
-
-    @torch.no_grad()
-    def average(self, name: str, decay: float, weights: Mapping[str, Tensor]) -> None:
-        """Let the copy `name` become `decay` of itself and the rest of `weights`, by name."""
-        for key, kept in self.copies[name].items():
-            kept.lerp_(weights[key].to(kept.dtype), 1.0 - decay)
-
-    def trainable_state(self) -> dict[str, Tensor]:
-        """The trained weights by name; references, not copies."""
-        return {name: p.detach() for name, p in self.network.named_parameters() if p.requires_grad}
-
-    def state(self) -> dict[str, Tensor]:
-        """All that training has changed, by name: the trained weights, and their average; references."""
-        return self.trainable_state() | self._average_state()
-
-    def _average_state(self) -> dict[str, Tensor]:
-        return {f"{AVERAGE}:{name}": kept for name, kept in self.copies.get(AVERAGE, {}).items()}
-
-    @torch.no_grad()
-    def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
-        """Load trained weights, and their average; those that `state` does not name stay as they are.
-
-        Raises:
-            CheckpointError: If a name is unknown or a shape differs.
-        """
-        own = self.trainable_state()
-        own |= self._average_state()
-        for name, value in state.items():
-            if name not in own or own[name].shape != value.shape:
-                expected = list(own[name].shape) if name in own else "no such weight"
-                raise CheckpointError(
-                    f"Weight `{name}` must fit this policy ({expected}), got shape {list(value.shape)}; "
-                    "check `lora_rank`, `lora_targets` and the model."
-                )
-        # Nothing is written before all of it fits.
-        for name, value in state.items():
-            own[name].copy_(value)
-
     def save_adapters(self, directory: str) -> None:
         """Write the adapters in the form that the family's own pipeline loads.
 
@@ -351,9 +275,8 @@ class Actor(nn.Module):
         """Write all weights in the form that the family's own library loads, adapters merged in."""
         self.model.save_weights(self.network, directory)
 
-    def _apply(self, function: Any, recurse: bool = True) -> Self:  # copies follow `.to(...)`
+    def _apply(self, function: Any, recurse: bool = True) -> Self:  # the frozen copy follows `.to(...)`
         self._frozen = [module._apply(function) for module in self._frozen]
-        self.copies = {n: {key: function(t) for key, t in c.items()} for n, c in self.copies.items()}
         return super()._apply(function, recurse)
 
     def _attach_adapters(self, lora: LoRAConfig) -> None:
