@@ -36,7 +36,8 @@ def test_sums_become_means_over_computed_rows_and_the_loss_one_over_minibatches(
 def test_an_iteration_without_rows_has_numbers_too():
     nothing = {"image": PhaseUpdate(metrics=[{}], rows=[0])}
     found = update_metrics([Update(nothing, grad_norm=[0.0], skipped=[False])])
-    assert found == {"loss": 0.0, "kl": 0.0, "grad_norm": 0.0, "skipped_steps": 0.0, "trained_rows": 0.0}
+    names = ("loss", "kl", "grad_norm", "skipped_steps", "trained_rows", "scored_rows")
+    assert found == dict.fromkeys(names, 0.0)
 
 
 def test_of_several_phases_each_has_numbers_of_its_own():

@@ -5,12 +5,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cluster as one_cluster
 import pytest
 import torch
 
+import unirl_env.functional as F
 from unirl_env import evaluate, train
+from unirl_env.agents.by_name import default_config
+from unirl_env.models.gaussian_mixture import GaussianMixtureDenoiser
+from unirl_env.policies.actor import Actor
 from unirl_env.run.compose.yaml import read_yaml
 from unirl_env.run.record import checkpoint as checkpoints
 from unirl_env.run.record.logbook import read_rows
@@ -47,7 +52,39 @@ def refused(capsys, recipes, *words):
 
 def test_it_is_small():
     files = [path for path in HOME.rglob("*") if path.suffix in (".py", ".toml", ".yaml")]
-    assert sum(len(path.read_text().splitlines()) for path in files) < 150
+    assert sum(len(path.read_text().splitlines()) for path in files) < 180
+
+
+def test_nft_from_outside_is_short_and_equals_ours(elsewhere):
+    assert len((HOME / "mylab" / "nft.py").read_text().splitlines()) <= 40
+    gradients = []
+    for name in ("mylab.nft:NegativeAwareConfig", "nft"):
+        config = default_config(name).environment("unirl/GaussianMixture-v0", env_config={"num_steps": 4})
+        config.training(num_prompts=1, group_size=8, policy={"lora_rank": None}, grad_clip=None)
+        config.validate()
+        actor = Actor(GaussianMixtureDenoiser())
+        generator = torch.Generator().manual_seed(0)
+        noise, final = (torch.randn(32, 2, generator=generator) for _ in range(2))
+        sigma = torch.rand(32, generator=generator)
+        latent, target = F.noised(final, noise, sigma)
+        seen = {"latent": latent, "sigma": sigma}
+        velocity = actor.velocity(seen)
+        rows = SimpleNamespace(
+            observation=seen,
+            action=target,
+            old_velocity=velocity.detach() + 0.1 * noise,
+            advantages=3 * torch.randn(32, generator=generator),
+            weight=torch.ones(32),
+            mask=torch.ones(32, dtype=torch.bool),
+            denominator=32.0,
+            mean=lambda values: values.mean(),
+        )
+        new, context = SimpleNamespace(velocity=velocity), SimpleNamespace(config=config)
+        loss, _ = config.losses["latents"].compute(rows, new, context)
+        gradients.append(torch.autograd.grad(loss, list(actor.network.parameters())))
+    for mine, ours in zip(*gradients, strict=True):
+        assert ours.abs().max() > 0
+        torch.testing.assert_close(mine, ours, rtol=1e-5, atol=1e-7)
 
 
 def test_importing_it_loads_nothing_large(elsewhere):

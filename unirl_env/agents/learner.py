@@ -133,7 +133,7 @@ class GenerativeLearner(StatefulLearner):
             with actor.under(self.config.rollout_weights):  # the policy that sampled
                 if any("old" in loss.copies for loss in self.config.losses.values()):
                     actor.keep("old")
-                anchored = self._replayed(shard, minibatches)
+                anchored = self._replayed(shard, minibatches, report)
                 if self.config.correcting != "none":
                     anchored = corrected(anchored, shard, minibatches, self.config, report)
                 self._check(shard, anchored, minibatches, check, report)
@@ -237,6 +237,8 @@ class GenerativeLearner(StatefulLearner):
         if self.config.phase_grad_norms and place + 1 < len(shard.phases):
             self._gradient.mark()
         part = report.phases[phase]
+        if self.config.reference_kl or watched:
+            part.scored += part.rows[number]
         part.metrics.append(_step_metrics(losses, metrics, denominator, part.reduce))
         if gaps:
             part.gap = _floats({name: metric.value for name, metric in F.merge_metrics(gaps).items()})
@@ -300,7 +302,7 @@ class GenerativeLearner(StatefulLearner):
         return minibatches
 
     @torch.no_grad()
-    def _replayed(self, shard: Shard, minibatches: Sequence[Minibatch]) -> Shard:
+    def _replayed(self, shard: Shard, minibatches: Sequence[Minibatch], report: Update) -> Shard:
         """The shard with old log-probs, means and velocities as the policy that sampled has them, taken anew.
 
         They are taken before the first step changes a weight, in the micro-batches in which training first
@@ -332,6 +334,7 @@ class GenerativeLearner(StatefulLearner):
                     continue
                 known[index] = True
                 rows, old = self._scored(shard, name, index)
+                report.phases[name].scored += len(rows)
                 log_prob[rows.episode, rows.step] = old.log_prob
                 if kept is not None:
                     kept[rows.episode, rows.step] = getattr(old, more)

@@ -46,6 +46,7 @@ RESERVED |= {
     "weights_version",
     "tokens",
     "truncated",
+    "scored_rows",
     "correction",
     "correction_cut",
     "stop_kl",

@@ -13,6 +13,9 @@ from unirl_env.errors import ContractError
 from unirl_env.monitor.alarm import SAME
 from unirl_env.monitor.iteration_metrics import diversity, score_metrics
 
+IDLE = ("loss", "kl", "grad_norm", "skipped_steps", "trained_rows", "scored_rows")
+"""What an iteration without an update says."""
+
 
 class FollowedFailure(ContractError):
     """This learner stopped because another one failed."""
@@ -27,6 +30,8 @@ class PhaseUpdate:
             of a mean, the sum over them.
         reduce: How each metric is reduced: `"mean"` unless it is said here.
         rows: Per optimizer step, how many unmasked rows this learner computed.
+        scored: How many rows were scored without being trained: by the policy that sampled, and by the
+            untrained one.
         gap: How far scoring misses what the rollout recorded, before any weight has changed: `max`, and
             `sum` over `rows` of |difference of log-probs|.
         check: What the self-check measured, if it ran.
@@ -39,6 +44,7 @@ class PhaseUpdate:
 
     metrics: list[dict[str, Any]] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
+    scored: int = 0
     gap: dict[str, float] = field(default_factory=dict)
     check: dict[str, float] = field(default_factory=dict)
     reduce: dict[str, str] = field(default_factory=dict)
@@ -139,13 +145,14 @@ def update_metrics(updates: Sequence[Update]) -> dict[str, float]:
     loss has no gradient there, and count nowhere but in its denominator. `kl` is the exact one where the loss
     knows it, else the mean of the log-ratio. `gap` and `gap_max` tell how far scoring misses the rollout's
     log-probs before the first optimizer step; `correction` is the mean of the importance weights that correct
-    for who sampled, and `correction_cut` the share of them that was cut.
+    for who sampled, and `correction_cut` the share of them that was cut. `trained_rows` were scored and
+    differentiated, `scored_rows` scored alone: for old log-probs and by the untrained model.
 
     Where several phases are trained, what belongs to one begins with its name (`text/kl`, `image/kl`), and
     `loss` is their sum.
     """
     if not updates:  # nothing was scored
-        return dict.fromkeys(("loss", "kl", "grad_norm", "skipped_steps", "trained_rows"), 0.0)
+        return dict.fromkeys(IDLE, 0.0)
     names = list(dict.fromkeys(name for update in updates for name in update.phases))
     found: dict[str, float] = {}
     for name in names:
@@ -159,9 +166,9 @@ def update_metrics(updates: Sequence[Update]) -> dict[str, float]:
     found["skipped_steps"] = float(sum(updates[0].skipped))
     if updates[0].stopped is not None:
         found["stopped_steps"] = float(updates[0].stopped)
-    found["trained_rows"] = float(
-        sum(sum(part.rows) for update in updates for part in update.phases.values())
-    )
+    parts = [part for update in updates for part in update.phases.values()]
+    found["trained_rows"] = float(sum(sum(part.rows) for part in parts))
+    found["scored_rows"] = float(sum(part.scored for part in parts))
     return found
 
 
