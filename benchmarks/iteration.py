@@ -18,7 +18,7 @@ import torch
 from timing import RowsSeen, ratio, report, rounds
 
 from unirl_env.agents.by_name import default_config
-from unirl_env.agents.rows import ELEMENTS_AT_ONCE
+from unirl_env.agents.kinds import ELEMENTS_AT_ONCE
 from unirl_env.envs import PromptSource
 from unirl_env.models.tiny import TinySD3Denoiser
 from unirl_env.policies.actor import Actor, LoRAConfig

@@ -41,7 +41,7 @@ class Phase:
         ragged: Whether episodes have numbers of steps of their own, and S is the longest: places beyond an
             episode's end hold the action -1, the log-probability 0 and the mask False. In `text`, actions
             are all tokens after the prompt; those that the world wrote are masked.
-        kind: How learners treat it, a name in `agents.rows.KINDS`; `"latents"` or `"tokens"` by default.
+        kind: How learners treat it, a name in `agents.kinds.KINDS`; `"latents"` or `"tokens"` by default.
     """
 
     observation: Mapping[str, Tensor]

@@ -17,6 +17,7 @@ from unirl_env.agents import (
     PGConfig,
     TempFlowGRPOConfig,
 )
+from unirl_env.agents.estimators import TRAJECTORY
 from unirl_env.errors import ConfigError
 
 WORLDS["unified"][2]["train_phases"] = ["image"]
@@ -96,3 +97,34 @@ def test_where_all_are_paid_alike_nothing_moves(name):
 def test_agents_of_pictures_alone_say_so_where_texts_are_trained(name):
     with pytest.raises(ConfigError, match=r"loss on tokens.*train_phases"):
         learner_for(name, "unified", train_phases=None)
+
+
+@pytest.mark.parametrize("dynamics", ["flow", "cps"])
+def test_the_distance_of_velocities_is_that_of_the_networks(dynamics):
+    policy = {"lora_rank": None, "dynamics": dynamics, "eta": 0.6}
+    learner = learner_for("grpo", "mixture", reference_kl=1.0, reference_distance="velocity", policy=policy)
+    batch = played(learner, "mixture")
+    state = learner.policy.get_state()
+    learner.policy.set_state({name: value + 0.1 for name, value in state.items()})
+    (shard,) = shards_of(batch, num_minibatches=1)
+    seen = []
+    estimate = TRAJECTORY.reference_kl
+
+    def watched(new, reference, rows, config):
+        seen.append((rows, *estimate(new, reference, rows, config)))
+        return seen[-1][1:]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(TRAJECTORY), "reference_kl", lambda self, *given: watched(*given))
+        gradient(learner, shard)
+    total, kls = 0.0, 0.0
+    for rows, pull, kl in seen:
+        new = learner.policy.velocity("image", rows.observation)
+        with learner.policy.reference():
+            untrained = learner.policy.velocity("image", rows.observation)
+        expected = rows.mean((new - untrained).square().mean(1))
+        torch.testing.assert_close(pull, expected, rtol=1e-3, atol=1e-6)
+        total, kls = total + float(expected.detach()), kls + float(kl)
+    assert total > 1e-3 and abs(kls - total) > 1e-4
+    with pytest.raises(ConfigError, match="`reference_distance` must be kl with `kl_in=return`"):
+        learner_for("grpo", "mixture", reference_kl=1.0, reference_distance="velocity", kl_in="return")

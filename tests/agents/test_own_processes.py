@@ -9,7 +9,7 @@ from mdp_cases import WAGES
 import unirl_env
 from unirl_env.agents import GRPOConfig
 from unirl_env.agents.batching import share_out
-from unirl_env.agents.rows import KINDS
+from unirl_env.agents.kinds import KINDS
 from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.functional import grpo_loss
 from unirl_env.models.process import MDP

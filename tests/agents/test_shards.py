@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from unirl_env.agents.batching import share_out
-from unirl_env.agents.rows import by_episodes, episodes_at_once, latent_rows
+from unirl_env.agents.kinds import by_episodes, episodes_at_once
+from unirl_env.agents.rows import latent_rows
 from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.errors import ShapeError
 from unirl_env.types import Prompt, Scores

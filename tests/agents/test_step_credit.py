@@ -14,9 +14,10 @@ from toy import toy_config
 import unirl_env.functional as F
 from unirl_env.agents import GRPOConfig, GSPOConfig, Loss
 from unirl_env.agents.batching import credit, largest, share_out
+from unirl_env.agents.kinds import PhaseKind
 from unirl_env.agents.reference import reference_kls
 from unirl_env.agents.reports import rollout_metrics
-from unirl_env.agents.rows import PhaseKind, latent_rows
+from unirl_env.agents.rows import latent_rows
 from unirl_env.agents.step_credit import charges_of, check_step_credit, credit_steps
 from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError

@@ -10,7 +10,7 @@ import pytest
 from plain_ring import Rings
 
 from unirl_env.agents import DRPOConfig, FlowDPPOConfig, GRPOConfig, GSPOConfig
-from unirl_env.agents.rows import KINDS, LATENTS, Losses, PhaseKind
+from unirl_env.agents.kinds import KINDS, LATENTS, Losses, PhaseKind
 from unirl_env.errors import ConfigError
 from unirl_env.modes import MODES, Mode, mode_of
 from unirl_env.modes.mode import Playing

@@ -6,7 +6,7 @@ from mdp_cases import Throw, Walk, at_the_right_end, closeness
 from plain_ring import Compass, RingVectorEnv, at_home
 
 from unirl_env.agents.batching import share_out
-from unirl_env.agents.rows import KINDS
+from unirl_env.agents.kinds import KINDS
 from unirl_env.envs import MDPVectorEnv
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ContractError

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 import unirl_env.functional as F
+from unirl_env.agents.kinds import KINDS
 from unirl_env.agents.phases import phase_scales
-from unirl_env.agents.rows import KINDS, Shard
+from unirl_env.agents.rows import Shard
 from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.errors import ContractError, ShapeError
 from unirl_env.functional import TokenStep

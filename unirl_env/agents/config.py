@@ -31,10 +31,10 @@ from unirl_env.agents.catalogue import AGENTS
 from unirl_env.agents.correction import check_correction
 from unirl_env.agents.early_stop import check_stop
 from unirl_env.agents.evaluation import check_evaluation, temperature
+from unirl_env.agents.kinds import Losses
 from unirl_env.agents.learner import GenerativeLearner
 from unirl_env.agents.optimizer import check_optimizer, learning_rate
 from unirl_env.agents.phases import check_phases
-from unirl_env.agents.rows import Losses
 from unirl_env.agents.step_credit import check_step_credit
 from unirl_env.arguments.values import whole
 from unirl_env.episode import EpisodeBatch, Phase

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 import unirl_env.functional as F
+from unirl_env.agents.kinds import KINDS
 from unirl_env.agents.reports import Update
-from unirl_env.agents.rows import KINDS, Shard
+from unirl_env.agents.rows import Shard
 from unirl_env.errors import ConfigError
 
 

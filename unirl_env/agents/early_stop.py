@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 import unirl_env.functional as F
-from unirl_env.agents.rows import KINDS, Rows
+from unirl_env.agents.kinds import KINDS
+from unirl_env.agents.rows import Rows
 from unirl_env.errors import ConfigError
 from unirl_env.functional import SDEStep
 

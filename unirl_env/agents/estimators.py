@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 import unirl_env.functional as F
-from unirl_env.agents.rows import KINDS, Rows, Shard, Step
+from unirl_env.agents.kinds import KINDS
+from unirl_env.agents.rows import Rows, Shard, Step
 from unirl_env.episode import Phase
 from unirl_env.errors import ContractError
 

@@ -19,12 +19,13 @@ from unirl_env.agents import early_stop, selfcheck
 from unirl_env.agents.batching import largest
 from unirl_env.agents.correction import corrected
 from unirl_env.agents.estimators import FORWARD, estimator_of
+from unirl_env.agents.kinds import KINDS, episodes_at_once
 from unirl_env.agents.learner_state import StatefulLearner, optimizer_state, require_saveable
 from unirl_env.agents.loss import Context
 from unirl_env.agents.optimizer import FlatGradient, Masters, lr_factors, make_optimizer
 from unirl_env.agents.phases import has_entropy
 from unirl_env.agents.reports import FollowedFailure, PhaseUpdate, Update
-from unirl_env.agents.rows import KINDS, Rows, Shard, Step, episodes_at_once
+from unirl_env.agents.rows import Rows, Shard, Step
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.functional import Metric, SDEStep
 from unirl_env.rollouts.memory import keep_freed_memory

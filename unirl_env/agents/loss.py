@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 import unirl_env.functional as F
-from unirl_env.agents.rows import KINDS, Rows, Step
+from unirl_env.agents.kinds import KINDS
+from unirl_env.agents.rows import Rows, Step
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.functional import Metric
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from unirl_env.agents.kinds import KINDS
 from unirl_env.agents.loss import check_loss
-from unirl_env.agents.rows import KINDS
 from unirl_env.episode import Phase
 from unirl_env.errors import ConfigError
 

@@ -11,8 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from unirl_env.agents.kinds import KINDS, episodes_at_once
 from unirl_env.agents.loss import Context
-from unirl_env.agents.rows import KINDS, Shard, episodes_at_once
+from unirl_env.agents.rows import Shard
 
 
 @torch.no_grad()

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 import unirl_env.functional as F
+from unirl_env.agents.kinds import KINDS
 from unirl_env.agents.reports import Update, phase_metrics
-from unirl_env.agents.rows import KINDS, Rows, Step
+from unirl_env.agents.rows import Rows, Step
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import SelfCheckError
 from unirl_env.functional import SDEStep

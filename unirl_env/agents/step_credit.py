@@ -18,7 +18,7 @@ from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.agents.batching import rewards_of
-from unirl_env.agents.rows import KINDS
+from unirl_env.agents.kinds import KINDS
 from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.errors import ConfigError
 

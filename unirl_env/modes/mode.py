@@ -100,7 +100,7 @@ class Mode(ABC):
     def phases(self, config: Any) -> dict[str, str]:
         """The phases that its episodes have, and the kind of each.
 
-        A kind is a name in `unirl_env.agents.rows.KINDS` or the dotted path of a `PhaseKind`: it says how
+        A kind is a name in `unirl_env.agents.kinds.KINDS` or the dotted path of a `PhaseKind`: it says how
         episodes become rows, and which losses an agent must have.
         """
 

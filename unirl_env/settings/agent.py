@@ -152,6 +152,9 @@ class AgentSettings(Settings):
     reference_kl: float = setting(0.0, least=0)
     """Weight of the KL to the untrained model, per nat of it: of a token, or of a latent's step (a mean over
     elements, as the loss it is added to). `kl_in` says whether the KL that later steps will pay counts."""
+    reference_distance: str = setting("kl", choices=("kl", "velocity"))
+    """What `reference_kl` weighs on latents that were played: the exact `kl` of each step, or the mean square
+    of the difference of `velocity` there (UniGRPO), which weighs noisy steps more."""
     kl_in: str = setting("loss", choices=("loss", "return"))
     """Where that KL is charged. `loss` adds that of each visited state, in units of advantages; that a step
     changes the KL which later ones will pay is left out. `return` charges each step with it, too, and in
@@ -278,6 +281,11 @@ class AgentSettings(Settings):
     def _check_return(self, prefix: str) -> None:
         if self.kl_in != "return":
             return
+        if self.reference_distance != "kl":
+            raise ConfigError(
+                f"`{prefix}reference_distance` must be kl with `{prefix}kl_in=return`, got "
+                f"{self.reference_distance!r}: what later steps pay is a KL; try kl."
+            )
         if self.advantage_parts:
             raise ConfigError(
                 f"`{prefix}kl_in` must be loss with `{prefix}advantage_parts`, got 'return': parts that are "

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 import unirl_env.functional as F
 from unirl_env.agents.attributes import defaults, knob_names
 from unirl_env.agents.contract.worlds import ExactWorld
+from unirl_env.agents.kinds import Losses
 from unirl_env.agents.loss import Loss
-from unirl_env.agents.rows import Losses
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import ContractError
 from unirl_env.rollouts.calls import learner_results
