@@ -10,7 +10,8 @@ from ray.rllib.core.learner.training_data import TrainingData
 from test_learner import learn, play_spaces
 from toy import toy_config
 
-from unirl_env.agents import AgentConfig, FlowDPPOConfig, GRPOConfig
+import unirl_env  # noqa: F401, registers the ids
+from unirl_env.agents import AgentConfig, ELBOPGConfig, FlowDPPOConfig, GRPOConfig
 from unirl_env.agents.estimators import FORWARD
 from unirl_env.agents.loss import Loss
 from unirl_env.errors import ConfigError, ContractError
@@ -175,6 +176,7 @@ def test_what_makes_no_sense_is_refused_with_the_reason():
         ({"estimator": "regression"}, r"`estimator` must be .*'elbo', 'trajectory', got 'regression'"),
         ({"estimator": "trajectory", "sampler": "ode"}, "Some step must explore"),
         ({"noising": {"low": 0.5, "high": 0.5}}, r"noising.low` must be less than"),
+        ({"estimator": None, "noising": {"draws": 8}}, "`noising` must stay as it is where transitions"),
         ({"rollout_weights": "ema"}, "must be 'trained' where no average is kept"),
         ({"ema_rise": 0.1}, "`ema_rise` must be null"),
     ):
@@ -207,3 +209,12 @@ def test_a_batch_without_finished_latents_says_so():
     phase = replace(batch.phases["image"], final=None)
     with pytest.raises(ContractError, match="must hold finished latents"):
         learn(learner, replace(batch, phases={"image": phase}))
+
+
+def test_where_no_latents_are_trained_their_settings_are_refused():
+    config = GRPOConfig().environment("unirl/TabularTokens-v0").training(policy={"lora_rank": None})
+    config.validate()
+    for name, value in (("estimator", "elbo"), ("sampler", "ode")):
+        with pytest.raises(ConfigError, match=f"`{name}` must be null where no latents are trained"):
+            config.copy(copy_frozen=False).training(**{name: value}).validate()
+    ELBOPGConfig().environment("unirl/TabularTokens-v0").training(policy={"lora_rank": None}).validate()

@@ -30,6 +30,7 @@ from unirl_env.agents.attributes import (
 from unirl_env.agents.catalogue import AGENTS
 from unirl_env.agents.correction import check_correction
 from unirl_env.agents.early_stop import check_stop
+from unirl_env.agents.estimators import check_estimator
 from unirl_env.agents.evaluation import check_evaluation, temperature
 from unirl_env.agents.kinds import Losses
 from unirl_env.agents.learner import GenerativeLearner
@@ -277,6 +278,7 @@ class AgentConfig(BatchSize, AlgorithmConfig):
         check_engine_options(self.engine, self.engine_options)
         check_phases(self)
         check_stop(self)
+        check_estimator(self)
         check_step_credit(self)
         check_correction(self)
         check_evaluation(self)

@@ -23,7 +23,8 @@ import unirl_env.functional as F
 from unirl_env.agents.kinds import KINDS
 from unirl_env.agents.rows import Rows, Shard, Step
 from unirl_env.episode import Phase
-from unirl_env.errors import ContractError
+from unirl_env.errors import ConfigError, ContractError
+from unirl_env.settings import NoisingSettings
 
 if TYPE_CHECKING:
     from unirl_env.agents.loss import Context
@@ -151,3 +152,28 @@ TRAJECTORY, FORWARD = Trajectory(), ForwardProcess()
 def estimator_of(config: Any, kind: str) -> Estimator:
     """How an agent scores the phases of a kind: latents as its `estimator` says, all others as played."""
     return FORWARD if kind == "latents" and config.looks_forward else TRAJECTORY
+
+
+def check_estimator(config: Any) -> None:
+    """Refuse settings of estimators and samplers that nothing would read.
+
+    Args:
+        config: An `AgentConfig`.
+
+    Raises:
+        ConfigError: Naming the setting and the remedy.
+    """
+    phases = config.mode.phases(config)
+    kinds = {phases[name] for name in config.trained}
+    if "latents" not in kinds:
+        for name in ("estimator", "sampler"):
+            if getattr(config, name) is not None:
+                raise ConfigError(
+                    f"`{name}` must be null where no latents are trained, got {getattr(config, name)!r}: "
+                    f"{config.env} trains {', '.join(sorted(kinds))}; try null."
+                )
+    elif not config.looks_forward and config.noising != NoisingSettings():
+        raise ConfigError(
+            f"`noising` must stay as it is where transitions are scored (`estimator` {config.estimating!r}), "
+            f"got {config.noising}: nothing is noised anew; try estimator='elbo'."
+        )
