@@ -12,7 +12,7 @@ The agents where trust regions matter, many epochs over each rollout, beside the
         --picture docs/images/curves_epochs.png --table benchmarks/results/curves_epochs.json \
         --extra agent.num_epochs=8 agent.shuffle_batch_per_epoch=group
 
-`pg` is GRPO whose clip range is so wide that it never acts: the policy gradient with importance weights.
+`pg` is the policy gradient with importance weights and no trust region.
 
 A band is the 95 % t-interval of the mean over seeds. Runs that are there already are read, not repeated;
 one that was stopped goes on.

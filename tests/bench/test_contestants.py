@@ -30,14 +30,6 @@ def test_two_of_one_name_and_unknown_ones_are_refused():
     assert first.label != second.label
 
 
-def test_the_plain_policy_gradient_never_clips():
-    (pg,) = contestants(["pg"])
-    for recipe in ("diffusion/gaussian_mixture", "ar/tiny_qwen3"):
-        options = settings(recipe, pg.words).agent.options
-        assert options["token_clip_high"] == options["clip_high"] == 1e9
-        assert options.get("clip_low_nats") is None and options["clip_low"] > 0.99
-
-
 def test_configurations_are_the_same_for_the_same_agent_and_begin_with_the_recipes_own():
     one = Contestant("grpo", "grpo")
     drawn = draw(one, 5, seed=0)
@@ -46,7 +38,7 @@ def test_configurations_are_the_same_for_the_same_agent_and_begin_with_the_recip
     assert draw(one, 5, seed=1)[1:] != drawn[1:]
     rates = [factors["lr"] for factors in drawn[1:]]
     assert len(set(rates)) == 4 and all(0.2 <= rate <= 5 for rate in rates)
-    assert set(search_space(Contestant("pg", "pg"))) == {"lr"}, "its clip is no knob"
+    assert set(search_space(Contestant("pg", "pg"))) == {"lr"}, "it has no trust region to be tuned"
 
 
 def test_a_configuration_is_factors_on_the_recipes_own_values_within_their_bounds():

@@ -26,7 +26,7 @@ class BenchSettings(Settings):
     """A suite that ships (`exact`, `quick`, `tiny`, `full`), the path of a YAML file, or one in an installed
     package: `mylab:suites/rings.yaml`."""
     agents: list[Any] = setting(["grpo", "flow_dppo", "drpo"])
-    """What is compared: names of agents that ship, `pg` (the plain policy gradient), paths of your own
+    """What is compared: names of agents that ship, paths of your own
     (`mylab.alg:ReinforceConfig`), or mappings `{name: grpo, label: wide, settings: ["agent.lr=1e-3"]}`."""
     seeds: Any = setting(10)
     """How many runs of each agent on each task, or a list of seeds."""

@@ -16,11 +16,9 @@ import numpy as np
 import unirl_env.functional as F
 from unirl_env.agents.by_name import default_config
 from unirl_env.arguments.values import is_number
-from unirl_env.bench.contestants import PLAIN, Contestant
+from unirl_env.bench.contestants import Contestant
 from unirl_env.errors import ConfigError
 from unirl_env.settings import AgentSettings, RunConfig
-
-LR = "lr"
 
 
 def search_space(contestant: Contestant) -> dict[str, Any]:
@@ -29,8 +27,6 @@ def search_space(contestant: Contestant) -> dict[str, Any]:
     Raises:
         ConfigError: If it declares something else than domains by the name of a setting.
     """
-    if contestant.name in PLAIN:
-        return {LR: default_config("grpo").search_space()[LR]}
     config = default_config(contestant.name)
     space = config.search_space()
     if not isinstance(space, Mapping) or not all(hasattr(each, "sample") for each in space.values()):

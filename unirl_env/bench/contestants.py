@@ -13,16 +13,6 @@ from unirl_env.errors import ConfigError
 from unirl_env.registry import is_path
 from unirl_env.run.report.charts import titles
 
-PLAIN = {
-    "pg": (
-        "agent=grpo",
-        "agent.options.clip_low_nats=null",
-        *(f"agent.options.{kind}clip_low=0.999999" for kind in ("", "token_")),
-        *(f"agent.options.{kind}clip_high=1e9" for kind in ("", "token_")),
-    )
-}
-"""What is no agent of its own: the policy gradient is GRPO whose clip range is so wide that it never acts."""
-
 
 @dataclass(frozen=True)
 class Contestant:
@@ -45,8 +35,6 @@ class Contestant:
     @property
     def words(self) -> list[str]:
         """What chooses it on the command line of `train`, without its configuration."""
-        if self.name in PLAIN:
-            return [*PLAIN[self.name], *self.settings]
         choice = f"agent.name={self.name}" if is_path(self.name) else f"agent={self.name}"
         return [choice, *self.settings]
 
@@ -103,7 +91,7 @@ def _entry(value: Any) -> tuple[str, str | None, tuple[str, ...]]:
 
 
 def _known(name: str) -> str:
-    known = [*AGENTS, *PLAIN]
+    known = [*AGENTS]
     if name in known or is_path(name):
         return name
     near = difflib.get_close_matches(name, known, n=1)
