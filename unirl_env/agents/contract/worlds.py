@@ -155,8 +155,9 @@ class WordWorld(ExactWorld):
         return dict(options(self.ends))
 
     def settings(self) -> dict[str, Any]:
-        """The whole table."""
-        return {"policy": {"lora_rank": None}}
+        """The whole table; what is said of latents means nothing here."""
+        of_latents = dict.fromkeys(("estimator", "sampler", "step_weights"))
+        return {"policy": {"lora_rank": None}, **of_latents}
 
     def value(self, network: nn.Module, reference: nn.Module) -> Value:
         """The sum over all words; prompts count alike."""
