@@ -61,7 +61,7 @@ def test_an_algorithm_stands_for_its_configuration():
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("gropo", ["one of drpo, flow_dppo, grpo, gspo or the path", "got 'gropo'; did you mean 'grpo'"]),
+        ("gropo", ["one of awm, drpo, elbo_pg, flow_dppo", "got 'gropo'; did you mean 'grpo'"]),
         ("FlowDPPO", ["did you mean 'flow_dppo'"]),
         ("nothing_like_it", ["got 'nothing_like_it'."]),
         ("", ["got ''"]),

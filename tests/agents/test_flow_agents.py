@@ -20,13 +20,13 @@ from unirl_env.agents import (
 from unirl_env.agents.estimators import TRAJECTORY
 from unirl_env.errors import ConfigError
 
-WORLDS["unified"][2]["train_phases"] = ["image"]
+WORLDS["unified pictures"] = (*WORLDS["unified"][:2], {**WORLDS["unified"][2], "train_phases": ["image"]})
 WORLDS["composed"] = (
     "unirl/TinyEnhancerAndSD3-T2I-v0",
     {"num_steps": 2, "max_new_tokens": 8},
     {"policy": {"lora_rank": 4}, "num_prompts": 2, "group_size": 4, "train_phases": ["image"]},
 )
-FAMILIES = ("mixture", "tiny_sd3", "unified", "composed")
+FAMILIES = ("mixture", "tiny_sd3", "unified pictures", "composed")
 AGENTS = {
     "awm": (AWMConfig, {}),
     "drpo": (DRPOConfig, {}),
@@ -96,7 +96,7 @@ def test_where_all_are_paid_alike_nothing_moves(name):
 @pytest.mark.parametrize("name", ["nft", "awm"])
 def test_agents_of_pictures_alone_say_so_where_texts_are_trained(name):
     with pytest.raises(ConfigError, match=r"loss on tokens.*train_phases"):
-        learner_for(name, "unified", train_phases=None)
+        learner_for(name, "unified")
 
 
 @pytest.mark.parametrize("dynamics", ["flow", "cps"])

@@ -82,10 +82,10 @@ class FakeAgent:
             samples=tuple(samples) if keep_samples else None,
         )
 
-    def export_adapters(self, directory):
+    def export_adapters(self, directory, *, weights="trained"):
         self.exports.append(directory)
 
-    def export_weights(self, directory):
+    def export_weights(self, directory, *, weights="trained"):
         self.exports.append(directory)
 
     def stop(self):
