@@ -110,4 +110,6 @@ class TrainedWeights(nn.Module):
 
     def _apply(self, function: Any, recurse: bool = True) -> Self:  # copies follow `.to(...)`
         self.copies = {n: {key: function(t) for key, t in c.items()} for n, c in self.copies.items()}
-        return super()._apply(function, recurse)
+        base: Any = super()
+        applied: Self = base._apply(function, recurse)
+        return applied
