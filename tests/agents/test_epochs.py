@@ -10,6 +10,7 @@ from test_shards import batch_of
 
 import unirl_env.functional as F
 from unirl_env.agents.batching import optimizer_steps, share_out, spread
+from unirl_env.agents.reports import Update
 from unirl_env.errors import ShapeError
 
 GROUP = torch.arange(8).repeat_interleave(6)
@@ -164,11 +165,12 @@ def test_two_learners_replay_what_they_take_in_later_epochs(monkeypatch):
     shards = shards_of(batch, num_learners=2, num_epochs=4, shuffle="episode", seed=1)
     assert sum(len(shard) for shard in shards) > len(batch)
     for shard in shards:
-        steps = learner._minibatches(shard, type("Report", (), {"phases": {}})())
+        report = Update()
+        steps = learner._minibatches(shard, report)
         phase = shard.phases["image"]
         empty = replace(phase, log_prob=torch.full_like(phase.log_prob, torch.nan))
         spoiled = replace(shard, phases={"image": empty})
-        found = learner._replayed(spoiled, steps).phases["image"].log_prob
+        found = learner._replayed(spoiled, steps, report).phases["image"].log_prob
         torch.testing.assert_close(found, phase.log_prob, rtol=0, atol=1e-5)
 
 
