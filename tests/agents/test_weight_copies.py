@@ -9,6 +9,7 @@ from toy import POINTS, toy_config
 
 from unirl_env.agents import GRPOConfig
 from unirl_env.errors import CheckpointError, ContractError
+from unirl_env.prompts.sources import PromptSource
 
 
 def configured(**settings):
@@ -98,9 +99,10 @@ def played_latents(agent):
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.parametrize("processes", [0, 1])
-def test_a_run_that_plays_the_average_goes_on_bit_for_bit(processes):
-    whole = build(processes)
+def test_a_run_that_plays_the_average_goes_on_bit_for_bit(processes, cluster):
+    whole, prompts = build(processes), list(PromptSource.of(POINTS))
     for _ in range(2):
         whole.train()
     tensors, meta = whole.run_state()
@@ -109,13 +111,14 @@ def test_a_run_that_plays_the_average_goes_on_bit_for_bit(processes):
     state = {name.removeprefix("policy/"): t for name, t in whole.run_state()[0].items()}
     trained, average = split(state)
     assert any(not torch.equal(trained[name], average[name]) for name in trained)
-    evaluated = whole.rollout_eval(POINTS, samples_per_prompt=2).rewards
+    latents, evaluated = played_latents(whole), whole.rollout_eval(prompts, samples_per_prompt=2).rewards
+    first = whole.run_state()[0]
+    whole.stop()
     resumed = build(processes)
     resumed.load_run_state(tensors, meta)
     resumed.train()  # its self-check finds ratio one: it looks under the weights that played
-    assert torch.equal(played_latents(whole), played_latents(resumed))
-    first, second = whole.run_state()[0], resumed.run_state()[0]
+    assert torch.equal(latents, played_latents(resumed))
+    second = resumed.run_state()[0]
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-    assert torch.equal(evaluated, resumed.rollout_eval(POINTS, samples_per_prompt=2).rewards)
-    for agent in (whole, resumed):
-        agent.stop()
+    assert torch.equal(evaluated, resumed.rollout_eval(prompts, samples_per_prompt=2).rewards)
+    resumed.stop()
