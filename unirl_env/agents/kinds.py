@@ -180,6 +180,21 @@ CONTINUOUS = PhaseKind(
 )
 
 
+def micro_batches_of(learner: Any, name: str, phase: Phase, busy: Tensor) -> list[Tensor]:
+    """The episodes `busy` of a phase in a learner's micro-batches, as its settings bound them.
+
+    Args:
+        learner: A `GenerativeLearner`.
+        name: Of the phase.
+        phase: The phase.
+        busy: `[n]` int64 on the CPU.
+    """
+    config, size = learner.config, learner.config.micro_batch_size
+    if size == "auto":
+        size = episodes_at_once(phase, learner.device, forwards=learner.policy.actor.forwards(name))
+    return KINDS[phase.kind].micro_batches(phase, busy, size=size, tokens=config.micro_batch_tokens)
+
+
 class _Kinds(Registry):
     """Kinds by name: a registered one, or the dotted path of a `PhaseKind`, which every process can find."""
 

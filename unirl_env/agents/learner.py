@@ -19,7 +19,7 @@ from unirl_env.agents import early_stop, selfcheck
 from unirl_env.agents.batching import largest
 from unirl_env.agents.correction import corrected
 from unirl_env.agents.estimators import FORWARD, estimator_of
-from unirl_env.agents.kinds import KINDS, episodes_at_once
+from unirl_env.agents.kinds import KINDS, micro_batches_of
 from unirl_env.agents.learner_state import StatefulLearner, optimizer_state, require_saveable
 from unirl_env.agents.loss import Context
 from unirl_env.agents.optimizer import FlatGradient, Masters, lr_factors, make_optimizer
@@ -290,15 +290,9 @@ class GenerativeLearner(StatefulLearner):
             if config.losses[phase.kind].skips_idle and not charged:
                 rows = rows * (largest(shard.advantages[name].cpu()) != 0)
             part = report.phases.setdefault(name, PhaseUpdate())
-            size = config.micro_batch_size
-            if size == "auto":
-                forwards = self.policy.actor.forwards(name)
-                size = episodes_at_once(phase, self.device, forwards=forwards)
             for minibatch, episodes in zip(minibatches, shard.steps, strict=True):
                 busy = episodes[rows[episodes] > 0]
-                minibatch[name] = KINDS[phase.kind].micro_batches(
-                    phase, busy, size=size, tokens=config.micro_batch_tokens
-                )
+                minibatch[name] = micro_batches_of(self, name, phase, busy)
                 part.rows.append(int(rows[busy].sum()))
         return minibatches
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from unirl_env.agents.kinds import KINDS, episodes_at_once
+from unirl_env.agents.kinds import KINDS, micro_batches_of
 from unirl_env.agents.loss import Context
 from unirl_env.agents.rows import Shard
 
@@ -37,12 +37,9 @@ def reference_kls(learner: Any, shard: Shard) -> dict[str, Tensor]:
         kind = KINDS[phase.kind]
         context = Context(learner.policy, config, phase=name, kind=phase.kind)
         recorded = config.old_log_probs == "rollout" and (phase.mean is not None or not kind.per_element)
-        size = config.micro_batch_size
-        if size == "auto":
-            size = episodes_at_once(phase, learner.device, forwards=actor.forwards(name))
         kl = torch.zeros_like(phase.log_prob, dtype=torch.float32)
         here = phase.mask.any(1).nonzero()[:, 0].cpu() if phase.drawn else torch.empty(0, dtype=torch.int64)
-        for index in kind.micro_batches(phase, here, size=size, tokens=config.micro_batch_tokens):
+        for index in micro_batches_of(learner, name, phase, here):
             rows = kind.rows(shard, name, index.to(learner.device), 1.0)
             new = None if recorded else context.score(rows.observation, rows.action)
             with context.weights("reference"):
