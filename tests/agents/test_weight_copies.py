@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from batches import play
+from batches import play, shards_of
 from ray.rllib.core import DEFAULT_MODULE_ID
 from test_learner import learn, play_spaces
 from toy import POINTS, toy_config
 
 from unirl_env.agents import GRPOConfig
+from unirl_env.agents.reference import own_reference_kls, reference_kls
 from unirl_env.errors import CheckpointError, ContractError
 from unirl_env.prompts.sources import PromptSource
 
@@ -85,6 +86,19 @@ def test_a_state_with_an_average_needs_a_policy_that_keeps_one():
     state = learner_with().policy.get_state()
     with pytest.raises(CheckpointError, match="ema:"):
         learner_with(ema_decay=None).policy.set_state(state)
+
+
+def test_the_kl_that_returns_are_charged_with_is_that_of_the_weights_that_played():
+    charged = {"kl_in": "return", "reference_kl": 1.0, "anchor": "replay"}
+    learner = learner_with(rollout_weights="ema", ema_decay=0.9, **charged)
+    batch = play(learner.policy)
+    learn(learner, batch)
+    (shard,) = shards_of(batch)
+    paid = own_reference_kls(learner, [shard])[1]["image"]
+    trained = reference_kls(learner, shard)["image"]
+    learner.policy.set_state(split(learner.policy.get_state())[1])  # the average, as trained weights
+    torch.testing.assert_close(paid, reference_kls(learner, shard)["image"], rtol=1e-4, atol=1e-7)
+    assert paid.sum() < 0.5 * trained.sum()
 
 
 def build(processes):

@@ -61,4 +61,6 @@ def own_reference_kls(learner: Any, shards: Sequence[Any]) -> tuple[int, dict[st
     """
     place = dist.get_rank() if learner.distributed else 0
     shard = shards[place]
-    return place, reference_kls(learner, ray.get(shard) if isinstance(shard, ray.ObjectRef) else shard)
+    shard = ray.get(shard) if isinstance(shard, ray.ObjectRef) else shard
+    with learner.policy.actor.under(learner.config.rollout_weights):
+        return place, reference_kls(learner, shard)
