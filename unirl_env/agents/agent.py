@@ -16,7 +16,7 @@ from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.agents.batching import credit, largest, misread, share_out
-from unirl_env.agents.reference import own_reference_kls
+from unirl_env.agents.reference import Drift, own_drift, own_reference_kls
 from unirl_env.agents.reports import (
     FollowedFailure,
     Update,
@@ -32,7 +32,7 @@ from unirl_env.errors import CheckpointError, Diverged
 from unirl_env.monitor.iteration_metrics import is_due
 from unirl_env.rollouts.calls import SyncReport, WeightSync, learner_results, learners_live, share_requests
 from unirl_env.rollouts.driver import RolloutRequest
-from unirl_env.types import Prompt
+from unirl_env.types import Prompt, Scores
 
 STATE_FORMAT = 1
 
@@ -152,6 +152,38 @@ class Agent(RLlibAlgorithm):
                 **self.config.mode.evaluation_options(self.config, num_steps),
             )
         )
+
+    def drift(self, prompts: Sequence[Prompt], *, samples_per_prompt: int = 1, seed: int = 0) -> Drift:
+        """How far the policy is from the untrained model, on episodes that it plays under fixed seeds.
+
+        They are played as training would play them were every step of latents to explore (but for the last
+        one), at `policy.eta` and at the temperature of training, by the weights that evaluation plays
+        (`policy.eval_weights`): the number is of one kind for all agents, those whose own episodes have no
+        log-probabilities included. The episodes are scored, like all others.
+
+        Args:
+            prompts: P prompts.
+            samples_per_prompt: G.
+            seed: Key of all noise.
+        """
+        weights = self.config.policy.eval_weights
+        batch = self._collect(
+            RolloutRequest(
+                list(prompts),
+                seed=seed,
+                group_size=samples_per_prompt,
+                keep_samples=False,
+                **self.config.mode.drift_options(self.config),
+            )
+        )
+        # Where a scorer failed, the policy has played none the less.
+        batch = dataclasses.replace(batch, scores=Scores(torch.zeros(len(batch))))
+        blank = {name: torch.zeros(len(batch)) for name in self.config.trained}
+        shards: list[Any] = share_out(batch, blank, num_minibatches=1, num_learners=1)
+        if self.learner_group.is_remote:
+            shards = [ray.put(shard.to("cpu")) for shard in shards]
+        found: Drift = self._on_learners(lambda learner: own_drift(learner, shards, weights))[0]
+        return found
 
     def export_adapters(self, directory: str | Path, *, weights: str = "trained") -> None:
         """Write the adapters in the form that the model family's own library loads.

@@ -89,7 +89,9 @@ class PhaseKind:
         about: What the actions are, for the error about an agent that has no loss on them.
         nats: `(new, reference, rows) -> [N]`, what each row pays for leaving the untrained policy, in nats of
             whole actions; `new` is None where what was recorded will do (log-probs, and of latents means).
-            Without it, returns cannot be charged.
+            Without it, returns cannot be charged, and no drift is measured.
+        velocities: `(new, reference, rows, policy) -> ` those of both, each `[N, ...]` and 0 where masked;
+            None where nothing is denoised.
     """
 
     step: type
@@ -100,6 +102,7 @@ class PhaseKind:
     per_element: bool = False
     about: str = ""
     nats: Callable[[Any, Any, Rows], Tensor] | None = None
+    velocities: Callable[[Any, Any, Rows, Any], tuple[Tensor, Tensor]] | None = None
 
 
 def _latent_kl(new: SDEStep, reference: SDEStep, rows: Rows, config: Any) -> tuple[Tensor, Tensor]:
@@ -118,13 +121,31 @@ def _latent_kl(new: SDEStep, reference: SDEStep, rows: Rows, config: Any) -> tup
 
 def _velocity_distance(new: SDEStep, reference: SDEStep, rows: Rows, policy: Any) -> Tensor:
     """Mean square per element of the difference of velocities `[N]`: means lie `push` times that apart."""
-    seen = rows.observation
-    one = torch.ones(len(rows), 1, device=rows.mask.device)
-    kernel = {"dynamics": policy.dynamics, "eta": policy.eta, "stochastic": seen.get("stochastic")}
-    push, _ = F.transition(one, torch.zeros_like(one), seen["sigma"], seen["sigma_next"], **kernel)
-    push = push.reshape(len(rows), *[1] * (new.mean.ndim - 1))
+    _, push = _of_mean(new.mean, rows, policy)
     apart = torch.where(rows.mask.reshape(push.shape), (new.mean - reference.mean.detach()) / push, 0.0)
     return apart.square().flatten(1).mean(1)
+
+
+def _latent_velocities(
+    new: SDEStep | None, reference: SDEStep, rows: Rows, policy: Any
+) -> tuple[Tensor, Tensor]:
+    mean = rows.old_mean if new is None else new.mean
+    assert mean is not None  # `new` is given where none were recorded
+    keep, push = _of_mean(mean, rows, policy)
+    start, mask = rows.observation["latent"].float() * keep, rows.mask.reshape(push.shape)
+    ours, theirs = ((each - start) / push for each in (mean, reference.mean))
+    return torch.where(mask, ours, 0.0), torch.where(mask, theirs, 0.0)
+
+
+def _of_mean(mean: Tensor, rows: Rows, policy: Any) -> tuple[Tensor, Tensor]:
+    """What latent and velocity count in the mean of the next latent, each `[N, 1, ...]`."""
+    seen = rows.observation
+    one, none = torch.ones(len(rows), 1, device=mean.device), torch.zeros(len(rows), 1, device=mean.device)
+    at = (seen["sigma"], seen["sigma_next"])
+    kernel = {"dynamics": policy.dynamics, "eta": policy.eta, "stochastic": seen.get("stochastic")}
+    shape = (len(rows), *[1] * (mean.ndim - 1))
+    keep, push = F.transition(none, one, *at, **kernel)[0], F.transition(one, none, *at, **kernel)[0]
+    return keep.reshape(shape), push.reshape(shape)
 
 
 def _latent_nats(new: SDEStep | None, reference: SDEStep, rows: Rows) -> Tensor:
@@ -159,7 +180,15 @@ def _token_nats(new: Any, reference: Any, rows: Rows) -> Tensor:
     return log_prob - reference.log_prob
 
 
-LATENTS = PhaseKind(SDEStep, latent_rows, by_episodes, _latent_kl, per_element=True, nats=_latent_nats)
+LATENTS = PhaseKind(
+    SDEStep,
+    latent_rows,
+    by_episodes,
+    _latent_kl,
+    per_element=True,
+    nats=_latent_nats,
+    velocities=_latent_velocities,
+)
 TOKENS = PhaseKind(TokenStep, token_rows, by_tokens, _token_kl, nats=_token_nats)
 DISCRETE = PhaseKind(
     TokenStep,

@@ -1,9 +1,14 @@
-"""What each step of finished episodes pays for leaving the untrained model, taken before credit is given."""
+"""Episodes scored by the policy that played them and by the untrained model: what lies between the two.
+
+`reference_kls` is what each step pays for leaving the untrained model, taken before credit is given. `Drift`
+is how far a whole policy has gone from it, measured alike for every agent, whatever its updates look at.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -11,12 +16,67 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from unirl_env.agents.kinds import KINDS, micro_batches_of
+from unirl_env.agents.kinds import KINDS, PhaseKind, micro_batches_of
 from unirl_env.agents.loss import Context
-from unirl_env.agents.rows import Shard
+from unirl_env.agents.rows import Rows, Shard, Step
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Drift:
+    """How far a policy is from the untrained model.
+
+    Attributes:
+        kl: By phase, in nats of a whole episode, the mean over episodes that the policy played: exact at each
+            visited state of latents, whose steps all explore (the last one aside); of tokens and actions the
+            difference of log-probs of what was sampled.
+        velocity_norm: By phase of latents, the root mean square of the policy's velocities there over that of
+            the untrained model's. Above 1 contrast grows; pictures fall apart long before 2.
+        velocity_change: The root mean square of their difference, over the same.
+    """
+
+    kl: Mapping[str, float]
+    velocity_norm: Mapping[str, float]
+    velocity_change: Mapping[str, float]
+
+    def row(self) -> dict[str, float]:
+        """The numbers by name: `kl` over all phases, and `<phase>/kl`, where there are several."""
+        found = {"kl": math.fsum(self.kl.values())}
+        found |= {f"{phase}/kl": kl for phase, kl in self.kl.items() if len(self.kl) > 1}
+        for phase, norm in self.velocity_norm.items():
+            place = f"{phase}/" if len(self.kl) > 1 else ""
+            found[f"{place}velocity_norm"] = norm
+            found[f"{place}velocity_change"] = self.velocity_change[phase]
+        return found
+
+
+def drift(learner: Any, shard: Shard, weights: str) -> Drift:
+    """How far `weights` of a learner are from the untrained model, on episodes that they played.
+
+    Args:
+        learner: The learner.
+        shard: Whole episodes, whose latents have every step that explores.
+        weights: `"trained"` or `"ema"`: whose policy it is.
+    """
+    kl, norm, change = {}, {}, {}
+    with learner.policy.actor.under(weights):
+        for name, phase in shard.phases.items():
+            kind, paid = KINDS[phase.kind], 0.0
+            squares = torch.zeros(3, dtype=torch.float64)
+            for rows, new, reference in _both(learner, shard, name):
+                if kind.nats is None:
+                    break
+                paid += float(_nats(kind, learner.config, rows, new, reference).double().sum())
+                if kind.velocities is not None:
+                    ours, theirs = kind.velocities(new, reference, rows, learner.config.policy)
+                    squares += torch.stack([_square(each) for each in (ours, theirs, ours - theirs)]).cpu()
+            if kind.nats is not None:
+                kl[name] = paid / len(shard)
+            if squares[1] > 0:
+                norm[name] = math.sqrt(squares[0] / squares[1])
+                change[name] = math.sqrt(squares[2] / squares[1])
+    return Drift(kl, norm, change)
+
+
 def reference_kls(learner: Any, shard: Shard) -> dict[str, Tensor]:
     """The KL of each step to the untrained model, at the visited states, under the policy that sampled.
 
@@ -29,27 +89,13 @@ def reference_kls(learner: Any, shard: Shard) -> dict[str, Tensor]:
         difference of log-probs of what was sampled, at most `max_log_ratio` (with `top_p` the untrained model
         may exclude it); 0 where masked.
     """
-    config, actor = learner.config, learner.policy.actor
-    branching = frozenset(name for name in shard.phases if actor.branches(name))
-    shard = replace(shard.to(learner.device), branching=branching)
     found = {}
     for name, phase in shard.phases.items():
-        kind = KINDS[phase.kind]
-        context = Context(learner.policy, config, phase=name, kind=phase.kind)
-        recorded = config.old_log_probs == "rollout" and (phase.mean is not None or not kind.per_element)
-        kl = torch.zeros_like(phase.log_prob, dtype=torch.float32)
-        here = phase.mask.any(1).nonzero()[:, 0].cpu() if phase.drawn else torch.empty(0, dtype=torch.int64)
-        for index in micro_batches_of(learner, name, phase, here):
-            rows = kind.rows(shard, name, index.to(learner.device), 1.0)
-            new = None if recorded else context.score(rows.observation, rows.action)
-            with context.weights("reference"):
-                reference = context.score(rows.observation, rows.action)
-            assert kind.nats is not None  # `check_step_credit` has seen to it
-            nats = kind.nats(new, reference, rows)
-            if not kind.per_element:
-                nats = nats.clamp(-config.max_log_ratio, config.max_log_ratio)
-            kl[rows.episode, rows.step] = torch.where(rows.mask, nats, 0.0)
-        found[name] = kl.cpu()
+        kl = torch.zeros_like(phase.log_prob, dtype=torch.float32, device="cpu")
+        for rows, new, reference in _both(learner, shard, name):
+            nats = _nats(KINDS[phase.kind], learner.config, rows, new, reference)
+            kl[rows.episode.cpu(), rows.step.cpu()] = nats.cpu()
+        found[name] = kl
     return found
 
 
@@ -60,7 +106,44 @@ def own_reference_kls(learner: Any, shards: Sequence[Any]) -> tuple[int, dict[st
         The rank, and what was found.
     """
     place = dist.get_rank() if learner.distributed else 0
-    shard = shards[place]
-    shard = ray.get(shard) if isinstance(shard, ray.ObjectRef) else shard
     with learner.policy.actor.under(learner.config.rollout_weights):
-        return place, reference_kls(learner, shard)
+        return place, reference_kls(learner, _here(shards[place]))
+
+
+def own_drift(learner: Any, shards: Sequence[Any], weights: str) -> Drift:
+    """`drift` of the one shard in `shards`, or of a reference to it, which every learner looks at."""
+    return drift(learner, _here(shards[0]), weights)
+
+
+def _here(shard: Any) -> Shard:
+    return ray.get(shard) if isinstance(shard, ray.ObjectRef) else shard
+
+
+@torch.no_grad()
+def _both(learner: Any, shard: Shard, name: str) -> Iterator[tuple[Rows, Step | None, Step]]:
+    """The rows of a phase, their step under the policy that sampled (None: as recorded) and the base."""
+    config, actor = learner.config, learner.policy.actor
+    shard = replace(shard.to(learner.device), branching=frozenset({name} if actor.branches(name) else ()))
+    phase = shard.phases[name]
+    kind = KINDS[phase.kind]
+    context = Context(learner.policy, config, phase=name, kind=phase.kind)
+    recorded = config.old_log_probs == "rollout" and (phase.mean is not None or not kind.per_element)
+    here = phase.mask.any(1).nonzero()[:, 0].cpu() if phase.drawn else torch.empty(0, dtype=torch.int64)
+    for index in micro_batches_of(learner, name, phase, here):
+        rows = kind.rows(shard, name, index.to(learner.device), 1.0)
+        new = None if recorded else context.score(rows.observation, rows.action)
+        with context.weights("reference"):
+            reference = context.score(rows.observation, rows.action)
+        yield rows, new, reference
+
+
+def _nats(kind: PhaseKind, config: Any, rows: Rows, new: Step | None, reference: Step) -> Tensor:
+    assert kind.nats is not None  # whoever asks has seen to it
+    nats = kind.nats(new, reference, rows)
+    if not kind.per_element:
+        nats = nats.clamp(-config.max_log_ratio, config.max_log_ratio)
+    return torch.where(rows.mask, nats, 0.0)
+
+
+def _square(values: Tensor) -> Tensor:
+    return values.double().square().sum()

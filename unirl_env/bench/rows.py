@@ -204,7 +204,7 @@ def _scores(evaluations: Rows, by: str) -> dict[int, float]:
 
 
 def _evaluated(evaluations: Rows) -> dict[str, float]:
-    """Each reward of each set of prompts at the end, and how many scores failed.
+    """Each reward of each set of prompts at the end, how many scores failed, and the drift if it is there.
 
     The mean is over prompts and their k samples (avg@k); `<set>/<reward>/best@k` is that of the best of them,
     pass@k where a reward is 0 or 1.
@@ -217,6 +217,7 @@ def _evaluated(evaluations: Rows) -> dict[str, float]:
                 found[f"{row['set']}/{name}"] = part["mean"]
                 found |= _best(f"{row['set']}/{name}", row["values"].get(name) or (), row["samples"])
                 failed += part.get("failed") or 0
+        found |= {f"drift/{name}": value for name, value in row.get("drift", {}).items()}
     return {**found, "failed_scores": float(failed)}
 
 

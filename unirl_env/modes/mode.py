@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import gymnasium as gym
 
+import unirl_env.functional as F
 from unirl_env.errors import ConfigError
 from unirl_env.models.making import ModelChoice, make_model, model_choice
 from unirl_env.policies.distributions import distribution_over
@@ -169,6 +170,20 @@ class Mode(ABC):
             asked |= {"stochastic_steps": (), "num_steps": num_steps}
             asked |= {"guidance": config.policy.eval_guidance}
             asked |= {"second_order": config.policy.eval_sampler == "dpm2m"}
+        return asked
+
+    def drift_options(self, config: Any) -> dict[str, Any]:
+        """What a rollout is asked for whose drift is measured: fields of its `RolloutRequest`.
+
+        Tokens and actions are drawn as in training, and every step of trained latents but the last explores.
+
+        Args:
+            config: The settings.
+        """
+        asked: dict[str, Any] = {"same_noise": config.same_noise, "weights": config.policy.eval_weights}
+        if latents := self._latents(config):
+            steps = F.choose_steps("all", config.num_steps) if latents & set(config.trained) else ()
+            asked |= {"stochastic_steps": steps, "keep_mean": True}
         return asked
 
     def _latents(self, config: Any) -> set[str]:

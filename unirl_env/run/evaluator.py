@@ -62,12 +62,13 @@ class Evaluator:
     """Fixed prompts and seeds, asked again whenever one wants to know where the policy stands.
 
     Args:
-        agent: Anything with `rollout_eval`.
+        agent: Anything with `rollout_eval`, and `drift` where that is measured.
         sets: Prompts by the name of their set.
         samples: Samples per prompt.
         num_steps: Denoising steps; None takes the environment's own number.
         heldout: A scorer that training never sees.
         seed: Key of the initial noise, the same for all runs that are to be compared.
+        drift: Whether to measure on the last set how far the policy is from its base, too.
     """
 
     agent: Any
@@ -76,6 +77,7 @@ class Evaluator:
     num_steps: int | None = None
     heldout: Scorer | None = None
     seed: int = 0
+    drift: bool = False
 
     def measure(
         self, name: str, iteration: int, base: bool, reference: Mapping[str, Any] | None = None
@@ -89,7 +91,7 @@ class Evaluator:
             reference: The base's row of the same set, for the paired difference.
 
         Returns:
-            A row for `evaluation.jsonl`, and the samples.
+            A row for `evaluation.jsonl`, and the samples; `drift` in the row is as `Drift.row` has it.
         """
         began = time.perf_counter()
         batch: EpisodeBatch = self.agent.rollout_eval(
@@ -111,6 +113,12 @@ class Evaluator:
             row["faults"] = {name: list(said) for name, said in faults.items() if said}
         if reference is not None:
             row["difference"] = _differences(values, reference["values"], self.samples)
+        if self.drift and not base and name == list(self.sets)[-1]:
+            row["drift"] = self.agent.drift(
+                list(self.sets[name]),
+                samples_per_prompt=self.samples,
+                seed=F.derive_seed("drift", self.seed),
+            ).row()
         return {
             "iteration": iteration,
             "set": name,

@@ -194,6 +194,7 @@ def _run(
         samples=logging.eval_samples,
         num_steps=cfg.model.eval_num_steps,
         heldout=parts.heldout,
+        drift=logging.eval_drift,
     )
     logbook = Logbook(folder.path, cfg, place.start)
     progress = RunProgress(console, cfg.name, cfg.iterations, place.start, logging.progress)

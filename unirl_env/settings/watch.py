@@ -25,6 +25,11 @@ class LoggingSettings(Settings):
     """Prompts of each evaluation set."""
     eval_samples: int = setting(4, least=1)
     """Samples per evaluation prompt."""
+    eval_drift: bool = setting(False)
+    """Measure at each evaluation how far the policy is from the untrained model, too: the KL in nats of whole
+    episodes, and of latents the size of velocities, as `evaluation/drift/...`. It plays the last evaluation
+    set once more, as training explores, scores it, and takes a forward pass of the untrained model at every
+    step (a second of the policy's where nothing was recorded)."""
     checkpoint_every: int = setting(10, least=0, may_change=True)
     """Iterations between checkpoints; 0 writes one at the end only."""
     keep_last: int = setting(2, least=1, may_change=True)

@@ -188,7 +188,8 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _means(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"evaluation/{row['set']}/{name}": part["mean"] for name, part in row["rewards"].items()}
+    means = {f"evaluation/{row['set']}/{name}": part["mean"] for name, part in row["rewards"].items()}
+    return means | {f"evaluation/drift/{name}": value for name, value in row.get("drift", {}).items()}
 
 
 def _rung(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,7 +51,7 @@ CHARTS = (
 def reward_charts(metrics: Rows, evaluations: Rows) -> str:
     """What a run reached: the rewards, in training and in evaluation."""
     charts = [_reward(metrics)] if metrics else []
-    return "".join(chart.svg() for chart in [*charts, *_evaluations(evaluations)])
+    return "".join(chart.svg() for chart in [*charts, *_evaluations(evaluations), *_drift(evaluations)])
 
 
 def process_charts(metrics: Rows) -> str:
@@ -95,6 +95,29 @@ def _evaluations(evaluations: Rows) -> list[Chart]:
                 )
         if series and any(len(s.x) > 1 for s in series):
             charts.append(Chart(title, series, note="Fixed prompts and seeds, 95 % intervals."))
+    return charts
+
+
+def _drift(evaluations: Rows) -> list[Chart]:
+    known = [row for row in evaluations if "drift" in row]
+    x = [0, *(row["iteration"] for row in known)]  # at first, the policy is the untrained model
+    drifts = [row["drift"] for row in known]
+    charts = []
+    for end, title, note, start in (
+        ("kl", "KL to the untrained model", "In nats of whole episodes, as training explores.", 0.0),
+        ("velocity_norm", "Size of velocities", "Beside those of the untrained model.", 1.0),
+    ):
+        names = list(dict.fromkeys(name for row in drifts for name in row if name.endswith(end)))
+        series = [
+            Series(
+                name.removesuffix(end).strip("/") or "policy",
+                x,
+                [start, *_column(drifts, name)],
+                style,
+            )
+            for style, name in zip(styles(len(names)), names, strict=True)
+        ]
+        charts += [Chart(title, series, note=note)] if series else []
     return charts
 
 
