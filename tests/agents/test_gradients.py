@@ -5,7 +5,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from unirl_env.agents.optimizer import FlatGradient, Masters
+from unirl_env.agents.optimizer import Masters
+from unirl_env.agents.parallel.flat_gradient import FlatGradient
 
 
 def parameters():

@@ -13,7 +13,8 @@ from torch import nn
 from toy import POINTS, make_points, toy_config
 
 from unirl_env.agents import GRPO, GRPOConfig
-from unirl_env.agents.optimizer import FlatGradient, Masters
+from unirl_env.agents.optimizer import Masters
+from unirl_env.agents.parallel.flat_gradient import FlatGradient
 from unirl_env.errors import ConfigError
 
 WHOLE = {"policy": {"lora_rank": None}}

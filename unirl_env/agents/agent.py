@@ -30,7 +30,14 @@ from unirl_env.agents.step_credit import charges_returns, credit_steps, warn_of_
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import CheckpointError, Diverged
 from unirl_env.monitor.iteration_metrics import is_due
-from unirl_env.rollouts.calls import SyncReport, WeightSync, learner_results, learners_live, share_requests
+from unirl_env.rollouts.calls import (
+    SyncReport,
+    WeightSync,
+    learner_results,
+    learners_live,
+    of_first_learner,
+    share_requests,
+)
 from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.types import Prompt, Scores
 
@@ -56,7 +63,7 @@ class Agent(RLlibAlgorithm):
         """Let runner and learner share one module where they share a process, and publish the weights."""
         warn_of_idle_clip(self.config)
         self.source = self.config.prompts_of(self.env_runner_group.local_env_runner)
-        self.sync = WeightSync(self.learner_group, self.env_runner_group)
+        self.sync = WeightSync(self.learner_group, self.env_runner_group, divided=self.config.divides)
         self.iterations_done, self._updating = 0, False
         self.weights_version = 0
         self.iteration_metrics: dict[str, float] = {}
@@ -65,7 +72,7 @@ class Agent(RLlibAlgorithm):
         runner: Any = self.env_runner_group.local_env_runner
         if runner.shares_module:
             self._on_learners(lambda learner: runner.adopt(learner.policy))
-        self._parameters = self._on_learners(lambda learner: learner.count_parameters(), first_only=True)[0]
+        self._parameters = self._of_first_learner(lambda learner: learner.count_parameters())
         self._publish()
 
     def training_step(self) -> None:
@@ -213,7 +220,7 @@ class Agent(RLlibAlgorithm):
 
     def _export(self, what: str, directory: str | Path, weights: str) -> None:
         # As bytes, because the learner may live on another machine.
-        files = self._on_learners(lambda learner: learner.export(what, weights), first_only=True)[0]
+        files = self._of_first_learner(lambda learner: learner.export(what, weights))
         for name, content in files.items():
             path = Path(directory) / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -233,7 +240,7 @@ class Agent(RLlibAlgorithm):
             "checked": self._checked(),
             "optimizer": self.config.optimizer,
         }
-        return self._on_learners(lambda learner: learner.run_state(), first_only=True)[0], meta
+        return self._of_first_learner(lambda learner: learner.run_state()), meta
 
     def load_run_state(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Go on where `run_state` was taken.
@@ -354,7 +361,10 @@ class Agent(RLlibAlgorithm):
         self.first_update.begin(self.config.trained if checked is None and iteration else checked or ())
         self._publish()
 
-    def _on_learners(self, function: Any, *, first_only: bool = False) -> list[Any]:
-        """Call `function(learner)` on all learners, or on the first; errors are raised here."""
-        ids: Any = [0] if first_only and self.learner_group.is_remote else None
-        return learner_results(self.learner_group.foreach_learner(function, remote_actor_ids=ids))
+    def _on_learners(self, function: Any) -> list[Any]:
+        """Call `function(learner)` on all learners; errors are raised here."""
+        return learner_results(self.learner_group.foreach_learner(function))
+
+    def _of_first_learner(self, function: Any) -> Any:
+        """What `function(learner)` returns on the first learner; errors are raised here."""
+        return of_first_learner(self.learner_group, function, divided=self.config.divides)

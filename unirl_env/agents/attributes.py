@@ -21,6 +21,7 @@ from unirl_env.arguments.values import like_default, whole
 from unirl_env.errors import ConfigError
 from unirl_env.settings import (
     AgentSettings,
+    LearnerSettings,
     NoisingSettings,
     PolicySettings,
     RolloutSettings,
@@ -34,6 +35,7 @@ FLAT = (AgentSettings, RolloutSettings)
 NESTED: Mapping[str, type[Settings]] = {
     "steps": StepSettings,
     "noising": NoisingSettings,
+    "learner": LearnerSettings,
     "policy": PolicySettings,
 }
 """Groups that are an attribute."""

@@ -35,6 +35,7 @@ from unirl_env.agents.evaluation import check_evaluation, temperature
 from unirl_env.agents.kinds import Losses
 from unirl_env.agents.learner import GenerativeLearner
 from unirl_env.agents.optimizer import check_optimizer, learning_rate
+from unirl_env.agents.parallel import check_parallel
 from unirl_env.agents.phases import check_phases
 from unirl_env.agents.step_credit import check_step_credit
 from unirl_env.arguments.values import whole
@@ -47,7 +48,7 @@ from unirl_env.rollouts.callbacks import check_callbacks
 from unirl_env.rollouts.engines import check_engine_options
 from unirl_env.rollouts.runner import GenerativeEnvRunner
 from unirl_env.settings import AgentSettings, RolloutSettings
-from unirl_env.settings.run_config import check_anchor, check_shares, check_weights
+from unirl_env.settings.run_config import check_anchor, check_division, check_shares, check_weights
 from unirl_env.worlds.arguments import check_words
 from unirl_env.worlds.registration import OURS, full_id, recall, spec_of
 from unirl_env.worlds.world import ForeignWorld, World, world_of
@@ -274,6 +275,8 @@ class AgentConfig(BatchSize, AlgorithmConfig):
         check_anchor(*groups)
         check_optimizer(self)
         check_weights(*groups, self.policy)
+        check_division(self.learner, groups[1])
+        check_parallel(self)
         self.mode.check(self)
         check_engine_options(self.engine, self.engine_options)
         check_phases(self)
@@ -340,6 +343,11 @@ class AgentConfig(BatchSize, AlgorithmConfig):
             "shuffle": self.shuffle,
             "seed": F.derive_seed(self.run_seed, "shuffle", iteration),
         }
+
+    @property
+    def divides(self) -> bool:
+        """Whether each learner holds a part of the policy."""
+        return self.learner.parallel != "replicated" and self.num_learners > 1
 
     @property
     def old_log_probs(self) -> str:

@@ -22,7 +22,8 @@ from unirl_env.agents.estimators import FORWARD, estimator_of
 from unirl_env.agents.kinds import KINDS, micro_batches_of
 from unirl_env.agents.learner_state import StatefulLearner, optimizer_state, require_saveable
 from unirl_env.agents.loss import Context
-from unirl_env.agents.optimizer import FlatGradient, Masters, lr_factors, make_optimizer
+from unirl_env.agents.optimizer import Masters, lr_factors, make_optimizer
+from unirl_env.agents.parallel import idle_rows, parallel_of
 from unirl_env.agents.phases import has_entropy
 from unirl_env.agents.reports import FollowedFailure, PhaseUpdate, Update
 from unirl_env.agents.rows import Rows, Shard, Step
@@ -47,6 +48,12 @@ class GenerativeLearner(StatefulLearner):
 
     config: Any  # An `AgentConfig`, which names this class.
 
+    def _make_module(self) -> Any:
+        made: Any = super()._make_module()
+        self.parallel = parallel_of(self.config, distributed=self.distributed, device=self.device)
+        self.parallel.place(made[DEFAULT_MODULE_ID].actor)
+        return made
+
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """The optimizer of the trainable weights, in float32; their gradients live in one buffer.
 
@@ -66,9 +73,8 @@ class GenerativeLearner(StatefulLearner):
         self.register_optimizer(module_id=module_id, optimizer=optimizer, params=parameters)
         self._untouched = optimizer_state(optimizer, self._moved())
         trained = len(config.trained)
-        self._gradient = FlatGradient(
+        self._gradient = self.parallel.gradient(
             parameters,
-            distributed=self.distributed,
             parts=trained if config.phase_grad_norms else 1,
             told=2 * trained if config.stop_kl is not None else 0,
         )
@@ -214,7 +220,7 @@ class GenerativeLearner(StatefulLearner):
         )
         scale = shard.phase_scales[number][phase] if shard.phase_scales else 1.0
         for index in micro_batches:
-            rows = self._rows(anchored, phase, index, denominator)
+            rows, idle = self._rows(anchored, phase, index, denominator), not len(index)
             new: Any = None
             charged = self.config.reference_kl or self._rewards_entropy(kind) or measured
             if wanted.scores or charged or watched:
@@ -222,17 +228,19 @@ class GenerativeLearner(StatefulLearner):
             if fresh:
                 old = new.velocity.detach() if "velocity" in wanted.needs else None
                 rows = replace(rows, old_log_prob=new.log_prob.detach(), old_velocity=old)
-            if number == 0 and new is not None and not forward:
+            if number == 0 and new is not None and not forward and not idle:
                 recorded = rows if anchored is shard else self._rows(shard, phase, index, denominator)
                 gaps.append(_gap(new, recorded))
-            if measured:
+            if measured and not idle:
                 moved = early_stop.drift(new, rows, self.config.max_log_ratio)
                 self._gradient.told[2 * place : 2 * place + 2] += moved
             loss, found = self.loss(rows, new, context, watched)
             loss = loss * scale
-            if number == 0 and phase in check:
+            if number == 0 and phase in check and not idle:
                 wanted.require_finite(loss)
             loss.backward()
+            if idle:
+                continue
             losses.append(loss.detach())
             metrics.append(found)
         if self.config.phase_grad_norms and place + 1 < len(shard.phases):
@@ -294,7 +302,7 @@ class GenerativeLearner(StatefulLearner):
                 busy = episodes[rows[episodes] > 0]
                 minibatch[name] = micro_batches_of(self, name, phase, busy)
                 part.rows.append(int(rows[busy].sum()))
-        return minibatches
+        return self.parallel.level(minibatches)
 
     @torch.no_grad()
     def _replayed(self, shard: Shard, minibatches: Sequence[Minibatch], report: Update) -> Shard:
@@ -325,10 +333,12 @@ class GenerativeLearner(StatefulLearner):
                         known[index] = False
             for index in (index for minibatch in minibatches for index in minibatch[name]):
                 index = index[~known[index]]
-                if not len(index):
+                if not self.parallel.any(len(index) > 0):
                     continue
                 known[index] = True
                 rows, old = self._scored(shard, name, index)
+                if not len(index):
+                    continue
                 report.phases[name].scored += len(rows)
                 log_prob[rows.episode, rows.step] = old.log_prob
                 if kept is not None:
@@ -361,12 +371,15 @@ class GenerativeLearner(StatefulLearner):
                 # With gradients, though none is taken: without them, a kernel may be another than training's.
                 rows, new = self._scored(anchored, name, index)
                 recorded = rows if anchored is shard else self._rows(shard, name, index, 1.0)
-                measured.append(selfcheck.measure(new, rows, recorded))
+                if len(index):
+                    measured.append(selfcheck.measure(new, rows, recorded))
             if measured:
                 report.phases[name].check = _floats(selfcheck.summary(measured))
                 selfcheck.judge(report.phases[name].check, self.config, name)
 
     def _rows(self, shard: Shard, phase: str, index: Tensor, denominator: float) -> Rows:
+        if not len(index):
+            return idle_rows(shard, phase, denominator)
         return KINDS[shard.phases[phase].kind].rows(shard, phase, index.to(self.device), denominator)
 
     def _rewards_entropy(self, kind: str) -> bool:

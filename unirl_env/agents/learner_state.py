@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
+from unirl_env.agents.parallel import Parallel
 from unirl_env.errors import CheckpointError, ConfigError
+from unirl_env.policies.parts import divided_like, gathered
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +32,8 @@ class StatefulLearner(TorchLearner):
     _masters: Any
     _untouched: Mapping[str, Tensor]
     policy: Any
+    parallel: Parallel
+    """How the policy lies on the learners."""
 
     def get_parameters(self, module: Any) -> list[torch.nn.Parameter]:
         """The trainable parameters only."""
@@ -43,12 +50,23 @@ class StatefulLearner(TorchLearner):
             what: Either of these.
             weights: Whose values: `"trained"`, or `"ema"`, the average.
         """
-        actor = self.policy.actor
-        with tempfile.TemporaryDirectory() as directory, actor.under(weights):
-            getattr(actor, f"save_{what}")(directory)
-            root = Path(directory)
-            files = sorted(path for path in root.rglob("*") if path.is_file())
-            return {str(path.relative_to(root)): path.read_bytes() for path in files}
+        with self.policy.actor.under(weights):
+            policy = self._whole_policy() if self.parallel.divides else self.policy
+            return {} if policy is None else _saved(policy.actor, what)
+
+    def _whole_policy(self) -> Any:
+        """A policy with the weights in force, on the CPU of the first learner; None on the others.
+
+        It is built anew, because modules that are divided are no longer of their own classes.
+        """
+        own = self.policy
+        state = gathered(own.actor.trainable_state())
+        if dist.get_rank():
+            return None
+        spaces = {"observation_space": own.observation_space, "action_space": own.action_space}
+        policy: Any = RLModuleSpec(type(own), model_config=own.model_config, **spaces).build()
+        policy.set_state(state)
+        return policy
 
     def count_parameters(self) -> tuple[int, int]:
         """How many weights are trained, and how many of the policy's are not."""
@@ -93,6 +111,14 @@ class StatefulLearner(TorchLearner):
         load_optimizer_state(self.get_optimizer(), self._moved(), state, self._untouched)
 
 
+def _saved(actor: Any, what: str) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as directory:
+        getattr(actor, f"save_{what}")(directory)
+        root = Path(directory)
+        files = sorted(path for path in root.rglob("*") if path.is_file())
+        return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
 def require_saveable(optimizer: torch.optim.Optimizer) -> None:
     """Refuse an optimizer whose memory of a weight could not be restored, before anybody relies on it.
 
@@ -124,7 +150,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer, parameters: Mapping[str, T
     for name, parameter in parameters.items():
         for moment, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
-                tensors[f"optimizer/{moment}/{name}"] = value.detach().cpu().clone()
+                tensors |= gathered({f"optimizer/{moment}/{name}": value})
             elif value is not None:
                 tensors[f"numbers/{moment}/{name}"] = _packed(value)
     for number, group in enumerate(optimizer.param_groups):
@@ -171,7 +197,11 @@ def load_optimizer_state(
         saved = _by_parameter(parameters, untouched or {})
     places = [weight for group in optimizer.param_groups for weight in group["params"]]
     place = {id(weight): number for number, weight in enumerate(places)}
-    state = {place[id(parameters[name])]: dict(moments) for name, moments in saved.items() if moments}
+    state = {
+        place[id(parameters[name])]: _divided(moments, parameters[name])
+        for name, moments in saved.items()
+        if moments
+    }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     for name, moments in saved.items():
         for moment, value in moments.items():
@@ -215,6 +245,18 @@ def _require_moments(
                     f"`optimizer/{moment}/{name}` must have shape {list(parameter.shape)}, got {found}; try "
                     "the settings of the run that wrote this state."
                 )
+
+
+def _divided(moments: Mapping[str, Any], parameter: Tensor) -> dict[str, Any]:
+    """Moments as their weight lies: divided where it is, but for numbers that are tensors."""
+    if not isinstance(parameter, DTensor):
+        return dict(moments)
+    return {
+        name: divided_like(value, parameter)
+        if isinstance(value, Tensor) and value.shape == parameter.shape
+        else value
+        for name, value in moments.items()
+    }
 
 
 def _packed(value: float) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from unirl_env.agents.kinds import KINDS, PhaseKind, micro_batches_of
 from unirl_env.agents.loss import Context
+from unirl_env.agents.parallel import idle_rows
 from unirl_env.agents.rows import Rows, Shard, Step
 
 
@@ -129,12 +130,18 @@ def _both(learner: Any, shard: Shard, name: str) -> Iterator[tuple[Rows, Step | 
     context = Context(learner.policy, config, phase=name, kind=phase.kind)
     recorded = config.old_log_probs == "rollout" and (phase.mean is not None or not kind.per_element)
     here = phase.mask.any(1).nonzero()[:, 0].cpu() if phase.drawn else torch.empty(0, dtype=torch.int64)
-    for index in micro_batches_of(learner, name, phase, here):
-        rows = kind.rows(shard, name, index.to(learner.device), 1.0)
+    own: dict[str, Sequence[Tensor]] = {name: micro_batches_of(learner, name, phase, here)}
+    for index in learner.parallel.level([own])[0][name]:
+        rows = (
+            kind.rows(shard, name, index.to(learner.device), 1.0)
+            if len(index)
+            else idle_rows(shard, name, 1.0)
+        )
         new = None if recorded else context.score(rows.observation, rows.action)
         with context.weights("reference"):
             reference = context.score(rows.observation, rows.action)
-        yield rows, new, reference
+        if len(index):
+            yield rows, new, reference
 
 
 def _nats(kind: PhaseKind, config: Any, rows: Rows, new: Step | None, reference: Step) -> Tensor:

@@ -6,7 +6,7 @@ Every episode of a hybrid batch goes on in its own phase (`act_by_phase`).
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
@@ -22,6 +22,10 @@ from unirl_env.policies.trained_weights import AVERAGE, TrainedWeights
 
 WRITTEN = ("tokens", "length", "prompt_length", "is_action", "pixel_values", "image_grid_thw", "positions")
 """Entries of an observation that a language model reads."""
+
+
+Gate = Callable[[Callable[[], Any]], Any]
+"""Calls what it is given while a network can be read that processes hold in parts."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ class Actor(TrainedWeights):
         self.network = model.network().eval()
         self.lora, self.merge_adapters = lora, merge_adapters
         self._frozen: list[nn.Module] = []
+        self._gates: dict[nn.Module, Gate] = {}
         self._layers: list[nn.Module] = []
         if lora is None:
             self.network.requires_grad_(True)
@@ -132,7 +137,7 @@ class Actor(TrainedWeights):
 
     def read(self, obs: Mapping[str, Tensor], *, phase: str | None = None) -> Any:
         """The contexts of latents, read once for many steps; see `LatentHead.read`."""
-        return self.latent_head(phase).read(self.part(phase), obs)
+        return self._with_network(lambda: self.latent_head(phase).read(self.part(phase), obs))
 
     def act(
         self, obs: Mapping[str, Tensor], draws: Tensor | None = None, *, phase: str | None = None, **more: Any
@@ -152,11 +157,11 @@ class Actor(TrainedWeights):
         """
         head = self.head(phase)
         with self._recomputing(head):
-            return head.act(self.part(phase), obs, draws, **more)
+            return self._with_network(lambda: head.act(self.part(phase), obs, draws, **more))
 
     def likeliest(self, obs: Mapping[str, Tensor], *, phase: str | None = None) -> Any:
         """The next actions without chance: those of the deterministic ODE, or the likeliest ones."""
-        return self.head(phase).likeliest(self.part(phase), obs)
+        return self._with_network(lambda: self.head(phase).likeliest(self.part(phase), obs))
 
     def score(self, obs: Mapping[str, Tensor], action: Tensor, *, phase: str | None = None) -> Any:
         """Score given actions `[N, ...]`, with gradient to the trainable weights.
@@ -168,7 +173,7 @@ class Actor(TrainedWeights):
         """
         head = self.head(phase)
         with self._recomputing(head):
-            return head.score(self.part(phase), obs, action)
+            return self._with_network(lambda: head.score(self.part(phase), obs, action))
 
     def velocity(self, obs: Mapping[str, Tensor], *, phase: str | None = None) -> Tensor:
         """The guided velocity `[N, ...]` float32 of a phase that denoises, with gradient.
@@ -176,7 +181,7 @@ class Actor(TrainedWeights):
         Raises:
             ContractError: If the phase does not denoise.
         """
-        return self.latent_head(phase).velocity(self.part(phase), obs)
+        return self._with_network(lambda: self.latent_head(phase).velocity(self.part(phase), obs))
 
     def latent_head(self, phase: str | None = None) -> LatentHead:
         """The head of a phase that denoises latents.
@@ -198,7 +203,7 @@ class Actor(TrainedWeights):
         Args:
             base: Play the untrained model.
         """
-        if base or self.lora is None:
+        if base or self.lora is None or self._gates:
             return self.reference() if base else nullcontext()
         merging = self.merge_adapters
         if merging is None:
@@ -318,6 +323,22 @@ class Actor(TrainedWeights):
                     f"`lora_targets` must each name layers of the network, got {target!r}, which names none; "
                     f"try some of {sorted({name.rpartition('.')[2] for name in names})}."
                 )
+
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The network, and the frozen copy of it if one is kept."""
+        return (self.network, *self._frozen)
+
+    def enter_by(self, gates: Mapping[nn.Module, Gate]) -> None:
+        """Let what reads a network do so within its gate.
+
+        Args:
+            gates: Of each of `networks()`.
+        """
+        self._gates = dict(gates)
+
+    def _with_network(self, read: Callable[[], Any]) -> Any:
+        gate = self._gates.get(self.network)
+        return read() if gate is None else gate(read)
 
     def part(self, phase: str | None) -> nn.Module:
         """What `phase` acts with of the network: all of it, where there is one phase or one backbone."""

@@ -16,6 +16,7 @@ from unirl_env.errors import ContractError
 from unirl_env.models.making import make_model
 from unirl_env.policies.actor import Actor, LoRAConfig, act_by_phase
 from unirl_env.policies.heads import ROW
+from unirl_env.policies.parts import gathered
 from unirl_env.registry import Registry
 
 
@@ -83,8 +84,11 @@ class GenerativePolicy(TorchRLModule):
         not_components: str | Collection[str] | None = None,
         **kwargs: Any,
     ) -> dict[str, Tensor]:
-        """A copy of the trainable weights on the CPU, and of their average if one is kept."""
-        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.actor.state().items()}
+        """A copy of the trainable weights on the CPU, and of their average if one is kept.
+
+        Where learners hold parts of them, all must ask, and the first one gets them.
+        """
+        return gathered(self.actor.state())
 
     def set_state(self, state: Mapping[str, Tensor]) -> None:
         """Load trainable weights; those that `state` does not name stay as they are."""

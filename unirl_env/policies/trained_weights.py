@@ -9,8 +9,10 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from unirl_env.errors import CheckpointError, ContractError
+from unirl_env.policies.parts import own_part, part_like
 
 AVERAGE = "ema"
 """The copy that belongs to a policy's state."""
@@ -56,15 +58,22 @@ class TrainedWeights(nn.Module):
         trained = {key: p for key, p in self.network.named_parameters() if p.requires_grad}
         if trained.keys() != self.copies[name].keys():
             raise ContractError("Other weights must be asked for outside of `merged` and of each other.")
-        own = {key: p.data for key, p in trained.items()}
+        divided = {key: own_part(p) for key, p in trained.items() if isinstance(p, DTensor)}
+        kept = {key: part.clone() for key, part in divided.items()}
+        own = {key: p.data for key, p in trained.items() if key not in divided}
         try:
-            # The tensors are exchanged and not written to: graphs of the trained weights stay what they were.
-            for key, p in trained.items():
-                p.data = self.copies[name][key].to(p.dtype)
+            # Tensors are exchanged and not written to: graphs of the trained weights stay what they were. Of
+            # divided ones graphs hold what was gathered, and what a process holds is written to.
+            for key, part in divided.items():
+                part.copy_(own_part(self.copies[name][key]))
+            for key in own:
+                trained[key].data = self.copies[name][key].to(trained[key].dtype)
             yield
         finally:
-            for key, p in trained.items():
-                p.data = own[key]
+            for key, data in own.items():
+                trained[key].data = data
+            for key, part in divided.items():
+                part.copy_(kept[key])
 
     @torch.no_grad()
     def keep(self, name: str) -> None:
@@ -75,7 +84,7 @@ class TrainedWeights(nn.Module):
     def average(self, name: str, decay: float, weights: Mapping[str, Tensor]) -> None:
         """Let the copy `name` become `decay` of itself and the rest of `weights`, by name."""
         for key, kept in self.copies[name].items():
-            kept.lerp_(weights[key].to(kept.dtype), 1.0 - decay)
+            own_part(kept).lerp_(own_part(weights[key]).to(kept.dtype), 1.0 - decay)
 
     def trainable_state(self) -> dict[str, Tensor]:
         """The trained weights by name; references, not copies."""
@@ -106,7 +115,7 @@ class TrainedWeights(nn.Module):
                 )
         # Nothing is written before all of it fits.
         for name, value in state.items():
-            own[name].copy_(value)
+            own_part(own[name]).copy_(part_like(value, own[name]))
 
     def _apply(self, function: Any, recurse: bool = True) -> Self:  # copies follow `.to(...)`
         self.copies = {n: {key: function(t) for key, t in c.items()} for n, c in self.copies.items()}

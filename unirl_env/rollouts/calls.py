@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
+import torch.distributed as dist
 from ray.exceptions import RayActorError, RayError
 from ray.rllib.core import DEFAULT_MODULE_ID
 from torch import Tensor
@@ -98,6 +100,29 @@ def learner_results(results: Iterable[Any]) -> list[Any]:
     return found
 
 
+def of_first_learner(learner_group: Any, function: Callable[[Any], Any], *, divided: bool) -> Any:
+    """What `function(learner)` returns on the learner of rank 0; its error is raised.
+
+    Args:
+        learner_group: RLlib's group.
+        function: What is asked.
+        divided: Whether learners hold parts of the policy: then all are asked, since none can answer alone.
+
+    Raises:
+        LearnerLost: If a learner died.
+    """
+    if not (divided and learner_group.is_remote):
+        ids = [0] if learner_group.is_remote else None
+        return learner_results(learner_group.foreach_learner(function, remote_actor_ids=ids))[0]
+    found = learner_results(learner_group.foreach_learner(partial(_of_rank_0, function)))
+    return next(answer for rank, answer in found if rank == 0)
+
+
+def _of_rank_0(function: Callable[[Any], Any], learner: Any) -> tuple[int, Any]:
+    rank, answer = dist.get_rank(), function(learner)
+    return rank, None if rank else answer
+
+
 def share_requests(
     env_runner_group: Any,
     method: str,
@@ -167,11 +192,13 @@ class WeightSync:
     Args:
         learner_group: Where weights come from.
         env_runner_group: Where they go.
+        divided: Whether learners hold parts of the policy.
     """
 
-    def __init__(self, learner_group: Any, env_runner_group: Any):
+    def __init__(self, learner_group: Any, env_runner_group: Any, *, divided: bool = False):
         self.learner_group = learner_group
         self.env_runner_group = env_runner_group
+        self._divided = divided
 
     def publish(self, version: int, runners: Sequence[int] | None = None) -> SyncReport:
         """Give every runner the learner's present weights under the name `version`.
@@ -200,8 +227,7 @@ class WeightSync:
         return SyncReport(version, size, time.perf_counter() - begin)
 
     def _first_learner(self, function: Any) -> Any:
-        ids = [0] if self.learner_group.is_remote else None
-        return learner_results(self.learner_group.foreach_learner(function, remote_actor_ids=ids))[0]
+        return of_first_learner(self.learner_group, function, divided=self._divided)
 
 
 def require_version(have: int, wanted: int, who: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from unirl_env.settings.agent import AgentSettings, RolloutSettings
 from unirl_env.settings.fields import Settings, setting
+from unirl_env.settings.learner import LearnerSettings
 from unirl_env.settings.policy import NoisingSettings, PolicySettings, StepSettings
 from unirl_env.settings.run_config import RunConfig
 from unirl_env.settings.watch import AlarmSettings, LoggingSettings
@@ -17,6 +18,7 @@ from unirl_env.settings.world import ModelSettings, PromptSettings, RewardSettin
 __all__ = [
     "AgentSettings",
     "AlarmSettings",
+    "LearnerSettings",
     "LoggingSettings",
     "ModelSettings",
     "NoisingSettings",

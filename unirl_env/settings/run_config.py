@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from unirl_env.errors import ConfigError
 from unirl_env.settings.agent import NUM_MINIBATCHES, AgentSettings, RolloutSettings
 from unirl_env.settings.fields import Settings, setting
+from unirl_env.settings.learner import LearnerSettings
 from unirl_env.settings.policy import NoisingSettings, PolicySettings, StepSettings
 from unirl_env.settings.watch import AlarmSettings, LoggingSettings
 from unirl_env.settings.world import ModelSettings, PromptSettings, RewardSettings
@@ -35,6 +36,7 @@ class RunConfig(Settings):
     noising: NoisingSettings = field(default_factory=NoisingSettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
     agent: AgentSettings = field(default_factory=AgentSettings)
+    learner: LearnerSettings = field(default_factory=LearnerSettings)
     rollout: RolloutSettings = field(default_factory=RolloutSettings)
     logging: LoggingSettings = field(default_factory=LoggingSettings)
     alarm: AlarmSettings = field(default_factory=AlarmSettings)
@@ -67,6 +69,7 @@ def check_run(cfg: RunConfig) -> None:
     check_shares(cfg.agent, cfg.rollout, "agent.", "rollout.")
     check_anchor(cfg.agent, cfg.rollout, "agent.", "rollout.")
     check_weights(cfg.agent, cfg.rollout, cfg.policy, "agent.", "rollout.")
+    check_division(cfg.learner, cfg.rollout, "rollout.")
     _check_schedule(cfg)
     _check_overlap(cfg)
 
@@ -123,6 +126,16 @@ def check_shares(agent: AgentSettings, rollout: RolloutSettings, ours: str = "",
             f"`{ours}shuffle_batch_per_epoch` must be 'episode' or False where minibatches cut a group, got "
             f"'group' with minibatches of {size} episodes and groups of {group_size}; try "
             f"{ours}num_minibatches={whole}, of whole groups."
+        )
+
+
+def check_division(learner: LearnerSettings, rollout: RolloutSettings, theirs: str = "") -> None:
+    """Refuse groups that do not divide the learners; arguments as in `check_shares`."""
+    size, learners = learner.shard_size, rollout.num_learners
+    if size is not None and learners > 1 and learners % size:
+        raise ConfigError(
+            f"`learner.shard_size` must divide `{theirs}num_learners`, got {size} and {learners}; try "
+            f"{max(n for n in range(1, learners + 1) if learners % n == 0 and n <= size)}."
         )
 
 

@@ -1,0 +1,84 @@
+"""Learners in processes of their own, by gloo and without Ray: iterations by hand."""
+
+import io
+import os
+import socket
+import traceback
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def together(job, learners, *arguments, patience=400):
+    """What `job(*arguments)` returns in each of so many processes that form a group, in the order of ranks.
+
+    Args:
+        job: A function at the top of a module; what it returns may hold tensors.
+        learners: How many.
+        *arguments: What can be pickled.
+        patience: Seconds.
+    """
+    context = mp.get_context("spawn")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    queue = context.Queue()
+    processes = [
+        context.Process(target=_process, args=(rank, learners, port, job, arguments, queue), daemon=True)
+        for rank in range(learners)
+    ]
+    for process in processes:
+        process.start()
+    found = dict(queue.get(timeout=patience) for _ in processes)
+    for process in processes:
+        process.join(30)
+    failed = {rank: told for rank, told in found.items() if isinstance(told, str)}
+    assert not failed, "\n".join(f"learner {rank}:\n{told}" for rank, told in failed.items())
+    return [torch.load(io.BytesIO(found[rank]), weights_only=False) for rank in range(learners)]
+
+
+def _process(rank, learners, port, job, arguments, queue):
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=learners)
+    try:
+        kept = io.BytesIO()
+        torch.save(job(*arguments), kept)
+        queue.put((rank, kept.getvalue()))
+    except BaseException:
+        queue.put((rank, traceback.format_exc()))
+    finally:
+        dist.destroy_process_group()
+
+
+def learn(config, iterations=2):
+    """A `OneLearner` of this process's share, and the numbers of its iterations.
+
+    Args:
+        config: Of an agent; who asks within a group is one of so many learners.
+        iterations: How many.
+    """
+    from one_learner import OneLearner
+    from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+    learners, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    config.num_learners = learners if learners > 1 else 0
+    one, numbers = OneLearner(config), []
+    player = None
+    if config.divides:  # whoever plays has all of it
+        own = one.learner.policy
+        spaces = {"observation_space": own.observation_space, "action_space": own.action_space}
+        player = RLModuleSpec(type(own), model_config=own.model_config, **spaces).build()
+        one.rollout = config.mode.rollout(config, config.world("cpu").env, player.actor)
+    for iteration in range(iterations):
+        if player is not None:
+            state = [one.learner.policy.get_state()]
+            dist.broadcast_object_list(state)
+            player.set_state(state[0])
+        with (player or one.learner.policy).actor.under(config.rollout_weights):
+            batch = one.play(iteration)
+        report = one.update(one.shards(batch, learners=learners, iteration=iteration)[rank])
+        losses = [float(step.get("loss", 0.0)) for part in report.phases.values() for step in part.metrics]
+        numbers.append({"reward": float(batch.rewards.mean()), "loss": sum(losses), "norm": report.grad_norm})
+    return one, numbers

@@ -1,0 +1,108 @@
+"""How learners divide a policy's weights: the one place that knows.
+
+`Replicated` learners each hold all of it. `Sharded` ones hold a part of each weight and gather a block when
+it computes (FSDP2); in `hybrid`, weights are divided within groups of learners, and the groups hold the same.
+An agent is the same in all of them: denominators are global, gradients are sums, and what is asked of a
+learner's state is whole.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from unirl_env.agents.parallel.flat_gradient import FlatGradient
+from unirl_env.agents.parallel.gradient import Gradient
+from unirl_env.agents.parallel.level import Minibatch
+from unirl_env.errors import ConfigError
+
+
+class Parallel(ABC):
+    """What a learner shares with the others.
+
+    Attributes:
+        divides: Whether each holds a part of the weights: then all of them take part in every forward pass,
+            and whatever gathers weights is asked of all.
+    """
+
+    divides: bool = False
+
+    @abstractmethod
+    def place(self, actor: Any) -> None:
+        """Let the actor's networks lie on the learners as they are to; before there is an optimizer."""
+
+    @abstractmethod
+    def gradient(self, weights: Sequence[nn.Parameter], *, parts: int, told: int) -> Gradient:
+        """What holds the gradient of the trained weights; arguments as those of `FlatGradient`."""
+
+    @abstractmethod
+    def level(self, minibatches: Sequence[Minibatch]) -> list[Minibatch]:
+        """The micro-batches of every optimizer step, with empty ones where another learner has more."""
+
+    @abstractmethod
+    def any(self, found: bool) -> bool:
+        """Whether it is found here, or on another learner that would take part in what follows."""
+
+
+class Replicated(Parallel):
+    """Every learner holds the whole policy; they meet once in an optimizer step.
+
+    Args:
+        distributed: Whether there are others.
+    """
+
+    def __init__(self, distributed: bool):
+        self._distributed = distributed
+
+    def place(self, actor: Any) -> None:
+        """Nothing is to be done."""
+
+    def gradient(self, weights: Sequence[nn.Parameter], *, parts: int, told: int) -> Gradient:
+        """One buffer."""
+        return FlatGradient(weights, distributed=self._distributed, parts=parts, told=told)
+
+    def level(self, minibatches: Sequence[Minibatch]) -> list[Minibatch]:
+        """As they are: forward passes are each learner's own."""
+        return list(minibatches)
+
+    def any(self, found: bool) -> bool:
+        """Others take no part."""
+        return found
+
+
+def check_parallel(config: Any) -> None:
+    """Refuse settings under which learners that hold parts of the weights would not go alike.
+
+    Args:
+        config: An `AgentConfig`.
+
+    Raises:
+        ConfigError: Naming the setting, its value and the remedy.
+    """
+    if not config.divides:
+        return
+    rows = config.env_options().get("rows_per_forward")
+    if rows is not None:
+        raise ConfigError(
+            f"`rows_per_forward` must be null with `learner.parallel` {config.learner.parallel!r}, got {rows}: "
+            "learners would pass through the network a different number of times, and wait for each other; try "
+            "model.rows_per_forward=null."
+        )
+    if config.merge_adapters:
+        raise ConfigError(
+            f"`merge_adapters` must be null or false with `learner.parallel` {config.learner.parallel!r}, got "
+            "true: weights that learners hold in parts cannot be merged; try null."
+        )
+
+
+def parallel_of(config: Any, *, distributed: bool, device: torch.device) -> Parallel:
+    """What the settings of an agent say, for a learner on `device`; one alone has all of the policy."""
+    if config.learner.parallel == "replicated" or not distributed:
+        return Replicated(distributed)
+    from unirl_env.agents.parallel.sharded import Sharded
+
+    return Sharded(config.learner, device)

@@ -1,0 +1,40 @@
+"""How learners divide what they train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from unirl_env.errors import ConfigError
+from unirl_env.settings.fields import Settings, setting
+
+
+@dataclass
+class LearnerSettings(Settings):
+    """How the policy lies on the learners; `rollout.num_learners` says how many there are."""
+
+    parallel: str = setting("replicated", choices=("replicated", "sharded", "hybrid"), may_change=True)
+    """`replicated`: each holds all of it, and they exchange gradients once in an optimizer step. `sharded`:
+    each holds a part of every weight, gradient and moment, and blocks are gathered when they compute (FSDP2):
+    for models that do not fit one device. `hybrid`: divided within groups of `shard_size` learners, such as
+    those of a node, and the same in all groups. One learner alone holds all of it under any."""
+    shard_size: int | None = setting(None, least=2, hint="8", may_change=True)
+    """With `hybrid`, among how many learners weights are divided."""
+    prefetch: int = setting(1, least=0, may_change=True)
+    """Where weights are divided, how many blocks ahead are gathered while one computes; each takes the memory
+    of a whole block."""
+    offload: bool = setting(False, may_change=True)
+    """Where weights are divided, keep them, their gradients and moments in the memory of the CPU."""
+
+    def check(self, prefix: str = "") -> None:
+        """Refuse a size of groups where there are none, and groups without a size, too."""
+        super().check(prefix)
+        if (self.parallel == "hybrid") != (self.shard_size is not None):
+            raise ConfigError(
+                f"`{prefix}shard_size` must be given with `{prefix}parallel=hybrid` and no other, got "
+                f"{self.shard_size} with {self.parallel!r}; try the number of learners on a node."
+            )
+        if self.offload and self.parallel == "replicated":
+            raise ConfigError(
+                f"`{prefix}offload` must be false with `{prefix}parallel=replicated`, which holds everything "
+                f"where it computes, got true; try `{prefix}parallel=sharded`."
+            )
