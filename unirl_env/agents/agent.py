@@ -16,6 +16,7 @@ from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.agents.batching import credit, largest, misread, share_out
+from unirl_env.agents.parallel import Bell
 from unirl_env.agents.reference import Drift, own_drift, own_reference_kls
 from unirl_env.agents.reports import (
     FollowedFailure,
@@ -28,9 +29,10 @@ from unirl_env.agents.rllib import RLlibAlgorithm, log_episodes, log_update
 from unirl_env.agents.selfcheck import FirstUpdate
 from unirl_env.agents.step_credit import charges_returns, credit_steps, warn_of_idle_clip
 from unirl_env.episode import EpisodeBatch
-from unirl_env.errors import CheckpointError, Diverged
+from unirl_env.errors import CheckpointError, Diverged, LearnerLost
 from unirl_env.monitor.iteration_metrics import is_due
 from unirl_env.rollouts.calls import (
+    NONE_LEFT,
     SyncReport,
     WeightSync,
     learner_results,
@@ -72,6 +74,9 @@ class Agent(RLlibAlgorithm):
         runner: Any = self.env_runner_group.local_env_runner
         if runner.shares_module:
             self._on_learners(lambda learner: runner.adopt(learner.policy))
+        self._bell = Bell() if self.config.divides else None
+        if (bell := self._bell) is not None:
+            self._on_learners(lambda learner: learner.take_bell(bell))
         self._parameters = self._of_first_learner(lambda learner: learner.count_parameters())
         self._publish()
 
@@ -322,13 +327,15 @@ class Agent(RLlibAlgorithm):
         else:
             data = TrainingData(batch=cast(Any, shards[0]))
         check = sorted(self.first_update.pending)
-        with learners_live("an update"):
+        with learners_live("an update", self._cause):
             updates: list[Any] = self.learner_group.update(
                 training_data=data,
                 lr=lr,
                 check=check,
                 watch=is_due(self.iterations_done + 1, self.config.reference_kl_every),
             )
+        if not updates:
+            raise LearnerLost(NONE_LEFT)
         if errors := [update.error for update in updates if update.error is not None]:
             raise min(errors, key=lambda error: isinstance(error, FollowedFailure))
         if all(updates[0].skipped):
@@ -339,6 +346,9 @@ class Agent(RLlibAlgorithm):
         if self.first_update.pending:
             self.first_update.note(batch, updates)
         return updates
+
+    def _cause(self) -> tuple[int, Exception] | None:
+        return None if self._bell is None else self._bell.cause()
 
     def _log(self, batch: EpisodeBatch, version: int) -> None:
         """The iteration's numbers where RLlib and Tune look for them."""

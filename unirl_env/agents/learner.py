@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.training_data import TrainingData
 from torch import Tensor
@@ -23,7 +24,7 @@ from unirl_env.agents.kinds import KINDS, micro_batches_of
 from unirl_env.agents.learner_state import StatefulLearner, optimizer_state, require_saveable
 from unirl_env.agents.loss import Context
 from unirl_env.agents.optimizer import Masters, lr_factors, make_optimizer
-from unirl_env.agents.parallel import idle_rows, parallel_of
+from unirl_env.agents.parallel import Bell, idle_rows, parallel_of
 from unirl_env.agents.phases import has_entropy
 from unirl_env.agents.reports import FollowedFailure, PhaseUpdate, Update
 from unirl_env.agents.rows import Rows, Shard, Step
@@ -47,6 +48,11 @@ class GenerativeLearner(StatefulLearner):
     """
 
     config: Any  # An `AgentConfig`, which names this class.
+    _bell: Bell | None = None
+
+    def take_bell(self, bell: Bell) -> None:
+        """Where to leave the cause if this learner fails while others wait for it in a forward pass."""
+        self._bell = bell
 
     def _make_module(self) -> Any:
         made: Any = super()._make_module()
@@ -114,6 +120,8 @@ class GenerativeLearner(StatefulLearner):
         try:
             self._learn(training_data, lr, check, watch, report)
         except Exception as error:
+            if self._bell is not None:
+                self._bell.leave(dist.get_rank(), error)
             if self.config.num_learners:
                 # A traceback does not survive the way to the driver; a note does.
                 error.add_note("".join(traceback.format_exception(error)))
@@ -395,11 +403,15 @@ class GenerativeLearner(StatefulLearner):
 
     @contextmanager
     def _telling_the_others(self) -> Iterator[None]:
-        """On an error, meet the other learners at the next exchange before passing it on."""
+        """On an error, meet the other learners at the next exchange before passing it on.
+
+        Those that hold parts of the weights wait elsewhere, too, and are freed by the end of this process.
+        """
         try:
             yield
         except Exception:
-            self._gradient.exchange(failed=True)
+            if not self.parallel.divides:
+                self._gradient.exchange(failed=True)
             raise
 
 

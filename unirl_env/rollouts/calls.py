@@ -20,6 +20,10 @@ from torch import Tensor
 
 from unirl_env.errors import LearnerLost, RunnerLost, StaleWeights
 
+NONE_LEFT = (
+    "A learner must be left, got none: all have died. Their logs tell why (often memory; try a smaller "
+    "`micro_batch_size`). Start again from the last checkpoint."
+)
 PATIENCE = 3
 """Rounds in a row that may pass without any answer before the runners count as gone for good."""
 
@@ -67,18 +71,25 @@ def call_runners(
 
 
 @contextmanager
-def learners_live(what: str) -> Iterator[None]:
+def learners_live(
+    what: str, cause: Callable[[], tuple[int, Exception] | None] = lambda: None
+) -> Iterator[None]:
     """A context in which the death of a learner is told as one.
 
     Args:
         what: What learners are asked for.
+        cause: Which learner said before it ended why it did; None where none said so.
 
     Raises:
         LearnerLost: If one died.
+        Exception: Its own error, if it said why.
     """
     try:
         yield
     except RayActorError as error:
+        if (told := cause()) is not None:
+            told[1].add_note(f"Learner {told[0]} failed by this during {what}; the others were ended.")
+            raise told[1] from None
         raise LearnerLost(
             f"A learner died during {what}: {type(error).__name__}: {error}. Its log tells why (often "
             "memory; try a smaller `micro_batch_size`). Start again from the last checkpoint."
@@ -113,9 +124,14 @@ def of_first_learner(learner_group: Any, function: Callable[[Any], Any], *, divi
     """
     if not (divided and learner_group.is_remote):
         ids = [0] if learner_group.is_remote else None
-        return learner_results(learner_group.foreach_learner(function, remote_actor_ids=ids))[0]
-    found = learner_results(learner_group.foreach_learner(partial(_of_rank_0, function)))
-    return next(answer for rank, answer in found if rank == 0)
+        found = learner_results(learner_group.foreach_learner(function, remote_actor_ids=ids))
+        if not found:
+            raise LearnerLost(NONE_LEFT)
+        return found[0]
+    ranked = learner_results(learner_group.foreach_learner(partial(_of_rank_0, function)))
+    if all(rank for rank, _ in ranked):
+        raise LearnerLost(NONE_LEFT)
+    return next(answer for rank, answer in ranked if rank == 0)
 
 
 def _of_rank_0(function: Callable[[Any], Any], learner: Any) -> tuple[int, Any]:

@@ -85,19 +85,17 @@ def check_parallel(config: Any) -> None:
     """
     if not config.divides:
         return
-    rows, how = (
-        config.env_options().get("rows_per_forward"),
-        f"`learner.parallel` {config.learner.parallel!r}",
-    )
+    rows = config.env_options().get("rows_per_forward")
+    how = f"`learner.parallel` {config.learner.parallel!r}"
     if rows is not None:
         raise ConfigError(
-            f"`rows_per_forward` must be null with {how}, got {rows}: learners would pass through the network "
-            "a different number of times, and wait for each other; try model.rows_per_forward=null."
+            f"`rows_per_forward` must be null with {how}, got {rows}: learners would pass through the "
+            "network a different number of times, and wait for each other; try model.rows_per_forward=null."
         )
     if config.merge_adapters:
         raise ConfigError(
-            f"`merge_adapters` must be null or false with {how}, got true: weights that learners hold in parts "
-            "cannot be merged; try null."
+            f"`merge_adapters` must be null or false with {how}, got true: weights that learners hold in "
+            "parts cannot be merged; try null."
         )
 
 
