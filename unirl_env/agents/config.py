@@ -409,6 +409,12 @@ class AgentConfig(BatchSize, AlgorithmConfig):
         phases = self.mode.phases(self)
         return tuple(phases) if self.train_phases is None else tuple(self.train_phases)
 
+    @property
+    def trained_kinds(self) -> tuple[str, ...]:
+        """The kinds of the trained phases, once each, in their order."""
+        phases = self.mode.phases(self)
+        return tuple(dict.fromkeys(phases[name] for name in self.trained))
+
     def trained_steps(self, iteration: int) -> tuple[int, ...]:
         """The stochastic steps of an iteration."""
         if self.sampling in ("ode", "dpm2m"):

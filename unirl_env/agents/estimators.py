@@ -163,8 +163,7 @@ def check_estimator(config: Any) -> None:
     Raises:
         ConfigError: Naming the setting and the remedy.
     """
-    phases = config.mode.phases(config)
-    kinds = {phases[name] for name in config.trained}
+    kinds = config.trained_kinds
     if "latents" not in kinds:
         for name in ("estimator", "sampler"):
             if getattr(config, name) is not None:

@@ -133,8 +133,7 @@ def check_step_credit(config: Any) -> None:
     Raises:
         ConfigError: Naming the setting and the remedy.
     """
-    phases = config.mode.phases(config)
-    kinds = {phases[name] for name in config.trained}
+    kinds = config.trained_kinds
     steps = "latents" in kinds and not config.looks_forward and config.trained_steps(0)
     if config.step_weights not in (None, "none") and not steps:
         raise ConfigError(
