@@ -472,7 +472,7 @@ class HybridVectorEnv(GenerativeVectorEnv):
             )
         if not set(model.opens) <= set(model.text.eos_ids):
             raise ContractError(
-                f"`UnifiedModel.opens` must be among {model.text.eos_ids}, which end texts, got {model.opens}."
+                f"`UnifiedModel.opens` must be among {model.text.eos_ids} (`eos_ids`), got {model.opens}."
             )
         if self.edits and not model.max_images:
             raise ConfigError("`edits` must be False for a model that takes no pictures, got True.")
