@@ -65,6 +65,11 @@ class PGConfig(AgentConfig):
     def __init__(self, algo_class: type | None = None):
         super().__init__(algo_class=algo_class or PG)
 
+    def search_space(self) -> dict[str, Any]:
+        """What a benchmark may try; no factor on a pull that is 0."""
+        found = super().search_space()
+        return {name: domain for name, domain in found.items() if self.pull or name != "pull"}
+
 
 class PG(Agent):
     """The policy gradient with a baseline from groups; see `PGConfig`."""
