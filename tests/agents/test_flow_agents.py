@@ -31,6 +31,7 @@ AGENTS = {
     "awm": (AWMConfig, {}),
     "drpo": (DRPOConfig, {}),
     "elbo_pg": (ELBOPGConfig, {}),
+    "elbo_pg_pulled": (ELBOPGConfig, {"pull": 1.0}),
     "elbo_grpo": (GRPOConfig, {"estimator": "elbo", "clip_low": 1e-2}),
     "flow_dppo": (FlowDPPOConfig, {"kl_threshold": 1.0}),
     "grpo": (GRPOConfig, {"clip_low": 0.9}),

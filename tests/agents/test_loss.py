@@ -59,7 +59,15 @@ def with_a_constant_group(batch):
     return replace(batch, scores=type(batch.scores)(value))
 
 
-@pytest.mark.parametrize(("skips_idle", "count"), [(False, 32 * 5), (True, 24 * 5)])
+@pytest.mark.parametrize(
+    ("skips_idle", "count"),
+    [
+        (False, 32 * 5),
+        (True, 24 * 5),
+        (lambda config: config.num_epochs == 1, 24 * 5),
+        (lambda config: 0, 32 * 5),
+    ],
+)
 def test_only_a_loss_that_says_so_is_spared_rows_of_advantage_zero(skips_idle, count):
     seen = []
     learner = learner_with(watched(seen), skips_idle=skips_idle, micro_batch_size=3)

@@ -319,8 +319,7 @@ def test_a_loss_without_log_probs_has_nothing_to_correct():
 
 def test_a_kind_of_ones_own_must_say_what_a_step_pays():
     config = SimpleNamespace(
-        mode=SimpleNamespace(phases=lambda config: {"own": f"{__name__}:OWN"}),
-        trained=("own",),
+        trained_kinds=(f"{__name__}:OWN",),
         step_weights="none",
         looks_forward=False,
         kl_in="return",

@@ -13,9 +13,10 @@ from toy import POINTS, make_points, toy_config
 
 import unirl_env.functional as F
 from unirl_env import train
-from unirl_env.agents import DRPOConfig, FlowDPPOConfig, GRPOConfig
+from unirl_env.agents import DRPOConfig, FlowDPPOConfig, GRPOConfig, GRPOGuardConfig
 from unirl_env.agents.batching import share_out
 from unirl_env.agents.grpo import latent_loss as grpo_latent_loss
+from unirl_env.agents.guard import latent_loss as guard_latent_loss
 from unirl_env.agents.loss import Context
 from unirl_env.agents.rows import Rows
 from unirl_env.agents.step_credit import warn_of_idle_clip
@@ -66,9 +67,53 @@ def test_recipes_in_nats_are_per_element_what_they_were(recipe):
     assert config.thresholds(phase_of(elements)) == {f"kl_threshold_nats / {elements}": (kl_threshold, "kl")}
 
 
+@pytest.mark.parametrize("recipe", [name for name, elements in SIZES.items() if elements <= 256])
+def test_the_centred_range_of_a_small_recipe_is_grpos_at_its_mean_step(recipe):
+    elements = SIZES[recipe]
+    grpo = agent_config(train.settings(recipe, ["agent=grpo"]))
+    guard = agent_config(train.settings(recipe, ["agent=grpo_guard"]))
+    model = guard.world("cpu").model
+    sigmas = getattr(model, "image", model).sigmas(guard.num_steps).tolist()
+    deviations = []
+    for step in guard.trained_steps(0):
+        here, after = sigmas[step : step + 2]
+        singular = after if here == 1 else here
+        deviations.append(guard.policy.eta * math.sqrt(here / (1 - singular) * (here - after)))
+    mean = sum(deviations) / len(deviations)
+    assert guard.centred_clip_nats == pytest.approx(grpo.clip_low_nats * mean, rel=1e-3)
+    phase = phase_of(elements)
+    steps = torch.tensor([[sigmas[step + after] for step in guard.trained_steps(0)] for after in (0, 1)])
+    phase = replace(
+        phase,
+        observation={"sigma": steps[:1], "sigma_next": steps[1:]},
+        action=torch.zeros(1, steps.shape[1], elements),
+        log_prob=torch.zeros(1, steps.shape[1]),
+        mask=torch.ones(1, steps.shape[1], dtype=torch.bool),
+    )
+    ((name, (value, quantity)),) = guard.thresholds(phase).items()
+    assert (name, quantity) == (f"centred_clip_nats / {elements}", "log_prob")
+    assert value == pytest.approx(guard.centred_clip_nats / elements / max(deviations), rel=1e-5)
+
+
+@pytest.mark.parametrize("folder", sorted(path.name for path in (train.CONFIGS / "knobs").iterdir()))
+def test_temp_flow_has_the_range_of_grpo_in_every_recipe(folder):
+    recipes = [name for name in train.recipes() if f"knobs/{folder}:" in recipe_text(name)]
+    assert recipes
+    for recipe in recipes:
+        of_grpo, of_temp_flow = (
+            train.settings(recipe, [f"agent={agent}"]).agent.options for agent in ("grpo", "temp_flow")
+        )
+        assert of_grpo and of_grpo == of_temp_flow
+
+
+def recipe_text(name):
+    return (train.CONFIGS / f"{name}.yaml").read_text()
+
+
 def test_without_either_the_published_values_hold():
     assert GRPOConfig().clip_range(64) == (1e-4, 1e-4)
     assert FlowDPPOConfig().kl_border(64) == 1e-5
+    assert GRPOGuardConfig().centred_range(64) == 2e-6
     assert FlowDPPOConfig().thresholds(phase_of(64)) == {"kl_threshold": (1e-5, "kl")}
     assert GRPOConfig().thresholds(phase_of(None))["token_clip_high"] == (0.2, "log_prob")
     config = GRPOConfig().training(clip_low=0.01, clip_high_nats=3.2)
@@ -88,6 +133,8 @@ def test_without_either_the_published_values_hold():
         (GRPOConfig, {"clip_high_nats": math.nan}, "`clip_high_nats`"),
         (FlowDPPOConfig, {"kl_threshold": 1e-5, "kl_threshold_nats": 0.66}, "`kl_threshold_nats`"),
         (FlowDPPOConfig, {"kl_threshold_nats": -1.0}, "`kl_threshold_nats`"),
+        (GRPOGuardConfig, {"centred_clip": 1e-6, "centred_clip_nats": 0.2}, "`centred_clip_nats`"),
+        (GRPOGuardConfig, {"token_clip_low": 1.0}, r"`token_clip_low` must lie in \(0, 1\)"),
         (GRPOConfig, {"adam_epsilon": 0.0}, "`adam_epsilon`"),
         (GRPOConfig, {"adam_epsilon": "small"}, "`adam_epsilon`"),
         (GRPOConfig, {"max_log_ratio": 100.0}, "`max_log_ratio`.*40"),
@@ -103,6 +150,8 @@ def test_impossible_units_are_refused(config_class, settings, message):
 def test_a_range_in_nats_too_wide_for_an_action_is_refused():
     with pytest.raises(ConfigError, match="`clip_low_nats` must be less than the 2 elements"):
         GRPOConfig().training(clip_low_nats=3.0).clip_range(2)
+    with pytest.raises(ConfigError, match="`centred_clip_nats` must be less than the 2 elements"):
+        GRPOGuardConfig().training(centred_clip_nats=3.0).centred_range(2)
 
 
 @pytest.mark.parametrize("elements", [2, 64, 4096])
@@ -111,19 +160,7 @@ def test_a_range_in_nats_bounds_the_joint_ratio_alike_at_every_size(elements):
     nats, clipped = torch.tensor([0.4, 0.495, 0.66, -0.4, -0.505, -0.7]), []
     log_prob = (nats / elements).requires_grad_()
     count = len(nats)
-    rows = Rows(
-        kind="latents",
-        observation={},
-        action=torch.zeros(count, elements),
-        episode=torch.arange(count),
-        step=torch.zeros(count, dtype=torch.int64),
-        old_log_prob=torch.zeros(count),
-        old_mean=None,
-        advantages=nats.sign(),
-        weight=torch.ones(count),
-        mask=torch.ones(count, dtype=torch.bool),
-        denominator=1.0,
-    )
+    rows = rows_of(nats, elements)
     config = GRPOConfig().training(clip_low_nats=0.5)
     new = SDEStep(rows.action, log_prob, rows.action, torch.ones(count))
     loss, _ = grpo_latent_loss(rows, new, Context(None, config, phase="image", kind="latents"))
@@ -131,6 +168,43 @@ def test_a_range_in_nats_bounds_the_joint_ratio_alike_at_every_size(elements):
     up, down = elements * math.log1p(0.5 / elements), -elements * math.log1p(-0.5 / elements)
     assert clipped.tolist() == [x > up for x in nats[:3].tolist()] + [-x > down for x in nats[3:].tolist()]
     assert [bool(clipped[i]) for i in (0, 2, 3, 5)] == [False, True, False, True]
+
+
+def rows_of(nats, elements, old_mean=None):
+    """A row for each of `nats`, whose advantage has its sign."""
+    count = len(nats)
+    return Rows(
+        kind="latents",
+        observation={},
+        action=torch.zeros(count, elements),
+        episode=torch.arange(count),
+        step=torch.zeros(count, dtype=torch.int64),
+        old_log_prob=torch.zeros(count),
+        old_mean=old_mean,
+        advantages=nats.sign(),
+        weight=torch.ones(count),
+        mask=torch.ones(count, dtype=torch.bool),
+        denominator=1.0,
+    )
+
+
+@pytest.mark.parametrize("elements", [4, 64, 4096])
+@pytest.mark.parametrize("std", [0.25, 2.0])
+def test_a_centred_range_in_nats_bounds_an_action_by_its_steps_std(elements, std):
+    """0.1 over the std, to either side of minus the KL."""
+    bound = 0.1 / std
+    nats = bound * torch.tensor([0.9, 1.1, 1.5, -0.9, -1.1, -1.5])
+    old_mean = torch.zeros(len(nats), elements)
+    mean = old_mean + 0.3
+    kl = 0.3**2 / (2 * std**2)
+    rows = rows_of(nats, elements, old_mean)
+    log_prob = (nats / elements - kl).requires_grad_()
+    new = SDEStep(rows.action, log_prob, mean, torch.full((len(nats),), std))
+    config = GRPOGuardConfig().training(centred_clip_nats=0.1)
+    loss, metrics = guard_latent_loss(rows, new, Context(None, config, phase="image", kind="latents"))
+    clipped = torch.autograd.grad(loss, log_prob)[0] == 0
+    assert clipped.tolist() == [False, True, True] * 2
+    assert float(metrics["clip_fraction"].value) == 4.0
 
 
 def make_learner(config_class=DRPOConfig, **settings):

@@ -114,7 +114,7 @@ def played_latents(agent):
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.parametrize("processes", [0])
+@pytest.mark.parametrize("processes", [0, 1])
 def test_a_run_that_plays_the_average_goes_on_bit_for_bit(processes, cluster):
     whole, prompts = build(processes), list(PromptSource.of(POINTS))
     for _ in range(2):

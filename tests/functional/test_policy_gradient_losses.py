@@ -1,4 +1,4 @@
-"""The policy gradient, PAR and the losses that are published on the evidence bound: what equals what."""
+"""The policy gradient, its pull and the losses that are published on the evidence bound: what equals what."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 from loss_cases import make_case
 
 import unirl_env.functional as F
-from unirl_env.errors import ShapeError
+from unirl_env.errors import ConfigError, ShapeError
 from unirl_env.functional.forward import WEIGHTS
 
 
@@ -32,13 +32,13 @@ def test_by_hand(log_ratio, advantage):
     value, gradient, _ = entry(log_ratio, advantage, loss=F.pg_loss, ratio=False)
     assert value == pytest.approx(-advantage * log_ratio, abs=1e-7)
     assert gradient == pytest.approx(-advantage)
-    left = advantage - log_ratio
-    value, gradient, metrics = entry(log_ratio, advantage, loss=F.par_loss)
-    assert value == pytest.approx(r * left**2 / 2, abs=1e-7)
-    assert gradient == pytest.approx(-r * left, abs=1e-6)
-    assert metrics["unexplained"].value.item() == pytest.approx(left**2, abs=1e-6)
-    value, gradient, _ = entry(log_ratio, advantage, loss=F.par_loss, ratio=False)
-    assert value == pytest.approx(left**2 / 2, abs=1e-7) and gradient == pytest.approx(-left, abs=1e-6)
+    for pull in (0.3, 1.0):
+        left = advantage - pull * log_ratio
+        value, gradient, _ = entry(log_ratio, advantage, loss=F.pg_loss, pull=pull)
+        assert value == pytest.approx(-advantage * r + pull * r * log_ratio**2 / 2, abs=1e-6)
+        assert gradient == pytest.approx(-r * left, abs=1e-6)
+        _, gradient, _ = entry(log_ratio, advantage, loss=F.pg_loss, ratio=False, pull=pull)
+        assert gradient == pytest.approx(-left, abs=1e-6)
 
 
 def test_the_policy_gradient_is_grpo_whose_clip_never_acts():
@@ -56,7 +56,7 @@ def test_the_policy_gradient_is_grpo_whose_clip_never_acts():
 
 
 def test_the_published_forms_have_these_gradients_off_policy():
-    """EPG, and that the proximal form (PEPG) is PAR."""
+    """EPG, and that PAR and the proximal form (PEPG) are a pull of 1."""
     case = make_case(moved=0.5)
     old, a = case.old_log_prob.detach(), case.advantages
     log_prob = case.log_prob.detach().requires_grad_()
@@ -68,21 +68,33 @@ def test_the_published_forms_have_these_gradients_off_policy():
     for ratio in (True, False):
         factor = d.exp() if ratio else 1.0
         pepg = -(factor * (a - d) * log_prob).mean()
-        par, _ = F.par_loss(log_prob, old, a, ratio=ratio)
-        torch.testing.assert_close(gradient_of(par, log_prob), gradient_of(pepg, log_prob))
+        par = (factor * (a - (log_prob - old)).square() / 2).mean()
+        pulled, _ = F.pg_loss(log_prob, old, a, ratio=ratio, pull=1.0)
+        for published in (pepg, par):
+            torch.testing.assert_close(gradient_of(pulled, log_prob), gradient_of(published, log_prob))
 
 
-def test_par_has_its_fixed_point_where_log_ratios_are_advantages():
-    a = torch.tensor([-0.3, 0.0, 0.8])
-    log_prob = (a - 1.0).requires_grad_()
-    slope = gradient_of(F.par_loss(log_prob, torch.full((3,), -1.0), a)[0], log_prob)
+def test_the_mean_pull_has_the_gradient_of_the_kl_from_the_old_policy():
+    """Over all actions of a small policy, weighted by the old one's probabilities."""
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(7, generator=g).requires_grad_()
+    old, new = torch.randn(7, generator=g).log_softmax(0), logits.log_softmax(0)
+    loss, _ = F.pg_loss(new, old, torch.zeros(7), pull=0.7, weight_rows=old.exp(), denominator=1)
+    kl = (new.exp() * (new - old)).sum()
+    torch.testing.assert_close(gradient_of(loss, logits), 0.7 * gradient_of(kl, logits), rtol=1e-4, atol=1e-6)
+
+
+def test_a_pull_has_its_fixed_point_where_log_ratios_are_advantages_over_it():
+    a, pull = torch.tensor([-0.3, 0.0, 0.8]), 2.0
+    log_prob = (a / pull - 1.0).requires_grad_()
+    slope = gradient_of(F.pg_loss(log_prob, torch.full((3,), -1.0), a, pull=pull)[0], log_prob)
     torch.testing.assert_close(slope, torch.zeros(3), atol=1e-7, rtol=0)
     # Descent ends there from both sides.
     d = torch.tensor([-2.0, 2.0, 0.0])
     for _ in range(400):
         d = d.detach().requires_grad_()
-        d = d - 0.5 * gradient_of(F.par_loss(d, torch.zeros(3), a)[0], d)
-    torch.testing.assert_close(d, a, atol=1e-3, rtol=0)
+        d = d - 0.5 * gradient_of(F.pg_loss(d, torch.zeros(3), a, pull=pull)[0], d)
+    torch.testing.assert_close(d, a / pull, atol=1e-3, rtol=0)
 
 
 def losses_of_minus_u(velocity, old_velocity, target, sigma, advantages, weight):
@@ -95,7 +107,7 @@ def losses_of_minus_u(velocity, old_velocity, target, sigma, advantages, weight)
     return {
         "epg": F.pg_loss(new, old, advantages)[0],
         "epg without ratio": F.pg_loss(new, old, advantages, ratio=False)[0],
-        "par": F.par_loss(new, old, advantages)[0],
+        "par": F.pg_loss(new, old, advantages, pull=1.0)[0],
         "awm": F.grpo_loss(new, old, advantages, clip_low=0.999999, clip_high=1.0)[0],
         "v-grpo": F.grpo_loss(new, old, advantages, clip_low=1e-3)[0],
         "nft": F.nft_loss(velocity, old_velocity, target, sigma, advantages, beta=0.3, weight=weight)[0],
@@ -198,14 +210,20 @@ def test_equal_samples_of_a_group_cancel_if_they_share_their_noise():
     assert gradient(noise, sigma[:1].expand(4, 3)) > 1e-3
 
 
-def test_masks_denominators_and_weights_of_par():
+def test_masks_denominators_and_weights_of_a_pull():
     case = make_case(batch=7, moved=0.4, masked=0.4)
     weights = torch.rand(7, 3)
 
     def of(case, weights, **kwargs):
         log_prob = case.log_prob.detach().requires_grad_()
-        value, metrics = F.par_loss(
-            log_prob, case.old_log_prob, case.advantages, weight_rows=weights, mask=case.mask, **kwargs
+        value, metrics = F.pg_loss(
+            log_prob,
+            case.old_log_prob,
+            case.advantages,
+            pull=0.5,
+            weight_rows=weights,
+            mask=case.mask,
+            **kwargs,
         )
         return value.detach(), gradient_of(value, log_prob), metrics
 
@@ -219,20 +237,24 @@ def test_masks_denominators_and_weights_of_par():
         torch.testing.assert_close(merged[name].value, metrics[name].value)
     assert torch.equal(gradient[~case.mask], torch.zeros(int((~case.mask).sum())))
     poisoned = case.old_log_prob.where(case.mask, math.nan)
-    value, _ = F.par_loss(
+    value, _ = F.pg_loss(
         case.log_prob.where(case.mask, math.nan),
         poisoned,
         case.advantages.where(case.mask, math.inf),
+        pull=0.5,
         weight_rows=weights.where(case.mask, math.nan),
         mask=case.mask,
     )
     assert torch.equal(value, whole)
     with pytest.raises(ShapeError, match="`weight_rows`"):
         of(case, weights[:, :2])
+    for pull in (-0.1, math.nan, math.inf):
+        with pytest.raises(ConfigError, match="`pull` must be a number of at least 0"):
+            F.pg_loss(case.log_prob, case.old_log_prob, case.advantages, pull=pull)
 
 
 @pytest.mark.parametrize("log_ratio", [-1e4, -100.0, 100.0, 1e4])
-def test_runaway_entries_of_par_stay_finite_and_are_led_back(log_ratio):
-    value, gradient, _ = entry(log_ratio, 0.5, loss=F.par_loss)
+def test_runaway_entries_stay_finite_and_are_led_back_by_a_pull(log_ratio):
+    value, gradient, _ = entry(log_ratio, 0.5, loss=F.pg_loss, pull=1.0)
     assert math.isfinite(value) and math.isfinite(gradient)
     assert gradient * log_ratio > 0  # descent leads to 0.5

@@ -2,6 +2,7 @@ import pytest
 
 from unirl_env import train
 from unirl_env.agents import AGENTS
+from unirl_env.agents.attributes import knob_names
 from unirl_env.errors import ConfigError, PromptError
 from unirl_env.run.compose.yaml import differences, read_yaml, to_yaml
 from unirl_env.run.preflight import preflight
@@ -30,6 +31,13 @@ def test_every_recipe_composes_and_is_short(recipe):
 @pytest.mark.parametrize("agent", ["grpo", "drpo", "flow_dppo"])
 def test_the_agent_is_one_word(recipe, agent):
     assert train.settings(recipe, [f"agent={agent}"]).agent.name == agent
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("agent", ["grpo", "drpo", "flow_dppo"])
+def test_another_agent_brings_its_own_knobs_along(recipe, agent):
+    chosen = train.settings(recipe, [f"agent={agent}"])
+    assert chosen.agent.options and set(chosen.agent.options) <= set(knob_names(AGENTS.get(agent)))
 
 
 @pytest.mark.parametrize(

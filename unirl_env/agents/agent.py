@@ -85,17 +85,15 @@ class Agent(RLlibAlgorithm):
         config, iteration = self.config, self.iterations_done
         self.last_batch = None  # its latents would lie beside those of the new one
         began = time.perf_counter()
-        batch = self._collect(
-            RolloutRequest(
-                self.source.take(iteration * config.num_prompts, config.num_prompts, seed=config.run_seed),
-                seed=F.derive_seed(config.run_seed, "rollout", iteration),
-                group_size=config.group_size,
-                keep_samples=config.keep_samples,
-                occasion="training",
-                **config.mode.training_options(config, iteration, checked=not self.first_update.pending),
-            )
+        request = RolloutRequest(
+            self.source.take(iteration * config.num_prompts, config.num_prompts, seed=config.run_seed),
+            seed=F.derive_seed(config.run_seed, "rollout", iteration),
+            group_size=config.group_size,
+            keep_samples=config.keep_samples,
+            occasion="training",
+            **config.mode.training_options(config, iteration, checked=not self.first_update.pending),
         )
-        batch = misread(batch, config.log_prob_noise)
+        batch = misread(self._collect(request), config.log_prob_noise)
         sampled = time.perf_counter()
         advantages, valid = credit(batch, config)
         kls = self._reference_kls(batch, valid) if charges_returns(config) else {}
@@ -116,7 +114,7 @@ class Agent(RLlibAlgorithm):
             **update_metrics(updates),
             "lr": lr,
             "episodes": float(len(batch)),
-            "function_evaluations": function_evaluations(batch, config),
+            "function_evaluations": function_evaluations(batch, config, request.steps_taken),
             "episodes_per_second": len(batch) / (time.perf_counter() - began),
             "seconds/rollout": sampled - began,
             "seconds/update": learned - sampled,
@@ -124,7 +122,7 @@ class Agent(RLlibAlgorithm):
             "sync_bytes": float(sync.size),
             "weights_version": float(self.weights_version),
         }
-        self._log(batch, version=self.weights_version - 1)
+        self._log(batch, config.episode_lengths(batch, request.steps_taken), self.weights_version - 1)
 
     # Evaluation, and what a run leaves behind.
 
@@ -350,9 +348,8 @@ class Agent(RLlibAlgorithm):
     def _cause(self) -> tuple[int, Exception] | None:
         return None if self._bell is None else self._bell.cause()
 
-    def _log(self, batch: EpisodeBatch, version: int) -> None:
+    def _log(self, batch: EpisodeBatch, lengths: list[int], version: int) -> None:
         """The iteration's numbers where RLlib and Tune look for them."""
-        lengths = self.config.episode_lengths(batch)
         seconds, place = self.iteration_metrics["seconds/rollout"], (ENV_RUNNER_RESULTS,)
         log_episodes(self.metrics, batch.scores, lengths, seconds=seconds, version=version, place=place)
         log_update(self.metrics, self.iteration_metrics, self._parameters)

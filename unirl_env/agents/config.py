@@ -417,14 +417,24 @@ class AgentConfig(BatchSize, AlgorithmConfig):
         phases = self.mode.phases(self)
         return tuple(phases) if self.train_phases is None else tuple(self.train_phases)
 
+    @property
+    def trained_kinds(self) -> tuple[str, ...]:
+        """The kinds of the trained phases, once each, in their order."""
+        phases = self.mode.phases(self)
+        return tuple(dict.fromkeys(phases[name] for name in self.trained))
+
     def trained_steps(self, iteration: int) -> tuple[int, ...]:
         """The stochastic steps of an iteration."""
         if self.sampling in ("ode", "dpm2m"):
             return ()
-        choice = dataclasses.asdict(self.steps)
-        kind = choice.pop("kind")
-        choice["fraction"] = tuple(choice["fraction"])
+        choice = dataclasses.asdict(self.steps) | {"fraction": tuple(self.steps.fraction)}
+        kind, _ = choice.pop("kind"), choice.pop("tail")
         return F.choose_steps(kind, self.num_steps, **choice, seed=self.run_seed, iteration=iteration)
+
+    def visited_levels(self, iteration: int) -> tuple[int, ...] | None:
+        """The levels of the schedule that training episodes visit; None if all."""
+        tail, steps = self.steps.tail, self.trained_steps(iteration)
+        return None if tail == 1 else F.shortened_tail(self.num_steps, steps, tail)
 
     def learning_rate(self, iteration: int) -> float:
         """The learning rate of an iteration, from 0; see `optimizer.learning_rate`."""

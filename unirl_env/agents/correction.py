@@ -75,9 +75,8 @@ def check_correction(config: Any) -> None:
             f"{config.correction!r}: ratios are then taken against the policy that sampled, and correct "
             "for it themselves; try anchor='replay'."
         )
-    phases = config.mode.phases(config)
-    kinds = [phases[name] for name in config.trained]
-    if config.looks_forward and set(kinds) == {"latents"}:
+    kinds = config.trained_kinds
+    if config.looks_forward and kinds == ("latents",):
         raise ConfigError(
             f"`correction` must be none where finished latents are scored (`estimator` "
             f"{config.estimating!r}), got {config.correction!r}: no step's probability was "

@@ -83,10 +83,7 @@ def check_stop(config: Any) -> None:
             f"`stop_kl` must be null with one optimizer step in an iteration, got {config.stop_kl:g}: the "
             "first step is always taken; try `num_epochs=2` or `num_minibatches=2`."
         )
-    phases = config.mode.phases(config)
-    if all(phases[name] == "latents" for name in config.trained) and (
-        config.looks_forward or not config.trained_steps(0)
-    ):
+    if config.trained_kinds == ("latents",) and (config.looks_forward or not config.trained_steps(0)):
         raise ConfigError(
             f"`stop_kl` must be null where no transition is scored (`estimator` {config.estimating!r}), got "
             f"{config.stop_kl:g}: the policies' KL is that of steps that explore; try fewer epochs."

@@ -163,8 +163,13 @@ def check_estimator(config: Any) -> None:
     Raises:
         ConfigError: Naming the setting and the remedy.
     """
-    phases = config.mode.phases(config)
-    kinds = {phases[name] for name in config.trained}
+    kinds = config.trained_kinds
+    if config.steps.tail < 1 and ("latents" not in kinds or not config.trained_steps(0)):
+        raise ConfigError(
+            f"`steps.tail` must be 1 where no step of latents explores (`sampler` {config.sampling!r}, "
+            f"trained are {', '.join(sorted(kinds))}), got {config.steps.tail:g}: there is nothing for it to "
+            "begin behind; try fewer `num_steps`."
+        )
     if "latents" not in kinds:
         for name in ("estimator", "sampler"):
             if getattr(config, name) is not None:

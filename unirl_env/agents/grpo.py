@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
+from typing import Any
 
 from torch import Tensor
 
@@ -53,8 +54,44 @@ def token_loss(rows: Rows, new: TokenStep, context: Context) -> tuple[Tensor, di
     )
 
 
+def fall(config: Any, name: str, elements: int, default: float) -> float:
+    """How far a ratio of actions of D = `elements` elements may fall, given in either unit (`per_element`).
+
+    Raises:
+        ConfigError: If the range in nats is too wide for so few elements.
+    """
+    low = per_element(config, name, elements, default)
+    if not low < 1:
+        raise ConfigError(
+            f"`{name}_nats` must be less than the {elements} elements of an action, got "
+            f"{getattr(config, f'{name}_nats')}: the ratio cannot fall below 0; try {0.1 * elements:g}."
+        )
+    return low
+
+
+def token_thresholds(config: Any) -> dict[str, tuple[float, str]]:
+    """Both ends of the clip range of tokens, as `AgentConfig.thresholds` has them."""
+    low, high = config.token_clip_low, config.token_clip_high
+    return {
+        "token_clip_low": (low, "log_prob"),
+        "token_clip_high": (low if high is None else high, "log_prob"),
+    }
+
+
 @dataclass
-class GRPOKnobs(Settings):
+class TokenClipKnobs(Settings):
+    """How far ratios of tokens may move."""
+
+    token_clip_low: float = setting(0.2, above=0, below=1)
+    """How far the ratio of a token may fall."""
+    token_clip_high: float | None = setting(None, above=0, most=inf)
+    """How far it may rise; null for the same. DAPO's clip-higher is 0.28."""
+    dual_clip: float | None = setting(None, above=1, most=inf, hint="3.0")
+    """A bound on ratios of tokens that have run away under negative advantages; null for none."""
+
+
+@dataclass
+class GRPOKnobs(TokenClipKnobs):
     """How far ratios may move.
 
     Log-probs of latents are means over the D elements of an action, so that ratios are D-th roots of
@@ -72,12 +109,6 @@ class GRPOKnobs(Settings):
     """How far it may rise; without this and the next as far as it may fall."""
     clip_high_nats: float | None = setting(None, above=0, hint=f"{CLIP * 65536:g}")
     """The same in nats of the whole action."""
-    token_clip_low: float = setting(0.2, above=0, below=1)
-    """How far the ratio of a token may fall."""
-    token_clip_high: float | None = setting(None, above=0, most=inf)
-    """How far it may rise; null for the same. DAPO's clip-higher is 0.28."""
-    dual_clip: float | None = setting(None, above=1, most=inf, hint="3.0")
-    """A bound on ratios of tokens that have run away under negative advantages; null for none."""
 
     def check(self, prefix: str = "") -> None:
         """Refuse one bound in two units, too."""
@@ -111,12 +142,7 @@ class GRPOConfig(AgentConfig):
         Raises:
             ConfigError: If `clip_low_nats` is too wide for so few elements.
         """
-        low = per_element(self, "clip_low", elements, CLIP)
-        if not low < 1:
-            raise ConfigError(
-                f"`clip_low_nats` must be less than the {elements} elements of an action, got "
-                f"{self.clip_low_nats}: the ratio cannot fall below 0; try {0.1 * elements:g}."
-            )
+        low = fall(self, "clip_low", elements, CLIP)
         return low, per_element(self, "clip_high", elements, low)
 
     def thresholds(self, phase: Phase) -> dict[str, tuple[float, str]]:
@@ -127,11 +153,7 @@ class GRPOConfig(AgentConfig):
             return threshold(self, "clip_low", elements, low, "log_prob") | threshold(
                 self, "clip_high", elements, high, "log_prob"
             )
-        low, high = self.token_clip_low, self.token_clip_high
-        return {
-            "token_clip_low": (low, "log_prob"),
-            "token_clip_high": (low if high is None else high, "log_prob"),
-        }
+        return token_thresholds(self)
 
 
 class GRPO(Agent):

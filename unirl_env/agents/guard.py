@@ -9,11 +9,16 @@ from torch import Tensor
 import unirl_env.functional as F
 from unirl_env.agents.agent import Agent
 from unirl_env.agents.config import AgentConfig
-from unirl_env.agents.grpo import token_loss
-from unirl_env.agents.loss import Context, Loss
+from unirl_env.agents.grpo import TokenClipKnobs, fall, token_loss, token_thresholds
+from unirl_env.agents.loss import Context, Loss, check_either, threshold
 from unirl_env.agents.rows import Rows
+from unirl_env.agents.step_credit import step_stds
+from unirl_env.episode import Phase
 from unirl_env.functional import Metric, SDEStep
-from unirl_env.settings import Settings, setting
+from unirl_env.settings import setting
+
+CLIP = 2e-6
+"""The published range on latents, for Qwen-Image."""
 
 
 def latent_loss(rows: Rows, new: SDEStep, context: Context) -> tuple[Tensor, dict[str, Metric]]:
@@ -27,7 +32,7 @@ def latent_loss(rows: Rows, new: SDEStep, context: Context) -> tuple[Tensor, dic
         rows.old_mean,
         new.std,
         rows.advantages,
-        clip_low=config.centred_clip,
+        clip_low=config.centred_range(rows.action[0].numel()),
         max_log_ratio=config.max_log_ratio,
         mask=rows.mask,
         denominator=rows.denominator,
@@ -35,19 +40,25 @@ def latent_loss(rows: Rows, new: SDEStep, context: Context) -> tuple[Tensor, dic
 
 
 @dataclass
-class GuardKnobs(Settings):
-    """How far ratios may move to either side."""
+class GuardKnobs(TokenClipKnobs):
+    """How far ratios may move; that of latents is centred, and moves as far to either side.
 
-    centred_clip: float = setting(2e-6, above=0, below=1)
-    """That of latents, centred, on the scale of a mean over the elements in units of the latent: about the
-    step's std times a range of GRPO's. 2e-6 is published for Qwen-Image; a D times smaller latent takes D
-    times more."""
-    token_clip_low: float = setting(0.2, above=0, below=1)
-    """How far the ratio of a token may fall."""
-    token_clip_high: float | None = setting(None, above=0)
-    """How far it may rise; null for the same."""
-    dual_clip: float | None = setting(None, above=1, hint="3.0")
-    """A bound on ratios of tokens that have run away under negative advantages; null for none."""
+    On latents it is on the scale of a mean over the D elements in units of the latent: at a step whose noise
+    has the std s, a range of c lets the likelihood ratio of a whole action move by c D / s nats from its
+    mean. So what means the same as n nats of GRPO's is n times the mean std of the trained steps. Of the two
+    units, one may be given.
+    """
+
+    centred_clip: float | None = setting(None, above=0, below=1, hint=f"{CLIP:g}")
+    """How far the centred ratio of latents may move. Without this and the next it is 2e-6, published for
+    Qwen-Image, and far too little for a latent of few elements."""
+    centred_clip_nats: float | None = setting(None, above=0, hint="0.2")
+    """The same in nats of a whole action at a step of std 1, D times as much: the same at any size."""
+
+    def check(self, prefix: str = "") -> None:
+        """Refuse one bound in two units, too."""
+        super().check(prefix)
+        check_either(self, "centred_clip", prefix)
 
 
 class GRPOGuardConfig(AgentConfig):
@@ -66,6 +77,23 @@ class GRPOGuardConfig(AgentConfig):
 
     def __init__(self, algo_class: type | None = None):
         super().__init__(algo_class=algo_class or GRPOGuard)
+
+    def centred_range(self, elements: int) -> float:
+        """How far the centred ratio of an action of `elements` latent elements may move.
+
+        Raises:
+            ConfigError: If `centred_clip_nats` is too wide for so few elements.
+        """
+        return fall(self, "centred_clip", elements, CLIP)
+
+    def thresholds(self, phase: Phase) -> dict[str, tuple[float, str]]:
+        """The clip range of tokens, or that of latents as it is where it is narrowest for a log-prob."""
+        if phase.kind != "latents":
+            return token_thresholds(self)
+        elements = phase.elements
+        # ln q is std times a difference of log-probs.
+        widest = float(step_stds(phase, self.policy)[phase.mask.cpu()].max())
+        return threshold(self, "centred_clip", elements, self.centred_range(elements) / widest, "log_prob")
 
 
 class GRPOGuard(Agent):

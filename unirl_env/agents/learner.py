@@ -303,7 +303,7 @@ class GenerativeLearner(StatefulLearner):
         for name, phase in shard.phases.items():
             rows = phase.mask.sum(dim=1).cpu()
             charged = config.reference_kl or self._rewards_entropy(phase.kind)
-            if config.losses[phase.kind].skips_idle and not charged:
+            if config.losses[phase.kind].may_skip_idle(config) and not charged:
                 rows = rows * (largest(shard.advantages[name].cpu()) != 0)
             part = report.phases.setdefault(name, PhaseUpdate())
             for minibatch, episodes in zip(minibatches, shard.steps, strict=True):

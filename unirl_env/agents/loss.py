@@ -77,8 +77,8 @@ class Loss:
             needs means or scores nothing.
         copies: Other weights that `compute` looks through (`context.weights`): `"old"`, those that sampled,
             `"ema"`, the average.
-        skips_idle: Whether rows of advantage 0 may be left out, because the gradient there is exactly 0. All
-            other losses are given every unmasked row.
+        skips_idle: Whether rows of advantage 0 may be left out, because the gradient there is exactly 0; or a
+            function of the configuration that says so. All other losses are given every unmasked row.
         scores: Whether `compute` uses `new`. Without, that forward pass is left out and `new` is None.
 
     Raises:
@@ -87,7 +87,7 @@ class Loss:
 
     compute: Callable[[Rows, Any, Context], tuple[Tensor, Mapping[str, Metric | Tensor]]]
     needs: Collection[str] = frozenset()
-    skips_idle: bool = False
+    skips_idle: bool | Callable[[Any], bool] = False
     scores: bool = True
     estimators: Collection[str] | None = None
     copies: Collection[str] = frozenset()
@@ -96,8 +96,9 @@ class Loss:
         if not callable(self.compute):
             raise ConfigError(f"`compute` must be a function, got {self.compute!r}.")
         for name in ("skips_idle", "scores"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
+            value = getattr(self, name)
+            if not isinstance(value, bool) and (name == "scores" or not callable(value)):
+                raise ConfigError(f"`{name}` must be True or False, got {value!r}.")
         known = "log-probs of the sampling policy are always there, as `rows.old_log_prob`"
         object.__setattr__(self, "needs", _names("needs", self.needs, tuple(NEEDS), known))
         object.__setattr__(self, "copies", _names("copies", self.copies, COPIES, "'reference' always is"))
@@ -114,6 +115,10 @@ class Loss:
         what = getattr(self.compute, "func", self.compute)  # of a partial
         what = what if hasattr(what, "__qualname__") else type(what)
         return f"{what.__module__}:{what.__qualname__}"
+
+    def may_skip_idle(self, config: Any) -> bool:
+        """Whether rows of advantage 0 may be left out under the settings of `config`."""
+        return self.skips_idle if isinstance(self.skips_idle, bool) else bool(self.skips_idle(config))
 
     def __call__(self, rows: Rows, new: Step | None, context: Context) -> tuple[Tensor, dict[str, Metric]]:
         """Loss and metrics of a micro-batch, checked as far as that costs no wait for an accelerator.

@@ -22,20 +22,32 @@ def policy_gradient(rows: Rows, new: Any, context: Context) -> tuple[Tensor, dic
     return F.pg_loss(
         new.log_prob,
         rows.old_log_prob,
-        rows.weighted,
+        rows.advantages,
         ratio=config.ratio,
+        pull=config.pull,
+        weight_rows=rows.weight,
         max_log_ratio=config.max_log_ratio,
         mask=rows.mask,
         denominator=rows.denominator,
     )
 
 
+def unpulled(config: AgentConfig) -> bool:
+    """Whether rows of advantage 0 have no gradient."""
+    return not config.pull
+
+
 @dataclass
 class PGKnobs(Settings):
-    """What corrects for the policy that sampled, from the second optimizer step on."""
+    """What is made of the policy that sampled, from the second optimizer step on."""
 
     ratio: bool = setting(True)
-    """Weigh rows by the ratio of the policies. Nothing bounds it: many steps need another agent."""
+    """Weigh rows by the ratio of the policies. Without a pull nothing bounds it: many steps need another
+    agent."""
+    pull: float = setting(0.0, least=0, hint="0.3")
+    """How strongly rows are held where they were, in advantages per unit of the log-ratio d (mean-reduced on
+    latents; as `noising.reduction` has it on the bound): a row comes to rest at d = A / pull, as under a KL
+    to the policy that sampled. 1 is PAR and PEPG."""
 
 
 class PGConfig(AgentConfig):
@@ -45,11 +57,18 @@ class PGConfig(AgentConfig):
         Williams, REINFORCE (1992).
     """
 
-    losses = {kind: Loss(policy_gradient, skips_idle=True) for kind in ("latents", "tokens", "continuous")}
+    losses = {
+        kind: Loss(policy_gradient, skips_idle=unpulled) for kind in ("latents", "tokens", "continuous")
+    }
     knobs = PGKnobs
 
     def __init__(self, algo_class: type | None = None):
         super().__init__(algo_class=algo_class or PG)
+
+    def search_space(self) -> dict[str, Any]:
+        """What a benchmark may try; no factor on a pull that is 0."""
+        found = super().search_space()
+        return {name: domain for name, domain in found.items() if self.pull or name != "pull"}
 
 
 class PG(Agent):
@@ -61,10 +80,10 @@ class PG(Agent):
 class ELBOPGConfig(PGConfig):
     """The policy gradient on the evidence bound (EPG): `PG` whose `estimator` is `elbo`.
 
-    Its clipped form is `GRPO` with `estimator="elbo"`.
+    With `pull=1` it is PAR, or PEPG, which is the same. Its clipped form is `GRPO` with `estimator="elbo"`.
 
     Reference:
-        "Rethinking the design space of RL for diffusion models" (arXiv 2602.04663), EPG.
+        "Rethinking the design space of RL for diffusion models" (arXiv 2602.04663).
     """
 
     own_estimator = "elbo"

@@ -77,7 +77,7 @@ def check_phases(config: Any) -> None:
                 f"`{name}` must name phases of {config.env}, which has {', '.join(phases)}, got "
                 f"{list(chosen)}."
             )
-    for kind in dict.fromkeys(phases[phase] for phase in config.trained):
+    for kind in config.trained_kinds:
         if kind not in config.losses:
             about = f" ({KINDS[kind].about})" if KINDS[kind].about else ""
             known = [phase for phase in config.trained if phases[phase] in config.losses]
@@ -100,8 +100,7 @@ def _check_scale(config: Any) -> None:
 
 
 def _check_entropy(config: Any) -> None:
-    phases = config.mode.phases(config)
-    kinds = list(dict.fromkeys(phases[name] for name in config.trained))
+    kinds = config.trained_kinds
     if config.entropy_bonus and not any(has_entropy(kind) for kind in kinds):
         raise ConfigError(
             f"`entropy_bonus` must be 0 where {' and '.join(kinds)} alone are trained, got "

@@ -111,7 +111,7 @@ def rollout_metrics(batch: EpisodeBatch, advantages: Tensor) -> dict[str, float]
     return found
 
 
-def function_evaluations(batch: EpisodeBatch, config: Any) -> float:
+def function_evaluations(batch: EpisodeBatch, config: Any, num_steps: int | None = None) -> float:
     """Rows that the trained network read to play the episodes: the cost that no machine changes.
 
     A denoising step counts one for each episode that comes to its picture, two under guidance, whether it
@@ -121,13 +121,14 @@ def function_evaluations(batch: EpisodeBatch, config: Any) -> float:
     Args:
         batch: B episodes.
         config: An `AgentConfig`.
+        num_steps: Denoising steps of these episodes; None takes the environment's number.
     """
     total = 0.0
     for name, kind in config.mode.phases(config).items():
         phase = batch.phases.get(name)
         if kind == "latents":
             drawn = len(batch) if phase is None else int(phase.mask.any(1).sum())
-            total += drawn * config.num_steps * (1 if config.policy.guidance == 1.0 else 2)
+            total += drawn * (num_steps or config.num_steps) * (1 if config.policy.guidance == 1.0 else 2)
         elif phase is None:
             continue
         elif kind == "tokens":

@@ -98,15 +98,30 @@ def charges_of(kls: Mapping[str, Tensor], order: tuple[str, ...], price: float) 
     return found
 
 
+def step_stds(phase: Phase, policy: Any) -> Tensor:
+    """The standard deviation `[B, S]` float32 of the noise of each step of latents that was played.
+
+    Args:
+        phase: Of latents, with their sigmas.
+        policy: `PolicySettings`, whose kernel acted.
+    """
+    sigma, sigma_next = _sigmas(phase)
+    here = torch.zeros(*sigma.shape, 1)
+    return F.transition(here, here, sigma, sigma_next, dynamics=policy.dynamics, eta=policy.eta)[1]
+
+
 def _weights(phase: Phase, config: Any) -> Tensor:
     """How much steps `[B, S]` count, by the std of their noise or by the inverse of their length."""
-    sigma, sigma_next = (phase.observation[name].cpu().float() for name in ("sigma", "sigma_next"))
-    mask, policy = phase.mask.cpu(), config.policy
+    mask = phase.mask.cpu()
     if config.weighs_steps == "inverse_length":
+        sigma, sigma_next = _sigmas(phase)
         return F.step_weights(1.0 / torch.where(mask, sigma - sigma_next, 1.0), mask)
-    here = torch.zeros(*sigma.shape, 1)
-    kernel = {"dynamics": policy.dynamics, "eta": policy.eta}
-    return F.step_weights(F.transition(here, here, sigma, sigma_next, **kernel)[1], mask)
+    return F.step_weights(step_stds(phase, config.policy), mask)
+
+
+def _sigmas(phase: Phase) -> tuple[Tensor, Tensor]:
+    """Where steps `[B, S]` begin and end."""
+    return phase.observation["sigma"].cpu().float(), phase.observation["sigma_next"].cpu().float()
 
 
 def check_step_credit(config: Any) -> None:
@@ -118,8 +133,7 @@ def check_step_credit(config: Any) -> None:
     Raises:
         ConfigError: Naming the setting and the remedy.
     """
-    phases = config.mode.phases(config)
-    kinds = {phases[name] for name in config.trained}
+    kinds = config.trained_kinds
     steps = "latents" in kinds and not config.looks_forward and config.trained_steps(0)
     if config.step_weights not in (None, "none") and not steps:
         raise ConfigError(

@@ -42,7 +42,7 @@ EPISODES = (
 )
 """What every `GenerativeVectorEnv` takes."""
 LIMITS = ("max_new_tokens", "max_prompt_tokens", "with_inputs")
-STEPS = ("num_steps", "stochastic_steps", "with_negative", "context_cache")
+STEPS = ("num_steps", "levels", "stochastic_steps", "with_negative", "context_cache")
 ENVIRONMENTS: Mapping[str, tuple[str, ...]] = {
     "denoiser": (*EPISODES, *STEPS),
     "language_model": (*EPISODES, *LIMITS, "tool", "max_turns"),

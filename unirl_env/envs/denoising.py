@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,7 +48,8 @@ class Denoising(Activity):
     Args:
         denoiser: Whose latents.
         num_envs: B.
-        num_steps: T.
+        num_steps: T, of the whole schedule.
+        levels: Which of its `T + 1` levels episodes visit; None visits all.
         context: From prompts to what is observed beside their latents, each tensor `[B, ...]`.
         example: A prompt, from whose context the spaces are read.
         device: Where the latents live.
@@ -62,15 +64,19 @@ class Denoising(Activity):
         *,
         num_envs: int,
         num_steps: int,
+        levels: Sequence[int] | None = None,
         context: ContextOf,
         example: Prompt,
         device: torch.device,
         array_backend: str,
     ):
-        self.denoiser, self.num_envs, self.num_steps = denoiser, num_envs, num_steps
+        self.denoiser, self.num_envs = denoiser, num_envs
         self.context_of, self.device, self.array_backend = context, device, array_backend
         self.sigmas = denoiser.sigmas(num_steps).float().cpu()
-        """The noise schedule `[T+1]`, from 1 to 0."""
+        """The noise levels that an episode visits, from 1 to 0."""
+        if levels is not None:
+            self.sigmas = self.sigmas[checked_levels(levels, num_steps)]
+        self.num_steps = num_steps = len(self.sigmas) - 1
         self._sigmas = self.sigmas.to(device)
         self.previous: Tensor | None = None
         self.context: dict[str, Tensor] = {}
@@ -240,6 +246,22 @@ class Denoising(Activity):
         self.context = {k: v if same else v[at] for k, v in state["context"].items()}
 
 
+def checked_levels(levels: Sequence[int], num_steps: int) -> list[int]:
+    """Levels of a schedule that an episode can visit, in order.
+
+    Raises:
+        ConfigError: If they do not rise from 0 to `num_steps`.
+    """
+    places = as_indices("levels", levels, num_steps + 1, empty=True, error=ConfigError).tolist()
+    rises = all(a < b for a, b in pairwise(places))
+    if not (places and places[0] == 0 and places[-1] == num_steps and rises):
+        raise ConfigError(
+            f"`levels` must rise from 0, pure noise, to `num_steps` = {num_steps}, the finished latent, got "
+            f"{list(levels)}; try range({num_steps + 1}), and leave out what an episode is to skip."
+        )
+    return places
+
+
 def _as_tensor(actions: Any) -> Tensor:
     """Actions as a tensor; an array is copied, because off-the-shelf agents reuse theirs."""
     if isinstance(actions, Tensor):
@@ -302,11 +324,14 @@ class DenoiseVectorEnv(GenerativeVectorEnv):
         0 at every step. `RewardWrapper` pays the score of the decoded sample at the last one.
 
     Episode End:
-        Terminates after `num_steps` steps; never truncates.
+        Terminates after `num_steps` steps, or the fewer that `levels` leaves; never truncates.
 
     Arguments:
         denoiser: The model family's adapter, with its frozen half.
         num_steps: T.
+        levels: Which of the `T + 1` noise levels an episode visits, from 0 (pure noise) to T (the finished
+            latent); None visits all. With fewer of them steps are larger, and steps are counted anew: the
+            environment's own `num_steps` is theirs.
         stochastic_steps: The steps that explore; by default all but the last, whose noise nothing would
             remove any more.
         with_negative: Encode negative prompts as well, for classifier-free guidance.
@@ -327,6 +352,7 @@ class DenoiseVectorEnv(GenerativeVectorEnv):
         *,
         num_envs: int = 1,
         num_steps: int = 10,
+        levels: Sequence[int] | None = None,
         stochastic_steps: Sequence[int] | None = None,
         with_negative: bool = False,
         context_cache: int = 1024,
@@ -334,7 +360,6 @@ class DenoiseVectorEnv(GenerativeVectorEnv):
     ):
         super().__init__(num_envs=num_envs, **shared)
         self.denoiser = denoiser
-        self.num_steps = whole("num_steps", num_steps, 1, hint="try 10")
         self.contexts = Contexts(
             denoiser,
             with_negative=truth("with_negative", with_negative),
@@ -344,12 +369,14 @@ class DenoiseVectorEnv(GenerativeVectorEnv):
         self._denoising = Denoising(
             denoiser,
             **self._shared,
-            num_steps=self.num_steps,
+            num_steps=whole("num_steps", num_steps, 1, hint="try 10"),
+            levels=levels,
             context=self.contexts.of,
             example=self.prompts[0],
         )
+        self.num_steps = self._denoising.num_steps
         self.sigmas = self._denoising.sigmas
-        """The noise schedule `[T+1]`, from 1 to 0."""
+        """The noise levels that an episode visits, from 1 to 0: the schedule, unless `levels` says less."""
         self._defaults["stochastic_steps"] = self._denoising.checked_steps(stochastic_steps)
         self._play(self._denoising)
 

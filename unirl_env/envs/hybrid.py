@@ -292,6 +292,7 @@ class HybridVectorEnv(GenerativeVectorEnv):
         max_prompt_tokens: The longest prompt that is accepted.
         num_steps: T, by default 10; 0 ends an episode with its text. Pictures of tokens have their own
             number of steps.
+        levels: As in `DenoiseVectorEnv`, for latents.
         stochastic_steps: The denoising steps that explore; by default all but the last.
         with_negative: Encode negative prompts as well, for classifier-free guidance of latents.
         with_inputs: Observe the inputs beside the tokens, too.
@@ -317,6 +318,7 @@ class HybridVectorEnv(GenerativeVectorEnv):
         max_new_tokens: int = 256,
         max_prompt_tokens: int = 512,
         num_steps: int | None = None,
+        levels: Sequence[int] | None = None,
         stochastic_steps: Sequence[int] | None = None,
         with_negative: bool = False,
         with_inputs: bool = True,
@@ -354,7 +356,7 @@ class HybridVectorEnv(GenerativeVectorEnv):
         contexts = None
         if unified_model.discrete:
             self._drawing = Painting(image, waits=waits, **self._shared)
-        elif self.num_steps:
+        if self.num_steps and not unified_model.discrete:
             example = self.prompts[0]
             contexts = HybridContexts(
                 unified_model,
@@ -366,12 +368,16 @@ class HybridVectorEnv(GenerativeVectorEnv):
             self._drawing = self._denoising = Denoising(
                 image,
                 num_steps=self.num_steps,
+                levels=levels,
                 context=contexts.blank,
                 example=example,
                 **self._shared,
             )
+            self.num_steps = self._denoising.num_steps
+        elif levels is not None:
+            raise ConfigError(f"`levels` must be None where no latents are, got {list(levels)}.")
         self.sigmas: Tensor | None = None if self._denoising is None else self._denoising.sigmas
-        """The noise schedule `[T+1]`, from 1 to 0; None where no latents are denoised."""
+        """The noise levels that an episode visits, from 1 to 0; None where no latents are denoised."""
         self._defaults["stochastic_steps"] = self._checked_steps(stochastic_steps)
         drawn = "image_token" if unified_model.discrete else "latent"
         self._phases = TwoPhases(
@@ -390,10 +396,7 @@ class HybridVectorEnv(GenerativeVectorEnv):
         return self._held("stochastic_steps")
 
     def example_act(self, obs: dict[str, Any]) -> dict[str, Any]:
-        """Each episode acts by what it has said itself, and pulls its latent towards zero.
-
-        Every third token opens a picture, where any can.
-        """
+        """Act by what was said; every third token opens a picture, where any can, and latents shrink."""
         opens = self.unified_model.opens
         space: Any = self.single_action_space
         tokens, lengths = as_numpy(obs["tokens"]), as_numpy(obs["length"])
@@ -469,8 +472,7 @@ class HybridVectorEnv(GenerativeVectorEnv):
             )
         if not set(model.opens) <= set(model.text.eos_ids):
             raise ContractError(
-                f"`UnifiedModel.opens` must be among the tokens that end texts, {model.text.eos_ids}, got "
-                f"{model.opens}."
+                f"`UnifiedModel.opens` must be among {model.text.eos_ids} (`eos_ids`), got {model.opens}."
             )
         if self.edits and not model.max_images:
             raise ConfigError("`edits` must be False for a model that takes no pictures, got True.")

@@ -24,7 +24,6 @@ from unirl_env.functional.losses import (
     guard_loss,
     merge_metrics,
     nft_loss,
-    par_loss,
     pg_loss,
     reference_kl,
     token_reference_kl,
@@ -32,7 +31,7 @@ from unirl_env.functional.losses import (
 )
 from unirl_env.functional.noise import derive_seed, episode_seed, keyed_noise, keyed_uniform
 from unirl_env.functional.schedules import dynamic_shift_sigmas, flow_sigmas
-from unirl_env.functional.sde import SDEStep, choose_steps, sde_step, transition
+from unirl_env.functional.sde import SDEStep, choose_steps, sde_step, shortened_tail, transition
 from unirl_env.functional.solvers import Prediction, dpm2m_step
 from unirl_env.functional.step_weights import step_weights
 from unirl_env.functional.tokens import TokenStep, score_tokens, token_step
@@ -46,6 +45,7 @@ __all__ = [  # noqa: RUF022, grouped by topic
     "flow_sigmas",
     "keyed_noise",
     "keyed_uniform",
+    "shortened_tail",
     # the forward process
     "noised",
     "stratified_sigmas",
@@ -83,7 +83,6 @@ __all__ = [  # noqa: RUF022, grouped by topic
     "guard_loss",
     "merge_metrics",
     "nft_loss",
-    "par_loss",
     "pg_loss",
     "reference_kl",
     "token_reference_kl",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -370,6 +371,41 @@ def choose_steps(
             f"got {count}; try {min(3, len(steps))}."
         )
     return tuple(sorted(random.Random(derive_seed("steps", seed, iteration)).sample(steps, count)))
+
+
+def shortened_tail(num_steps: int, steps: Sequence[int], tail: float) -> tuple[int, ...]:
+    """The levels of a schedule that are visited if an episode has fewer steps behind the last of `steps`.
+
+    Of the R steps behind it `max(1, round(tail R))` are left, evenly spaced among its levels: the same
+    schedule with larger steps, from where exploration has ended to 0.
+
+    Args:
+        num_steps: T, steps of the whole schedule.
+        steps: The stochastic ones, of which there must be one.
+        tail: The share of the steps behind them that is kept, in (0, 1]; 1 keeps all.
+
+    Returns:
+        Rising indices into the `T + 1` levels, from 0 to T.
+
+    Raises:
+        ConfigError: If nothing explores, or `tail` is out of range.
+
+    Reference:
+        MixGRPO-Flash (arXiv 2507.21802), which takes DPM-Solver++(2M) there.
+    """
+    if not 0 < tail <= 1:
+        raise ConfigError(f"`tail` must lie in (0, 1], got {tail}; try 0.5, or 1 for the whole tail.")
+    if not steps or not 0 <= max(steps) < num_steps:
+        raise ConfigError(
+            f"`steps` must name some of the {num_steps} steps, got {list(steps)}: a tail begins behind the "
+            "last one that explores; try a smaller `num_steps` where none does."
+        )
+    first = max(steps) + 1
+    rest = num_steps - first
+    kept = min(rest, max(1, math.floor(rest * tail + 0.5)))
+    if not rest:
+        return tuple(range(num_steps + 1))
+    return (*range(first), *(first + (2 * i * rest + kept) // (2 * kept) for i in range(kept + 1)))
 
 
 def _window(

@@ -148,6 +148,7 @@ class Mode(ABC):
             played = not config.looks_forward
             asked |= {
                 "stochastic_steps": config.trained_steps(iteration),
+                "levels": config.visited_levels(iteration),
                 "second_order": config.sampling in ("dpm2m", "mixed"),
                 "keep_steps": played,
                 "keep_mean": played and (not checked or "mean" in config.needs),

@@ -178,7 +178,7 @@ class RunnerCallbacks:
                 self._call(runner, name, episode=episode, env_index=i, **about)
         batch = play(request)
         seconds = time.perf_counter() - began
-        lengths = runner.config.episode_lengths(batch, request.num_steps)
+        lengths = runner.config.episode_lengths(batch, request.steps_taken)
         for i, (episode, length) in enumerate(zip(episodes, lengths, strict=True)):
             episode.end(batch, i, length, seconds)
             more = {"episode": episode, "env_index": i, "prev_episode_chunks": []}

@@ -52,6 +52,7 @@ class RolloutRequest:
             an empty sequence plays the deterministic ODE and records nothing but what `keep_final` asks for.
         second_order: Take the steps that do not explore by DPM-Solver++(2M) in place of Euler's method.
         num_steps: Denoising steps; None takes the environment's own.
+        levels: Which levels of that schedule are visited; None visits all.
         guidance: Of latents; None takes the policy's own.
         temperature: Of tokens and actions; None takes the policy's own; 0 takes the likeliest, whose
             log-probs mean nothing to train on.
@@ -75,6 +76,7 @@ class RolloutRequest:
     stochastic_steps: Sequence[int] | None = None
     second_order: bool = False
     num_steps: int | None = None
+    levels: Sequence[int] | None = None
     guidance: float | None = None
     temperature: float | None = None
     keep_steps: bool = True
@@ -85,6 +87,11 @@ class RolloutRequest:
     base: bool = False
     weights_version: int = 0
     occasion: str | None = None
+
+    @property
+    def steps_taken(self) -> int | None:
+        """Denoising steps of an episode; None for the environment's own number."""
+        return self.num_steps if self.levels is None else len(self.levels) - 1
 
     def share_out(self, shares: int) -> list[RolloutRequest]:
         """One request for each of so many runners (0 counts as 1), of contiguous whole groups.

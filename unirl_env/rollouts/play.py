@@ -29,9 +29,9 @@ class Rollout:
     """Plays whole episodes of scored environments.
 
     Args:
-        make_env: `make_env(num_envs)`, or `make_env(num_envs, num_steps=...)`, returns a scored environment
-            with autoreset DISABLED; called once for each size that is asked for. `ActionDriver` takes arrays,
-            the others tensors.
+        make_env: `make_env(num_envs)`, with `num_steps` or `levels` where these are asked for, returns a
+            scored environment with autoreset DISABLED; called once for each size. `ActionDriver` takes
+            arrays, the others tensors.
         players: What plays each phase, in the order of an episode; or an `Actor`, which plays all phases in
             this process (`drivers_of`).
         batch_size: Episodes played together; None takes all at once. Bounds memory, and changes no result
@@ -52,7 +52,7 @@ class Rollout:
             raise ConfigError(f"`batch_size` must be at least 1, got {batch_size}.")
         self.make_env, self.batch_size = make_env, batch_size
         self.drivers = drivers_of(players) if isinstance(players, Actor) else dict(players)
-        self._envs: dict[tuple[int, int | None], gym.vector.VectorEnv] = {}
+        self._envs: dict[tuple[int, int | None, tuple[int, ...] | None], gym.vector.VectorEnv] = {}
 
     @torch.no_grad()
     def collect(self, request: RolloutRequest) -> EpisodeBatch:
@@ -101,7 +101,7 @@ class Rollout:
 
     def _play(self, batch: Sequence[EpisodeRequest], request: RolloutRequest) -> dict[str, Any]:
         """One batch of episodes from reset to their ends, as fields of an `EpisodeBatch`."""
-        live = LiveEpisodes(self._env(len(batch), request.num_steps), batch, request)
+        live = LiveEpisodes(self._env(len(batch), request), batch, request)
         phases = {name: driver.play(live, request) for name, driver in self.drivers.items()}
         return {
             "phases": {name: phase for name, phase in phases.items() if phase is not None},
@@ -114,11 +114,17 @@ class Rollout:
             "truncated": live.truncated if any(d.truncates for d in self.drivers.values()) else None,
         }
 
-    def _env(self, num_envs: int, num_steps: int | None = None) -> gym.vector.VectorEnv:
-        key = (num_envs, num_steps)
+    def _env(self, num_envs: int, request: RolloutRequest) -> gym.vector.VectorEnv:
+        levels = None if request.levels is None else tuple(request.levels)
+        key = (num_envs, request.num_steps, levels)
         if key not in self._envs:
-            steps = {} if num_steps is None else {"num_steps": num_steps}
-            env = self._envs[key] = self.make_env(num_envs, **steps)
+            if levels is not None:
+                # A window that has moved on does not come back for long.
+                for old in [old for old in self._envs if old[2] not in (None, levels)]:
+                    self._envs.pop(old).close()
+            asked = {"num_steps": request.num_steps, "levels": levels}
+            asked = {name: value for name, value in asked.items() if value is not None}
+            env = self._envs[key] = self.make_env(num_envs, **asked)
             leave_invalid(env)  # scores are read here, not rewards, and a failed one is data
             if hasattr(env.unwrapped, "info_objects"):
                 # Nobody reads plain data here: samples are taken as they are.

@@ -218,11 +218,12 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
             self._rollout = self.config.mode.rollout(self.config, self._env_of_size, actor)
         return self._rollout
 
-    def _env_of_size(self, num_envs: int, num_steps: int | None = None) -> gym.vector.VectorEnv:
+    def _env_of_size(self, num_envs: int, num_steps: int | None = None, **how: Any) -> gym.vector.VectorEnv:
         env = self._needs_env()
-        if num_envs == env.num_envs and num_steps in (None, env_attr(env, "num_steps", None)):
+        same = num_steps in (None, env_attr(env, "num_steps", None)) and not how
+        if num_envs == env.num_envs and same:
             return env
-        return self.world.env(num_envs, num_steps)
+        return self.world.env(num_envs, num_steps, **how)
 
     def _needs_env(self) -> gym.vector.VectorEnv:
         if self.env is None:

@@ -32,6 +32,10 @@ class StepSettings(Settings):
     """How far the window moves; null leaves an overlap of one."""
     iterations_per_window: int = setting(25, least=1)
     """How long the window rests in one place."""
+    tail: float = setting(1.0, above=0, most=1, hint="0.5")
+    """The share of the steps behind the last one that explores which training takes, evenly among the levels
+    of the schedule: nothing is trained there, and what `rollout.sampler` `mixed` takes is of second order.
+    MixGRPO-Flash has about 0.4. Evaluation takes all."""
 
     def check(self, prefix: str = "") -> None:
         """Refuse ranges without a step, too."""
@@ -45,6 +49,11 @@ class StepSettings(Settings):
             raise ConfigError(
                 f"`{prefix}count` must be a whole number of at least 1 with `{prefix}kind` random, got null: "
                 f"no step would be trained; try {prefix}count=3."
+            )
+        if self.tail < 1 and self.kind in ("all", "none"):
+            raise ConfigError(
+                f"`{prefix}tail` must be 1 with `{prefix}kind` {self.kind}, got {self.tail:g}: there is no "
+                f"tail behind steps that explore; try {prefix}kind=window, or fewer `num_steps`."
             )
 
 

@@ -87,7 +87,7 @@ def invalid_scores(ground: Ground) -> Check:
 def idle_rows(ground: Ground) -> Check:
     """What a loss lets the learner leave out (`skips_idle`) has no gradient."""
     stand = ground.small()
-    if not ground.config.losses[ground.kind].skips_idle:
+    if not ground.config.losses[ground.kind].may_skip_idle(ground.config):
         return ground.idle("idle rows", "The loss is given rows of advantage 0, too.")
     batch = stand.iterate().batch
     batch = paid(batch, torch.where(batch.group < 2, batch.rewards, 0.5))

@@ -11,7 +11,6 @@ from unirl_env.functional.losses.drpo import drpo_gaussian_loss, drpo_loss
 from unirl_env.functional.losses.flow_dppo import flow_dppo_loss
 from unirl_env.functional.losses.guard import guard_loss
 from unirl_env.functional.losses.nft import nft_loss
-from unirl_env.functional.losses.par import par_loss
 from unirl_env.functional.losses.policy_gradient import pg_loss
 from unirl_env.functional.losses.ratio import Metric, grpo_loss, gspo_loss, merge_metrics, token_weights
 from unirl_env.functional.losses.reference import reference_kl, token_reference_kl
@@ -27,7 +26,6 @@ __all__ = [
     "guard_loss",
     "merge_metrics",
     "nft_loss",
-    "par_loss",
     "pg_loss",
     "reference_kl",
     "token_reference_kl",
