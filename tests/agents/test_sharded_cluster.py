@@ -1,4 +1,4 @@
-"""Agents whose learners hold parts of the weights, in Ray: one curve, states for all, errors that are told."""
+"""Agents whose learners hold parts of the weights, in Ray: one curve, states for all, and told errors."""
 
 import time
 

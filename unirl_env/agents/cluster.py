@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ray
+import torch
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from unirl_env.arguments.values import require_number
-from unirl_env.errors import ClusterError
+from unirl_env.errors import ClusterError, ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +128,39 @@ def processes(agent: Any) -> dict[str, int]:
         places = [result.get() for result in learners.foreach_learner(lambda learner: _here()) if result.ok]
         found += [(f"Learner {number}", *here) for number, here in enumerate(places)]
     return {name: pid for name, host, pid in found if host == socket.gethostname()}
+
+
+def place_on_devices(config: Any) -> None:
+    """Let the environment's `device` say where the driver's own parts live.
+
+    Remote processes get their devices from Ray, which must be told how many.
+
+    Args:
+        config: An `AgentConfig`.
+
+    Raises:
+        ConfigError: If remote processes reserve no GPUs.
+    """
+    device = str(config.env_config.get("device", "cpu"))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not device.startswith("cuda"):
+        return
+    for processes, gpus in (
+        ("num_learners", "num_gpus_per_learner"),
+        ("num_env_runners", "num_gpus_per_env_runner"),
+    ):
+        if getattr(config, gpus) > 0:
+            continue
+        if getattr(config, processes) > 0:
+            raise ConfigError(
+                f"`{gpus}` must be positive with `{processes}` = {getattr(config, processes)} and device "
+                f"{device!r}, got {getattr(config, gpus)}; try {gpus}=1 (or a share of a GPU), or "
+                "device='cpu'."
+            )
+        setattr(config, gpus, 1)
+    if ":" in device:
+        config.local_gpu_idx = int(device.partition(":")[2])
 
 
 def _reserve(bundles: list[Bundle], config: Any) -> None:

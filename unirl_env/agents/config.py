@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import gymnasium as gym
-import torch
 from gymnasium.envs.registration import EnvSpec
 from ray import tune
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -28,6 +27,7 @@ from unirl_env.agents.attributes import (
     refuse_rllib_word,
 )
 from unirl_env.agents.catalogue import AGENTS
+from unirl_env.agents.cluster import place_on_devices
 from unirl_env.agents.correction import check_correction
 from unirl_env.agents.early_stop import check_stop
 from unirl_env.agents.estimators import check_estimator
@@ -48,7 +48,7 @@ from unirl_env.rollouts.callbacks import check_callbacks
 from unirl_env.rollouts.engines import check_engine_options
 from unirl_env.rollouts.runner import GenerativeEnvRunner
 from unirl_env.settings import AgentSettings, RolloutSettings
-from unirl_env.settings.run_config import check_anchor, check_division, check_shares, check_weights
+from unirl_env.settings.run_config import check_anchor, check_shares, check_weights
 from unirl_env.worlds.arguments import check_words
 from unirl_env.worlds.registration import OURS, full_id, recall, spec_of
 from unirl_env.worlds.world import ForeignWorld, World, world_of
@@ -231,33 +231,7 @@ class AgentConfig(BatchSize, AlgorithmConfig):
         if self.seed is not None:
             # RLlib would seed every process's global generators and force slow deterministic kernels.
             self.run_seed, self.seed = whole("seed", self.seed), None
-        self._place()
-
-    def _place(self) -> None:
-        """Let the environment's `device` say where the driver's own parts live.
-
-        Remote processes get their devices from Ray, which must be told how many.
-        """
-        device = str(self.env_config.get("device", "cpu"))
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if not device.startswith("cuda"):
-            return
-        for processes, gpus in (
-            ("num_learners", "num_gpus_per_learner"),
-            ("num_env_runners", "num_gpus_per_env_runner"),
-        ):
-            if getattr(self, gpus) > 0:
-                continue
-            if getattr(self, processes) > 0:
-                raise ConfigError(
-                    f"`{gpus}` must be positive with `{processes}` = {getattr(self, processes)} and device "
-                    f"{device!r}, got {getattr(self, gpus)}; try {gpus}=1 (or a share of a GPU), or "
-                    "device='cpu'."
-                )
-            setattr(self, gpus, 1)
-        if ":" in device:
-            self.local_gpu_idx = int(device.partition(":")[2])
+        place_on_devices(self)
 
     def _check(self) -> None:
         """Refuse settings that cannot work, alone or together."""
@@ -275,7 +249,6 @@ class AgentConfig(BatchSize, AlgorithmConfig):
         check_anchor(*groups)
         check_optimizer(self)
         check_weights(*groups, self.policy)
-        check_division(self.learner, groups[1])
         check_parallel(self)
         self.mode.check(self)
         check_engine_options(self.engine, self.engine_options)

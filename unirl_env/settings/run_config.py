@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from unirl_env.errors import ConfigError
 from unirl_env.settings.agent import NUM_MINIBATCHES, AgentSettings, RolloutSettings
@@ -129,13 +130,13 @@ def check_shares(agent: AgentSettings, rollout: RolloutSettings, ours: str = "",
         )
 
 
-def check_division(learner: LearnerSettings, rollout: RolloutSettings, theirs: str = "") -> None:
+def check_division(learner: LearnerSettings, rollout: Any, theirs: str = "") -> None:
     """Refuse groups that do not divide the learners; arguments as in `check_shares`."""
     size, learners = learner.shard_size, rollout.num_learners
     if size is not None and learners > 1 and learners % size:
         raise ConfigError(
             f"`learner.shard_size` must divide `{theirs}num_learners`, got {size} and {learners}; try "
-            f"{max(n for n in range(1, learners + 1) if learners % n == 0 and n <= size)}."
+            f"{theirs}num_learners={_next_multiple(learners, size)}."
         )
 
 

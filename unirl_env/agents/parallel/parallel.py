@@ -19,6 +19,7 @@ from unirl_env.agents.parallel.flat_gradient import FlatGradient
 from unirl_env.agents.parallel.gradient import Gradient
 from unirl_env.agents.parallel.level import Minibatch
 from unirl_env.errors import ConfigError
+from unirl_env.settings.run_config import check_division
 
 
 class Parallel(ABC):
@@ -83,6 +84,7 @@ def check_parallel(config: Any) -> None:
     Raises:
         ConfigError: Naming the setting, its value and the remedy.
     """
+    check_division(config.learner, config)
     if not config.divides:
         return
     rows = config.env_options().get("rows_per_forward")
