@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from toy import toy_config
@@ -187,3 +189,10 @@ def test_an_agents_own_class_counts_and_states_of_before_are_known(cluster):
     finally:
         agent.stop()
         shipped.stop()
+
+
+def test_no_algorithm_takes_more_than_a_page():
+    for name in AGENTS:
+        module = AGENTS.target(name).partition(":")[0]
+        lines = Path(find_spec(module).origin).read_text().splitlines()
+        assert len(lines) <= 120, f"{module}: an algorithm is a loss, its knobs and what it needs"

@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from unirl_env.agents.drpo import DRPO, DRPOConfig
     from unirl_env.agents.estimators import NoisedStep
     from unirl_env.agents.flow_dppo import FlowDPPO, FlowDPPOConfig
-    from unirl_env.agents.grpo import GRPO, GRPOConfig, TempFlowGRPO, TempFlowGRPOConfig
+    from unirl_env.agents.grpo import GRPO, GRPOConfig
     from unirl_env.agents.gspo import GSPO, GSPOConfig
     from unirl_env.agents.guard import GRPOGuard, GRPOGuardConfig
     from unirl_env.agents.loss import Context, Loss
     from unirl_env.agents.nft import NFT, NFTConfig
     from unirl_env.agents.pg import ELBOPG, PG, ELBOPGConfig, PGConfig
     from unirl_env.agents.rows import Rows
+    from unirl_env.agents.temp_flow import TempFlowGRPO, TempFlowGRPOConfig
     from unirl_env.functional import Metric, SDEStep, TokenStep
 
 __all__ = [

@@ -18,7 +18,7 @@ AGENTS = Registry(
         "gspo": "unirl_env.agents.gspo:GSPOConfig",
         "nft": "unirl_env.agents.nft:NFTConfig",
         "pg": "unirl_env.agents.pg:PGConfig",
-        "temp_flow": "unirl_env.agents.grpo:TempFlowGRPOConfig",
+        "temp_flow": "unirl_env.agents.temp_flow:TempFlowGRPOConfig",
     },
 )
 """The algorithms that ship, by what a recipe calls them; those of other packages are named by their paths."""

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
-from typing import Any
 
 from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.agents.agent import Agent
 from unirl_env.agents.config import AgentConfig
-from unirl_env.agents.loss import Context, Loss, check_either, per_element, threshold
+from unirl_env.agents.loss import Context, Loss, check_either, fall, per_element, threshold
 from unirl_env.agents.rows import Rows
+from unirl_env.agents.token_clip import TokenClipKnobs, token_loss, token_thresholds
 from unirl_env.episode import Phase
-from unirl_env.errors import ConfigError
-from unirl_env.functional import Metric, SDEStep, TokenStep
-from unirl_env.settings import Settings, setting
+from unirl_env.functional import Metric, SDEStep
+from unirl_env.settings import setting
 
 CLIP = 1e-4
 """The published range on latents, for SD3 at 512 x 512: 6.6 nats."""
@@ -36,58 +34,6 @@ def latent_loss(rows: Rows, new: SDEStep, context: Context) -> tuple[Tensor, dic
         mask=rows.mask,
         denominator=rows.denominator,
     )
-
-
-def token_loss(rows: Rows, new: TokenStep, context: Context) -> tuple[Tensor, dict[str, Metric]]:
-    """`F.grpo_loss` with the configuration's clip range for tokens."""
-    config = context.config
-    return F.grpo_loss(
-        new.log_prob,
-        rows.old_log_prob,
-        rows.weighted,
-        clip_low=config.token_clip_low,
-        clip_high=config.token_clip_high,
-        dual_clip=config.dual_clip,
-        max_log_ratio=config.max_log_ratio,
-        mask=rows.mask,
-        denominator=rows.denominator,
-    )
-
-
-def fall(config: Any, name: str, elements: int, default: float) -> float:
-    """How far a ratio of actions of D = `elements` elements may fall, given in either unit (`per_element`).
-
-    Raises:
-        ConfigError: If the range in nats is too wide for so few elements.
-    """
-    low = per_element(config, name, elements, default)
-    if not low < 1:
-        raise ConfigError(
-            f"`{name}_nats` must be less than the {elements} elements of an action, got "
-            f"{getattr(config, f'{name}_nats')}: the ratio cannot fall below 0; try {0.1 * elements:g}."
-        )
-    return low
-
-
-def token_thresholds(config: Any) -> dict[str, tuple[float, str]]:
-    """Both ends of the clip range of tokens, as `AgentConfig.thresholds` has them."""
-    low, high = config.token_clip_low, config.token_clip_high
-    return {
-        "token_clip_low": (low, "log_prob"),
-        "token_clip_high": (low if high is None else high, "log_prob"),
-    }
-
-
-@dataclass
-class TokenClipKnobs(Settings):
-    """How far ratios of tokens may move."""
-
-    token_clip_low: float = setting(0.2, above=0, below=1)
-    """How far the ratio of a token may fall."""
-    token_clip_high: float | None = setting(None, above=0, most=inf)
-    """How far it may rise; null for the same. DAPO's clip-higher is 0.28."""
-    dual_clip: float | None = setting(None, above=1, most=inf, hint="3.0")
-    """A bound on ratios of tokens that have run away under negative advantages; null for none."""
 
 
 @dataclass
@@ -160,22 +106,3 @@ class GRPO(Agent):
     """Group relative policy optimization; see `GRPOConfig`."""
 
     config_class = GRPOConfig
-
-
-class TempFlowGRPOConfig(GRPOConfig):
-    """GRPO whose steps of latents weigh by their noise (`step_weights` is `"noise"`).
-
-    Reference:
-        TempFlow-GRPO (arXiv 2508.04324), the noise-aware weighting.
-    """
-
-    own_step_weights = "noise"
-
-    def __init__(self, algo_class: type | None = None):
-        super().__init__(algo_class=algo_class or TempFlowGRPO)
-
-
-class TempFlowGRPO(Agent):
-    """GRPO with noise-aware weights of steps; see `TempFlowGRPOConfig`."""
-
-    config_class = TempFlowGRPOConfig

@@ -9,10 +9,10 @@ from torch import Tensor
 import unirl_env.functional as F
 from unirl_env.agents.agent import Agent
 from unirl_env.agents.config import AgentConfig
-from unirl_env.agents.grpo import TokenClipKnobs, fall, token_loss, token_thresholds
-from unirl_env.agents.loss import Context, Loss, check_either, threshold
+from unirl_env.agents.loss import Context, Loss, check_either, fall, threshold
 from unirl_env.agents.rows import Rows
 from unirl_env.agents.step_credit import step_stds
+from unirl_env.agents.token_clip import TokenClipKnobs, token_loss, token_thresholds
 from unirl_env.episode import Phase
 from unirl_env.functional import Metric, SDEStep
 from unirl_env.settings import setting

@@ -412,6 +412,21 @@ def per_element(config: Any, name: str, elements: int, default: float) -> float:
     return default if value is None else value
 
 
+def fall(config: Any, name: str, elements: int, default: float) -> float:
+    """How far a ratio of actions of D = `elements` elements may fall, given in either unit (`per_element`).
+
+    Raises:
+        ConfigError: If the range in nats is too wide for so few elements.
+    """
+    low = per_element(config, name, elements, default)
+    if not low < 1:
+        raise ConfigError(
+            f"`{name}_nats` must be less than the {elements} elements of an action, got "
+            f"{getattr(config, f'{name}_nats')}: the ratio cannot fall below 0; try {0.1 * elements:g}."
+        )
+    return low
+
+
 def threshold(
     config: Any, name: str, elements: int, value: float, quantity: str
 ) -> dict[str, tuple[float, str]]:
