@@ -36,6 +36,7 @@ from unirl_env.agents.kinds import Losses
 from unirl_env.agents.learner import GenerativeLearner
 from unirl_env.agents.optimizer import check_optimizer, learning_rate
 from unirl_env.agents.parallel import check_parallel
+from unirl_env.agents.parallel.group import DividedLearnerGroup
 from unirl_env.agents.phases import check_phases
 from unirl_env.agents.step_credit import check_step_credit
 from unirl_env.arguments.values import whole
@@ -174,6 +175,15 @@ class AgentConfig(BatchSize, AlgorithmConfig):
     def get_default_learner_class(self) -> type:
         """The one learner of all agents."""
         return GenerativeLearner
+
+    def build_learner_group(
+        self, *, env: Any = None, spaces: Any = None, rl_module_spec: Any = None, **more: Any
+    ) -> Any:
+        """RLlib's group, or one that asks all learners where each holds a part of the policy."""
+        if not self.divides:
+            return super().build_learner_group(env=env, spaces=spaces, rl_module_spec=rl_module_spec, **more)
+        spec = rl_module_spec or self.get_multi_rl_module_spec(env=env, spaces=spaces)
+        return DividedLearnerGroup(config=self.copy(), module_spec=spec, **more)
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """The policy of the environment's own model."""
