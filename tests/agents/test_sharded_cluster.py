@@ -5,24 +5,14 @@ import time
 import pytest
 import ray
 import torch
+from failing_agent import FailingConfig
 from test_processes import assert_same_curve, train, weights
 from toy import toy_config
 
-from unirl_env.agents import GRPOConfig, Loss
+from unirl_env.agents import GRPOConfig
 from unirl_env.errors import LearnerLost
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-
-def raising(rows, new, context):
-    """Fails where the third group's episodes are, which one of two learners has."""
-    if bool((rows.group == 3).any()):
-        raise MemoryError("a learner of two")
-    return rows.mean(-rows.advantages * new.log_prob), {}
-
-
-class RaisingConfig(GRPOConfig):
-    losses = {"latents": Loss(raising)}
 
 
 def agent_of(parallel, learners, kind=GRPOConfig, **settings):
@@ -57,7 +47,7 @@ def test_states_pass_between_shards_and_whole_learners(sharded, tmp_path):
 
 
 def test_one_that_fails_ends_the_others_at_once_and_its_error_is_told(cluster):
-    agent = agent_of("sharded", 2, RaisingConfig, micro_batch_size=2)
+    agent = agent_of("sharded", 2, FailingConfig, micro_batch_size=2)
     began = time.monotonic()
     with pytest.raises(MemoryError, match="a learner of two") as told:
         agent.train()
