@@ -136,7 +136,7 @@ class AgentConfig(BatchSize, AlgorithmConfig):
                 - `prompts`: what `PromptSource.of` understands; None takes the environment's own.
                 - `seed`: every random number of the run follows from it; also `.debugging(seed=...)`.
                 - `steps`: `StepSettings`, or a mapping of fields that is laid over the present ones.
-                - `policy`: `PolicySettings`, likewise.
+                - `policy`: `PolicySettings`, likewise; `noising` and `learner`, too.
                 - `train_batch_size`, `train_batch_size_per_learner`: the episodes of an iteration, as RLlib
                   says it; `num_prompts` follows from them.
 

@@ -146,7 +146,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer, parameters: Mapping[str, T
         restored as such; and `groups/<entry>/<group>` of numbers that a group was not made with.
     """
     require_saveable(optimizer)
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         for moment, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):

@@ -47,7 +47,7 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not isinstance(tensor, DTensor):
             found[name] = tensor.detach().to("cpu", copy=True)
             continue
-        whole = tensor.detach().full_tensor()
+        whole = tensor.full_tensor()
         if dist.get_rank() == 0:
             found[name] = whole.to("cpu", copy=True)
         del whole

@@ -34,7 +34,8 @@ class Bell:
     """Where learners leave the cause of their end; it can be sent to them."""
 
     def __init__(self) -> None:
-        self._keeper: Any = _Keeper.remote()
+        kind: Any = _Keeper
+        self._keeper = kind.remote()
 
     def leave(self, rank: int, error: Exception) -> None:
         """Say why, and end this process."""

@@ -25,8 +25,9 @@ class DividedLearnerGroup(LearnerGroup):
         """The whole state, gathered by all learners."""
         if self.is_local or not self._check_component(COMPONENT_LEARNER, components, not_components):
             return dict(super().get_state(components, not_components=not_components, **kwargs))
-        wanted = self._get_subcomponents(COMPONENT_LEARNER, components)
-        unwanted = self._get_subcomponents(COMPONENT_LEARNER, not_components)
+        group: Any = self
+        wanted = group._get_subcomponents(COMPONENT_LEARNER, components)
+        unwanted = group._get_subcomponents(COMPONENT_LEARNER, not_components)
 
         def state(learner: Any) -> Any:
             return learner.get_state(wanted, not_components=unwanted, **kwargs)
@@ -35,4 +36,5 @@ class DividedLearnerGroup(LearnerGroup):
 
     def get_checkpointable_components(self) -> list[tuple[str, Any]]:
         """None that could write itself: the state is the group's own."""
-        return [] if not self.is_local else list(super().get_checkpointable_components())
+        own: Any = super()
+        return list(own.get_checkpointable_components()) if self.is_local else []
