@@ -60,6 +60,10 @@ class GenerativeLearner(StatefulLearner):
         self.parallel.place(made[DEFAULT_MODULE_ID].actor)
         return made
 
+    def _map_module_to_device(self, module: Any) -> None:
+        if not self.config.divides:  # a device need not have room for all of it; parts are moved as they are made
+            super()._map_module_to_device(module)
+
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """The optimizer of the trainable weights, in float32; their gradients live in one buffer.
 

@@ -26,9 +26,9 @@ the YAML of recipes and Python take their names, defaults and checks from there,
 On the command line and in YAML a setting is called `group.name` (`agent.lr=1e-4`), and null is nothing. In
 Python, an `AgentConfig` has those of `agent` and `rollout` as its own attributes (`config.lr`,
 `.training(lr=1e-4)`), called the same unless a row says otherwise, and `steps`, `noising`, `policy` and
-`learner` as dataclasses in an attribute: `.training(policy={"eta": 0.5})` lays the given fields over the present ones. A
-row marked † is of a whole run, and no attribute of an agent. RLlib's own words for the number of episodes,
-`train_batch_size` and `train_batch_size_per_learner`, may stand in Python for `num_prompts`.
+`learner` as dataclasses in an attribute: `.training(policy={"eta": 0.5})` lays the given fields over the
+present ones. A row marked † is of a whole run, and no attribute of an agent. RLlib's own words for the number
+of episodes, `train_batch_size` and `train_batch_size_per_learner`, may stand in Python for `num_prompts`.
 
 A continued run may change the settings marked ↻; they leave the mathematics alone. With others it is another
 run, and is refused. What cannot work, or could teach nothing, is refused before a model is loaded, with the
