@@ -61,7 +61,7 @@ class GenerativeLearner(StatefulLearner):
         return made
 
     def _map_module_to_device(self, module: Any) -> None:
-        if not self.config.divides:  # a device need not have room for all of it; parts are moved as they are made
+        if not self.config.divides:  # parts are moved as they are made: a device need not have room for all
             super()._map_module_to_device(module)
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
