@@ -38,7 +38,7 @@ WITHIN_THE_WORLD = {
 LIGHT = {floor: {"torch"} if floor == 1 else {"torch", "numpy", "gymnasium"} for floor in range(5)}
 """Libraries that modules import as they load; all others are imported inside functions."""
 OF_RAY = {
-    "policies.rl_module", "rollouts.callbacks", "rollouts.calls", "rollouts.runner",
+    "policies.rl_module", "rollouts.callbacks", "rollouts.calls", "rollouts.kept", "rollouts.runner",
     "service.deploy",
 }  # fmt: skip
 """What serves Ray below the agents; everything else there works without it."""

@@ -19,7 +19,7 @@ from unirl_env.arguments.indices import places_or_mask
 from unirl_env.errors import ShapeError
 from unirl_env.types import Prompt, Sample, Scores
 
-__all__ = ["EpisodeBatch", "Phase", "cat_padded", "distinct"]
+__all__ = ["EpisodeBatch", "Kept", "Phase", "cat_padded", "distinct"]
 
 Part = TypeVar("Part")
 
@@ -111,6 +111,21 @@ class Phase:
             final=None if self.final is None else self.final[index],
         )
 
+    def light(self) -> Phase:
+        """The phase with numbers of episodes and steps alone; larger tensors have shapes alone."""
+
+        def without(tensor: Tensor | None) -> Any:
+            return tensor if tensor is None or tensor.ndim <= 2 else tensor.to("meta")
+
+        return replace(
+            self,
+            observation={name: without(tensor) for name, tensor in self.observation.items()},
+            action=without(self.action),
+            context={name: tensor.to("meta") for name, tensor in self.context.items()},
+            mean=without(self.mean),
+            final=None if self.final is None else self.final.to("meta"),
+        )
+
     def to(self, device: torch.device | str) -> Phase:
         """The same phase on `device`."""
 
@@ -180,6 +195,35 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """Where the tensors of B episodes lie which are elsewhere than in their batch.
+
+    Attributes:
+        sources: References to batches that hold them whole.
+        source: `[B]` int64, which of these has an episode.
+        place: `[B]` int64, the episode's place in it.
+    """
+
+    sources: tuple[Any, ...]
+    source: Tensor
+    place: Tensor
+
+    def select(self, index: Tensor) -> Kept:
+        """Those of the episodes at `index` `[b]`, or where a bool `index` `[B]` is true."""
+        return replace(self, source=self.source[index], place=self.place[index])
+
+    @classmethod
+    def cat(cls, parts: Sequence[Kept]) -> Kept:
+        """Join along the episodes."""
+        shifts = torch.tensor([0, *(len(part.sources) for part in parts)]).cumsum(0).tolist()
+        return cls(
+            tuple(source for part in parts for source in part.sources),
+            torch.cat([part.source + shift for part, shift in zip(parts, shifts, strict=False)]),
+            torch.cat([part.place for part in parts]),
+        )
+
+
+@dataclass(frozen=True)
 class EpisodeBatch:
     """B finished episodes, their rewards, and which group each belongs to.
 
@@ -192,6 +236,7 @@ class EpisodeBatch:
         weights_version: The version of the policy that acted.
         samples: The B finished samples, when they were kept.
         truncated: `[B]` bool, which episodes a length limit ended; None where there is no such limit.
+        kept: Where large tensors are, if those of `phases` have shapes alone (torch's device "meta").
     """
 
     phases: Mapping[str, Phase]
@@ -202,6 +247,7 @@ class EpisodeBatch:
     weights_version: int = 0
     samples: tuple[Sample, ...] | None = None
     truncated: Tensor | None = None
+    kept: Kept | None = None
 
     def __post_init__(self) -> None:
         count = len(self.scores)
@@ -245,6 +291,7 @@ class EpisodeBatch:
             episode_seed=self.episode_seed[index],
             samples=None if self.samples is None else tuple(self.samples[i] for i in keep),
             truncated=None if self.truncated is None else self.truncated[index],
+            kept=None if self.kept is None else self.kept.select(index),
         )
 
     def to(self, device: torch.device | str) -> EpisodeBatch:
@@ -285,6 +332,7 @@ class EpisodeBatch:
         first = batches[0]
         samples = _all([batch.samples for batch in batches])
         truncated = _all([batch.truncated for batch in batches])
+        kept = _all([batch.kept for batch in batches])
         return cls(
             phases={name: Phase.cat([batch.phases[name] for batch in batches]) for name in first.phases},
             scores=Scores.cat(batch.scores for batch in batches),
@@ -294,6 +342,7 @@ class EpisodeBatch:
             weights_version=first.weights_version,
             samples=None if samples is None else tuple(sample for each in samples for sample in each),
             truncated=None if truncated is None else torch.cat(truncated),
+            kept=None if kept is None else Kept.cat(kept),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ from unirl_env.agents.rllib import RLlibAlgorithm, log_episodes, log_update
 from unirl_env.agents.selfcheck import FirstUpdate
 from unirl_env.agents.step_credit import charges_returns, credit_steps, warn_of_idle_clip
 from unirl_env.episode import EpisodeBatch
-from unirl_env.errors import CheckpointError, Diverged, LearnerLost
+from unirl_env.errors import CheckpointError, Diverged, EpisodesLost, LearnerLost
 from unirl_env.monitor.iteration_metrics import is_due
 from unirl_env.rollouts.calls import (
     NONE_LEFT,
@@ -43,6 +44,10 @@ from unirl_env.rollouts.calls import (
 from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.types import Prompt, Scores
 
+logger = logging.getLogger(__name__)
+
+REPLAYS = 3
+"""How often an iteration's episodes are played at most."""
 STATE_FORMAT = 1
 
 
@@ -90,19 +95,12 @@ class Agent(RLlibAlgorithm):
             seed=F.derive_seed(config.run_seed, "rollout", iteration),
             group_size=config.group_size,
             keep_samples=config.keep_samples,
+            put_away=self._keeps_away,
             occasion="training",
             **config.mode.training_options(config, iteration, checked=not self.first_update.pending),
         )
-        batch = misread(self._collect(request), config.log_prob_noise)
-        sampled = time.perf_counter()
-        advantages, valid = credit(batch, config)
-        kls = self._reference_kls(batch, valid) if charges_returns(config) else {}
-        advantages, kl_scales = credit_steps(batch, config, advantages, valid, kls)
         lr = config.learning_rate(iteration)
-        self._updating = True
-        updates = []
-        if batch.scores.valid.any():
-            updates = self._update(batch, advantages, valid, lr, kl_scales)
+        batch, advantages, sampled, updates = self._played_and_learned(request, lr)
         learned = time.perf_counter()
         self.iterations_done, self._updating = iteration + 1, False
         self.weights_version += 1
@@ -183,6 +181,7 @@ class Agent(RLlibAlgorithm):
                 seed=seed,
                 group_size=samples_per_prompt,
                 keep_samples=False,
+                put_away=self._keeps_away,
                 **self.config.mode.drift_options(self.config),
             )
         )
@@ -271,6 +270,45 @@ class Agent(RLlibAlgorithm):
         self._resume_at(int(meta["iteration"]), int(meta["weights_version"]), meta.get("checked"))
 
     # Parts of an iteration.
+
+    @property
+    def _keeps_away(self) -> bool:
+        """Whether large tensors go from players to learners without passing through this process."""
+        return self.config.num_env_runners > 0 and self.learner_group.is_remote
+
+    def _played_and_learned(
+        self, request: RolloutRequest, lr: float
+    ) -> tuple[EpisodeBatch, dict[str, Tensor], float, list[Update]]:
+        """The episodes, their advantages, when they had been played, and what learners report.
+
+        Noise is keyed: episodes that die with a player before anybody has learned from them are the same
+        again.
+        """
+        for left in reversed(range(REPLAYS)):
+            try:
+                return self._play_and_learn(request, lr)
+            except EpisodesLost as lost:
+                self._updating = False
+                if not left:
+                    raise
+                logger.warning("%s", lost)
+                request = dataclasses.replace(request, occasion=None)  # which has been told of
+        raise AssertionError  # the last replay returns or raises
+
+    def _play_and_learn(
+        self, request: RolloutRequest, lr: float
+    ) -> tuple[EpisodeBatch, dict[str, Tensor], float, list[Update]]:
+        config = self.config
+        batch = misread(self._collect(request), config.log_prob_noise)
+        sampled = time.perf_counter()
+        advantages, valid = credit(batch, config)
+        kls = self._reference_kls(batch, valid) if charges_returns(config) else {}
+        advantages, kl_scales = credit_steps(batch, config, advantages, valid, kls)
+        self._updating = True
+        updates = []
+        if batch.scores.valid.any():
+            updates = self._update(batch, advantages, valid, lr, kl_scales)
+        return batch, advantages, sampled, updates
 
     def _collect(self, request: RolloutRequest) -> EpisodeBatch:
         """Roll out P x G episodes under the present weights; whole groups go to each runner."""

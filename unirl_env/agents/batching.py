@@ -188,6 +188,7 @@ def share_out(
         iteration,
         kl_scales={name: scale for name, scale in (kl_scales or {}).items() if name in phases},
         phase_scales=phase_scales(phases, steps, weights, denominators) if phase_scale == "nats" else (),
+        kept=batch.kept,
     )
     if learners == 1:
         return [everything]
@@ -221,6 +222,7 @@ def _part(whole: Shard, steps: Sequence[Tensor]) -> Shard:
         steps=tuple(torch.searchsorted(index, part) for part in steps),
         weights={name: weight[index] for name, weight in whole.weights.items()},
         kl_scales={name: scale[index] for name, scale in whole.kl_scales.items()},
+        kept=None if whole.kept is None else whole.kept.select(index),
     )
 
 

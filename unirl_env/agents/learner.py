@@ -28,8 +28,9 @@ from unirl_env.agents.parallel import Bell, idle_rows, parallel_of
 from unirl_env.agents.phases import has_entropy
 from unirl_env.agents.reports import FollowedFailure, PhaseUpdate, Update
 from unirl_env.agents.rows import Rows, Shard, Step
-from unirl_env.errors import ConfigError, ContractError
+from unirl_env.errors import ConfigError, ContractError, EpisodesLost
 from unirl_env.functional import Metric, SDEStep
+from unirl_env.rollouts.kept import fetched
 from unirl_env.rollouts.memory import keep_freed_memory
 
 Minibatch = dict[str, Sequence[Tensor]]
@@ -124,7 +125,7 @@ class GenerativeLearner(StatefulLearner):
         try:
             self._learn(training_data, lr, check, watch, report)
         except Exception as error:
-            if self._bell is not None:
+            if self._bell is not None and not isinstance(error, EpisodesLost):
                 self._bell.leave(dist.get_rank(), error)
             if self.config.num_learners:
                 # A traceback does not survive the way to the driver; a note does.
@@ -141,7 +142,7 @@ class GenerativeLearner(StatefulLearner):
         with self._telling_the_others():
             self._masters.follow()
             training_data.solve_refs()
-            shard = cast(Shard, training_data.batch)
+            shard = self.fetched(cast(Shard, training_data.batch))
             actor = self.policy.actor
             branching = frozenset(name for name in shard.phases if actor.branches(name))
             shard = replace(shard.to(self.device), branching=branching)
@@ -171,6 +172,23 @@ class GenerativeLearner(StatefulLearner):
         self._average(shard.iteration)
         for part in report.phases.values():
             part.metrics = [_floats(metrics) for metrics in part.metrics]
+
+    def fetched(self, shard: Shard) -> Shard:
+        """The shard with all its tensors; all learners fetch theirs, or none.
+
+        Raises:
+            EpisodesLost: If whoever had them is gone.
+        """
+        if shard.kept is None:
+            return shard
+        lost: EpisodesLost | None = None
+        try:
+            shard = replace(shard, phases=fetched(shard.phases, shard.kept), kept=None)
+        except EpisodesLost as error:
+            lost = error
+        if self.parallel.any(lost is not None):
+            raise lost or EpisodesLost("The episodes of another learner were lost; they are played again.")
+        return shard
 
     def _step(self, optimizer: Any, report: Update, minibatch: Minibatch) -> None:
         """Clip the exchanged gradient, and go where it points."""

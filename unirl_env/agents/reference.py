@@ -108,12 +108,12 @@ def own_reference_kls(learner: Any, shards: Sequence[Any]) -> tuple[int, dict[st
     """
     place = dist.get_rank() if learner.distributed else 0
     with learner.policy.actor.under(learner.config.rollout_weights):
-        return place, reference_kls(learner, _here(shards[place]))
+        return place, reference_kls(learner, learner.fetched(_here(shards[place])))
 
 
 def own_drift(learner: Any, shards: Sequence[Any], weights: str) -> Drift:
     """`drift` of the one shard in `shards`, or of a reference to it, which every learner looks at."""
-    return drift(learner, _here(shards[0]), weights)
+    return drift(learner, learner.fetched(_here(shards[0])), weights)
 
 
 def _here(shard: Any) -> Shard:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from unirl_env.episode import Phase
+from unirl_env.episode import Kept, Phase
 from unirl_env.errors import ContractError, ShapeError
 from unirl_env.functional import SDEStep, TokenStep
 from unirl_env.policies.distributions import ActionStep
@@ -41,6 +41,7 @@ class Shard:
         kl_scales: Per phase `[b, S]` float32, what the KL of each step to the untrained model is multiplied
             with; 1 for phases that it does not have.
         phase_scales: Per optimizer step and phase, what the loss is multiplied by; empty for 1.
+        kept: Where the large tensors of the phases are, if those have shapes alone.
     """
 
     phases: Mapping[str, Phase]
@@ -55,6 +56,7 @@ class Shard:
     branching: frozenset[str] = frozenset()
     kl_scales: Mapping[str, Tensor] = field(default_factory=dict)
     phase_scales: tuple[Mapping[str, float], ...] = ()
+    kept: Kept | None = None
 
     def __len__(self) -> int:
         return len(self.group)

@@ -19,6 +19,7 @@ __all__ = [
     "Diverged",
     "EngineError",
     "EngineLost",
+    "EpisodesLost",
     "LearnerLost",
     "MissingExtra",
     "ModelNotFound",
@@ -104,6 +105,10 @@ class NoAnswer(UnirlError, TimeoutError):
 
 class LearnerLost(UnirlError, RuntimeError):
     """A learner process died in the middle of an update, and the weights of this iteration with it."""
+
+
+class EpisodesLost(UnirlError, RuntimeError):
+    """Episodes died with the process that had played them, before anybody learned from them."""
 
 
 class RunnerLost(UnirlError, RuntimeError):

@@ -61,6 +61,7 @@ class RolloutRequest:
             one.
         keep_final: Record the finished latents; where no step is recorded, as what the last step did.
         keep_samples: Keep the finished samples in the batch.
+        put_away: Leave large tensors with whoever plays, as `rollouts.kept` has it.
         weights: Which weights play: `"trained"`, or `"ema"`, their average.
         base: Play with the untrained model.
         weights_version: Recorded in the batch; what a runner or an engine must hold, once it has a version.
@@ -83,6 +84,7 @@ class RolloutRequest:
     keep_mean: bool = False
     keep_final: bool = False
     keep_samples: bool = True
+    put_away: bool = False
     weights: str = "trained"
     base: bool = False
     weights_version: int = 0

@@ -25,6 +25,7 @@ from unirl_env.errors import ContractError
 from unirl_env.rollouts.callbacks import RunnerCallbacks
 from unirl_env.rollouts.calls import require_version
 from unirl_env.rollouts.driver import RolloutRequest
+from unirl_env.rollouts.kept import put_away
 from unirl_env.rollouts.memory import keep_freed_memory
 
 
@@ -78,7 +79,10 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
         told = self.callbacks.wanted and request.occasion is not None
         with self._needs_module().actor.under("trained" if request.base else request.weights):
             batch = self.callbacks.around(self, play, request) if told else play(request)
-        return batch if not self.worker_index else batch.to("cpu")
+        if not self.worker_index:
+            return batch
+        batch = batch.to("cpu")
+        return put_away(batch) if request.put_away else batch
 
     def load_weights(self, version: int, weights: Mapping[str, Tensor] | ray.ObjectRef) -> None:
         """Take over published weights, given or by reference."""

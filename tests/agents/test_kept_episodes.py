@@ -1,0 +1,111 @@
+"""Large tensors go from players to learners, and the driver sees shapes; what is lost is played again."""
+
+import pickle
+from dataclasses import replace
+
+import pytest
+import ray
+import torch
+from batches import play
+from one_learner import OneLearner
+from test_processes import assert_same_curve, train, weights
+from toy import toy_config
+
+from unirl_env.agents import GRPOConfig
+from unirl_env.episode import EpisodeBatch
+from unirl_env.errors import EpisodesLost
+from unirl_env.rollouts.kept import fetched, put_away
+
+pytestmark = pytest.mark.ray
+
+
+def batch_of(seed=3):
+    return play(OneLearner(toy_config(GRPOConfig)).learner.policy, seed=seed)
+
+
+def test_what_is_put_away_has_shapes_and_comes_back_in_any_order(cluster):
+    batch = batch_of()
+    light = put_away(batch)
+    assert light.phases["image"].observation["latent"].is_meta and light.phases["image"].action.is_meta
+    assert light.phases["image"].action.shape == batch.phases["image"].action.shape
+    assert torch.equal(light.phases["image"].log_prob, batch.phases["image"].log_prob)
+    order = torch.tensor([20, 3, 3, 9, 31])
+    both = EpisodeBatch.cat([light, put_away(batch)]).select(order + 32)
+    found = fetched(both.phases, both.kept)["image"]
+    wanted = batch.select(order).phases["image"]
+    for name in ("action", "log_prob", "mask", "mean"):
+        assert torch.equal(getattr(found, name), getattr(wanted, name)), name
+    for name, tensor in wanted.observation.items():
+        assert torch.equal(found.observation[name], tensor), name
+    rows = [phase.context["point"][phase.context_row] for phase in (found, wanted)]
+    assert torch.equal(*rows)
+
+
+def test_what_passes_through_the_driver_does_not_grow_with_latents(cluster):
+    sizes = []
+    for width in (1, 40):
+        batch = batch_of()
+        phase = batch.phases["image"]
+        wide = {
+            name: t.repeat(1, 1, width) if name == "latent" else t for name, t in phase.observation.items()
+        }
+        phase = replace(phase, observation=wide, action=phase.action.repeat(1, 1, width))
+        sizes.append(len(pickle.dumps(put_away(replace(batch, phases={"image": phase})))))
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.01)
+
+
+@pytest.fixture
+def apart(cluster):
+    config = toy_config(GRPOConfig, policy={"lora_rank": None}, kl_in="return", reference_kl=0.1)
+    agent = config.env_runners(num_env_runners=1).learners(num_learners=1).build_algo()
+    yield agent
+    agent.stop()
+
+
+def test_it_is_the_curve_of_one_process(apart):
+    alone = toy_config(GRPOConfig, policy={"lora_rank": None}, kl_in="return", reference_kl=0.1).build_algo()
+    try:
+        assert_same_curve(train(apart, 2), train(alone, 2))
+        assert apart.last_batch.phases["image"].action.is_meta
+        for name, tensor in weights(alone).items():
+            torch.testing.assert_close(weights(apart)[name], tensor, rtol=0, atol=1e-5)
+    finally:
+        alone.stop()
+
+
+def test_episodes_that_are_lost_are_played_again(apart, monkeypatch):
+    collected, lost = [], []
+    collect, update = apart._collect, apart._update
+
+    def losing(*arguments):
+        if not lost:
+            lost.append(EpisodesLost("a player is gone"))
+            raise lost[0]
+        return update(*arguments)
+
+    monkeypatch.setattr(apart, "_collect", lambda request: collected.append(request) or collect(request))
+    monkeypatch.setattr(apart, "_update", losing)
+    apart.train()
+    first, again = collected
+    assert apart.iterations_done == 1 and (first.seed, first.prompts) == (again.seed, again.prompts)
+    assert (first.occasion, again.occasion) == ("training", None), "callbacks were told of them"
+
+
+def test_lost_again_and_again_they_are_an_error(apart, monkeypatch):
+    def losing(*arguments):
+        raise EpisodesLost("a player is gone")
+
+    monkeypatch.setattr(apart, "_update", losing)
+    with pytest.raises(EpisodesLost, match="a player is gone"):
+        apart.train()
+    assert apart.iterations_done == 0 and apart.holds(0)
+
+
+def test_what_ray_has_lost_is_told_as_such(cluster, monkeypatch):
+    def get(sources):
+        raise ray.exceptions.ReferenceCountingAssertionError("1234", "owner", "call site")
+
+    light = put_away(batch_of())
+    monkeypatch.setattr("unirl_env.rollouts.kept.ray.get", get)
+    with pytest.raises(EpisodesLost, match="where they were played, got ReferenceCounting"):
+        fetched(light.phases, light.kept)
