@@ -2,7 +2,7 @@
 
     python -m unirl_env.bench suite=tiny tasks=[tiny_sd3] agents=[nft,flow_dppo] seeds=10 name=pair
         baselines=false settings=[iterations=60,logging.eval_every=5,logging.eval_drift=true]
-    python benchmarks/flow_agents.py runs/bench/pair [runs/bench/more ...] [--to flow_dppo] [--output table.md]
+    python benchmarks/flow_agents.py runs/bench/pair [runs/bench/more ...] [--to flow_dppo] [--output file]
 
 Cost is counted in rows of the network: those that were forwarded to sample and to score, and three times
 those that were trained. That of getting there is the median over seeds, of the first evaluation whose
