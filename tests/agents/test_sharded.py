@@ -5,14 +5,29 @@ import torch
 from toy import toy_config
 from two_learners import learn, together
 
-from unirl_env.agents import FlowDPPOConfig, GRPOConfig, NFTConfig
+from unirl_env.agents import FlowDPPOConfig, GRPOConfig, Loss, NFTConfig
 from unirl_env.policies.parts import own_part
 
 WHOLE = {"policy": {"lora_rank": None}}
 TINY = {"lr": 1e-3, "num_prompts": 2, "group_size": 4, "micro_batch_size": 3}
 SD3 = ("unirl/TinySD3-T2I-v0", {"num_steps": 4, "rows_per_forward": None}, {"steps": {"kind": "all"}, **TINY})
 QWEN = ("unirl/TinyQwen3-Math-v0", {"max_new_tokens": 6}, {"micro_batch_tokens": 40, **TINY})
+HALF = (QWEN[0], {**QWEN[1], "dtype": "bfloat16"}, {**TINY, "anchor": "replay", "self_check": False})
 UNIFIED = ("unirl/TinyUnified-T2I-v0", {"num_steps": 2, "max_new_tokens": 6, "rows_per_forward": None}, TINY)
+
+
+def clinging(rows, new, context):
+    """The policy gradient, and a pull to the weights that sampled."""
+    with context.weights("old"):
+        old = context.velocity(rows.observation)
+    apart = (context.velocity(rows.observation) - old).square().flatten(1).mean(1)
+    return rows.mean(apart - rows.advantages * (new.log_prob - rows.old_log_prob).exp()), {}
+
+
+class ClingingConfig(GRPOConfig):
+    losses = {"latents": Loss(clinging, copies={"old"})}
+
+
 CASES = {
     "points": (GRPOConfig, None, WHOLE),
     "points, adapters": (GRPOConfig, None, {}),
@@ -37,12 +52,22 @@ CASES = {
         {"policy": {"lora_rank": 4}, "kl_in": "return", "reference_kl": 0.1},
     ),
     "unified": (GRPOConfig, UNIFIED, {**WHOLE, "phase_scale": "nats"}),
+    "points, old": (ClingingConfig, None, WHOLE),
+    "qwen3, recomputed": (GRPOConfig, QWEN, {"policy": {"lora_rank": None, "gradient_checkpointing": True}}),
+    "qwen3, offloaded": (GRPOConfig, QWEN, WHOLE),
+    "qwen3, half": (GRPOConfig, HALF, WHOLE),
+    "qwen3, half, adapters": (GRPOConfig, HALF, {"policy": {"lora_rank": 4}}),
 }
+LEARNER = {"qwen3, offloaded": {"offload": True, "prefetch": 0}}
+"""What learners that divide the policy are told besides."""
 
 
 def config_of(case, parallel):
     kind, world, settings = CASES[case]
-    settings = {**settings, "learner": {"parallel": parallel}}
+    learner = {} if parallel == "replicated" else LEARNER.get(case, {})
+    settings = {**settings, "learner": {"parallel": parallel, **learner}}
+    if parallel == "hybrid":
+        settings["learner"]["shard_size"] = 2
     if world is None:
         return toy_config(kind, **{"steps": {"kind": "all"}, "micro_batch_size": 3, **settings})
     env, options, more = world
@@ -80,14 +105,29 @@ def both():
 @pytest.mark.parametrize("case", CASES)
 def test_two_learners_with_half_of_it_each_learn_what_one_learns(alone, both, case):
     mine, theirs = alone[case], [each[case] for each in both]
-    for step, parts in zip(
-        mine["numbers"], zip(*(each["numbers"] for each in theirs), strict=True), strict=True
-    ):
-        assert parts[0]["reward"] == pytest.approx(step["reward"], abs=1e-5)
-        assert sum(part["loss"] for part in parts) == pytest.approx(step["loss"], abs=1e-5)
-        assert parts[0]["norm"] == pytest.approx(step["norm"], rel=2e-4)
-    assert theirs[0]["state"].keys() == mine["state"].keys()
-    for name, tensor in mine["state"].items():
-        torch.testing.assert_close(theirs[0]["state"][name], tensor, rtol=1e-3, atol=2e-4)
+    half = "half" in case
+    assert_like(mine, theirs, loose=100 if half else 1)
     for whole, *halves in zip(mine["bytes"], *(each["bytes"] for each in theirs), strict=True):
-        assert sum(halves) == whole and max(halves) <= 0.55 * whole + 4096
+        assert max(halves) <= 0.55 * sum(halves) + 4096
+        assert half or sum(halves) == whole, "of half precision, masters are kept where weights are"
+
+
+@pytest.mark.slow
+def test_within_groups_of_two_four_learners_learn_what_one_learns(alone):
+    four = together(everything, 4, "hybrid", ["points", "points, adapters"])
+    for case in ("points", "points, adapters"):
+        assert_like(alone[case], [each[case] for each in four])
+        parts = [each[case]["bytes"][0] for each in four]
+        assert sum(parts) == 2 * alone[case]["bytes"][0]
+
+
+def assert_like(mine, theirs, loose=1):
+    steps = list(zip(mine["numbers"], zip(*(each["numbers"] for each in theirs), strict=True), strict=True))
+    for step, parts in steps if loose == 1 else steps[:1]:
+        assert parts[0]["reward"] == pytest.approx(step["reward"], abs=1e-5)
+        assert sum(part["loss"] for part in parts) == pytest.approx(step["loss"], abs=1e-5 * loose)
+        assert parts[0]["norm"] == pytest.approx(step["norm"], rel=2e-4 * loose)
+    assert theirs[0]["state"].keys() == mine["state"].keys()
+    if loose == 1:  # of half precision, the sign of a small gradient is chance, and Adam goes by it
+        for name, tensor in mine["state"].items():
+            torch.testing.assert_close(theirs[0]["state"][name], tensor, rtol=1e-3, atol=2e-4)
