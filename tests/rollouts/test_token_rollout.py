@@ -97,7 +97,7 @@ class TestRecords:
 
     def test_failed_scores_are_kept_as_such(self):
         rollout = player({"1+1": "2$", "2*3+4": "10$"})
-        env = rollout._env(2)
+        env = rollout._env(2, RolloutRequest([ONE, TWO], seed=0))
         env.scorer = lambda samples, prompts: Scores(
             torch.tensor([torch.nan if sample.text == "2" else 1.0 for sample in samples]),
             {"size": torch.tensor([float(len(sample.tokens)) for sample in samples])},

@@ -41,7 +41,7 @@ class TestLoss:
         lost = ("generate", None, False)
         assert rollout.drivers["text"].engine.log == [("load", 4, actor), lost, *again, lost, *again]
         assert sorted(calls) == ["say <2>", "ten", "two"], "no turn happens twice"
-        assert rollout._env(2).scored == 2, "no text is judged twice"
+        assert rollout._env(2, RolloutRequest([ONE, TWO], seed=0)).scored == 2, "no text is judged twice"
 
     def test_an_engine_that_stays_lost_ends_it(self):
         rollout = player(CHAT, actor=object(), losses=[True] * 3)
