@@ -120,6 +120,7 @@ class Sharded(Parallel):
 
     def _shard(self, module: Any, kind: Kind) -> None:
         kept, computes = kind
+        elsewhere = self._settings.offload and self._device.type != "cpu"
         narrow = MixedPrecisionPolicy(
             param_dtype=None if kept == computes else computes,
             reduce_dtype=torch.float32,
@@ -130,7 +131,7 @@ class Sharded(Parallel):
             mesh=self._mesh,
             reshard_after_forward=True,  # weights that change between two passes are gathered anew
             mp_policy=narrow,
-            offload_policy=CPUOffloadPolicy() if self._settings.offload else OffloadPolicy(),
+            offload_policy=CPUOffloadPolicy() if elsewhere else OffloadPolicy(),
         )
 
 
