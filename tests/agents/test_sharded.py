@@ -126,6 +126,10 @@ def assert_like(mine, theirs, loose=1):
         assert sum(losses) == pytest.approx(step["loss"], abs=1e-5 * loose * size)
         assert parts[0]["norm"] == pytest.approx(step["norm"], rel=min(2e-4 * loose, 0.02))
     assert theirs[0]["state"].keys() == mine["state"].keys()
-    if loose == 1:  # of half precision, the sign of a small gradient is chance, and Adam goes by it
-        for name, tensor in mine["state"].items():
-            torch.testing.assert_close(theirs[0]["state"][name], tensor, rtol=1e-3, atol=2e-4)
+    if loose > 1:
+        return
+    for name, tensor in mine["state"].items():
+        # Adam goes by the sign of a gradient, and that of one that is 0 but for rounding is chance.
+        apart = (theirs[0]["state"][name] - tensor).abs()
+        far = apart > 2e-4 + 1e-3 * tensor.abs()
+        assert far.double().mean() <= 1e-3 and float(apart.max()) <= 0.01, name
