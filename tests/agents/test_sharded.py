@@ -1,7 +1,6 @@
 """Learners that hold parts of the weights learn as those that hold all of them do."""
 
 import pytest
-import torch
 from toy import toy_config
 from two_learners import learn, together
 
