@@ -13,6 +13,7 @@
 #SBATCH --output=%x-%j.log
 set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
+export PATH="$PWD/.venv/bin:$PATH"  # `ray symmetric-run` calls `ray` by its name
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address="$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}'):6379"
@@ -20,5 +21,5 @@ address="$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | 
 # Ray starts on every node; the command runs on the first one, and Ray ends with it. What was killed or
 # requeued goes on where it stopped.
 srun --kill-on-bad-exit=1 \
-    .venv/bin/ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" -- \
-    .venv/bin/python -m unirl_env.train "$@" resume=auto logging.progress=false rollout.cluster_wait=600
+    ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" -- \
+    python -m unirl_env.train "$@" resume=auto logging.progress=false rollout.cluster_wait=600
