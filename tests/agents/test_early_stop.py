@@ -122,7 +122,7 @@ def test_the_kl_is_that_of_the_steps_own_minibatch():
     (shard,) = shards_of(play(learner.policy), num_minibatches=2, num_epochs=4)
     report = update(learner, shard)
     assert len(report.grad_norm) == 1, "the first step is always taken"
-    rows = learner._rows(shard, "image", shard.steps[1], 1.0)
+    rows = learner.rows(shard, "image", shard.steps[1], 1.0)
     with torch.no_grad():
         new = learner._context("image", "latents").score(rows.observation, rows.action)
     expected = F.gaussian_kl(new.mean, rows.old_mean, new.std, reduction="sum")[rows.mask].mean()
@@ -148,7 +148,7 @@ def test_it_bounds_how_far_an_iteration_goes():
         batch = play(learner.policy)
         (shard,) = shards_of(batch, num_minibatches=2, num_epochs=8)
         update(learner, shard)
-        rows = learner._rows(shard, "image", torch.arange(len(batch)), 1.0)
+        rows = learner.rows(shard, "image", torch.arange(len(batch)), 1.0)
         with torch.no_grad():
             new = learner._context("image", "latents").score(rows.observation, rows.action)
         apart = (new.mean - rows.old_mean).square().sum(1) / (2 * new.std.square())

@@ -31,7 +31,7 @@ def test_where_nothing_is_earned_the_gradient_is_that_of_the_mean_entropy(kind):
     one = texts(kind, entropy_bonus=0.7)
     batch = still(one.play())
     (shard,) = one.shards(batch, num_minibatches=1)
-    rows = one.learner._rows(shard, "text", torch.arange(len(batch)), 1.0)
+    rows = one.learner.rows(shard, "text", torch.arange(len(batch)), 1.0)
     hidden = one.learner.policy.actor.heads["text"]._hidden(one.network, rows.observation)
     logits = (hidden @ one.learner.policy.actor.model.head(one.network).T) / 0.8
     lowest = logits.topk(6).values[:, -1:]

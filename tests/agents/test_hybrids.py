@@ -128,7 +128,7 @@ def test_a_nat_of_text_weighs_s_d_over_l_times_a_nat_of_picture(cluster):
         (shard,) = share_out(batch, advantages, num_minibatches=1, num_learners=0)
         moves = {}
         for name in batch.phases:
-            rows = learner._rows(shard, name, torch.arange(len(batch)), shard.denominators[0][name])
+            rows = learner.rows(shard, name, torch.arange(len(batch)), shard.denominators[0][name])
             new = learner._context(name, rows.kind).score(rows.observation, rows.action)
             log_prob = new.log_prob.detach().requires_grad_()
             loss, _ = learner.loss(rows, new._replace(log_prob=log_prob), learner._context(name, rows.kind))

@@ -62,7 +62,7 @@ def moves(one, shard, batch):
     """What a nat of either phase's joint log-probability moves the loss by, per unit of advantage."""
     found = {}
     for name in batch.phases:
-        rows = one.learner._rows(shard, name, torch.arange(len(batch)), shard.denominators[0][name])
+        rows = one.learner.rows(shard, name, torch.arange(len(batch)), shard.denominators[0][name])
         new = one.learner._context(name, rows.kind).score(rows.observation, rows.action)
         log_prob = new.log_prob.detach().requires_grad_()
         loss, _ = one.learner.loss(

@@ -24,7 +24,7 @@ from unirl_env.agents.kinds import KINDS, micro_batches_of
 from unirl_env.agents.learner_state import StatefulLearner, optimizer_state, require_saveable
 from unirl_env.agents.loss import Context
 from unirl_env.agents.optimizer import Masters, lr_factors, make_optimizer
-from unirl_env.agents.parallel import Bell, idle_rows, parallel_of
+from unirl_env.agents.parallel import Bell, Minibatch, idle_rows, parallel_of
 from unirl_env.agents.phases import has_entropy
 from unirl_env.agents.reports import FollowedFailure, PhaseUpdate, Update
 from unirl_env.agents.rows import Rows, Shard, Step
@@ -32,9 +32,6 @@ from unirl_env.errors import ConfigError, ContractError, EpisodesLost
 from unirl_env.functional import Metric, SDEStep
 from unirl_env.rollouts.kept import fetched
 from unirl_env.rollouts.memory import keep_freed_memory
-
-Minibatch = dict[str, Sequence[Tensor]]
-"""The micro-batches of one optimizer step: by phase, the episodes `[b]` of each."""
 
 
 class GenerativeLearner(StatefulLearner):
@@ -250,7 +247,7 @@ class GenerativeLearner(StatefulLearner):
         )
         scale = shard.phase_scales[number][phase] if shard.phase_scales else 1.0
         for index in micro_batches:
-            rows, idle = self._rows(anchored, phase, index, denominator), not len(index)
+            rows, idle = self.rows(anchored, phase, index, denominator), not len(index)
             new: Any = None
             charged = self.config.reference_kl or self._rewards_entropy(kind) or measured
             if wanted.scores or charged or watched:
@@ -259,7 +256,7 @@ class GenerativeLearner(StatefulLearner):
                 old = new.velocity.detach() if "velocity" in wanted.needs else None
                 rows = replace(rows, old_log_prob=new.log_prob.detach(), old_velocity=old)
             if number == 0 and new is not None and not forward and not idle:
-                recorded = rows if anchored is shard else self._rows(shard, phase, index, denominator)
+                recorded = rows if anchored is shard else self.rows(shard, phase, index, denominator)
                 gaps.append(_gap(new, recorded))
             if measured and not idle:
                 moved = early_stop.drift(new, rows, self.config.max_log_ratio)
@@ -400,14 +397,15 @@ class GenerativeLearner(StatefulLearner):
             for index in next((minibatch[name] for minibatch in minibatches if minibatch.get(name)), ()):
                 # With gradients, though none is taken: without them, a kernel may be another than training's.
                 rows, new = self._scored(anchored, name, index)
-                recorded = rows if anchored is shard else self._rows(shard, name, index, 1.0)
+                recorded = rows if anchored is shard else self.rows(shard, name, index, 1.0)
                 if len(index):
                     measured.append(selfcheck.measure(new, rows, recorded))
             if measured:
                 report.phases[name].check = _floats(selfcheck.summary(measured))
                 selfcheck.judge(report.phases[name].check, self.config, name)
 
-    def _rows(self, shard: Shard, phase: str, index: Tensor, denominator: float) -> Rows:
+    def rows(self, shard: Shard, phase: str, index: Tensor, denominator: float) -> Rows:
+        """The rows of the episodes at `index` `[b]` of a phase; of none, rows that count nothing."""
         if not len(index):
             return idle_rows(shard, phase, denominator)
         return KINDS[shard.phases[phase].kind].rows(shard, phase, index.to(self.device), denominator)
@@ -416,7 +414,7 @@ class GenerativeLearner(StatefulLearner):
         return self.config.entropy_bonus > 0 and has_entropy(kind)
 
     def _scored(self, shard: Shard, phase: str, index: Tensor) -> tuple[Rows, Step]:
-        rows = self._rows(shard, phase, index, 1.0)
+        rows = self.rows(shard, phase, index, 1.0)
         context = self._context(phase, rows.kind)
         return rows, estimator_of(self.config, rows.kind).score(rows, context)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unirl_env.agents.kinds import KINDS, PhaseKind, micro_batches_of
 from unirl_env.agents.loss import Context
-from unirl_env.agents.parallel import idle_rows
+from unirl_env.agents.parallel import Minibatch
 from unirl_env.agents.rows import Rows, Shard, Step
 
 
@@ -62,16 +62,15 @@ def drift(learner: Any, shard: Shard, weights: str) -> Drift:
     with learner.policy.actor.under(weights):
         for name, phase in shard.phases.items():
             kind, paid = KINDS[phase.kind], 0.0
+            if kind.nats is None:
+                continue
             squares = torch.zeros(3, dtype=torch.float64)
             for rows, new, reference in _both(learner, shard, name):
-                if kind.nats is None:
-                    break
                 paid += float(_nats(kind, learner.config, rows, new, reference).double().sum())
                 if kind.velocities is not None:
                     ours, theirs = kind.velocities(new, reference, rows, learner.config.policy)
                     squares += torch.stack([_square(each) for each in (ours, theirs, ours - theirs)]).cpu()
-            if kind.nats is not None:
-                kl[name] = paid / len(shard)
+            kl[name] = paid / len(shard)
             if squares[1] > 0:
                 norm[name] = math.sqrt(squares[0] / squares[1])
                 change[name] = math.sqrt(squares[2] / squares[1])
@@ -130,13 +129,9 @@ def _both(learner: Any, shard: Shard, name: str) -> Iterator[tuple[Rows, Step | 
     context = Context(learner.policy, config, phase=name, kind=phase.kind)
     recorded = config.old_log_probs == "rollout" and (phase.mean is not None or not kind.per_element)
     here = phase.mask.any(1).nonzero()[:, 0].cpu() if phase.drawn else torch.empty(0, dtype=torch.int64)
-    own: dict[str, Sequence[Tensor]] = {name: micro_batches_of(learner, name, phase, here)}
+    own: Minibatch = {name: micro_batches_of(learner, name, phase, here)}
     for index in learner.parallel.level([own])[0][name]:
-        rows = (
-            kind.rows(shard, name, index.to(learner.device), 1.0)
-            if len(index)
-            else idle_rows(shard, name, 1.0)
-        )
+        rows = learner.rows(shard, name, index, 1.0)
         new = None if recorded else context.score(rows.observation, rows.action)
         with context.weights("reference"):
             reference = context.score(rows.observation, rows.action)

@@ -22,8 +22,6 @@ class LearnerSettings(Settings):
     prefetch: int = setting(1, least=0, may_change=True)
     """Where weights are divided, how many blocks ahead are gathered while one computes; each takes the memory
     of a whole block."""
-    offload: bool = setting(False, may_change=True)
-    """Where weights are divided, keep them, their gradients and moments in the memory of the CPU."""
 
     def check(self, prefix: str = "") -> None:
         """Refuse a size of groups where there are none, and groups without a size, too."""
@@ -32,9 +30,4 @@ class LearnerSettings(Settings):
             raise ConfigError(
                 f"`{prefix}shard_size` must be given with `{prefix}parallel=hybrid` and no other, got "
                 f"{self.shard_size} with {self.parallel!r}; try the number of learners on a node."
-            )
-        if self.offload and self.parallel == "replicated":
-            raise ConfigError(
-                f"`{prefix}offload` must be false with `{prefix}parallel=replicated`, which holds everything "
-                f"where it computes, got true; try `{prefix}parallel=sharded`."
             )

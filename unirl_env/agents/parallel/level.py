@@ -14,6 +14,7 @@ from unirl_env.agents.rows import Rows, Shard
 from unirl_env.functional import SDEStep
 
 Minibatch = dict[str, Sequence[Tensor]]
+"""The micro-batches of one optimizer step: by phase, the episodes `[b]` of each."""
 
 
 def level(minibatches: Sequence[Minibatch], device: torch.device) -> list[Minibatch]:

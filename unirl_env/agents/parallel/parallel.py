@@ -103,7 +103,7 @@ def check_parallel(config: Any) -> None:
 
 def parallel_of(config: Any, *, distributed: bool, device: torch.device) -> Parallel:
     """What the settings of an agent say, for a learner on `device`; one alone has all of the policy."""
-    if config.learner.parallel == "replicated" or not distributed:
+    if not config.divides:
         return Replicated(distributed)
     from unirl_env.agents.parallel.sharded import Sharded
 

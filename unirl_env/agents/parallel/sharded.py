@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
-    CPUOffloadPolicy,
     FSDPModule,
     MixedPrecisionPolicy,
-    OffloadPolicy,
     fully_shard,
     register_fsdp_forward_method,
 )
@@ -120,7 +118,6 @@ class Sharded(Parallel):
 
     def _shard(self, module: Any, kind: Kind) -> None:
         kept, computes = kind
-        elsewhere = self._settings.offload and self._device.type != "cpu"
         narrow = MixedPrecisionPolicy(
             param_dtype=None if kept == computes else computes,
             reduce_dtype=torch.float32,
@@ -131,7 +128,6 @@ class Sharded(Parallel):
             mesh=self._mesh,
             reshard_after_forward=True,  # weights that change between two passes are gathered anew
             mp_policy=narrow,
-            offload_policy=CPUOffloadPolicy() if elsewhere else OffloadPolicy(),
         )
 
 
@@ -194,11 +190,7 @@ def _mesh(settings: LearnerSettings, device: torch.device) -> DeviceMesh:
     if settings.parallel == "sharded":
         return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
     size = settings.shard_size
-    if size is None or world % size:
-        raise ConfigError(
-            f"`learner.shard_size` must divide `num_learners` ({world}) with `learner.parallel` 'hybrid', "
-            f"got {size}; try the number of learners on a node."
-        )
+    assert size is not None  # the settings' own check has seen to it
     return init_device_mesh(device.type, (world // size, size), mesh_dim_names=("replicate", "shard"))
 
 
