@@ -214,8 +214,8 @@ class Piling(GenerativeLearner):
 class Anew(GenerativeLearner):
     """Old log-probs are taken anew before every optimizer step."""
 
-    def _rows(self, shard, phase, index, denominator):
-        rows = super()._rows(shard, phase, index, denominator)
+    def rows(self, shard, phase, index, denominator):
+        rows = super().rows(shard, phase, index, denominator)
         with torch.no_grad():
             old = self._context(phase, rows.kind).score(rows.observation, rows.action)
         return replace(rows, old_log_prob=old.log_prob)
