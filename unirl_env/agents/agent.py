@@ -39,6 +39,7 @@ from unirl_env.rollouts.calls import (
     learner_results,
     learners_live,
     of_first_learner,
+    play_on_learners,
     share_requests,
 )
 from unirl_env.rollouts.driver import RolloutRequest
@@ -70,7 +71,12 @@ class Agent(RLlibAlgorithm):
         """Let runner and learner share one module where they share a process, and publish the weights."""
         warn_of_idle_clip(self.config)
         self.source = self.config.prompts_of(self.env_runner_group.local_env_runner)
-        self.sync = WeightSync(self.learner_group, self.env_runner_group, divided=self.config.divides)
+        self.sync = WeightSync(
+            self.learner_group,
+            self.env_runner_group,
+            divided=self.config.divides,
+            learners_play=self.config.learners_play,
+        )
         self.iterations_done, self._updating = 0, False
         self.weights_version = 0
         self.iteration_metrics: dict[str, float] = {}
@@ -274,7 +280,8 @@ class Agent(RLlibAlgorithm):
     @property
     def _keeps_away(self) -> bool:
         """Whether large tensors go from players to learners without passing through this process."""
-        return self.config.num_env_runners > 0 and self.learner_group.is_remote
+        from_players = self.config.num_env_runners > 0 or self.config.learners_play
+        return from_players and self.learner_group.is_remote
 
     def _played_and_learned(
         self, request: RolloutRequest, lr: float
@@ -311,8 +318,10 @@ class Agent(RLlibAlgorithm):
         return batch, advantages, sampled, updates
 
     def _collect(self, request: RolloutRequest) -> EpisodeBatch:
-        """Roll out P x G episodes under the present weights; whole groups go to each runner."""
+        """Roll out P x G episodes under the present weights; whole groups go to each player."""
         request = dataclasses.replace(request, weights_version=self.weights_version)
+        if self.config.learners_play:
+            return play_on_learners(self.learner_group, request, self._cause)
         shares = request.share_out(self.env_runner_group.num_remote_env_runners())
         batches = share_requests(
             self.env_runner_group,

@@ -333,6 +333,11 @@ class AgentConfig(BatchSize, AlgorithmConfig):
         return self.learner.parallel != "replicated" and self.num_learners > 1
 
     @property
+    def learners_play(self) -> bool:
+        """Whether learners that hold parts of the policy play with it, and no other process has it."""
+        return self.divides and not self.num_env_runners
+
+    @property
     def old_log_probs(self) -> str:
         """The `anchor` in use: `"rollout"` or `"replay"`."""
         return self.anchor or ("rollout" if self.engine == "local" else self.engine_anchor)
@@ -484,6 +489,8 @@ class AgentConfig(BatchSize, AlgorithmConfig):
     def episodes_per_play(self) -> int:
         """Episodes that a runner steps together."""
         share = self.episodes // max(1, self.num_env_runners)
+        if self.learners_play:
+            share = -(-self.num_prompts // self.num_learners) * self.group_size
         return min(share, self.rollout_batch_size or share)
 
     def policy_options(self) -> dict[str, Any]:

@@ -21,10 +21,11 @@ from unirl_env.agents.batching import largest
 from unirl_env.agents.correction import corrected
 from unirl_env.agents.estimators import FORWARD, estimator_of
 from unirl_env.agents.kinds import KINDS, micro_batches_of
-from unirl_env.agents.learner_state import StatefulLearner, optimizer_state, require_saveable
+from unirl_env.agents.learner_state import optimizer_state, require_saveable
 from unirl_env.agents.loss import Context
 from unirl_env.agents.optimizer import Masters, lr_factors, make_optimizer
-from unirl_env.agents.parallel import Bell, Minibatch, idle_rows, parallel_of
+from unirl_env.agents.parallel import Minibatch, idle_rows, parallel_of
+from unirl_env.agents.parallel.playing import PlayingLearner
 from unirl_env.agents.phases import has_entropy
 from unirl_env.agents.reports import FollowedFailure, PhaseUpdate, Update
 from unirl_env.agents.rows import Rows, Shard, Step
@@ -34,7 +35,7 @@ from unirl_env.rollouts.kept import fetched
 from unirl_env.rollouts.memory import keep_freed_memory
 
 
-class GenerativeLearner(StatefulLearner):
+class GenerativeLearner(PlayingLearner):
     """Trains one policy on a `Shard` of finished episodes per iteration.
 
     It replaces the batch handling of RLlib's `update`: episodes stay whole, a context that episodes share
@@ -46,11 +47,6 @@ class GenerativeLearner(StatefulLearner):
     """
 
     config: Any  # An `AgentConfig`, which names this class.
-    _bell: Bell | None = None
-
-    def take_bell(self, bell: Bell) -> None:
-        """Where to leave the cause if this learner fails while others wait for it in a forward pass."""
-        self._bell = bell
 
     def _make_module(self) -> Any:
         made: Any = super()._make_module()

@@ -29,7 +29,7 @@ from unirl_env.agents.evaluation import Evaluation
 from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import CheckpointError, ClusterError
 from unirl_env.monitor.iteration_metrics import score_metrics
-from unirl_env.rollouts.calls import call_runners
+from unirl_env.rollouts.calls import call_runners, learner_results
 from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.types import Scores
 
@@ -157,6 +157,9 @@ class RLlibAlgorithm(Algorithm):
         runner: Any = self.env_runner_group.local_env_runner
         if not runner.callbacks.wanted:
             return []
+        if self.config.learners_play:
+            results = self.learner_group.foreach_learner(lambda learner: learner.player.get_metrics())
+            return learner_results(results)
         if not self.env_runner_group.num_remote_env_runners():
             return [runner.get_metrics()]
         calls: dict[int, dict[str, Any]] = {

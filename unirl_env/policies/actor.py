@@ -97,6 +97,7 @@ class Actor(TrainedWeights):
         self.lora, self.merge_adapters = lora, merge_adapters
         self._frozen: list[nn.Module] = []
         self._gates: dict[nn.Module, Gate] = {}
+        self._any: Callable[[bool], bool] | None = None
         self._layers: list[nn.Module] = []
         if lora is None:
             self.network.requires_grad_(True)
@@ -137,7 +138,7 @@ class Actor(TrainedWeights):
 
     def read(self, obs: Mapping[str, Tensor], *, phase: str | None = None) -> Any:
         """The contexts of latents, read once for many steps; see `LatentHead.read`."""
-        return self._with_network(lambda: self.latent_head(phase).read(self.part(phase), obs))
+        return self.within(lambda: self.latent_head(phase).read(self.part(phase), obs))
 
     def act(
         self, obs: Mapping[str, Tensor], draws: Tensor | None = None, *, phase: str | None = None, **more: Any
@@ -157,11 +158,11 @@ class Actor(TrainedWeights):
         """
         head = self.head(phase)
         with self._recomputing(head):
-            return self._with_network(lambda: head.act(self.part(phase), obs, draws, **more))
+            return self.within(lambda: head.act(self.part(phase), obs, draws, **more))
 
     def likeliest(self, obs: Mapping[str, Tensor], *, phase: str | None = None) -> Any:
         """The next actions without chance: those of the deterministic ODE, or the likeliest ones."""
-        return self._with_network(lambda: self.head(phase).likeliest(self.part(phase), obs))
+        return self.within(lambda: self.head(phase).likeliest(self.part(phase), obs))
 
     def score(self, obs: Mapping[str, Tensor], action: Tensor, *, phase: str | None = None) -> Any:
         """Score given actions `[N, ...]`, with gradient to the trainable weights.
@@ -173,7 +174,7 @@ class Actor(TrainedWeights):
         """
         head = self.head(phase)
         with self._recomputing(head):
-            return self._with_network(lambda: head.score(self.part(phase), obs, action))
+            return self.within(lambda: head.score(self.part(phase), obs, action))
 
     def velocity(self, obs: Mapping[str, Tensor], *, phase: str | None = None) -> Tensor:
         """The guided velocity `[N, ...]` float32 of a phase that denoises, with gradient.
@@ -181,7 +182,7 @@ class Actor(TrainedWeights):
         Raises:
             ContractError: If the phase does not denoise.
         """
-        return self._with_network(lambda: self.latent_head(phase).velocity(self.part(phase), obs))
+        return self.within(lambda: self.latent_head(phase).velocity(self.part(phase), obs))
 
     def latent_head(self, phase: str | None = None) -> LatentHead:
         """The head of a phase that denoises latents.
@@ -328,15 +329,31 @@ class Actor(TrainedWeights):
         """The network, and the frozen copy of it if one is kept."""
         return (self.network, *self._frozen)
 
-    def enter_by(self, gates: Mapping[nn.Module, Gate]) -> None:
-        """Let what reads a network do so within its gate.
+    def enter_by(self, gates: Mapping[nn.Module, Gate], any_process: Callable[[bool], bool]) -> None:
+        """Let what reads a network do so within its gate, for which all processes that hold parts must come.
 
         Args:
             gates: Of each of `networks()`.
+            any_process: Answers `anyone`.
         """
-        self._gates = dict(gates)
+        self._gates, self._any = dict(gates), any_process
 
-    def _with_network(self, read: Callable[[], Any]) -> Any:
+    @property
+    def divided(self) -> bool:
+        """Whether processes hold parts of the network: then all must pass through it equally often."""
+        return self._any is not None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    def anyone(self, found: bool) -> bool:
+        """Whether it is found here, or in another process that holds a part of the network; all must ask."""
+        return found if self._any is None else self._any(found)
+
+    def within(self, read: Callable[[], Any]) -> Any:
+        """What `read()` returns, which may pass through the network and read its weights."""
         gate = self._gates.get(self.network)
         return read() if gate is None else gate(read)
 

@@ -18,7 +18,9 @@ from ray.exceptions import RayActorError, RayError
 from ray.rllib.core import DEFAULT_MODULE_ID
 from torch import Tensor
 
+from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import LearnerLost, RunnerLost, StaleWeights
+from unirl_env.rollouts.driver import RolloutRequest
 
 NONE_LEFT = (
     "A learner must be left, got none: all have died. Their logs tell why (often memory; try a smaller "
@@ -70,15 +72,21 @@ def call_runners(
     return results
 
 
+Cause = Callable[[], tuple[int, Exception] | None]
+"""Which learner said before it ended why it did, and its error; None where none said so."""
+
+
+def _unknown() -> None:
+    return None
+
+
 @contextmanager
-def learners_live(
-    what: str, cause: Callable[[], tuple[int, Exception] | None] = lambda: None
-) -> Iterator[None]:
+def learners_live(what: str, cause: Cause = _unknown) -> Iterator[None]:
     """A context in which the death of a learner is told as one.
 
     Args:
         what: What learners are asked for.
-        cause: Which learner said before it ended why it did; None where none said so.
+        cause: Why one ended.
 
     Raises:
         LearnerLost: If one died.
@@ -96,14 +104,19 @@ def learners_live(
         ) from error
 
 
-def learner_results(results: Iterable[Any]) -> list[Any]:
+def learner_results(results: Iterable[Any], what: str = "a call", cause: Cause = _unknown) -> list[Any]:
     """What learners returned, as RLlib's `foreach_learner` gives it; the first error is raised.
+
+    Args:
+        results: Of all learners.
+        what: What they were asked for.
+        cause: Why one ended.
 
     Raises:
         LearnerLost: If a learner died.
     """
     found = []
-    with learners_live("a call"):
+    with learners_live(what, cause):
         for result in results:
             if not result.ok:
                 raise result.get()
@@ -184,6 +197,31 @@ def share_requests(
     return [answers[i] for i in range(len(requests))]
 
 
+def play_on_learners(learner_group: Any, request: RolloutRequest, cause: Cause) -> EpisodeBatch:
+    """The episodes of a request, played by all learners of a group together.
+
+    Args:
+        learner_group: RLlib's group, of learners that hold parts of the policy.
+        request: What is asked for.
+        cause: Why one ended.
+
+    Raises:
+        LearnerLost: If a learner died, or none is left.
+    """
+    shares = request.deal_alike(learner_group.config.num_learners)
+    results = learner_group.foreach_learner(lambda learner: learner.play(shares))
+    played = sorted(learner_results(results, "a rollout", cause), key=lambda each: each[0])
+    if len(played) < len(shares):
+        raise LearnerLost(NONE_LEFT)
+    batches, following = [], request.first_group
+    for share, (_, batch) in zip(shares, played, strict=True):
+        new = batch.group >= following  # others have been played for company
+        if new.any():
+            batches.append(batch if new.all() else batch.select(new))
+        following = share.first_group + len(share.prompts)
+    return EpisodeBatch.cat(batches) if len(batches) > 1 else batches[0]
+
+
 @dataclass(frozen=True)
 class SyncReport:
     """What a publication cost.
@@ -209,12 +247,20 @@ class WeightSync:
         learner_group: Where weights come from.
         env_runner_group: Where they go.
         divided: Whether learners hold parts of the policy.
+        learners_play: Whether it is they who play, and no weights have to go anywhere.
     """
 
-    def __init__(self, learner_group: Any, env_runner_group: Any, *, divided: bool = False):
+    def __init__(
+        self,
+        learner_group: Any,
+        env_runner_group: Any,
+        *,
+        divided: bool = False,
+        learners_play: bool = False,
+    ):
         self.learner_group = learner_group
         self.env_runner_group = env_runner_group
-        self._divided = divided
+        self._divided, self._learners_play = divided, learners_play
 
     def publish(self, version: int, runners: Sequence[int] | None = None) -> SyncReport:
         """Give every runner the learner's present weights under the name `version`.
@@ -227,7 +273,11 @@ class WeightSync:
         local = self.env_runner_group.local_env_runner
         remote = self.env_runner_group.num_remote_env_runners() > 0
         size = 0
-        if remote:
+        if self._learners_play:
+            learner_results(
+                self.learner_group.foreach_learner(lambda learner: learner.player.take_version(version))
+            )
+        elif remote:
             published = self._first_learner(_put_weights)
             size = published["size"]
             numbers = self.env_runner_group.healthy_env_runner_ids() if runners is None else runners

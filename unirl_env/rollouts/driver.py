@@ -101,18 +101,27 @@ class RolloutRequest:
         A prompt that occurs again gets further sample ids, and groups are numbered by their place: neither
         noise nor groups depend on how many runners there are.
         """
-        offsets = self._offsets()
         shares = max(1, min(shares, len(self.prompts)))
         bounds = [len(self.prompts) * share // shares for share in range(shares + 1)]
-        return [
-            replace(
-                self,
-                prompts=list(self.prompts[start:stop]),
-                sample_offset=offsets[start:stop],
-                first_group=self.first_group + start,
-            )
-            for start, stop in pairwise(bounds)
-        ]
+        return [self._groups(start, stop) for start, stop in pairwise(bounds)]
+
+    def deal_alike(self, shares: int) -> list[RolloutRequest]:
+        """As `share_out`, with equally many groups in each of exactly so many requests.
+
+        Where there are too few, the last requests begin earlier, and some groups are played more than once:
+        each the same, since noise is keyed.
+        """
+        size = -(-len(self.prompts) // shares)
+        starts = [min(share * size, len(self.prompts) - size) for share in range(shares)]
+        return [self._groups(start, start + size) for start in starts]
+
+    def _groups(self, start: int, stop: int) -> RolloutRequest:
+        return replace(
+            self,
+            prompts=list(self.prompts[start:stop]),
+            sample_offset=self._offsets()[start:stop],
+            first_group=self.first_group + start,
+        )
 
     def episodes(self) -> list[EpisodeRequest]:
         """The episodes one by one, so that a batch need not end where a group does.

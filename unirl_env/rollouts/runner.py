@@ -33,8 +33,8 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
     """Owns an environment and a policy, and plays whole groups with them.
 
     In the driver of a run with remote runners it is an empty shell: a second copy of the model would only
-    take memory. Where runner and learner share the driver's process, they share one module, too; the agent
-    hands it over with `adopt`.
+    take memory. Where runner and learner share a process, they share one module, too, which is handed over
+    with `adopt`.
 
     Attributes:
         weights_version: Which publication of weights the policy holds.
@@ -50,8 +50,10 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
         self.module: Any = None
         self.weights_version = 0
         in_driver = not self.worker_index
-        self.shares_module = in_driver and config.num_env_runners == 0 and config.num_learners == 0
+        alone = config.num_env_runners == 0 and config.num_learners == 0
+        self.shares_module = not in_driver if config.learners_play else in_driver and alone
         self.idle = in_driver and config.num_env_runners > 0
+        self._poses = in_driver and config.learners_play  # an environment that tells its spaces
         # Without remote learners, num_gpus_per_learner says where the driver's module lives.
         gpus = config.num_gpus_per_learner if self.shares_module else config.num_gpus_per_env_runner
         self.device = get_device(self.config, 0 if self.idle else gpus)
@@ -60,7 +62,7 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
         self._position = 0
         if not self.idle:
             self.make_env()
-            if not self.shares_module:
+            if not self.shares_module and not self._poses:
                 self.make_module()
 
     # What an agent calls.
@@ -176,7 +178,7 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
         """Raise unless this runner can play, or is meant to stay empty."""
         if not self.idle:
             self._needs_env()
-            if not self.shares_module:
+            if not self.shares_module and not self._poses:
                 self._needs_module()
 
     def stop(self) -> None:

@@ -94,6 +94,11 @@ def check_parallel(config: Any) -> None:
             f"`rows_per_forward` must be null with {how}, got {rows}: learners would pass through the "
             "network a different number of times, and wait for each other; try model.rows_per_forward=null."
         )
+    if config.learners_play and config.engine != "local":
+        raise ConfigError(
+            f"`engine` must be 'local' where learners play with their parts of the policy ({how} and "
+            f"`num_env_runners` 0), got {config.engine!r}; try num_env_runners=1, and a whole copy for it."
+        )
     if config.merge_adapters:
         raise ConfigError(
             f"`merge_adapters` must be null or false with {how}, got true: weights that learners hold in "

@@ -58,7 +58,7 @@ class Sharded(Parallel):
             self._divide(gate, network)
             register_fsdp_forward_method(gate, "read")
             gates[network] = gate.read
-        actor.enter_by(gates)
+        actor.enter_by(gates, self.any)
         weights = actor.trainable_state()
         for name, copy in actor.copies.items():
             actor.copies[name] = {key: divided_like(kept, weights[key]) for key, kept in copy.items()}

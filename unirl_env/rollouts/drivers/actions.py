@@ -46,7 +46,7 @@ class ActionDriver(Driver):
         device = next(self.actor.parameters()).device
         steps: list[tuple[dict[str, Tensor], Any, Tensor]] = []
         with self.actor.acting(base=request.base):
-            while not live.done.all():
+            while self.actor.anyone(not live.done.all()):
                 if len(steps) == ENDLESS:
                     raise ContractError(
                         f"Episodes must end, got {int((~live.done).sum())} that did not in {ENDLESS} steps; "
@@ -59,6 +59,8 @@ class ActionDriver(Driver):
                 if request.temperature != 0:
                     draws = self.head.distribution.draws(live.seeds, len(steps), device)
                 step = self.actor.act(seen, draws, phase=self.phase)
+                if live.done.all():  # other processes with parts of the network are not so far
+                    continue
                 steps.append((seen, step, ~live.done))
                 live.step(_like(obs, step[0]))
         return _phase(steps, self.head.kind, device)

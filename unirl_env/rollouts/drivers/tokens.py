@@ -94,6 +94,7 @@ class TextDriver(Driver):
                 live.step({"token": token} if hybrid else token)
                 if not _writing(live).any():
                     break
+        self.engine.join(base=request.base)
         return _token_phase(live.obs, live.get_attr("encodings"), model.input_spaces, log_prob)
 
     def ask(self, requests: Sequence[Request], request: RolloutRequest) -> list[Answer]:
@@ -155,6 +156,7 @@ class PictureTokenDriver(TextDriver):
             ]
             for token in _lay_out(self.ask(requests, request), rows, [0] * len(rows), (), log_prob):
                 live.step({"image_token": token})
+        self.engine.join(base=request.base)
         drawn = torch.as_tensor(live.obs["image_tokens"])
         tokens = torch.nn.functional.pad(texts, (0, width))
         place = length[:, None] + torch.arange(width, device=texts.device)

@@ -110,6 +110,13 @@ class Engine(ABC):
             EngineLost: If the engine died.
         """
 
+    def join(self, *, base: bool = False) -> None:  # noqa: B027  # most engines generate by themselves
+        """Help other processes to their answers, if they cannot go on without this one, until all are there.
+
+        Args:
+            base: Whether they come from the untrained model.
+        """
+
     def restart(self) -> None:
         """Bring back an engine that was lost; its weights must then be loaded again.
 

@@ -103,24 +103,23 @@ class LocalEngine(Engine):
     def _continue(self, requests: Sequence[Request], temperature: float) -> list[Answer]:
         from unirl_env.models.shared.cache import roomy_cache
 
-        model, network = self.head.model, self.actor.part(self.phase)
-        output = model.head(network)
+        model, device = self.head.model, self.actor.device
         contexts, row = _distinct_contexts(requests)
-        cache = roomy_cache(network.config)
-        prompt = PaddedContexts.of(contexts, model, output.device)
-        row = row.to(output.device)
-        hidden = model.hidden(
-            network, prompt.tokens, prompt.positions, inputs=prompt.inputs, mask=prompt.mask, cache=cache
-        )[:, -1][row]
+        cache = roomy_cache(self.actor.part(self.phase).config)
+        prompt = PaddedContexts.of(contexts, model, device)
+        row = row.to(device)
+        logits = self._logits(
+            prompt.tokens, prompt.positions, row, inputs=prompt.inputs, mask=prompt.mask, cache=cache
+        )
         _select(cache, row, len(contexts), model.streams)
         live = LiveRows(
             requests, prompt.next_position[row], None if prompt.mask is None else prompt.mask[row]
         )
-        record = Record(len(requests), live.longest, output.device)
-        ends = torch.tensor(self.eos_ids, dtype=torch.int64, device=output.device)
+        record = Record(len(requests), live.longest, device)
+        ends = torch.tensor(self.eos_ids, dtype=torch.int64, device=device)
         for t in range(live.longest):
             step = F.token_step(
-                hidden @ output.T,
+                logits,
                 temperature=temperature,
                 top_p=self.head.top_p,
                 top_k=self.head.top_k,
@@ -137,8 +136,29 @@ class LocalEngine(Engine):
                 _select(cache, keep, count, model.streams)
                 token = token[keep]
             positions = (live.position + t).expand(model.position_axes, -1)[..., None]
-            hidden = model.hidden(network, token[:, None], positions, mask=live.mask(t), cache=cache)[:, -1]
+            logits = self._logits(token[:, None], positions, mask=live.mask(t), cache=cache)
         return record.answers([request.max_new_tokens for request in requests], ends)
+
+    def _logits(self, tokens: Tensor, positions: Tensor, row: Tensor | None = None, **how: Any) -> Tensor:
+        """Of the next token of each row `[B, V]`; of the rows at `row`, where it is given."""
+        model, network = self.head.model, self.actor.part(self.phase)
+
+        def read() -> Tensor:
+            hidden = model.hidden(network, tokens, positions, **how)[:, -1]
+            return (hidden if row is None else hidden[row]) @ model.head(network).T
+
+        self.actor.anyone(True)
+        return self.actor.within(read)
+
+    @torch.no_grad()
+    def join(self, *, base: bool = False) -> None:
+        """Where processes hold parts of the network, pass through it until all of them have their answers."""
+        model, one = self.head.model, torch.ones(1, dtype=torch.int64, device=self.actor.device)
+        tokens, positions = model.pad_id * one[None], torch.zeros_like(one).expand(model.position_axes, 1, 1)
+        with self.actor.acting(base=base):
+            network = self.actor.part(self.phase)
+            while self.actor.anyone(False):
+                self.actor.within(lambda: model.hidden(network, tokens, positions, lengths=one))
 
 
 @dataclass(frozen=True)
