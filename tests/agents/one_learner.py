@@ -28,18 +28,19 @@ class OneLearner:
     def network(self):
         return self.learner.policy.actor.network
 
-    def play(self, iteration=0, **options):
+    def request(self, iteration=0, **options):
         config = self.config
-        return self.rollout.collect(
-            RolloutRequest(
-                self.prompts.take(iteration * config.num_prompts, config.num_prompts, seed=config.run_seed),
-                seed=F.derive_seed(config.run_seed, "rollout", iteration),
-                group_size=config.group_size,
-                keep_samples=True,
-                **config.mode.training_options(config, iteration, checked=True),
-                **options,
-            )
+        return RolloutRequest(
+            self.prompts.take(iteration * config.num_prompts, config.num_prompts, seed=config.run_seed),
+            seed=F.derive_seed(config.run_seed, "rollout", iteration),
+            group_size=config.group_size,
+            keep_samples=True,
+            **config.mode.training_options(config, iteration, checked=True),
+            **options,
         )
+
+    def play(self, iteration=0, **options):
+        return self.rollout.collect(self.request(iteration, **options))
 
     def shards(self, batch, *, learners=1, iteration=0, advantages=None, **options):
         config = self.config

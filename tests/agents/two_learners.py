@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from unirl_env.episode import EpisodeBatch
+
 
 def together(job, learners, *arguments, patience=400):
     """What `job(*arguments)` returns in each of so many processes that form a group, in the order of ranks.
@@ -60,25 +62,23 @@ def learn(config, iterations=2):
         iterations: How many.
     """
     from one_learner import OneLearner
-    from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
     learners, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     config.num_learners = learners if learners > 1 else 0
     one, numbers = OneLearner(config), []
-    player = None
-    if config.divides:  # whoever plays has all of it
-        own = one.learner.policy
-        spaces = {"observation_space": own.observation_space, "action_space": own.action_space}
-        player = RLModuleSpec(type(own), model_config=own.model_config, **spaces).build()
-        one.rollout = config.mode.rollout(config, config.world("cpu").env, player.actor)
     for iteration in range(iterations):
-        if player is not None:
-            state = [one.learner.policy.get_state()]
-            dist.broadcast_object_list(state)
-            player.set_state(state[0])
-        with (player or one.learner.policy).actor.under(config.rollout_weights):
-            batch = one.play(iteration)
+        batch = played(one, iteration, learners)
         report = one.update(one.shards(batch, learners=learners, iteration=iteration)[rank])
         losses = [float(step.get("loss", 0.0)) for part in report.phases.values() for step in part.metrics]
         numbers.append({"reward": float(batch.rewards.mean()), "loss": sum(losses), "norm": report.grad_norm})
     return one, numbers
+
+
+def played(one, iteration, learners, **options):
+    """The episodes of an iteration; where learners hold parts of the policy, each plays some of them."""
+    if learners == 1:
+        with one.learner.policy.actor.under(one.config.rollout_weights):
+            return one.play(iteration, **options)
+    request, batches = one.request(iteration, **options), [None] * learners
+    dist.all_gather_object(batches, one.learner.play(request.deal_alike(learners))[1])
+    return EpisodeBatch.cat(batches)
