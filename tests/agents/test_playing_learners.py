@@ -1,8 +1,9 @@
 """Learners that hold parts of the policy and play with them: the curve of one process, in every mode."""
 
+import time
+
 import pytest
 import torch
-from failing_agent import FailingConfig
 from test_processes import assert_same_curve, train, weights
 from toy import POINTS, toy_config
 
@@ -18,9 +19,10 @@ SHARDED = {"parallel": "sharded"}
 def build(cluster):
     agents = []
 
-    def build(learners, config_class=GRPOConfig, **settings):
+    def build(learners, config_class=GRPOConfig, env=None, **settings):
         settings = {"policy": {"lora_rank": None}, "num_minibatches": 1, **settings}
         config = toy_config(config_class, learner=SHARDED if learners else {}, **settings)
+        config.environment(env or config.env)
         agents.append(config.learners(num_learners=learners).build_algo())
         return agents[-1]
 
@@ -45,3 +47,23 @@ def test_what_they_play_and_learn_is_that_of_one_process(build):
         assert mine.group.tolist() == theirs.group.tolist()
         assert torch.equal(mine.episode_seed, theirs.episode_seed)
     assert parts.drift(points).kl["image"] == pytest.approx(whole.drift(points).kl["image"], rel=1e-3)
+
+
+def test_an_error_in_play_ends_the_others_and_is_told(build):
+    agent = build(2, env="failing_agent:failing/Points-v0")
+    began = time.monotonic()
+    with pytest.raises(MemoryError, match="a player of two") as told:
+        agent.train()
+    assert time.monotonic() - began < 30
+    assert any("Learner 1 failed by this during a rollout" in note for note in told.value.__notes__)
+    with pytest.raises(LearnerLost, match=r"none: all have died|died during"):
+        agent.train()
+
+
+def test_an_engine_beside_the_policy_is_refused_with_the_remedy():
+    config = GRPOConfig().environment("unirl/TinyQwen3-Math-v0").learners(num_learners=2)
+    config.training(learner=SHARDED, engine="vllm")
+    with pytest.raises(
+        ConfigError, match=r"`engine` must be 'local' where learners play .* num_env_runners=1"
+    ):
+        config.validate()

@@ -12,7 +12,10 @@ TINY = {"lr": 1e-3, "num_prompts": 2, "group_size": 4, "micro_batch_size": 3}
 SD3 = ("unirl/TinySD3-T2I-v0", {"num_steps": 4, "rows_per_forward": None}, {"steps": {"kind": "all"}, **TINY})
 QWEN = ("unirl/TinyQwen3-Math-v0", {"max_new_tokens": 6}, {"micro_batch_tokens": 40, **TINY})
 HALF = (QWEN[0], {**QWEN[1], "dtype": "bfloat16"}, {**TINY, "anchor": "replay", "self_check": False})
+WALK = ("mdp_cases:cases/Walk-v0", {}, {**TINY, "micro_batch_size": None})
 UNIFIED = ("unirl/TinyUnified-T2I-v0", {"num_steps": 2, "max_new_tokens": 6, "rows_per_forward": None}, TINY)
+
+CUT = (UNIFIED[0], {**UNIFIED[1], "max_new_tokens": 4}, TINY)
 
 
 def clinging(rows, new, context):
@@ -51,6 +54,8 @@ CASES = {
         {"policy": {"lora_rank": 4}, "kl_in": "return", "reference_kl": 0.1},
     ),
     "unified": (GRPOConfig, UNIFIED, {**WHOLE, "phase_scale": "nats"}),
+    "unified, one learner without pictures": (GRPOConfig, CUT, WHOLE),
+    "walks of many lengths": (GRPOConfig, WALK, WHOLE),
     "points, old": (ClingingConfig, None, WHOLE),
     "qwen3, recomputed": (GRPOConfig, QWEN, {"policy": {"lora_rank": None, "gradient_checkpointing": True}}),
     "qwen3, half": (GRPOConfig, HALF, WHOLE),

@@ -53,7 +53,7 @@ class LatentDriver(Driver):
         everyone = len(rows) == total
         # Where processes hold parts of the network, one without a picture passes through it with the first.
         drawn = rows if len(rows) or not self.actor.divided else torch.zeros_like(row[:1])
-        shape, keys = live.obs["latent"].shape[1:], live.seeds[drawn.cpu()].tolist()
+        shape, keys = live.obs["latent"].shape[1:], live.seeds[rows.cpu()].tolist()
         steps: list[tuple[dict[str, Tensor], SDEStep]] = []
         with self.actor.acting(base=request.base), self.head.guided(request.guidance):
             if len(drawn):
@@ -61,13 +61,15 @@ class LatentDriver(Driver):
                 used, place = row[drawn].unique(return_inverse=True)
                 shared = {name: each[used] for name, each in context.items()}
                 reading = self.actor.read({**shared, "context_row": place}, phase=self.phase)
-            noise = _KeyedSteps(keys, explored, shape, device)
+            noise = _KeyedSteps(keys, explored if keys else (), shape, device)
             solver = SecondOrder() if request.second_order else None
             for k in range(num_steps if len(drawn) else 0):
                 seen = {name: live.obs[name] for name in (*SEEN, "stochastic")}
                 obs = seen if everyone else {name: each[drawn] for name, each in seen.items()}
                 # What is stored is what the policy sees: rounding later would score another state.
                 obs["latent"] = obs["latent"].to(self.head.storage_dtype)
+                if not len(rows):
+                    obs["stochastic"] = torch.zeros_like(obs["stochastic"])
                 step = self.actor.act(obs, noise.of(k), phase=self.phase, reading=reading, solver=solver)
                 if not len(rows):
                     continue
