@@ -49,8 +49,9 @@ class GenerativeLearner(PlayingLearner):
     config: Any  # An `AgentConfig`, which names this class.
 
     def _make_module(self) -> Any:
-        made: Any = super()._make_module()
         self.parallel = parallel_of(self.config, distributed=self.distributed, device=self.device)
+        with self.parallel.making():
+            made: Any = super()._make_module()
         self.parallel.place(made[DEFAULT_MODULE_ID].actor)
         return made
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -51,20 +52,22 @@ class StatefulLearner(TorchLearner):
             weights: Whose values: `"trained"`, or `"ema"`, the average.
         """
         with self.policy.actor.under(weights):
-            policy = self._whole_policy() if self.parallel.divides else self.policy
+            policy = self._whole_policy(what) if self.parallel.divides else self.policy
             return {} if policy is None else _saved(policy.actor, what)
 
-    def _whole_policy(self) -> Any:
+    def _whole_policy(self, what: str) -> Any:
         """A policy with the weights in force, on the CPU of the first learner; None on the others.
 
-        It is built anew, because modules that are divided are no longer of their own classes.
+        It is built anew, because modules that are divided are no longer of their own classes. Where `what` is
+        wanted are the `adapters`, it need not have the other weights.
         """
         own = self.policy
         state = gathered(own.actor.trainable_state())
         if dist.get_rank():
             return None
         spaces = {"observation_space": own.observation_space, "action_space": own.action_space}
-        policy: Any = RLModuleSpec(type(own), model_config=own.model_config, **spaces).build()
+        with self.parallel.making() if what == "adapters" else nullcontext():
+            policy: Any = RLModuleSpec(type(own), model_config=own.model_config, **spaces).build()
         policy.set_state(state)
         return policy
 

@@ -17,6 +17,7 @@ from unirl_env.models.shared.borders import changing_rotary
 from unirl_env.models.shared.chat import ChatWords
 from unirl_env.models.shared.faithful import Way, settle
 from unirl_env.models.shared.loading import complete
+from unirl_env.models.shared.outline import on_device, when_filled
 from unirl_env.models.shared.output_layer import logit_scale, output_states
 from unirl_env.models.words import LanguageModel
 
@@ -89,11 +90,14 @@ class CausalNetwork:
                 raise
             # Some families choose among attentions of their own, and know no other.
             network = loader(attn_implementation="eager")
-        network = network.to(model.device).eval()
+        network = on_device(network, model.device).eval()
+        when_filled(network, lambda filled: self._hold(model, filled))
+        return network
+
+    def _hold(self, model: LanguageModel, network: nn.Module) -> None:
         if self._way is None:
             self._way = settle(model, network)
         self._way.take(network)
-        return network
 
     def hidden(self, network: nn.Module, tokens: Tensor, positions: Tensor, how: ForwardOptions) -> Tensor:
         """See `LanguageModel.hidden`.

@@ -16,6 +16,7 @@ from unirl_env.models.shared import packed
 from unirl_env.models.shared.chat import ChatWords
 from unirl_env.models.shared.faithful import hold
 from unirl_env.models.shared.loading import complete
+from unirl_env.models.shared.outline import on_device
 from unirl_env.models.shared.output_layer import output_states
 from unirl_env.models.shared.templates import rendered
 from unirl_env.models.shared.vision import picture_features, picture_places, widened
@@ -129,7 +130,7 @@ class QwenVL(ChatWords, LanguageModel):
             dtype=self.dtype,
             attn_implementation={"text_config": packed.register(), "vision_config": "sdpa"},
         )
-        return hold(self, network.to(self.device).eval())
+        return hold(self, on_device(network, self.device).eval())
 
     def hidden(
         self, network: nn.Module, tokens: Tensor, positions: Tensor, **how: Unpack[ForwardOptions]

@@ -20,6 +20,7 @@ from unirl_env.models.shared.exports import in_order, settle_header
 from unirl_env.models.shared.fixed_batches import in_fixed_batches, painted, texts_at_once
 from unirl_env.models.shared.flow_schedule import FlowSchedule, require_scheduler
 from unirl_env.models.shared.loading import Source, as_dtype, complete
+from unirl_env.models.shared.outline import on_device
 from unirl_env.types import Prompt, Sample
 
 logger = logging.getLogger(__name__)
@@ -175,7 +176,7 @@ class SD3Denoiser(Denoiser):
 
         loader = complete(SD3Transformer2DModel.from_pretrained)
         network = self.source.load(loader, subfolder="transformer", dtype=self.dtype)
-        return network.to(self.device).eval()
+        return on_device(network, self.device).eval()
 
     def velocity(
         self, network: nn.Module, latent: Tensor, sigma: Tensor, context: Mapping[str, Tensor]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from unirl_env.envs.token_rows import WAIT
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.models.denoiser import NEGATIVE
+from unirl_env.models.shared.outline import stood_in_for
 from unirl_env.policies.heads import ANNOUNCED, Head, LatentHead, heads_of
 from unirl_env.policies.trained_weights import AVERAGE, TrainedWeights
 
@@ -300,7 +301,8 @@ class Actor(TrainedWeights):
         self.network.requires_grad_(False)
         try:
             for part in self._adapted():
-                inject_adapter_in_model(config, part)
+                with stood_in_for(part):
+                    inject_adapter_in_model(config, part)
         except ValueError as error:
             raise ConfigError(
                 f"`lora_targets` must name layers of the network, got {list(targets)}: {error}"

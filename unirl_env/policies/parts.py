@@ -7,13 +7,26 @@ from collections.abc import Mapping
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 
 def own_part(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor, outside of graphs, sharing its memory: all of it, or its part."""
     tensor = tensor.detach()
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def own_place(tensor: Tensor) -> tuple[slice, ...]:
+    """Which indices of each dimension of a tensor this process holds: all, or those of its part."""
+    place = [slice(0, size) for size in tensor.shape]
+    if isinstance(tensor, DTensor):
+        for axis, placement in enumerate(tensor.placements):
+            if isinstance(placement, Shard):
+                begin, end = place[placement.dim].start, place[placement.dim].stop
+                size = -(-(end - begin) // tensor.device_mesh.size(axis))
+                first = min(begin + tensor.device_mesh.get_local_rank(axis) * size, end)
+                place[placement.dim] = slice(first, min(first + size, end))
+    return tuple(place)
 
 
 def part_like(value: Tensor, tensor: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -31,6 +32,10 @@ class Parallel(ABC):
     """
 
     divides: bool = False
+
+    @abstractmethod
+    def making(self) -> AbstractContextManager[None]:
+        """An actor that is to be placed is made within."""
 
     @abstractmethod
     def place(self, actor: Any) -> None:
@@ -58,6 +63,10 @@ class Replicated(Parallel):
 
     def __init__(self, distributed: bool):
         self._distributed = distributed
+
+    def making(self) -> AbstractContextManager[None]:
+        """It has all its weights at once."""
+        return nullcontext()
 
     def place(self, actor: Any) -> None:
         """Nothing is to be done."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +26,8 @@ from unirl_env.agents.parallel.level import Minibatch, any_learner, level
 from unirl_env.agents.parallel.parallel import Parallel
 from unirl_env.agents.parallel.sharded_gradient import ShardedGradient
 from unirl_env.errors import ConfigError
-from unirl_env.policies.parts import divided_like
+from unirl_env.models.shared.outline import outlines, outlining
+from unirl_env.policies.parts import divided_like, own_part, own_place
 from unirl_env.settings import LearnerSettings
 
 Kind = tuple[torch.dtype, torch.dtype]
@@ -50,18 +53,32 @@ class Sharded(Parallel):
         self._settings, self._device = settings, device
         self._mesh = _mesh(settings, device)
 
+    def making(self) -> AbstractContextManager[None]:
+        """Networks whose weights can be read in parts begin without any."""
+        return outlining()
+
     def place(self, actor: Any) -> None:
-        """Divide the actor's network, and the frozen copy of it if there is one."""
+        """Divide the actor's network, and the frozen copy of it if there is one; weights are read by then."""
         gates: dict[nn.Module, Callable[[Callable[[], Any]], Any]] = {}
         for network in actor.networks():
             gate = _Gate(network)
             self._divide(gate, network)
+            self._fill(gate)
             register_fsdp_forward_method(gate, "read")
             gates[network] = gate.read
         actor.enter_by(gates, self.any)
         weights = actor.trainable_state()
         for name, copy in actor.copies.items():
-            actor.copies[name] = {key: divided_like(kept, weights[key]) for key, kept in copy.items()}
+            actor.copies[name] = {
+                key: weights[key].to(kept.dtype, copy=True)
+                if kept.is_meta
+                else divided_like(kept, weights[key])
+                for key, kept in copy.items()
+            }
+        for network, gate_of in gates.items():
+            for part, outline in outlines(network):
+                for check in outline.checks:
+                    gate_of(partial(check, part))
 
     def gradient(self, weights: Sequence[nn.Parameter], *, parts: int, told: int) -> Gradient:
         """The parts of gradients that lie beside those of the weights."""
@@ -92,6 +109,28 @@ class Sharded(Parallel):
                 module.set_force_sum_reduction_for_comms(True)
                 module.set_reduce_scatter_unused_params(True)
         _prefetch([block for block in blocks if isinstance(block, FSDPModule)], self._settings.prefetch)
+
+    @torch.no_grad()
+    def _fill(self, gate: _Gate) -> None:
+        """Read this learner's parts of what is without weights from the files, and nothing else of them."""
+        found = list(outlines(gate.network))
+        empty = {
+            (number, name)
+            for number, (part, _) in enumerate(found)
+            for name, weight in part.named_parameters()
+            if weight.is_meta
+        }
+
+        def made(tensor: Tensor) -> Tensor:
+            return torch.empty_like(tensor, device=self._device) if tensor.is_meta else tensor
+
+        gate._apply(made)  # type: ignore[no-untyped-call]
+        for number, (part, outline) in enumerate(found):
+            for name, weight in part.named_parameters():
+                own = own_part(weight)
+                if (number, name) in empty and own.numel():
+                    own.copy_(outline.read(name, own_place(weight)))
+            outline.close()
 
     def _unit(self, module: nn.Module, kinds: Mapping[nn.Parameter, Kind]) -> None:
         """Make a unit of what is left of a module; other precisions are units of their own."""

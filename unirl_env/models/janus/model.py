@@ -17,6 +17,7 @@ from unirl_env.models.shared.exports import OfTransformers, merged_state
 from unirl_env.models.shared.faithful import hold
 from unirl_env.models.shared.fixed_batches import painted
 from unirl_env.models.shared.loading import Source, complete
+from unirl_env.models.shared.outline import on_device
 from unirl_env.models.shared.output_layer import output_states, output_weight
 from unirl_env.models.shared.spelling import Spelling
 from unirl_env.models.shared.templates import turn_borders
@@ -250,7 +251,7 @@ class JanusText(OfTransformers, LanguageModel):
         network = self._whole(attn_implementation={"text_config": packed.register()})
         for name in UNREAD:
             delattr(network.model, name)
-        return hold(self, network.to(self.device).eval())
+        return hold(self, on_device(network, self.device).eval())
 
     def hidden(
         self, network: nn.Module, tokens: Tensor, positions: Tensor, **how: Unpack[ForwardOptions]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from unirl_env.errors import ConfigError
 from unirl_env.models.backbone import BRANCHES
 from unirl_env.models.shared.alone import mark_alone, reads_alone, why_alone
+from unirl_env.models.shared.outline import when_filled
 from unirl_env.models.words import LanguageModel
 
 logger = logging.getLogger(__name__)
@@ -139,9 +140,13 @@ def hold(model: LanguageModel, network: nn.Module) -> nn.Module:
     Raises:
         ConfigError: See `settle`.
     """
-    if model not in _HELD:
-        _HELD[model] = settle(model, network, packed_only=True)
-    _HELD[model].take(network)
+
+    def check(filled: nn.Module) -> None:
+        if model not in _HELD:
+            _HELD[model] = settle(model, filled, packed_only=True)
+        _HELD[model].take(filled)
+
+    when_filled(network, check)
     return network
 
 

@@ -15,6 +15,7 @@ import torch
 from unirl_env.errors import ConfigError, ModelNotFound, UnirlError
 from unirl_env.errors.masks import hide
 from unirl_env.errors.quiet import quiet_loading
+from unirl_env.models.shared.outline import is_outlining, outline_of
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -149,10 +150,14 @@ class Source:
 def complete(loader: Callable[..., Any]) -> Callable[..., Any]:
     """A `from_pretrained` of weights, from safetensors only, that refuses a checkpoint which lacks some.
 
-    Transformers and diffusers fill them in with random numbers, and only warn.
+    Transformers and diffusers fill them in with random numbers, and only warn. Within `outlining`, it is
+    built without its weights, if it can be.
     """
 
     def load_complete(pretrained: str, **options: Any) -> Any:
+        outline = outline_of(loader, pretrained, options) if is_outlining() else None
+        if outline is not None:
+            return outline
         network, report = loader(pretrained, use_safetensors=True, output_loading_info=True, **options)
         for kind, said in (("missing_keys", "lack"), ("mismatched_keys", "have another shape in")):
             found = [name if isinstance(name, str) else name[0] for name in report.get(kind, ())]

@@ -23,6 +23,7 @@ from unirl_env.models.shared.chat import ChatWords
 from unirl_env.models.shared.exports import OfTransformers
 from unirl_env.models.shared.faithful import hold
 from unirl_env.models.shared.loading import Source, complete
+from unirl_env.models.shared.outline import on_device
 from unirl_env.models.shared.output_layer import output_states
 from unirl_env.models.shared.prefix import Prefix
 from unirl_env.models.unified import SharedBackbone, UnifiedModel
@@ -259,7 +260,7 @@ class UnifiedFlow(OfTransformers, UnifiedModel):
             dtype=self.text.dtype,
             attn_implementation=ATTENTION,
         )
-        return hold(self.text, network.to(self.text.device).eval())
+        return hold(self.text, on_device(network, self.text.device).eval())
 
     def opening(self, ended_by: int | None) -> list[int]:
         """The begin-of-image token, unless the text itself ended with it.
