@@ -1,6 +1,7 @@
 """Take a bench's results into the package, as what ships for its suite; and its figures, for the README.
 
-python -m unirl_env.bench suite=quick agents=[grpo,flow_dppo,drpo,gspo,pg] seeds=10 baselines=false
+python -m unirl_env.bench suite=quick "agents=[grpo,flow_dppo,drpo,gspo,pg,nft,awm,elbo_pg,grpo_guard,temp_flow]" \
+    seeds=10 baselines=false
 python benchmarks/baselines.py runs/bench/quick --shown bench_quick
 python benchmarks/baselines.py runs/bench/tuned --shown bench_quick_tuned --only-shown
 """
@@ -25,20 +26,26 @@ def main() -> None:
     parser.add_argument("--only-shown", action="store_true", help="leave what ships as it is")
     args = parser.parse_args()
     if not args.only_shown:
-        ship(args.bench)
+        keep(args.bench, BASELINES / f"{suite_of(args.bench)}.jsonl.gz")
+    elif args.shown:
+        keep(args.bench, RESULTS / f"{args.shown}.jsonl.gz")
     if args.shown:
         for name in FIGURES:
             shutil.copy(args.bench / "figures" / f"{name}.svg", IMAGES / f"{args.shown}_{name}.svg")
         shutil.copy(args.bench / "table.md", RESULTS / f"{args.shown}.md")
 
 
-def ship(folder: Path) -> None:
-    """Store the rows of a bench as those of its suite."""
+def suite_of(folder: Path) -> str:
+    """Which suite a bench ran."""
+    return str(json.loads((folder / "bench.json").read_text())["suite"]["name"])
+
+
+def keep(folder: Path, path: Path) -> None:
+    """Store the rows of a bench."""
     bench = json.loads((folder / "bench.json").read_text())
     rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     rows = [row for row in rows if not row.get("baseline")]
-    BASELINES.mkdir(exist_ok=True)
-    path = BASELINES / f"{bench['suite']['name']}.jsonl.gz"
+    path.parent.mkdir(exist_ok=True)
     store(bench, rows, path)
     print(f"{len(rows)} rows, {path.stat().st_size / 1e3:.0f} kB: {path}")
 
