@@ -21,6 +21,8 @@ from torch import Tensor, nn
 logger = logging.getLogger(__name__)
 
 MARK = "unirl_outline"
+ADAPTED = ".base_layer."
+"""What peft puts into the name of a weight that it attaches to."""
 STEMS = ("model", "diffusion_pytorch_model")
 """What transformers and diffusers call the files of weights."""
 _OUTLINING: ContextVar[bool] = ContextVar("outlining", default=False)
@@ -59,10 +61,10 @@ class Outline:
         """A part of a weight as it is stored; nothing else is read.
 
         Args:
-            name: Of the parameter, as `network.named_parameters()` has it.
+            name: Of the parameter, as `network.named_parameters()` has it, with adapters or without.
             part: Of each dimension, which indices.
         """
-        path, key = self._files[name]
+        path, key = self._files[name.replace(ADAPTED, ".")]
         if path not in self._opened:
             self._opened[path] = _opened(path)
         return self._opened[path].get_slice(key)[part]
