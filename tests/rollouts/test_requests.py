@@ -75,15 +75,15 @@ REQUESTS = [{"value": i} for i in range(2)]
 
 
 def test_every_request_is_answered_in_order():
-    assert share_requests(FakeGroup([1, 2]), "collect", REQUESTS, revive=list) == [0, 1]
+    assert share_requests(FakeGroup([1, 2]), "collect", REQUESTS, revive=list, renew=list) == [0, 1]
     group = FakeGroup([2])
-    assert share_requests(group, "collect", REQUESTS, revive=list) == [0, 1]
+    assert share_requests(group, "collect", REQUESTS, revive=list, renew=list) == [0, 1]
     assert group.rounds == [[2], [2]]
 
 
 def test_a_lost_share_goes_to_another_runner():
     group = FakeGroup([1, 2], dies=[1])
-    assert share_requests(group, "collect", REQUESTS, revive=list) == [0, 1]
+    assert share_requests(group, "collect", REQUESTS, revive=list, renew=list) == [0, 1]
     assert group.rounds == [[1, 2], [2]]
 
 
@@ -95,21 +95,23 @@ def test_a_lost_share_waits_for_the_runner_that_comes_back():
         revived.append(1)
         group.healthy.append(1)
 
-    assert share_requests(group, "collect", REQUESTS, revive=revive) == [0, 1]
+    assert share_requests(group, "collect", REQUESTS, revive=revive, renew=list) == [0, 1]
     assert revived == [1]
 
 
 def test_runners_that_never_come_back_end_it():
     with pytest.raises(RunnerLost, match="3 rounds of `collect` without a single answer"):
-        share_requests(FakeGroup([1], dies=[1]), "collect", REQUESTS, revive=list)
+        share_requests(FakeGroup([1], dies=[1]), "collect", REQUESTS, revive=list, renew=list)
 
 
 def test_without_restarts_a_loss_ends_it():
     with pytest.raises(RunnerLost, match="restart_failed_env_runners"):
-        share_requests(FakeGroup([1, 2], dies=[2], restarts=False), "collect", REQUESTS, revive=list)
+        share_requests(
+            FakeGroup([1, 2], dies=[2], restarts=False), "collect", REQUESTS, revive=list, renew=list
+        )
 
 
 def test_an_error_inside_a_runner_is_that_error():
     group = FakeGroup([1, 2])
     with pytest.raises(ContractError, match="broken"):
-        share_requests(group, "collect", [{"value": ContractError("broken")}], revive=list)
+        share_requests(group, "collect", [{"value": ContractError("broken")}], revive=list, renew=list)

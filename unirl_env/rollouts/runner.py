@@ -21,7 +21,7 @@ from torch import Tensor
 import unirl_env.functional as F
 from unirl_env.envs.contract import env_attr
 from unirl_env.episode import EpisodeBatch
-from unirl_env.errors import ContractError
+from unirl_env.errors import ContractError, NoWeights
 from unirl_env.rollouts.callbacks import RunnerCallbacks
 from unirl_env.rollouts.calls import require_version
 from unirl_env.rollouts.driver import RolloutRequest
@@ -48,7 +48,7 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
         self.world: Any = None
         self.env: gym.vector.VectorEnv | None = None
         self.module: Any = None
-        self.weights_version = 0
+        self.weights_version, self._has_weights = 0, False
         in_driver = not self.worker_index
         self.shares_module = in_driver and config.num_env_runners == 0 and config.num_learners == 0
         self.idle = in_driver and config.num_env_runners > 0
@@ -72,8 +72,14 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
             The episodes; on the CPU if they are to leave this process.
 
         Raises:
-            StaleWeights: If the policy does not hold the weights that the request is about.
+            StaleWeights: If the policy does not hold the weights that the request is about; `NoWeights` if it
+                was never given any.
         """
+        if not self._has_weights and request.weights_version != self.weights_version:
+            raise NoWeights(
+                f"Runner {self.worker_index or 0} must be given weights of version "
+                f"{request.weights_version}, got none since it started; publish them."
+            )
         require_version(self.weights_version, request.weights_version, f"Runner {self.worker_index or 0}")
         play = self._player().collect
         told = self.callbacks.wanted and request.occasion is not None
@@ -97,7 +103,7 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
         if hasattr(rollout, "load_weights"):
             with self._needs_module().actor.under(self.config.rollout_weights):
                 rollout.load_weights(version)
-        self.weights_version = version
+        self.weights_version, self._has_weights = version, True
 
     def adopt(self, module: Any) -> None:
         """Play `module`, which the learner trains in this very process."""
