@@ -257,14 +257,20 @@ class WeightSync:
         return of_first_learner(self.learner_group, function, divided=self._divided)
 
 
-def require_version(have: int, wanted: int, who: str) -> None:
+def require_version(have: int, wanted: int, who: str, *, given: bool = True) -> None:
     """Refuse to roll out under other weights than the learner's.
 
+    Args:
+        have: The version at hand.
+        wanted: The version that is asked for.
+        who: What holds it, for the error.
+        given: Whether it was ever given any.
+
     Raises:
-        StaleWeights: Naming both versions.
+        StaleWeights: Naming both versions; `NoWeights` where none were given.
     """
     if have != wanted:
-        raise StaleWeights(
+        raise (StaleWeights if given else NoWeights)(
             f"{who} must act with weights of version {wanted}, got version {have}; publish the weights "
             "before collecting."
         )

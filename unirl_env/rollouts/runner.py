@@ -21,7 +21,7 @@ from torch import Tensor
 import unirl_env.functional as F
 from unirl_env.envs.contract import env_attr
 from unirl_env.episode import EpisodeBatch
-from unirl_env.errors import ContractError, NoWeights
+from unirl_env.errors import ContractError
 from unirl_env.rollouts.callbacks import RunnerCallbacks
 from unirl_env.rollouts.calls import require_version
 from unirl_env.rollouts.driver import RolloutRequest
@@ -75,12 +75,8 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
             StaleWeights: If the policy does not hold the weights that the request is about; `NoWeights` if it
                 was never given any.
         """
-        if not self._has_weights and request.weights_version != self.weights_version:
-            raise NoWeights(
-                f"Runner {self.worker_index or 0} must be given weights of version "
-                f"{request.weights_version}, got none since it started; publish them."
-            )
-        require_version(self.weights_version, request.weights_version, f"Runner {self.worker_index or 0}")
+        who = f"Runner {self.worker_index or 0}"
+        require_version(self.weights_version, request.weights_version, who, given=self._has_weights)
         play = self._player().collect
         told = self.callbacks.wanted and request.occasion is not None
         with self._needs_module().actor.under("trained" if request.base else request.weights):
