@@ -203,13 +203,21 @@ def test_a_run_goes_on_while_a_player_is_left(nodes, scorer, build, same, caplog
     nodes.add("left", player=1)
 
 
-def test_a_run_stops_where_the_learners_node_dies(nodes, build, same, tmp_path):
-    agent = build(0, 2, "sharded")
+@pytest.mark.parametrize("parallel", ["replicated", "sharded"])
+def test_a_run_stops_where_the_learners_node_dies(nodes, build, same, tmp_path, parallel):
+    agent = build(0, 2, parallel)
     same(agent)
     state = agent.run_state()
     nodes.kill("learners")
-    stops(agent, expected_exception=LearnerLost, match="A learner died during an update")
-    says_who_is_left(agent, "none", tmp_path)
+    if parallel == "replicated":  # one of them would be asked to write
+        began = time.monotonic()
+        with pytest.raises(LearnerLost):
+            agent.save_to_path(str(tmp_path / "without_weights"))
+        assert time.monotonic() - began < SECONDS
+        says_who_is_left(agent, "1", tmp_path)
+    else:
+        stops(agent, expected_exception=LearnerLost, match="A learner died during an update")
+        says_who_is_left(agent, "none", tmp_path)
     resumed = build()
     resumed.load_run_state(*state)
     same(resumed)
@@ -221,13 +229,19 @@ def test_a_run_stops_with_the_cause_where_a_learner_dies_or_raises(build, same, 
     same(agent)
     same(agent)
     state, _ = agent.run_state()
-    first = agent.learner_group.foreach_learner(lambda learner: ray.get_runtime_context().current_actor)
-    ray.kill(next(iter(first)).get())
+    checkpoint = agent.save_to_path(str(tmp_path / "before"))
+    found = agent.learner_group.foreach_learner(lambda learner: ray.get_runtime_context().current_actor)
+    first, collect = next(iter(found)).get(), agent._collect
+    agent._collect = lambda request: (ray.kill(first), collect(request))[1]
     stops(agent, expected_exception=LearnerLost, match="A learner died during an update")
     says_who_is_left(agent, "1", tmp_path)
+    del agent._collect
     kept, meta = agent.run_state()  # the other one has the same weights
+    resumed = build()
+    resumed.restore_from_path(checkpoint)
     for name, tensor in state.items():
         assert torch.equal(kept[name], tensor)
+        assert torch.equal(resumed.run_state()[0][name], tensor)
     agent.stop()
 
     divided = build(0, 2, "sharded")

@@ -53,6 +53,18 @@ class AgentLearnerGroup(LearnerGroup):
         with learners_live("a call"):
             return dict(super().get_state(components, not_components=not_components, **kwargs))
 
+    def save_to_path(self, *arguments: Any, **options: Any) -> str:
+        """RLlib's own, which overlooks a learner that dies instead of writing.
+
+        Raises:
+            LearnerLost: If one has died: what is written has no weights.
+        """
+        self.require_all()
+        with learners_live("a checkpoint"):
+            path = super().save_to_path(*arguments, **options)
+        self.require_all()
+        return str(path)
+
 
 class DividedLearnerGroup(AgentLearnerGroup):
     """Learners of which none has a whole state by itself.
