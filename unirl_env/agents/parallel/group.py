@@ -43,7 +43,8 @@ class AgentLearnerGroup(LearnerGroup):
         """RLlib's own, of all learners; of those that live where some are named."""
         if remote_actor_ids is None:
             self.require_all()
-        return super().foreach_learner(func, remote_actor_ids=remote_actor_ids, **options)
+        own: Any = super()
+        return own.foreach_learner(func, remote_actor_ids=remote_actor_ids, **options)
 
     def get_state(
         self, components: Components = None, *, not_components: Components = None, **kwargs: Any
