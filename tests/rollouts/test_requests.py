@@ -5,7 +5,7 @@ from itertools import chain
 import pytest
 from ray.exceptions import RayActorError
 
-from unirl_env.errors import ConfigError, ContractError, RunnerLost
+from unirl_env.errors import ConfigError, ContractError, NoWeights, RunnerLost
 from unirl_env.rollouts.calls import share_requests
 from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.types import Prompt
@@ -46,8 +46,9 @@ class FakeGroup:
 
     local_env_runner = None
 
-    def __init__(self, runners, dies=(), restarts=True):
+    def __init__(self, runners, dies=(), restarts=True, bare=()):
         self.healthy, self.dies, self.restarts = list(runners), list(dies), restarts
+        self.bare = list(bare)
         self.rounds = []
 
     def num_remote_env_runners(self):
@@ -66,6 +67,8 @@ class FakeGroup:
                 self.healthy.remove(number)
                 if not self.restarts:
                     raise RayActorError()
+            elif number in self.bare:
+                answers.append((call["number"], NoWeights()))
             else:
                 answers.append((call["number"], call["arguments"]["value"]))
         return answers
@@ -75,15 +78,15 @@ REQUESTS = [{"value": i} for i in range(2)]
 
 
 def test_every_request_is_answered_in_order():
-    assert share_requests(FakeGroup([1, 2]), "collect", REQUESTS, revive=list) == [0, 1]
+    assert share_requests(FakeGroup([1, 2]), "collect", REQUESTS, revive=list, renew=list) == [0, 1]
     group = FakeGroup([2])
-    assert share_requests(group, "collect", REQUESTS, revive=list) == [0, 1]
+    assert share_requests(group, "collect", REQUESTS, revive=list, renew=list) == [0, 1]
     assert group.rounds == [[2], [2]]
 
 
 def test_a_lost_share_goes_to_another_runner():
     group = FakeGroup([1, 2], dies=[1])
-    assert share_requests(group, "collect", REQUESTS, revive=list) == [0, 1]
+    assert share_requests(group, "collect", REQUESTS, revive=list, renew=list) == [0, 1]
     assert group.rounds == [[1, 2], [2]]
 
 
@@ -95,21 +98,41 @@ def test_a_lost_share_waits_for_the_runner_that_comes_back():
         revived.append(1)
         group.healthy.append(1)
 
-    assert share_requests(group, "collect", REQUESTS, revive=revive) == [0, 1]
+    assert share_requests(group, "collect", REQUESTS, revive=revive, renew=list) == [0, 1]
     assert revived == [1]
+
+
+@pytest.mark.parametrize("runners", [[1], [1, 2]])
+def test_a_runner_that_has_restarted_unnoticed_is_given_weights(runners):
+    group, renewed = FakeGroup(runners, bare=[1]), []
+
+    def renew(numbers):
+        renewed.extend(numbers)
+        group.bare.clear()
+
+    assert share_requests(group, "collect", REQUESTS, revive=list, renew=renew) == [0, 1]
+    assert renewed == [1]
+
+
+def test_one_that_restarts_again_and_again_ends_it():
+    group = FakeGroup([1], bare=[1])
+    with pytest.raises(RunnerLost, match="3 rounds"):
+        share_requests(group, "collect", REQUESTS, revive=list, renew=list)
 
 
 def test_runners_that_never_come_back_end_it():
     with pytest.raises(RunnerLost, match="3 rounds of `collect` without a single answer"):
-        share_requests(FakeGroup([1], dies=[1]), "collect", REQUESTS, revive=list)
+        share_requests(FakeGroup([1], dies=[1]), "collect", REQUESTS, revive=list, renew=list)
 
 
 def test_without_restarts_a_loss_ends_it():
     with pytest.raises(RunnerLost, match="restart_failed_env_runners"):
-        share_requests(FakeGroup([1, 2], dies=[2], restarts=False), "collect", REQUESTS, revive=list)
+        share_requests(
+            FakeGroup([1, 2], dies=[2], restarts=False), "collect", REQUESTS, revive=list, renew=list
+        )
 
 
 def test_an_error_inside_a_runner_is_that_error():
     group = FakeGroup([1, 2])
     with pytest.raises(ContractError, match="broken"):
-        share_requests(group, "collect", [{"value": ContractError("broken")}], revive=list)
+        share_requests(group, "collect", [{"value": ContractError("broken")}], revive=list, renew=list)

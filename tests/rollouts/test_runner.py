@@ -7,7 +7,7 @@ import torch
 from toy import POINTS, toy_config
 
 from unirl_env.agents import FlowDPPOConfig
-from unirl_env.errors import ContractError, StaleWeights
+from unirl_env.errors import ContractError, NoWeights, StaleWeights
 from unirl_env.prompts.sources import PromptSource
 from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.runner import GenerativeEnvRunner
@@ -38,10 +38,13 @@ def test_a_rollout_of_whole_groups():
 
 def test_stale_weights_are_refused():
     runner = make_runner()
-    with pytest.raises(StaleWeights, match="Runner 1 must act with weights of version 2, got version 0"):
+    with pytest.raises(NoWeights, match="Runner 1 must act with weights of version 2, got version 0"):
         collect(runner, weights_version=2)
     runner.load_weights(2, runner.module.get_state())
     assert collect(runner, weights_version=2).weights_version == 2
+    with pytest.raises(StaleWeights, match="version 3, got version 2") as told:
+        collect(runner, weights_version=3)
+    assert not isinstance(told.value, NoWeights), "it has missed a publication, and has not restarted"
 
 
 def test_published_weights_change_what_is_played():

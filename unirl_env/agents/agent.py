@@ -30,10 +30,9 @@ from unirl_env.agents.rllib import RLlibAlgorithm, log_episodes, log_update
 from unirl_env.agents.selfcheck import FirstUpdate
 from unirl_env.agents.step_credit import charges_returns, credit_steps, warn_of_idle_clip
 from unirl_env.episode import EpisodeBatch
-from unirl_env.errors import CheckpointError, Diverged, EpisodesLost, LearnerLost
+from unirl_env.errors import CheckpointError, Diverged, EpisodesLost
 from unirl_env.monitor.iteration_metrics import is_due
 from unirl_env.rollouts.calls import (
-    NONE_LEFT,
     SyncReport,
     WeightSync,
     learner_results,
@@ -94,6 +93,7 @@ class Agent(RLlibAlgorithm):
     def training_step(self) -> None:
         """One iteration, with its numbers in `iteration_metrics`; without any score there is no update."""
         config, iteration = self.config, self.iterations_done
+        self.learner_group.require_all()  # before anybody plays for nothing
         self.last_batch = None  # its latents would lie beside those of the new one
         began = time.perf_counter()
         request = RolloutRequest(
@@ -327,7 +327,8 @@ class Agent(RLlibAlgorithm):
             self.env_runner_group,
             "collect",
             [{"request": share} for share in shares],
-            revive=lambda: self.restore_env_runners(self.env_runner_group),
+            revive=self._await_env_runner,
+            renew=self._publish,
         )
         return EpisodeBatch.cat(batches) if len(batches) > 1 else batches[0]
 
@@ -379,8 +380,6 @@ class Agent(RLlibAlgorithm):
                 check=check,
                 watch=is_due(self.iterations_done + 1, self.config.reference_kl_every),
             )
-        if not updates:
-            raise LearnerLost(NONE_LEFT)
         if errors := [update.error for update in updates if update.error is not None]:
             raise min(errors, key=lambda error: isinstance(error, FollowedFailure))
         if all(updates[0].skipped):

@@ -36,7 +36,7 @@ from unirl_env.agents.kinds import Losses
 from unirl_env.agents.learner import GenerativeLearner
 from unirl_env.agents.optimizer import check_optimizer, learning_rate
 from unirl_env.agents.parallel import check_parallel
-from unirl_env.agents.parallel.group import DividedLearnerGroup
+from unirl_env.agents.parallel.group import AgentLearnerGroup, DividedLearnerGroup
 from unirl_env.agents.phases import check_phases
 from unirl_env.agents.step_credit import check_step_credit
 from unirl_env.arguments.values import whole
@@ -69,7 +69,9 @@ class AgentConfig(BatchSize, AlgorithmConfig):
         ...     .training(num_prompts=8, group_size=12, lr=3e-4, kl_threshold_nats=0.66)
         ... )
 
-    Failed runners are not restarted unless `.fault_tolerance(restart_failed_env_runners=True)` says so.
+    Failed runners are not restarted unless `.fault_tolerance(restart_failed_env_runners=True)` says so. Then
+    the others play on, and an iteration waits `env_runner_health_probe_timeout_s` seconds (1) for one that is
+    not back; where none is left, a run waits `env_runner_restore_timeout_s` seconds (300) for the first.
     """
 
     losses: ClassVar[Mapping[str, Any]] = {}
@@ -106,6 +108,8 @@ class AgentConfig(BatchSize, AlgorithmConfig):
     def __init__(self, algo_class: type | None = None):
         super().__init__(algo_class=algo_class or AGENTS.get(PLAIN_AGENT))
         self.restart_failed_env_runners = False
+        self.env_runner_health_probe_timeout_s = 1.0  # RLlib's 30 s would hold up every iteration
+        self.env_runner_restore_timeout_s = 300.0  # a node may have to come, and a large model to be read
         self.env_runner_cls = GenerativeEnvRunner
         # There are no connectors whose states would have to be gathered and sent around.
         self.merge_env_runner_states = False
@@ -179,11 +183,10 @@ class AgentConfig(BatchSize, AlgorithmConfig):
     def build_learner_group(
         self, *, env: Any = None, spaces: Any = None, rl_module_spec: Any = None, **more: Any
     ) -> Any:
-        """RLlib's group, or one that asks all learners where each holds a part of the policy."""
-        if not self.divides:
-            return super().build_learner_group(env=env, spaces=spaces, rl_module_spec=rl_module_spec, **more)
+        """A group that goes on only with all learners, and asks all where each holds a part of the policy."""
         spec = rl_module_spec or self.get_multi_rl_module_spec(env=env, spaces=spaces)
-        return DividedLearnerGroup(config=self.copy(), module_spec=spec, **more)
+        kind = DividedLearnerGroup if self.divides else AgentLearnerGroup
+        return kind(config=self.copy(), module_spec=spec, **more)
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """The policy of the environment's own model."""

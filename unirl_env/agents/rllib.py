@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import pickle
 import re
@@ -17,7 +18,6 @@ from ray.exceptions import RayError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.core import ALL_MODULES, DEFAULT_AGENT_ID, DEFAULT_MODULE_ID
-from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils import metrics as words
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
@@ -26,13 +26,18 @@ from unirl_env.agents.catalogue import algorithm_name, same_algorithm
 from unirl_env.agents.cluster import make_room
 from unirl_env.agents.config import AgentConfig
 from unirl_env.agents.evaluation import Evaluation
+from unirl_env.agents.parallel.group import AgentLearnerGroup
 from unirl_env.episode import EpisodeBatch
-from unirl_env.errors import CheckpointError, ClusterError
+from unirl_env.errors import CheckpointError, ClusterError, RunnerLost
 from unirl_env.monitor.iteration_metrics import score_metrics
 from unirl_env.rollouts.calls import call_runners, learner_results
 from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.types import Scores
 
+logger = logging.getLogger(__name__)
+
+ASKED_EVERY = 0.2
+"""Seconds between two questions to players of which none lives."""
 EVALUATED = (words.EVALUATION_RESULTS, words.ENV_RUNNER_RESULTS)
 LEARNERS, TIMERS = words.LEARNER_RESULTS, words.TIMERS
 
@@ -43,7 +48,7 @@ class RLlibAlgorithm(Algorithm):
     config: AgentConfig
     # RLlib's are None before `setup`.
     env_runner_group: EnvRunnerGroup
-    learner_group: LearnerGroup
+    learner_group: AgentLearnerGroup
     metrics: MetricsLogger
     config_class: ClassVar[type[AgentConfig]] = AgentConfig
     """The settings that an agent begins with."""
@@ -102,11 +107,35 @@ class RLlibAlgorithm(Algorithm):
             self._begin()
 
     def restore_env_runners(self, env_runner_group: Any) -> list[int]:
-        """Bring restarted runners back into service, with the present weights."""
+        """Bring restarted runners back into service, with the present weights.
+
+        One that has not started again yet is waited for `env_runner_health_probe_timeout_s` seconds, since
+        the others can play its share, and asked again before the next iteration.
+        """
         restored = env_runner_group.probe_unhealthy_env_runners() or []
         if restored:
             self._publish(runners=restored)
         return restored
+
+    def _await_env_runner(self) -> None:
+        """Wait until one of the runners, which are all dead, has started again; it has the present weights.
+
+        Raises:
+            RunnerLost: If none does within `env_runner_restore_timeout_s` seconds, or none is restarted.
+        """
+        config = self.config
+        wait = config.env_runner_restore_timeout_s if config.restart_failed_env_runners else 0.0
+        logger.warning("All runners have died; waiting up to %.0f s for one to start again.", wait)
+        end = time.monotonic() + wait
+        while not self.restore_env_runners(self.env_runner_group):
+            if time.monotonic() >= end:
+                raise RunnerLost(
+                    f"A runner must be left, got none: all {config.num_env_runners} have died, and none "
+                    f"started again within {wait:g} s. Their logs tell why. Start again from the last "
+                    "checkpoint; where nodes are still to come, try `.fault_tolerance("
+                    "restart_failed_env_runners=True, env_runner_restore_timeout_s=600)`."
+                )
+            time.sleep(ASKED_EVERY)
 
     def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
         """Play what `config.evaluation(...)` says; see `agents/evaluation.py`.

@@ -24,6 +24,7 @@ __all__ = [
     "MissingExtra",
     "ModelNotFound",
     "NoAnswer",
+    "NoWeights",
     "OutOfMemory",
     "PromptError",
     "RunnerLost",
@@ -129,6 +130,10 @@ class SelfCheckError(UnirlError, RuntimeError):
 
 class StaleWeights(UnirlError, RuntimeError):
     """A rollout was produced by weights of another version than the learner expects."""
+
+
+class NoWeights(StaleWeights):
+    """A rollout process has started again with untrained weights: it must be given the present ones."""
 
 
 class WireError(UnirlError, ValueError):

@@ -19,13 +19,9 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from torch import Tensor
 
 from unirl_env.episode import EpisodeBatch
-from unirl_env.errors import LearnerLost, RunnerLost, StaleWeights
+from unirl_env.errors import LearnerLost, NoWeights, RunnerLost, StaleWeights
 from unirl_env.rollouts.driver import RolloutRequest
 
-NONE_LEFT = (
-    "A learner must be left, got none: all have died. Their logs tell why (often memory; try a smaller "
-    "`micro_batch_size`). Start again from the last checkpoint."
-)
 PATIENCE = 3
 """Rounds in a row that may pass without any answer before the runners count as gone for good."""
 
@@ -43,7 +39,8 @@ def call_runners(
         calls: Keyword arguments by runner number.
 
     Returns:
-        Results by runner number. A runner that died is missing, where RLlib is told to restart runners.
+        Results by runner number. A runner that died is missing, where RLlib is told to restart runners; of
+        one that has restarted and has no weights yet, that error is the result.
 
     Raises:
         RunnerLost: If a runner died and restarts are off.
@@ -66,7 +63,7 @@ def call_runners(
         ) from error
     results = {}
     for number, outcome in outcomes:
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, Exception) and not isinstance(outcome, NoWeights):
             raise outcome
         results[number] = outcome
     return results
@@ -124,27 +121,36 @@ def learner_results(results: Iterable[Any], what: str = "a call", cause: Cause =
     return found
 
 
+def lost_learners(living: int, learners: int) -> LearnerLost:
+    """What it is called when not all learners live any more."""
+    return LearnerLost(
+        f"All {learners} learners must live, got {living or 'none'}: the others have died. Their logs tell "
+        "why (often memory; try a smaller `micro_batch_size`). Start again from the last checkpoint."
+    )
+
+
 def of_first_learner(learner_group: Any, function: Callable[[Any], Any], *, divided: bool) -> Any:
     """What `function(learner)` returns on the learner of rank 0; its error is raised.
 
+    Where each learner has the whole policy, the first that lives answers.
+
     Args:
-        learner_group: RLlib's group.
+        learner_group: An `AgentLearnerGroup`.
         function: What is asked.
         divided: Whether learners hold parts of the policy: then all are asked, since none can answer alone.
 
     Raises:
         LearnerLost: If a learner died.
     """
-    if not (divided and learner_group.is_remote):
-        ids = [0] if learner_group.is_remote else None
-        found = learner_results(learner_group.foreach_learner(function, remote_actor_ids=ids))
-        if not found:
-            raise LearnerLost(NONE_LEFT)
-        return found[0]
-    ranked = learner_results(learner_group.foreach_learner(partial(_of_rank_0, function)))
-    if all(rank for rank, _ in ranked):
-        raise LearnerLost(NONE_LEFT)
-    return next(answer for rank, answer in ranked if rank == 0)
+    if not learner_group.is_remote:
+        return learner_results(learner_group.foreach_learner(function))[0]
+    if divided:
+        ranked = learner_results(learner_group.foreach_learner(partial(_of_rank_0, function)))
+        return next(answer for rank, answer in ranked if rank == 0)
+    for number in range(len(learner_group)):
+        if found := learner_results(learner_group.foreach_learner(function, remote_actor_ids=[number])):
+            return found[0]
+    raise lost_learners(0, len(learner_group))
 
 
 def _of_rank_0(function: Callable[[Any], Any], learner: Any) -> tuple[int, Any]:
@@ -158,6 +164,7 @@ def share_requests(
     requests: Sequence[Mapping[str, Any]],
     *,
     revive: Callable[[], Any],
+    renew: Callable[[list[int]], Any],
 ) -> list[Any]:
     """Answer every request, on the local runner or shared out over the remote ones.
 
@@ -168,7 +175,8 @@ def share_requests(
         env_runner_group: RLlib's group.
         method: What answers a request.
         requests: Keyword arguments.
-        revive: Brings restarted runners back into service with the present weights.
+        revive: Waits for a restarted runner where none is left, and gives it the present weights.
+        renew: Gives the present weights to runners that have restarted before anybody noticed.
 
     Returns:
         The answers in the order of the requests.
@@ -182,13 +190,16 @@ def share_requests(
     patience = PATIENCE
     while len(answers) < len(requests):
         if not env_runner_group.healthy_env_runner_ids():
-            # Only now: asking for dead runners takes time, and a living one may answer meanwhile.
+            # Only now: waiting for dead runners takes time, and a living one may answer meanwhile.
             revive()
         waiting = [i for i in range(len(requests)) if i not in answers]
         turn = dict(zip(env_runner_group.healthy_env_runner_ids(), waiting, strict=False))
         results = call_runners(env_runner_group, method, {n: requests[i] for n, i in turn.items()})
-        answers |= {turn[number]: result for number, result in results.items()}
-        patience = PATIENCE if results else patience - 1
+        if bare := [number for number, result in results.items() if isinstance(result, NoWeights)]:
+            renew(bare)
+        answered = {turn[number]: result for number, result in results.items() if number not in bare}
+        answers |= answered
+        patience = PATIENCE if answered else patience - 1
         if not patience:
             raise RunnerLost(
                 f"Runners must answer, got {PATIENCE} rounds of `{method}` without a single answer; "
@@ -206,13 +217,11 @@ def play_on_learners(learner_group: Any, request: RolloutRequest, cause: Cause) 
         cause: Why one ended.
 
     Raises:
-        LearnerLost: If a learner died, or none is left.
+        LearnerLost: If a learner died.
     """
     shares = request.deal_alike(learner_group.config.num_learners)
     results = learner_group.foreach_learner(lambda learner: learner.play(shares))
     played = sorted(learner_results(results, "a rollout", cause), key=lambda each: each[0])
-    if len(played) < len(shares):
-        raise LearnerLost(NONE_LEFT)
     batches, following = [], request.first_group
     for share, (_, batch) in zip(shares, played, strict=True):
         new = batch.group >= following  # others have been played for company
@@ -296,14 +305,20 @@ class WeightSync:
         return of_first_learner(self.learner_group, function, divided=self._divided)
 
 
-def require_version(have: int, wanted: int, who: str) -> None:
+def require_version(have: int, wanted: int, who: str, *, given: bool = True) -> None:
     """Refuse to roll out under other weights than the learner's.
 
+    Args:
+        have: The version at hand.
+        wanted: The version that is asked for.
+        who: What holds it, for the error.
+        given: Whether it was ever given any.
+
     Raises:
-        StaleWeights: Naming both versions.
+        StaleWeights: Naming both versions; `NoWeights` where none were given.
     """
     if have != wanted:
-        raise StaleWeights(
+        raise (StaleWeights if given else NoWeights)(
             f"{who} must act with weights of version {wanted}, got version {have}; publish the weights "
             "before collecting."
         )

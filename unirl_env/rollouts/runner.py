@@ -48,7 +48,7 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
         self.world: Any = None
         self.env: gym.vector.VectorEnv | None = None
         self.module: Any = None
-        self.weights_version = 0
+        self.weights_version, self._has_weights = 0, False
         in_driver = not self.worker_index
         alone = config.num_env_runners == 0 and config.num_learners == 0
         self.shares_module = not in_driver if config.learners_play else in_driver and alone
@@ -74,9 +74,11 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
             The episodes; on the CPU if they are to leave this process.
 
         Raises:
-            StaleWeights: If the policy does not hold the weights that the request is about.
+            StaleWeights: If the policy does not hold the weights that the request is about; `NoWeights` if it
+                was never given any.
         """
-        require_version(self.weights_version, request.weights_version, f"Runner {self.worker_index or 0}")
+        who = f"Runner {self.worker_index or 0}"
+        require_version(self.weights_version, request.weights_version, who, given=self._has_weights)
         play = self._player().collect
         told = self.callbacks.wanted and request.occasion is not None
         with self._needs_module().actor.under("trained" if request.base else request.weights):
@@ -99,7 +101,7 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
         if hasattr(rollout, "load_weights"):
             with self._needs_module().actor.under(self.config.rollout_weights):
                 rollout.load_weights(version)
-        self.weights_version = version
+        self.weights_version, self._has_weights = version, True
 
     def adopt(self, module: Any) -> None:
         """Play `module`, which the learner trains in this very process."""

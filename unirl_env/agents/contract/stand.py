@@ -289,6 +289,12 @@ class _Several:
     def __init__(self, stand: Stand, found: list[Tensor]):
         self.stand, self.found = stand, found
 
+    def __len__(self) -> int:
+        return 1
+
+    def require_all(self) -> None:
+        """It lives in this process."""
+
     def update(self, *, training_data: TrainingData, **options: Any) -> list[Any]:
         state, reports = self.stand.learner.run_state(), []
         for reference in training_data.batch_refs or ():

@@ -11,6 +11,8 @@ import traceback
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 PATIENCE = 30.0
 """Seconds that the actor may take to answer."""
@@ -35,7 +37,9 @@ class Bell:
 
     def __init__(self) -> None:
         kind: Any = _Keeper
-        self._keeper = kind.remote()
+        # Beside whoever asks it, and not on the learners' node, whose end is to be told of, too.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._keeper = kind.options(scheduling_strategy=here).remote()
 
     def leave(self, rank: int, error: Exception) -> None:
         """Say why, and end this process."""
@@ -46,8 +50,11 @@ class Bell:
             os._exit(1)
 
     def cause(self) -> tuple[int, Exception] | None:
-        """The learner that failed first and its error; None where they only heard of another one's end."""
-        rung = ray.get(self._keeper.rung.remote(), timeout=PATIENCE)
+        """The learner that failed first and its error; None where none said why, or nobody is left to ask."""
+        try:
+            rung = ray.get(self._keeper.rung.remote(), timeout=PATIENCE)
+        except RayError:
+            return None
         return next(((rank, error) for rank, error in rung if not _follows(error)), None)
 
 
