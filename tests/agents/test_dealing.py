@@ -4,11 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from one_learner import OneLearner
 from test_shards import batch_of
+from test_texts import config_of
 
 from unirl_env.agents.batching import optimizer_steps, share_out
 from unirl_env.agents.dealing import EVEN, Work, spread, work_of
+from unirl_env.agents.reference import reference_kls
 from unirl_env.episode import EpisodeBatch, Phase
+from unirl_env.types import Scores
 
 SIZE = 8
 
@@ -148,8 +152,30 @@ def test_what_learners_pass_over_is_no_work():
     batch = tokens_of(batch_of(), lengths, [1] * 4)
     batch = EpisodeBatch(**{**vars(batch), "phases": {"text": batch.phases["text"]}})
     for passed, expected in (((), [0, 6]), (("text",), [3, 3])):
-        shards = share_out(
-            batch, {"text": advantages}, num_minibatches=1, num_learners=4, passed_over=passed
-        )
+        shards = share_out(batch, {"text": advantages}, num_minibatches=1, num_learners=4, passed_over=passed)
         busy = [int((shard.advantages["text"] != 0).sum()) for shard in shards]
         assert sorted({min(busy), max(busy)}) == sorted(set(expected))
+
+
+def test_who_takes_what_changes_no_gradient(monkeypatch):
+    """Of texts: the sum of the learners' gradients, and what each step paid, wherever episodes went."""
+    work = replace(texts(4), group=torch.arange(32))
+    monkeypatch.setattr("unirl_env.agents.batching.work_of", lambda phases, group: work)
+    one = OneLearner(config_of(num_minibatches=1, grad_clip=None, micro_batch_tokens=60))
+    batch = one.play()
+    batch = replace(batch, scores=Scores(torch.arange(32.0)))
+    (whole,), shards = one.shards(batch), one.shards(batch, learners=2)
+    order = torch.cat([shard.places for shard in shards])
+    assert order.tolist() != list(range(32)), "episodes left their order"
+
+    def gradient(shard):
+        one.update(shard, lr=0.0)
+        return torch.cat([p.grad.flatten().clone() for p in one.network.parameters() if p.grad is not None])
+
+    total = sum(gradient(shard) for shard in shards)
+    torch.testing.assert_close(total, gradient(whole), rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        for weight in one.network.parameters():
+            weight.mul_(1.01)
+    paid = torch.cat([reference_kls(one.learner, shard)["text"] for shard in shards])[order.argsort()]
+    torch.testing.assert_close(paid, reference_kls(one.learner, whole)["text"], rtol=1e-4, atol=1e-5)
