@@ -201,7 +201,7 @@ class Kept:
     """Where the tensors of B episodes lie which are elsewhere than in their batch.
 
     Attributes:
-        sources: References to batches that hold them whole.
+        sources: References to what holds them, as `rollouts.kept` puts it there.
         source: `[B]` int64, which of these has an episode.
         place: `[B]` int64, the episode's place in it.
     """
