@@ -235,7 +235,7 @@ def page(found: dict[str, Any], command: str) -> str:
         "",
         f"`{command}`: {found['megabytes']:.0f} MB of episodes like those of Stable Diffusion 3",
         f"(bfloat16, {GROUPS} groups of {SIZE}, {STEPS} steps), {PLAYERS} players, {LEARNERS} learners, one",
-        f"machine with {cores} cores (load before the rounds {found['load']:.1f}), torch {torch.__version__},",
+        f"machine with {cores} cores (load before them {found['load']:.1f}), torch {torch.__version__},",
         f"Ray {ray.__version__}. Medians of {rounds} rounds in which both ways take turns, and the quickest",
         "and the slowest. The driver's own part is sharing out and putting.",
         "",
