@@ -1,13 +1,13 @@
 """Two learners that each hold half of the weights, with one thread each, against one with two threads.
 
-    python benchmarks/sharded_time.py [--rounds 9] [--prompts 2] [--group 4]
+    python benchmarks/sharded_time.py [--rounds 9] [--prompts 2] [--group 8]
 
 The network is Stable Diffusion 3's, smaller, with random weights, all of which are trained; an optimizer step
 of it takes more than a second. The agents play the same episodes and take turns iteration by iteration, in
 one Ray; what is compared is the seconds of their updates, each of one optimizer step. Two threads that wait
 for each other suffer more from whatever else runs than two processes do, so on a busy machine that ratio
-means nothing. Therefore one learner with one thread plays along, and the processor seconds of an iteration's
-learners stand beside: what two spend more than that one is what dividing costs. The table goes to
+means nothing. Therefore one learner with one thread plays along, and the processor seconds of an update
+stand beside: what two spend more than that one is what dividing costs. The table goes to
 `benchmarks/results/sharded_time.md`.
 """
 
@@ -77,12 +77,25 @@ def agent_of(kind: str, prompts: int, group: int) -> Any:
     found = [each.get() for each in agent.learner_group.foreach_learner(lambda _: torch.get_num_threads())]
     if found != [threads] * learners:
         raise SystemExit(f"Learners must have {threads} threads each, got {found}.")
+    agent.learner_group.foreach_learner(watch)
     return agent
 
 
+def watch(learner: Any) -> None:
+    """Let a learner note the processor seconds of its last update, in all of its threads."""
+    learn = learner._learn
+
+    def noted(*arguments: Any) -> None:
+        began = time.process_time()
+        learn(*arguments)
+        learner.spent = time.process_time() - began
+
+    learner._learn = noted
+
+
 def processor_seconds(agent: Any) -> float:
-    """What the learners have spent so far, all of them."""
-    return sum(each.get() for each in agent.learner_group.foreach_learner(lambda _: time.process_time()))
+    """Of the last update, of all learners."""
+    return sum(each.get() for each in agent.learner_group.foreach_learner(lambda learner: learner.spent))
 
 
 def measure(rounds: int, prompts: int, group: int) -> dict[str, Any]:
@@ -93,11 +106,10 @@ def measure(rounds: int, prompts: int, group: int) -> dict[str, Any]:
     spent: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for turn in range(-1, rounds):
         for kind, agent in agents.items():
-            before = processor_seconds(agent)
             agent.train()
             if turn >= 0:
                 rows[kind].append(dict(agent.iteration_metrics))
-                spent[kind].append(processor_seconds(agent) - before)
+                spent[kind].append(processor_seconds(agent))
         loads.append(os.getloadavg()[0])
         print(turn, *(f"{rows[kind][-1]['seconds/update']:.2f}" for kind in KINDS if rows[kind]), flush=True)
     weights = sum(agents[ONE]._parameters)
@@ -136,7 +148,7 @@ def page(found: dict[str, Any], command: str) -> str:
         f"iteration by iteration; {rounds} rounds, in which the load of the machine was {least:.1f} to",
         f"{most:.1f}, this benchmark's own included.",
         "",
-        "| learners | seconds of an update, median (least to most) | processor seconds of an iteration |",
+        "| learners | seconds of an update, median (least to most) | processor seconds |",
         "|---|---|---|",
     ]
     for kind, took in found["seconds"].items():
@@ -146,7 +158,7 @@ def page(found: dict[str, Any], command: str) -> str:
     lines += [
         "",
         f"Two learners take **{between['median']:.2f}** times as long as one with two threads",
-        f"({between['min']:.2f} to {between['max']:.2f}; the median over rounds, the least and the most), and",
+        f"({between['min']:.2f} to {between['max']:.2f}; median, least and most of the rounds), and",
         f"spend **{more['median']:.2f}** times the processor seconds of one with one thread",
         f"({more['min']:.2f} to {more['max']:.2f}). Rewards lie at most {apart['reward']:.1g} apart, losses",
         f"{apart['loss']:.1g}, gradient norms {norms:.1g} relative.",
@@ -158,7 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--prompts", type=int, default=2)
-    parser.add_argument("--group", type=int, default=4)
+    parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--page", type=Path, default=PAGE)
     args = parser.parse_args()
     # Learners are other processes, which import the model, too.
@@ -169,7 +181,9 @@ def main() -> None:
     ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     found = measure(args.rounds, args.prompts, args.group)
     args.page.parent.mkdir(parents=True, exist_ok=True)
-    args.page.write_text(page(found, "python benchmarks/sharded_time.py"))
+    waiting = os.environ.get("OMP_WAIT_POLICY")
+    prefix = f"OMP_WAIT_POLICY={waiting} " if waiting else ""
+    args.page.write_text(page(found, f"{prefix}python benchmarks/sharded_time.py --rounds {args.rounds}"))
     print(args.page.read_text())
 
 
