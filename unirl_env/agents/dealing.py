@@ -133,7 +133,7 @@ def _in_order(step: Sequence[int], learners: int, homes: Mapping[int, set[int]])
     """The same number for each."""
     room = len(step) // learners
     parts: Parts = [[] for _ in range(learners)]
-    others = []
+    others: list[int] = []
     for episode in step:
         home = next((i for i in sorted(homes.get(episode, ())) if len(parts[i]) < room), None)
         (others if home is None else parts[home]).append(episode)
