@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that only a GPU shows, in at most 12 minutes: CUDA tests, precision, speed, memory, torch.compile.
+# Everything that only a GPU shows, in at most 13 minutes: CUDA tests, precision, speed, memory, torch.compile.
 #
 #     benchmarks/gpu.sh [benchmarks/results/gpu.json]
 #

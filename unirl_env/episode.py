@@ -112,7 +112,7 @@ class Phase:
         )
 
     def light(self) -> Phase:
-        """The phase with numbers of episodes and steps alone; larger tensors have shapes alone."""
+        """The phase with numbers of episodes, steps and prompts alone; larger tensors have shapes alone."""
 
         def without(tensor: Tensor | None) -> Any:
             return tensor if tensor is None or tensor.ndim <= 2 else tensor.to("meta")
@@ -121,7 +121,9 @@ class Phase:
             self,
             observation={name: without(tensor) for name, tensor in self.observation.items()},
             action=without(self.action),
-            context={name: tensor.to("meta") for name, tensor in self.context.items()},
+            context={
+                n: tensor if tensor.ndim == 1 else tensor.to("meta") for n, tensor in self.context.items()
+            },
             mean=without(self.mean),
             final=None if self.final is None else self.final.to("meta"),
         )
@@ -199,7 +201,7 @@ class Kept:
     """Where the tensors of B episodes lie which are elsewhere than in their batch.
 
     Attributes:
-        sources: References to batches that hold them whole.
+        sources: References to what holds them, as `rollouts.kept` puts it there.
         source: `[B]` int64, which of these has an episode.
         place: `[B]` int64, the episode's place in it.
     """

@@ -1,6 +1,11 @@
-"""Two learners on two GPUs by NCCL against one, on the embedded Stable Diffusion 3: the same curve."""
+"""Two learners on two GPUs by NCCL against one, on the embedded Stable Diffusion 3: the same curve.
+
+All weights are trained; the two hold copies of them, and then half of each (`learner.parallel=sharded`).
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from measure import arguments, report
@@ -8,22 +13,34 @@ from measure import arguments, report
 from unirl_env.agents import FlowDPPOConfig
 
 
-def curve(learners: int) -> tuple[list[float], float]:
-    """The rewards of three iterations, and the seconds of the last update."""
+def curve(learners: int, parallel: str = "replicated") -> dict[str, Any]:
+    """The rewards of three iterations, the seconds of the last update, and the most that tensors took."""
     config = (
         FlowDPPOConfig()
-        .environment("unirl/TinySD3-T2I-v0", env_config={"device": "cuda"})
+        .environment("unirl/TinySD3-T2I-v0", env_config={"device": "cuda", "rows_per_forward": None})
         .learners(num_learners=learners, num_gpus_per_learner=1)
-        .training(num_prompts=8, group_size=12, lr=1e-3, kl_threshold=2.6e-3)
+        .training(
+            num_prompts=8,
+            group_size=12,
+            lr=3e-4,
+            kl_threshold=2.6e-3,
+            policy={"lora_rank": None},
+            learner={"parallel": parallel},
+        )
     )
     agent = config.build_algo()
     rewards = []
     for _ in range(3):
         agent.train()
         rewards.append(agent.iteration_metrics["reward"])
-    seconds = agent.iteration_metrics["seconds/update"]
+    peaks = agent.learner_group.foreach_learner(lambda _: torch.cuda.max_memory_allocated() / 2**20)
+    found = {
+        "rewards": rewards,
+        "update_seconds": agent.iteration_metrics["seconds/update"],
+        "memory_mib": [peak.get() for peak in peaks],
+    }
     agent.stop()
-    return rewards, seconds
+    return found
 
 
 def main() -> None:
@@ -32,9 +49,13 @@ def main() -> None:
     if gpus < 2:
         report({"skipped": f"needs two GPUs, found {gpus}"})
         return
-    one, two = curve(0), curve(2)
-    apart = max(abs(a - b) for a, b in zip(one[0], two[0], strict=True))
-    report({"rewards": one[0], "largest_difference": apart, "update_seconds": [one[1], two[1]]})
+    found = {"one": curve(0), "replicated": curve(2), "sharded": curve(2, "sharded")}
+    apart = {
+        name: max(abs(a - b) for a, b in zip(found["one"]["rewards"], each["rewards"], strict=True))
+        for name, each in found.items()
+        if name != "one"
+    }
+    report({**found, "largest_difference": apart})
 
 
 if __name__ == "__main__":

@@ -42,6 +42,19 @@ SD3_TINY = {
     "pos_embed_max_size": 32,
     "dual_attention_layers": (0,),
 }
+SD3_SMALL = {
+    **SD3_TINY,
+    "sample_size": 32,
+    "num_layers": 6,
+    "attention_head_dim": 32,
+    "num_attention_heads": 6,
+    "joint_attention_dim": 64,
+    "caption_projection_dim": 192,
+    "pooled_projection_dim": 64,
+    "dual_attention_layers": (),
+}
+"""10 million weights, of which a step on two cores takes a second or more."""
+SD3_SIZES = {"published": SD3_MEDIUM, "small": SD3_SMALL, "tiny": SD3_TINY}
 QWEN3_1B7 = {
     "vocab_size": 151936,
     "hidden_size": 2048,
@@ -73,7 +86,7 @@ class RandomSD3(SD3Denoiser):
     """`SD3Denoiser` with a random transformer and decoder of the published sizes; texts are noise."""
 
     def __init__(self, size: str = "published", **options: Any):
-        self.sizes = SD3_MEDIUM if size == "published" else SD3_TINY
+        self.sizes = SD3_SIZES[size]
         self.text_tokens = TEXT_TOKENS if size == "published" else 7
         super().__init__("random", **options)
 

@@ -9,7 +9,8 @@ from test_learner import learn, make_learner
 from test_shards import batch_of
 
 import unirl_env.functional as F
-from unirl_env.agents.batching import optimizer_steps, share_out, spread
+from unirl_env.agents.batching import optimizer_steps, share_out
+from unirl_env.agents.dealing import Work, spread
 from unirl_env.agents.reports import Update
 from unirl_env.errors import ShapeError
 
@@ -66,7 +67,8 @@ def test_a_shuffle_follows_from_its_key(shuffle):
 @pytest.mark.parametrize("shuffle", [None, "group", "episode"])
 def test_learners_split_every_step_evenly_and_hold_few_episodes_twice(learners, shuffle):
     steps = steps_of(shuffle=shuffle)
-    shares = spread(steps, learners)
+    alike = Work(torch.ones(48, dtype=torch.int64), torch.zeros(48, dtype=torch.int64), GROUP)
+    shares = spread(steps, learners, alike)
     for number, step in enumerate(steps):
         parts = [share[number] for share in shares]
         assert {len(part) for part in parts} == {12 // learners}

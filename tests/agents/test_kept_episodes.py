@@ -12,9 +12,10 @@ from test_processes import assert_same_curve, train, weights
 from toy import toy_config
 
 from unirl_env.agents import GRPOConfig
-from unirl_env.episode import EpisodeBatch
+from unirl_env.episode import EpisodeBatch, Phase
 from unirl_env.errors import EpisodesLost
 from unirl_env.rollouts.kept import fetched, put_away
+from unirl_env.types import Prompt, Scores
 
 pytestmark = pytest.mark.ray
 
@@ -52,6 +53,56 @@ def test_what_passes_through_the_driver_does_not_grow_with_latents(cluster):
         phase = replace(phase, observation=wide, action=phase.action.repeat(1, 1, width))
         sizes.append(len(pickle.dumps(put_away(replace(batch, phases={"image": phase})))))
     assert sizes[1] == pytest.approx(sizes[0], rel=0.01)
+
+
+def group_of(number, lengths, prompt, grid):
+    """A group of episodes with a text and a picture, all of which read a prompt of so many tokens."""
+    count, wide = len(lengths), max(lengths)
+    there = torch.arange(wide) < torch.tensor(lengths)[:, None]
+    generator = torch.Generator().manual_seed(number)
+    tokens = torch.randint(0, 99, (1, prompt), generator=generator)
+    text = Phase(
+        observation={"mean": torch.randn(count, wide, 3, generator=generator) * there[..., None]},
+        action=torch.where(there, number, -1),
+        log_prob=torch.where(there, -0.5, 0.0),
+        mask=there,
+        context={
+            "prompt": tokens,
+            "prompt_length": torch.tensor([prompt]),
+            "pixel_values": torch.randn(1, grid, 4, generator=generator).bfloat16(),
+        },
+        context_row=torch.zeros(count, dtype=torch.int64),
+        ragged=True,
+    )
+    latent = torch.randn(count, 2, 3, generator=generator).bfloat16()
+    image = Phase({"latent": latent}, latent + 1, torch.zeros(count, 2), torch.ones(count, 2) > 0)
+    image = replace(image, final=latent[:, -1])
+    seeds = torch.arange(count) + 100 * number
+    scores, prompts = Scores(torch.zeros(count)), (Prompt("a"),) * count
+    return EpisodeBatch({"text": text, "image": image}, scores, torch.full((count,), number), prompts, seeds)
+
+
+def test_texts_of_unequal_lengths_come_back_as_wide_as_the_longest(cluster):
+    groups = [group_of(0, [2, 5], 3, 2), group_of(1, [1, 1, 9], 7, 1), group_of(2, [4], 1, 5)]
+    whole = EpisodeBatch.cat(groups)
+    light = EpisodeBatch.cat([put_away(EpisodeBatch.cat(groups[:2])), put_away(groups[2])])
+    assert light.phases["text"].context["prompt_length"].tolist() == [3, 7, 1], "as dealing must know"
+    for order in ([0, 1, 2, 3, 4, 5], [5, 0, 4, 3], [2, 1]):
+        part = light.select(torch.tensor(order))
+        found, wanted = fetched(part.phases, part.kept), whole.select(torch.tensor(order)).phases
+        for name, phase in wanted.items():
+            assert_same(vars(found[name]), vars(phase))
+
+
+def assert_same(found, wanted):
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        if isinstance(value, dict):
+            assert_same(found[name], value)
+        elif isinstance(value, torch.Tensor):
+            assert torch.equal(found[name], value) and found[name].dtype == value.dtype, name
+        else:
+            assert found[name] == value, name
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from torch import Tensor
 import unirl_env.functional as F
 from unirl_env.agents.batching import credit, largest, misread, share_out
 from unirl_env.agents.parallel import Bell
+from unirl_env.agents.phases import passes_over_idle
 from unirl_env.agents.reference import Drift, own_drift, own_reference_kls
 from unirl_env.agents.reports import (
     FollowedFailure,
@@ -335,16 +336,16 @@ class Agent(RLlibAlgorithm):
     def _reference_kls(self, batch: EpisodeBatch, valid: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What each step paid for leaving the untrained model, by phase `[B, S]`, from all learners."""
         blank = {name: torch.zeros(len(batch)) for name in valid}
-        # One step over all episodes, in their own order: shares follow each other.
         shards: list[Any] = share_out(
             batch, blank, valid, num_minibatches=1, num_learners=self.config.num_learners
         )
+        order = torch.cat([shard.places for shard in shards]).argsort()
         if self.learner_group.is_remote:
             shards = [ray.put(shard.to("cpu")) for shard in shards]
         found = sorted(
             self._on_learners(lambda learner: own_reference_kls(learner, shards)), key=lambda each: each[0]
         )
-        return {name: torch.cat([kls[name] for _, kls in found]) for name in found[0][1]}
+        return {name: torch.cat([kls[name] for _, kls in found])[order] for name in found[0][1]}
 
     def _update(
         self,
@@ -366,6 +367,11 @@ class Agent(RLlibAlgorithm):
             idle_episodes=self.config.idle_episodes,
             kl_scales=kl_scales,
             phase_scale=self.config.phase_scale,
+            passed_over=[
+                name
+                for name, phase in batch.phases.items()
+                if name in advantages and passes_over_idle(self.config, phase.kind)
+            ],
         )
         if self.learner_group.is_remote:
             # One reference per learner; RLlib's own sharding would make a sample batch of it first.

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import unirl_env.functional as F
+from unirl_env.agents.dealing import spread, work_of
 from unirl_env.agents.kinds import KINDS
 from unirl_env.agents.phases import phase_scales
 from unirl_env.agents.rows import Shard
@@ -126,8 +126,9 @@ def share_out(
     iteration: int = 0,
     kl_scales: Mapping[str, Tensor] | None = None,
     phase_scale: str = "mean",
+    passed_over: Collection[str] = (),
 ) -> list[Shard]:
-    """Cut the episodes into minibatches in every epoch, and each minibatch evenly between the learners.
+    """Cut the episodes into minibatches in every epoch, and deal each minibatch to the learners by its work.
 
     The transitions of an episode whose score is invalid are masked out. An episode travels to a learner once,
     whatever the number of epochs, and so does a context that several episodes share. Phases without
@@ -150,6 +151,7 @@ def share_out(
         iteration: The iteration's number, from 0.
         kl_scales: Of phases whose returns are charged, what the KL of each step counts `[B, S]`.
         phase_scale: "nats" weighs phases by the nats of their actions; see `phases.phase_scales`.
+        passed_over: Phases whose episodes of advantage 0 cost nothing; see `phases.passes_over_idle`.
 
     Raises:
         ShapeError: If B is not divisible by N x L, or a minibatch cannot hold whole groups and should.
@@ -189,10 +191,15 @@ def share_out(
         kl_scales={name: scale for name, scale in (kl_scales or {}).items() if name in phases},
         phase_scales=phase_scales(phases, steps, weights, denominators) if phase_scale == "nats" else (),
         kept=batch.kept,
+        places=torch.arange(len(batch)),
     )
     if learners == 1:
         return [everything]
-    return [_part(everything, share) for share in spread(steps, learners)]
+    busy = {
+        name: _without(phase, largest(advantages[name].cpu()) == 0) if name in passed_over else phase
+        for name, phase in phases.items()
+    }
+    return [_part(everything, share) for share in spread(steps, learners, work_of(busy, batch.group))]
 
 
 def _weighed(
@@ -223,6 +230,7 @@ def _part(whole: Shard, steps: Sequence[Tensor]) -> Shard:
         weights={name: weight[index] for name, weight in whole.weights.items()},
         kl_scales={name: scale[index] for name, scale in whole.kl_scales.items()},
         kept=None if whole.kept is None else whole.kept.select(index),
+        places=index,
     )
 
 
@@ -270,39 +278,6 @@ def optimizer_steps(
             )
         steps += [part.sort().values for part in parts]
     return steps
-
-
-def spread(steps: Sequence[Tensor], learners: int) -> list[list[Tensor]]:
-    """Each learner's even part of every optimizer step.
-
-    Which episodes a step takes does not depend on the number of learners. An episode stays with the learner
-    that had it first wherever an even split allows it, so that few travel to more than one.
-
-    Args:
-        steps: The episodes of each step `[m]`, m divisible by `learners`.
-        learners: L, at least 1.
-
-    Returns:
-        For each learner, its episodes of each step `[m / L]`, ascending.
-    """
-    if learners == 1:
-        return [list(steps)]
-    held: list[set[int]] = [set() for _ in range(learners)]
-    shares: list[list[Tensor]] = [[] for _ in range(learners)]
-    for step in steps:
-        room = len(step) // learners
-        parts: list[list[int]] = [[] for _ in range(learners)]
-        others: list[int] = []
-        for episode in step.tolist():
-            homes = (i for i in range(learners) if episode in held[i] and len(parts[i]) < room)
-            home = next(homes, None)
-            (others if home is None else parts[home]).append(episode)
-        rest = iter(others)
-        for part, mine, share in zip(parts, held, shares, strict=True):
-            part += islice(rest, room - len(part))
-            mine.update(part)
-            share.append(torch.tensor(sorted(part)))
-    return shares
 
 
 def _order(group: Tensor, shuffle: str | None, seed: int) -> Tensor:

@@ -26,7 +26,7 @@ from unirl_env.agents.loss import Context
 from unirl_env.agents.optimizer import Masters, lr_factors, make_optimizer
 from unirl_env.agents.parallel import Minibatch, idle_rows, parallel_of
 from unirl_env.agents.parallel.playing import PlayingLearner
-from unirl_env.agents.phases import has_entropy
+from unirl_env.agents.phases import has_entropy, passes_over_idle
 from unirl_env.agents.reports import FollowedFailure, PhaseUpdate, Update
 from unirl_env.agents.rows import Rows, Shard, Step
 from unirl_env.errors import ConfigError, ContractError, EpisodesLost
@@ -318,8 +318,7 @@ class GenerativeLearner(PlayingLearner):
         minibatches: list[Minibatch] = [{} for _ in shard.steps]
         for name, phase in shard.phases.items():
             rows = phase.mask.sum(dim=1).cpu()
-            charged = config.reference_kl or self._rewards_entropy(phase.kind)
-            if config.losses[phase.kind].may_skip_idle(config) and not charged:
+            if passes_over_idle(config, phase.kind):
                 rows = rows * (largest(shard.advantages[name].cpu()) != 0)
             part = report.phases.setdefault(name, PhaseUpdate())
             for minibatch, episodes in zip(minibatches, shard.steps, strict=True):

@@ -58,6 +58,12 @@ def has_entropy(kind: str) -> bool:
     return "entropy" in getattr(KINDS[kind].step, "_fields", ())
 
 
+def passes_over_idle(config: Any, kind: str) -> bool:
+    """Whether learners leave out episodes of advantage 0: the loss allows it, no other term touches them."""
+    touched = config.reference_kl or (config.entropy_bonus > 0 and has_entropy(kind))
+    return config.losses[kind].may_skip_idle(config) and not touched
+
+
 def check_phases(config: Any) -> None:
     """Refuse settings that name phases which are not there, or that no loss of the agent is made for.
 

@@ -42,6 +42,7 @@ class Shard:
             with; 1 for phases that it does not have.
         phase_scales: Per optimizer step and phase, what the loss is multiplied by; empty for 1.
         kept: Where the large tensors of the phases are, if those have shapes alone.
+        places: `[b]` int64 on the CPU, the place of each episode in the iteration's batch.
     """
 
     phases: Mapping[str, Phase]
@@ -57,6 +58,7 @@ class Shard:
     kl_scales: Mapping[str, Tensor] = field(default_factory=dict)
     phase_scales: tuple[Mapping[str, float], ...] = ()
     kept: Kept | None = None
+    places: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     def __len__(self) -> int:
         return len(self.group)
