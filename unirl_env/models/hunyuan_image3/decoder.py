@@ -38,7 +38,7 @@ class Router(nn.Module):
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Weights `[T, k]` float32 and numbers `[T, k]` int64 of the experts of tokens `[T, D]`."""
         with torch.autocast(hidden.device.type, enabled=False):
-            scores = nnf.linear(hidden.float(), self.wg.weight.float()).softmax(-1)
+            scores = self.wg(hidden.float()).softmax(-1)
         weights, chosen = scores.topk(self.chosen, -1)
         if self.normed:
             return weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).eps), chosen
