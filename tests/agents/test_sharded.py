@@ -95,6 +95,15 @@ CASES = {
         {"policy": {"lora_rank": None, "gradient_checkpointing": True}, "reference_kl": 0.1},
     ),
     "experts, adapters": (GRPOConfig, EXPERTS, {"policy": {"lora_rank": 4}}),
+    "experts, routes": (
+        GRPOConfig,
+        EXPERTS,
+        {
+            "policy": {"lora_rank": None, "replay_routing": True, "gradient_checkpointing": True},
+            **{"train_phases": ["text"], "phase_scale": "mean"},
+            "num_minibatches": 2,
+        },
+    ),
     "experts, half": (GRPOConfig, HALF_EXPERTS, {**WHOLE, "anchor": "replay"}),
     "experts, half, adapters, reference": (
         GRPOConfig,

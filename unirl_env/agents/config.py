@@ -37,7 +37,7 @@ from unirl_env.agents.learner import GenerativeLearner
 from unirl_env.agents.optimizer import check_optimizer, learning_rate
 from unirl_env.agents.parallel import check_parallel
 from unirl_env.agents.parallel.group import DividedLearnerGroup
-from unirl_env.agents.phases import check_phases
+from unirl_env.agents.phases import check_phases, check_routing
 from unirl_env.agents.step_credit import check_step_credit
 from unirl_env.arguments.values import whole
 from unirl_env.episode import EpisodeBatch, Phase
@@ -263,6 +263,7 @@ class AgentConfig(BatchSize, AlgorithmConfig):
         self.mode.check(self)
         check_engine_options(self.engine, self.engine_options)
         check_phases(self)
+        check_routing(self)
         check_stop(self)
         check_estimator(self)
         check_step_credit(self)

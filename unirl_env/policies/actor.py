@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from unirl_env.envs.token_rows import WAIT
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.models.denoiser import NEGATIVE
-from unirl_env.policies.heads import ANNOUNCED, Head, LatentHead, heads_of
+from unirl_env.policies.heads import ANNOUNCED, Head, LatentHead, TokenHead, heads_of
+from unirl_env.policies.routing import Routing
 from unirl_env.policies.trained_weights import AVERAGE, TrainedWeights
 
 WRITTEN = ("tokens", "length", "prompt_length", "is_action", "pixel_values", "image_grid_thw", "positions")
@@ -59,13 +60,15 @@ class Actor(TrainedWeights):
             the model is evaluated in `rows_per_forward`, which promises that scoring finds the very bits of
             sampling.
         gradient_checkpointing: Recompute activations in the backward pass, where the network can; the layers
-            of transformers do so for tokens, not for latents.
+            of transformers do so for tokens, and for latents where the denoiser `recomputes`.
+        replay_routing: Score tokens by the experts that sampled them (`policies.routing`).
         **settings: Of the heads: `guidance`, `dynamics`, `eta` and `storage_dtype` of latents;
             `temperature`, `top_p`, `top_k` and `chunk_bytes` of tokens; `temperature` of other actions.
 
     Attributes:
         network: What is trained.
         heads: By the phases' names, in the order of an episode.
+        routing: What follows the choices of experts; None unless `replay_routing`.
         copies: By name, other values of the trained weights, in float32: `"ema"`, and whatever `keep` kept.
 
     Raises:
@@ -83,6 +86,7 @@ class Actor(TrainedWeights):
         keep_average: bool = False,
         merge_adapters: bool | None = None,
         gradient_checkpointing: bool = False,
+        replay_routing: bool = False,
         **settings: Any,
     ):
         super().__init__()
@@ -107,6 +111,9 @@ class Actor(TrainedWeights):
             self._attach_adapters(lora)
         # Once more: layers that peft adds begin in training mode.
         self.network.eval()
+        self.routing = Routing() if replay_routing else None
+        if self.routing is not None:
+            self._watch_routers(self.routing)
         if gradient_checkpointing:
             self._checkpoint_gradients()
         for phase in set(self.heads) - set(trained):
@@ -181,7 +188,9 @@ class Actor(TrainedWeights):
         Raises:
             ContractError: If the phase does not denoise.
         """
-        return self._with_network(lambda: self.latent_head(phase).velocity(self.part(phase), obs))
+        head = self.latent_head(phase)
+        with self._recomputing(head):
+            return self._with_network(lambda: head.velocity(self.part(phase), obs))
 
     def latent_head(self, phase: str | None = None) -> LatentHead:
         """The head of a phase that denoises latents.
@@ -373,13 +382,24 @@ class Actor(TrainedWeights):
             for parameter, requires_grad in trained:
                 parameter.requires_grad_(requires_grad)
 
+    def _watch_routers(self, routing: Routing) -> None:
+        for phase, head in self.heads.items():
+            if isinstance(head, TokenHead):
+                head.routing = routing
+                for network in self.networks():
+                    part = network if len(self.heads) == 1 else self.model.part(network, phase)
+                    routing.watch(head.model.routers(part), part)
+
     def _checkpoint_gradients(self) -> None:
         network: Any
         for network in self._adapted():
             if hasattr(network, "enable_gradient_checkpointing"):
                 network.enable_gradient_checkpointing()
             elif getattr(network, "supports_gradient_checkpointing", False):
-                network.gradient_checkpointing_enable()
+                options: dict[str, Any] = {"use_reentrant": False}
+                if self.routing is not None:
+                    options["context_fn"] = self.routing.recomputed
+                network.gradient_checkpointing_enable(options)
                 self._layers += [m for m in network.modules() if getattr(m, "gradient_checkpointing", False)]
             else:
                 raise ConfigError(f"{type(network).__name__} cannot checkpoint gradients; turn it off.")

@@ -14,6 +14,7 @@ from unirl_env.episode import distinct
 from unirl_env.errors import ConfigError, EngineError
 from unirl_env.models.backbone import TokenBackbone
 from unirl_env.policies.actor import Actor
+from unirl_env.rollouts.engines._routes import WrittenRoutes
 from unirl_env.rollouts.engines.base import Answer, Engine, Request
 
 COMPACT = 4
@@ -109,9 +110,11 @@ class LocalEngine(Engine):
         cache = roomy_cache(network.config)
         prompt = PaddedContexts.of(contexts, model, output.device)
         row = row.to(output.device)
-        hidden = model.hidden(
-            network, prompt.tokens, prompt.positions, inputs=prompt.inputs, mask=prompt.mask, cache=cache
-        )[:, -1][row]
+        routes = WrittenRoutes(self.actor.routing)
+        with routes.of_contexts(prompt.tokens.shape, row):
+            hidden = model.hidden(
+                network, prompt.tokens, prompt.positions, inputs=prompt.inputs, mask=prompt.mask, cache=cache
+            )[:, -1][row]
         _select(cache, row, len(contexts), model.streams)
         live = LiveRows(
             requests, prompt.next_position[row], None if prompt.mask is None else prompt.mask[row]
@@ -137,8 +140,11 @@ class LocalEngine(Engine):
                 _select(cache, keep, count, model.streams)
                 token = token[keep]
             positions = (live.position + t).expand(model.position_axes, -1)[..., None]
-            hidden = model.hidden(network, token[:, None], positions, mask=live.mask(t), cache=cache)[:, -1]
-        return record.answers([request.max_new_tokens for request in requests], ends)
+            with routes.of_tokens(live.episode):
+                hidden = model.hidden(network, token[:, None], positions, mask=live.mask(t), cache=cache)
+            hidden = hidden[:, -1]
+        answers = record.answers([request.max_new_tokens for request in requests], ends)
+        return routes.beside(answers, [len(request.tokens) for request in requests])
 
 
 @dataclass(frozen=True)
