@@ -87,8 +87,7 @@ class TextDriver(Driver):
         hybrid = "phase" in live.obs
         model = live.get_attr("unified_model").text if hybrid else live.get_attr("language_model")
         log_prob = torch.zeros(len(live), live.obs["tokens"].shape[1])
-        replays = self.actor is not None and self.actor.routing is not None
-        routes = Routes(len(live)) if replays else None
+        routes = Routes(len(live)) if getattr(self.actor, "routing", None) is not None else None
         while (writing := _writing(live)).any():
             rows = writing.nonzero().flatten()
             asked = _requests(live, rows)
