@@ -2,7 +2,8 @@
 
 Parameters are counted on networks of the published sizes, built without memory. All else is arithmetic on
 them, for one micro-batch of one episode: a text of 1024 tokens and one denoising step of 1024 x 1024 pixels.
-Nothing is measured.
+The last tables are of the recipes `rollout=hunyuan_8` and `rollout=hunyuan_16`, with the longest prompt and
+text and all steps that are trained. Nothing is measured.
 
     python benchmarks/hunyuan_image3_memory.py
 """
@@ -18,6 +19,16 @@ import torch
 PUBLISHED = Path(__file__).parents[1] / "tests" / "models" / "hunyuan_image3_names.json"
 GB = 1e9
 TEXT, PICTURE, RANK = 1024, 64 * 64 + 1, 16
+LONGEST, STEPS, RECIPE_RANK = 1280 + 1024, 3, 32
+"""Of the recipe: prompt and text, the denoising steps of an episode that are trained, and the adapters."""
+RECIPES = {8: 8, 16: 16}
+"""Devices, and the episodes that each plays at once."""
+SCORERS = 4 * (986_109_441 + 427_616_513)
+"""Bytes of CLIP ViT-H-14 and ViT-L-14 in float32."""
+FILMS = 6 * 128 * 4 * 1024 * 1024 * 2
+"""Bytes of what the decoder holds of one picture of 1024 x 1024 in float16."""
+NVLINK = 450 * GB
+"""Bytes a second that a device takes in."""
 CONTEXT = 5 * GB
 """What CUDA, communication buffers and fragmentation take; a guess from experience, the only one here."""
 
@@ -79,9 +90,9 @@ def count() -> Counts:
     return Counts(parts["experts"], rest, settings.layers, settings.width, parts, adapters, settings)
 
 
-def activations(counts: Counts) -> dict[str, float]:
+def activations(counts: Counts, text: int = TEXT, picture: int = PICTURE) -> dict[str, float]:
     """Bytes of one micro-batch with recomputed layers, in bfloat16."""
-    s, tokens = counts.settings, TEXT + PICTURE
+    s, tokens = counts.settings, text + picture
     kept = counts.layers * counts.width * 2  # the input of each layer, of each token
     queries, keys = s.heads * s.head_dim, s.kv_heads * s.head_dim
     attention = 4 * counts.width + queries + 2 * keys + 2 * queries + 2 * keys
@@ -93,7 +104,7 @@ def activations(counts: Counts) -> dict[str, float]:
     return {
         "inputs of layers": kept * tokens,
         "one layer recomputed, and its gradients": 2 * live * tokens,
-        "keys and values of the text, and their gradients": 2 * prefix * TEXT,
+        "keys and values of the text, and their gradients": 2 * prefix * text,
         "logits, 256 MiB at a time, and their gradients": 2 * (256 << 20),
         "without recomputing, all layers": live * tokens * counts.layers,
     }
@@ -114,6 +125,50 @@ def per_device(counts: Counts, devices: int, *, lora: bool, parallel: int) -> fl
     sizes = activations(counts)
     sizes.pop("without recomputing, all layers")
     return state + gathered + gradients + sum(sizes.values()) + CONTEXT
+
+
+def recipe(counts: Counts, devices: int, rows: int) -> dict[str, float]:
+    """Bytes by part on one of `devices` that divide the policy and play `rows` episodes at once on it."""
+    s, block = counts.settings, 2 * counts.layer
+    keys = s.kv_heads * s.head_dim
+    update = activations(counts, LONGEST, STEPS * PICTURE)
+    update.pop("without recomputing, all layers")
+    sent = 3 * s.chosen[0] * counts.width * 2  # to experts, from them, and in the order of before
+    attention = 2 * (5 * counts.width + 4 * keys + 3 * s.heads * s.head_dim)
+    caches = 2 * 2 * 2 * keys * counts.layers * LONGEST * rows  # room for twice as much, as they grow
+    layer = (sent + attention) * PICTURE * rows
+    always = {
+        "a part of the network, bf16": 2 * (counts.trained + counts.parts["routers"]) / devices,
+        f"a part of adapters of rank {RECIPE_RANK}, gradients, moments": 16
+        * counts.adapters * RECIPE_RANK / RANK / devices,
+        "two blocks gathered, and one that comes in": 3 * block,
+        "what is of no block: words, picture": 2 * (counts.parts["words"] + counts.parts["picture"]),
+        "the frozen half: decoder of pictures": 2 * counts.parts["decoder of pictures"],
+        "scorers": SCORERS,
+        "CUDA, buffers, fragments (a guess)": CONTEXT,
+    }  # fmt: skip
+    updating, playing = sum(update.values()), max(caches + layer, FILMS)
+    return always | {
+        "**at all times**": sum(always.values()),
+        "update: inputs of layers": update["inputs of layers"],
+        "update: one layer recomputed, and gradients": update["one layer recomputed, and its gradients"],
+        "update: keys, values and logits": updating - sum(list(update.values())[:2]),
+        f"play of {rows} episodes: keys and values of texts": caches,
+        f"play of {rows} episodes: a layer of a denoising step": layer,
+        "play: decoder at work on a picture": FILMS,
+        "**in an update**": sum(always.values()) + updating,
+        "**in play**": sum(always.values()) + playing,
+    }
+
+
+def print_recipes(counts: Counts) -> None:
+    for devices, rows in RECIPES.items():
+        print(f"\n| on each of {devices} devices | GB |\n|---|---:|")
+        for part, size in recipe(counts, devices, rows).items():
+            print(f"| {part} | {size / GB:.2f} |")
+        come = 2 * counts.layer * counts.layers * (1 - 1 / devices)
+        print(f"\na pass gathers {come / GB:.0f} GB on each, {come / NVLINK:.2f} s at {NVLINK / GB:.0f} GB/s")
+        print(f"1024 tokens of the texts of a lot: at least {1024 * come / NVLINK / 60:.1f} minutes")
 
 
 def main() -> None:
@@ -144,6 +199,7 @@ def main() -> None:
             for parallel in (1, 8)
         ]
         print(f"| {devices} | " + " | ".join(f"{size:.1f}" for size in row) + " |")
+    print_recipes(counts)
 
 
 if __name__ == "__main__":

@@ -116,7 +116,8 @@ def test_each_phase_reaches_its_own_weights_only(model):
         assert actor.network.model.wte.weight.grad.abs().sum() > 0
 
 
-def test_recomputing_changes_nothing(model):
+@pytest.mark.parametrize("phase", ["text", "image"])
+def test_recomputing_changes_nothing(model, phase):
     gradients = []
     for checkpointing in (False, True):
         actor = trained(model, lora=LoRAConfig(rank=2, alpha=4), checkpointing=checkpointing)
@@ -124,7 +125,8 @@ def test_recomputing_changes_nothing(model):
         for number, weight in enumerate(actor.trainable_state().values()):
             weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)) / 10)
         episode = play(model, actor.network)
-        with actor._recomputing(actor.head("text")):
+        with actor._recomputing(actor.head(phase)):
+            assert all(layer.training for layer in actor._layers)
             sum(losses(model, actor.network, episode)).backward()
         gradients.append([p.grad for p in actor.network.parameters() if p.requires_grad])
     for plain, recomputed in zip(*gradients, strict=True):

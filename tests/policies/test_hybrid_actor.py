@@ -7,7 +7,8 @@ from janus_cases import write_tiny_janus
 
 import unirl_env.functional as F
 from unirl_env.errors import ConfigError
-from unirl_env.policies.actor import Actor, act_by_phase
+from unirl_env.policies.actor import Actor
+from unirl_env.policies.stepping import act_by_phase
 from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.play import Rollout
 

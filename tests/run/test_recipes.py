@@ -4,6 +4,7 @@ from unirl_env import train
 from unirl_env.agents import AGENTS
 from unirl_env.agents.attributes import knob_names
 from unirl_env.errors import ConfigError, PromptError
+from unirl_env.run.agent_setup import agent_config
 from unirl_env.run.compose.yaml import differences, read_yaml, to_yaml
 from unirl_env.run.preflight import preflight
 
@@ -190,3 +191,18 @@ def test_an_error_that_nobody_foresaw_keeps_its_traceback(capsys, monkeypatch):
     monkeypatch.setattr(train, "settings", lambda *_, **__: 1 / 0)
     assert train.main([]) == 1
     assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("devices", [8, 16])
+def test_hunyuan_image_3_on_several_devices(devices):
+    """Learners divide the network and play on their own parts."""
+    cfg = train.settings("unified_model/hunyuan_image3", [f"rollout=hunyuan_{devices}"])
+    cfg.check()
+    assert cfg.learner.parallel == "sharded" and cfg.policy.gradient_checkpointing
+    assert cfg.rollout.num_learners == devices and cfg.rollout.num_env_runners == 0
+    assert cfg.rollout.num_prompts % devices == 0, "whole groups for every learner"
+    assert cfg.policy.lora_rank == 32 and cfg.model.dtype == "bfloat16"
+    config = agent_config(cfg)
+    assert config.divides and config.env_options().get("rows_per_forward") is None
+    hybrid = ["learner.parallel=hybrid", "learner.shard_size=8", f"rollout=hunyuan_{devices}"]
+    assert agent_config(train.settings("unified_model/hunyuan_image3", hybrid)).learner.shard_size == 8

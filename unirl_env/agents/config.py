@@ -251,12 +251,6 @@ class AgentConfig(BatchSize, AlgorithmConfig):
         whole("seed", self.run_seed, 0)
         check_groups(self)
         self.solve_batch_size()
-        if self.grad_clip_by != "global_norm":
-            raise ConfigError(
-                f"`grad_clip_by` must be 'global_norm', got {self.grad_clip_by!r}: clipping each weight or "
-                "value by itself turns the gradient; try 'global_norm' and `grad_clip`, which keep its "
-                "direction."
-            )
         groups = rebuilt(AgentSettings, self), rebuilt(RolloutSettings, self)
         check_shares(*groups)
         check_anchor(*groups)

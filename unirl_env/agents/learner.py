@@ -249,6 +249,7 @@ class GenerativeLearner(PlayingLearner):
             charged = self.config.reference_kl or self._rewards_entropy(kind) or measured
             if wanted.scores or charged or watched:
                 new = estimator_of(self.config, kind).score(rows, context)
+            rerouted = self._rerouted(rows, new)
             if fresh:
                 old = new.velocity.detach() if "velocity" in wanted.needs else None
                 rows = replace(rows, old_log_prob=new.log_prob.detach(), old_velocity=old)
@@ -266,7 +267,7 @@ class GenerativeLearner(PlayingLearner):
             if idle:
                 continue
             losses.append(loss.detach())
-            metrics.append(found)
+            metrics.append({**found, **rerouted})
         if self.config.phase_grad_norms and place + 1 < len(shard.phases):
             self._gradient.mark()
         part = report.phases[phase]
@@ -405,6 +406,13 @@ class GenerativeLearner(PlayingLearner):
         if not len(index):
             return idle_rows(shard, phase, denominator)
         return KINDS[shard.phases[phase].kind].rows(shard, phase, index.to(self.device), denominator)
+
+    def _rerouted(self, rows: Rows, new: Step | None) -> dict[str, Metric]:
+        """Which share of the experts that sampled would not be chosen now, where they are replayed."""
+        routing = self.policy.actor.routing
+        if routing is None or new is None:
+            return {}
+        return {"rerouted": Metric.over(rows, routing.rerouted)}
 
     def _rewards_entropy(self, kind: str) -> bool:
         return self.config.entropy_bonus > 0 and has_entropy(kind)

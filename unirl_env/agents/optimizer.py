@@ -52,6 +52,12 @@ def check_optimizer(config: Any) -> None:
     Raises:
         ConfigError: Naming the setting, its value and the remedy.
     """
+    if config.grad_clip_by != "global_norm":
+        raise ConfigError(
+            f"`grad_clip_by` must be 'global_norm', got {config.grad_clip_by!r}: clipping each weight or "
+            "value by itself turns the gradient; try 'global_norm' and `grad_clip`, which keep its "
+            "direction."
+        )
     if config.lr_schedule != "constant" and config.lr_iterations is None:
         raise ConfigError(
             f"`lr_iterations` must be given with `lr_schedule` {config.lr_schedule!r} where no run says how "

@@ -64,6 +64,29 @@ def passes_over_idle(config: Any, kind: str) -> bool:
     return config.losses[kind].may_skip_idle(config) and not touched
 
 
+def _check_routing(config: Any) -> None:
+    """Refuse to replay choices of experts that nobody records.
+
+    Raises:
+        ConfigError: If an engine returns none, or what is trained are no tokens.
+    """
+    if not config.policy.replay_routing:
+        return
+    if config.engine != "local":
+        raise ConfigError(
+            f"`policy.replay_routing` must be false with engine {config.engine!r}, which does not return "
+            "which experts it chose, got true; try rollout.engine=local."
+        )
+    kinds = config.mode.phases(config)
+    others = [name for name in config.trained if kinds.get(name) != "tokens"]
+    if others:
+        raise ConfigError(
+            f"`policy.replay_routing` must be false where phase {others[0]!r} is trained, got true: choices "
+            "of experts are recorded of texts alone, a picture has thousands of tokens in every step; try "
+            "agent.train_phases=[text]."
+        )
+
+
 def check_phases(config: Any) -> None:
     """Refuse settings that name phases which are not there, or that no loss of the agent is made for.
 
@@ -95,6 +118,7 @@ def check_phases(config: Any) -> None:
         check_loss(config, kind)
     _check_scale(config)
     _check_entropy(config)
+    _check_routing(config)
 
 
 def _check_scale(config: Any) -> None:

@@ -6,12 +6,15 @@ A policy needs no more of a model than this half; the other one, of the world, e
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar, TypedDict, Unpack
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, Unpack
 
 from torch import Tensor, nn
 
 from unirl_env.arguments.copies import FromArguments
+
+if TYPE_CHECKING:
+    from unirl_env.models.shared.routers import Router
 
 BRANCHES = "unirl_branches"
 """What a network that was found to read `follows` rightly is marked with."""
@@ -140,6 +143,13 @@ class TokenBackbone(Backbone):
 
         Whatever the family does between hidden states and logits stands in one of the two.
         """
+
+    def routers(self, network: nn.Module) -> Sequence[Router]:
+        """What chooses experts in `network`, once for each token in `hidden`, in the order of its layers.
+
+        None where there are no experts; `policy.replay_routing` is refused then.
+        """
+        return ()
 
     def padded(self, network: nn.Module) -> bool:
         """Whether texts of unequal length can be generated together, padded on the left."""

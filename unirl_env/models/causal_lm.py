@@ -19,6 +19,7 @@ from unirl_env.models.shared.faithful import Way, settle
 from unirl_env.models.shared.loading import complete
 from unirl_env.models.shared.outline import on_device, when_filled
 from unirl_env.models.shared.output_layer import logit_scale, output_states
+from unirl_env.models.shared.routers import Router, top_k_routers
 from unirl_env.models.words import LanguageModel
 
 
@@ -44,6 +45,10 @@ class CausalLM(ChatWords, LanguageModel):
     def padded(self, network: nn.Module) -> bool:
         """Unless its texts stand alone."""
         return not reads_alone(network)
+
+    def routers(self, network: nn.Module) -> tuple[Router, ...]:
+        """Those of transformers' mixtures of experts, unless texts stand alone."""
+        return () if reads_alone(network) else top_k_routers(network)
 
     def hidden(
         self, network: nn.Module, tokens: Tensor, positions: Tensor, **how: Unpack[ForwardOptions]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -29,11 +29,14 @@ class Denoiser(Backbone):
         prompts_at_once: How many prompts `encode` is given at a time, the last ones filled up with copies. A
             prompt's context must not depend on the others, and the last bits of a library's do, on how many
             these are.
+        recomputes: Whether layers of transformers in its network may recompute activations in `read` and
+            `velocity`.
     """
 
     role = "denoiser"
     latent_shape: tuple[int, ...]
     prompts_at_once: int = 1
+    recomputes: ClassVar[bool] = False
 
     # The half of the world.
 

@@ -87,6 +87,7 @@ class Mode(ABC):
                 "keep_reference": policy.lora_rank is None,
                 "keep_average": config.ema_decay is not None,
                 "gradient_checkpointing": policy.gradient_checkpointing,
+                "replay_routing": policy.replay_routing,
                 "merge_adapters": config.merge_adapters,
                 **self.actor_options(config),
             },

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 from unirl_env.registry import lazily
 
 if TYPE_CHECKING:
-    from unirl_env.policies.actor import Actor, LoRAConfig, act_by_phase
+    from unirl_env.policies.actor import Actor, LoRAConfig
     from unirl_env.policies.heads import ActionHead, Head, LatentHead, TokenHead
     from unirl_env.policies.rl_module import GenerativePolicy
+    from unirl_env.policies.stepping import act_by_phase
 
 __all__ = [
     "ActionHead",

@@ -1,7 +1,4 @@
-"""The policy in plain torch: one network, with adapters or whole, and a head for each phase.
-
-Every episode of a hybrid batch goes on in its own phase (`act_by_phase`).
-"""
+"""The policy in plain torch: one network, with adapters or whole, and a head for each phase."""
 
 from __future__ import annotations
 
@@ -9,21 +6,16 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from unirl_env.envs.token_rows import WAIT
 from unirl_env.errors import ConfigError, ContractError
-from unirl_env.models.denoiser import NEGATIVE
 from unirl_env.models.shared.outline import stood_in_for
-from unirl_env.policies.heads import ANNOUNCED, Head, LatentHead, heads_of
+from unirl_env.policies.heads import Head, LatentHead, TokenHead, heads_of
+from unirl_env.policies.routing import Routing
 from unirl_env.policies.trained_weights import AVERAGE, TrainedWeights
-
-WRITTEN = ("tokens", "length", "prompt_length", "is_action", "pixel_values", "image_grid_thw", "positions")
-"""Entries of an observation that a language model reads."""
-
 
 Gate = Callable[[Callable[[], Any]], Any]
 """Calls what it is given while a network can be read that processes hold in parts."""
@@ -60,13 +52,15 @@ class Actor(TrainedWeights):
             the model is evaluated in `rows_per_forward`, which promises that scoring finds the very bits of
             sampling.
         gradient_checkpointing: Recompute activations in the backward pass, where the network can; the layers
-            of transformers do so for tokens, not for latents.
+            of transformers do so for tokens, and for latents where the denoiser `recomputes`.
+        replay_routing: Score tokens by the experts that sampled them (`policies.routing`).
         **settings: Of the heads: `guidance`, `dynamics`, `eta` and `storage_dtype` of latents;
             `temperature`, `top_p`, `top_k` and `chunk_bytes` of tokens; `temperature` of other actions.
 
     Attributes:
         network: What is trained.
         heads: By the phases' names, in the order of an episode.
+        routing: What follows the choices of experts; None unless `replay_routing`.
         copies: By name, other values of the trained weights, in float32: `"ema"`, and whatever `keep` kept.
 
     Raises:
@@ -84,6 +78,7 @@ class Actor(TrainedWeights):
         keep_average: bool = False,
         merge_adapters: bool | None = None,
         gradient_checkpointing: bool = False,
+        replay_routing: bool = False,
         **settings: Any,
     ):
         super().__init__()
@@ -109,6 +104,9 @@ class Actor(TrainedWeights):
             self._attach_adapters(lora)
         # Once more: layers that peft adds begin in training mode.
         self.network.eval()
+        self.routing = Routing() if replay_routing else None
+        if self.routing is not None:
+            self._watch_routers(self.routing)
         if gradient_checkpointing:
             self._checkpoint_gradients()
         for phase in set(self.heads) - set(trained):
@@ -183,7 +181,9 @@ class Actor(TrainedWeights):
         Raises:
             ContractError: If the phase does not denoise.
         """
-        return self.within(lambda: self.latent_head(phase).velocity(self.part(phase), obs))
+        head = self.latent_head(phase)
+        with self._recomputing(head):
+            return self.within(lambda: head.velocity(self.part(phase), obs))
 
     def latent_head(self, phase: str | None = None) -> LatentHead:
         """The head of a phase that denoises latents.
@@ -392,13 +392,24 @@ class Actor(TrainedWeights):
             for parameter, requires_grad in trained:
                 parameter.requires_grad_(requires_grad)
 
+    def _watch_routers(self, routing: Routing) -> None:
+        for phase, head in self.heads.items():
+            if isinstance(head, TokenHead):
+                head.routing = routing
+                for network in self.networks():
+                    part = network if len(self.heads) == 1 else self.model.part(network, phase)
+                    routing.watch(head.model.routers(part), part)
+
     def _checkpoint_gradients(self) -> None:
         network: Any
         for network in self._adapted():
             if hasattr(network, "enable_gradient_checkpointing"):
                 network.enable_gradient_checkpointing()
             elif getattr(network, "supports_gradient_checkpointing", False):
-                network.gradient_checkpointing_enable()
+                options: dict[str, Any] = {"use_reentrant": False}
+                if self.routing is not None:
+                    options["context_fn"] = self.routing.recomputed
+                network.gradient_checkpointing_enable(options)
                 self._layers += [m for m in network.modules() if getattr(m, "gradient_checkpointing", False)]
             else:
                 raise ConfigError(f"{type(network).__name__} cannot checkpoint gradients; turn it off.")
@@ -418,72 +429,3 @@ class Actor(TrainedWeights):
         finally:
             for layer in layers:
                 layer.training = False
-
-
-class HybridStep(NamedTuple):
-    """What B episodes do next.
-
-    Attributes:
-        action: Parts as `HybridVectorEnv` takes them: `token` `[B]`, -1 where an episode draws; `latent`
-            `[B, ...]`, the present one where it writes, or `image_token` `[B]`, -1 there.
-        log_prob: `[B]` float32.
-    """
-
-    action: dict[str, Tensor]
-    log_prob: Tensor
-
-
-@torch.no_grad()
-def act_by_phase(
-    actor: Actor, obs: Mapping[str, Tensor], uniform: Tensor | None = None, noise: Tensor | None = None
-) -> HybridStep:
-    """Go on with every episode in its own phase, without a cache.
-
-    It reads the whole text for every step, for agents that act step by step; whole episodes come from
-    `unirl_env.rollouts`.
-
-    Args:
-        actor: Of a unified model.
-        obs: An observation of `HybridVectorEnv` as tensors.
-        uniform: `[B]` in [0, 1), for tokens; None takes the likeliest.
-        noise: Like the latents; None denoises without noise.
-    """
-    writes, draws = ((obs["phase"] == place).nonzero().flatten() for place in (0, 1))
-    log_prob = torch.zeros(len(obs["phase"]), device=obs["phase"].device)
-    action = {"token": torch.full_like(obs["phase"], WAIT)}
-    if len(writes):
-        step = actor.act(_said(obs, writes), None if uniform is None else uniform[writes], phase="text")
-        action["token"][writes], log_prob[writes] = step.token, step.log_prob
-    if "image_tokens" in obs:
-        action["image_token"] = torch.full_like(obs["phase"], WAIT)
-        if len(draws):
-            drawn = None if uniform is None else uniform[draws]
-            step = actor.act(_painted(obs, draws), drawn, phase="image")
-            action["image_token"][draws], log_prob[draws] = step.token, step.log_prob
-    elif "latent" in obs:
-        action["latent"] = obs["latent"].clone()
-        if len(draws):
-            names = actor.model.context_keys
-            names = (*ANNOUNCED, *names, *(NEGATIVE + name for name in names))
-            seen = {name: obs[name][draws] for name in names if name in obs}
-            if noise is None:
-                step = actor.likeliest(seen, phase="image")
-            else:
-                step = actor.act(seen, noise[draws], phase="image")
-            action["latent"] = action["latent"].to(step.latent.dtype)
-            action["latent"][draws], log_prob[draws] = step.latent, step.log_prob
-    return HybridStep(action, log_prob)
-
-
-def _said(obs: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-    """The texts at `rows`, as an observation of `TokenVectorEnv`."""
-    return {name: obs[name][rows] for name in WRITTEN if name in obs}
-
-
-def _painted(obs: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-    """The texts at `rows`, and behind each of them the tokens of its picture so far."""
-    said, painted = _said(obs, rows), obs["image_tokens"][rows]
-    length, count = said["length"], obs["image_length"][rows]
-    tokens = torch.cat([said["tokens"], torch.zeros_like(painted)], 1)
-    place = length[:, None] + torch.arange(painted.shape[1], device=painted.device)
-    return {**said, "tokens": tokens.scatter(1, place, painted), "length": length + count}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from unirl_env.models.denoiser import NEGATIVE
 from unirl_env.models.shared.loading import as_dtype
 from unirl_env.policies.distributions import distribution_over
 from unirl_env.policies.packing import pack_prefixes
+from unirl_env.policies.routing import ROUTES, Routing
 
 ANNOUNCED = ("latent", "sigma", "sigma_next", "step", "stochastic")
 """Observation keys of denoising that are not context."""
@@ -45,7 +46,7 @@ class Head(ABC):
     """
 
     kind: str
-    recomputes: ClassVar[bool] = False
+    recomputes: bool = False
     entropy_gradient: bool = False
 
     @property
@@ -131,6 +132,7 @@ class LatentHead(Head):
         super().__init__(denoiser)
         self.eta, self.guidance = number("eta", eta), number("guidance", guidance)
         self.dynamics, self.storage_dtype = dynamics, as_dtype("storage_dtype", storage_dtype)
+        self.recomputes = getattr(denoiser, "recomputes", False)
         # An impossible kernel is refused here, before a model is loaded.
         F.transition(torch.zeros(1, 1), torch.zeros(1, 1), 0.5, 0.25, dynamics=dynamics, eta=self.eta)
 
@@ -261,6 +263,7 @@ class TokenHead(Head):
 
     kind = "tokens"
     recomputes = True
+    routing: Routing | None = None
 
     def __init__(
         self,
@@ -311,7 +314,7 @@ class TokenHead(Head):
             action: The tokens that follow the places `obs["source"]` `[N]` of the row.
         """
         step = F.score_tokens(
-            self._hidden(network, obs),
+            self._routed(network, obs),
             self.model.head(network),
             action - self.model.first_id,
             temperature=self.temperature,
@@ -321,6 +324,20 @@ class TokenHead(Head):
             entropy_gradient=self.entropy_gradient,
         )
         return step._replace(token=action)
+
+    def _routed(self, network: nn.Module, obs: Mapping[str, Tensor]) -> Tensor:
+        """The same as `_hidden` by the experts that were recorded, where they are replayed."""
+        if self.routing is None:
+            return self._hidden(network, obs)
+        if ROUTES not in obs:
+            raise ContractError(
+                f"An observation must hold `{ROUTES}` to be scored with policy.replay_routing, got "
+                f"{', '.join(sorted(obs))}; try episodes that were played with it."
+            )
+        with self.routing.replaying(obs[ROUTES]) as replayed:
+            hidden = self._hidden(network, obs)
+        self.routing.rerouted = replayed.differed[obs["source"]]
+        return hidden
 
     def _hidden(self, network: nn.Module, obs: Mapping[str, Tensor]) -> Tensor:
         """The last hidden states `[N, D]` at the places that predict."""

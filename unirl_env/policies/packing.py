@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from unirl_env.episode import Phase
+from unirl_env.policies.routing import ROUTES
 
 __all__ = ["PackedTokens", "pack_continuations", "pack_prefixes", "sequence_lengths"]
 
-OWN = ("prompt", "prompt_length", "positions")
+OWN = ("prompt", "prompt_length", "positions", "prompt_routes")
 """Context of a token phase that is not a picture."""
 
 
@@ -27,7 +28,7 @@ class PackedTokens:
     Attributes:
         observation: `tokens` `[L]`, `lengths` `[n]`, `positions` `[A, L]` (A axes of the model's rotary
             positions), `source` `[N]` (the place in the row that predicts each trained token), and pictures;
-            `follows` `[n]` where prompts are shared.
+            `follows` `[n]` where prompts are shared, `routes` `[L, R, k]` where experts are replayed.
         action: `[N]` int64, the trained tokens.
         episode: `[N]` int64, the episode of each, as numbered in the phase.
         step: `[N]` int64, its place in the continuation.
@@ -69,6 +70,9 @@ def pack_continuations(phase: Phase, index: Tensor, *, branching: bool = False) 
     which, step = phase.mask[index].nonzero(as_tuple=True)
     first = observation["lengths"].cumsum(0) - observation["lengths"]
     observation["source"] = (first + prompt_length)[which] + step - 1
+    if ROUTES in phase.observation:
+        chosen = torch.cat([context["prompt_routes"], phase.observation[ROUTES][index]], 1)
+        observation[ROUTES] = chosen[keep]
     return PackedTokens(observation, action[which, step], index[which], step)
 
 
@@ -96,6 +100,9 @@ def _branched(phase: Phase, index: Tensor, row: Tensor, action: Tensor) -> Packe
     episode, step = phase.mask[index].nonzero(as_tuple=True)
     ends, begins = length.cumsum(0), length.sum() + said.cumsum(0) - said
     observation["source"] = torch.where(step == 0, ends[which[episode]], begins[episode] + step) - 1
+    if ROUTES in phase.observation:
+        begun = context["prompt_routes"][_before(length, prompt)]
+        observation[ROUTES] = torch.cat([begun, phase.observation[ROUTES][index][keep]])
     return PackedTokens(observation, action[episode, step], index[episode], step)
 
 

@@ -14,9 +14,10 @@ from torch import Tensor
 import unirl_env.functional as F
 from unirl_env.errors import ContractError
 from unirl_env.models.making import make_model
-from unirl_env.policies.actor import Actor, LoRAConfig, act_by_phase
+from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.policies.heads import ROW
 from unirl_env.policies.parts import gathered
+from unirl_env.policies.stepping import act_by_phase
 from unirl_env.registry import Registry
 
 

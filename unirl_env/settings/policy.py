@@ -131,6 +131,10 @@ class PolicySettings(Settings):
     """Which weights are evaluated: those that are trained, or their average (`agent.ema_decay`)."""
     gradient_checkpointing: bool = setting(False)
     """Recompute activations in the backward pass: less memory, more time."""
+    replay_routing: bool = setting(False)
+    """Of a mixture of experts: score each token by the experts that sampled it (R3); the metric `rerouted`
+    says which share of them would not have been chosen. For texts by the engine `local`: other engines return
+    no choices, and of latents none are recorded."""
 
     def check(self, prefix: str = "") -> None:
         """Refuse a policy that trains nothing, too."""

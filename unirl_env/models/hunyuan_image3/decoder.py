@@ -35,14 +35,24 @@ class Router(nn.Module):
         self.normed = settings.norm_chosen and self.chosen > 1
         self.wg = nn.Linear(settings.width, settings.experts[layer], bias=False, dtype=torch.float32)
 
-    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights `[T, k]` float32 and numbers `[T, k]` int64 of the experts of tokens `[T, D]`."""
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The experts of tokens `[T, D]`.
+
+        Returns:
+            Probabilities `[T, E]` float32 of all, and weights `[T, k]` float32 and numbers `[T, k]` int64 of
+            those that are chosen.
+        """
         with torch.autocast(hidden.device.type, enabled=False):
-            scores = nnf.linear(hidden.float(), self.wg.weight.float()).softmax(-1)
-        weights, chosen = scores.topk(self.chosen, -1)
+            scores = self.wg(hidden.float()).softmax(-1)
+        chosen = scores.topk(self.chosen, -1).indices
+        return scores, self.weigh(scores, chosen), chosen
+
+    def weigh(self, scores: Tensor, chosen: Tensor) -> Tensor:
+        """The weights `[T, k]` of experts `chosen` `[T, k]` by the probabilities of all, `[T, E]`."""
+        weights = scores.gather(-1, chosen)
         if self.normed:
-            return weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).eps), chosen
-        return weights * self.scale, chosen
+            return weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).eps)
+        return weights * self.scale
 
 
 class Experts(nn.Module):
@@ -67,7 +77,7 @@ class Experts(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Hidden states `[B, Q, D]`."""
         tokens = hidden.flatten(0, -2)
-        weights, chosen = self.gate(tokens)
+        _, weights, chosen = self.gate(tokens)
         order = chosen.flatten().argsort(stable=True)
         counts = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
         # Sorted by expert, so that each expert reads its tokens in one matrix product.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Unpack
 
 import torch
@@ -16,6 +17,7 @@ from unirl_env.models.backbone import ForwardOptions
 from unirl_env.models.denoiser import Denoiser
 from unirl_env.models.hunyuan_image3.attention import Cached, Packed
 from unirl_env.models.hunyuan_image3.checkpoint import Checkpoint
+from unirl_env.models.hunyuan_image3.decoder import Router as Gate
 from unirl_env.models.hunyuan_image3.network import PICTURE_PARTS
 from unirl_env.models.hunyuan_image3.settings import bucket
 from unirl_env.models.hunyuan_image3.template import TASKS, Template
@@ -24,6 +26,7 @@ from unirl_env.models.shared.loading import as_dtype
 from unirl_env.models.shared.output_layer import output_states, output_weight
 from unirl_env.models.shared.packed import Packing
 from unirl_env.models.shared.prefix import Prefix
+from unirl_env.models.shared.routers import Router
 from unirl_env.models.unified import SharedBackbone, UnifiedModel
 from unirl_env.models.words import Encoded, LanguageModel, padded_prompts
 from unirl_env.types import Prompt, Sample
@@ -79,6 +82,15 @@ class TextView(SharedBackbone, LanguageModel):
         """The output layer's weight `[V, D]`, with columns for what it adds (`models.output_layer`)."""
         return output_weight(network.lm_head)
 
+    def routers(self, network: nn.Module) -> tuple[Router, ...]:
+        """Those of the layers that have experts."""
+        gates = [module for module in network.modules() if isinstance(module, Gate)]
+        return tuple(Router(gate, partial(_weighed, gate)) for gate in gates)
+
+
+def _weighed(gate: Gate, output: tuple[Tensor, Tensor, Tensor], chosen: Tensor) -> Tensor:
+    return gate.weigh(output[0], chosen)
+
 
 class ImageView(SharedBackbone, Denoiser):
     """A picture behind a text, whose keys and values are kept for all steps.
@@ -93,7 +105,7 @@ class ImageView(SharedBackbone, Denoiser):
         rows_per_forward: Evaluate the network on exactly that many rows at a time.
     """
 
-    lora_targets = TARGETS
+    lora_targets, recomputes = TARGETS, True
 
     def __init__(
         self,

@@ -19,7 +19,9 @@ from unirl_env.episode import Phase, cat_padded, distinct
 from unirl_env.errors import ConfigError, ContractError, EngineLost, StaleWeights
 from unirl_env.models.words import Encoded
 from unirl_env.policies.actor import Actor
+from unirl_env.policies.routing import ROUTES
 from unirl_env.rollouts.driver import Driver, LiveEpisodes, RolloutRequest
+from unirl_env.rollouts.drivers.routes import Routes
 from unirl_env.rollouts.engines.base import Answer, Engine, Request
 
 PATIENCE = 3
@@ -85,17 +87,20 @@ class TextDriver(Driver):
         hybrid = "phase" in live.obs
         model = live.get_attr("unified_model").text if hybrid else live.get_attr("language_model")
         log_prob = torch.zeros(len(live), live.obs["tokens"].shape[1])
+        routes = Routes(len(live)) if getattr(self.actor, "routing", None) is not None else None
         while (writing := _writing(live)).any():
             rows = writing.nonzero().flatten()
             asked = _requests(live, rows)
             answers = self.ask(asked, request)
             places = [each.position for each in asked]
+            if routes is not None:
+                routes.add(answers, asked, rows.tolist())
             for token in _lay_out(answers, rows, places, model.eos_ids, log_prob):
                 live.step({"token": token} if hybrid else token)
                 if not _writing(live).any():
                     break
         self.engine.join(base=request.base)
-        return _token_phase(live.obs, live.get_attr("encodings"), model.input_spaces, log_prob)
+        return _token_phase(live.obs, live.get_attr("encodings"), model.input_spaces, log_prob, routes)
 
     def ask(self, requests: Sequence[Request], request: RolloutRequest) -> list[Answer]:
         """The engine's answers, if need be after a restart.
@@ -259,6 +264,7 @@ def _token_phase(
     encodings: Sequence[Encoded],
     input_spaces: Mapping[str, tuple[tuple[int, ...], str]],
     log_prob: Tensor,
+    routes: Routes | None = None,
 ) -> Phase:
     """The finished texts, or pictures of tokens, as a phase.
 
@@ -267,6 +273,7 @@ def _token_phase(
         encodings: B prompts as the model reads them; episodes with the same one share a row of the context.
         input_spaces: The model's.
         log_prob: `[B, S]` float32, what `_lay_out` noted.
+        routes: Which experts read the tokens, where that is recorded.
     """
     tokens, is_action = torch.as_tensor(obs["tokens"]), torch.as_tensor(obs["is_action"]).bool()
     length, prompt_length = torch.as_tensor(obs["length"]), torch.as_tensor(obs["prompt_length"])
@@ -280,14 +287,20 @@ def _token_phase(
     first = first.to(device)
     prompt = tokens[first, : int(prompt_length.max())]
     outside = torch.arange(prompt.shape[1], device=device) >= prompt_length[first][:, None]
+    observation, of_prompts = {}, {}
+    if routes is not None:
+        observation[ROUTES] = routes.of_texts(prompt_length.tolist(), length.tolist()).to(device)
+        rows, sizes = first.tolist(), prompt_length[first].tolist()
+        of_prompts["prompt_routes"] = routes.of_prompts(rows, sizes).to(device)
     return Phase(
-        observation={},
+        observation=observation,
         action=torch.where(said, tokens.gather(1, index), -1),
         log_prob=torch.where(mask, log_prob[:, : len(place)].to(device), 0.0),
         mask=mask,
         context={
             "prompt": prompt.masked_fill(outside, 0),
             "prompt_length": prompt_length[first],
+            **of_prompts,
             **{
                 name: _inputs([encodings[i].inputs.get(name) for i in first.tolist()], *space).to(device)
                 for name, space in input_spaces.items()

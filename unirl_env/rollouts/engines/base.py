@@ -56,10 +56,13 @@ class Answer:
         tokens: The new tokens; an end-of-turn token is the last of them if the model chose one.
         log_probs: Of each token under the distribution it was sampled from: after temperature, top-k and
             top-p, renormalised. 0 where decoding is greedy.
+        routes: `[C + n - 1, R, k]`, the experts that R routers chose in reading a context of C tokens and all
+            new ones but the last; None of an engine that returns none.
     """
 
     tokens: tuple[int, ...]
     log_probs: tuple[float, ...]
+    routes: Tensor | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.tokens) != len(self.log_probs):

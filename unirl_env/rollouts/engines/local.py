@@ -14,6 +14,7 @@ from unirl_env.episode import distinct
 from unirl_env.errors import ConfigError, EngineError
 from unirl_env.models.backbone import TokenBackbone
 from unirl_env.policies.actor import Actor
+from unirl_env.rollouts.engines._routes import WrittenRoutes
 from unirl_env.rollouts.engines.base import Answer, Engine, Request
 
 COMPACT = 4
@@ -108,9 +109,11 @@ class LocalEngine(Engine):
         cache = roomy_cache(self.actor.part(self.phase).config)
         prompt = PaddedContexts.of(contexts, model, device)
         row = row.to(device)
-        logits = self._logits(
-            prompt.tokens, prompt.positions, row, inputs=prompt.inputs, mask=prompt.mask, cache=cache
-        )
+        routes = WrittenRoutes(self.actor.routing)
+        with routes.of_contexts(prompt.tokens.shape, row):
+            logits = self._logits(
+                prompt.tokens, prompt.positions, row, inputs=prompt.inputs, mask=prompt.mask, cache=cache
+            )
         _select(cache, row, len(contexts), model.streams)
         live = LiveRows(
             requests, prompt.next_position[row], None if prompt.mask is None else prompt.mask[row]
@@ -136,8 +139,10 @@ class LocalEngine(Engine):
                 _select(cache, keep, count, model.streams)
                 token = token[keep]
             positions = (live.position + t).expand(model.position_axes, -1)[..., None]
-            logits = self._logits(token[:, None], positions, mask=live.mask(t), cache=cache)
-        return record.answers([request.max_new_tokens for request in requests], ends)
+            with routes.of_tokens(live.episode):
+                logits = self._logits(token[:, None], positions, mask=live.mask(t), cache=cache)
+        answers = record.answers([request.max_new_tokens for request in requests], ends)
+        return routes.beside(answers, [len(request.tokens) for request in requests])
 
     def _logits(self, tokens: Tensor, positions: Tensor, row: Tensor | None = None, **how: Any) -> Tensor:
         """Of the next token of each row `[B, V]`; of the rows at `row`, where it is given."""
