@@ -3,13 +3,16 @@
 import copy
 import logging
 import shutil
+from functools import partial
 
 import pytest
 import torch
+from hunyuan_cases import write_tiny_checkpoint
 from safetensors.torch import load_file, save_file
 
 from unirl_env.models import tiny
 from unirl_env.models.causal_lm import CausalLM
+from unirl_env.models.hunyuan_image3.model import HunyuanImage3
 from unirl_env.models.shared.outline import outlines, outlining
 from unirl_env.policies.actor import Actor, LoRAConfig
 
@@ -25,10 +28,18 @@ def without_weights(model):
         return model.network()
 
 
+@pytest.fixture(scope="module")
+def hunyuan(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hunyuan")
+    write_tiny_checkpoint(folder)
+    return partial(HunyuanImage3, str(folder))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", MODELS)
-def test_shapes_precisions_tables_and_every_part_are_those_of_the_loaded_network(name, dtype):
-    loaded, outline = made(name, dtype=dtype).network(), without_weights(made(name, dtype=dtype))
+@pytest.mark.parametrize("name", [*MODELS, "HunyuanImage3"])
+def test_shapes_precisions_tables_and_every_part_are_those_of_the_loaded_network(name, dtype, hunyuan):
+    make = hunyuan if name == "HunyuanImage3" else getattr(tiny, name)
+    loaded, outline = make(dtype=dtype).network(), without_weights(make(dtype=dtype))
     ((part, files),) = outlines(outline)
     assert part is outline
     weights, shapes = dict(loaded.named_parameters()), dict(outline.named_parameters())

@@ -17,7 +17,8 @@ from unirl_env.models.hunyuan_image3.autoencoder import Autoencoder
 from unirl_env.models.hunyuan_image3.network import FROZEN, config_class, network_class
 from unirl_env.models.hunyuan_image3.settings import Settings
 from unirl_env.models.shared.exports import write_adapters, write_weights
-from unirl_env.models.shared.loading import Source
+from unirl_env.models.shared.loading import Source, complete
+from unirl_env.models.shared.outline import on_device
 
 KIND = "HunyuanImage 3"
 ALTERNATIVE = "unirl/TinyUnified-T2I-v0"
@@ -62,15 +63,9 @@ class Checkpoint:
 
     def network(self) -> nn.Module:
         """The network, freshly loaded; weights of the decoder and the vision tower are passed over."""
-        loaded, report = self.source.load(
-            network_class().from_pretrained,
-            config=config_class()(published=self.config),
-            dtype=self.dtype,
-            output_loading_info=True,
-        )
-        if report["missing_keys"]:
-            raise self._incomplete(sorted(report["missing_keys"]))
-        return loaded.to(self.device).eval()
+        loader = complete(network_class().from_pretrained)
+        config = config_class()(published=self.config)
+        return on_device(self.source.load(loader, config=config, dtype=self.dtype), self.device).eval()
 
     @cached_property
     def decoder(self) -> nn.Module:

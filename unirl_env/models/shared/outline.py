@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -134,11 +135,16 @@ def outline_of(loader: Callable[..., Any], pretrained: str, options: Mapping[str
     network = _built(getattr(loader, "__self__", None), pretrained, options, where)
     if network is None:
         return None
-    stored = {key: (path, key) for path in paths for key in _opened(path).keys()}
+    opened = {path: _opened(path) for path in paths}
+    stored = {key: (path, key) for path, file in opened.items() for key in file.keys()}
+
+    def shape(path: Path, key: str) -> list[int]:
+        return [*opened[path].get_slice(key).get_shape()]
+
     files = {
         name: stored[key]
         for name, parameter in network.named_parameters()
-        if (key := _stored_name(name, network, stored)) and _shape(*stored[key]) == [*parameter.shape]
+        if (key := _stored_name(name, network, stored)) and shape(*stored[key]) == [*parameter.shape]
     }
     lacking = [name for name, _ in network.named_parameters() if name not in files]
     if lacking:
@@ -146,7 +152,7 @@ def outline_of(loader: Callable[..., Any], pretrained: str, options: Mapping[str
         return None
     for name, table in list(network.named_buffers()):
         if name in stored:
-            table.data = _opened(stored[name][0]).get_tensor(name).to(table.dtype)
+            table.data = opened[stored[name][0]].get_tensor(name).to(table.dtype)
     setattr(network, MARK, Outline(files))
     return network.eval()
 
@@ -174,13 +180,14 @@ def _built(
             return None
     if hasattr(network, "tie_weights"):
         network.tie_weights()
-    kept = {*(getattr(network, "_keep_in_fp32_modules", None) or ())}
+    kept = [*(getattr(network, "_keep_in_fp32_modules_strict", None) or ())]
+    if dtype == torch.float16:
+        kept += getattr(network, "_keep_in_fp32_modules", None) or ()
     # Of tables, those that are stored have the network's precision, and those that are computed their own.
-    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
-        if dtype is None or kept & set(name.split(".")) or not tensor.is_floating_point():
-            continue
-        if tensor.is_meta or name in network.state_dict(keep_vars=True):
-            tensor.data = tensor.data.to(dtype)
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        if dtype is not None and tensor.is_floating_point():
+            precise = any(re.search(rf"(^|\.){part}($|\.)", name) for part in kept)
+            tensor.data = tensor.data.to(torch.float32 if precise else dtype)
     return network
 
 
@@ -223,7 +230,3 @@ def _opened(path: Path) -> Any:
     from safetensors import safe_open
 
     return safe_open(path, framework="pt")
-
-
-def _shape(path: Path, key: str) -> list[int]:
-    return [*_opened(path).get_slice(key).get_shape()]
