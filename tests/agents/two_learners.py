@@ -20,9 +20,7 @@ def together(job, learners, *arguments, patience=400):
         patience: Seconds.
     """
     context = mp.get_context("spawn")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     queue = context.Queue()
     processes = [
         context.Process(target=_process, args=(rank, learners, port, job, arguments, queue), daemon=True)
@@ -36,6 +34,12 @@ def together(job, learners, *arguments, patience=400):
     failed = {rank: told for rank, told in found.items() if isinstance(told, str)}
     assert not failed, "\n".join(f"learner {rank}:\n{told}" for rank, told in failed.items())
     return [torch.load(io.BytesIO(found[rank]), weights_only=False) for rank in range(learners)]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _process(rank, learners, port, job, arguments, queue):
@@ -52,12 +56,15 @@ def _process(rank, learners, port, job, arguments, queue):
         dist.destroy_process_group()
 
 
-def learn(config, iterations=2):
+def learn(config, iterations=2, *, start=0, state=None, after=None):
     """A `OneLearner` of this process's share, and the numbers of its iterations.
 
     Args:
         config: Of an agent; who asks within a group is one of so many learners.
         iterations: How many.
+        start: How many were done before.
+        state: What `load_run_state` is given first; None for nothing.
+        after: Called with the learner and the number of iterations that are done, after each.
     """
     from one_learner import OneLearner
     from ray.rllib.core.rl_module.rl_module import RLModuleSpec
@@ -71,7 +78,9 @@ def learn(config, iterations=2):
         spaces = {"observation_space": own.observation_space, "action_space": own.action_space}
         player = RLModuleSpec(type(own), model_config=own.model_config, **spaces).build()
         one.rollout = config.mode.rollout(config, config.world("cpu").env, player.actor)
-    for iteration in range(iterations):
+    if state is not None:
+        one.learner.load_run_state(state)
+    for iteration in range(start, start + iterations):
         if player is not None:
             state = [one.learner.policy.get_state()]
             dist.broadcast_object_list(state)
@@ -81,4 +90,6 @@ def learn(config, iterations=2):
         report = one.update(one.shards(batch, learners=learners, iteration=iteration)[rank])
         losses = [float(step.get("loss", 0.0)) for part in report.phases.values() for step in part.metrics]
         numbers.append({"reward": float(batch.rewards.mean()), "loss": sum(losses), "norm": report.grad_norm})
+        if after is not None:
+            after(one.learner, iteration + 1)
     return one, numbers
