@@ -79,7 +79,7 @@ def test_a_failure_to_write_is_told_at_the_end(tmp_path, monkeypatch, error, tol
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match="logging.folder"):
+    with pytest.raises(CheckpointError, match=r"`logging\.folder`"):
         read(tmp_path / "elsewhere", {})
 
 
@@ -98,7 +98,7 @@ def test_learners_write_themselves_what_is_large_and_divided():
 def test_a_folder_that_learners_do_not_share_is_refused(tmp_path):
     Storing(lambda function: [function(None)], 1).require_shared(tmp_path)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ConfigError, match="does not see what learner 0 writes.*learner.checkpoint=whole"):
+    with pytest.raises(ConfigError, match=r"does not see what learner 0 writes.*learner\.checkpoint=whole"):
         Storing(lambda function: [(0, None)], 1).require_shared(tmp_path)
     with pytest.raises(ConfigError, match="No such file"):
         Storing(lambda function: [function(None)], 1).require_shared(tmp_path / "elsewhere")

@@ -157,6 +157,6 @@ def test_what_lies_in_a_checkpoint_of_parts_must_be_its_own(tmp_path):
 def test_parts_that_the_driver_does_not_see_make_no_checkpoint(tmp_path):
     draft = checkpoints.begin(tmp_path, 1)
     name = "shard-00001-model-00001-of-00001.safetensors"
-    with pytest.raises(CheckpointError, match="no such file.*logging.folder"):
+    with pytest.raises(CheckpointError, match=r"no such file.*`logging\.folder`"):
         checkpoints.finish(draft, 1, {name: {"bytes": 8, "sha256": "0"}}, {})
     assert not list(tmp_path.iterdir())

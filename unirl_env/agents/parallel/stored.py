@@ -1,9 +1,9 @@
 """A learner's state in parts: each learner writes and reads its own, by torch.distributed.checkpoint.
 
-Parts lie in safetensors files `shard-<learner>-model-<file>-of-<files>.safetensors`, whose headers say where in
-the whole tensors they belong (`HuggingFaceStorageWriter`). There is no other index, and nothing is pickled:
-torch's own format has its index in a pickle, which runs code of whoever wrote it while it is read. Any number
-of learners reads what any other number wrote, divided in whatever way.
+Parts lie in safetensors files `shard-<learner>-model-<file>-of-<files>.safetensors`, whose headers say where
+in the whole tensors they belong (`HuggingFaceStorageWriter`). There is no other index, and nothing is
+pickled: torch's own format has its index in a pickle, which runs code of whoever wrote it while it is read.
+Any number of learners reads what any other number wrote, divided in whatever way.
 """
 
 from __future__ import annotations

@@ -41,11 +41,12 @@ class Storing:
             found = probe.read_text() if probe.is_file() else None
             probe.unlink(missing_ok=True)
             if found != token:
+                cause = "" if fault is None else f" ({fault})"
                 raise ConfigError(
-                    f"`logging.folder` must be on a disk that all machines share where learners write their "
-                    f"parts of checkpoints, got {folder}, in which the driver does not see what learner {rank} "
-                    f"writes{f' ({fault})' if fault else ''}; try a shared folder, or learner.checkpoint=whole, "
-                    "which passes all of it through the driver."
+                    "`logging.folder` must be on a disk that all machines share where learners write their "
+                    f"parts of checkpoints, got {folder}, in which the driver does not see what learner "
+                    f"{rank} writes{cause}; try a shared folder, or learner.checkpoint=whole, which passes "
+                    "all of it through the driver."
                 )
 
     def begin(self, folder: Path, facts: Callable[[Path], Any]) -> None:
