@@ -14,8 +14,10 @@ import torch.multiprocessing as mp
 from test_sharded import config_of
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
+from toy import toy_config
 from two_learners import free_port, learn, together
 
+from unirl_env.agents import GRPOConfig
 from unirl_env.agents.parallel import stored
 from unirl_env.agents.parallel.stored import PartsWriter, read
 from unirl_env.agents.parallel.storing import LARGE, Storing, stores_parts
@@ -109,17 +111,32 @@ def test_parts_of_a_learner_that_died_are_missed(tmp_path):
         Storing(lambda function: [{"part": {}}], 2).end()
 
 
-@pytest.mark.parametrize("case", ["points, copies", "points, adapters", "points, reference, replay, epochs"])
-def test_one_learner_goes_on_from_parts_bit_for_bit(tmp_path, case):
-    straight, _ = learn(config_of(case, "replicated"), 2, after=partial(store, tmp_path))
-    resumed, _ = learn(config_of(case, "replicated"), 1, start=1, state=tmp_path / "1")
+def half(case, parallel):
+    """Weights in bfloat16, and masters of them in float32."""
+    return toy_config(GRPOConfig, "HalfPoints", policy={"lora_rank": None}, learner={"parallel": parallel})
+
+
+@pytest.mark.parametrize(
+    ("case", "make"),
+    [
+        ("points, copies", config_of),
+        ("points, adapters", config_of),
+        ("points, reference, replay, epochs", config_of),
+        ("half", half),
+    ],
+)
+def test_one_learner_goes_on_from_parts_bit_for_bit(tmp_path, case, make):
+    straight, numbers = learn(make(case, "replicated"), 2, after=partial(store, tmp_path))
+    assert all(norm > 0 for number in numbers for norm in number["norm"])
+    resumed, _ = learn(make(case, "replicated"), 1, start=1, state=tmp_path / "1")
     assert_same(resumed.learner.run_state(), straight.learner.run_state())
+    assert_same(resumed.learner.policy.get_state(), straight.learner.policy.get_state())
     with pytest.raises(CheckpointError, match="must fit this policy"):
         learn(config_of("sd3, adapters", "replicated"), 0, state=tmp_path / "1")
 
 
-CASES = ("points, copies", "sd3, adapters", "qwen3, half")
-"""All weights with their average; adapters; and float32 masters of half precision."""
+CASES = ("points, copies", "sd3, adapters")
+"""All weights with their average, and adapters."""
 
 
 def store(folder, learner, iteration):
@@ -131,10 +148,10 @@ def store(folder, learner, iteration):
     learner.end_storing()
 
 
-def legs(parallel, folder, *wanted):
+def legs(parallel, folder, cases, *wanted):
     """By case: the numbers and the final state of each leg, `(name, start, iterations, from whom)`."""
     found = {}
-    for case in CASES:
+    for case in cases:
         for name, start, iterations, whose in wanted:
             place = folder / case
             one, numbers = learn(
@@ -149,33 +166,42 @@ def legs(parallel, folder, *wanted):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_curve_is_one_across_numbers_of_learners_and_kinds_of_parallelism(tmp_path):
-    straight = together(legs, 2, "sharded", tmp_path, ("straight", 0, 3, None))
-    alone = legs("replicated", tmp_path, ("alone", 1, 1, "straight"))
+    straight = together(legs, 2, "sharded", tmp_path, CASES, ("straight", 0, 3, None), patience=900)
+    alone = legs("replicated", tmp_path, CASES, ("alone", 1, 1, "straight"))
     wanted = ("again", 2, 1, "straight"), ("after one", 2, 1, "alone")
-    later = together(legs, 2, "sharded", tmp_path, *wanted)
-    four = together(legs, 4, "hybrid", tmp_path, ("four", 2, 1, "alone"))
-    copies = together(legs, 2, "replicated", tmp_path, ("copies", 2, 1, "straight"))
+    later = together(legs, 2, "sharded", tmp_path, CASES, *wanted, patience=900)
     for case in CASES:
-        numbers, state = straight[0][case, "straight"]
-        loose = 1000 if "half" in case else 1
-        assert all(torch.isfinite(t).all() for t in state.values())
         # The same arithmetic: the very bits.
-        assert [leg[case, "again"][0][0] for leg in later] == [
-            leg[case, "straight"][0][2] for leg in straight
-        ]
-        assert_same(later[0][case, "again"][1], state)
-        for found, name, step in (
-            ([alone], "alone", 1), (later, "after one", 2), (four, "four", 2), (copies, "copies", 2),
-        ):  # fmt: skip
-            losses = [leg[case, name][0][0]["loss"] for leg in found]
-            expected = sum(leg[case, "straight"][0][step]["loss"] for leg in straight)
-            assert sum(losses) == pytest.approx(expected, abs=1e-5 * loose), (case, name)
-            mine = found[0][case, name][0][0]
-            assert mine["reward"] == pytest.approx(numbers[step]["reward"], abs=1e-5 * loose), (case, name)
-            assert mine["norm"] == pytest.approx(numbers[step]["norm"], rel=min(2e-4 * loose, 0.02))
-        # What four learners have written in parts is what they have.
-        assert_same(read(tmp_path / case / "four" / "3", {}), four[0][case, "four"][1])
+        again = [leg[case, "again"][0][0] for leg in later]
+        assert again == [leg[case, "straight"][0][2] for leg in straight]
+        assert_same(later[0][case, "again"][1], straight[0][case, "straight"][1])
+        assert_on_the_curve(straight, [alone], case, "alone", 1)
+        assert_on_the_curve(straight, later, case, "after one", 2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_groups_of_learners_and_whole_copies_go_on_from_parts(tmp_path):
+    cases = CASES[:1]
+    straight = together(legs, 2, "sharded", tmp_path, cases, ("straight", 0, 2, None), patience=900)
+    four = together(legs, 4, "hybrid", tmp_path, cases, ("four", 1, 1, "straight"), patience=900)
+    copies = together(legs, 2, "replicated", tmp_path, cases, ("copies", 1, 1, "straight"), patience=900)
+    for found, name in ((four, "four"), (copies, "copies")):
+        assert_on_the_curve(straight, found, cases[0], name, 1)
+        # What they have written in parts is what they have.
+        assert_same(read(tmp_path / cases[0] / name / "2", {}), found[0][cases[0], name][1])
+
+
+def assert_on_the_curve(straight, found, case, name, step):
+    """The first numbers of a leg are those of a step of the uninterrupted run."""
+    expected = [leg[case, "straight"][0][step] for leg in straight]
+    numbers = [leg[case, name][0][0] for leg in found]
+    losses = [sum(each["loss"] for each in run) for run in (numbers, expected)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5), (case, name)
+    assert numbers[0]["reward"] == pytest.approx(expected[0]["reward"], abs=1e-5), (case, name)
+    assert numbers[0]["norm"] == pytest.approx(expected[0]["norm"], rel=2e-4), (case, name)
 
 
 def writes(rank, port, folder, victim):
@@ -199,11 +225,13 @@ def writes(rank, port, folder, victim):
         mine = torch.arange(100.0) + rank
         state = {f"policy/{n}": DTensor.from_local(mine, mesh, [Shard(0)]) for n in "abc"}
         writer.begin(lambda state=state: state, folder / str(number), size)
+        began = time.monotonic()
         try:
             writer.end()
             (folder / f"ended-{rank}-{number}").touch()
         except CheckpointError as error:
-            (folder / f"failed-{rank}-{number}").write_text(str(error))
+            waited = time.monotonic() - began
+            (folder / f"failed-{rank}-{number}").write_text(f"{waited}\n{error}")
 
 
 @pytest.mark.slow
@@ -212,13 +240,13 @@ def test_learners_that_wait_for_one_that_was_killed_hear_of_it_at_once(tmp_path)
     processes = [context.Process(target=writes, args=(rank, port, tmp_path, 1)) for rank in (0, 1)]
     for process in processes:
         process.start()
-    began = time.monotonic()
     for process in processes:
-        process.join(200)
-    assert time.monotonic() - began < 200
+        process.join(400)
     assert processes[1].exitcode == -signal.SIGKILL
     assert {path.name for path in tmp_path.glob("ended-*")} == {"ended-0-1", "ended-1-1"}
-    assert "Learners must write their parts" in (tmp_path / "failed-0-2").read_text()
+    waited, told = (tmp_path / "failed-0-2").read_text().split("\n", 1)
+    assert float(waited) < 30
+    assert "Learners must write their parts" in told
     whole = read(tmp_path / "1", {})
     expected = torch.cat([torch.arange(100.0), torch.arange(100.0) + 1])
     assert all(torch.equal(tensor, expected) for tensor in whole.values())

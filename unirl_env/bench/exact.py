@@ -24,7 +24,6 @@ from typing import cast
 
 from torch import nn
 
-from unirl_env.agents.parallel.stored import read
 from unirl_env.bench._worlds import Line, Plane, Words, model_of, watched, world
 from unirl_env.errors import CheckpointError, ConfigError
 from unirl_env.run.record import checkpoint as checkpoints
@@ -55,6 +54,8 @@ def network_of(cfg: RunConfig, checkpoint: Path | None = None) -> nn.Module:
         return network
     tensors, _ = checkpoints.read(Path(checkpoint))
     if isinstance(tensors, Path):
+        from unirl_env.agents.parallel.stored import read
+
         tensors = read(tensors, {})
     state = {name.removeprefix(POLICY): t for name, t in tensors.items() if name.startswith(POLICY)}
     try:

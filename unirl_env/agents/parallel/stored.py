@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from unirl_env.errors import CheckpointError
 
@@ -88,7 +89,7 @@ class PartsWriter:
     def _write(self, tensors: dict[str, Tensor], folder: Path, facts: Callable[[Path], Any]) -> None:
         try:
             writer = HuggingFaceStorageWriter(str(folder), _files_of(tensors), save_distributed=True)
-            dcp.save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
+            save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
             own = sorted(folder.glob(f"shard-{self._rank + 1:05d}-model-*.safetensors"))
             self._written = {path.name: facts(path) for path in own}
         except BaseException as error:  # told by `end`
@@ -129,7 +130,7 @@ def read(folder: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
             tensors[name] = torch.empty_like(model, dtype=dtype, device="cpu", requires_grad=False)
         else:
             tensors[name] = torch.empty(size, dtype=dtype)
-    dcp.load(tensors, storage_reader=reader, no_dist=True)
+    load(tensors, storage_reader=reader, no_dist=True)
     return tensors
 
 
