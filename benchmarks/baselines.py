@@ -1,7 +1,6 @@
 """Take a bench's results into the package, as what ships for its suite; and its figures, for the README.
 
-python -m unirl_env.bench suite=quick "agents=[grpo,flow_dppo,drpo,gspo,pg,nft,awm,elbo_pg,grpo_guard,temp_flow]" \
-    seeds=10 baselines=false
+python -m unirl_env.bench suite=quick agents=[grpo,flow_dppo,drpo,gspo,pg] seeds=10 baselines=false
 python benchmarks/baselines.py runs/bench/quick --shown bench_quick
 python benchmarks/baselines.py runs/bench/tuned --shown bench_quick_tuned --only-shown
 """

@@ -110,7 +110,8 @@ CASES = {
             "num_minibatches": 2,
         },
     ),
-    "experts, half": (GRPOConfig, HALF_EXPERTS, {**WHOLE, "anchor": "replay"}),
+    # After a step, rounding chooses other experts: there is one for each rollout.
+    "experts, half": (GRPOConfig, HALF_EXPERTS, {**WHOLE, "anchor": "replay", "num_minibatches": 1}),
     "experts, half, adapters, reference": (
         GRPOConfig,
         HALF_EXPERTS,

@@ -22,9 +22,7 @@ def together(job, learners, *arguments, patience=400):
         patience: Seconds.
     """
     context = mp.get_context("spawn")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     queue = context.Queue()
     processes = [
         context.Process(target=_process, args=(rank, learners, port, job, arguments, queue), daemon=True)
@@ -38,6 +36,12 @@ def together(job, learners, *arguments, patience=400):
     failed = {rank: told for rank, told in found.items() if isinstance(told, str)}
     assert not failed, "\n".join(f"learner {rank}:\n{told}" for rank, told in failed.items())
     return [torch.load(io.BytesIO(found[rank]), weights_only=False) for rank in range(learners)]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _process(rank, learners, port, job, arguments, queue):
@@ -54,23 +58,30 @@ def _process(rank, learners, port, job, arguments, queue):
         dist.destroy_process_group()
 
 
-def learn(config, iterations=2):
+def learn(config, iterations=2, *, start=0, state=None, after=None):
     """A `OneLearner` of this process's share, and the numbers of its iterations.
 
     Args:
         config: Of an agent; who asks within a group is one of so many learners.
         iterations: How many.
+        start: How many were done before.
+        state: What `load_run_state` is given first; None for nothing.
+        after: Called with the learner and the number of iterations that are done, after each.
     """
     from one_learner import OneLearner
 
     learners, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     config.num_learners = learners if learners > 1 else 0
     one, numbers = OneLearner(config), []
-    for iteration in range(iterations):
+    if state is not None:
+        one.learner.load_run_state(state)
+    for iteration in range(start, start + iterations):
         batch = played(one, iteration, learners)
         report = one.update(one.shards(batch, learners=learners, iteration=iteration)[rank])
         losses = [float(step.get("loss", 0.0)) for part in report.phases.values() for step in part.metrics]
         numbers.append({"reward": float(batch.rewards.mean()), "loss": sum(losses), "norm": report.grad_norm})
+        if after is not None:
+            after(one.learner, iteration + 1)
     return one, numbers
 
 

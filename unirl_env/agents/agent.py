@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from torch import Tensor
 import unirl_env.functional as F
 from unirl_env.agents.batching import credit, largest, misread, share_out
 from unirl_env.agents.parallel import Bell
+from unirl_env.agents.parallel.storing import Storing, stores_parts
 from unirl_env.agents.phases import passes_over_idle
 from unirl_env.agents.reference import Drift, own_drift, own_reference_kls
 from unirl_env.agents.reports import (
@@ -239,9 +241,16 @@ class Agent(RLlibAlgorithm):
         """Whether the weights are those after `iteration` iterations: not in the middle of an update."""
         return self.iterations_done == iteration and not self._updating
 
-    def run_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that a run needs to go on bit for bit: tensors by name, and JSON."""
-        meta = {
+    @cached_property
+    def storing(self) -> Storing | None:
+        """What lets learners write their parts of a run's state themselves; None where they are not to."""
+        if not stores_parts(self.config, self._parameters[0]):
+            return None
+        return Storing(self._on_learners)
+
+    def run_meta(self) -> dict[str, Any]:
+        """What a run needs, beside tensors, to go on: JSON."""
+        return {
             "format": STATE_FORMAT,
             "agent": self.algorithm_name,
             "iteration": self.iterations_done,
@@ -249,10 +258,17 @@ class Agent(RLlibAlgorithm):
             "checked": self._checked(),
             "optimizer": self.config.optimizer,
         }
-        return self._of_first_learner(lambda learner: learner.run_state()), meta
 
-    def load_run_state(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Go on where `run_state` was taken.
+    def run_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that a run needs to go on bit for bit: tensors by name, and `run_meta`."""
+        return self._of_first_learner(lambda learner: learner.run_state()), self.run_meta()
+
+    def load_run_state(self, tensors: Mapping[str, Tensor] | Path, meta: Mapping[str, Any]) -> None:
+        """Go on where `run_state` was taken, or where learners have written their parts.
+
+        Args:
+            tensors: By name, or the folder in which their parts lie.
+            meta: As `run_meta` gave it.
 
         Raises:
             CheckpointError: If the state was written by another agent or for another policy.
@@ -269,7 +285,7 @@ class Agent(RLlibAlgorithm):
                 f"The state must be of `optimizer` {self.config.optimizer}, got one of {written}: "
                 "what one remembers means nothing to another; try the settings of the run that wrote it."
             )
-        if self.learner_group.is_remote:
+        if self.learner_group.is_remote and not isinstance(tensors, Path):
             place = {"tensors": ray.put(dict(tensors))}
             self._on_learners(lambda learner: learner.load_run_state(ray.get(place["tensors"])))
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from unirl_env.agents.parallel import Parallel
+from unirl_env.agents.parallel.stored import PartsWriter, read
 from unirl_env.errors import CheckpointError, ConfigError
 from unirl_env.policies.parts import divided_like, gathered
+from unirl_env.policies.trained_weights import AVERAGE
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ class StatefulLearner(TorchLearner):
     policy: Any
     parallel: Parallel
     """How the policy lies on the learners."""
+    _writer: PartsWriter | None = None
 
     def get_parameters(self, module: Any) -> list[torch.nn.Parameter]:
         """The trainable parameters only."""
@@ -79,16 +82,35 @@ class StatefulLearner(TorchLearner):
 
     def run_state(self) -> dict[str, Tensor]:
         """Weights and optimizer, by name, as tensors on the CPU; of half precision, the float32 masters."""
-        weights = {f"policy/{name}": tensor for name, tensor in self.policy.get_state().items()}
-        weights |= {f"policy/{name.removeprefix(NETWORK)}": t for name, t in self._masters.state().items()}
-        return weights | optimizer_state(self.get_optimizer(), self._moved())
+        return gathered(self._run_state())
 
-    def load_run_state(self, tensors: Mapping[str, Tensor]) -> None:
+    def _run_state(self) -> dict[str, Tensor]:
+        """`run_state`, as this learner has it: the tensors themselves, in parts where it holds parts."""
+        weights = {f"policy/{name}": tensor for name, tensor in self.policy.actor.state().items()}
+        weights |= {f"policy/{name.removeprefix(NETWORK)}": t for name, t in self._masters.state().items()}
+        return weights | _memory(self.get_optimizer(), self._moved())
+
+    def begin_storing(self, folder: Path, facts: Callable[[Path], Any]) -> None:
+        """Begin to write this learner's parts of `run_state`; see `PartsWriter.begin`. All learners must."""
+        if self._writer is None:
+            self._writer = PartsWriter()
+        self._writer.begin(self._run_state, folder, facts)
+
+    def end_storing(self) -> dict[str, Any]:
+        """Wait for what was begun; see `PartsWriter.end`."""
+        return {} if self._writer is None else self._writer.end()
+
+    def load_run_state(self, tensors: Mapping[str, Tensor] | Path) -> None:
         """Go back to `run_state`'s result, bit for bit.
+
+        Args:
+            tensors: That result, or the folder in which learners have written it in parts.
 
         Raises:
             CheckpointError: If the tensors do not belong to this policy.
         """
+        if isinstance(tensors, Path):
+            tensors = read(tensors, self._models())
         weights = {
             name.removeprefix("policy/"): t for name, t in tensors.items() if name.startswith("policy/")
         }
@@ -102,12 +124,18 @@ class StatefulLearner(TorchLearner):
         names = [name for name, parameter in named if parameter.requires_grad]
         return dict(zip(names, self._masters.weights, strict=True))
 
+    def _models(self) -> dict[str, Tensor]:
+        """By the names of weights, of their averages and of what the optimizer moves: how each lies here."""
+        own = self.policy.actor.trainable_state()
+        averages = {f"{AVERAGE}:{name}": weight for name, weight in own.items()}
+        return own | averages | {NETWORK + name: weight for name, weight in own.items()}
+
     # RLlib's own checkpoints go through these; its defaults turn tensors into numpy, which has no bfloat16.
 
     def _get_optimizer_state(self) -> dict[str, Any]:
         # RLlib keeps the policy's state apart from this, as the network holds it.
         masters = {f"master/{name}": tensor for name, tensor in self._masters.state().items()}
-        return masters | optimizer_state(self.get_optimizer(), self._moved())
+        return gathered(masters | _memory(self.get_optimizer(), self._moved()))
 
     def _set_optimizer_state(self, state: Mapping[str, Any]) -> None:
         self._masters.load({name.removeprefix("master/"): tensor for name, tensor in state.items()})
@@ -148,12 +176,17 @@ def optimizer_state(optimizer: torch.optim.Optimizer, parameters: Mapping[str, T
         `optimizer/<moment>/<parameter>` of tensors; `numbers/<moment>/<parameter>` of numbers, which are
         restored as such; and `groups/<entry>/<group>` of numbers that a group was not made with.
     """
+    return gathered(_memory(optimizer, parameters))
+
+
+def _memory(optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`optimizer_state`, of the tensors themselves."""
     require_saveable(optimizer)
     tensors: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         for moment, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
-                tensors |= gathered({f"optimizer/{moment}/{name}": value})
+                tensors[f"optimizer/{moment}/{name}"] = value
             elif value is not None:
                 tensors[f"numbers/{moment}/{name}"] = _packed(value)
     for number, group in enumerate(optimizer.param_groups):
@@ -256,7 +289,7 @@ def _divided(moments: Mapping[str, Any], parameter: Tensor) -> dict[str, Any]:
         return dict(moments)
     return {
         name: divided_like(value, parameter)
-        if isinstance(value, Tensor) and value.shape == parameter.shape
+        if isinstance(value, Tensor) and not isinstance(value, DTensor) and value.shape == parameter.shape
         else value
         for name, value in moments.items()
     }

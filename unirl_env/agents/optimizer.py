@@ -216,9 +216,9 @@ class Masters:
                 master.copy_(weight)
 
     def state(self) -> dict[str, Tensor]:
-        """Copies of the masters on the CPU, by name; nothing of weights that are their own."""
+        """The masters by name; nothing of weights that are their own. References, not copies."""
         self.follow()
-        return {name: master.detach().to("cpu", copy=True) for name, (_, master) in self._pairs.items()}
+        return {name: master.detach() for name, (_, master) in self._pairs.items()}
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:

@@ -53,6 +53,10 @@ def network_of(cfg: RunConfig, checkpoint: Path | None = None) -> nn.Module:
     if checkpoint is None:
         return network
     tensors, _ = checkpoints.read(Path(checkpoint))
+    if isinstance(tensors, Path):
+        from unirl_env.agents.parallel.stored import read
+
+        tensors = read(tensors, {})
     state = {name.removeprefix(POLICY): t for name, t in tensors.items() if name.startswith(POLICY)}
     try:
         network.load_state_dict(state)

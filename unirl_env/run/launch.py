@@ -178,6 +178,8 @@ def _run(
     sources = {"seed": cfg.seed, **prompts.fingerprints(), **(parts.sources or {})}
     provenance.record(folder.provenance, sources, provenance.session(command, place.start))
     replace_text(folder.config, signed(to_yaml(replace(cfg, resume=None)), cfg))
+    if (storing := getattr(parts.agent, "storing", None)) is not None:
+        storing.require_shared(folder.path)
     if place.checkpoint is not None:
         tensors, meta = checkpoints.read(place.checkpoint.path)
         parts.agent.load_run_state(tensors, meta)

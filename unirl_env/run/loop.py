@@ -20,6 +20,7 @@ from unirl_env.run.progress import RunProgress
 from unirl_env.run.record import checkpoint as checkpoints
 from unirl_env.run.record.folder import RunFolder
 from unirl_env.run.record.logbook import Logbook, as_json
+from unirl_env.run.record.parted import Writing
 from unirl_env.run.record.samples import save_samples, thin_out
 from unirl_env.settings import RunConfig
 
@@ -34,7 +35,8 @@ class Loop:
     """One run, from iteration `start` to its end or to a wish to stop.
 
     Attributes:
-        agent: What learns: `train`, `iteration_metrics`, `run_state`.
+        agent: What learns: `train`, `iteration_metrics`, `run_state`; where learners write states themselves,
+            `storing` and `run_meta`.
         cfg: The settings.
         folder: Where everything is written.
         evaluator: Fixed prompts and seeds.
@@ -60,6 +62,7 @@ class Loop:
     def __post_init__(self) -> None:
         self.finished, self._training = self.start, False
         self._saved = self.start if self.start else None
+        self._writing: Writing | None = None  # what learners write themselves, while training goes on
         self._failed = 0  # iterations in a row in which nothing was scored
         self.alarm = HackingAlarm.replay(self.cfg.alarm, self.logbook.rows())
         # Under other settings of the alarm, the same rows may ring at other times.
@@ -72,11 +75,13 @@ class Loop:
         while iteration < self.cfg.iterations and not self._ends:
             iteration += 1
             self._iterate(iteration)
+            self._finish_writing()
             if self._saves(iteration):
                 self._save(iteration)
             self._settle(iteration)
         if self._ends:
             self._save(iteration)
+        self._finish_writing()
         return iteration
 
     def rescue(self) -> bool:
@@ -89,6 +94,7 @@ class Loop:
         sound = not self._training or (holds is not None and holds(self.finished))
         if self.finished > 0 and sound:
             self._save(self.finished)
+        self._finish_writing()
         return self._saved == self.finished
 
     @property
@@ -139,14 +145,29 @@ class Loop:
     def _save(self, iteration: int) -> None:
         if self._saved == iteration:
             return
-        with self.over(f"saving iteration {iteration}"):
-            tensors, meta = self.agent.run_state()
-        if undone := meta.get("iteration", iteration) - iteration:
-            meta = {**meta, "iteration": iteration, "weights_version": meta["weights_version"] - undone}
+        self._finish_writing()
+        place, storing = self.folder.checkpoints, getattr(self.agent, "storing", None)
         score = None if self.cfg.logging.eval_every else self._recent_reward()
-        checkpoints.write(self.folder.checkpoints, iteration, tensors, meta, score)
-        checkpoints.prune(self.folder.checkpoints, self.cfg.logging.keep_last)
+        if storing is None:
+            with self.over(f"saving iteration {iteration}"):
+                tensors, meta = self.agent.run_state()
+            checkpoints.write(place, iteration, tensors, _as_of(meta, iteration), score)
+            checkpoints.prune(place, self.cfg.logging.keep_last)
+        else:
+            with self.over(f"saving iteration {iteration}"):
+                meta = _as_of(self.agent.run_meta(), iteration)
+                self._writing = Writing.begin(storing, place, iteration, meta, score)
         self._saved = iteration
+
+    def _finish_writing(self) -> None:
+        """Wait for learners that write a checkpoint themselves, and make one of their parts."""
+        if self._writing is None:
+            return
+        writing, self._writing, saved, self._saved = self._writing, None, self._saved, None
+        with self.over(f"writing iteration {writing.iteration}"):
+            writing.finish()
+        checkpoints.prune(self.folder.checkpoints, self.cfg.logging.keep_last)
+        self._saved = saved
 
     def _recent_reward(self) -> float | None:
         rewards = [row.get("reward") for row in self.logbook.rows()[-RECENT:]]
@@ -202,8 +223,17 @@ class Loop:
         return None
 
     def _note_score(self, iteration: int) -> None:
+        self._finish_writing()
         row = self._known(iteration, next(iter(self.evaluator.sets)))
         for checkpoint in checkpoints.listing(self.folder.checkpoints):
             if row is not None and checkpoint.iteration == iteration:
                 checkpoints.set_score(checkpoint, row["rewards"][MAIN]["mean"])
         checkpoints.prune(self.folder.checkpoints, self.cfg.logging.keep_last)
+
+
+def _as_of(meta: Mapping[str, Any], iteration: int) -> Mapping[str, Any]:
+    """The meta as if iterations in which nothing was learnt had not been done."""
+    undone = meta.get("iteration", iteration) - iteration
+    if not undone:
+        return meta
+    return {**meta, "iteration": iteration, "weights_version": meta["weights_version"] - undone}

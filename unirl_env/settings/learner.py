@@ -22,6 +22,12 @@ class LearnerSettings(Settings):
     prefetch: int = setting(1, least=0, may_change=True)
     """Where weights are divided, how many blocks ahead are gathered while one computes; each takes the memory
     of a whole block."""
+    checkpoint: str = setting("auto", choices=("auto", "whole", "divided"), may_change=True)
+    """How a state is saved. `whole`: it passes through the first learner and the driver, which writes one
+    file. `divided`: each learner copies its part to the CPU and writes it while training goes on;
+    `logging.folder` must be on a disk that all machines share. `auto`: divided where learners hold parts and
+    over 250 million weights are trained (1 GB in float32), else whole. Either form is read by any number of
+    learners, under any `parallel`."""
 
     def check(self, prefix: str = "") -> None:
         """Refuse a size of groups where there are none, and groups without a size, too."""

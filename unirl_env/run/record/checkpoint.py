@@ -4,6 +4,9 @@ A checkpoint is a folder `checkpoints/<iteration>/`. It is written beside its pl
 then renamed, so that a killed run never leaves half of one. Its manifest holds a SHA-256 of each file;
 reading checks them. Nothing is pickled: opening a checkpoint runs no code.
 
+Its tensors lie in one file, or in parts that learners have written themselves (`agents/parallel/stored.py`):
+then whoever asks for them is given the folder.
+
 Only names of this module's own (`NNNNNN`, `.draft-NNNNNN-N`, `.gone-NNNNNN`, `aside-NNNNNN`) are touched,
 with its own files in them; a copy `000004-good` beside the checkpoints is a person's. A link to a checkpoint
 on another disk counts as that checkpoint; it is unlinked when its turn comes to go.
@@ -17,7 +20,8 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,9 +41,12 @@ from unirl_env.run.record.files import (
     replace_text,
 )
 
-FORMAT = 1
+WHOLE, PARTED = 1, 2
+"""The formats: tensors in one file, and in parts."""
 TENSORS, META, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
-FILES = re.compile("|".join(map(re.escape, (TENSORS, META, MANIFEST, f".{MANIFEST}"))))
+PART = re.compile(r"shard-[0-9]{5,}-model-[0-9]{5,}-of-[0-9]{5,}\.safetensors")
+"""What the files of parts are called, by the learner that wrote them."""
+FILES = re.compile("|".join((*map(re.escape, (TENSORS, META, MANIFEST, f".{MANIFEST}")), PART.pattern)))
 """What the files of a checkpoint are called."""
 LEFT_OVER = re.compile(r"\.(draft-[0-9]{6,}-[0-9]+|gone-[0-9]{6,}(-[0-9]+)?)")
 """Checkpoints that were not finished, and that were not taken away to the end."""
@@ -74,55 +81,130 @@ def write(
         DiskError: If it cannot be written, for instance because the disk is full; the older checkpoints stay,
             and nothing is left of the new one.
     """
-    place = folder / f"{iteration:06d}"
+    draft = begin(folder, iteration)
+    if draft is None:
+        return describe(_place(folder, iteration))
+    with _or_nothing(draft):
+        save_file(_apart(tensors), draft / TENSORS)
+        return _finish(draft, iteration, {TENSORS: facts(draft / TENSORS)}, meta, score)
+
+
+def begin(folder: Path, iteration: int) -> Path | None:
+    """An empty folder in which `folder/<iteration>` is drafted; None if it is there already, and sound.
+
+    Raises:
+        DiskError: If none can be made.
+    """
+    place = _place(folder, iteration)
     if os.path.lexists(place):
         try:
             check(place)
-            return describe(place)
+            return None
         except CheckpointError:
             set_aside(place)
     draft = folder / f".draft-{iteration:06d}-{os.getpid()}"
-    try:
+    with _or_nothing(draft):
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        _fill(draft, iteration, tensors, meta, score)
-        draft.rename(place)
-        _flush(folder)
+    return draft
+
+
+def finish(
+    draft: Path,
+    iteration: int,
+    parts: Mapping[str, Mapping[str, Any]],
+    meta: Mapping[str, Any],
+    score: float | None = None,
+) -> Checkpoint:
+    """Make a checkpoint of a draft into which others have written its tensors, and all have confirmed it.
+
+    Args:
+        draft: What `begin` returned.
+        iteration: As there.
+        parts: The `facts` of each of their files, by its name.
+        meta: Whatever JSON.
+        score: What `best` compares.
+
+    Raises:
+        CheckpointError: If `meta` is not JSON, or a file is not to be seen here.
+        DiskError: If it cannot be written; the older checkpoints stay, and nothing is left of the new one.
+    """
+    with _or_nothing(draft):
+        for name, told in parts.items():
+            size = (draft / name).stat().st_size if (draft / name).is_file() else None
+            if size != told["bytes"]:
+                raise CheckpointError(
+                    f"{draft / name} must have the {told['bytes']} bytes that a learner wrote, got "
+                    f"{'no such file' if size is None else size}; try a `logging.folder` on a disk that "
+                    "all machines share."
+                )
+        return _finish(draft, iteration, parts, meta, score)
+
+
+def abandon(draft: Path) -> None:
+    """Take away what was drafted."""
+    shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
+def _or_nothing(draft: Path) -> Iterator[None]:
+    """Within it, what fails leaves nothing of a draft behind, and what a disk refuses is a DiskError."""
+    try:
+        yield
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise disk_error(error, folder) from error
+        abandon(draft)
+        raise disk_error(error, draft.parent) from error
     except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
+        abandon(draft)
         raise
-    return describe(place)
 
 
-def _fill(
-    draft: Path, iteration: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], score: float | None
-) -> None:
-    """Write the files of a checkpoint, and return when they are on the disk."""
-    save_file(_apart(tensors), draft / TENSORS)
+def _finish(
+    draft: Path,
+    iteration: int,
+    parts: Mapping[str, Mapping[str, Any]],
+    meta: Mapping[str, Any],
+    score: float | None,
+) -> Checkpoint:
+    """Write meta and manifest of a draft whose tensors are there, and rename it when all is on the disk."""
     try:
         text = json.dumps(meta, indent=1)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"A checkpoint's `meta` must be JSON, got: {error}.") from error
     (draft / META).write_text(text, encoding="utf-8")
-    files = {name: _facts(draft / name) for name in (TENSORS, META)}
-    manifest = {"format": FORMAT, "iteration": iteration, "score": _finite(score), "files": files}
+    files = {**parts, META: facts(draft / META)}
+    manifest = {
+        "format": WHOLE if TENSORS in parts else PARTED,
+        "iteration": iteration,
+        "score": _finite(score),
+        "files": files,
+    }
     (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for path in (*sorted(draft.iterdir()), draft):
-        _flush(path)
+    # Parts were flushed by whoever wrote them.
+    for name in (META, MANIFEST, TENSORS):
+        if (draft / name).exists():
+            _flush(draft / name)
+    _flush(draft)
+    place = _place(draft.parent, iteration)
+    draft.rename(place)
+    _flush(draft.parent)
+    return describe(place)
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read(path: Path) -> tuple[dict[str, Tensor] | Path, dict[str, Any]]:
     """The tensors and the meta of a checkpoint, after its files have been checked.
+
+    Returns:
+        Tensors by name, or the folder in which they lie in parts; and the meta.
 
     Raises:
         CheckpointError: Naming the file that is missing or damaged, and what to do.
     """
     check(path)
+    parted = _manifest(path)["format"] == PARTED
     try:
-        return load_file(path / TENSORS), json.loads((path / META).read_text(encoding="utf-8"))
+        meta = json.loads((path / META).read_text(encoding="utf-8"))
+        return path.resolve() if parted else load_file(path / TENSORS), meta
     except (SafetensorError, ValueError, OSError) as error:
         raise CheckpointError(_damaged(path, path / TENSORS, str(error))) from error
 
@@ -133,15 +215,22 @@ def check(path: Path) -> None:
     Raises:
         CheckpointError: Naming the file that is missing or damaged, and what to do.
     """
-    for name, facts in _manifest(path)["files"].items():
+    manifest = _manifest(path)
+    for name, told in manifest["files"].items():
         if not (path / name).is_file():
             raise CheckpointError(_damaged(path, path / name, "no such file"))
         try:
-            found = _facts(path / name)
+            found = facts(path / name)
         except OSError as error:
             raise CheckpointError(_damaged(path, path / name, error.strerror or str(error))) from error
-        if found != facts:
+        if found != told:
             raise CheckpointError(_damaged(path, path / name, "other contents than its manifest says"))
+    # Whoever reads parts reads all files that look like some.
+    extra = [file.name for file in path.glob("*.safetensors") if file.name not in manifest["files"]]
+    if manifest["format"] == PARTED and extra:
+        raise CheckpointError(
+            f"{path} must hold no tensors but its own, got {min(extra)}; try moving it elsewhere."
+        )
 
 
 def describe(path: Path) -> Checkpoint:
@@ -207,6 +296,10 @@ def set_aside(path: Path) -> Path:
     return place
 
 
+def _place(folder: Path, iteration: int) -> Path:
+    return folder / f"{iteration:06d}"
+
+
 def _own(folder: Path) -> list[Path]:
     """What may be a checkpoint by its name and its files, or a link to one, by its number."""
     return [
@@ -259,16 +352,24 @@ def _manifest(path: Path) -> dict[str, Any]:
         raise CheckpointError(_damaged(path, file, f"no JSON manifest ({error})")) from error
     if missing:
         raise CheckpointError(_damaged(path, file, f"no {', '.join(sorted(missing))}"))
-    if manifest["format"] != FORMAT:
+    if manifest["format"] not in (WHOLE, PARTED):
         raise CheckpointError(
-            f"{file} must be of format {FORMAT}, got {manifest['format']}; try the version of unirl_env that "
-            f"wrote it."
+            f"{file} must be of format {WHOLE} or {PARTED}, got {manifest['format']}; try the version of "
+            f"unirl_env that wrote it."
         )
     if type(manifest["iteration"]) is not int:
         raise CheckpointError(_damaged(path, file, f"{manifest['iteration']!r} for an iteration"))
-    if not isinstance(manifest["files"], dict) or not manifest["files"].keys() >= {TENSORS, META}:
-        raise CheckpointError(_damaged(path, file, f"no entry for {TENSORS} or {META}"))
+    files, parted = manifest["files"], manifest["format"] == PARTED
+    if not isinstance(files, dict) or not _complete(files, parted):
+        wanted = "parts of the tensors" if parted else TENSORS
+        raise CheckpointError(_damaged(path, file, f"no entry for {wanted} or {META}"))
     return manifest
+
+
+def _complete(files: Mapping[str, Any], parted: bool) -> bool:
+    """Whether the manifest names all that a checkpoint must have, and nothing that lies elsewhere."""
+    tensors = any(PART.fullmatch(name) for name in files) if parted else TENSORS in files
+    return tensors and META in files and all(FILES.fullmatch(name) for name in files)
 
 
 def _damaged(path: Path, file: Path, cause: str) -> str:
@@ -278,7 +379,8 @@ def _damaged(path: Path, file: Path, cause: str) -> str:
     )
 
 
-def _facts(path: Path) -> dict[str, Any]:
+def facts(path: Path) -> dict[str, Any]:
+    """The size and the SHA-256 of a file, as a manifest has them."""
     # The size of what is read, also of a file that is a link.
     with path.open("rb") as stream:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
