@@ -1,11 +1,11 @@
 """The peak memory of each process that trains about a billion weights: whole in one, and divided among two.
 
-A Stable Diffusion 3 of published classes, in the published layout and with random weights, is read, plays,
-takes an update of all its weights by AdamW in float32, and leaves its state. Whole, one process does all of
-it; divided, two learners do (`learner.parallel=sharded`), and the driver has no network. Peaks are the
-kernel's (`ru_maxrss`): pages of files that were read count.
+A Stable Diffusion 3 of published classes and layout, with random weights, is trained by the command line for
+two iterations: read from its files, played, all weights updated, a checkpoint written. Whole, one process
+does all of it; divided, two learners do (`learner.parallel=sharded`), and the driver has no network. Peaks
+are the kernel's (`VmHWM`): pages of files that were read count.
 
-    python benchmarks/sharded_memory.py              # 20 GB of memory and 20 GB of disk
+    python benchmarks/sharded_memory.py              # 20 GB of memory and of disk
     python benchmarks/sharded_memory.py --layers 2   # to try it
 """
 
@@ -14,138 +14,125 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+
+import psutil
 
 PAGE = Path(__file__).parent / "results" / "sharded_memory.md"
-WIDTH, HEADS = 1536, 24
-KINDS = {"whole": "one process", "sharded": "two learners, half of it each"}
+WIDTH, HEADS, LAYERS = 1536, 24, 12
+WAYS = {
+    "whole": ("one process", []),
+    "sharded": ("two learners, half of it each", ["learner.parallel=sharded", "rollout.num_learners=2"]),
+}
+SETTINGS = [
+    *("--config-name=diffusion/tiny_sd3", "model.env=unirl/SD3-T2I-v0", "model.height=32", "model.width=32"),
+    *("model.num_steps=2", "model.rows_per_forward=null", "policy.lora_rank=null", "steps={kind: all}"),
+    *("rollout.num_prompts=2", "rollout.group_size=2", "agent.num_minibatches=1", "agent.micro_batch_size=2"),
+    *("iterations=2", "logging.checkpoint_every=2", "logging.eval_prompts=2", "logging.eval_samples=1"),
+    *("logging.tensorboard=false", "logging.progress=false"),
+]
+OPTIMIZERS = {"SGD": ["agent.optimizer=torch.optim.SGD"], "AdamW": ["logging.checkpoint_every=0"]}
+"""Of AdamW no checkpoint is written: that of the whole process would take three times its weights more."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--part", choices=("write", *KINDS), help="what a process of this script does")
-    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--layers", type=int, default=LAYERS)
+    parser.add_argument("--optimizers", nargs="+", default=[*OPTIMIZERS], choices=OPTIMIZERS)
+    parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.part is None:
-        measure(args.layers)
-    elif args.part == "write":
-        write(args.folder, args.layers)
-    else:
-        print(json.dumps(train(args.folder, args.part)))
-
-
-def measure(layers: int) -> None:
-    """Each part in a process of its own, and the page."""
+    if args.write is not None:
+        print(write(args.write, args.layers))
+        return
     folder = Path(tempfile.mkdtemp())
     try:
-        run("write", layers, folder)
-        found = {kind: json.loads(run(kind, layers, folder).splitlines()[-1]) for kind in KINDS}
+        # In a process of its own, whose memory is given back.
+        command = [sys.executable, __file__, "--layers", str(args.layers), "--write", str(folder / "model")]
+        weights = int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        found = {
+            (optimizer, way): train(folder, [*OPTIMIZERS[optimizer], *WAYS[way][1]])
+            for optimizer in args.optimizers
+            for way in WAYS
+        }
     finally:
         shutil.rmtree(folder)
-    page = report(found)
+    page = report(weights, found)
     print(page)
-    if layers == 12:
+    if args.layers == LAYERS:
         PAGE.write_text(page)
 
 
-def run(part: str, layers: int, folder: Path) -> str:
-    """What a process of this script prints."""
-    command = [sys.executable, __file__, "--part", part, "--layers", str(layers), "--folder", str(folder)]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-
-
-def write(folder: Path, layers: int) -> None:
-    """The embedded pipeline with a transformer of `layers` blocks of SD3's width."""
+def write(folder: Path, layers: int) -> int:
+    """The embedded pipeline with a transformer of `layers` blocks of SD3's width; its number of weights."""
     import torch
     from diffusers import SD3Transformer2DModel
 
     from unirl_env.models.tiny import TinySD3Denoiser
 
     tiny = Path(str(TinySD3Denoiser().pretrained))
-    shutil.copytree(tiny, folder, dirs_exist_ok=True)
-    shutil.rmtree(folder / "transformer")
+    shutil.copytree(tiny, folder, ignore=shutil.ignore_patterns("transformer"))
     config = json.loads((tiny / "transformer" / "config.json").read_text())
-    config |= {
-        "num_layers": layers,
-        "num_attention_heads": HEADS,
-        "attention_head_dim": WIDTH // HEADS,
-        "caption_projection_dim": WIDTH,
-    }
+    config |= {"num_layers": layers, "num_attention_heads": HEADS, "attention_head_dim": WIDTH // HEADS}
     torch.manual_seed(0)
-    SD3Transformer2DModel.from_config(config).save_pretrained(folder / "transformer", max_shard_size="1GB")
+    network = SD3Transformer2DModel.from_config(config | {"caption_projection_dim": WIDTH})
+    network.save_pretrained(folder / "transformer", max_shard_size="1GB")
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
-def train(folder: Path, kind: str) -> dict[str, Any]:
-    """Two iterations and a checkpoint; what each process took at most, in bytes."""
-    from unirl_env.agents import GRPOConfig
-
-    began = time.perf_counter()
-    config = GRPOConfig().environment(
-        "unirl/SD3-T2I-v0",
-        env_config={
-            "pretrained": str(folder),
-            "num_steps": 2,
-            "height": 32,
-            "width": 32,
-            "rows_per_forward": None,
-            "prompts": ["a red square", "a blue circle"],
-            "scorer": "colour",
-        },
-    )
-    config.training(
-        num_prompts=2,
-        group_size=2,
-        num_minibatches=1,
-        micro_batch_size=2,
-        lr=1e-5,
-        policy={"lora_rank": None},
-        steps={"kind": "all"},
-        learner={"parallel": "sharded" if kind == "sharded" else "replicated"},
-    )
-    config.learners(num_learners=2 if kind == "sharded" else 0)
-    agent = config.build_algo()
-    for _ in range(2):
-        agent.train()
-    weights, _ = agent._parameters
-    peaks = {"driver": peak()}
-    if kind == "sharded":
-        peaks |= {f"learner {n}": each for n, each in enumerate(agent._on_learners(lambda learner: peak()))}
-    seconds = time.perf_counter() - began
-    agent.stop()
-    return {"weights": weights, "peaks": peaks, "seconds": seconds}
+def train(folder: Path, settings: list[str]) -> tuple[dict[str, int], float]:
+    """A run by the command line: by process the most bytes that it held, and seconds."""
+    began, runs = time.perf_counter(), folder / "runs"
+    command = [sys.executable, "-m", "unirl_env.train", *SETTINGS, *settings]
+    command += [f"model.pretrained={folder / 'model'}", f"logging.folder={runs}"]
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    peaks: dict[int, tuple[str, int]] = {}
+    while run.poll() is None:
+        driver = psutil.Process(run.pid)
+        for process in [driver, *driver.children(recursive=True)]:
+            try:
+                name = "driver" if process.pid == run.pid else " ".join(process.cmdline())
+                peaks[process.pid] = name, high_water(process.pid)
+            except (psutil.Error, OSError, StopIteration):  # it has just ended
+                continue
+        time.sleep(0.1)
+    if run.returncode:
+        raise SystemExit(f"The run ended with {run.returncode}.")
+    shutil.rmtree(runs)
+    learners = sorted(size for name, size in peaks.values() if "WrappedExecutable" in name)
+    found = {"driver": next(size for name, size in peaks.values() if name == "driver")}
+    found |= {f"learner {number}": size for number, size in enumerate(learners)}
+    return found, time.perf_counter() - began
 
 
-def peak() -> int:
-    """Bytes that this process held at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def high_water(pid: int) -> int:
+    """The most bytes that a process has held."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 
 
-def report(found: dict[str, dict[str, Any]]) -> str:
+def report(weights: int, found: dict[tuple[str, str], tuple[dict[str, int], float]]) -> str:
     """The table, as Markdown."""
-    most = max(found["whole"]["peaks"].values())
     lines = [
         "# Memory of divided learners",
         "",
-        f"{found['whole']['weights'] / 1e9:.2f} billion weights of a Stable Diffusion 3, all trained by AdamW in float32: "
-        "read from files, two iterations, a checkpoint.",
+        f"{weights / 1e9:.2f} billion weights of a Stable Diffusion 3 in float32, all trained: read from",
+        "files, two iterations, under SGD a checkpoint.",
         "",
-        "| what | process | peak, GB | of the whole one's | seconds |",
-        "| --- | --- | ---: | ---: | ---: |",
+        "| optimizer | what | process | peak, GB | of the whole one's | seconds |",
+        "| --- | --- | --- | ---: | ---: | ---: |",
     ]
-    for kind, words in KINDS.items():
-        for process, size in found[kind]["peaks"].items():
-            share, seconds = size / most, found[kind]["seconds"]
-            lines.append(f"| {words} | {process} | {size / 1e9:.2f} | {share:.2f} | {seconds:.0f} |")
+    for (optimizer, way), (peaks, seconds) in found.items():
+        most = max(found[optimizer, "whole"][0].values())
+        for process, size in peaks.items():
+            numbers = f"{size / 1e9:.2f} | {size / most:.2f} | {seconds:.0f}"
+            lines.append(f"| {optimizer} | {WAYS[way][0]} | {process} | {numbers} |")
     return "\n".join(
         [*lines, "", f"By `python benchmarks/{Path(__file__).name}`, {os.cpu_count()} processors.", ""]
     )
