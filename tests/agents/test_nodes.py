@@ -233,7 +233,7 @@ def test_a_run_stops_with_the_cause_where_a_learner_dies_or_raises(build, same, 
     found = agent.learner_group.foreach_learner(lambda learner: ray.get_runtime_context().current_actor)
     first, collect = next(iter(found)).get(), agent._collect
     agent._collect = lambda request: (ray.kill(first), collect(request))[1]
-    stops(agent, expected_exception=LearnerLost, match="A learner died during a rollout")
+    stops(agent, expected_exception=LearnerLost, match="A learner died during an update")
     says_who_is_left(agent, "1", tmp_path)
     del agent._collect
     kept, meta = agent.run_state()  # the other one has the same weights
