@@ -7,12 +7,16 @@ from functools import partial
 
 import pytest
 import torch
+from bagel_cases import build
 from hunyuan_cases import write_tiny_checkpoint
+from janus_cases import write_tiny_janus
 from safetensors.torch import load_file, save_file
 
 from unirl_env.models import tiny
+from unirl_env.models.bagel.model import Bagel
 from unirl_env.models.causal_lm import CausalLM
 from unirl_env.models.hunyuan_image3.model import HunyuanImage3
+from unirl_env.models.janus.model import Janus
 from unirl_env.models.shared.outline import outlines, outlining
 from unirl_env.policies.actor import Actor, LoRAConfig
 
@@ -29,23 +33,31 @@ def without_weights(model):
 
 
 @pytest.fixture(scope="module")
-def hunyuan(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hunyuan")
-    write_tiny_checkpoint(folder)
-    return partial(HunyuanImage3, str(folder))
+def written(tmp_path_factory):
+    """By name, families that are not embedded, with a tiny checkpoint each."""
+    folder = tmp_path_factory.mktemp("models")
+    write_tiny_checkpoint(folder / "hunyuan")
+    return {
+        "HunyuanImage3": partial(HunyuanImage3, str(folder / "hunyuan")),
+        "Bagel": partial(Bagel, build(folder / "bagel")),
+        "Janus": partial(Janus, write_tiny_janus(folder / "janus")),
+    }
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", [*MODELS, "HunyuanImage3"])
-def test_shapes_precisions_tables_and_every_part_are_those_of_the_loaded_network(name, dtype, hunyuan):
-    make = hunyuan if name == "HunyuanImage3" else getattr(tiny, name)
+@pytest.mark.parametrize("name", [*MODELS, "HunyuanImage3", "Bagel", "Janus"])
+def test_shapes_precisions_tables_and_every_part_are_those_of_the_loaded_network(name, dtype, written):
+    make = written.get(name) or getattr(tiny, name)
     loaded, outline = make(dtype=dtype).network(), without_weights(make(dtype=dtype))
     ((part, files),) = outlines(outline)
     assert part is outline
     weights, shapes = dict(loaded.named_parameters()), dict(outline.named_parameters())
     assert list(weights) == list(shapes)
     for key, shape in shapes.items():
-        assert shape.is_meta and (shape.dtype, shape.shape) == (weights[key].dtype, weights[key].shape)
+        if not shape.is_meta:  # a table that is computed
+            assert torch.equal(shape, weights[key])
+            continue
+        assert (shape.dtype, shape.shape) == (weights[key].dtype, weights[key].shape)
         half = (slice(shape.shape[0] // 2, None), *(slice(0, n) for n in shape.shape[1:]))
         assert torch.equal(files.read(key, half).to(shape.dtype), weights[key][half])
     files.close()

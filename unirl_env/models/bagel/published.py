@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from unirl_env.errors import ConfigError
 from unirl_env.models.shared.loading import Source
+from unirl_env.models.shared.outline import is_outlining, to_be_filled
 
 KIND = "BAGEL"
 ALTERNATIVE = "unirl/TinyUnified-T2I-v0"
@@ -126,23 +127,29 @@ class Published:
         return {name: known[mark] for name, mark in SPECIAL.items()}
 
     def fill(self, network: nn.Module, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
-        """Give a network on the meta device the published weights.
+        """Give a network on the meta device the published weights, or within `outlining` the way to them.
 
         Raises:
             ModelNotFound: If a weight is missing, unknown or of another shape.
         """
         from safetensors import SafetensorError, safe_open
 
-        path, state = self.source.path(WEIGHTS), {}
+        path, state, outline = self.source.path(WEIGHTS), {}, is_outlining()
         try:
             with safe_open(path, framework="pt", device=str(device)) as file:
                 for name in file.keys():
-                    state[name] = file.get_tensor(name).to(dtype)
+                    if outline:
+                        shape = file.get_slice(name).get_shape()
+                        state[name] = torch.empty(shape, dtype=dtype, device="meta")
+                    else:
+                        state[name] = file.get_tensor(name).to(dtype)
         except (OSError, SafetensorError) as error:
             raise self.source.not_found(f"its {WEIGHTS} cannot be read: {error}") from error
+        files = {name: (path, name) for name in state}
         for name in COMPUTED - state.keys():
             state[name] = network.table(name).to(device, dtype)
-        return self._filled(network, state, WEIGHTS)
+        filled = self._filled(network, state, WEIGHTS)
+        return to_be_filled(filled, files) if outline else filled
 
     def autoencoder(self, build: Callable[[Mapping[str, Tensor]], tuple[nn.Module, Any]]) -> nn.Module:
         """What `build` makes of the autoencoder's weights: a module, and its weights by its own names.

@@ -75,6 +75,12 @@ class Outline:
         self._opened.clear()
 
 
+def to_be_filled(network: nn.Module, files: Mapping[str, tuple[Path, str]]) -> nn.Module:
+    """A network whose parameters are on the meta device, with the way to its weights; see `Outline`."""
+    setattr(network, MARK, Outline(files))
+    return network.eval()
+
+
 def outlines(network: nn.Module) -> Iterator[tuple[nn.Module, Outline]]:
     """The parts of a network that are without weights, and how they get them."""
     for module in network.modules():
@@ -153,8 +159,7 @@ def outline_of(loader: Callable[..., Any], pretrained: str, options: Mapping[str
     for name, table in list(network.named_buffers()):
         if name in stored:
             table.data = opened[stored[name][0]].get_tensor(name).to(table.dtype)
-    setattr(network, MARK, Outline(files))
-    return network.eval()
+    return to_be_filled(network, files)
 
 
 def _built(
