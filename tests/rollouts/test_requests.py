@@ -25,6 +25,20 @@ def test_shares_join_to_the_whole(shares):
     assert all(part.group_size == 4 and part.seed == 1 for part in parts)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 9])
+@pytest.mark.parametrize("shares", [2, 3, 8])
+def test_whoever_plays_together_plays_equally_many_groups_and_none_is_left_out(count, shares):
+    prompts = [Prompt(str(n % 3)) for n in range(count)]  # some occur again, with further samples
+    request = RolloutRequest(prompts, seed=3, group_size=2, first_group=5)
+    wanted = {episode.group: episode for episode in request.episodes()}
+    dealt = request.deal_alike(shares)
+    assert len(dealt) == shares and {len(part.prompts) for part in dealt} == {-(-count // shares)}
+    starts = [part.first_group for part in dealt]
+    assert starts == sorted(starts)
+    played = {episode.group: episode for part in dealt for episode in part.episodes()}
+    assert played == wanted, "one that is played twice is the same"
+
+
 def test_episodes_are_listed_group_by_group():
     prompts = [Prompt("a"), Prompt("b"), Prompt("a")]
     request = RolloutRequest(prompts, seed=0, group_size=2, first_group=5)
