@@ -39,7 +39,7 @@ LIGHT = {floor: {"torch"} if floor == 1 else {"torch", "numpy", "gymnasium"} for
 """Libraries that modules import as they load; all others are imported inside functions."""
 OF_RAY = {
     "policies.rl_module", "rollouts.callbacks", "rollouts.calls", "rollouts.kept", "rollouts.runner",
-    "service.deploy",
+    "rollouts.sync", "service.deploy",
 }  # fmt: skip
 """What serves Ray below the agents; everything else there works without it."""
 HYDRA = {"settings.literal", "run.compose", "train"}

@@ -11,6 +11,7 @@ from toy import toy_config
 
 from unirl_env.agents import GRPOConfig
 from unirl_env.errors import LearnerLost
+from unirl_env.rollouts.calls import call_runners
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -43,6 +44,27 @@ def test_states_pass_between_shards_and_whole_learners(sharded, tmp_path):
             assert torch.equal(weights(sharded)[name], tensor)
         assert sharded.drift(sharded.source.take(0, 4, seed=0)).kl["image"] > 0
     finally:
+        whole.stop()
+
+
+def test_players_get_the_weights_of_shards_in_buckets(cluster):
+    settings = {"policy": {"lora_rank": None}, "num_minibatches": 1}
+    config = toy_config(GRPOConfig, learner={"parallel": "sharded"}, **settings)
+    config.learners(num_learners=2).env_runners(num_env_runners=2)
+    config.fault_tolerance(restart_failed_env_runners=True)
+    agent, whole = config.build_algo(), agent_of("replicated", 0)
+    try:
+        agent.sync.bucket_bytes = 300
+        assert_same_curve(train(agent, 1), train(whole, 1))
+        report = agent.sync.publish(1)
+        assert report.buckets > 2 and report.size == agent.iteration_metrics["sync_bytes"] > 900
+        # One player is left with half of other weights: it says so, and is given all of them.
+        first, arguments = next(agent.sync._buckets(7))
+        assert 0 < first < report.size
+        call_runners(agent.env_runner_group, "load_weights", {1: arguments})
+        assert_same_curve(train(agent, 2), train(whole, 2))
+    finally:
+        agent.stop()
         whole.stop()
 
 

@@ -7,7 +7,7 @@ import torch
 from toy import POINTS, toy_config
 
 from unirl_env.agents import FlowDPPOConfig
-from unirl_env.errors import ContractError, NoWeights, StaleWeights
+from unirl_env.errors import CheckpointError, ContractError, NoWeights, StaleWeights
 from unirl_env.prompts.sources import PromptSource
 from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.runner import GenerativeEnvRunner
@@ -54,6 +54,58 @@ def test_published_weights_change_what_is_played():
     after = collect(runner, weights_version=1)
     assert not torch.equal(before.rewards, after.rewards)
     assert torch.equal(collect(runner, weights_version=1, base=True).rewards, before.rewards)
+
+
+def halves(runner, change=0.2):
+    """All weights, changed, in two parts."""
+    weights = {name: tensor + change for name, tensor in runner.module.get_state().items()}
+    names = sorted(weights)
+    return [{name: weights[name] for name in part} for part in (names[::2], names[1::2])]
+
+
+def test_a_version_is_complete_with_its_last_part_and_there_is_none_before():
+    runner, other = make_runner(), make_runner()
+    first, second = halves(runner)
+    other.load_weights(1, first | second)
+    runner.load_weights(1, first, part=0, parts=2)
+    for version in (0, 1):
+        with pytest.raises(NoWeights, match=f"of version {version}, got a part of a version; publish"):
+            collect(runner, weights_version=version)
+    runner.load_weights(1, second, part=1, parts=2)
+    assert torch.equal(collect(runner, weights_version=1).rewards, collect(other, weights_version=1).rewards)
+
+
+def test_a_part_out_of_turn_is_no_version_and_the_next_publication_is():
+    runner = make_runner()
+    first, second = halves(runner)
+    with pytest.raises(NoWeights, match=r"Runner 1 must be given all parts of version 1 .* got part 2 of 2"):
+        runner.load_weights(1, second, part=1, parts=2)  # it has started again after the first part
+    assert collect(runner).weights_version == 0, "nothing was changed"
+    runner.load_weights(1, first, part=0, parts=2)
+    with pytest.raises(NoWeights, match="all parts of version 2"):
+        runner.load_weights(2, second, part=1, parts=2)
+    for part, weights in enumerate((first, second)):
+        runner.load_weights(2, weights, part=part, parts=2)
+    assert collect(runner, weights_version=2).weights_version == 2
+
+
+def test_a_publication_that_fails_half_way_leaves_no_version(monkeypatch):
+    runner = make_runner()
+    first, second = halves(runner)
+    runner.load_weights(1, first, part=0, parts=2)
+    with pytest.raises(CheckpointError, match="no such weight"):
+        runner.load_weights(1, {"unknown": torch.zeros(1)}, part=1, parts=2)
+    with pytest.raises(NoWeights, match="a part of a version"):
+        collect(runner, weights_version=0)
+    runner.load_weights(1, second, part=1, parts=2)
+    assert collect(runner, weights_version=1).weights_version == 1
+    # An engine beside the policy that takes over nothing: the weights before are gone, too.
+    with monkeypatch.context() as patched:
+        patched.setattr(runner, "_player", lambda: SimpleNamespace(load_weights=lambda version: 1 / 0))
+        with pytest.raises(ZeroDivisionError):
+            runner.load_weights(2, first | second)
+    with pytest.raises(NoWeights, match="a part of a version"):
+        collect(runner, weights_version=1)
 
 
 def test_an_attempt_returns_errors_as_themselves():

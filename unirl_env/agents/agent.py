@@ -36,8 +36,6 @@ from unirl_env.episode import EpisodeBatch
 from unirl_env.errors import CheckpointError, Diverged, EpisodesLost
 from unirl_env.monitor.iteration_metrics import is_due
 from unirl_env.rollouts.calls import (
-    SyncReport,
-    WeightSync,
     learner_results,
     learners_live,
     of_first_learner,
@@ -45,6 +43,7 @@ from unirl_env.rollouts.calls import (
     share_requests,
 )
 from unirl_env.rollouts.driver import RolloutRequest
+from unirl_env.rollouts.sync import SyncReport, WeightSync
 from unirl_env.types import Prompt, Scores
 
 logger = logging.getLogger(__name__)

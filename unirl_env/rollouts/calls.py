@@ -1,25 +1,17 @@
-"""Calls to remote runners and learners that lose neither an error's cause nor the news of a death.
-
-New weights reach the runners by them: published once, with a version, the trainable ones only (`WeightSync`).
-"""
+"""Calls to remote runners and learners that lose neither an error's cause nor the news of a death."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import ray
 import torch.distributed as dist
 from ray.exceptions import RayActorError, RayError
-from ray.rllib.core import DEFAULT_MODULE_ID
-from torch import Tensor
 
 from unirl_env.episode import EpisodeBatch
-from unirl_env.errors import LearnerLost, NoWeights, RunnerLost, StaleWeights
+from unirl_env.errors import LearnerLost, NoWeights, RunnerLost
 from unirl_env.rollouts.driver import RolloutRequest
 
 PATIENCE = 3
@@ -229,109 +221,3 @@ def play_on_learners(learner_group: Any, request: RolloutRequest, cause: Cause) 
             batches.append(batch if new.all() else batch.select(new))
         following = share.first_group + len(share.prompts)
     return EpisodeBatch.cat(batches) if len(batches) > 1 else batches[0]
-
-
-@dataclass(frozen=True)
-class SyncReport:
-    """What a publication cost.
-
-    Attributes:
-        version: The version that every runner has now.
-        size: Bytes of the published weights; 0 where runner and learner share one module.
-        seconds: From asking the learner to the last runner's confirmation.
-    """
-
-    version: int
-    size: int
-    seconds: float
-
-
-class WeightSync:
-    """Publishes a learner group's weights to the runners of an env runner group.
-
-    A version is one object in Ray's object store, put there by the learner itself, so that weights do not
-    pass through the driver; every runner reads that object.
-
-    Args:
-        learner_group: Where weights come from.
-        env_runner_group: Where they go.
-        divided: Whether learners hold parts of the policy.
-        learners_play: Whether it is they who play, and no weights have to go anywhere.
-    """
-
-    def __init__(
-        self,
-        learner_group: Any,
-        env_runner_group: Any,
-        *,
-        divided: bool = False,
-        learners_play: bool = False,
-    ):
-        self.learner_group = learner_group
-        self.env_runner_group = env_runner_group
-        self._divided, self._learners_play = divided, learners_play
-
-    def publish(self, version: int, runners: Sequence[int] | None = None) -> SyncReport:
-        """Give every runner the learner's present weights under the name `version`.
-
-        Args:
-            version: At least the runners' own version.
-            runners: Only these remote runners; None for all healthy ones and the local one.
-        """
-        begin = time.perf_counter()
-        local = self.env_runner_group.local_env_runner
-        remote = self.env_runner_group.num_remote_env_runners() > 0
-        size = 0
-        if self._learners_play:
-            learner_results(
-                self.learner_group.foreach_learner(lambda learner: learner.player.take_version(version))
-            )
-        elif remote:
-            published = self._first_learner(_put_weights)
-            size = published["size"]
-            numbers = self.env_runner_group.healthy_env_runner_ids() if runners is None else runners
-            arguments = {"version": version, "weights": published["weights"]}
-            # The reference lies inside a dict: on its own, Ray would replace it by the weights.
-            call_runners(self.env_runner_group, "load_weights", dict.fromkeys(numbers, arguments))
-        elif local.shares_module:
-            local.take_version(version)
-        else:
-            weights = self._first_learner(_weights)
-            size = _size(weights)
-            local.load_weights(version, weights)
-        return SyncReport(version, size, time.perf_counter() - begin)
-
-    def _first_learner(self, function: Any) -> Any:
-        return of_first_learner(self.learner_group, function, divided=self._divided)
-
-
-def require_version(have: int, wanted: int, who: str, *, given: bool = True) -> None:
-    """Refuse to roll out under other weights than the learner's.
-
-    Args:
-        have: The version at hand.
-        wanted: The version that is asked for.
-        who: What holds it, for the error.
-        given: Whether it was ever given any.
-
-    Raises:
-        StaleWeights: Naming both versions; `NoWeights` where none were given.
-    """
-    if have != wanted:
-        raise (StaleWeights if given else NoWeights)(
-            f"{who} must act with weights of version {wanted}, got version {have}; publish the weights "
-            "before collecting."
-        )
-
-
-def _weights(learner: Any) -> dict[str, Tensor]:
-    return learner.module[DEFAULT_MODULE_ID].get_state()
-
-
-def _put_weights(learner: Any) -> dict[str, Any]:
-    weights = _weights(learner)
-    return {"weights": ray.put(weights), "size": _size(weights)}
-
-
-def _size(weights: dict[str, Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in weights.values())

@@ -21,12 +21,13 @@ from torch import Tensor
 import unirl_env.functional as F
 from unirl_env.envs.contract import env_attr
 from unirl_env.episode import EpisodeBatch
-from unirl_env.errors import ContractError
+from unirl_env.errors import ContractError, NoWeights
+from unirl_env.policies.buckets import Bucket
 from unirl_env.rollouts.callbacks import RunnerCallbacks
-from unirl_env.rollouts.calls import require_version
 from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.kept import put_away
 from unirl_env.rollouts.memory import keep_freed_memory
+from unirl_env.rollouts.sync import require_version
 
 
 class GenerativeEnvRunner(EnvRunner, Checkpointable):
@@ -49,6 +50,7 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
         self.env: gym.vector.VectorEnv | None = None
         self.module: Any = None
         self.weights_version, self._has_weights = 0, False
+        self._awaited: tuple[int, int] | None = None
         in_driver = not self.worker_index
         alone = config.num_env_runners == 0 and config.num_learners == 0
         self.shares_module = not in_driver if config.learners_play else in_driver and alone
@@ -77,8 +79,8 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
             StaleWeights: If the policy does not hold the weights that the request is about; `NoWeights` if it
                 was never given any.
         """
-        who = f"Runner {self.worker_index or 0}"
-        require_version(self.weights_version, request.weights_version, who, given=self._has_weights)
+        have = self.weights_version if self._awaited is None else None
+        require_version(have, request.weights_version, self._who, given=self._has_weights)
         play = self._player().collect
         told = self.callbacks.wanted and request.occasion is not None
         with self._needs_module().actor.under("trained" if request.base else request.weights):
@@ -88,12 +90,34 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
         batch = batch.to("cpu")
         return put_away(batch) if request.put_away else batch
 
-    def load_weights(self, version: int, weights: Mapping[str, Tensor] | ray.ObjectRef) -> None:
-        """Take over published weights, given or by reference."""
+    def load_weights(
+        self, version: int, weights: Mapping[str, Tensor] | ray.ObjectRef, *, part: int = 0, parts: int = 1
+    ) -> None:
+        """Take over published weights, given or by reference, all at once or one part after another.
+
+        From the first part to the last, and for ever if one fails, this runner holds weights of no version.
+
+        Args:
+            version: What they are called.
+            weights: By name, or a reference to these or to a `Bucket`.
+            part: Which part it is.
+            parts: Of how many.
+
+        Raises:
+            NoWeights: If it is not the part that comes next, as in a runner that has started again meanwhile.
+        """
+        if part and self._awaited != (version, part):
+            raise NoWeights(
+                f"{self._who} must be given all parts of version {version} in their order, got part "
+                f"{part + 1} of {parts} out of turn; publish the weights once more."
+            )
+        self._awaited = version, part
         if isinstance(weights, ray.ObjectRef):
             weights = ray.get(weights)
-        self._needs_module().set_state(weights)
-        self.take_version(version)
+        self._needs_module().set_state(weights.tensors() if isinstance(weights, Bucket) else weights)
+        self._awaited = version, part + 1
+        if part + 1 == parts:
+            self.take_version(version)
 
     def take_version(self, version: int) -> None:
         """Play under the name `version` from now on; an engine beside the policy takes over its weights."""
@@ -101,7 +125,7 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
         if hasattr(rollout, "load_weights"):
             with self._needs_module().actor.under(self.config.rollout_weights):
                 rollout.load_weights(version)
-        self.weights_version, self._has_weights = version, True
+        self.weights_version, self._has_weights, self._awaited = version, True, None
 
     def adopt(self, module: Any) -> None:
         """Play `module`, which the learner trains in this very process."""
@@ -207,6 +231,7 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
         if weights is not None and self.module is not None:
             weights = ray.get(weights) if isinstance(weights, ray.ObjectRef) else weights
             self.module.set_state(weights.get(DEFAULT_MODULE_ID, weights))
+            self._awaited = None
         self.weights_version = state.get("weights_version", self.weights_version)
 
     def get_ctor_args_and_kwargs(self) -> tuple[tuple, dict[str, Any]]:
@@ -218,6 +243,10 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
         return []
 
     # Parts.
+
+    @property
+    def _who(self) -> str:
+        return f"Runner {self.worker_index or 0}"
 
     def _player(self) -> Any:
         if self._rollout is None:

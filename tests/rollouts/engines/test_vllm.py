@@ -5,7 +5,7 @@ import torch
 from policies import MAX_LENGTH, gap, greedy, make_actor, requests, train
 
 from unirl_env.errors import ConfigError, EngineError, StaleWeights
-from unirl_env.rollouts.engines import ENGINES, Request
+from unirl_env.rollouts.engines import ENGINES, Request, vllm
 from unirl_env.types import Prompt
 
 pytest.importorskip("vllm", reason="vLLM is not installed here; `make test-vllm` installs it")
@@ -40,7 +40,18 @@ def answers(engine, asked, **options):
     return [answer.tokens for answer in engine.generate(asked, **options)]
 
 
-def test_greedy_answers_are_the_trained_networks_after_each_publication(engine, untrained):
+@pytest.fixture(params=["memory", "folder"])
+def way(engine, request, monkeypatch):
+    """How all weights reach the engine: whatever goes the other way fails."""
+    monkeypatch.setattr(engine, "_in_memory", request.param == "memory")
+    if request.param == "memory":
+        monkeypatch.setattr(engine._folder, "write", lambda label, actor: pytest.fail("nothing is written"))
+    else:
+        monkeypatch.setattr(vllm, "written_state", lambda network: pytest.fail("they are read from files"))
+    return request.param
+
+
+def test_greedy_answers_are_the_trained_networks_after_each_publication(engine, untrained, way):
     actor, asked = make_actor(), requests()
     engine.load_weights(1, actor)
     for version in (2, 3):
@@ -140,12 +151,30 @@ def test_weights_that_others_loaded_are_refused(engine, untrained):
     assert len(engine.generate(requests(2))) == 2
 
 
-def test_weights_that_cannot_be_read_leave_no_version(engine, untrained, monkeypatch):
+def test_a_policy_that_has_moved_on_is_not_taken_for_what_was_published(engine, untrained):
+    actor, asked = train(make_actor(), seed=6), requests()
+    engine.load_weights(1, actor)
+    wanted = greedy(actor, asked)
+    train(actor, seed=7)
+    assert answers(engine, asked, temperature=0) == wanted, "the engine has copies"
+    assert answers(engine, asked, temperature=0, base=True) == greedy(untrained, asked)
+    with pytest.raises(StaleWeights, match="must still have the weights that were published"):
+        engine.generate(asked)
+    engine.load_weights(2, actor)
+    assert answers(engine, asked, temperature=0) == greedy(actor, asked)
+
+
+def test_weights_that_cannot_be_read_leave_no_version(engine, untrained, way, monkeypatch):
     engine.load_weights(1, untrained)
     actor = make_actor()
-    monkeypatch.setattr(actor.model, "save_weights", lambda network, directory: None)
+    if way == "folder":
+        monkeypatch.setattr(actor.model, "save_weights", lambda network, directory: None)
+    else:
+        wrong = {"model.no_such.weight": torch.zeros(3)}
+        monkeypatch.setattr(vllm, "written_state", lambda network: wrong)
     with pytest.raises(EngineError, match="vLLM refused"):
         engine.load_weights(2, actor)
+    monkeypatch.undo()
     assert engine.weights_version is None
     with pytest.raises(StaleWeights):
         engine.generate(requests(1))

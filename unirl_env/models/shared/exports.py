@@ -140,6 +140,23 @@ def write_weights(network: nn.Module, directory: str) -> None:
         network.save_pretrained(directory, state_dict=merged_state(network))
 
 
+def written_state(network: nn.Module) -> dict[str, Tensor]:
+    """What `write_weights` writes of a network without adapters, by its names there, and nothing written.
+
+    The tensors are the network's own, but for those that files have in another form, such as experts.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+    from transformers.modeling_utils import remove_tied_weights_from_state_dict
+
+    model: Any = network
+    unwanted = set(model._keys_to_ignore_on_save or ())
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in unwanted}
+    found: dict[str, Tensor] = revert_weight_conversion(
+        model, remove_tied_weights_from_state_dict(state, model)
+    )
+    return found
+
+
 @contextmanager
 def _untied(network: nn.Module) -> Iterator[None]:
     """Within it, the configuration says that embeddings and output layer have a weight each."""

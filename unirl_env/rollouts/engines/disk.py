@@ -1,4 +1,4 @@
-"""What engines with a network of their own share: they read every publication of weights from a directory."""
+"""What engines with a network of their own share: labels of weights, and directories they are read from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import tempfile
 import uuid
 import weakref
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -162,21 +163,32 @@ class DiskEngine(Engine):
         self._check_actor(actor)
         self._count += 1
         label = f"{self.run}-v{version}-{self._count}"
-        directory = self._folder.write(label, actor)
-        # Should loading fail half-way, no version answers any more.
-        old, self.weights_version, self._adapter, self._held = self._adapter, None, None, None
         if self.lora_rank is None:
-            self._reload(directory, label)
-            self._trained = directory
+            self._trained = self._take(label, actor)
         else:
+            directory = self._folder.write(label, actor)
+            old = self._drop_version()
             self._add_adapter(label, directory)
             self._relabel(label)
             if old is not None:
                 self._remove_adapter(old)
             self._adapter = label
-        self._folder.keep(directory)
+            self._folder.keep(directory)
         self._held = self._label = label
         self.weights_version = version
+
+    def _take(self, label: str, actor: Actor) -> Callable[[str], None]:
+        """Load all of `actor`'s weights under the name `label`, and return what does so again."""
+        directory = self._folder.write(label, actor)
+        self._drop_version()
+        self._reload(directory, label)
+        self._folder.keep(directory)
+        return partial(self._reload, directory)
+
+    def _drop_version(self) -> str | None:
+        """Let no version answer any more, should loading fail half-way; returns the adapter that did."""
+        old, self.weights_version, self._adapter, self._held = self._adapter, None, None, None
+        return old
 
     def restart(self) -> None:
         """End what is left of the engine and make it again, with the untrained weights.
@@ -196,7 +208,10 @@ class DiskEngine(Engine):
     def _forget_all(self) -> None:
         """Before any weights are loaded, as after a restart."""
         self.weights_version = None
-        self._label = self._held = self._adapter = self._trained = None
+        self._label: str | None = None
+        self._held: str | None = None
+        self._adapter: str | None = None
+        self._trained: Any = None
 
     def _hold(self, base: bool) -> str:
         """The label of what is asked for, after loading it if something else is held."""
@@ -210,7 +225,8 @@ class DiskEngine(Engine):
             wanted = untrained if base else self._label
             if self._held != wanted:
                 self._held = None
-                self._reload(self._untrained() if base else self._trained, wanted)
+                load = partial(self._reload, self._untrained()) if base else self._trained
+                load(wanted)
         else:
             # The adapter is chosen request by request, so one label stands for both.
             wanted = self._label or untrained

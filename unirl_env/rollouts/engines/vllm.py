@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 import unirl_env.functional as F
-from unirl_env.errors import EngineError, EngineLost, MissingExtra, UnirlError
+from unirl_env.errors import EngineError, EngineLost, MissingExtra, StaleWeights, UnirlError
+from unirl_env.models.shared.exports import OfTransformers, written_state
 from unirl_env.rollouts.engines.base import Request
 from unirl_env.rollouts.engines.disk import DiskEngine, Made
 from unirl_env.rollouts.engines.vllm_worker import EXTENSION
+
+if TYPE_CHECKING:
+    from unirl_env.policies.actor import Actor
 
 CPU_CACHE_BYTES = 1 << 30
 """Without a GPU, vLLM would take nine tenths of the machine's memory, which is not its own."""
@@ -29,6 +33,10 @@ class VLLMEngine(DiskEngine):
     vLLM changes the process it lives in: it initialises `torch.distributed` with a world of one process, and
     replaces `torch.set_num_threads`. So it belongs into runners, not into a process that will join a group of
     learners. The random number generators are left as they were.
+
+    All weights that are trained come from the policy's own memory, and nothing is written or held twice; vLLM
+    takes a layer at a time. They go through a directory where `folder` names one, where the engine has
+    further processes (`tensor_parallel_size`), and where the model writes files of its own form.
 
     vLLM 0.32; weights come in by its official calls only.
 
@@ -55,6 +63,7 @@ class VLLMEngine(DiskEngine):
         **settings: Any,
     ):
         super().__init__(pretrained, eos_ids=eos_ids, **settings)
+        self._in_memory = settings.get("folder") is None
         self.cache_bytes, self.options = cache_bytes, dict(options or {})
         self._llm: Any = None
         self._adapters: dict[str, Any] = {}
@@ -129,8 +138,32 @@ class VLLMEngine(DiskEngine):
             self._llm.llm_engine.remove_lora(self._adapters.pop(label).lora_int_id)
 
     def _reload(self, directory: str, label: str) -> None:
+        self._load_by(label, weights_path=directory)
+
+    def _take(self, label: str, actor: Actor) -> Callable[[str], None]:
+        if not self._in_memory or not _alone(self._llm) or not _writes_as_transformers(actor.model):
+            return super()._take(label, actor)
+        self._drop_version()
+        published = _prints(actor)
+
+        def load(label: str) -> None:
+            self._load_by(label, weights_iterator=iter(written_state(actor.network).items()))
+
+        def load_again(label: str) -> None:
+            if _prints(actor) != published:
+                raise StaleWeights(
+                    "The policy must still have the weights that were published to go back to them after the "
+                    "untrained ones, got others; call `load_weights` again, or give the engine a `folder`, "
+                    "where they are kept."
+                )
+            load(label)
+
+        load(label)
+        return load_again
+
+    def _load_by(self, label: str, **source: Any) -> None:
         with _named_errors():
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_path": directory})
+            self._llm.collective_rpc("reload_weights", kwargs=source)
             if not torch.cuda.is_available():
                 self._llm.collective_rpc("repack_heads")
         self._relabel(label)
@@ -160,6 +193,26 @@ class VLLMEngine(DiskEngine):
         for request, output in zip(requests, outputs, strict=True):
             self.pictures.check(request, output.prompt_token_ids)
         return [_made(output.outputs[0]) for output in outputs]
+
+
+def _alone(llm: Any) -> bool:
+    """Whether vLLM has no further processes, to which tensors would have to be sent."""
+    from vllm.v1.engine.core_client import InprocClient
+
+    parallel = llm.llm_engine.vllm_config.parallel_config
+    inside = isinstance(llm.llm_engine.engine_core, InprocClient)
+    return inside and parallel.world_size == 1 and parallel.distributed_executor_backend == "uni"
+
+
+def _writes_as_transformers(model: Any) -> bool:
+    """Whether its files are what `written_state` says."""
+    return getattr(type(model), "save_weights", None) is OfTransformers.save_weights
+
+
+def _prints(actor: Actor) -> dict[str, int]:
+    """What tells trained weights from others of the same names."""
+    state = {name: tensor for name, tensor in actor.trainable_state().items() if tensor.numel()}
+    return {name: int(torch.hash_tensor(tensor).view(torch.int64)) for name, tensor in state.items()}
 
 
 def sampling_settings(engine: DiskEngine, request: Request, temperature: float) -> dict[str, Any]:
