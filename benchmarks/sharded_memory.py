@@ -2,9 +2,8 @@
 
 A Stable Diffusion 3 of published classes and layout, with random weights, is trained by the command line for
 two iterations: read from its files, played, all weights updated (SGD, so that it fits a small machine), a
-checkpoint written. Whole, one process
-does all of it; divided, two learners do (`learner.parallel=sharded`), and the driver has no network. Peaks
-are the kernel's (`VmHWM`): pages of files that were read count.
+checkpoint written. Whole, one process does all of it; divided, two learners do (`learner.parallel=sharded`),
+and the driver has no network. Peaks are the kernel's (`VmHWM`): pages of files that were read count.
 
     python benchmarks/sharded_memory.py              # 20 GB of memory and of disk
     python benchmarks/sharded_memory.py --layers 2   # to try it
@@ -116,8 +115,8 @@ def report(weights: int, found: dict[str, tuple[dict[str, int], float]]) -> str:
     lines = [
         "# Memory of divided learners",
         "",
-        f"{weights / 1e9:.2f} billion weights of a Stable Diffusion 3 in float32, all trained by SGD: read from",
-        "files, two iterations, a checkpoint.",
+        f"{weights / 1e9:.2f} billion weights of a Stable Diffusion 3 in float32, all trained by SGD: read",
+        "from files, two iterations, a checkpoint.",
         "",
         "| what | process | peak, GB | of the whole one's | seconds |",
         "| --- | --- | ---: | ---: | ---: |",
