@@ -306,7 +306,7 @@ class BatchSize:
     if TYPE_CHECKING:  # What stands for fields of settings, and RLlib's own.
         num_prompts: int
         group_size: int
-        num_learners: int
+        num_shares: int
         _train_batch_size_per_learner: Any
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -331,7 +331,7 @@ class BatchSize:
             ConfigError: If numbers contradict each other, or are no whole groups.
         """
         total, each = self._train_batch_size, self._train_batch_size_per_learner
-        learners, group_size = max(1, self.num_learners), self.group_size
+        learners, group_size = self.num_shares, self.group_size
         for name, value in (("train_batch_size", total), ("train_batch_size_per_learner", each)):
             if value is not None:
                 whole(name, value, 1)

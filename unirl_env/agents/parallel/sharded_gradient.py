@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from unirl_env.agents.parallel.gradient import Gradient, l2_norm
 from unirl_env.policies.parts import own_part
@@ -20,15 +22,16 @@ class ShardedGradient(Gradient):
 
     Args:
         parameters: The trained weights, which are DTensors.
-        group: Of the learners among which each weight is divided.
         parts: As in `FlatGradient`.
         told: How many numbers learners tell each other.
+        sharers: How many learners read the same rows, and tell the same.
     """
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], group: dist.ProcessGroup, *, parts: int = 1, told: int = 0
+        self, parameters: Sequence[nn.Parameter], *, parts: int = 1, told: int = 0, sharers: int = 1
     ):
-        self.parameters, self._group = list(parameters), group
+        self.parameters, self._sharers = list(parameters), sharers
+        self._copies = [_copies(parameter) for parameter in self.parameters]
         own = [own_part(parameter) for parameter in self.parameters]
         self._news = torch.zeros(told + 1, device=own[0].device)
         self.told = self._news[:told]
@@ -52,6 +55,7 @@ class ShardedGradient(Gradient):
         """Sum what learners tell each other; a weight that nothing read has the gradient 0."""
         self._news[-1] = float(failed)
         dist.all_reduce(self._news, op=dist.ReduceOp.SUM)
+        self._news /= self._sharers
         self._own()
         return bool(self._news[-1] > 0)
 
@@ -81,6 +85,17 @@ class ShardedGradient(Gradient):
         return [own_part(parameter.grad) for parameter in self.parameters if parameter.grad is not None]
 
     def _norm(self, parts: Sequence[Tensor]) -> Tensor:
-        square = torch.stack([l2_norm(part) for part in parts]).square().sum()
-        dist.all_reduce(square, op=dist.ReduceOp.SUM, group=self._group)
+        squares = [
+            l2_norm(part).square() / copies for part, copies in zip(parts, self._copies, strict=True)
+        ]
+        square = torch.stack(squares).sum()
+        dist.all_reduce(square, op=dist.ReduceOp.SUM)
         return square.sqrt()
+
+
+def _copies(weight: Tensor) -> int:
+    """How many learners hold the same part of a weight."""
+    assert isinstance(weight, DTensor)
+    mesh = weight.device_mesh
+    whole = [mesh.size(axis) for axis, lies in enumerate(weight.placements) if lies.is_replicate()]
+    return math.prod(whole) * dist.get_world_size() // mesh.size()
