@@ -7,6 +7,7 @@ the same in all of them. FSDP divides either among the groups.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
 
 from unirl_env.errors import ConfigError, ContractError
+
+# Whole tensors are gathered along one axis after the other, as they were divided; nothing else is possible.
+logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
 
 CUT = frozenset(("colwise", "rowwise", "colwise_gather_output", "colwise_rep", "rowwise_rep"))
 """What of transformers' plans is done here as transformers does it."""
@@ -92,6 +96,8 @@ def plan_of(network: nn.Module, learners: int) -> dict[str, str]:
             size = list(module.weight.shape)
             raise _refused(learners, f"that divides the matrices, got {name!r} of shape {size} in {kind}")
         found[_generic(name)] = style
+    if "rowwise" not in {style.removesuffix("_rep") for style in found.values()}:
+        raise _refused(learners, f"where the plan of a network cuts its layers, got {dict(plan)} of {kind}")
     if strange := [name for name in plan if name not in found and _exact(name, network)]:
         raise _refused(learners, f"where no parameter is cut by itself, got {strange[0]!r} of {kind}")
     config: Any = getattr(network, "config", None)

@@ -11,7 +11,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from unirl_env.agents.parallel.gradient import Gradient, l2_norm
+from unirl_env.errors import ContractError
 from unirl_env.policies.parts import own_part
+
+ALIKE = 1e-3
+"""By how much the norms of one gradient may differ that several learners have found, by rounding."""
 
 
 class ShardedGradient(Gradient):
@@ -32,6 +36,7 @@ class ShardedGradient(Gradient):
     ):
         self.parameters, self._sharers = list(parameters), sharers
         self._copies = [_copies(parameter) for parameter in self.parameters]
+        self._held = False
         own = [own_part(parameter) for parameter in self.parameters]
         self._news = torch.zeros(told + 1, device=own[0].device)
         self.told = self._news[:told]
@@ -57,6 +62,8 @@ class ShardedGradient(Gradient):
         dist.all_reduce(self._news, op=dist.ReduceOp.SUM)
         self._news /= self._sharers
         self._own()
+        if self._sharers > 1 and not self._held:
+            self._require_same()
         return bool(self._news[-1] > 0)
 
     def part_norms(self) -> list[float]:
@@ -83,6 +90,32 @@ class ShardedGradient(Gradient):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         return [own_part(parameter.grad) for parameter in self.parameters if parameter.grad is not None]
+
+    def _require_same(self) -> None:
+        """Hold the first gradients against each other: of a whole tensor, sharers have the same.
+
+        One that is other is a part of a sum of which the network's plan does not tell.
+
+        Raises:
+            ContractError: Naming the shape of the weight.
+        """
+        self._held = True
+        axis = 1  # of those that share matrices
+        whole = [p for p in self.parameters if isinstance(p, DTensor) and p.placements[axis].is_replicate()]
+        if not whole:
+            return
+        norms = torch.stack([l2_norm(own_part(p.grad)) for p in whole if p.grad is not None])
+        found = torch.cat([norms, -norms])
+        dist.all_reduce(found, op=dist.ReduceOp.MAX, group=whole[0].device_mesh.get_group(axis))
+        most, least = found[: len(whole)], -found[len(whole) :]
+        if bool((far := most - least > ALIKE * most).any()):
+            number = int(far.nonzero()[0])
+            raise ContractError(
+                f"Learners that share matrices (`learner.tensor_parallel` {self._sharers}) must find the same "
+                f"gradient of what each has whole, got norms from {float(least[number]):.3g} to "
+                f"{float(most[number]):.3g} of a weight of shape {list(whole[number].shape)}; try "
+                "learner.tensor_parallel=1."
+            )
 
     def _norm(self, parts: Sequence[Tensor]) -> Tensor:
         squares = [
