@@ -306,7 +306,8 @@ class BatchSize:
     if TYPE_CHECKING:  # What stands for fields of settings, and RLlib's own.
         num_prompts: int
         group_size: int
-        num_shares: int
+        num_learners: int
+        learner: Any
         _train_batch_size_per_learner: Any
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -323,6 +324,11 @@ class BatchSize:
     @train_batch_size.setter
     def train_batch_size(self, value: int | None) -> None:
         self._train_batch_size = value
+
+    @property
+    def num_shares(self) -> int:
+        """Among how many learners, or groups of them that share matrices, episodes are dealt; at least 1."""
+        return max(1, int(self.num_learners // self.learner.tensor_parallel))
 
     def solve_batch_size(self) -> None:
         """Let `num_prompts` follow from RLlib's words, where they were given and it was not.

@@ -326,11 +326,6 @@ class AgentConfig(BatchSize, AlgorithmConfig):
         }
 
     @property
-    def num_shares(self) -> int:
-        """Among how many learners, or groups of them that share matrices, episodes are dealt; at least 1."""
-        return max(1, self.num_learners // self.learner.tensor_parallel)
-
-    @property
     def divides(self) -> bool:
         """Whether each learner holds a part of the policy."""
         return self.learner.parallel != "replicated" and self.num_learners > 1

@@ -20,9 +20,9 @@ class LearnerSettings(Settings):
     shard_size: int | None = setting(None, least=2, hint="8", may_change=True)
     """With `hybrid`, among how many learners weights are divided."""
     tensor_parallel: int = setting(1, least=1, hint="2", may_change=True)
-    """With `sharded`, how many learners share each matrix of a language model (tensor parallelism, by the plan of
-    transformers): they read the same episodes, each with its columns, rows and heads, and FSDP2 divides what
-    each has among `num_learners / tensor_parallel` groups of them. Such learners should be on one node."""
+    """With `sharded`, how many learners share each matrix of a language model (tensor parallelism, by
+    transformers' plan): they read the same episodes, each with its columns, rows and heads, and FSDP2 divides
+    what each has among `num_learners / tensor_parallel` groups of them, which should each be on one node."""
     prefetch: int = setting(1, least=0, may_change=True)
     """Where weights are divided, how many blocks ahead are gathered while one computes; each takes the memory
     of a whole block."""

@@ -146,8 +146,8 @@ def check_division(learner: LearnerSettings, rollout: Any, theirs: str = "") -> 
     sharers = learner.tensor_parallel
     if learners > 1 and learners % sharers:
         raise ConfigError(
-            f"`learner.tensor_parallel` must divide `{theirs}num_learners`, got {sharers} and {learners}; try "
-            f"{theirs}num_learners={_next_multiple(learners, sharers)}."
+            f"`learner.tensor_parallel` must divide `{theirs}num_learners`, got {sharers} and {learners}; "
+            f"try {theirs}num_learners={_next_multiple(learners, sharers)}."
         )
 
 

@@ -144,9 +144,10 @@ def _check_sharing(config: Any) -> None:
     how = f"`learner.tensor_parallel` must be 1 {{}}, got {config.learner.tensor_parallel}"
     kinds = config.mode.phases(config)
     if strange := [name for name, kind in kinds.items() if kind != "tokens"]:
+        where = f"where more than texts is acted, as in phase {strange[0]!r}"
         raise ConfigError(
-            f"{how.format(f'where more than texts is acted, such as in phase {strange[0]!r}')}: only language "
-            "models of transformers say how their matrices are shared; try learner.tensor_parallel=1."
+            f"{how.format(where)}: only language models of transformers say how their matrices are shared; "
+            "try learner.tensor_parallel=1."
         )
     if config.policy.lora_rank is not None:
         raise ConfigError(

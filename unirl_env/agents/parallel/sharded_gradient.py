@@ -111,16 +111,14 @@ class ShardedGradient(Gradient):
         if bool((far := most - least > ALIKE * most).any()):
             number = int(far.nonzero()[0])
             raise ContractError(
-                f"Learners that share matrices (`learner.tensor_parallel` {self._sharers}) must find the same "
-                f"gradient of what each has whole, got norms from {float(least[number]):.3g} to "
+                f"Learners that share matrices (`learner.tensor_parallel` {self._sharers}) must find the "
+                f"same gradient of what each has whole, got norms from {float(least[number]):.3g} to "
                 f"{float(most[number]):.3g} of a weight of shape {list(whole[number].shape)}; try "
                 "learner.tensor_parallel=1."
             )
 
     def _norm(self, parts: Sequence[Tensor]) -> Tensor:
-        squares = [
-            l2_norm(part).square() / copies for part, copies in zip(parts, self._copies, strict=True)
-        ]
+        squares = [l2_norm(part).square() / copies for part, copies in zip(parts, self._copies, strict=True)]
         square = torch.stack(squares).sum()
         dist.all_reduce(square, op=dist.ReduceOp.SUM)
         return square.sqrt()
