@@ -139,7 +139,7 @@ def untrained(tmp_path_factory, quiet_models):
     return {EXPERTS[0]: str(experts), BAGEL[0]: bagel, JANUS[0]: janus}
 
 
-def config_of(case, parallel, untrained):
+def config_of(case, parallel, untrained=()):
     kind, world, settings = CASES[case]
     settings = {**settings, "learner": {"parallel": parallel}}
     if parallel == "hybrid":

@@ -109,11 +109,12 @@ def plan_of(network: nn.Module, learners: int) -> dict[str, str]:
     return found
 
 
-def require_same(mesh: DeviceMesh, tensors: Mapping[str, Tensor], what: str) -> None:
+def require_same(mesh: DeviceMesh, device: torch.device, tensors: Mapping[str, Tensor], what: str) -> None:
     """Refuse to go on where learners that share matrices hold different tensors.
 
     Args:
         mesh: Of these learners, all of which call this.
+        device: Where they exchange tensors.
         tensors: By name.
         what: They are, for the error.
 
@@ -122,9 +123,9 @@ def require_same(mesh: DeviceMesh, tensors: Mapping[str, Tensor], what: str) -> 
     """
     told = 0
     for name, tensor in sorted(tensors.items()):
-        told = crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy(), told)
-        told = crc32(name.encode(), told)
-    found = torch.tensor([told, -told], device=mesh.device_type)
+        content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        told = crc32(name.encode() + content, told)
+    found = torch.tensor([told, -told], device=device)
     dist.all_reduce(found, op=dist.ReduceOp.MAX, group=mesh.get_group())
     if int(found[0]) != -int(found[1]):
         raise ContractError(
@@ -154,7 +155,7 @@ def _read_whole(module: nn.Module, names: list[str], gradient: Replicate | Parti
         with plain():
             return own(*arguments, **named)
 
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
 
 
 def _generic(name: str) -> str:

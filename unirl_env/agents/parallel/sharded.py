@@ -97,7 +97,7 @@ class Sharded(Parallel):
     def require_same(self, tensors: Mapping[str, Tensor], what: str) -> None:
         """Refuse to go on where learners that share matrices have others."""
         if self._sharing is not None:
-            require_same(self._sharing, tensors, what)
+            require_same(self._sharing, self._device, tensors, what)
 
     def _divide(self, gate: _Gate, network: nn.Module) -> None:
         computes = {name: parameter.dtype for name, parameter in network.named_parameters()}
@@ -227,7 +227,7 @@ class _Gate(nn.Module):
 
 def _memory(tensor: Tensor) -> Any:
     """Where a tensor lies, or what this learner holds of it."""
-    return own_part(tensor).untyped_storage()
+    return (own_part(tensor) if isinstance(tensor, DTensor) else tensor).untyped_storage()
 
 
 def _require_gradient(unit: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
