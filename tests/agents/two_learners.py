@@ -70,14 +70,15 @@ def learn(config, iterations=2, *, start=0, state=None, after=None):
     """
     from one_learner import OneLearner
 
-    learners, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    learners = dist.get_world_size() if dist.is_initialized() else 1
     config.num_learners = learners if learners > 1 else 0
     one, numbers = OneLearner(config), []
     if state is not None:
         one.learner.load_run_state(state)
     for iteration in range(start, start + iterations):
         batch = played(one, iteration, learners)
-        report = one.update(one.shards(batch, learners=learners, iteration=iteration)[rank])
+        shards = one.shards(batch, learners=config.num_shares, iteration=iteration)
+        report = one.update(shards[one.learner.parallel.share])
         losses = [float(step.get("loss", 0.0)) for part in report.phases.values() for step in part.metrics]
         numbers.append({"reward": float(batch.rewards.mean()), "loss": sum(losses), "norm": report.grad_norm})
         if after is not None:
@@ -91,5 +92,5 @@ def played(one, iteration, learners, **options):
         with one.learner.policy.actor.under(one.config.rollout_weights):
             return one.play(iteration, **options)
     request, batches = one.request(iteration, **options), [None] * learners
-    dist.all_gather_object(batches, one.learner.play(request.deal_alike(learners))[1])
-    return EpisodeBatch.cat(batches)
+    dist.all_gather_object(batches, one.learner.play(request.deal_alike(one.config.num_shares))[1])
+    return EpisodeBatch.cat([batch for batch in batches if batch is not None])

@@ -352,15 +352,15 @@ class Agent(RLlibAlgorithm):
         """What each step paid for leaving the untrained model, by phase `[B, S]`, from all learners."""
         blank = {name: torch.zeros(len(batch)) for name in valid}
         shards: list[Any] = share_out(
-            batch, blank, valid, num_minibatches=1, num_learners=self.config.num_learners
+            batch, blank, valid, num_minibatches=1, num_learners=self.config.num_shares
         )
         order = torch.cat([shard.places for shard in shards]).argsort()
         if self.learner_group.is_remote:
             shards = [ray.put(shard.to("cpu")) for shard in shards]
-        found = sorted(
-            self._on_learners(lambda learner: own_reference_kls(learner, shards)), key=lambda each: each[0]
-        )
-        return {name: torch.cat([kls[name] for _, kls in found])[order] for name in found[0][1]}
+        # Of learners that share matrices, all have found the same.
+        found = dict(self._on_learners(lambda learner: own_reference_kls(learner, shards)))
+        names = found[0]
+        return {name: torch.cat([found[place][name] for place in sorted(found)])[order] for name in names}
 
     def _update(
         self,
@@ -374,7 +374,7 @@ class Agent(RLlibAlgorithm):
             batch,
             advantages,
             valid,
-            num_learners=self.config.num_learners,
+            num_learners=self.config.num_shares,
             **self.config.epochs(self.iterations_done),
             aggregate=self.config.weighing,
             horizon=self.config.horizon,
@@ -390,7 +390,9 @@ class Agent(RLlibAlgorithm):
         )
         if self.learner_group.is_remote:
             # One reference per learner; RLlib's own sharding would make a sample batch of it first.
-            data = TrainingData(batch_refs=[ray.put(shard.to("cpu")) for shard in shards])
+            references = [ray.put(shard.to("cpu")) for shard in shards]
+            sharers = self.config.num_learners // len(references)
+            data = TrainingData(batch_refs=[each for each in references for _ in range(sharers)])
         else:
             data = TrainingData(batch=cast(Any, shards[0]))
         check = sorted(self.first_update.pending)
@@ -403,6 +405,7 @@ class Agent(RLlibAlgorithm):
             )
         if errors := [update.error for update in updates if update.error is not None]:
             raise min(errors, key=lambda error: isinstance(error, FollowedFailure))
+        updates = [update for update in updates if not update.repeated]
         if all(updates[0].skipped):
             raise Diverged(
                 "Gradients must be finite, got NaN or infinity in every optimizer step of an iteration; "

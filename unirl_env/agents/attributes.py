@@ -307,6 +307,7 @@ class BatchSize:
         num_prompts: int
         group_size: int
         num_learners: int
+        learner: Any
         _train_batch_size_per_learner: Any
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -324,6 +325,11 @@ class BatchSize:
     def train_batch_size(self, value: int | None) -> None:
         self._train_batch_size = value
 
+    @property
+    def num_shares(self) -> int:
+        """Among how many learners, or groups of them that share matrices, episodes are dealt; at least 1."""
+        return max(1, int(self.num_learners // self.learner.tensor_parallel))
+
     def solve_batch_size(self) -> None:
         """Let `num_prompts` follow from RLlib's words, where they were given and it was not.
 
@@ -331,7 +337,7 @@ class BatchSize:
             ConfigError: If numbers contradict each other, or are no whole groups.
         """
         total, each = self._train_batch_size, self._train_batch_size_per_learner
-        learners, group_size = max(1, self.num_learners), self.group_size
+        learners, group_size = self.num_shares, self.group_size
         for name, value in (("train_batch_size", total), ("train_batch_size_per_learner", each)):
             if value is not None:
                 whole(name, value, 1)

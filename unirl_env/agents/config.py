@@ -49,7 +49,7 @@ from unirl_env.rollouts.callbacks import check_callbacks
 from unirl_env.rollouts.engines import check_engine_options
 from unirl_env.rollouts.runner import GenerativeEnvRunner
 from unirl_env.settings import AgentSettings, RolloutSettings
-from unirl_env.settings.run_config import check_anchor, check_shares, check_weights
+from unirl_env.settings.run_config import check_anchor, check_division, check_shares, check_weights
 from unirl_env.worlds.arguments import check_words
 from unirl_env.worlds.registration import OURS, full_id, recall, spec_of
 from unirl_env.worlds.world import ForeignWorld, World, world_of
@@ -250,9 +250,10 @@ class AgentConfig(BatchSize, AlgorithmConfig):
         """Refuse settings that cannot work, alone or together."""
         whole("seed", self.run_seed, 0)
         check_groups(self)
+        check_division(self.learner, self)
         self.solve_batch_size()
         groups = rebuilt(AgentSettings, self), rebuilt(RolloutSettings, self)
-        check_shares(*groups)
+        check_shares(*groups, sharers=self.learner.tensor_parallel)
         check_anchor(*groups)
         check_optimizer(self)
         check_weights(*groups, self.policy)
@@ -304,7 +305,7 @@ class AgentConfig(BatchSize, AlgorithmConfig):
         """N, optimizer steps of an epoch."""
         if self.minibatch_size is None:
             return int(self.num_minibatches)
-        return self.episodes // (self.minibatch_size * max(1, self.num_learners))
+        return self.episodes // (self.minibatch_size * self.num_shares)
 
     @property
     def shuffle(self) -> str | None:
@@ -487,7 +488,7 @@ class AgentConfig(BatchSize, AlgorithmConfig):
         """Episodes that a runner steps together."""
         share = self.episodes // max(1, self.num_env_runners)
         if self.learners_play:
-            share = -(-self.num_prompts // self.num_learners) * self.group_size
+            share = -(-self.num_prompts // self.num_shares) * self.group_size
         return min(share, self.rollout_batch_size or share)
 
     def policy_options(self) -> dict[str, Any]:

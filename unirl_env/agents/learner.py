@@ -115,7 +115,7 @@ class GenerativeLearner(PlayingLearner):
             The report. An error is in it and not raised, so that the driver can tell the first cause from
             what followed from it on other learners.
         """
-        report = Update()
+        report = Update(repeated=not self.parallel.reports)
         try:
             self._learn(training_data, lr, check, watch, report)
         except Exception as error:
@@ -137,6 +137,7 @@ class GenerativeLearner(PlayingLearner):
             self._masters.follow()
             training_data.solve_refs()
             shard = self.fetched(cast(Shard, training_data.batch))
+            self.parallel.require_same({"places": shard.places, **shard.advantages}, "episodes to learn from")
             actor = self.policy.actor
             branching = frozenset(name for name in shard.phases if actor.branches(name))
             shard = replace(shard.to(self.device), branching=branching)

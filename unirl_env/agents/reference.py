@@ -13,7 +13,6 @@ from typing import Any
 
 import ray
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from unirl_env.agents.kinds import KINDS, PhaseKind, micro_batches_of
@@ -100,12 +99,12 @@ def reference_kls(learner: Any, shard: Shard) -> dict[str, Tensor]:
 
 
 def own_reference_kls(learner: Any, shards: Sequence[Any]) -> tuple[int, dict[str, Tensor]]:
-    """`reference_kls` of this learner's share: of `shards`, or of references to them, the one at its rank.
+    """`reference_kls` of this learner's share: of `shards`, or of references to them.
 
     Returns:
-        The rank, and what was found.
+        Which share it is, and what was found.
     """
-    place = dist.get_rank() if learner.distributed else 0
+    place = learner.parallel.share
     with learner.policy.actor.under(learner.config.rollout_weights):
         return place, reference_kls(learner, learner.fetched(_here(shards[place])))
 

@@ -64,6 +64,7 @@ class Update:
         stopped: How many steps were not taken because the policy had gone far enough; None where nothing
             stops them.
         error: What stopped this learner.
+        repeated: Whether another learner, which has the same episodes, reports the same.
     """
 
     phases: dict[str, PhaseUpdate] = field(default_factory=dict)
@@ -71,6 +72,7 @@ class Update:
     skipped: list[bool] = field(default_factory=list)
     stopped: int | None = None
     error: Exception | None = None
+    repeated: bool = False
 
 
 def rollout_metrics(batch: EpisodeBatch, advantages: Tensor) -> dict[str, float]:

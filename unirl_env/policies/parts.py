@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
 
 
 def own_part(tensor: Tensor) -> Tensor:
@@ -17,11 +18,16 @@ def own_part(tensor: Tensor) -> Tensor:
 
 
 def own_place(tensor: Tensor) -> tuple[slice, ...]:
-    """Which indices of each dimension of a tensor this process holds: all, or those of its part."""
+    """Which indices of each dimension of a tensor this process holds: all, or those of its part.
+
+    Where several axes of the processes divide one dimension, the first divides it first, except for those
+    that torch calls strided: FSDP's, which divides what tensor parallelism has left.
+    """
     place = [slice(0, size) for size in tensor.shape]
     if isinstance(tensor, DTensor):
-        for axis, placement in enumerate(tensor.placements):
-            if isinstance(placement, Shard):
+        axes = list(enumerate(tensor.placements))
+        for axis, placement in sorted(axes, key=lambda each: isinstance(each[1], _StridedShard)):
+            if isinstance(placement, Shard | _StridedShard):
                 begin, end = place[placement.dim].start, place[placement.dim].stop
                 size = -(-(end - begin) // tensor.device_mesh.size(axis))
                 first = min(begin + tensor.device_mesh.get_local_rank(axis) * size, end)
@@ -43,9 +49,15 @@ def part_like(value: Tensor, tensor: Tensor) -> Tensor:
 
 def divided_like(value: Tensor, tensor: DTensor) -> DTensor:
     """A whole `value`, the same in every process, divided as `tensor` is; nothing travels."""
-    mesh = tensor.device_mesh
-    here = value.to(tensor.to_local().device)
-    return distribute_tensor(here, mesh, tensor.placements, src_data_rank=None)
+    part = value.detach()[own_place(tensor)].to(tensor.to_local().device, copy=True).contiguous()
+    return DTensor.from_local(
+        part,
+        tensor.device_mesh,
+        tensor.placements,
+        run_check=False,
+        shape=tensor.shape,
+        stride=tensor.stride(),
+    )
 
 
 @torch.no_grad()

@@ -211,11 +211,13 @@ def play_on_learners(learner_group: Any, request: RolloutRequest, cause: Cause) 
     Raises:
         LearnerLost: If a learner died.
     """
-    shares = request.deal_alike(learner_group.config.num_learners)
+    shares = request.deal_alike(learner_group.config.num_shares)
     results = learner_group.foreach_learner(lambda learner: learner.play(shares))
-    played = sorted(learner_results(results, "a rollout", cause), key=lambda each: each[0])
+    answers = learner_results(results, "a rollout", cause)
+    played = {number: batch for number, batch in answers if batch is not None}
     batches, following = [], request.first_group
-    for share, (_, batch) in zip(shares, played, strict=True):
+    for number, share in enumerate(shares):
+        batch = played[number]
         new = batch.group >= following  # others have been played for company
         if new.any():
             batches.append(batch if new.all() else batch.select(new))

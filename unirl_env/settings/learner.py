@@ -19,6 +19,10 @@ class LearnerSettings(Settings):
     those of a node, and the same in all groups. One learner alone holds all of it under any."""
     shard_size: int | None = setting(None, least=2, hint="8", may_change=True)
     """With `hybrid`, among how many learners weights are divided."""
+    tensor_parallel: int = setting(1, least=1, hint="2", may_change=True)
+    """With `sharded`, how many learners share each matrix of a language model (tensor parallelism, by
+    transformers' plan): they read the same episodes, each with its columns, rows and heads, and FSDP2 divides
+    what each has among `num_learners / tensor_parallel` groups of them, which should each be on one node."""
     prefetch: int = setting(1, least=0, may_change=True)
     """Where weights are divided, how many blocks ahead are gathered while one computes; each takes the memory
     of a whole block."""
@@ -30,10 +34,15 @@ class LearnerSettings(Settings):
     learners, under any `parallel`."""
 
     def check(self, prefix: str = "") -> None:
-        """Refuse a size of groups where there are none, and groups without a size, too."""
+        """Refuse a size of groups where there are none, groups without a size, and shared whole copies."""
         super().check(prefix)
         if (self.parallel == "hybrid") != (self.shard_size is not None):
             raise ConfigError(
                 f"`{prefix}shard_size` must be given with `{prefix}parallel=hybrid` and no other, got "
                 f"{self.shard_size} with {self.parallel!r}; try the number of learners on a node."
+            )
+        if self.tensor_parallel > 1 and self.parallel != "sharded":
+            raise ConfigError(
+                f"`{prefix}tensor_parallel` must be 1 with `{prefix}parallel` {self.parallel!r}, got "
+                f"{self.tensor_parallel}; try {prefix}parallel=sharded."
             )

@@ -67,10 +67,11 @@ def check_run(cfg: RunConfig) -> None:
             "to play; try 10."
         )
     _check_alarm(cfg)
-    check_shares(cfg.agent, cfg.rollout, "agent.", "rollout.")
+    check_division(cfg.learner, cfg.rollout, "rollout.")
+    sharers = cfg.learner.tensor_parallel
+    check_shares(cfg.agent, cfg.rollout, "agent.", "rollout.", sharers)
     check_anchor(cfg.agent, cfg.rollout, "agent.", "rollout.")
     check_weights(cfg.agent, cfg.rollout, cfg.policy, "agent.", "rollout.")
-    check_division(cfg.learner, cfg.rollout, "rollout.")
     _check_schedule(cfg)
     _check_overlap(cfg)
 
@@ -85,7 +86,9 @@ def pinned(cfg: RunConfig) -> RunConfig:
     return replace(cfg, agent=replace(cfg.agent, lr_iterations=cfg.iterations))
 
 
-def check_shares(agent: AgentSettings, rollout: RolloutSettings, ours: str = "", theirs: str = "") -> None:
+def check_shares(
+    agent: AgentSettings, rollout: RolloutSettings, ours: str = "", theirs: str = "", sharers: int = 1
+) -> None:
     """Refuse runners, epochs and minibatches that do not divide an iteration's episodes as they are meant to.
 
     Args:
@@ -93,6 +96,7 @@ def check_shares(agent: AgentSettings, rollout: RolloutSettings, ours: str = "",
         rollout: How many there are, and the processes.
         ours: What the names of the agent's settings begin with in an error.
         theirs: What those of the rollout begin with.
+        sharers: How many learners have the same episodes.
 
     Raises:
         ConfigError: Naming the setting, its value and the remedy.
@@ -104,7 +108,8 @@ def check_shares(agent: AgentSettings, rollout: RolloutSettings, ours: str = "",
             f"{num_prompts}: each runner takes whole groups; try "
             f"{theirs}num_prompts={_next_multiple(num_prompts, runners)}."
         )
-    episodes, learners = num_prompts * group_size, max(1, rollout.num_learners)
+    episodes, learners = num_prompts * group_size, max(1, rollout.num_learners // sharers)
+    groups = "" if sharers == 1 else " / `learner.tensor_parallel`"
     minibatch_size, num_minibatches = agent.minibatch_size, agent.num_minibatches
     name, shares = "num_minibatches", num_minibatches * learners
     if minibatch_size is not None:
@@ -112,7 +117,7 @@ def check_shares(agent: AgentSettings, rollout: RolloutSettings, ours: str = "",
     if episodes % shares:
         raise ConfigError(
             f"`{theirs}num_prompts` x `{theirs}group_size` must be divisible by `{ours}{name}` x "
-            f"`{theirs}num_learners`, got {num_prompts} x {group_size} = {episodes} and {shares}; "
+            f"`{theirs}num_learners`{groups}, got {num_prompts} x {group_size} = {episodes} and {shares}; "
             f"try {theirs}group_size={_next_multiple(group_size, shares)}."
         )
     if minibatch_size is not None and num_minibatches not in (NUM_MINIBATCHES, episodes // shares):
@@ -137,6 +142,12 @@ def check_division(learner: LearnerSettings, rollout: Any, theirs: str = "") -> 
         raise ConfigError(
             f"`learner.shard_size` must divide `{theirs}num_learners`, got {size} and {learners}; try "
             f"{theirs}num_learners={_next_multiple(learners, size)}."
+        )
+    sharers = learner.tensor_parallel
+    if learners > 1 and learners % sharers:
+        raise ConfigError(
+            f"`learner.tensor_parallel` must divide `{theirs}num_learners`, got {sharers} and {learners}; "
+            f"try {theirs}num_learners={_next_multiple(learners, sharers)}."
         )
 
 

@@ -9,18 +9,18 @@ learner's state is whole.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from unirl_env.agents.parallel.flat_gradient import FlatGradient
 from unirl_env.agents.parallel.gradient import Gradient
 from unirl_env.agents.parallel.level import Minibatch
 from unirl_env.errors import ConfigError
-from unirl_env.settings.run_config import check_division
 
 
 class Parallel(ABC):
@@ -29,9 +29,22 @@ class Parallel(ABC):
     Attributes:
         divides: Whether each holds a part of the weights: then all of them take part in every forward pass,
             and whatever gathers weights is asked of all.
+        sharers: How many learners, whose ranks follow each other, share each matrix: they have the same
+            episodes, and the first of them reports.
     """
 
     divides: bool = False
+    sharers: int = 1
+
+    @property
+    def share(self) -> int:
+        """Which share of the episodes is this learner's."""
+        return dist.get_rank() // self.sharers if dist.is_initialized() else 0
+
+    @property
+    def reports(self) -> bool:
+        """Whether no other learner reports the same."""
+        return not dist.is_initialized() or dist.get_rank() % self.sharers == 0
 
     @abstractmethod
     def making(self) -> AbstractContextManager[None]:
@@ -52,6 +65,17 @@ class Parallel(ABC):
     @abstractmethod
     def any(self, found: bool) -> bool:
         """Whether it is found here, or on another learner that would take part in what follows."""
+
+    def require_same(self, tensors: Mapping[str, Tensor], what: str) -> None:  # noqa: B027  # there are none
+        """Refuse to go on where learners that share matrices with this one have other tensors.
+
+        Args:
+            tensors: By name.
+            what: They are, for the error.
+
+        Raises:
+            ContractError: If they differ.
+        """
 
 
 class Replicated(Parallel):
@@ -93,7 +117,6 @@ def check_parallel(config: Any) -> None:
     Raises:
         ConfigError: Naming the setting, its value and the remedy.
     """
-    check_division(config.learner, config)
     if not config.divides:
         return
     rows = config.env_options().get("rows_per_forward")
@@ -112,6 +135,25 @@ def check_parallel(config: Any) -> None:
         raise ConfigError(
             f"`merge_adapters` must be null or false with {how}, got true: weights that learners hold in "
             "parts cannot be merged; try null."
+        )
+    if config.learner.tensor_parallel > 1:
+        _check_sharing(config)
+
+
+def _check_sharing(config: Any) -> None:
+    how = f"`learner.tensor_parallel` must be 1 {{}}, got {config.learner.tensor_parallel}"
+    kinds = config.mode.phases(config)
+    if strange := [name for name, kind in kinds.items() if kind != "tokens"]:
+        where = f"where more than texts is acted, as in phase {strange[0]!r}"
+        raise ConfigError(
+            f"{how.format(where)}: only language models of transformers say how their matrices are shared; "
+            "try learner.tensor_parallel=1."
+        )
+    if config.policy.lora_rank is not None:
+        raise ConfigError(
+            f"{how.format(f'with `policy.lora_rank` {config.policy.lora_rank}')}: adapters do not know how "
+            "the matrices that they are attached to are cut; try policy.lora_rank=null, or "
+            "learner.tensor_parallel=1."
         )
 
 

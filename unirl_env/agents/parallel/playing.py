@@ -37,15 +37,17 @@ class PlayingLearner(StatefulLearner):
             self._runner.adopt(self.policy)
         return self._runner
 
-    def play(self, shares: Sequence[RolloutRequest]) -> tuple[int, EpisodeBatch]:
-        """This learner's rank, and the episodes of its share.
+    def play(self, shares: Sequence[RolloutRequest]) -> tuple[int, EpisodeBatch | None]:
+        """The number of this learner's share, and its episodes; None where another learner reports them.
 
         Args:
-            shares: Of equally many groups, by rank.
+            shares: Of equally many groups.
         """
-        rank = dist.get_rank()
+        rank, share = dist.get_rank(), self.parallel.share
         try:
-            return rank, self.player.collect(shares[rank])
+            batch = self.player.collect(shares[share])
+            self.parallel.require_same({name: p.action for name, p in batch.phases.items()}, "episodes")
+            return share, batch if self.parallel.reports else None
         except Exception as error:
             if self._bell is not None:
                 self._bell.leave(rank, error)

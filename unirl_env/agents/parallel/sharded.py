@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from unirl_env.agents.parallel.gradient import Gradient
 from unirl_env.agents.parallel.level import Minibatch, any_learner, level
+from unirl_env.agents.parallel.matrices import require_same, share_matrices
 from unirl_env.agents.parallel.parallel import Parallel
 from unirl_env.agents.parallel.sharded_gradient import ShardedGradient
 from unirl_env.errors import ConfigError
@@ -51,7 +52,8 @@ class Sharded(Parallel):
 
     def __init__(self, settings: LearnerSettings, device: torch.device):
         self._settings, self._device = settings, device
-        self._mesh = _mesh(settings, device)
+        self._mesh, self._sharing = _meshes(settings, device)
+        self.sharers = settings.tensor_parallel
 
     def making(self) -> AbstractContextManager[None]:
         """Networks whose weights can be read in parts begin without any."""
@@ -61,7 +63,7 @@ class Sharded(Parallel):
         """Divide the actor's network, and the frozen copy of it if there is one; weights are read by then."""
         gates: dict[nn.Module, Callable[[Callable[[], Any]], Any]] = {}
         for network in actor.networks():
-            gate = _Gate(network)
+            gate = _Gate(network, 1 if self._sharing is None else 2)
             self._divide(gate, network)
             self._fill(gate)
             register_fsdp_forward_method(gate, "read")
@@ -82,7 +84,7 @@ class Sharded(Parallel):
 
     def gradient(self, weights: Sequence[nn.Parameter], *, parts: int, told: int) -> Gradient:
         """The parts of gradients that lie beside those of the weights."""
-        return ShardedGradient(weights, self._mesh.get_group(self._mesh.ndim - 1), parts=parts, told=told)
+        return ShardedGradient(weights, parts=parts, told=told, sharers=self._settings.tensor_parallel)
 
     def level(self, minibatches: Sequence[Minibatch]) -> list[Minibatch]:
         """As many micro-batches as the learner with the most has: every forward pass gathers weights."""
@@ -92,12 +94,19 @@ class Sharded(Parallel):
         """Whether it is found on any learner."""
         return any_learner(found, self._device)
 
+    def require_same(self, tensors: Mapping[str, Tensor], what: str) -> None:
+        """Refuse to go on where learners that share matrices have others."""
+        if self._sharing is not None:
+            require_same(self._sharing, self._device, tensors, what)
+
     def _divide(self, gate: _Gate, network: nn.Module) -> None:
-        computes = {parameter: parameter.dtype for parameter in network.parameters()}
+        computes = {name: parameter.dtype for name, parameter in network.named_parameters()}
         for parameter in network.parameters():
             if parameter.requires_grad and parameter.dtype.itemsize < torch.float32.itemsize:
                 parameter.data = parameter.data.float()
-        kinds = {parameter: (parameter.dtype, dtype) for parameter, dtype in computes.items()}
+        if self._sharing is not None:
+            share_matrices(network, self._sharing)
+        kinds = {p: (p.dtype, computes[name]) for name, p in network.named_parameters()}
         blocks = list(_blocks(network))
         for block in blocks:
             self._unit(block, kinds)
@@ -176,13 +185,18 @@ class _Gate(nn.Module):
     FSDP gathers a block for its backward pass when a gradient reaches what the block returned. Some gradients
     come by another way, such as that of keys and values which a block leaves in a cache. Therefore weights
     that autograd has saved are gathered, too, when it asks for them.
+
+    Args:
+        network: It.
+        axes: Of the learners among which a weight is divided that is not gathered.
     """
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, axes: int):
         super().__init__()
         self.network = network
         self._owners: dict[int, FSDPModule] = {}
         """By the address of a gathered weight, the unit that it is of."""
+        self._axes = axes
 
     def read(self, function: Callable[[], Any]) -> Any:
         """What the function returns, which reads the network in whatever way."""
@@ -198,17 +212,22 @@ class _Gate(nn.Module):
 
     def _gathered(self, unit: Any, arguments: Any) -> None:
         for weight in unit.parameters():
-            if not isinstance(weight, DTensor):
-                self._owners[weight.untyped_storage().data_ptr()] = unit
+            if not isinstance(weight, DTensor) or weight.device_mesh.ndim < self._axes:
+                self._owners[_memory(weight).data_ptr()] = unit
 
     def _saved(self, tensor: Tensor) -> tuple[Tensor, FSDPModule | None]:
-        return tensor, self._owners.get(tensor.untyped_storage().data_ptr())
+        return tensor, self._owners.get(_memory(tensor).data_ptr())
 
     def _asked(self, saved: tuple[Tensor, FSDPModule | None]) -> Tensor:
         tensor, unit = saved
-        if unit is not None and not tensor.untyped_storage().size():
+        if unit is not None and not _memory(tensor).size():
             unit.unshard()
         return tensor
+
+
+def _memory(tensor: Tensor) -> Any:
+    """Where a tensor lies, or what this learner holds of it."""
+    return (own_part(tensor) if isinstance(tensor, DTensor) else tensor).untyped_storage()
 
 
 def _require_gradient(unit: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -224,13 +243,18 @@ def _require_gradient(unit: Any, arguments: tuple[Any, ...], named: dict[str, An
     return (first.detach().requires_grad_(), *arguments[1:]), named
 
 
-def _mesh(settings: LearnerSettings, device: torch.device) -> DeviceMesh:
-    world = dist.get_world_size()
+def _meshes(settings: LearnerSettings, device: torch.device) -> tuple[DeviceMesh, DeviceMesh | None]:
+    """The learners among which FSDP divides, and those that share matrices with this one, if any."""
+    world, sharers = dist.get_world_size(), settings.tensor_parallel
+    if sharers > 1:
+        both = init_device_mesh(device.type, (world // sharers, sharers), mesh_dim_names=("shard", "matrix"))
+        return both["shard"], both["matrix"]
     if settings.parallel == "sharded":
-        return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
+        return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",)), None
     size = settings.shard_size
     assert size is not None  # the settings' own check has seen to it
-    return init_device_mesh(device.type, (world // size, size), mesh_dim_names=("replicate", "shard"))
+    names = ("replicate", "shard")
+    return init_device_mesh(device.type, (world // size, size), mesh_dim_names=names), None
 
 
 def _blocks(network: nn.Module) -> Iterator[nn.Module]:

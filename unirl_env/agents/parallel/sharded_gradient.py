@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from unirl_env.agents.parallel.gradient import Gradient, l2_norm
+from unirl_env.errors import ContractError
 from unirl_env.policies.parts import own_part
+
+ALIKE = 1e-3
+"""By how much the norms of one gradient may differ that several learners have found, by rounding."""
 
 
 class ShardedGradient(Gradient):
@@ -20,15 +26,17 @@ class ShardedGradient(Gradient):
 
     Args:
         parameters: The trained weights, which are DTensors.
-        group: Of the learners among which each weight is divided.
         parts: As in `FlatGradient`.
         told: How many numbers learners tell each other.
+        sharers: How many learners read the same rows, and tell the same.
     """
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], group: dist.ProcessGroup, *, parts: int = 1, told: int = 0
+        self, parameters: Sequence[nn.Parameter], *, parts: int = 1, told: int = 0, sharers: int = 1
     ):
-        self.parameters, self._group = list(parameters), group
+        self.parameters, self._sharers = list(parameters), sharers
+        self._copies = [_copies(parameter) for parameter in self.parameters]
+        self._held = False
         own = [own_part(parameter) for parameter in self.parameters]
         self._news = torch.zeros(told + 1, device=own[0].device)
         self.told = self._news[:told]
@@ -52,7 +60,10 @@ class ShardedGradient(Gradient):
         """Sum what learners tell each other; a weight that nothing read has the gradient 0."""
         self._news[-1] = float(failed)
         dist.all_reduce(self._news, op=dist.ReduceOp.SUM)
+        self._news /= self._sharers
         self._own()
+        if self._sharers > 1 and not self._held:
+            self._require_same()
         return bool(self._news[-1] > 0)
 
     def part_norms(self) -> list[float]:
@@ -80,7 +91,42 @@ class ShardedGradient(Gradient):
                 parameter.grad = torch.zeros_like(parameter)
         return [own_part(parameter.grad) for parameter in self.parameters if parameter.grad is not None]
 
+    def _require_same(self) -> None:
+        """Hold the first gradients against each other: of a whole tensor, sharers have the same.
+
+        One that is other is a part of a sum of which the network's plan does not tell.
+
+        Raises:
+            ContractError: Naming the shape of the weight.
+        """
+        self._held = True
+        axis = 1  # of those that share matrices
+        whole = [p for p in self.parameters if isinstance(p, DTensor) and p.placements[axis].is_replicate()]
+        if not whole:
+            return
+        norms = torch.stack([l2_norm(own_part(p.grad)) for p in whole if p.grad is not None])
+        found = torch.cat([norms, -norms])
+        dist.all_reduce(found, op=dist.ReduceOp.MAX, group=whole[0].device_mesh.get_group(axis))
+        most, least = found[: len(whole)], -found[len(whole) :]
+        if bool((far := most - least > ALIKE * most).any()):
+            number = int(far.nonzero()[0])
+            raise ContractError(
+                f"Learners that share matrices (`learner.tensor_parallel` {self._sharers}) must find the "
+                f"same gradient of what each has whole, got norms from {float(least[number]):.3g} to "
+                f"{float(most[number]):.3g} of a weight of shape {list(whole[number].shape)}; try "
+                "learner.tensor_parallel=1."
+            )
+
     def _norm(self, parts: Sequence[Tensor]) -> Tensor:
-        square = torch.stack([l2_norm(part) for part in parts]).square().sum()
-        dist.all_reduce(square, op=dist.ReduceOp.SUM, group=self._group)
+        squares = [l2_norm(part).square() / copies for part, copies in zip(parts, self._copies, strict=True)]
+        square = torch.stack(squares).sum()
+        dist.all_reduce(square, op=dist.ReduceOp.SUM)
         return square.sqrt()
+
+
+def _copies(weight: Tensor) -> int:
+    """How many learners hold the same part of a weight."""
+    assert isinstance(weight, DTensor)
+    mesh = weight.device_mesh
+    whole = [mesh.size(axis) for axis, lies in enumerate(weight.placements) if lies.is_replicate()]
+    return math.prod(whole) * dist.get_world_size() // mesh.size()

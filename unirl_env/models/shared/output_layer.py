@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from unirl_env.errors import ConfigError
 
@@ -75,13 +76,17 @@ def output_states(layer: nn.Module, states: Tensor, scale: float = 1.0) -> Tenso
 
 
 def output_weight(layer: nn.Module) -> Tensor:
-    """The output layer as one matrix `[V, D + c]`; without bias and adapter the weight itself."""
+    """The output layer as one matrix `[V, D + c]`; without bias and adapter the weight itself.
+
+    Of a matrix that processes share, all have the whole one, and compute the same with it.
+    """
     base = _base(layer)
-    columns = [base.weight]
+    weight = _whole(base.weight)
+    columns = [weight]
     if base.bias is not None:
-        columns.append(base.bias[:, None])
-    columns += [up.to(base.weight.dtype) for _, up, _ in _adapters(layer)]
-    return base.weight if len(columns) == 1 else _padded(torch.cat(columns, -1))
+        columns.append(_whole(base.bias)[:, None])
+    columns += [up.to(weight.dtype) for _, up, _ in _adapters(layer)]
+    return weight if len(columns) == 1 else _padded(torch.cat(columns, -1))
 
 
 def _base(layer: nn.Module) -> nn.Module:
@@ -94,6 +99,10 @@ def _adapters(layer: nn.Module) -> list[tuple[Tensor, Tensor, float]]:
         return []
     names = [name for name in layer.active_adapters if name in layer.lora_A]
     return [(layer.lora_A[n].weight, layer.lora_B[n].weight, layer.scaling[n]) for n in names]
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _padded(columns: Tensor) -> Tensor:
