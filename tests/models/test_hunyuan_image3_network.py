@@ -148,7 +148,7 @@ def test_a_token_is_answered_by_the_experts_of_its_choice(model, network):
         experts = layer.mlp
         assert isinstance(experts, Experts)
         hidden = torch.randn(2, 7, 64, generator=torch.Generator().manual_seed(3))
-        weights, chosen = experts.gate(hidden.flatten(0, 1))
+        _, weights, chosen = experts.gate(hidden.flatten(0, 1))
         torch.testing.assert_close(weights.sum(-1), torch.ones(14))
         expected = experts.shared_mlp(hidden).flatten(0, 1)
         for token in range(14):
@@ -162,7 +162,7 @@ def test_some_layers_may_have_no_experts(tmp_path, quiet_models):
     model = HunyuanImage3(write_tiny_checkpoint(tmp_path / "m", config_changes=changes))
     first, second = (layer.mlp for layer in model.network().model.layers)
     assert not isinstance(first, Experts) and second.shared_mlp is None
-    weights, _ = second.gate(torch.randn(5, 64))
+    _, weights, _ = second.gate(torch.randn(5, 64))
     assert (weights.sum(-1) < 1).all()
 
 
