@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -35,6 +36,8 @@ from unirl_env.settings import RunConfig
 
 if TYPE_CHECKING:
     from unirl_env.run.agent_setup import Parts
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -295,7 +298,14 @@ def _leave_behind(agent: Any, cfg: RunConfig, folder: RunFolder) -> None:
     write_report(folder)
     # Some families have no published form; the checkpoint has the weights.
     with suppress(NotImplementedError):
-        if cfg.policy.lora_rank is not None:
+        if cfg.policy.lora_rank is None and getattr(agent, "storing", None) is not None:
+            logger.warning(
+                "%s is not written: learners hold the weights in parts, and all of them would go into one "
+                "memory. The checkpoint has them; where there is room for all, write them in the form of the "
+                "model's own library by\n  python -m unirl_env.evaluate --run %s --checkpoint last --export %s",
+                *(folder.weights, folder.path, folder.weights),
+            )
+        elif cfg.policy.lora_rank is not None:
             agent.export_adapters(str(folder.adapters), weights=cfg.policy.eval_weights)
         else:
             agent.export_weights(str(folder.weights), weights=cfg.policy.eval_weights)
