@@ -302,7 +302,8 @@ def _leave_behind(agent: Any, cfg: RunConfig, folder: RunFolder) -> None:
             logger.warning(
                 "%s is not written: learners hold the weights in parts, and all of them would go into one "
                 "memory. The checkpoint has them; where there is room for all, write them in the form of the "
-                "model's own library by\n  python -m unirl_env.evaluate --run %s --checkpoint last --export %s",
+                "model's own library by\n  "
+                "python -m unirl_env.evaluate --run %s --checkpoint last --export %s",
                 *(folder.weights, folder.path, folder.weights),
             )
         elif cfg.policy.lora_rank is not None:
