@@ -73,10 +73,19 @@ class DividedLearnerGroup(AgentLearnerGroup):
     RLlib's own group asks one alone, which would wait for the others for ever.
     """
 
+    _asked = False
+
     def get_state(
         self, components: Components = None, *, not_components: Components = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """The whole state, gathered by all learners."""
+        """The whole state, gathered by all learners.
+
+        When it starts, RLlib asks for the untrained weights, to give them to runners. They have them: then
+        nothing is gathered.
+        """
+        if kwargs.get("inference_only") and not self._asked:
+            self._asked = True
+            return {COMPONENT_LEARNER: {}}
         if self.is_local or not self._check_component(COMPONENT_LEARNER, components, not_components):
             return super().get_state(components, not_components=not_components, **kwargs)
         group: Any = self
