@@ -26,7 +26,7 @@ from unirl_env.agents.loss import Context
 from unirl_env.agents.optimizer import Masters, lr_factors, make_optimizer
 from unirl_env.agents.parallel import Minibatch, idle_rows, parallel_of
 from unirl_env.agents.parallel.playing import PlayingLearner
-from unirl_env.agents.phases import has_entropy, passes_over_idle
+from unirl_env.agents.phases import has_entropy, passes_over_idle, rewards_entropy
 from unirl_env.agents.reports import FollowedFailure, PhaseUpdate, Update
 from unirl_env.agents.rows import Rows, Shard, Step
 from unirl_env.errors import ConfigError, ContractError, EpisodesLost
@@ -247,7 +247,7 @@ class GenerativeLearner(PlayingLearner):
         for index in micro_batches:
             rows, idle = self.rows(anchored, phase, index, denominator), not len(index)
             new: Any = None
-            charged = self.config.reference_kl or self._rewards_entropy(kind) or measured
+            charged = self.config.reference_kl or rewards_entropy(self.config, kind) or measured
             if wanted.scores or charged or watched:
                 new = estimator_of(self.config, kind).score(rows, context)
             rerouted = self._rerouted(rows, new)
@@ -285,7 +285,7 @@ class GenerativeLearner(PlayingLearner):
         loss, metrics = self.config.losses[rows.kind](rows, new, context)
         if new is not None and has_entropy(rows.kind):
             entropy = cast(Any, new).entropy
-            if self._rewards_entropy(rows.kind):
+            if rewards_entropy(self.config, rows.kind):
                 if not entropy.requires_grad:
                     raise ContractError(
                         f"The entropy of phase `{context.phase}` must have a gradient with `entropy_bonus`, "
@@ -414,9 +414,6 @@ class GenerativeLearner(PlayingLearner):
         if routing is None or new is None:
             return {}
         return {"rerouted": Metric.over(rows, routing.rerouted)}
-
-    def _rewards_entropy(self, kind: str) -> bool:
-        return self.config.entropy_bonus > 0 and has_entropy(kind)
 
     def _scored(self, shard: Shard, phase: str, index: Tensor) -> tuple[Rows, Step]:
         rows = self.rows(shard, phase, index, 1.0)

@@ -60,8 +60,13 @@ def has_entropy(kind: str) -> bool:
 
 def passes_over_idle(config: Any, kind: str) -> bool:
     """Whether learners leave out episodes of advantage 0: the loss allows it, no other term touches them."""
-    touched = config.reference_kl or (config.entropy_bonus > 0 and has_entropy(kind))
+    touched = config.reference_kl or rewards_entropy(config, kind)
     return config.losses[kind].may_skip_idle(config) and not touched
+
+
+def rewards_entropy(config: Any, kind: str) -> bool:
+    """Whether the entropy of steps of a kind is paid for."""
+    return config.entropy_bonus > 0 and has_entropy(kind)
 
 
 def _check_routing(config: Any) -> None:

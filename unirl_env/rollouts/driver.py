@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -103,7 +103,7 @@ class RolloutRequest:
         """
         shares = max(1, min(shares, len(self.prompts)))
         bounds = [len(self.prompts) * share // shares for share in range(shares + 1)]
-        return [self._groups(start, stop) for start, stop in pairwise(bounds)]
+        return self._cut(pairwise(bounds))
 
     def deal_alike(self, shares: int) -> list[RolloutRequest]:
         """As `share_out`, with equally many groups in each of exactly so many requests.
@@ -113,15 +113,19 @@ class RolloutRequest:
         """
         size = -(-len(self.prompts) // shares)
         starts = [min(share * size, len(self.prompts) - size) for share in range(shares)]
-        return [self._groups(start, start + size) for start in starts]
+        return self._cut((start, start + size) for start in starts)
 
-    def _groups(self, start: int, stop: int) -> RolloutRequest:
-        return replace(
-            self,
-            prompts=list(self.prompts[start:stop]),
-            sample_offset=self._offsets()[start:stop],
-            first_group=self.first_group + start,
-        )
+    def _cut(self, bounds: Iterable[tuple[int, int]]) -> list[RolloutRequest]:
+        offsets = self._offsets()
+        return [
+            replace(
+                self,
+                prompts=list(self.prompts[start:stop]),
+                sample_offset=offsets[start:stop],
+                first_group=self.first_group + start,
+            )
+            for start, stop in bounds
+        ]
 
     def episodes(self) -> list[EpisodeRequest]:
         """The episodes one by one, so that a batch need not end where a group does.

@@ -28,7 +28,7 @@ from unirl_env.agents.parallel.parallel import Parallel
 from unirl_env.agents.parallel.sharded_gradient import ShardedGradient
 from unirl_env.errors import ConfigError
 from unirl_env.models.shared.outline import outlines, outlining
-from unirl_env.policies.parts import divided_like, own_part, own_place
+from unirl_env.policies.parts import own_part, own_place
 from unirl_env.settings import LearnerSettings
 
 Kind = tuple[torch.dtype, torch.dtype]
@@ -69,14 +69,8 @@ class Sharded(Parallel):
             register_fsdp_forward_method(gate, "read")
             gates[network] = gate.read
         actor.enter_by(gates, self.any)
-        weights = actor.trainable_state()
-        for name, copy in actor.copies.items():
-            actor.copies[name] = {
-                key: weights[key].to(kept.dtype, copy=True)
-                if kept.is_meta
-                else divided_like(kept, weights[key])
-                for key, kept in copy.items()
-            }
+        for name in actor.copies:
+            actor.keep(name)  # anew: it begins as the weights do, and lies as they lie
         for network, gate_of in gates.items():
             for part, outline in outlines(network):
                 for check in outline.checks:
@@ -122,23 +116,21 @@ class Sharded(Parallel):
     @torch.no_grad()
     def _fill(self, gate: _Gate) -> None:
         """Read this learner's parts of what is without weights from the files, and nothing else of them."""
-        found = list(outlines(gate.network))
-        empty = {
-            (number, name)
-            for number, (part, _) in enumerate(found)
-            for name, weight in part.named_parameters()
-            if weight.is_meta
-        }
+        lacking = [
+            (part, outline, [name for name, weight in part.named_parameters() if weight.is_meta])
+            for part, outline in outlines(gate.network)
+        ]
 
         def made(tensor: Tensor) -> Tensor:
             return torch.empty_like(tensor, device=self._device) if tensor.is_meta else tensor
 
         gate._apply(made)  # type: ignore[no-untyped-call]
-        for number, (part, outline) in enumerate(found):
-            for name, weight in part.named_parameters():
-                own = own_part(weight)
-                if (number, name) in empty and own.numel():
-                    own.copy_(outline.read(name, own_place(weight)))
+        for part, outline, names in lacking:
+            weights = dict(part.named_parameters())
+            for name in names:
+                own = own_part(weights[name])
+                if own.numel():
+                    own.copy_(outline.read(name, own_place(weights[name])))
             outline.close()
 
     def _unit(self, module: nn.Module, kinds: Mapping[nn.Parameter, Kind]) -> None:
