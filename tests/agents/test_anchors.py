@@ -49,7 +49,9 @@ def test_against_its_own_log_probs_it_is_off_and_the_check_says_so(cluster):
     ("options", "words"),
     [
         (["rollout=vllm"], "replayed by the learner"),
-        (["rollout=vllm", "agent=flow_dppo"], "the engine's, as recorded"),
+        (["rollout=vllm", "agent=flow_dppo"], "the rollout's, as recorded"),
+        (["model.dtype=bfloat16"], "replayed by the learner"),
+        (["model.dtype=bfloat16", "agent.anchor=rollout"], None),
         (["rollout=vllm", "agent.anchor=replay"], "for who sampled"),
         (["rollout=vllm", "agent.anchor=replay", "agent.correction=none"], None),
         ([], None),

@@ -28,7 +28,7 @@ from unirl_env.agents.attributes import (
 )
 from unirl_env.agents.catalogue import AGENTS
 from unirl_env.agents.cluster import place_on_devices
-from unirl_env.agents.correction import check_correction
+from unirl_env.agents.correction import check_correction, rounds_apart
 from unirl_env.agents.early_stop import check_stop
 from unirl_env.agents.estimators import check_estimator
 from unirl_env.agents.evaluation import check_evaluation, temperature
@@ -77,7 +77,7 @@ class AgentConfig(BatchSize, AlgorithmConfig):
     losses: ClassVar[Mapping[str, Any]] = {}
     """The loss of each kind of phase: of `latents`, of `tokens`. A kind without one takes that of the kind
     which it is `like`."""
-    engine_anchor: ClassVar[str] = "replay"  # The `anchor` of engines other than the local one.
+    engine_anchor: ClassVar[str] = "replay"  # The `anchor` where sampling rounds otherwise than scoring.
 
     knobs: ClassVar[type | None] = None
     """A dataclass of the algorithm's own settings, made as those of `unirl_env.settings` are. They are
@@ -338,7 +338,7 @@ class AgentConfig(BatchSize, AlgorithmConfig):
     @property
     def old_log_probs(self) -> str:
         """The `anchor` in use: `"rollout"` or `"replay"`."""
-        return self.anchor or ("rollout" if self.engine == "local" else self.engine_anchor)
+        return self.anchor or (self.engine_anchor if rounds_apart(self) else "rollout")
 
     @property
     def correcting(self) -> str:

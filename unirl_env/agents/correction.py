@@ -14,6 +14,23 @@ from unirl_env.agents.kinds import KINDS
 from unirl_env.agents.reports import Update
 from unirl_env.agents.rows import Shard
 from unirl_env.errors import ConfigError
+from unirl_env.models.shared.loading import as_dtype
+
+
+def rounds_apart(config: Any) -> bool:
+    """Whether whoever samples rounds otherwise than the learner that scores, so that no ratio begins at one.
+
+    Engines do. In half precision so do texts: they are sampled a token at a time behind a cache, and scored
+    whole, side by side.
+
+    Args:
+        config: An `AgentConfig`.
+    """
+    if config.engine != "local":
+        return True
+    if config.trained_kinds != ("tokens",):
+        return False
+    return as_dtype("dtype", config.env_options().get("dtype", torch.float32)).itemsize < 4
 
 
 def corrected(

@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 from unirl_env.agents import Agent, AgentConfig
 from unirl_env.agents.attributes import FLAT, NESTED, check_knobs, knob_kinds, knob_names, rebuilt, take_over
 from unirl_env.agents.by_name import default_config
+from unirl_env.agents.correction import rounds_apart
 from unirl_env.errors import ConfigError
 from unirl_env.prompts.sources import PromptSource
 from unirl_env.rewards import for_mode
@@ -149,7 +150,7 @@ def _check_options(cfg: RunConfig, kind: type[AgentConfig]) -> None:
 
 def chosen(cfg: RunConfig, config: AgentConfig) -> tuple[str, ...]:
     """What the settings left open and was chosen, in sentences."""
-    if cfg.rollout.engine == "local":
+    if not rounds_apart(config):
         return ()
     notes: tuple[str, ...] = ()
     if cfg.agent.correction is None and config.correcting != "none":
@@ -159,11 +160,11 @@ def chosen(cfg: RunConfig, config: AgentConfig) -> tuple[str, ...]:
         )
     if cfg.agent.anchor is not None:
         return notes
-    whose = {"rollout": "the engine's, as recorded", "replay": "replayed by the learner"}[
+    whose = {"rollout": "the rollout's, as recorded", "replay": "replayed by the learner"}[
         config.old_log_probs
     ]
     return (
-        f"Old log-probabilities are {whose} (`agent.anchor` is null, `agent.name` {cfg.agent.name} and "
-        f"`rollout.engine` {cfg.rollout.engine}).",
+        f"Old log-probabilities are {whose} (`agent.anchor` is null, `agent.name` {cfg.agent.name}, "
+        f"`rollout.engine` {cfg.rollout.engine} and `model.dtype` {cfg.model.dtype}).",
         *notes,
     )

@@ -173,8 +173,9 @@ class AgentSettings(Settings):
     the rows that are trained. 0 measures none, and where no step explores there is none to measure."""
     anchor: str | None = setting(None, choices=("rollout", "replay"), inherits=True)
     """Old log-probs and means: as the `rollout` recorded them, or by `replay` under the same weights. Null is
-    the rollout's for the engine `local`, and replay for others, whose rounding would pass for a change of the
-    policy; for `flow_dppo` always the rollout's, because DPPO is defined by the policy that sampled."""
+    the rollout's for the engine `local`, and replay for other engines and for texts in half precision, where
+    rounding would pass for a change of the policy; for `flow_dppo` always the rollout's, because DPPO is
+    defined by the policy that sampled."""
     correction: str | None = setting(None, choices=("none", "truncate", "mask"), inherits=True)
     """Importance weights on advantages, of the learner's policy before the update over the one that sampled:
     `truncate` at most `correction_bound`; `mask` 0 where they leave [1 / bound, bound] (IcePop); or `none`.
