@@ -24,7 +24,7 @@ from pathlib import Path
 import psutil
 
 PAGE = Path(__file__).parent / "results" / "sharded_memory.md"
-WIDTH, HEADS, LAYERS = 1088, 17, 24
+WIDTH, HEADS, LAYERS = 1088, 17, 22
 WAYS: dict[str, list[str]] = {
     "one process": [],
     "two learners, half of it each": ["learner.parallel=sharded", "rollout.num_learners=2"],

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,22 @@ import pytest
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # the second for `pretraining`
 # What the doors set as well: within Ray Serve's own 5 seconds a busy machine starts no proxy.
 os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
+
+
+FAMILIES = {
+    "unirl/Flux1-T2I-v0": "models.flux1_cases",
+    "unirl/Flux2-T2I-v0": "models.flux2_cases",
+    "unirl/Flux2Klein-T2I-v0": "models.flux2_cases",
+    "unirl/QwenImage-T2I-v0": "models.qwen_image_cases",
+    "unirl/QwenImage-Edit-v0": "models.qwen_image_cases",
+    "unirl/ZImage-T2I-v0": "models.z_image_cases",
+    "unirl/Sana-T2I-v0": "models.sana_cases",
+    "unirl/PixArt-T2I-v0": "models.pixart_cases",
+    "unirl/SD15-T2I-v0": "models.stable_diffusion_cases",
+    "unirl/SDXL-T2I-v0": "models.stable_diffusion_cases",
+    "unirl/Diffusers-T2I-v0": "models.any_pipeline_cases",
+}
+"""By the id of a family of diffusers, where its tiny checkpoint is built."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -140,4 +157,13 @@ def offline(tiny_dir, tmp_path_factory):
         "unirl/PromptEnhancer-T2I-v0": {**asks, **short, "prompts": "requests_train", "scorer": drawn},
         "unirl/QwenVL-VQA-v0": {**looks, "max_pixels": 32 * 32},
     }
-    return lambda name: arguments.get(name, {})
+
+    def of(name):
+        if name in FAMILIES and name not in arguments:
+            family = import_module(FAMILIES[name]).CASES[name]
+            folder = tmp_path_factory.mktemp("models") / family.name
+            family.build(folder)
+            arguments[name] = family.arguments(folder)
+        return arguments.get(name, {})
+
+    return of

@@ -101,7 +101,7 @@ def test_the_weights_stay_at_home(tiny_dir):
 def test_a_copy_shares_what_is_loaded(tiny):
     env = gym.make_vec("unirl/TinySD3-T2I-v0", 2, denoiser=tiny, num_steps=3)
     walk(env, 2, seed=1)
-    assert copy.deepcopy(env).unwrapped.denoiser._frozen is tiny._frozen
+    assert copy.deepcopy(env).unwrapped.denoiser.frozen is tiny.frozen
 
 
 def test_what_was_seen_is_the_copys_own():

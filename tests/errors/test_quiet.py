@@ -7,7 +7,8 @@ import pytest
 
 import unirl_env  # noqa: F401  # registers the ids
 from unirl_env.errors.quiet import quiet_loading, unheard
-from unirl_env.models import sd3
+from unirl_env.models.sd3 import SD3Denoiser
+from unirl_env.models.shared import of_diffusers
 from unirl_env.types import Prompt
 
 
@@ -68,17 +69,16 @@ def test_making_an_environment_writes_nothing(bars, capfd, caplog, name, prompt)
 
 
 def test_prompts_that_are_not_read_to_the_end_are_told_of_once(tiny_dir, capfd, caplog, monkeypatch):
-    monkeypatch.setattr(sd3, "_told", set())
-    denoiser = sd3.SD3Denoiser(str(tiny_dir), max_sequence_length=8)
+    monkeypatch.setattr(of_diffusers, "_told", set())
+    denoiser = SD3Denoiser(str(tiny_dir), max_sequence_length=8)
     denoiser.encode([Prompt("a red circle")])
     assert not caplog.text
     for _ in range(2):
         denoiser.encode([Prompt("a red circle at the very top, and below it " + "a green triangle, " * 40)])
     (record,) = caplog.records
-    assert (
-        record.name == "unirl_env.models.sd3" and "do not read every prompt to its end" in record.getMessage()
-    )
-    assert "a red circle at the very top" in record.getMessage() and "T5 8" in record.getMessage()
+    assert record.name == "unirl_env.models.shared.of_diffusers"
+    assert "do not read every prompt to its end" in record.getMessage()
+    assert "a red circle at the very top" in record.getMessage() and "others 8" in record.getMessage()
     assert capfd.readouterr().err.count("truncated") == 0
 
 

@@ -167,7 +167,7 @@ class TestTheODE:
         sigmas = np.linspace(1.0, 1 / STEPS, STEPS)
         final, expected = drawn_by_pipeline(pipeline, start, guidance=4.0, sigmas=sigmas)
         assert (latents - final).abs().max() <= 1e-5 and (pictures - expected).abs().max() <= 1e-5
-        assert all(p.is_meta for p in denoiser._frozen.transformer.parameters()), "its shape is enough"
+        assert all(p.is_meta for p in denoiser.frozen.transformer.parameters()), "its shape is enough"
 
     def test_bfloat16(self, tiny_dir):
         """Weights and activations in half precision, the steps in float32 and stored in bfloat16."""

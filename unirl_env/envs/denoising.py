@@ -123,24 +123,24 @@ class Denoising(Activity):
     def prepared(
         self, rows: np.ndarray, groups: Groups, options: Mapping[str, Any]
     ) -> tuple[Tensor, dict[str, Tensor], Sequence[int]]:
-        """The initial noise, the context, and the steps that explore."""
+        """The initial latents, the context, and the steps that explore."""
         noise = F.keyed_noise(
             groups.start_seed[rows], INITIAL, self.denoiser.latent_shape, device=self.device
         )
         context = self.context_of([groups.prompts[row] for row in rows])
-        return noise, context, options["stochastic_steps"]
+        return self.denoiser.start(noise, float(self.sigmas[0])), context, options["stochastic_steps"]
 
     def begin(self, rows: np.ndarray, prepared: tuple[Tensor, dict[str, Tensor], Sequence[int]]) -> None:
-        """Start from the noise."""
-        noise, context, stochastic_steps = prepared
+        """Start from the initial latents."""
+        start, context, stochastic_steps = prepared
         self._step[rows] = 0
         self._stochastic[rows] = False
         self._stochastic[np.ix_(rows, np.array(stochastic_steps, dtype=np.int64))] = True
         if len(rows) == self.num_envs:
-            self.latent, self.previous, self.context = noise, None, context
+            self.latent, self.previous, self.context = start, None, context
         else:
             at = torch.from_numpy(rows).to(self.device)
-            self.latent = self.latent.index_copy(0, at, noise.to(self.latent.dtype))
+            self.latent = self.latent.index_copy(0, at, start.to(self.latent.dtype))
             self.receive(rows, context)
 
     def receive(self, rows: np.ndarray, context: Mapping[str, Tensor]) -> None:

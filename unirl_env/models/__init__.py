@@ -33,9 +33,20 @@ __all__ = [
 DENOISERS = Registry(
     "denoiser",
     {
+        "flux1": "unirl_env.models.flux1:Flux1Denoiser",
+        "flux2": "unirl_env.models.flux2:Flux2Denoiser",
+        "flux2_klein": "unirl_env.models.flux2:Flux2KleinDenoiser",
         "gaussian_mixture": "unirl_env.models.gaussian_mixture:GaussianMixtureDenoiser",
+        "pipeline": "unirl_env.models.any_pipeline:PipelineDenoiser",
+        "pixart": "unirl_env.models.pixart:PixArtDenoiser",
+        "qwen_image": "unirl_env.models.qwen_image:QwenImageDenoiser",
+        "qwen_image_edit": "unirl_env.models.qwen_image:QwenImageEditDenoiser",
+        "sana": "unirl_env.models.sana:SanaDenoiser",
+        "sd15": "unirl_env.models.stable_diffusion:SD15Denoiser",
         "sd3": "unirl_env.models.sd3:SD3Denoiser",
+        "sdxl": "unirl_env.models.stable_diffusion:SDXLDenoiser",
         "tiny_sd3": "unirl_env.models.tiny:TinySD3Denoiser",
+        "z_image": "unirl_env.models.z_image:ZImageDenoiser",
     },
 )
 

@@ -42,7 +42,19 @@ class Denoiser(Backbone):
 
     @abstractmethod
     def sigmas(self, num_steps: int) -> Tensor:
-        """The model's own noise schedule `[T+1]`, from 1 (pure noise) to 0 (data)."""
+        """The model's own noise schedule `[T+1]`, falling from at most 1 (pure noise) to 0 (data) or above.
+
+        A schedule of the variance-preserving kind begins below 1 and may end above 0.
+        """
+
+    def start(self, noise: Tensor, sigma: float) -> Tensor:
+        """The latents that an episode begins with, of standard normal `noise` `[B, ...]`.
+
+        Args:
+            noise: As it is drawn.
+            sigma: The first noise level of the schedule.
+        """
+        return noise
 
     @abstractmethod
     def encode(self, prompts: Sequence[Prompt], *, negative: bool = False) -> dict[str, Tensor]:
@@ -98,3 +110,17 @@ class Denoiser(Backbone):
         Returns:
             `[N, ...]` like `latent`.
         """
+
+    def guided(self, without: Tensor, with_prompt: Tensor, guidance: float, sigma: Tensor) -> Tensor:
+        """Classifier-free guidance, as the family's own pipeline has it: 1 is none.
+
+        Args:
+            without: Velocities `[N, ...]` float32 with the negative prompts.
+            with_prompt: Likewise with the prompts.
+            guidance: How far to go from the one to the other.
+            sigma: `[N]`.
+
+        Returns:
+            `[N, ...]`; by default `u + guidance (c - u)` (Ho and Salimans, 2022, as diffusers writes it).
+        """
+        return without + guidance * (with_prompt - without)

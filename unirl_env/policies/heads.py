@@ -228,7 +228,7 @@ class LatentHead(Head):
             network, torch.cat([latent, latent]), torch.cat([sigma, sigma]), reading
         )
         without, with_prompt = doubled.float().chunk(2)
-        return without + self.guidance * (with_prompt - without)
+        return self.model.guided(without, with_prompt, self.guidance, sigma)
 
     def _step(self, network: nn.Module, obs: Mapping[str, Tensor], reading: Any, **given: Any) -> SDEStep:
         return F.sde_step(

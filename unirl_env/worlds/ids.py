@@ -26,6 +26,41 @@ IDS: dict[str, dict[str, Any]] = {
         "prompts": "scenes_train",
         "scorer": "clip",
     },
+    **{
+        name: {
+            "denoiser": denoiser,
+            "pretrained": pretrained,
+            "height": side,
+            "width": side,
+            "num_steps": num_steps,
+            "prompts": "scenes_train",
+            "scorer": "clip",
+        }
+        for name, denoiser, pretrained, side, num_steps in (
+            ("unirl/Flux1-T2I-v0", "flux1", "black-forest-labs/FLUX.1-dev", 512, 10),
+            ("unirl/Flux2-T2I-v0", "flux2", "black-forest-labs/FLUX.2-dev", 512, 10),
+            ("unirl/Flux2Klein-T2I-v0", "flux2_klein", "black-forest-labs/FLUX.2-klein-base-4B", 512, 10),
+            ("unirl/QwenImage-T2I-v0", "qwen_image", "Qwen/Qwen-Image", 512, 10),
+            ("unirl/ZImage-T2I-v0", "z_image", "Tongyi-MAI/Z-Image", 512, 10),
+            ("unirl/Sana-T2I-v0", "sana", "Efficient-Large-Model/Sana_1600M_512px_diffusers", 512, 10),
+            ("unirl/PixArt-T2I-v0", "pixart", "PixArt-alpha/PixArt-Sigma-XL-2-512-MS", 512, 10),
+            ("unirl/SD15-T2I-v0", "sd15", "stable-diffusion-v1-5/stable-diffusion-v1-5", 512, 50),
+            ("unirl/SDXL-T2I-v0", "sdxl", "stabilityai/stable-diffusion-xl-base-1.0", 1024, 20),
+        )
+    },
+    "unirl/QwenImage-Edit-v0": {
+        "denoiser": "qwen_image_edit",
+        "pretrained": "Qwen/Qwen-Image-Edit",
+        "num_steps": 10,
+        "prompts": "unified_edits_train",
+        "scorer": "clip",
+    },
+    "unirl/Diffusers-T2I-v0": {
+        "denoiser": "pipeline",
+        "num_steps": 10,
+        "prompts": "scenes_train",
+        "scorer": "clip",
+    },
     "unirl/TinySD3-T2I-v0": {
         "denoiser": "tiny_sd3",
         "num_steps": 8,

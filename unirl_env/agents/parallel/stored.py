@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,16 @@ from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
 
 from unirl_env.errors import CheckpointError
 
 # One process that reads for itself is what is meant.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
 
-FILE_BYTES = 4_000_000_000
-"""The most bytes of whole tensors whose parts go into one file of each learner, unless one alone is larger;
-torch holds the file in memory before it is written."""
+FILE_BYTES = 1_000_000_000
+"""The most bytes in one file of a learner, unless one part alone is larger; torch holds the file in memory
+before it is written."""
 
 
 class PartsWriter:
@@ -135,14 +137,24 @@ def read(folder: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _files_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """The number, from 1, of the file of each tensor."""
+    """The number, from 1, of the file of each tensor: the same one on every learner."""
     files, number, filled = {}, 1, 0
     for name, tensor in tensors.items():
-        if filled and filled + tensor.nbytes > FILE_BYTES:
+        size = tensor.nbytes // _parts_of(tensor)
+        if filled and filled + size > FILE_BYTES:
             number, filled = number + 1, 0
         files[name] = number
-        filled += tensor.nbytes
+        filled += size
     return files
+
+
+def _parts_of(tensor: Tensor) -> int:
+    """Into how many parts it is divided."""
+    if not isinstance(tensor, DTensor):
+        return 1
+    return prod(
+        tensor.device_mesh.size(dim) for dim, placed in enumerate(tensor.placements) if placed.is_shard()
+    )
 
 
 def _cause(error: BaseException, folder: Path) -> BaseException:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,13 +34,15 @@ class FlowSchedule:
     Args:
         config: `scheduler_config.json`.
         num_tokens: Tokens that the denoiser sees per picture, on which dynamic shifts depend.
+        mu: The dynamic shift of a number of steps, where the family has a rule of its own; None takes the
+            scheduler's line through two numbers of tokens.
 
     Raises:
         ConfigError: If it is another scheduler, or has a field that is unknown, of a wrong type, or nothing
             that episodes can honour.
     """
 
-    def __init__(self, config: Mapping[str, Any], num_tokens: int):
+    def __init__(self, config: Mapping[str, Any], num_tokens: int, mu: Callable[[int], float] | None = None):
         require_scheduler(config.get("_class_name"))
         known = _defaults()
         for name, value in config.items():
@@ -60,7 +62,7 @@ class FlowSchedule:
         numbers = ["shift", "num_train_timesteps", *(("base_shift", "max_shift") if self._dynamic else ())]
         for name in numbers if self.config["shift_terminal"] is None else [*numbers, "shift_terminal"]:
             number(f"scheduler.{name}", self.config[name])
-        self.num_tokens = num_tokens
+        self.num_tokens, self._own_mu = num_tokens, mu
         self.num_train_timesteps = float(self.config["num_train_timesteps"])
         """What the network's time is at noise level 1."""
 
@@ -84,7 +86,7 @@ class FlowSchedule:
         plain = even and not odd
         if plain and not self._dynamic:
             return F.flow_sigmas(num_steps, shift=config["shift"])
-        if plain and config["time_shift_type"] == "exponential":
+        if plain and config["time_shift_type"] == "exponential" and self._own_mu is None:
             return F.dynamic_shift_sigmas(
                 num_steps,
                 self.num_tokens,
@@ -104,7 +106,7 @@ class FlowSchedule:
         if even:
             asked["sigmas"] = np.linspace(1.0, 1.0 / num_steps, num_steps)
         if self._dynamic:
-            asked["mu"] = self._mu()
+            asked["mu"] = self._mu() if self._own_mu is None else self._own_mu(num_steps)
         try:
             scheduler = FlowMatchEulerDiscreteScheduler(**self.config)
             # What divides by zero is refused with the rest of what does not fall.

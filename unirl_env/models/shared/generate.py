@@ -64,7 +64,7 @@ def draw_latents(
     if not prompts:
         return noise
 
-    def draw(latent: Tensor, row: Tensor) -> Tensor:
+    def draw(noise: Tensor, row: Tensor) -> Tensor:
         batch = [prompts[i] for i in row.tolist()]
         if contexts is not None:
             found = contexts(batch)
@@ -77,6 +77,7 @@ def draw_latents(
         if guidance != 1.0:
             context = {k: torch.cat([found[NEGATIVE + k], tensor]) for k, tensor in context.items()}
         reading = denoiser.read(network, context)
+        latent = denoiser.start(noise, float(sigmas[0]))
         for sigma, sigma_next in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
             velocity = _guided(denoiser, network, latent, sigma, reading, guidance)
             latent = F.sde_step(velocity, latent, sigma, sigma_next, eta=0.0).latent
@@ -103,4 +104,4 @@ def _guided(
         return denoiser.velocity(network, latent, level, reading).float()
     both = denoiser.velocity(network, torch.cat([latent, latent]), torch.cat([level, level]), reading)
     without, with_prompt = both.float().chunk(2)
-    return without + guidance * (with_prompt - without)
+    return denoiser.guided(without, with_prompt, guidance, level)
