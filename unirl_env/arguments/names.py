@@ -18,6 +18,7 @@ MODEL_OPTIONS = (
     "offload",
     "max_sequence_length",
     "schedule",
+    "embedded_guidance",
     "rows_per_forward",
     "system",
     "chat",
