@@ -18,7 +18,6 @@ MODEL_OPTIONS = (
     "offload",
     "max_sequence_length",
     "schedule",
-    "embedded_guidance",
     "rows_per_forward",
     "embedded_guidance",
     "tiling",
