@@ -245,6 +245,23 @@ def whole_weights_load(family: Family, folder: Path, out: Path) -> None:
     assert all(torch.equal(loaded[name], tensor) for name, tensor in own.items())
 
 
+def recomputing_changes_nothing(family: Family, folder: Path) -> None:
+    """Gradients are the same where activations are computed once more instead of kept."""
+    denoiser, prompts, found = family.denoiser(folder), list(family.prompts), []
+    env = gym.make_vec(
+        family.id, num_envs=3, num_steps=3, denoiser=denoiser, array_backend="torch", prompts=prompts,
+        autoreset_mode="disabled", scorer="saturation",
+    )  # fmt: skip
+    obs, _ = env.reset(seed=5)
+    for recompute in (False, True):
+        actor = Actor(denoiser, lora=LoRAConfig(rank=2, alpha=4), gradient_checkpointing=recompute)
+        randomised(actor)
+        actor.score(obs, obs["latent"] * 0.9).log_prob.sum().backward()
+        found.append([p.grad for p in actor.network.parameters() if p.requires_grad])
+    assert getattr(actor.network, "gradient_checkpointing", False)
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(*found, strict=True))
+
+
 def edited_copy(folder: Path, out: Path, file: str, **changes: Any) -> Path:
     """A copy of a checkpoint with some settings of one of its JSON files changed."""
     shutil.copytree(folder, out)

@@ -51,6 +51,10 @@ def test_what_it_exports_loads(folders, name, tmp_path):
     checks.whole_weights_load(FAMILIES[name], folders[name], tmp_path / "weights")
 
 
+def test_recomputing_changes_no_gradient(folders):
+    checks.recomputing_changes_nothing(DEV, folders["dev"])
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("agent", ["grpo", "flow_dppo", "drpo"])
 def test_the_recipe_trains(folders, cluster, agent):
@@ -99,9 +103,9 @@ class TestEmbeddedGuidance:
 
 
 def test_half_precision_rounds_as_the_pipeline_does(folders):
-    """Weights, times and stored latents in bfloat16; the steps are float32 on both sides."""
+    """Weights, times and stored latents; only the scheduler rounds each step as well, the policy does not."""
     denoiser = DEV.denoiser(folders["dev"], dtype="bfloat16")
-    pipeline = DEV.load(folders["dev"], torch_dtype=torch.bfloat16)
+    pipeline = DEV.load(folders["dev"], dtype=torch.bfloat16)
     actor = Actor(denoiser, storage_dtype="bfloat16")
     start, final, pictures = DEV.drawn(denoiser, actor, 4, list(DEV.prompts))
     expected = DEV.by_pipeline(pipeline, denoiser, start, 1.0, 4, DEV.prompts)
