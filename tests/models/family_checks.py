@@ -167,7 +167,10 @@ def equals_the_pipeline(
 def agrees_with_itself(
     family: Family, folder: Path, *, lora: bool, exact: bool = False, **options: Any
 ) -> None:
-    """Scores find what sampling found: ratio one, alone as in a batch; gradients reach what is trained."""
+    """Scores find what sampling found, alone as in a batch; gradients reach all that is trained.
+
+    With `exact` to the last bit: stored in bfloat16, evaluated in lots.
+    """
     if exact:
         options |= {"rows_per_forward": 4}
     denoiser = family.denoiser(folder, **options)

@@ -49,6 +49,21 @@ class Denoiser(Backbone):
         A schedule of the variance-preserving kind begins below 1 and may end above 0.
         """
 
+    def sized(self, height: int, width: int) -> Denoiser:
+        """The same model of pictures of another size, which shares what is frozen and loaded.
+
+        Args:
+            height: Pixels.
+            width: Pixels.
+
+        Raises:
+            ConfigError: If it cannot draw them.
+        """
+        raise ConfigError(
+            f"`policy.eval_size` must be null for {type(self).__name__}, which draws one size alone, got "
+            f"{height} x {width}."
+        )
+
     def start(self, noise: Tensor, sigma: float) -> Tensor:
         """The latents that an episode begins with, of standard normal `noise` `[B, ...]`.
 
