@@ -313,6 +313,16 @@ class OfDiffusers(Denoiser):
         entry = self._index.get(name)
         return isinstance(entry, list | tuple) and entry[0] is not None
 
+    def require_pipeline(self) -> None:
+        """Refuse the checkpoint of another pipeline, whose parts may be of the very same classes.
+
+        Raises:
+            ModelNotFound: Naming both.
+        """
+        found = self._index.get("_class_name")
+        if found != self.pipeline:
+            raise self.source.not_found(f"its pipeline is a {found}, not a {self.pipeline}")
+
     def _is_network(self, name: str) -> bool:
         """Whether a part is a frozen network, which is loaded by itself."""
         if name in (self.trained, *self.dropped) or not self._has(name):
