@@ -23,7 +23,7 @@ from unirl_env.errors import ConfigError
 from unirl_env.errors.quiet import unheard
 from unirl_env.models.denoiser import Denoiser
 from unirl_env.models.shared.exports import in_order, settle_header
-from unirl_env.models.shared.fixed_batches import in_fixed_batches, painted, texts_at_once
+from unirl_env.models.shared.fixed_batches import by_kind, in_fixed_batches, painted, texts_at_once
 from unirl_env.models.shared.flow_schedule import FlowSchedule, require_scheduler
 from unirl_env.models.shared.loading import Source, as_dtype, complete
 from unirl_env.models.shared.outline import on_device
@@ -171,6 +171,20 @@ class OfDiffusers(Denoiser):
         """Refuse a scheduler of the pipeline's index that `_schedule` does not know."""
         require_scheduler(name)
 
+    def _kinds(self, context: Mapping[str, Tensor]) -> Tensor | None:
+        """What tells apart rows that no forward may read together, `[N, ...]`; None if nothing does."""
+        return None
+
+    def _require_pipeline(self) -> None:
+        """Refuse a checkpoint whose parts are this family's and whose pipeline is another one.
+
+        Raises:
+            ModelNotFound: Naming that pipeline.
+        """
+        named = self._index.get("_class_name")
+        if named != self.pipeline:
+            raise self.source.not_found(f"its model_index.json is of {named}, not of {self.pipeline}")
+
     # What follows of it.
 
     def sigmas(self, num_steps: int) -> Tensor:
@@ -223,7 +237,10 @@ class OfDiffusers(Denoiser):
                 network, latent.to(self.dtype), sigma, dict(zip(context, values, strict=True))
             )
 
-        return in_fixed_batches(forward, latent, sigma, *context.values(), rows=self.rows_per_forward)
+        def in_lots(*batches: Tensor) -> Tensor:
+            return in_fixed_batches(forward, *batches, rows=self.rows_per_forward)
+
+        return by_kind(in_lots, latent, sigma, *context.values(), kinds=self._kinds(context))
 
     def save_adapters(self, network: nn.Module, directory: str) -> None:
         """Write `pytorch_lora_weights.safetensors`, which `pipeline.load_lora_weights` reads."""
