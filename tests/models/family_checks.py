@@ -15,6 +15,7 @@ import diffusers
 import gymnasium as gym
 import torch
 
+from unirl_env.arguments.names import MODEL_OPTIONS
 from unirl_env.models import DENOISERS
 from unirl_env.models.making import make_model
 from unirl_env.policies.actor import Actor, LoRAConfig
@@ -247,3 +248,38 @@ def whole_weights_load(family: Family, folder: Path, out: Path) -> None:
     own = actor.network.state_dict()
     assert loaded.keys() == own.keys()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in own.items())
+
+
+def one_iteration(family: Family, folder: Path, recipe: str, agent: str) -> None:
+    """A recipe, with the tiny checkpoint in its model's place, begins at ratio one and learns.
+
+    Args:
+        family: Whose checkpoint.
+        folder: Where it is.
+        recipe: Its name, such as `"diffusion/sd3"`.
+        agent: In the place of the recipe's own.
+    """
+    from unirl_env import train
+    from unirl_env.prompts.sources import PromptSource
+    from unirl_env.run.agent_setup import agent_config
+
+    known = {name: value for name, value in family.options.items() if name in MODEL_OPTIONS}
+    own = {name: value for name, value in family.options.items() if name not in MODEL_OPTIONS}
+    words = {
+        **{"agent": agent, "model.pretrained": folder, "model.dtype": "float32", "model.device": "cpu"},
+        **{"model.height": family.height, "model.width": family.width, "model.num_steps": 4},
+        **{f"++model.options.{name}": value for name, value in known.items()},
+        **{f"++model.options.model_options.{name}": value for name, value in own.items()},
+        **{"reward.train": "saturation", "reward.heldout": "null"},
+        **{"rollout.num_prompts": 2, "rollout.group_size": 4, "rollout.batch_size": 8},
+        **{"policy.storage_dtype": "float32", "policy.lora_rank": 2, "policy.lora_alpha": 4},
+        **{"agent.warmup_iterations": 0, "steps": "{kind: all}"},
+    }
+    cfg = train.settings(recipe, [f"{name}={value}" for name, value in words.items()])
+    algorithm = agent_config(cfg, PromptSource.of(list(family.prompts))).build_algo()
+    try:
+        row = algorithm.train()["learners"]["default_policy"]
+    finally:
+        algorithm.stop()
+    assert row["self_check/ratio"] <= 1e-5 and row["self_check/gap_max"] <= 1e-4
+    assert row["grad_norm"] > 0 and row["skipped_steps"] == 0 and row["reward_std"] > 0

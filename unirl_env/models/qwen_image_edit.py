@@ -18,6 +18,8 @@ from unirl_env.models.shared.unequal import padded_texts
 from unirl_env.types import Prompt
 
 ONE, SEVERAL = "QwenImageEditPipeline", "QwenImageEditPlusPipeline"
+SLENDER = 4
+"""How many times as long as wide a picture may be, for which observations have room."""
 
 
 class QwenImageEditDenoiser(QwenImageDenoiser):
@@ -45,12 +47,12 @@ class QwenImageEditDenoiser(QwenImageDenoiser):
         self, pretrained: str, *, max_images: int = 1, image_pixels: int = 1024 * 1024, **options: Any
     ):
         super().__init__(pretrained, **options)
-        self.image_pixels = whole("image_pixels", image_pixels, 32 * 32)
+        self.image_pixels = whole("image_pixels", image_pixels, 64 * 64)
         most = None if self.pipeline == SEVERAL else 1
         hint = f"a {ONE} takes one; try a checkpoint of a {SEVERAL}"
         self.max_images = whole("max_images", max_images, 1, most, hint=hint)
-        # Sides are rounded to 32 pixels, which makes a picture four times as long as wide larger by this.
-        rounded = 40 * self.image_pixels**0.5 + 256
+        # Each side is rounded to 32 pixels, which makes the most slender picture larger by this.
+        rounded = 16 * (SLENDER + 1) * (self.image_pixels / SLENDER) ** 0.5 + 16**2
         self.image_tokens = self.max_images * int((self.image_pixels + rounded) / self._unit**2)
 
     def _require_pipeline(self) -> None:
@@ -79,6 +81,11 @@ class QwenImageEditDenoiser(QwenImageDenoiser):
         module: Any = import_module(type(pipeline).__module__)
         for picture in (to_pil(load_picture(source)) for source in prompt.images):
             aspect = picture.width / picture.height
+            if not 1 / SLENDER <= aspect <= SLENDER:
+                raise PromptError(
+                    f"A picture must be at most {SLENDER} times as long as wide, got {picture.width} x "
+                    f"{picture.height} in {prompt.id[:60]!r}; try a part of it."
+                )
             width, height, *_ = module.calculate_dimensions(self.image_pixels, aspect)
             pixels.append(pipeline.image_processor.preprocess(picture, height, width).unsqueeze(2))
             grids.append((height // self._unit, width // self._unit))
@@ -93,20 +100,16 @@ class QwenImageEditDenoiser(QwenImageDenoiser):
         sizes = (1, self.latent_shape[1] // PATCH**2, self.height, self.width)
         given, place = pixels if several else pixels[0], (embeds.dtype, self.device, None)
         _, latents = pipeline.prepare_latents(given, *sizes, *place, latents=none_drawn)
-        self._require_room(prompt, "it with a larger `max_sequence_length`", embeds, self.max_sequence_length)
-        self._require_room(prompt, "less slender pictures", latents, self.image_tokens)
+        if embeds.shape[1] > self.max_sequence_length:
+            raise PromptError(
+                f"A prompt must have at most {self.max_sequence_length} tokens with its pictures, got "
+                f"{embeds.shape[1]} in {prompt.id[:60]!r}; try a larger `max_sequence_length`."
+            )
         return {
             **padded_texts(embeds, mask, self.max_sequence_length),
             "image_latents": pad(latents, (0, 0, 0, self.image_tokens - latents.shape[1])),
             "image_sizes": pad(torch.tensor(grids), (0, 0, 0, self.max_images - len(grids)))[None],
         }
-
-    def _require_room(self, prompt: Prompt, remedy: str, tokens: Tensor, most: int) -> None:
-        if tokens.shape[1] > most:
-            raise PromptError(
-                f"A prompt with its pictures must have at most {most} tokens, got {tokens.shape[1]} in "
-                f"{prompt.id[:60]!r}; try {remedy}."
-            )
 
     def _kinds(self, context: Mapping[str, Tensor]) -> Tensor:
         return context["image_sizes"].flatten(1)
