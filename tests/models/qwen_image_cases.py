@@ -3,7 +3,7 @@
 from functools import partial
 
 import torch
-from family_checks import PROMPTS, Family
+from models.family_checks import PROMPTS, Family
 
 from pretraining.qwen_vl_build import CHAT_TEMPLATE, SPECIAL, word_tokenizer
 from unirl_env.types import Prompt

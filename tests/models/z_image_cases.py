@@ -1,7 +1,7 @@
 """An untrained tiny checkpoint of Z-Image in the published layout."""
 
 import torch
-from family_checks import PROMPTS, Family
+from models.family_checks import PROMPTS, Family
 
 from pretraining.qwen3_build import CHAT_TEMPLATE, ROLES, tiny_qwen3
 from pretraining.qwen_vl_build import word_tokenizer
