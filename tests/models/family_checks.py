@@ -17,6 +17,7 @@ import gymnasium as gym
 import torch
 from gymnasium.utils.env_checker import check_env
 
+from unirl_env.arguments.names import MODEL_OPTIONS
 from unirl_env.envs import check_vector_env
 from unirl_env.models import DENOISERS
 from unirl_env.models.making import make_model
@@ -62,6 +63,7 @@ class Family:
         prepare: Changes a loaded pipeline before a comparison, for example its scheduler.
         guidances: What is compared; 1 alone where the family has none.
         prompts: What is drawn.
+        together: Whether its pipeline draws several prompts in one call.
         blind: Beginnings of the names of weights that no gradient can reach, such as those of a last block
             whose texts nobody reads any more.
     """
@@ -78,6 +80,7 @@ class Family:
     prepare: Callable[[Any, Any, int], None] = nothing
     guidances: tuple[float, ...] = (1.0, 3.5)
     prompts: Sequence[Prompt] = tuple(PROMPTS)
+    together: bool = True
     blind: tuple[str, ...] = ()
 
     def arguments(self, folder: Path) -> dict[str, Any]:
@@ -136,6 +139,12 @@ class Family:
     ) -> torch.Tensor:  # fmt: skip
         """The pipeline's own pictures `[B, 3, H, W]` from these initial latents."""
         self.prepare(pipeline, denoiser, num_steps)
+        if not self.together and len(prompts) > 1:
+            rows = [
+                self.by_pipeline(pipeline, denoiser, latents[row : row + 1], guidance, num_steps, [prompt])
+                for row, prompt in enumerate(prompts)
+            ]
+            return torch.cat(rows)
         with torch.no_grad():
             return pipeline(
                 **self.call(prompts, guidance),
@@ -328,3 +337,38 @@ def trains(family: Family, folder: Path, recipe: str, agent: str, *overrides: st
 def _weights(learner: Any) -> torch.Tensor:
     state = learner.policy.actor.trainable_state()
     return torch.cat([tensor.float().flatten().clone() for tensor in state.values()])
+
+
+def one_iteration(family: Family, folder: Path, recipe: str, agent: str) -> None:
+    """A recipe, with the tiny checkpoint in its model's place, begins at ratio one and learns.
+
+    Args:
+        family: Whose checkpoint.
+        folder: Where it is.
+        recipe: Its name, such as `"diffusion/sd3"`.
+        agent: In the place of the recipe's own.
+    """
+    from unirl_env import train
+    from unirl_env.prompts.sources import PromptSource
+    from unirl_env.run.agent_setup import agent_config
+
+    known = {name: value for name, value in family.options.items() if name in MODEL_OPTIONS}
+    own = {name: value for name, value in family.options.items() if name not in MODEL_OPTIONS}
+    words = {
+        **{"agent": agent, "model.pretrained": folder, "model.dtype": "float32", "model.device": "cpu"},
+        **{"model.height": family.height, "model.width": family.width, "model.num_steps": 4},
+        **{f"++model.options.{name}": value for name, value in known.items()},
+        **{f"++model.options.model_options.{name}": value for name, value in own.items()},
+        **{"reward.train": "saturation", "reward.heldout": "null"},
+        **{"rollout.num_prompts": 2, "rollout.group_size": 4, "rollout.batch_size": 8},
+        **{"policy.storage_dtype": "float32", "policy.lora_rank": 2, "policy.lora_alpha": 4},
+        **{"agent.warmup_iterations": 0, "steps": "{kind: all}"},
+    }
+    cfg = train.settings(recipe, [f"{name}={value}" for name, value in words.items()])
+    algorithm = agent_config(cfg, PromptSource.of(list(family.prompts))).build_algo()
+    try:
+        row = algorithm.train()["learners"]["default_policy"]
+    finally:
+        algorithm.stop()
+    assert row["self_check/ratio"] <= 1e-5 and row["self_check/gap_max"] <= 1e-4
+    assert row["grad_norm"] > 0 and row["skipped_steps"] == 0 and row["reward_std"] > 0
