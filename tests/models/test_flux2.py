@@ -178,7 +178,7 @@ class TestRefused:
         """Both have transformers and decoders of the same classes."""
         with pytest.raises(ModelNotFound, match="is of Flux2Pipeline, not of Flux2KleinPipeline"):
             Flux2KleinDenoiser(str(folders("dev")))
-        with pytest.raises(ModelNotFound, match="its pipeline is a Flux2KleinPipeline, not a Flux2Pipeline"):
+        with pytest.raises(ModelNotFound, match="is of Flux2KleinPipeline, not of Flux2Pipeline"):
             Flux2Denoiser(str(folders("klein")))
 
     def test_another_familys_checkpoint(self, tiny_dir):
