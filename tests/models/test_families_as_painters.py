@@ -1,4 +1,4 @@
-"""Every family as the frozen generator of prompt enhancement, and as the painter of a model that writes, too."""
+"""Every family as the frozen generator of prompt enhancement, and as the painter of a hybrid that learns."""
 
 from importlib import import_module
 
@@ -12,7 +12,8 @@ from unirl_env.envs import check_vector_env
 EDITS = "unirl/QwenImage-Edit-v0"
 FAMILIES = [name for name in conftest.FAMILIES if name != EDITS]
 """Whoever edits needs a picture, which no writer brings."""
-WISHES = {
+REWARD = {"name": "pictured", "scorer": "saturation"}
+WISHES = {"prompts": ["a red circle", "a blue square"], "scorer": REWARD}
     "prompts": ["a red circle", "a blue square"],
     "scorer": {"name": "pictured", "scorer": "saturation"},
 }
