@@ -43,14 +43,22 @@ def test_it_agrees_with_itself(folder, lora, exact):
     checks.agrees_with_itself(Z_IMAGE, folder, lora=lora, exact=exact)
 
 
-def test_in_lots_no_bit_depends_on_the_captions_beside_it(folder):
+def test_in_lots_no_bit_depends_on_the_captions_beside_it(folder, monkeypatch):
     denoiser = Z_IMAGE.denoiser(folder, rows_per_forward=2)
+    seen, own_forward = [], denoiser._forward
+
+    def forward(network, latent, sigma, context):
+        seen.append(((context["prompt_length"] + 31) // 32).tolist())
+        return own_forward(network, latent, sigma, context)
+
+    monkeypatch.setattr(denoiser, "_forward", forward)
     network, context = denoiser.network(), denoiser.encode(TEXTS)
     assert ((context["prompt_length"] + 31) // 32).tolist() == [1, 1, 2, 1]
     latent = torch.randn(4, *denoiser.latent_shape, generator=torch.Generator().manual_seed(0))
     sigma = torch.linspace(0.9, 0.3, 4)
     with torch.no_grad():
         together = denoiser.velocity(network, latent, sigma, context)
+        assert seen == [[1, 1], [1, 1], [2, 2]], "captions of other lengths would change how rows are padded"
         for row in range(4):
             own = {name: each[row : row + 1] for name, each in context.items()}
             alone = denoiser.velocity(network, latent[row : row + 1], sigma[row : row + 1], own)
@@ -86,9 +94,7 @@ def test_a_text_that_is_cut_is_cut_as_by_the_pipeline_and_said(folder, caplog):
 class TestRefusals:
     @pytest.mark.parametrize("size, near", [({"height": 30}, "24 or 32"), ({"width": 400}, "256")])
     def test_sizes(self, folder, size, near):
-        with pytest.raises(
-            ConfigError, match=f"`{next(iter(size))}` must be .* multiple of 8.*{near}"
-        ):
+        with pytest.raises(ConfigError, match=f"`{next(iter(size))}` must be .* multiple of 8.*{near}"):
             Z_IMAGE.denoiser(folder, **size)
 
     def test_captions_that_leave_no_place_for_the_picture(self, folder):
