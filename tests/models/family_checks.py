@@ -5,6 +5,8 @@ A family's test module makes a `Family` and calls these; each compares with the 
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +15,17 @@ from typing import Any
 import diffusers
 import gymnasium as gym
 import torch
+from gymnasium.utils.env_checker import check_env
 
 from unirl_env.arguments.names import MODEL_OPTIONS
+from unirl_env.envs import check_vector_env
 from unirl_env.models import DENOISERS
 from unirl_env.models.making import make_model
 from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.play import Rollout
+from unirl_env.run.agent_setup import build_agent
+from unirl_env.train import settings
 from unirl_env.types import Prompt
 
 PROMPTS = [
@@ -249,6 +255,88 @@ def whole_weights_load(family: Family, folder: Path, out: Path) -> None:
     own = actor.network.state_dict()
     assert loaded.keys() == own.keys()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in own.items())
+
+
+def recomputing_changes_nothing(family: Family, folder: Path) -> None:
+    """Gradients are the same where activations are computed once more instead of kept."""
+    denoiser, prompts, found = family.denoiser(folder), list(family.prompts), []
+    env = gym.make_vec(
+        family.id, num_envs=3, num_steps=3, denoiser=denoiser, array_backend="torch", prompts=prompts,
+        autoreset_mode="disabled", scorer="saturation",
+    )  # fmt: skip
+    obs, _ = env.reset(seed=5)
+    for recompute in (False, True):
+        actor = Actor(denoiser, lora=LoRAConfig(rank=2, alpha=4), gradient_checkpointing=recompute)
+        randomised(actor)
+        actor.score(obs, obs["latent"] * 0.9).log_prob.sum().backward()
+        found.append([p.grad for p in actor.network.parameters() if p.requires_grad])
+    assert getattr(actor.network, "gradient_checkpointing", False)
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(*found, strict=True))
+
+
+def edited_copy(folder: Path, out: Path, file: str, **changes: Any) -> Path:
+    """A copy of a checkpoint with some settings of one of its JSON files changed."""
+    shutil.copytree(folder, out)
+    path = out / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return out
+
+
+def keeps_the_contract(family: Family, folder: Path) -> None:
+    """Gymnasium's checker and the library's own find nothing, of one episode and of a batch."""
+    single = gym.make(family.id, **family.arguments(folder))
+    check_env(single.unwrapped, skip_render_check=True)
+    single.close()
+    batch = gym.make_vec(
+        family.id, num_envs=4, vectorization_mode="vector_entry_point", **family.arguments(folder)
+    )
+    check_vector_env(batch)
+    batch.close()
+
+
+def trains(family: Family, folder: Path, recipe: str, agent: str, *overrides: str) -> None:
+    """One iteration of a recipe on the tiny checkpoint begins at ratio one and moves the weights."""
+    cfg = settings(
+        recipe,
+        [
+            f"agent={agent}",
+            f"model.pretrained={folder}",
+            f"model.height={family.height}",
+            f"model.width={family.width}",
+            "model.num_steps=6",
+            "model.eval_num_steps=null",
+            "model.dtype=float32",
+            "model.device=cpu",
+            *(f"+model.options.{name}={value}" for name, value in family.options.items()),
+            "policy.lora_rank=2",
+            "policy.lora_alpha=4",
+            "policy.storage_dtype=float32",
+            "prompts.train=[a red circle, two blue squares]",
+            "prompts.heldout=null",
+            "reward.train=saturation",
+            "reward.heldout=null",
+            "rollout.num_prompts=2",
+            "rollout.group_size=4",
+            "rollout.batch_size=null",
+            "agent.micro_batch_size=8",
+            *overrides,
+        ],
+    )
+    trained = build_agent(cfg)
+    try:
+        learner = trained.learner_group._learner
+        before = _weights(learner)
+        trained.train()
+        after, said = _weights(learner), trained.iteration_metrics
+    finally:
+        trained.stop()
+    assert said["self_check/ratio"] <= 1e-4 and said["grad_norm"] > 0, said
+    assert after.isfinite().all() and not torch.equal(before, after)
+
+
+def _weights(learner: Any) -> torch.Tensor:
+    state = learner.policy.actor.trainable_state()
+    return torch.cat([tensor.float().flatten().clone() for tensor in state.values()])
 
 
 def one_iteration(family: Family, folder: Path, recipe: str, agent: str) -> None:

@@ -44,7 +44,6 @@ class QwenImageDenoiser(OfDiffusers):
     def __init__(self, pretrained: str, **options: Any):
         super().__init__(pretrained, **options)
         whole("max_sequence_length", self.max_sequence_length, 1, self.longest)
-        self._require_pipeline()
         # Texts are padded to the longest of those read together, which shows in the last bits.
         self.prompts_at_once = 1
         blocks = self.configs["transformer"]["num_layers"]

@@ -55,7 +55,6 @@ class ZImageDenoiser(OfDiffusers):
         # Places are counted from 1, and the picture's is behind those of the filled up caption.
         most = (self.configs["transformer"]["axes_lens"][0] - 2) // MULTIPLE * MULTIPLE
         whole("max_sequence_length", self.max_sequence_length, 1, most)
-        self._require_pipeline()
 
     def _sizes(self, config: Mapping[str, Any]) -> Sizes:
         scale = autoencoder_scale(self.configs["vae"])

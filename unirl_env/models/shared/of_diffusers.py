@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -139,6 +140,11 @@ class OfDiffusers(Denoiser):
         self.max_sequence_length = whole("max_sequence_length", length, 1)
         self.prompts_at_once = texts_at_once(self.max_sequence_length)
         self.configs = {part: self._load_config(part) for part in self.classes}
+        self._require_pipeline()
+        self._fit(height, width)
+
+    def _fit(self, height: int | None, width: int | None) -> None:
+        """Set sizes, and what follows from them."""
         sizes = self._sizes(self.configs[self.trained])
         self.height = _side("height", height, sizes)
         self.width = _side("width", width, sizes)
@@ -194,6 +200,17 @@ class OfDiffusers(Denoiser):
             raise self.source.not_found(f"its model_index.json is of {named}, not of {self.pipeline}")
 
     # What follows of it.
+
+    def sized(self, height: int, width: int) -> OfDiffusers:
+        """The same model of pictures of another size, which shares text encoders and decoder.
+
+        Raises:
+            ConfigError: If it cannot draw them; names the nearest sizes that it can.
+        """
+        other = copy(self)
+        other._fit(height, width)
+        vars(other)["frozen"], other._hooks = self.frozen, self._hooks
+        return other
 
     def sigmas(self, num_steps: int) -> Tensor:
         """The noise schedule `[T+1]` as the checkpoint's scheduler has it.
