@@ -22,6 +22,7 @@ from unirl_env.envs import check_vector_env
 from unirl_env.models import DENOISERS
 from unirl_env.models.making import make_model
 from unirl_env.policies.actor import Actor, LoRAConfig
+from unirl_env.prompts.sources import PromptSource
 from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.play import Rollout
 from unirl_env.run.agent_setup import build_agent
@@ -296,6 +297,7 @@ def keeps_the_contract(family: Family, folder: Path) -> None:
 
 def trains(family: Family, folder: Path, recipe: str, agent: str, *overrides: str) -> None:
     """One iteration of a recipe on the tiny checkpoint begins at ratio one and moves the weights."""
+    place = {name: "" if name in MODEL_OPTIONS else "model_options." for name in family.options}
     cfg = settings(
         recipe,
         [
@@ -307,11 +309,10 @@ def trains(family: Family, folder: Path, recipe: str, agent: str, *overrides: st
             "model.eval_num_steps=null",
             "model.dtype=float32",
             "model.device=cpu",
-            *(f"+model.options.{name}={value}" for name, value in family.options.items()),
+            *(f"++model.options.{place[name]}{name}={value}" for name, value in family.options.items()),
             "policy.lora_rank=2",
             "policy.lora_alpha=4",
             "policy.storage_dtype=float32",
-            "prompts.train=[a red circle, two blue squares]",
             "prompts.heldout=null",
             "reward.train=saturation",
             "reward.heldout=null",
@@ -322,7 +323,7 @@ def trains(family: Family, folder: Path, recipe: str, agent: str, *overrides: st
             *overrides,
         ],
     )
-    trained = build_agent(cfg)
+    trained = build_agent(cfg, PromptSource.of(list(family.prompts)))
     try:
         learner = trained.learner_group._learner
         before = _weights(learner)
@@ -337,38 +338,3 @@ def trains(family: Family, folder: Path, recipe: str, agent: str, *overrides: st
 def _weights(learner: Any) -> torch.Tensor:
     state = learner.policy.actor.trainable_state()
     return torch.cat([tensor.float().flatten().clone() for tensor in state.values()])
-
-
-def one_iteration(family: Family, folder: Path, recipe: str, agent: str) -> None:
-    """A recipe, with the tiny checkpoint in its model's place, begins at ratio one and learns.
-
-    Args:
-        family: Whose checkpoint.
-        folder: Where it is.
-        recipe: Its name, such as `"diffusion/sd3"`.
-        agent: In the place of the recipe's own.
-    """
-    from unirl_env import train
-    from unirl_env.prompts.sources import PromptSource
-    from unirl_env.run.agent_setup import agent_config
-
-    known = {name: value for name, value in family.options.items() if name in MODEL_OPTIONS}
-    own = {name: value for name, value in family.options.items() if name not in MODEL_OPTIONS}
-    words = {
-        **{"agent": agent, "model.pretrained": folder, "model.dtype": "float32", "model.device": "cpu"},
-        **{"model.height": family.height, "model.width": family.width, "model.num_steps": 4},
-        **{f"++model.options.{name}": value for name, value in known.items()},
-        **{f"++model.options.model_options.{name}": value for name, value in own.items()},
-        **{"reward.train": "saturation", "reward.heldout": "null"},
-        **{"rollout.num_prompts": 2, "rollout.group_size": 4, "rollout.batch_size": 8},
-        **{"policy.storage_dtype": "float32", "policy.lora_rank": 2, "policy.lora_alpha": 4},
-        **{"agent.warmup_iterations": 0, "steps": "{kind: all}"},
-    }
-    cfg = train.settings(recipe, [f"{name}={value}" for name, value in words.items()])
-    algorithm = agent_config(cfg, PromptSource.of(list(family.prompts))).build_algo()
-    try:
-        row = algorithm.train()["learners"]["default_policy"]
-    finally:
-        algorithm.stop()
-    assert row["self_check/ratio"] <= 1e-5 and row["self_check/gap_max"] <= 1e-4
-    assert row["grad_norm"] > 0 and row["skipped_steps"] == 0 and row["reward_std"] > 0
