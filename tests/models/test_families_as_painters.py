@@ -14,9 +14,6 @@ FAMILIES = [name for name in conftest.FAMILIES if name != EDITS]
 """Whoever edits needs a picture, which no writer brings."""
 REWARD = {"name": "pictured", "scorer": "saturation"}
 WISHES = {"prompts": ["a red circle", "a blue square"], "scorer": REWARD}
-    "prompts": ["a red circle", "a blue square"],
-    "scorer": {"name": "pictured", "scorer": "saturation"},
-}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
