@@ -17,10 +17,12 @@ import gymnasium as gym
 import torch
 from gymnasium.utils.env_checker import check_env
 
+from unirl_env.arguments.names import MODEL_OPTIONS
 from unirl_env.envs import check_vector_env
 from unirl_env.models import DENOISERS
 from unirl_env.models.making import make_model
 from unirl_env.policies.actor import Actor, LoRAConfig
+from unirl_env.prompts.sources import PromptSource
 from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.play import Rollout
 from unirl_env.run.agent_setup import build_agent
@@ -62,6 +64,7 @@ class Family:
         prepare: Changes a loaded pipeline before a comparison, for example its scheduler.
         guidances: What is compared; 1 alone where the family has none.
         prompts: What is drawn.
+        together: Whether its pipeline draws several prompts in one call.
         blind: Beginnings of the names of weights that no gradient can reach, such as those of a last block
             whose texts nobody reads any more.
     """
@@ -78,6 +81,7 @@ class Family:
     prepare: Callable[[Any, Any, int], None] = nothing
     guidances: tuple[float, ...] = (1.0, 3.5)
     prompts: Sequence[Prompt] = tuple(PROMPTS)
+    together: bool = True
     blind: tuple[str, ...] = ()
 
     def arguments(self, folder: Path) -> dict[str, Any]:
@@ -136,6 +140,12 @@ class Family:
     ) -> torch.Tensor:  # fmt: skip
         """The pipeline's own pictures `[B, 3, H, W]` from these initial latents."""
         self.prepare(pipeline, denoiser, num_steps)
+        if not self.together and len(prompts) > 1:
+            rows = [
+                self.by_pipeline(pipeline, denoiser, latents[row : row + 1], guidance, num_steps, [prompt])
+                for row, prompt in enumerate(prompts)
+            ]
+            return torch.cat(rows)
         with torch.no_grad():
             return pipeline(
                 **self.call(prompts, guidance),
@@ -316,6 +326,7 @@ def keeps_the_contract(family: Family, folder: Path) -> None:
 
 def trains(family: Family, folder: Path, recipe: str, agent: str, *overrides: str) -> None:
     """One iteration of a recipe on the tiny checkpoint begins at ratio one and moves the weights."""
+    place = {name: "" if name in MODEL_OPTIONS else "model_options." for name in family.options}
     cfg = settings(
         recipe,
         [
@@ -327,11 +338,10 @@ def trains(family: Family, folder: Path, recipe: str, agent: str, *overrides: st
             "model.eval_num_steps=null",
             "model.dtype=float32",
             "model.device=cpu",
-            *(f"+model.options.{name}={value}" for name, value in family.options.items()),
+            *(f"++model.options.{place[name]}{name}={value}" for name, value in family.options.items()),
             "policy.lora_rank=2",
             "policy.lora_alpha=4",
             "policy.storage_dtype=float32",
-            "prompts.train=[a red circle, two blue squares]",
             "prompts.heldout=null",
             "reward.train=saturation",
             "reward.heldout=null",
@@ -342,7 +352,7 @@ def trains(family: Family, folder: Path, recipe: str, agent: str, *overrides: st
             *overrides,
         ],
     )
-    trained = build_agent(cfg)
+    trained = build_agent(cfg, PromptSource.of(list(family.prompts)))
     try:
         learner = trained.learner_group._learner
         before = _weights(learner)

@@ -12,7 +12,7 @@ import torch
 from models.family_checks import Family
 
 from pretraining.qwen3_build import CHAT_TEMPLATE, tiny_qwen3
-from pretraining.qwen_vl_build import _tokenizer
+from pretraining.qwen_vl_build import word_tokenizer
 from unirl_env.prompts.shapes import words
 
 LENGTH = 64
@@ -80,7 +80,7 @@ def build_klein(folder: Path, *, distilled: bool = False, seed: int = 1) -> Path
     """Write a tiny FLUX.2 Klein."""
     from diffusers import Flux2KleinPipeline
 
-    tokenizer = _tokenizer(words())
+    tokenizer = word_tokenizer(words())
     tokenizer.chat_template = CHAT_TEMPLATE
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -111,7 +111,7 @@ def build_dev(folder: Path, *, seed: int = 1) -> Path:
         PixtralProcessor,
     )
 
-    tokenizer = _tokenizer([*words(), SYSTEM_MESSAGE])
+    tokenizer = word_tokenizer([*words(), SYSTEM_MESSAGE])
     tokenizer.add_special_tokens({"additional_special_tokens": ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]})
     processor = PixtralProcessor(
         PixtralImageProcessor(size={"longest_edge": 32}, patch_size={"height": 4, "width": 4}),

@@ -136,7 +136,7 @@ class TestRefused:
         folder = checks.edited_copy(
             folders["dev"], tmp_path / "fill", "model_index.json", _class_name="FluxFillPipeline"
         )
-        with pytest.raises(ModelNotFound, match="its pipeline is a FluxFillPipeline, not a FluxPipeline"):
+        with pytest.raises(ModelNotFound, match="is of FluxFillPipeline, not of FluxPipeline"):
             DEV.denoiser(folder)
 
     def test_another_familys_checkpoint(self, tiny_dir):

@@ -186,9 +186,9 @@ class TestRefused:
 
     def test_the_checkpoint_of_the_other_pipeline(self, folders):
         """Both have transformers and decoders of the same classes."""
-        with pytest.raises(ModelNotFound, match="its pipeline is a Flux2Pipeline, not a Flux2KleinPipeline"):
+        with pytest.raises(ModelNotFound, match="is of Flux2Pipeline, not of Flux2KleinPipeline"):
             Flux2KleinDenoiser(str(folders("dev")))
-        with pytest.raises(ModelNotFound, match="its pipeline is a Flux2KleinPipeline, not a Flux2Pipeline"):
+        with pytest.raises(ModelNotFound, match="is of Flux2KleinPipeline, not of Flux2Pipeline"):
             Flux2Denoiser(str(folders("klein")))
 
     def test_another_familys_checkpoint(self, tiny_dir):

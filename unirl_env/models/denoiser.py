@@ -73,6 +73,13 @@ class Denoiser(Backbone):
         """
         return noise
 
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Refuse a prompt that the family cannot draw, such as one without the picture that it is to change.
+
+        Raises:
+            PromptError: Naming the prompt.
+        """
+
     @abstractmethod
     def encode(self, prompts: Sequence[Prompt], *, negative: bool = False) -> dict[str, Tensor]:
         """The context of `prompts` (or of their negatives), each tensor `[len(prompts), ...]`."""

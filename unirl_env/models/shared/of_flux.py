@@ -42,7 +42,6 @@ class OfFlux(OfDiffusers):
 
     def __init__(self, pretrained: str, *, embedded_guidance: float | None = None, **options: Any):
         super().__init__(pretrained, **options)
-        self.require_pipeline()
         default = inspect.signature(self._network_class.__init__).parameters["guidance_embeds"].default
         takes = self.configs[self.trained].get("guidance_embeds", default) and self.tells is not None
         if embedded_guidance is not None and not takes:
