@@ -275,6 +275,35 @@ def recomputing_changes_nothing(family: Family, folder: Path) -> None:
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(*found, strict=True))
 
 
+def another_size_is_the_pipelines(family: Family, folder: Path, height: int, width: int) -> None:
+    """`sized` draws the pipeline's pictures, whatever the adapter has drawn at its own size before."""
+    denoiser, pipeline, prompts = family.denoiser(folder), family.load(folder), list(family.prompts)
+    family.drawn(denoiser, Actor(denoiser), 2, prompts)
+    other = denoiser.sized(height, width)
+    start, _, pictures = family.drawn(other, Actor(other), 3, prompts)
+    expected = family.by_pipeline(pipeline, other, start, 1.0, 3, prompts)
+    assert pictures.shape[-2:] == (height, width)
+    assert (pictures - expected).abs().max() <= 1e-5, (pictures - expected).abs().max()
+
+
+def draws_for_texts(family: Family, folder: Path) -> None:
+    """It is a frozen generator behind a writer, and the painter of a model that writes and draws."""
+    sizes = {"height": family.height, "width": family.width}
+    model = {"denoiser": family.name, "pretrained": str(folder), **sizes, **family.options}
+    words = {"max_new_tokens": 4, "vectorization_mode": "vector_entry_point"}
+    enhanced = gym.make_vec(
+        "unirl/TinyPromptEnhancer-T2I-v0", num_envs=2, generator={**model, "num_steps": 2}, **words
+    )
+    check_vector_env(enhanced)
+    enhanced.close()
+    both = {"writer": {"language_model": "tiny_enhancer"}, "painter": model}
+    composed = gym.make_vec(
+        "unirl/TinyEnhancerAndSD3-T2I-v0", num_envs=2, num_steps=2, model_options=both, **words
+    )
+    check_vector_env(composed)
+    composed.close()
+
+
 def edited_copy(folder: Path, out: Path, file: str, **changes: Any) -> Path:
     """A copy of a checkpoint with some settings of one of its JSON files changed."""
     shutil.copytree(folder, out)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from unirl_env.errors import ConfigError
@@ -51,18 +53,22 @@ class Flux1Denoiser(OfFlux):
         )
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
+    @cached_property
+    def _places(self) -> Tensor:
+        """Where each token of the picture stands, `[tokens, 3]`."""
+        rows, columns = self.height // self._unit, self.width // self._unit
+        return self._pipeline_class._prepare_latent_image_ids(1, rows, columns, "cpu", torch.float32)
+
     def _forward(
         self, network: nn.Module, latent: Tensor, sigma: Tensor, context: Mapping[str, Tensor]
     ) -> Tensor:
-        text, rows, columns = context["prompt_embeds"], self.height // self._unit, self.width // self._unit
+        text = context["prompt_embeds"]
         return network(
             hidden_states=latent,
             encoder_hidden_states=text.to(self.dtype),
             pooled_projections=context["pooled_prompt_embeds"].to(self.dtype),
             txt_ids=latent.new_zeros(text.shape[1], 3),
-            img_ids=self._pipeline_class._prepare_latent_image_ids(
-                1, rows, columns, latent.device, latent.dtype
-            ),
+            img_ids=self._places.to(latent),
             return_dict=False,
             **self._when(sigma, latent),
         )[0]

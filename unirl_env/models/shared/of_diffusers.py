@@ -208,6 +208,9 @@ class OfDiffusers(Denoiser):
             ConfigError: If it cannot draw them; names the nearest sizes that it can.
         """
         other = copy(self)
+        for name in list(vars(other)):
+            if isinstance(getattr(type(self), name, None), cached_property):
+                del vars(other)[name]  # it may depend on the size
         other._fit(height, width)
         vars(other)["frozen"], other._hooks = self.frozen, self._hooks
         return other
