@@ -93,11 +93,11 @@ class OfDiffusers(Denoiser):
             checkpoint's scheduler has a setting that episodes cannot honour.
     """
 
-    family: ClassVar[str]
-    pipeline: ClassVar[str]
+    family: str
+    pipeline: str
     trained: ClassVar[str] = "transformer"
-    classes: ClassVar[Mapping[str, str]]
-    optional: ClassVar[Sequence[str]] = ()
+    classes: Mapping[str, str]
+    optional: Sequence[str] = ()
     dropped: ClassVar[Sequence[str]] = ()
     even: ClassVar[bool] = True
     length: ClassVar[int] = 512
@@ -130,6 +130,10 @@ class OfDiffusers(Denoiser):
         length = self.length if max_sequence_length is None else max_sequence_length
         self.max_sequence_length = whole("max_sequence_length", length, 1)
         self.prompts_at_once = texts_at_once(self.max_sequence_length)
+        self._measure(height, width)
+
+    def _measure(self, height: int | None, width: int | None) -> None:
+        """Take the sides of pictures, and what follows of them and of the checkpoint's settings."""
         self.configs = {part: self._load_config(part) for part in self.classes}
         sizes = self._sizes(self.configs[self.trained])
         self.height = _side("height", height, sizes)
@@ -251,7 +255,7 @@ class OfDiffusers(Denoiser):
         pipeline = self.source.load(
             self._pipeline_class.from_pretrained,
             dtype=self.dtype,
-            **{self.trained: None},
+            **{self.trained: self._stand_in()},
             **dict.fromkeys(self.dropped),
             **absent,
             **parts,
@@ -274,6 +278,10 @@ class OfDiffusers(Denoiser):
         if self.tiling:
             pipeline.vae.enable_tiling()
         return pipeline
+
+    def _stand_in(self) -> nn.Module | None:
+        """What the pipeline is given in the place of its network."""
+        return None
 
     def outline(self) -> nn.Module:
         """The network without its weights, for pipelines that ask it for its shape."""
