@@ -66,7 +66,8 @@ class GenerativeLearner(PlayingLearner):
             ConfigError: If the policy has nothing to train, or computes in float16, or if a phase of
                 `phase_lrs` has no weights of its own.
         """
-        keep_freed_memory()
+        if not self.config.divides:  # whoever divides a network has little memory, and pieces of many sizes
+            keep_freed_memory()
         config = config or self.config
         module: Any = self.module[module_id]
         self._masters = Masters(dict(module.named_parameters()))

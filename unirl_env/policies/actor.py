@@ -96,6 +96,11 @@ class Actor(TrainedWeights):
         self._any: Callable[[bool], bool] | None = None
         self._layers: list[nn.Module] = []
         if lora is None:
+            if getattr(self.network, "hf_quantizer", None) is not None:
+                raise ConfigError(
+                    "`lora` must be given for a network with quantised weights, which cannot be trained; try "
+                    "`policy.lora_rank=32`, or `quantization` null."
+                )
             self.network.requires_grad_(True)
             if keep_reference:
                 # In a list, so that the copy is neither moved into the state nor into the optimizer.

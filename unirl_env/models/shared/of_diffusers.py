@@ -22,6 +22,7 @@ from unirl_env.arguments.values import truth, whole
 from unirl_env.errors import ConfigError
 from unirl_env.errors.quiet import unheard
 from unirl_env.models.denoiser import Denoiser
+from unirl_env.models.shared.acceleration import Acceleration
 from unirl_env.models.shared.exports import in_order, settle_header
 from unirl_env.models.shared.fixed_batches import in_fixed_batches, painted, texts_at_once
 from unirl_env.models.shared.flow_schedule import FlowSchedule, require_scheduler
@@ -74,6 +75,9 @@ class OfDiffusers(Denoiser):
             out bitwise the same alone, in any batch, and in the learner. Without it, the batch size shows in
             the last bits. 16 costs next to nothing on a CPU where batches are multiples of it.
         tiling: Decode pictures in tiles, which bounds memory and changes what the tiles' borders show.
+        compile: Compile the network; see `Acceleration`, as for the next two.
+        attention: A backend of diffusers' attention.
+        quantization: Configuration for weights that are not trained.
 
     Attributes:
         family: What errors call it.
@@ -116,6 +120,9 @@ class OfDiffusers(Denoiser):
         schedule: str = "pipeline",
         rows_per_forward: int | None = None,
         tiling: bool = False,
+        compile: bool = False,
+        attention: str | None = None,
+        quantization: Mapping[str, Any] | None = None,
     ):
         if schedule not in SCHEDULES:
             raise ConfigError(f"`schedule` must be one of {SCHEDULES}, got {schedule!r}.")
@@ -127,6 +134,7 @@ class OfDiffusers(Denoiser):
         self.dtype = as_dtype("dtype", dtype)
         self.device, self.offload = torch.device(device), truth("offload", offload)
         self.tiling = truth("tiling", tiling)
+        self.acceleration = Acceleration(compile, attention, quantization)
         length = self.length if max_sequence_length is None else max_sequence_length
         self.max_sequence_length = whole("max_sequence_length", length, 1)
         self.prompts_at_once = texts_at_once(self.max_sequence_length)
@@ -213,9 +221,12 @@ class OfDiffusers(Denoiser):
     def network(self) -> nn.Module:
         """Diffusers' network of the family, freshly loaded."""
         network = self.source.load(
-            complete(self._network_class.from_pretrained), subfolder=self.trained, dtype=self.dtype
+            complete(self._network_class.from_pretrained),
+            subfolder=self.trained,
+            dtype=self.dtype,
+            **self.acceleration.loading(),
         )
-        return on_device(network, self.device).eval()
+        return self.acceleration.apply(on_device(network, self.device).eval())
 
     def velocity(
         self, network: nn.Module, latent: Tensor, sigma: Tensor, context: Mapping[str, Tensor]
