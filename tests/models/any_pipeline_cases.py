@@ -1,7 +1,7 @@
 """Tiny untrained checkpoints of pipelines that have no leaf: AuraFlow, Lumina-Image 2 and Chroma."""
 
 import torch
-from family_checks import Family
+from models.family_checks import Family
 
 from pretraining.qwen3_build import tiny_tokenizer
 from pretraining.sd3_build import tiny_sd3_parts
@@ -144,4 +144,5 @@ CHROMA = Family(
     "pipeline", ID, build_chroma, "ChromaPipeline", called(max_sequence_length=12),
     {"max_sequence_length": 12},
 )  # fmt: skip
-CASES = {"AuraFlow": AURA_FLOW, "Lumina2": LUMINA2, "Chroma": CHROMA}
+PIPELINES = {"AuraFlow": AURA_FLOW, "Lumina2": LUMINA2, "Chroma": CHROMA}
+CASES = {ID: AURA_FLOW}
