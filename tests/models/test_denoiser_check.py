@@ -134,7 +134,7 @@ def test_what_is_wrong_is_convicted_by_its_name(tiny_dir, kind):
 
 
 def test_what_has_no_pipeline_is_refused(tiny_dir):
-    with pytest.raises(ConfigError, match="GaussianMixtureDenoiser.*check_vector_env"):
+    with pytest.raises(ConfigError, match=r"GaussianMixtureDenoiser.*check_vector_env"):
         check_denoiser(GaussianMixtureDenoiser())
     with pytest.raises(ConfigError, match="`options`"):
         check_denoiser(SD3Denoiser(tiny_dir), height=32)
