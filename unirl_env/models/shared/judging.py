@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -14,7 +14,7 @@ from unirl_env.errors import ContractError
 from unirl_env.models.denoiser import Denoiser
 from unirl_env.models.shared.listening import as_output, heard
 from unirl_env.models.shared.network_inputs import Gap, Row, gap, gaps, rows_of
-from unirl_env.models.shared.recording import ENDS, RecordedPipeline, Recording, Step
+from unirl_env.models.shared.recording import RecordedPipeline, Recording, Step
 from unirl_env.types import Prompt
 
 PROMPTS = (
@@ -108,6 +108,8 @@ class _Court:
         guidance: float,
     ):
         self.denoiser, self.recorded, self.prompts = denoiser, recorded, prompts
+        if "negative_prompt" not in recorded.takes:  # what it takes in their place is nothing
+            self.prompts = [replace(prompt, negative="") for prompt in prompts]
         guided = recorded.guides and not getattr(denoiser, "unguided", "")
         self.report = DenoiserReport(
             type(denoiser).__name__,
@@ -132,19 +134,13 @@ class _Court:
             size = "" if gap.size == float("inf") else f"off by {gap.size:.3g}, "
             self.report.wrong[name] = f"{size}{gap.told}{where}"
 
-    def recordings(self, **more: Any) -> Iterator[tuple[Recording, float]]:
+    def recordings(self) -> Iterator[tuple[Recording, float]]:
         """The pipeline's calls, for each number of steps and each guidance."""
         texts = [prompt.text for prompt in self.prompts]
         without = [prompt.negative for prompt in self.prompts]
-        if "negative_prompt" not in self.recorded.takes:
-            without = [""] * len(texts)
         for count, guidance in product(self.report.num_steps, self.report.guidances):
-            yield (
-                self.recorded.run(
-                    texts, without=without, guidance=guidance, num_steps=count, seed=SEED, **more
-                ),
-                guidance,
-            )
+            how = {"without": without, "guidance": guidance, "num_steps": count}
+            yield self.recorded.run(texts, **how, seed=SEED), guidance
 
     def latents(self) -> None:
         """The shape of a latent, and what an episode begins with."""
@@ -157,21 +153,24 @@ class _Court:
                 f"{list(shape)}, got {list(own)} at {self.report.size[0]} x {self.report.size[1]} pixels; "
                 "try its height before its width."
             )
-        noise = torch.randn(begun.shape, generator=torch.Generator().manual_seed(SEED), dtype=begun.dtype)
-        started = self.denoiser.start(noise.float(), float(recording.sigmas[0]))
-        # A pipeline may pack its noise: it is held against the same numbers in any order.
-        ours, theirs = (each.float().cpu().flatten().sort().values for each in (started, begun))
-        self.found("initial latents", gap(ours, theirs))
+        found = []
+        for dtype in {torch.float32, self.denoiser.dtype}:  # pipelines draw in the one or the other
+            keyed = torch.Generator().manual_seed(SEED)
+            noise = torch.randn(begun.shape, generator=keyed, dtype=dtype)
+            started = self.denoiser.start(noise.float(), float(recording.sigmas[0]))
+            # A pipeline may pack its noise: it is held against the same numbers in any order.
+            found.append(gap(*(each.float().cpu().flatten().sort().values for each in (started, begun))))
+        self.found("initial latents", min(found))
 
     def schedule(self) -> None:
         """The noise levels."""
         even = getattr(self.denoiser, "schedule", "pipeline") == "flow"
-        for recording, guidance in self.recordings(even=even):
-            if guidance == 1.0:
-                count = len(recording.sigmas) - 1
-                ours = self.denoiser.sigmas(count).float().cpu()
-                where = f" in {count} steps: {numbers(ours)} for {numbers(recording.sigmas)}"
-                self.found("schedule", gap(ours, recording.sigmas), where)
+        for count in self.report.num_steps:
+            theirs = self.recorded.run([self.prompts[0].text], num_steps=count, even=even).sigmas
+            ours = self.denoiser.sigmas(count).float().cpu()
+            self.found(
+                "schedule", gap(ours, theirs), f" in {count} steps: {numbers(ours)} for {numbers(theirs)}"
+            )
 
     def inputs(self) -> None:
         """Every argument of the network, and what its answers come to."""
@@ -221,7 +220,7 @@ class _Court:
         final = torch.randn(len(self.prompts), *self.denoiser.latent_shape, generator=generator)
         final = final.to(self.denoiser.device)
         texts = [prompt.text for prompt in self.prompts]
-        theirs = self.recorded.run(texts, num_steps=1, levels=ENDS, final=final).images
+        theirs = self.recorded.run(texts, num_steps=min(self.report.num_steps), final=final).images
         ours = torch.stack([sample.image for sample in self.denoiser.decode(final)])
         self.found("picture", gap(ours.float().cpu(), theirs.float().cpu()))
 

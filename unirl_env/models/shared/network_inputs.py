@@ -51,11 +51,15 @@ def rows_of(calls: Iterable[Call]) -> list[Row]:
 
 
 def row_of(value: Any, row: int, rows: int) -> Any:
-    """What of an argument belongs to one of `rows` rows; the whole where it has no axis of rows."""
+    """What of an argument belongs to one of `rows` rows; the whole where it has no axis of rows.
+
+    A single row of a tensor is that of all.
+    """
     if isinstance(value, Mapping):
         return {name: row_of(each, row, rows) for name, each in value.items()}
     if isinstance(value, Tensor):
-        return value[row] if value.ndim and len(value) == rows else value
+        own = value.ndim > 0 and len(value) in (1, rows)
+        return value[row if len(value) == rows else 0] if own else value
     return value[row] if isinstance(value, list | tuple) and len(value) == rows else value
 
 

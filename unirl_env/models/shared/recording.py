@@ -21,8 +21,10 @@ from torch import Tensor
 
 from unirl_env.errors.quiet import unheard
 from unirl_env.functional.noise import derive_seed
+from unirl_env.models.shared.flow_schedule import SCHEDULER
 from unirl_env.models.shared.listening import Call, as_output, heard
 from unirl_env.models.shared.of_diffusers import TOKENIZERS, TRUNCATED
+from unirl_env.models.shared.scales import Scale
 
 ENDS = torch.tensor([1.0, 0.0])
 """The noise levels of a single step."""
@@ -37,8 +39,8 @@ class Step(NamedTuple):
 
     Attributes:
         calls: Those of its network, in order.
-        sample: The latents `[B, ...]` that the scheduler is given.
-        output: The guided prediction `[B, ...]` that it is given.
+        sample: The latents `[B, ...]` float32 that the scheduler is given, in the coordinates of flows.
+        output: The guided prediction `[B, ...]` float32 that it is given, as a velocity.
     """
 
     calls: tuple[Call, ...]
@@ -52,7 +54,8 @@ class Recording:
 
     Attributes:
         steps: Of its loop.
-        sigmas: The noise levels `[T+1]` of the checkpoint's own scheduler, as the pipeline sets it.
+        sigmas: The noise levels `[T+1]` of the checkpoint's own scheduler, as the pipeline sets it, unless it
+            was told others.
         images: What it returned.
     """
 
@@ -79,7 +82,8 @@ class RecordedPipeline:
         self.takes = inspect.signature(type(pipeline).__call__).parameters
         given = {name: value for name, value in arguments.items() if value is not None}
         self.arguments = {**{name: value for name, value in UNSAID.items() if name in self.takes}, **given}
-        self.guidance = next((name for name in GUIDANCE if name in self.takes), None)
+        free = (name for name in GUIDANCE if name in self.takes and name not in given)
+        self.guidance = next(free, None)
         """What `__call__` calls classifier-free guidance, if it has any."""
         self.unguided: float | None = 1.0
         """At which value of it the network is evaluated once for each prompt; None if at none."""
@@ -113,7 +117,7 @@ class RecordedPipeline:
             without: Their negatives, where guidance is not 1.
             guidance: 1 is none, whatever the pipeline's own counting.
             num_steps: T.
-            levels: The noise levels `[T+1]` to take; None takes the scheduler's own.
+            levels: The noise levels `[T+1]` to take, of flows; None takes the scheduler's own.
             even: Ask the scheduler for equal steps from 1 to 0 before its shifts.
             final: The latents `[B, ...]` that the last step is told to end with, which are then decoded; None
                 decodes nothing.
@@ -159,6 +163,7 @@ class _Told:
         self.scheduler, self.recording = of.pipeline.scheduler, Recording()
         self.calls: list[Call] = []
         self.common: Tensor | None = None
+        self.scale: Any = None
         self.numbers = torch.Generator().manual_seed(seed)
         self.own: dict[str, Any] = {name: getattr(self.scheduler, name) for name in ("set_timesteps", "step")}
 
@@ -209,23 +214,30 @@ class _Told:
             asked = {**asked, "sigmas": np.linspace(1.0, 1.0 / count, count), "timesteps": None}
         with np.errstate(all="ignore"):  # what divides by zero is seen in what does not fall
             own(**asked)
-        self.recording.sigmas = scheduler.sigmas.float().cpu().clone()
         if self.levels is not None:
             scheduler.sigmas = self.levels.to(scheduler.sigmas)
-            scheduler.timesteps = scheduler.sigmas[:-1] * scheduler.config.num_train_timesteps
+        self.scale = Scale(scheduler)
+        self.recording.sigmas = self.scale.sigmas
+        # Solvers that look back count a step twice, or cut times to whole numbers.
+        if self.levels is not None or type(scheduler).__name__ != SCHEDULER:
+            scheduler.timesteps = self.scale.times.to(scheduler.timesteps.device)
 
     def step(self, *args: Any, **options: Any) -> Any:
         """Note what reaches it, and go on as it is told."""
         from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
         asked = inspect.signature(self.own["step"]).bind(*args, **options).arguments
-        sample, output = asked["sample"], asked["model_output"]
-        place, sigmas = len(self.recording.steps), self.scheduler.sigmas
-        self.recording.steps.append(Step(tuple(self.calls), sample.clone(), output.clone()))
+        output, scale, place = asked["model_output"], self.scale, len(self.recording.steps)
+        sample = scale.flowing(asked["sample"], place)
+        velocity = scale.velocity(output, asked["sample"], place)
+        self.recording.steps.append(Step(tuple(self.calls), sample, velocity))
         self.calls, self.common = [], None
-        following = (sample.float() + (sigmas[place + 1] - sigmas[place]) * output.float()).to(output.dtype)
-        if self.final is not None and place + 2 == len(sigmas):
-            following = self.final.to(output)
+        following = sample + float(scale.sigmas[place + 1] - scale.sigmas[place]) * velocity
+        if self.final is not None and place + 2 == len(scale.sigmas):
+            following = self.final.to(following)
+        following = scale.own(following, place + 1).to(output.dtype)
+        if getattr(self.scheduler, "_step_index", None) is not None:
+            self.scheduler._step_index += 1
         return SchedulerOutput(prev_sample=following) if asked.get("return_dict", True) else (following,)
 
 
