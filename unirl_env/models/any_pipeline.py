@@ -109,6 +109,7 @@ class PipelineDenoiser(OfDiffusers):
 
     def _measure(self, height: int | None, width: int | None) -> None:
         library, index = import_module("diffusers"), self._index
+        # What is the class's own elsewhere, the checkpoint says here.
         self.pipeline, named = index["_class_name"], index.get(self.trained) or [None]
         if not (hasattr(library, self.pipeline) and named[-1] and hasattr(library, named[-1])):
             raise self.source.not_found(
@@ -216,7 +217,7 @@ class PipelineDenoiser(OfDiffusers):
             ConfigError: If it does not fall from 1 to 0.
         """
         count = whole("num_steps", num_steps, 1, hint="try 10")
-        recording = self.recorded.run([""], num_steps=count, even=self.schedule == "flow")
+        recording = self.recorded.run([""], num_steps=count, even=self.schedule == "flow", remember=True)
         self._offload_again()
         return self._flow.falling(recording.sigmas, count)
 
@@ -233,7 +234,8 @@ class PipelineDenoiser(OfDiffusers):
         return self.way.context_of(self.recorded, texts)
 
     def _draw(self, vae: Any, latents: Tensor) -> Tensor:
-        drawn = self.recorded.run([""] * len(latents), num_steps=1, levels=ENDS, final=latents)
+        blank = [""] * len(latents)
+        drawn = self.recorded.run(blank, num_steps=1, levels=ENDS, final=latents, remember=True)
         return 2.0 * drawn.images - 1.0
 
     def _sizes(self, config: Mapping[str, Any]) -> Sizes:

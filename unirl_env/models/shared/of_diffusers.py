@@ -97,11 +97,11 @@ class OfDiffusers(Denoiser):
             checkpoint's scheduler has a setting that episodes cannot honour.
     """
 
-    family: str
-    pipeline: str
+    family: ClassVar[str]
+    pipeline: ClassVar[str]
     trained: ClassVar[str] = "transformer"
-    classes: Mapping[str, str]
-    optional: Sequence[str] = ()
+    classes: ClassVar[Mapping[str, str]]
+    optional: ClassVar[Sequence[str]] = ()
     dropped: ClassVar[Sequence[str]] = ()
     even: ClassVar[bool] = True
     length: ClassVar[int] = 512

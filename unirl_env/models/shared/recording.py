@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, NamedTuple
@@ -78,6 +78,7 @@ class RecordedPipeline:
 
     def __init__(self, pipeline: Any, trained: str, arguments: Mapping[str, Any]):
         self.pipeline, self.trained = pipeline, trained
+        self._encoded: dict[str, Any] = {}
         self.network: Any = getattr(pipeline, trained)
         self.takes = inspect.signature(type(pipeline).__call__).parameters
         given = {name: value for name, value in arguments.items() if value is not None}
@@ -109,6 +110,7 @@ class RecordedPipeline:
         even: bool = False,
         final: Tensor | None = None,
         seed: int = 0,
+        remember: bool = False,
     ) -> Recording:
         """One call of the pipeline.
 
@@ -122,6 +124,7 @@ class RecordedPipeline:
             final: The latents `[B, ...]` that the last step is told to end with, which are then decoded; None
                 decodes nothing.
             seed: Keys the initial noise and the network's answers.
+            remember: Encode these texts once and for all, for calls of which they are not the matter.
         """
         arguments: dict[str, Any] = {}
         if self.guidance is not None and self.unguided is not None:
@@ -132,7 +135,31 @@ class RecordedPipeline:
         arguments["num_inference_steps"] = num_steps
         arguments["output_type"] = "latent" if final is None else "pt"
         generator = torch.Generator().manual_seed(seed)
-        return self._call(told, {"prompt": list(texts), "generator": generator, **arguments})
+        with self._remembering() if remember else nullcontext():
+            return self._call(told, {"prompt": list(texts), "generator": generator, **arguments})
+
+    @contextmanager
+    def _remembering(self) -> Iterator[None]:
+        """Within it, `encode_prompt` is not asked twice for the same."""
+        own = getattr(self.pipeline, "encode_prompt", None)
+        if own is None:
+            yield
+            return
+
+        def encode_once(*args: Any, **options: Any) -> Any:
+            given = [*args, *options.values()]
+            key = repr((args, sorted(options.items())))
+            if any(isinstance(value, Tensor) for value in given):
+                return own(*args, **options)
+            if key not in self._encoded:
+                self._encoded[key] = own(*args, **options)
+            return self._encoded[key]
+
+        self.pipeline.encode_prompt = encode_once
+        try:
+            yield
+        finally:
+            del self.pipeline.encode_prompt
 
     def _without(self, texts: list[str]) -> dict[str, Any]:
         return {"negative_prompt": texts} if "negative_prompt" in self.takes else {}
