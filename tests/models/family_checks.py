@@ -5,6 +5,8 @@ A family's test module makes a `Family` and calls these; each compares with the 
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +15,17 @@ from typing import Any
 import diffusers
 import gymnasium as gym
 import torch
+from gymnasium.utils.env_checker import check_env
 
+from unirl_env.arguments.names import MODEL_OPTIONS
+from unirl_env.envs import check_vector_env
 from unirl_env.models import DENOISERS
 from unirl_env.models.making import make_model
 from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.play import Rollout
+from unirl_env.run.agent_setup import build_agent
+from unirl_env.train import settings
 from unirl_env.types import Prompt
 
 PROMPTS = [
@@ -56,6 +63,7 @@ class Family:
         prepare: Changes a loaded pipeline before a comparison, for example its scheduler.
         guidances: What is compared; 1 alone where the family has none.
         prompts: What is drawn.
+        together: Whether its pipeline draws several prompts in one call.
         blind: Beginnings of the names of weights that no gradient can reach, such as those of a last block
             whose texts nobody reads any more.
     """
@@ -72,6 +80,7 @@ class Family:
     prepare: Callable[[Any, Any, int], None] = nothing
     guidances: tuple[float, ...] = (1.0, 3.5)
     prompts: Sequence[Prompt] = tuple(PROMPTS)
+    together: bool = True
     blind: tuple[str, ...] = ()
 
     def arguments(self, folder: Path) -> dict[str, Any]:
@@ -130,6 +139,12 @@ class Family:
     ) -> torch.Tensor:  # fmt: skip
         """The pipeline's own pictures `[B, 3, H, W]` from these initial latents."""
         self.prepare(pipeline, denoiser, num_steps)
+        if not self.together and len(prompts) > 1:
+            rows = [
+                self.by_pipeline(pipeline, denoiser, latents[row : row + 1], guidance, num_steps, [prompt])
+                for row, prompt in enumerate(prompts)
+            ]
+            return torch.cat(rows)
         with torch.no_grad():
             return pipeline(
                 **self.call(prompts, guidance),
@@ -161,7 +176,10 @@ def equals_the_pipeline(
 def agrees_with_itself(
     family: Family, folder: Path, *, lora: bool, exact: bool = False, **options: Any
 ) -> None:
-    """Scores find what sampling found: ratio one, alone as in a batch; gradients reach all that is trained."""
+    """Scores find what sampling found, alone as in a batch; gradients reach all that is trained.
+
+    With `exact` to the last bit: stored in bfloat16, evaluated in lots.
+    """
     if exact:
         options |= {"rows_per_forward": 4}
     denoiser = family.denoiser(folder, **options)
@@ -237,3 +255,120 @@ def whole_weights_load(family: Family, folder: Path, out: Path) -> None:
     own = actor.network.state_dict()
     assert loaded.keys() == own.keys()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in own.items())
+
+
+def recomputing_changes_nothing(family: Family, folder: Path) -> None:
+    """Gradients are the same where activations are computed once more instead of kept."""
+    denoiser, prompts, found = family.denoiser(folder), list(family.prompts), []
+    env = gym.make_vec(
+        family.id, num_envs=3, num_steps=3, denoiser=denoiser, array_backend="torch", prompts=prompts,
+        autoreset_mode="disabled", scorer="saturation",
+    )  # fmt: skip
+    obs, _ = env.reset(seed=5)
+    for recompute in (False, True):
+        actor = Actor(denoiser, lora=LoRAConfig(rank=2, alpha=4), gradient_checkpointing=recompute)
+        randomised(actor)
+        actor.score(obs, obs["latent"] * 0.9).log_prob.sum().backward()
+        found.append([p.grad for p in actor.network.parameters() if p.requires_grad])
+    assert getattr(actor.network, "gradient_checkpointing", False)
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(*found, strict=True))
+
+
+def edited_copy(folder: Path, out: Path, file: str, **changes: Any) -> Path:
+    """A copy of a checkpoint with some settings of one of its JSON files changed."""
+    shutil.copytree(folder, out)
+    path = out / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return out
+
+
+def keeps_the_contract(family: Family, folder: Path) -> None:
+    """Gymnasium's checker and the library's own find nothing, of one episode and of a batch."""
+    single = gym.make(family.id, **family.arguments(folder))
+    check_env(single.unwrapped, skip_render_check=True)
+    single.close()
+    batch = gym.make_vec(
+        family.id, num_envs=4, vectorization_mode="vector_entry_point", **family.arguments(folder)
+    )
+    check_vector_env(batch)
+    batch.close()
+
+
+def trains(family: Family, folder: Path, recipe: str, agent: str, *overrides: str) -> None:
+    """One iteration of a recipe on the tiny checkpoint begins at ratio one and moves the weights."""
+    cfg = settings(
+        recipe,
+        [
+            f"agent={agent}",
+            f"model.pretrained={folder}",
+            f"model.height={family.height}",
+            f"model.width={family.width}",
+            "model.num_steps=6",
+            "model.eval_num_steps=null",
+            "model.dtype=float32",
+            "model.device=cpu",
+            *(f"+model.options.{name}={value}" for name, value in family.options.items()),
+            "policy.lora_rank=2",
+            "policy.lora_alpha=4",
+            "policy.storage_dtype=float32",
+            "prompts.train=[a red circle, two blue squares]",
+            "prompts.heldout=null",
+            "reward.train=saturation",
+            "reward.heldout=null",
+            "rollout.num_prompts=2",
+            "rollout.group_size=4",
+            "rollout.batch_size=null",
+            "agent.micro_batch_size=8",
+            *overrides,
+        ],
+    )
+    trained = build_agent(cfg)
+    try:
+        learner = trained.learner_group._learner
+        before = _weights(learner)
+        trained.train()
+        after, said = _weights(learner), trained.iteration_metrics
+    finally:
+        trained.stop()
+    assert said["self_check/ratio"] <= 1e-4 and said["grad_norm"] > 0, said
+    assert after.isfinite().all() and not torch.equal(before, after)
+
+
+def _weights(learner: Any) -> torch.Tensor:
+    state = learner.policy.actor.trainable_state()
+    return torch.cat([tensor.float().flatten().clone() for tensor in state.values()])
+
+
+def one_iteration(family: Family, folder: Path, recipe: str, agent: str) -> None:
+    """A recipe, with the tiny checkpoint in its model's place, begins at ratio one and learns.
+
+    Args:
+        family: Whose checkpoint.
+        folder: Where it is.
+        recipe: Its name, such as `"diffusion/sd3"`.
+        agent: In the place of the recipe's own.
+    """
+    from unirl_env import train
+    from unirl_env.prompts.sources import PromptSource
+    from unirl_env.run.agent_setup import agent_config
+
+    known = {name: value for name, value in family.options.items() if name in MODEL_OPTIONS}
+    own = {name: value for name, value in family.options.items() if name not in MODEL_OPTIONS}
+    words = {
+        **{"agent": agent, "model.pretrained": folder, "model.dtype": "float32", "model.device": "cpu"},
+        **{"model.height": family.height, "model.width": family.width, "model.num_steps": 4},
+        **{f"++model.options.{name}": value for name, value in known.items()},
+        **{f"++model.options.model_options.{name}": value for name, value in own.items()},
+        **{"reward.train": "saturation", "reward.heldout": "null"},
+        **{"rollout.num_prompts": 2, "rollout.group_size": 4, "rollout.batch_size": 8},
+        **{"policy.storage_dtype": "float32", "policy.lora_rank": 2, "policy.lora_alpha": 4},
+        **{"agent.warmup_iterations": 0, "steps": "{kind: all}"},
+    }
+    cfg = train.settings(recipe, [f"{name}={value}" for name, value in words.items()])
+    algorithm = agent_config(cfg, PromptSource.of(list(family.prompts))).build_algo()
+    try:
+        row = algorithm.train()["learners"]["default_policy"]
+    finally:
+        algorithm.stop()
+    assert row["self_check/ratio"] <= 1e-5 and row["self_check/gap_max"] <= 1e-4
+    assert row["grad_norm"] > 0 and row["skipped_steps"] == 0 and row["reward_std"] > 0

@@ -70,6 +70,32 @@ def test_a_backend_that_is_not_installed_is_named(tiny_dir, monkeypatch):
         Acceleration(quantization=given)
 
 
+def test_adapters_are_trained_on_weights_of_eight_bits(tiny_dir):
+    pytest.importorskip("torchao")
+    from torchao.core.config import config_to_dict
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    eight = {
+        "quant_method": "torchao",
+        "quant_type": {"default": config_to_dict(Int8WeightOnlyConfig())},
+    }
+    latent = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = []
+    for quantization in (None, eight):
+        denoiser = TinySD3Denoiser(tiny_dir, quantization=quantization)
+        actor = Actor(denoiser, lora=LoRAConfig(rank=2))
+        obs = {"latent": latent, "sigma": torch.tensor([0.9, 0.4]), **denoiser.encode(PROMPTS)}
+        with actor.acting(), torch.no_grad():
+            found.append(actor.velocity(obs))
+        actor.velocity(obs).square().sum().backward()
+        assert all(p.grad is not None for p in actor.network.parameters() if p.requires_grad)
+    assert 0 < (found[0] - found[1]).abs().max() < 0.1 * found[0].abs().max()
+    with pytest.raises(ConfigError, match="lora_rank"):
+        Actor(denoiser)
+    with pytest.raises(ConfigError, match="merge_adapters"):
+        Actor(denoiser, lora=LoRAConfig(rank=2), merge_adapters=True)
+
+
 def test_parts_cannot_be_quantised(monkeypatch):
     monkeypatch.setattr(Acceleration, "_quantizer", lambda self: None)
     with outlining(), pytest.raises(ConfigError, match=r"learner\.parallel"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -24,7 +25,7 @@ from unirl_env.errors.quiet import unheard
 from unirl_env.models.denoiser import Denoiser
 from unirl_env.models.shared.acceleration import Acceleration
 from unirl_env.models.shared.exports import in_order, settle_header
-from unirl_env.models.shared.fixed_batches import in_fixed_batches, painted, texts_at_once
+from unirl_env.models.shared.fixed_batches import by_kind, in_fixed_batches, painted, texts_at_once
 from unirl_env.models.shared.flow_schedule import FlowSchedule, require_scheduler
 from unirl_env.models.shared.loading import Source, as_dtype, complete
 from unirl_env.models.shared.outline import on_device
@@ -143,6 +144,11 @@ class OfDiffusers(Denoiser):
     def _measure(self, height: int | None, width: int | None) -> None:
         """Take the sides of pictures, and what follows of them and of the checkpoint's settings."""
         self.configs = {part: self._load_config(part) for part in self.classes}
+        self._require_pipeline()
+        self._fit(height, width)
+
+    def _fit(self, height: int | None, width: int | None) -> None:
+        """Set sizes, and what follows from them."""
         sizes = self._sizes(self.configs[self.trained])
         self.height = _side("height", height, sizes)
         self.width = _side("width", width, sizes)
@@ -183,7 +189,35 @@ class OfDiffusers(Denoiser):
         """Refuse a scheduler of the pipeline's index that `_schedule` does not know."""
         require_scheduler(name)
 
+    def _kinds(self, context: Mapping[str, Tensor]) -> Tensor | None:
+        """What tells apart rows that no forward may read together, `[N, ...]`; None if nothing does."""
+        return None
+
+    def _require_pipeline(self) -> None:
+        """Refuse a checkpoint whose parts are this family's and whose pipeline is another one.
+
+        Raises:
+            ModelNotFound: Naming that pipeline.
+        """
+        named = self._index.get("_class_name")
+        if named != self.pipeline:
+            raise self.source.not_found(f"its model_index.json is of {named}, not of {self.pipeline}")
+
     # What follows of it.
+
+    def sized(self, height: int, width: int) -> OfDiffusers:
+        """The same model of pictures of another size, which shares text encoders and decoder.
+
+        Raises:
+            ConfigError: If it cannot draw them; names the nearest sizes that it can.
+        """
+        other = copy(self)
+        for name in list(vars(other)):
+            if isinstance(getattr(type(self), name, None), cached_property):
+                del vars(other)[name]  # it may depend on the size
+        other._fit(height, width)
+        vars(other)["frozen"], other._hooks = self.frozen, self._hooks
+        return other
 
     def sigmas(self, num_steps: int) -> Tensor:
         """The noise schedule `[T+1]` as the checkpoint's scheduler has it.
@@ -238,7 +272,10 @@ class OfDiffusers(Denoiser):
                 network, latent.to(self.dtype), sigma, dict(zip(context, values, strict=True))
             )
 
-        return in_fixed_batches(forward, latent, sigma, *context.values(), rows=self.rows_per_forward)
+        def in_lots(*batches: Tensor) -> Tensor:
+            return in_fixed_batches(forward, *batches, rows=self.rows_per_forward)
+
+        return by_kind(in_lots, latent, sigma, *context.values(), kinds=self._kinds(context))
 
     def save_adapters(self, network: nn.Module, directory: str) -> None:
         """Write `pytorch_lora_weights.safetensors`, which `pipeline.load_lora_weights` reads."""
