@@ -86,9 +86,7 @@ def test_a_text_that_is_cut_is_cut_as_by_the_pipeline_and_said(folder, caplog):
 class TestRefusals:
     @pytest.mark.parametrize("size, near", [({"height": 30}, "24 or 32"), ({"width": 400}, "256")])
     def test_sizes(self, folder, size, near):
-        with pytest.raises(
-            ConfigError, match=f"`{next(iter(size))}` must be .* multiple of 8.*{near}"
-        ):
+        with pytest.raises(ConfigError, match=f"`{next(iter(size))}` must be .* multiple of 8.*{near}"):
             Z_IMAGE.denoiser(folder, **size)
 
     def test_captions_that_leave_no_place_for_the_picture(self, folder):

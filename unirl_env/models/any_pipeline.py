@@ -121,10 +121,7 @@ class PipelineDenoiser(OfDiffusers):
         self.optional = tuple(name for name, entry in entries.items() if entry[0] is None)
         self.configs = {self.trained: self._load_config(self.trained)}
         self._require_flow()
-        self._asked = {"height": height, "width": width}
-        for name, side in self._asked.items():
-            if side is not None:
-                whole(name, side, 1)
+        self._fit(height, width)
         takes = inspect.signature(self._pipeline_class.__call__).parameters
         if unknown := sorted(set(self.arguments) - set(takes)):
             raise ConfigError(
@@ -133,6 +130,12 @@ class PipelineDenoiser(OfDiffusers):
             )
         longest = getattr(takes.get("max_sequence_length"), "default", None)
         self.max_sequence_length = self.arguments.get("max_sequence_length", longest or self.length)
+
+    def _fit(self, height: int | None, width: int | None) -> None:
+        self._asked = {"height": height, "width": width}
+        for name, side in self._asked.items():
+            if side is not None:
+                whole(name, side, 1)
 
     def _require_flow(self) -> None:
         """Refuse what is no flow model, or is stepped by more than Euler's steps."""
@@ -210,6 +213,16 @@ class PipelineDenoiser(OfDiffusers):
         """Those that were given, or every linear layer within attention."""
         return attention_layers(self.outline()) if self._targets is None else self._targets
 
+    def sized(self, height: int, width: int) -> PipelineDenoiser:
+        """The same model of pictures of another size, judged anew, which shares what is frozen.
+
+        Raises:
+            ConfigError: If the pipeline does not draw them.
+        """
+        other: Any = super().sized(height, width)
+        _ = other.way  # what it does not draw is refused here
+        return other
+
     def sigmas(self, num_steps: int) -> Tensor:
         """The noise schedule `[T+1]` that the pipeline sets.
 
@@ -245,6 +258,14 @@ class PipelineDenoiser(OfDiffusers):
         return self.way.latent_shape
 
     # What is trained.
+
+    def _kinds(self, context: Mapping[str, Tensor]) -> Tensor | None:
+        # A network may read texts as far as masks count them, and no further than the longest of a batch.
+        kinds = self.way.context.items()
+        masks = [context[name] for name, kind in kinds if "mask" in name and not kind.dtype.is_floating_point]
+        if self.rows_per_forward is None or not masks:
+            return None
+        return torch.stack([mask.flatten(1).sum(1) for mask in masks], 1)
 
     def _forward(
         self, network: nn.Module, latent: Tensor, sigma: Tensor, context: Mapping[str, Tensor]

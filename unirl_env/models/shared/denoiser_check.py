@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from unirl_env.errors import ConfigError
+from unirl_env.media.pixels import load_picture, to_pil
 from unirl_env.models.denoiser import Denoiser
 from unirl_env.models.shared.judging import PROMPTS, DenoiserReport, judge
 from unirl_env.models.shared.listening import open_listening
 from unirl_env.models.shared.recording import RecordedPipeline
 from unirl_env.types import Prompt
+
+PICTURE = torch.linspace(0, 1, 3 * 48 * 32).view(3, 48, 32)
+"""What is changed, where pictures are."""
 
 
 def check_denoiser(
@@ -38,7 +43,7 @@ def check_denoiser(
             given.
         num_steps: The numbers of steps to compare.
         guidance: Compared besides 1, where the pipeline has classifier-free guidance.
-        prompts: Two or more, of unequal length.
+        prompts: Two or more, of unequal length; with a picture of our own each, where pictures are changed.
         arguments: Further ones of the pipeline's `__call__`.
         **options: Of the denoiser, where it is made here.
 
@@ -70,6 +75,9 @@ def check_denoiser(
     )
     sizes = {"height": subject.height, "width": subject.width}
     told = {**sizes, **as_the_pipeline_has_it(subject, pipeline), **(arguments or {})}
+    if hasattr(subject, "max_images"):
+        prompts = [replace(prompt, images=(PICTURE,)) for prompt in prompts]
+        told["image"] = to_pil(load_picture(PICTURE))
     recorded = RecordedPipeline(pipeline, trained, told)
     return judge(denoiser, recorded, num_steps=num_steps, guidance=guidance, prompts=prompts)
 

@@ -110,6 +110,9 @@ class _Court:
         self.denoiser, self.recorded, self.prompts = denoiser, recorded, prompts
         if "negative_prompt" not in recorded.takes:  # what it takes in their place is nothing
             self.prompts = [replace(prompt, negative="") for prompt in prompts]
+        count = len(self.prompts)
+        # Pipelines that change pictures take one at a time.
+        self.calls = [[i] for i in range(count)] if prompts[0].images else [list(range(count))]
         guided = recorded.guides and not getattr(denoiser, "unguided", "")
         self.report = DenoiserReport(
             type(denoiser).__name__,
@@ -134,13 +137,12 @@ class _Court:
             size = "" if gap.size == float("inf") else f"off by {gap.size:.3g}, "
             self.report.wrong[name] = f"{size}{gap.told}{where}"
 
-    def recordings(self) -> Iterator[tuple[Recording, float]]:
-        """The pipeline's calls, for each number of steps and each guidance."""
-        texts = [prompt.text for prompt in self.prompts]
-        without = [prompt.negative for prompt in self.prompts]
-        for count, guidance in product(self.report.num_steps, self.report.guidances):
+    def recordings(self) -> Iterator[tuple[Recording, float, list[int]]]:
+        """The pipeline's calls, for each number of steps and each guidance, and of which prompts they are."""
+        for count, guidance, of in product(self.report.num_steps, self.report.guidances, self.calls):
+            texts, without = zip(*((self.prompts[i].text, self.prompts[i].negative) for i in of), strict=True)
             how = {"without": without, "guidance": guidance, "num_steps": count}
-            yield self.recorded.run(texts, **how, seed=SEED), guidance
+            yield self.recorded.run(texts, **how, seed=SEED), guidance, of
 
     def latents(self) -> None:
         """The shape of a latent, and what an episode begins with."""
@@ -179,11 +181,11 @@ class _Court:
         without = {}
         if len(self.report.guidances) > 1:
             without = in_turn(denoiser, self.prompts, negative=True)
-        for recording, guidance in self.recordings():
+        for recording, guidance, of in self.recordings():
             count = len(recording.steps)
-            doubled = context
+            doubled = {name: value[of] for name, value in context.items()}
             if guidance != 1.0:
-                doubled = {name: torch.cat([without[name], value]) for name, value in context.items()}
+                doubled = {name: torch.cat([without[name][of], value]) for name, value in doubled.items()}
             for place, step in enumerate(recording.steps):
                 where = f" (step {place + 1} of {count}, guidance {guidance:g})"
                 sigma = recording.sigmas[place].to(step.sample.device)
@@ -218,11 +220,12 @@ class _Court:
         """What final latents are decoded to."""
         generator = torch.Generator().manual_seed(SEED + 1)
         final = torch.randn(len(self.prompts), *self.denoiser.latent_shape, generator=generator)
-        final = final.to(self.denoiser.device)
-        texts = [prompt.text for prompt in self.prompts]
-        theirs = self.recorded.run(texts, num_steps=min(self.report.num_steps), final=final).images
-        ours = torch.stack([sample.image for sample in self.denoiser.decode(final)])
-        self.found("picture", gap(ours.float().cpu(), theirs.float().cpu()))
+        final, count = final.to(self.denoiser.device), min(self.report.num_steps)
+        decoded = torch.stack([sample.image for sample in self.denoiser.decode(final)])
+        for of in self.calls:
+            texts = [self.prompts[i].text for i in of]
+            theirs = self.recorded.run(texts, num_steps=count, final=final[of]).images
+            self.found("picture", gap(decoded[of].float().cpu(), theirs.float().cpu()))
 
 
 class Replaying:
