@@ -2,14 +2,19 @@
 
 import json
 import pickle
+import re
 import shutil
+import sys
 from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
 
 import any_pipeline_cases as cases
 import family_checks as checks
 import gymnasium as gym
 import pytest
 import torch
+from conftest import FAMILIES
 from gymnasium.utils.env_checker import check_env
 
 from unirl_env import train
@@ -24,6 +29,7 @@ from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.run.record.logbook import of_phases, read_rows
 
 NAMES = tuple(cases.PIPELINES)
+PAGE = Path(__file__).parents[2] / "docs/families/any.md"
 
 
 @pytest.fixture(scope="module")
@@ -173,10 +179,17 @@ class TestLeaves:
         assert type(made) is SD3Denoiser and made.height == 32
         assert type(pickle.loads(pickle.dumps(made))) is SD3Denoiser
 
-    def test_every_leaf_is_known_by_its_pipeline(self):
-        for name, leaf in LEAVES.items():
-            found = DENOISERS.get(leaf)
-            assert name in (found.pipeline, *getattr(found, "PIPELINES", ()))
+    @pytest.mark.parametrize("name", LEAVES)
+    def test_every_leaf_is_known_by_its_pipeline(self, name):
+        pytest.importorskip(DENOISERS.target(LEAVES[name]).partition(":")[0])
+        found = DENOISERS.get(LEAVES[name])
+        assert name in (found.pipeline, *getattr(sys.modules[found.__module__], "PIPELINES", ()))
+
+    def test_the_leaf_of_the_page_is_acquitted(self, aura):
+        (code,) = re.findall(r"```python\n(from torch import Tensor.*?)```", PAGE.read_text(), re.S)
+        exec(code, found := {})
+        leaf = found["MyDenoiser"](str(aura[1]), height=32, width=48, max_sequence_length=12)
+        assert max(check_denoiser(leaf).gaps.values()) <= 1e-5
 
 
 class TestRefusals:
@@ -262,6 +275,33 @@ class TestRefusals:
         )
         with pytest.raises(ConfigError, match=f"(?s)what was read off.*{words}.*any.md"):
             _ = family.denoiser(folder).latent_shape
+
+
+class TestPipelinesThatHaveALeaf:
+    """What only a leaf can serve is refused, and what is served is what the pipeline does."""
+
+    @pytest.mark.parametrize(
+        ("id", "words"),
+        [
+            ("unirl/ZImage-T2I-v0", r"called with a list of tensors \(`x`\)"),
+            ("unirl/QwenImage-T2I-v0", "`encoder_hidden_states` has another width for another text"),
+            ("unirl/QwenImage-Edit-v0", "takes beside prompts, got .*NoneType"),
+        ],
+    )
+    def test_refused(self, id, words, tmp_path):
+        import_module(FAMILIES[id]).CASES[id].build(tmp_path)
+        with pytest.raises(ConfigError, match=words):
+            _ = PipelineDenoiser(str(tmp_path), height=32, width=48).way
+
+    def test_guidance_that_is_an_input_stays_the_pipelines_own(self, tmp_path):
+        id = "unirl/Flux2-T2I-v0"
+        family = import_module(FAMILIES[id]).CASES[id]
+        family.build(tmp_path)
+        own = {"height": 32, "width": 48, "max_sequence_length": family.options["max_sequence_length"]}
+        for arguments, expected in (({}, 4.0), ({"guidance_scale": 2.5}, 2.5)):
+            denoiser = PipelineDenoiser(str(tmp_path), arguments=arguments, **own)
+            assert float(denoiser.encode(checks.PROMPTS[:1])["guidance"]) == expected
+            assert "has no classifier-free guidance" in denoiser.unguided
 
 
 class TestPacked:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from unirl_env.arguments.values import whole
-from unirl_env.errors import ConfigError, ContractError
+from unirl_env.errors import ConfigError, ContractError, UnirlError
+from unirl_env.models.shared.attention_layers import attention_layers
 from unirl_env.models.shared.flow_schedule import FlowSchedule
 from unirl_env.models.shared.judging import allowed, judge
 from unirl_env.models.shared.listening import EMBEDDED, listening
@@ -21,6 +22,7 @@ from unirl_env.models.shared.loading import Source
 from unirl_env.models.shared.of_diffusers import OfDiffusers, Sizes
 from unirl_env.models.shared.reading_off import Way, read_off, refused
 from unirl_env.models.shared.recording import ENDS, RecordedPipeline
+from unirl_env.models.shared.scales import NOISE
 from unirl_env.types import Prompt
 
 LEAVES: Mapping[str, str] = {
@@ -38,9 +40,6 @@ LEAVES: Mapping[str, str] = {
     "ZImagePipeline": "z_image",
 }
 """By the pipeline's class, the leaf in `DENOISERS`."""
-PREDICTS = ("epsilon", "v_prediction", "sample")
-"""What networks of diffusion models predict, as schedulers call it."""
-ATTENTION = ("attn", "attention")
 
 
 def any_pipeline(pretrained: str, *, revision: str | None = None, **options: Any) -> Any:
@@ -141,7 +140,7 @@ class PipelineDenoiser(OfDiffusers):
         """Refuse what is no flow model, or is stepped by more than Euler's steps."""
         config = self._scheduler_config
         predicts = config.get("prediction_type")
-        if predicts in PREDICTS and not config.get("use_flow_sigmas"):
+        if predicts in NOISE and not config.get("use_flow_sigmas"):
             raise refused(f"the scheduler is of a network that predicts {predicts}, and no velocity")
         self._require_scheduler((self._index.get("scheduler") or [None])[-1])
         self._flow = FlowSchedule(config, num_tokens=1)
@@ -158,11 +157,13 @@ class PipelineDenoiser(OfDiffusers):
         """The pipeline, which tells what it does."""
         try:
             return RecordedPipeline(self.frozen, self.trained, arguments={**self._asked, **self.arguments})
-        except ValueError as error:
+        except (UnirlError, MemoryError):
+            raise
+        except Exception as error:  # a pipeline can fail in any way
             given = {**self._asked, **self.arguments}
             raise ConfigError(
-                f"`height`, `width` and `arguments` must be such as {self.pipeline} takes, got {given}: "
-                f"{error}"
+                f"`height`, `width` and `arguments` must be such as {self.pipeline} takes beside prompts, "
+                f"got {given}: {type(error).__name__}: {error}"
             ) from error
 
     @cached_property
@@ -281,19 +282,3 @@ class PipelineDenoiser(OfDiffusers):
         if self.way.rule is None:
             raise ConfigError(f"`guidance` must be 1, got {guidance}: {self.unguided}.")
         return self.way.rule(without, with_prompt, guidance)
-
-
-def attention_layers(network: nn.Module) -> tuple[str, ...]:
-    """Names of all linear layers within attention, such as blocks share them where that is enough."""
-    modules = dict(network.named_modules())
-    found: dict[str, list[str]] = {}
-    for name, module in modules.items():
-        parts = name.split(".")
-        inside = [place for place, part in enumerate(parts) if any(word in part for word in ATTENTION)]
-        if isinstance(module, nn.Linear) and inside:
-            found.setdefault(".".join(parts[inside[0] :]), []).append(name)
-    targets: list[str] = []
-    for short, names in found.items():
-        others = [n for n, m in modules.items() if n.endswith(f".{short}") and not isinstance(m, nn.Linear)]
-        targets += names if others else [short]
-    return tuple(targets)

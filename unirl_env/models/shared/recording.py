@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unirl_env.errors import ConfigError
 from unirl_env.errors.quiet import unheard
 from unirl_env.functional.noise import derive_seed
 from unirl_env.models.shared.flow_schedule import SCHEDULER
@@ -86,18 +87,22 @@ class RecordedPipeline:
         free = (name for name in GUIDANCE if name in self.takes and name not in given)
         self.guidance = next(free, None)
         """What `__call__` calls classifier-free guidance, if it has any."""
-        self.unguided: float | None = 1.0
-        """At which value of it the network is evaluated once for each prompt; None if at none."""
-        if self.guidance is not None:
-            alone = (value for value in (1.0, 0.0) if self._rows({self.guidance: value}) == 1)
-            self.unguided = next(alone, None)
-
-    @property
-    def guides(self) -> bool:
+        self.unguided: float = 1.0
+        """At which value of it the network is evaluated once for each prompt."""
+        self.guides = self._guides()
         """Whether the pipeline has classifier-free guidance."""
-        if self.guidance is None or self.unguided is None:
+        if not self.guides:
+            self.guidance = None  # an input of the network, or nothing; it stays as it is
+
+    def _guides(self) -> bool:
+        if self.guidance is None:
             return False
-        return self._rows({self.guidance: 3.5 - 1.0 + self.unguided}, self._without(["a"])) > 1
+        name, without = self.guidance, self._without(["a"])
+        for value in (1.0, 0.0):
+            if self._rows({name: value}) == 1:
+                self.unguided = value
+                return self._rows({name: value + 2.5, **without}) > 1
+        return False
 
     def run(
         self,
@@ -127,7 +132,7 @@ class RecordedPipeline:
             remember: Encode these texts once and for all, for calls of which they are not the matter.
         """
         arguments: dict[str, Any] = {}
-        if self.guidance is not None and self.unguided is not None:
+        if self.guidance is not None:
             arguments[self.guidance] = guidance - 1.0 + self.unguided
         if guidance != 1.0:
             arguments |= self._without(list(without or [""] * len(texts)))
@@ -164,12 +169,10 @@ class RecordedPipeline:
     def _without(self, texts: list[str]) -> dict[str, Any]:
         return {"negative_prompt": texts} if "negative_prompt" in self.takes else {}
 
-    def _rows(self, *arguments: Mapping[str, Any]) -> int:
+    def _rows(self, arguments: Mapping[str, Any]) -> int:
         """How many rows of a step the network is given for one prompt, at most."""
         told = _Told(self, 0, None, False, None)
-        asked = {"prompt": ["a"], "num_inference_steps": 4, "output_type": "latent"}
-        for more in arguments:
-            asked |= more
+        asked = {"prompt": ["a"], "num_inference_steps": 4, "output_type": "latent", **arguments}
         return max(sum(call.rows for call in step.calls) for step in self._call(told, asked).steps)
 
     def _call(self, told: _Told, arguments: Mapping[str, Any]) -> Recording:
@@ -210,6 +213,11 @@ class _Told:
 
     def hear(self, *args: Any, **options: Any) -> Any:
         """Answer with random numbers like the latents."""
+        if any(torch.is_autocast_enabled(kind) for kind in ("cpu", self.of.network.device.type)):
+            raise ConfigError(
+                "The network must be called in its own dtype, got a call under autocast of "
+                f"{type(self.of.pipeline).__name__}; try a denoiser of your own that does so, too."
+            )
         call = heard(self.of.network, args, options)
         latents = next(iter(call.arguments.values()))
         channels = getattr(self.of.network.config, "out_channels", None)
