@@ -22,6 +22,7 @@ from unirl_env.envs import check_vector_env
 from unirl_env.models import DENOISERS
 from unirl_env.models.making import make_model
 from unirl_env.policies.actor import Actor, LoRAConfig
+from unirl_env.prompts.sources import PromptSource
 from unirl_env.rollouts.driver import RolloutRequest
 from unirl_env.rollouts.play import Rollout
 from unirl_env.run.agent_setup import build_agent
@@ -274,6 +275,35 @@ def recomputing_changes_nothing(family: Family, folder: Path) -> None:
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(*found, strict=True))
 
 
+def another_size_is_the_pipelines(family: Family, folder: Path, height: int, width: int) -> None:
+    """`sized` draws the pipeline's pictures, whatever the adapter has drawn at its own size before."""
+    denoiser, pipeline, prompts = family.denoiser(folder), family.load(folder), list(family.prompts)
+    family.drawn(denoiser, Actor(denoiser), 2, prompts)
+    other = denoiser.sized(height, width)
+    start, _, pictures = family.drawn(other, Actor(other), 3, prompts)
+    expected = family.by_pipeline(pipeline, other, start, 1.0, 3, prompts)
+    assert pictures.shape[-2:] == (height, width)
+    assert (pictures - expected).abs().max() <= 1e-5, (pictures - expected).abs().max()
+
+
+def draws_for_texts(family: Family, folder: Path) -> None:
+    """It is a frozen generator behind a writer, and the painter of a model that writes and draws."""
+    sizes = {"height": family.height, "width": family.width}
+    model = {"denoiser": family.name, "pretrained": str(folder), **sizes, **family.options}
+    words = {"max_new_tokens": 4, "vectorization_mode": "vector_entry_point"}
+    enhanced = gym.make_vec(
+        "unirl/TinyPromptEnhancer-T2I-v0", num_envs=2, generator={**model, "num_steps": 2}, **words
+    )
+    check_vector_env(enhanced)
+    enhanced.close()
+    both = {"writer": {"language_model": "tiny_enhancer"}, "painter": model}
+    composed = gym.make_vec(
+        "unirl/TinyEnhancerAndSD3-T2I-v0", num_envs=2, num_steps=2, model_options=both, **words
+    )
+    check_vector_env(composed)
+    composed.close()
+
+
 def edited_copy(folder: Path, out: Path, file: str, **changes: Any) -> Path:
     """A copy of a checkpoint with some settings of one of its JSON files changed."""
     shutil.copytree(folder, out)
@@ -296,6 +326,7 @@ def keeps_the_contract(family: Family, folder: Path) -> None:
 
 def trains(family: Family, folder: Path, recipe: str, agent: str, *overrides: str) -> None:
     """One iteration of a recipe on the tiny checkpoint begins at ratio one and moves the weights."""
+    place = {name: "" if name in MODEL_OPTIONS else "model_options." for name in family.options}
     cfg = settings(
         recipe,
         [
@@ -307,11 +338,10 @@ def trains(family: Family, folder: Path, recipe: str, agent: str, *overrides: st
             "model.eval_num_steps=null",
             "model.dtype=float32",
             "model.device=cpu",
-            *(f"+model.options.{name}={value}" for name, value in family.options.items()),
+            *(f"++model.options.{place[name]}{name}={value}" for name, value in family.options.items()),
             "policy.lora_rank=2",
             "policy.lora_alpha=4",
             "policy.storage_dtype=float32",
-            "prompts.train=[a red circle, two blue squares]",
             "prompts.heldout=null",
             "reward.train=saturation",
             "reward.heldout=null",
@@ -322,7 +352,7 @@ def trains(family: Family, folder: Path, recipe: str, agent: str, *overrides: st
             *overrides,
         ],
     )
-    trained = build_agent(cfg)
+    trained = build_agent(cfg, PromptSource.of(list(family.prompts)))
     try:
         learner = trained.learner_group._learner
         before = _weights(learner)
@@ -337,38 +367,3 @@ def trains(family: Family, folder: Path, recipe: str, agent: str, *overrides: st
 def _weights(learner: Any) -> torch.Tensor:
     state = learner.policy.actor.trainable_state()
     return torch.cat([tensor.float().flatten().clone() for tensor in state.values()])
-
-
-def one_iteration(family: Family, folder: Path, recipe: str, agent: str) -> None:
-    """A recipe, with the tiny checkpoint in its model's place, begins at ratio one and learns.
-
-    Args:
-        family: Whose checkpoint.
-        folder: Where it is.
-        recipe: Its name, such as `"diffusion/sd3"`.
-        agent: In the place of the recipe's own.
-    """
-    from unirl_env import train
-    from unirl_env.prompts.sources import PromptSource
-    from unirl_env.run.agent_setup import agent_config
-
-    known = {name: value for name, value in family.options.items() if name in MODEL_OPTIONS}
-    own = {name: value for name, value in family.options.items() if name not in MODEL_OPTIONS}
-    words = {
-        **{"agent": agent, "model.pretrained": folder, "model.dtype": "float32", "model.device": "cpu"},
-        **{"model.height": family.height, "model.width": family.width, "model.num_steps": 4},
-        **{f"++model.options.{name}": value for name, value in known.items()},
-        **{f"++model.options.model_options.{name}": value for name, value in own.items()},
-        **{"reward.train": "saturation", "reward.heldout": "null"},
-        **{"rollout.num_prompts": 2, "rollout.group_size": 4, "rollout.batch_size": 8},
-        **{"policy.storage_dtype": "float32", "policy.lora_rank": 2, "policy.lora_alpha": 4},
-        **{"agent.warmup_iterations": 0, "steps": "{kind: all}"},
-    }
-    cfg = train.settings(recipe, [f"{name}={value}" for name, value in words.items()])
-    algorithm = agent_config(cfg, PromptSource.of(list(family.prompts))).build_algo()
-    try:
-        row = algorithm.train()["learners"]["default_policy"]
-    finally:
-        algorithm.stop()
-    assert row["self_check/ratio"] <= 1e-5 and row["self_check/gap_max"] <= 1e-4
-    assert row["grad_norm"] > 0 and row["skipped_steps"] == 0 and row["reward_std"] > 0

@@ -39,6 +39,14 @@ def test_the_shift_is_the_checkpoints(folders):
     assert torch.equal(SCHNELL.denoiser(folders["schnell"]).sigmas(4), torch.linspace(1, 0, 5))
 
 
+def test_pictures_of_evaluation_may_have_another_size(folders):
+    checks.another_size_is_the_pipelines(DEV, folders["dev"], 24, 8)
+
+
+def test_it_draws_for_texts(folders):
+    checks.draws_for_texts(DEV, folders["dev"])
+
+
 @pytest.mark.parametrize("lora", [True, False])
 @pytest.mark.parametrize("name, exact", [("dev", True), ("dev", False), ("schnell", False)])
 def test_it_agrees_with_itself(folders, name, lora, exact):

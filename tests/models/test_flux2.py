@@ -46,6 +46,16 @@ def test_other_sizes_are_other_schedules(folders, name):
     assert not torch.allclose(small, large)
 
 
+@pytest.mark.parametrize("name", ["klein", "dev"])
+def test_pictures_of_evaluation_may_have_another_size(folders, name):
+    checks.another_size_is_the_pipelines(FAMILIES[name], folders(name), 24, 8)
+
+
+@pytest.mark.parametrize("name", ["klein", "distilled", "dev"])
+def test_it_draws_for_texts(folders, name):
+    checks.draws_for_texts(FAMILIES[name], folders(name))
+
+
 def test_the_shift_depends_on_the_number_of_steps(folders):
     """So that every other level of ten steps is no schedule of five."""
     denoiser = KLEIN.denoiser(folders("klein"))
@@ -178,7 +188,7 @@ class TestRefused:
         """Both have transformers and decoders of the same classes."""
         with pytest.raises(ModelNotFound, match="is of Flux2Pipeline, not of Flux2KleinPipeline"):
             Flux2KleinDenoiser(str(folders("dev")))
-        with pytest.raises(ModelNotFound, match="its pipeline is a Flux2KleinPipeline, not a Flux2Pipeline"):
+        with pytest.raises(ModelNotFound, match="is of Flux2KleinPipeline, not of Flux2Pipeline"):
             Flux2Denoiser(str(folders("klein")))
 
     def test_another_familys_checkpoint(self, tiny_dir):

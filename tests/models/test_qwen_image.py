@@ -1,13 +1,12 @@
 """Qwen-Image against its own pipeline, on an untrained tiny checkpoint."""
 
-import json
 import shutil
 from dataclasses import replace
 
-import family_checks as checks
 import pytest
 import torch
-from qwen_image_cases import EDIT, QWEN_IMAGE, build
+from models import family_checks as checks
+from models.qwen_image_cases import EDIT, QWEN_IMAGE, build
 
 from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.models.shared.fixed_batches import by_kind
@@ -18,14 +17,6 @@ from unirl_env.types import Prompt
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, quiet_models):
     return build(tmp_path_factory.mktemp("qwen_image"))
-
-
-def edited(folder, copy, file, **changes):
-    """A copy with some settings of one of its JSON files changed."""
-    shutil.copytree(folder, copy)
-    path = copy / file
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-    return copy
 
 
 @pytest.mark.parametrize("guidance", QWEN_IMAGE.guidances)
@@ -123,19 +114,19 @@ class TestRefusals:
             QWEN_IMAGE.denoiser(folder, max_sequence_length=2000)
 
     def test_a_checkpoint_that_edits(self, folder, tmp_path):
-        other = edited(folder, tmp_path / "edit", "model_index.json", _class_name=EDIT[""])
+        other = checks.edited_copy(folder, tmp_path / "edit", "model_index.json", _class_name=EDIT[""])
         with pytest.raises(ModelNotFound, match=r"model_index\.json is of QwenImageEditPipeline"):
             QWEN_IMAGE.denoiser(other)
 
     @pytest.mark.parametrize("name", ["guidance_embeds", "use_layer3d_rope", "use_additional_t_cond"])
     def test_a_network_of_another_pipeline(self, folder, tmp_path, name):
-        other = edited(folder, tmp_path / name, "transformer/config.json", **{name: True})
+        other = checks.edited_copy(folder, tmp_path / name, "transformer/config.json", **{name: True})
         with pytest.raises(ConfigError, match=f"`{name}` of the transformer must be false"):
             QWEN_IMAGE.denoiser(other)
 
     def test_another_familys_network_and_missing_parts(self, folder, tmp_path):
         file, kind = "transformer/config.json", "FluxTransformer2DModel"
-        other = edited(folder, tmp_path / "flux", file, _class_name=kind)
+        other = checks.edited_copy(folder, tmp_path / "flux", file, _class_name=kind)
         with pytest.raises(
             ModelNotFound, match=f"transformer is a {kind}, not a QwenImageTransformer2DModel"
         ):
@@ -150,7 +141,9 @@ class TestRefusals:
 
     @pytest.mark.parametrize("setting", [{"stochastic_sampling": True}, {"shift_wildly": 3.0}])
     def test_settings_of_the_scheduler(self, folder, tmp_path, setting):
-        other = edited(folder, tmp_path / "scheduler", "scheduler/scheduler_config.json", **setting)
+        other = checks.edited_copy(
+            folder, tmp_path / "scheduler", "scheduler/scheduler_config.json", **setting
+        )
         with pytest.raises(ConfigError, match=f"`{next(iter(setting))}`"):
             QWEN_IMAGE.denoiser(other)
 
@@ -165,7 +158,15 @@ def test_bfloat16_is_stored_and_drawn(folder):
     assert 0 < (pictures - whole).abs().mean() < 0.03
 
 
+def test_recomputing_changes_no_gradient(folder):
+    checks.recomputing_changes_nothing(QWEN_IMAGE, folder)
+
+
+def test_it_keeps_the_contract(folder):
+    checks.keeps_the_contract(QWEN_IMAGE, folder)
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("agent", ["grpo", "flow_dppo", "drpo"])
 def test_its_recipe_learns(folder, cluster, agent):
-    checks.one_iteration(QWEN_IMAGE, folder, "diffusion/qwen_image", agent)
+    checks.trains(QWEN_IMAGE, folder, "diffusion/qwen_image", agent)

@@ -3,12 +3,11 @@
 import importlib
 from dataclasses import replace
 
-import family_checks as checks
 import gymnasium as gym
 import pytest
 import torch
-from qwen_image_cases import EDIT, EDITS, QWEN_IMAGE, QWEN_IMAGE_EDIT, SIDE, build, picture
-from test_qwen_image import edited
+from models import family_checks as checks
+from models.qwen_image_cases import EDIT, EDITS, QWEN_IMAGE, QWEN_IMAGE_EDIT, SIDE, build, picture
 
 from unirl_env.errors import ConfigError, ModelNotFound, PromptError
 from unirl_env.policies.actor import Actor
@@ -145,13 +144,23 @@ class TestRefusals:
     def test_settings_of_the_scheduler(self, folders, tmp_path):
         file = "scheduler/scheduler_config.json"
         with pytest.raises(ConfigError, match="`invert_sigmas`"):
-            QWEN_IMAGE_EDIT.denoiser(edited(folders[""], tmp_path / "scheduler", file, invert_sigmas=True))
+            QWEN_IMAGE_EDIT.denoiser(
+                checks.edited_copy(folders[""], tmp_path / "scheduler", file, invert_sigmas=True)
+            )
+
+
+def test_recomputing_changes_no_gradient(folders):
+    checks.recomputing_changes_nothing(QWEN_IMAGE_EDIT, folders[""])
+
+
+def test_it_keeps_the_contract(folders):
+    checks.keeps_the_contract(QWEN_IMAGE_EDIT, folders[""])
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize("agent", ["grpo", "flow_dppo", "drpo"])
 def test_its_recipe_learns(folders, cluster, agent):
-    checks.one_iteration(QWEN_IMAGE_EDIT, folders[""], "diffusion/qwen_image_edit", agent)
+    checks.trains(QWEN_IMAGE_EDIT, folders[""], "diffusion/qwen_image_edit", agent)
 
 
 @pytest.mark.slow
@@ -160,6 +169,6 @@ def test_at_the_pipelines_own_area(folders, monkeypatch):
     monkeypatch.undo()
     family = replace(QWEN_IMAGE_EDIT, options={"max_sequence_length": 96}, prompts=EDITS[:1])
     denoiser, pipeline = family.denoiser(folders[""]), family.load(folders[""])
-    start, _, pictures = family.drawn(denoiser, Actor(denoiser), 1, family.prompts)
-    expected = family.by_pipeline(pipeline, denoiser, start, 1.0, 1, family.prompts)
+    start, _, pictures = family.drawn(denoiser, Actor(denoiser), 2, family.prompts)
+    expected = family.by_pipeline(pipeline, denoiser, start, 1.0, 2, family.prompts)
     assert (pictures - expected).abs().max() <= 1e-5

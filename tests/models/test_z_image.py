@@ -2,11 +2,10 @@
 
 from dataclasses import replace
 
-import family_checks as checks
 import pytest
 import torch
-from test_qwen_image import edited
-from z_image_cases import LONG, TEXTS, Z_IMAGE, build
+from models import family_checks as checks
+from models.z_image_cases import LONG, TEXTS, Z_IMAGE, build
 
 from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.types import Prompt
@@ -43,14 +42,22 @@ def test_it_agrees_with_itself(folder, lora, exact):
     checks.agrees_with_itself(Z_IMAGE, folder, lora=lora, exact=exact)
 
 
-def test_in_lots_no_bit_depends_on_the_captions_beside_it(folder):
+def test_in_lots_no_bit_depends_on_the_captions_beside_it(folder, monkeypatch):
     denoiser = Z_IMAGE.denoiser(folder, rows_per_forward=2)
+    seen, own_forward = [], denoiser._forward
+
+    def forward(network, latent, sigma, context):
+        seen.append(((context["prompt_embeds_length"] + 31) // 32).tolist())
+        return own_forward(network, latent, sigma, context)
+
+    monkeypatch.setattr(denoiser, "_forward", forward)
     network, context = denoiser.network(), denoiser.encode(TEXTS)
-    assert ((context["prompt_length"] + 31) // 32).tolist() == [1, 1, 2, 1]
+    assert ((context["prompt_embeds_length"] + 31) // 32).tolist() == [1, 1, 2, 1]
     latent = torch.randn(4, *denoiser.latent_shape, generator=torch.Generator().manual_seed(0))
     sigma = torch.linspace(0.9, 0.3, 4)
     with torch.no_grad():
         together = denoiser.velocity(network, latent, sigma, context)
+        assert seen == [[1, 1], [1, 1], [2, 2]], "captions of other lengths would change how rows are padded"
         for row in range(4):
             own = {name: each[row : row + 1] for name, each in context.items()}
             alone = denoiser.velocity(network, latent[row : row + 1], sigma[row : row + 1], own)
@@ -71,7 +78,7 @@ def test_a_captions_context_is_the_pipelines_and_zeros(folder):
         found, _ = pipeline.encode_prompt([p.text for p in TEXTS], "cpu", False, max_sequence_length=64)
     for row, each in enumerate(found):
         count = len(each)
-        assert context["prompt_length"][row] == count
+        assert context["prompt_embeds_length"][row] == count
         torch.testing.assert_close(context["prompt_embeds"][row, :count], each, atol=1e-6, rtol=1e-5)
         assert not context["prompt_embeds"][row, count:].any()
 
@@ -94,23 +101,27 @@ class TestRefusals:
             Z_IMAGE.denoiser(folder, max_sequence_length=97)
         denoiser = Z_IMAGE.denoiser(folder, max_sequence_length=96)
         context = denoiser.encode([Prompt(LONG * 2)])
-        assert context["prompt_length"].tolist() == [96]
+        assert context["prompt_embeds_length"].tolist() == [96]
         latent = torch.zeros(1, *denoiser.latent_shape)
         with torch.no_grad():
             denoiser.velocity(denoiser.network(), latent, torch.ones(1), context)
 
     def test_another_familys_network_and_pipeline(self, folder, tmp_path):
         file, kind = "transformer/config.json", "FluxTransformer2DModel"
-        other = edited(folder, tmp_path / "flux", file, _class_name=kind)
+        other = checks.edited_copy(folder, tmp_path / "flux", file, _class_name=kind)
         with pytest.raises(ModelNotFound, match=f"transformer is a {kind}, not a ZImageTransformer2DModel"):
             Z_IMAGE.denoiser(other)
-        other = edited(folder, tmp_path / "omni", "model_index.json", _class_name="ZImageOmniPipeline")
+        other = checks.edited_copy(
+            folder, tmp_path / "omni", "model_index.json", _class_name="ZImageOmniPipeline"
+        )
         with pytest.raises(ModelNotFound, match=r"model_index\.json is of ZImageOmniPipeline"):
             Z_IMAGE.denoiser(other)
 
     @pytest.mark.parametrize("setting", [{"invert_sigmas": True}, {"shift_wildly": 3.0}])
     def test_settings_of_the_scheduler(self, folder, tmp_path, setting):
-        other = edited(folder, tmp_path / "scheduler", "scheduler/scheduler_config.json", **setting)
+        other = checks.edited_copy(
+            folder, tmp_path / "scheduler", "scheduler/scheduler_config.json", **setting
+        )
         with pytest.raises(ConfigError, match=f"`{next(iter(setting))}`"):
             Z_IMAGE.denoiser(other)
 
@@ -119,7 +130,15 @@ class TestRefusals:
             Z_IMAGE.denoiser(folder, cfg_normalization="much")
 
 
+def test_recomputing_changes_no_gradient(folder):
+    checks.recomputing_changes_nothing(Z_IMAGE, folder)
+
+
+def test_it_keeps_the_contract(folder):
+    checks.keeps_the_contract(Z_IMAGE, folder)
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("agent", ["grpo", "flow_dppo", "drpo"])
 def test_its_recipe_learns(folder, cluster, agent):
-    checks.one_iteration(Z_IMAGE, folder, "diffusion/z_image", agent)
+    checks.trains(Z_IMAGE, folder, "diffusion/z_image", agent)

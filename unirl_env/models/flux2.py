@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,7 +54,7 @@ class OfFlux2(OfFlux):
         )
         return {"prompt_embeds": embeds}
 
-    @cached_property
+    @property
     def _places(self) -> Tensor:
         """Where each token of the picture stands, `[1, tokens, 4]`."""
         empty = torch.empty(1, 1, self.height // self._unit, self.width // self._unit)
