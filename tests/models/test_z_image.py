@@ -29,7 +29,8 @@ def test_it_draws_them_with_guidance_that_is_bounded_or_ends(folder, setting):
         options={**Z_IMAGE.options, **setting},
         call=lambda *asked: {**Z_IMAGE.call(*asked), **setting},
     )
-    checks.equals_the_pipeline(family, folder, guidance=3.5)
+    for num_steps in (4, 12):  # of 12 one is at the very time
+        checks.equals_the_pipeline(family, folder, guidance=3.5, num_steps=num_steps)
     denoiser, plain = family.denoiser(folder), Z_IMAGE.denoiser(folder)
     without, with_prompt = torch.randn(2, 3, 4, 8, 12, generator=torch.Generator().manual_seed(0))
     asked = (without, with_prompt, 3.5, torch.tensor([0.2, 0.5, 0.9]))
