@@ -105,12 +105,12 @@ class PolicySettings(Settings):
     """Layers that adapters attach to; null takes the model family's own list."""
     guidance: float = setting(1.0)
     """Classifier-free guidance, the same in rollout and update; 1 is none."""
-    dynamics: str = setting("flow", choices=("flow", "dance", "cps"))
-    """The stochastic step: `flow`, `dance` or `cps`."""
+    dynamics: str = setting("flow", choices=("flow", "dance", "cps", "ddim"))
+    """The stochastic step: `flow`, `dance`, `cps`, or `ddim`, that of DDPO."""
     eta: float = setting(
         0.7, above=0, why="without noise no step has a log-probability to train on", hint="0.7"
     )
-    """Its noise level."""
+    """Its noise level; at most 1 for `cps` and `ddim`."""
     storage_dtype: str = setting("float32", choices=DTYPES)
     """What latents are rounded to before they are scored and stored."""
     temperature: float = setting(
