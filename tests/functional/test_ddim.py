@@ -1,6 +1,7 @@
 """The kernel `ddim`: diffusers' step, Bayes' posterior, and what many small steps come to."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ def spread(num_steps, eta, data_std, dynamics="ddim"):
     """The std of what Gaussian data `N(0, data_std^2)` end with under the exact velocity."""
     variance = 1.0
     sigmas = F.flow_sigmas(num_steps)
-    for s, s_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for s, s_next in pairwise(sigmas):
         one = torch.ones(1, 1)
         v = ((s - (1 - s) * data_std**2) / ((1 - s) ** 2 * data_std**2 + s**2)) * one
         keep, std = F.transition(v, one, s, s_next, dynamics=dynamics, eta=eta)

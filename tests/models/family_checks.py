@@ -5,6 +5,9 @@ A family's test module makes a `Family` and calls these; each compares with the 
 
 from __future__ import annotations
 
+import json
+import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,7 +161,7 @@ def equals_the_pipeline(
 def agrees_with_itself(
     family: Family, folder: Path, *, lora: bool, exact: bool = False, **options: Any
 ) -> None:
-    """Scores find what sampling found: ratio one, alone as in a batch; gradients reach all that is trained."""
+    """Scores find what sampling found, alone as in a batch; gradients reach all that is trained."""
     if exact:
         options |= {"rows_per_forward": 4}
     denoiser = family.denoiser(folder, **options)
@@ -183,7 +186,8 @@ def agrees_with_itself(
         alone = actor.act({name: value[1:2] for name, value in obs.items()}, noise[1:2])
     bound = 0.0 if exact else 1e-5
     assert (alone.log_prob - step.log_prob[1:2]).abs().max() <= bound
-    assert (alone.latent.float() - step.latent[1:2].float()).abs().max() <= bound
+    largest = max(1.0, float(step.latent.abs().max()))
+    assert (alone.latent.float() - step.latent[1:2].float()).abs().max() <= bound * largest
     scored = actor.score(obs, step.latent)
     ratio = (scored.log_prob - step.log_prob).exp()
     assert (ratio - 1).abs().max() <= bound, (ratio - 1).abs().max()
@@ -233,3 +237,65 @@ def whole_weights_load(family: Family, folder: Path, out: Path) -> None:
     own = actor.network.state_dict()
     assert loaded.keys() == own.keys()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in own.items())
+
+
+def trains(family: Family, folder: Path, recipe: str, agent: str, *words: str) -> None:
+    """One iteration of a recipe under an agent, in this process: ratio one, then other weights."""
+    from unirl_env import train
+    from unirl_env.run.agent_setup import agent_config
+
+    options = [f"model.options.{name}={value}" for name, value in family.options.items()]
+    cfg = train.settings(
+        recipe,
+        [
+            *(f"agent={agent}", f"model.pretrained={folder}", "model.dtype=float32", "model.num_steps=3"),
+            *(f"model.height={family.height}", f"model.width={family.width}", *options),
+            *("rollout.num_prompts=2", "rollout.group_size=2", "rollout.batch_size=4"),
+            *("reward.train=saturation", "reward.heldout=null", "policy.storage_dtype=float32"),
+            *("agent.anchor=rollout", "agent.micro_batch_size=2", "agent.warmup_iterations=0", *words),
+        ],
+    )
+    assert cfg.model.env == family.id
+    algorithm = agent_config(cfg).build_algo()
+    try:
+        before = {name: value.clone() for name, value in weights_of(algorithm).items()}
+        algorithm.train()
+        told, after = algorithm.iteration_metrics, weights_of(algorithm)
+    finally:
+        algorithm.stop()
+    # An agent that looks at finished latents alone scores no step.
+    assert told.get("self_check/ratio", 0.0) <= 1e-4 and told["grad_norm"] > 0, told
+    assert any(not torch.equal(torch.as_tensor(after[name]), value) for name, value in before.items())
+
+
+def weights_of(algorithm: Any) -> dict[str, torch.Tensor]:
+    """The trained weights of an algorithm."""
+    state = algorithm.learner_group.get_weights()["default_policy"]
+    return {name: torch.as_tensor(value) for name, value in state.items()}
+
+
+def edited(folder: Path, copy: Path, file: str, **changes: Any) -> Path:
+    """A copy of a checkpoint with other settings in one of its JSON files; None takes a setting out."""
+    shutil.copytree(folder, copy)
+    settings = json.loads((copy / file).read_text()) | changes
+    kept = {name: value for name, value in settings.items() if value is not None}
+    (copy / file).write_text(json.dumps(kept))
+    return copy
+
+
+def is_accepted_by_the_checkers(family: Family, folder: Path) -> None:
+    """By ours, Gymnasium's and Stable-Baselines3's."""
+    from gymnasium.utils.env_checker import check_env
+    from stable_baselines3.common.env_checker import check_env as sb3_check_env
+
+    from unirl_env.envs import check_vector_env
+
+    arguments = family.arguments(folder)
+    check_vector_env(gym.make_vec(family.id, num_envs=4, group_size=2, **arguments), seed=3)
+    env = gym.make(family.id, render_mode="rgb_array", **arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*(infinity|symmetric and normalized).*")
+        check_env(env.unwrapped)
+    sb3_check_env(env, warn=False)
+    env.close()

@@ -31,12 +31,14 @@ class Denoiser(Backbone):
             these are.
         recomputes: Whether layers of transformers in its network may recompute activations in `read` and
             `velocity`.
+        known_sigmas: The least and the largest noise level that its network was trained at.
     """
 
     role = "denoiser"
     latent_shape: tuple[int, ...]
     prompts_at_once: int = 1
     recomputes: ClassVar[bool] = False
+    known_sigmas: tuple[float, float] = (0.0, 1.0)
 
     # The half of the world.
 
@@ -55,6 +57,10 @@ class Denoiser(Backbone):
             sigma: The first noise level of the schedule.
         """
         return noise
+
+    def data(self, latents: Tensor) -> Tensor:
+        """The data x_0 `[B, ...]` that finished latents stand for: themselves, where a schedule ends at 0."""
+        return latents
 
     @abstractmethod
     def encode(self, prompts: Sequence[Prompt], *, negative: bool = False) -> dict[str, Tensor]:

@@ -62,7 +62,8 @@ class NoisingSettings(Settings):
     """How finished latents are noised anew, where `agent.estimator` is `elbo` or `regression`.
 
     Of each episode K latents `(1 - s) x_0 + s noise` are drawn, keyed by the run's seed, the episode and the
-    iteration: they are the same for the new, the old and the untrained policy, and in all epochs.
+    iteration: they are the same for the new, the old and the untrained policy, and in all epochs. Of s, what
+    the model does not know is left out: epsilon models end below 1 and begin above 0.
     """
 
     draws: int = setting(4, least=1)
