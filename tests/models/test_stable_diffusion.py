@@ -33,6 +33,11 @@ def test_it_draws_the_pipelines_pictures(folders, family, guidance, num_steps):
     checks.equals_the_pipeline(family, folders[family.name], guidance=guidance, num_steps=num_steps)
 
 
+@BOTH
+def test_its_latents_are_the_pipelines(folders, family):
+    checks.its_latents_are_the_pipelines(family, folders[family.name])
+
+
 @pytest.mark.parametrize(
     ("family", "changes"),
     [

@@ -7,33 +7,32 @@ DDIM's without noise, and that of `EulerDiscreteScheduler`. A schedule begins be
 
 from __future__ import annotations
 
-import inspect
 import math
-import warnings
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import unirl_env.functional as F
-from unirl_env.arguments.values import like_default
 from unirl_env.errors import ConfigError
+from unirl_env.models.shared.scheduler_settings import (
+    FILE,
+    SPACINGS,
+    changed_of,
+    honoured,
+    made,
+    set_timesteps,
+)
 
 DDIM, EULER, SOLVER = "DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"
 SCHEDULERS = (DDIM, "PNDMScheduler", EULER, SOLVER)
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
-SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 REFUSED = {
-    "clip_sample": "a step that clips x_0 is none of an ODE",
-    "thresholding": "a step that clips x_0 is none of an ODE",
     "use_flow_sigmas": "that is a flow, which predicts velocities",
     "use_dynamic_shifting": "that is a flow, which predicts velocities",
     "variance_type": "what the network says of variances is left out",
 }
-FILE = "scheduler/scheduler_config.json"
 CLOSE = 2e-3
 """How far a time may lie from the scheduler's own: float32 knows a noise level near 1 no better."""
 FAR = 1e12
@@ -64,11 +63,12 @@ class VariancePreserving:
     def __init__(self, config: Mapping[str, Any]):
         self.name = str(config.get("_class_name"))
         require_known(self.name)
-        self.config = _checked(self.name, config)
+        self.config = honoured(self.name, config, SCHEDULERS, REFUSED)
+        _check_choices(self.config)
         self.prediction = self.config["prediction_type"]
         # Timesteps of PNDM are those of DDIM, but that it counts some twice.
         kind = self.name if self.name in (EULER, SOLVER) else DDIM
-        self._scheduler = _made(kind, {"clip_sample": False, **self.config})
+        self._scheduler = made(kind, {"clip_sample": False, **self.config})
         a = self._scheduler.alphas_cumprod.double()
         self._table = _level(a)
         self.known = (float(self._table[0]), float(self._table[-1]))
@@ -89,15 +89,7 @@ class VariancePreserving:
                 be told from the noise level.
         """
         F.flow_sigmas(num_steps)  # refuses the number of steps as all schedules do
-        try:
-            # Diffusers divides by zero on its way, and makes arrays in a manner that numpy wishes away.
-            with (
-                np.errstate(all="ignore"),
-                warnings.catch_warnings(action="ignore", category=DeprecationWarning),
-            ):
-                self._scheduler.set_timesteps(num_steps)
-        except (ValueError, TypeError, ZeroDivisionError, IndexError) as error:
-            raise ConfigError(f"The settings of the scheduler must fit together, got: {error}.") from error
+        set_timesteps(self._scheduler, num_steps)
         times = self._scheduler.timesteps.float()
         sigmas = self._own() if self.name in (EULER, SOLVER) else self._by_times(num_steps)
         falls = bool((sigmas[1:] < sigmas[:-1]).all()) and len(sigmas) == num_steps + 1  # False of NaN, too
@@ -184,8 +176,7 @@ class VariancePreserving:
         return torch.cat([self._table[times], last[None].double()]).float()
 
     def _odd(self, what: str, num_steps: int) -> ConfigError:
-        known = _defaults(self.name)
-        changed = {name: value for name, value in self.config.items() if value != known[name]}
+        changed = changed_of(self.name, self.config)
         return ConfigError(
             f"Of {num_steps} steps of the checkpoint's {self.name} {what}, with {changed}; try another "
             f"number of steps, or change these settings in {FILE}."
@@ -205,31 +196,6 @@ def require_known(name: Any) -> None:
         )
 
 
-def _checked(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings of the scheduler `name`, each of which episodes honour."""
-    own = _defaults(name)
-    # Files hold settings of the scheduler that a checkpoint was first published with.
-    anyones = {field for each in SCHEDULERS for field in _defaults(each)}
-    for field, value in config.items():
-        if field not in anyones and not field.startswith("_") and value not in (None, False):
-            raise ConfigError(
-                f"`{field}` must be a setting of diffusers' {name}, got {value!r} for one that it does not "
-                f"have; take it out of {FILE}, or try a newer diffusers."
-            )
-    settings = {**own, **{field: value for field, value in config.items() if field in own}}
-    for field, default in own.items():
-        if field != "lambda_min_clipped":
-            like_default(f"scheduler.{field}", settings[field], default)
-    for field, reason in REFUSED.items():
-        if settings.get(field):
-            raise ConfigError(
-                f"`{field}` of the scheduler must be false or null, got {settings[field]!r}: {reason}; "
-                f"change it in {FILE}."
-            )
-    _check_choices(settings)
-    return settings
-
-
 def _check_choices(settings: Mapping[str, Any]) -> None:
     prediction, zero = settings["prediction_type"], settings.get("rescale_betas_zero_snr")
     if prediction not in PREDICTIONS:
@@ -240,12 +206,6 @@ def _check_choices(settings: Mapping[str, Any]) -> None:
         raise ConfigError(
             "`prediction_type` of the scheduler must be v_prediction with `rescale_betas_zero_snr`, got "
             f"'epsilon': noise says nothing of data where there is none; change it in {FILE}."
-        )
-    algorithm = settings.get("algorithm_type", "dpmsolver++")
-    if str(algorithm).startswith("sde"):
-        raise ConfigError(
-            f"`algorithm_type` of the scheduler must be dpmsolver++, got {algorithm!r}: noise belongs to the "
-            f"policy, whose `dynamics` and `eta` say how much; change it in {FILE}."
         )
 
 
@@ -262,17 +222,3 @@ def _wide(sigma: Tensor, latent: Tensor) -> Tensor:
 def _width(s: Tensor) -> Tensor:
     """`1 / (alpha + beta)`: how wide latents of flows are beside those of the network."""
     return (s.square() + (1 - s).square()).sqrt()
-
-
-def _made(name: str, settings: Mapping[str, Any]) -> Any:
-    try:
-        kind = getattr(import_module("diffusers"), name)
-        return kind(**{field: settings[field] for field in _defaults(name) if field in settings})
-    except (ValueError, TypeError, NotImplementedError, ImportError) as error:
-        raise ConfigError(f"The settings of the scheduler must fit together, got: {error}.") from error
-
-
-def _defaults(name: str) -> dict[str, Any]:
-    """A scheduler's settings, as this version of diffusers has them."""
-    parameters = inspect.signature(getattr(import_module("diffusers"), name).__init__).parameters
-    return {field: each.default for field, each in parameters.items() if field != "self"}
