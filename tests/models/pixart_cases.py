@@ -1,8 +1,8 @@
 """A tiny PixArt-Sigma in the published layout, with the multistep solver that it carries."""
 
 import torch
-from family_checks import Family
-from stable_diffusion_cases import louder, tiny_vae
+from models.family_checks import Family
+from models.stable_diffusion_cases import louder, tiny_vae
 
 from pretraining.sd3_build import _t5_tokenizer
 from unirl_env.prompts.shapes import words

@@ -3,7 +3,7 @@
 import string
 
 import torch
-from family_checks import Family
+from models.family_checks import Family
 
 SHIFT = 3.0
 

@@ -1,7 +1,7 @@
 """Tiny Stable Diffusions in the published layout: 1.5 with PNDM, XL with Euler's steps in the VE scale."""
 
 import torch
-from family_checks import Family
+from models.family_checks import Family
 
 from pretraining.sd3_build import _clip_encoder, _clip_tokenizer
 from unirl_env.prompts.shapes import words

@@ -1,10 +1,10 @@
 """PixArt-Sigma on a tiny checkpoint, against its pipeline."""
 
-import family_checks as checks
+import models.family_checks as checks
 import pytest
 import torch
-from family_checks import edited
-from pixart_cases import PIXART
+from models.family_checks import edited
+from models.pixart_cases import PIXART
 
 from unirl_env.errors import ConfigError, ModelNotFound
 

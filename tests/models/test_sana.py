@@ -3,11 +3,11 @@
 import math
 from dataclasses import replace
 
-import family_checks as checks
+import models.family_checks as checks
 import pytest
 import torch
-from family_checks import edited
-from sana_cases import SANA, SHIFT
+from models.family_checks import edited
+from models.sana_cases import SANA, SHIFT
 
 import unirl_env.functional as F
 from unirl_env.errors import ConfigError, ModelNotFound

@@ -2,12 +2,12 @@
 
 import json
 
-import family_checks as checks
+import models.family_checks as checks
+import models.stable_diffusion_cases as cases
 import pytest
-import stable_diffusion_cases as cases
 import torch
-from family_checks import edited
-from stable_diffusion_cases import SD15, SDXL
+from models.family_checks import edited
+from models.stable_diffusion_cases import SD15, SDXL
 
 from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.policies.actor import Actor
