@@ -6,6 +6,7 @@ step), encodes the prompts that are new, and decodes B latents. The agent adds t
 the records, the loss, the advantages and RLlib around them. The rows of both are counted by a hook.
 
     python benchmarks/iteration.py [--rounds 9] [--agent flow_dppo] [--cases 2x8 8x12]
+    python benchmarks/iteration.py --family unirl/Flux2Klein-T2I-v0   # on that family's tiny checkpoint
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import logging
 
 import ray
 import torch
+from subjects import Embedded, Family, subject
 from timing import RowsSeen, ratio, report, rounds
 
 from unirl_env.agents.by_name import default_config
 from unirl_env.agents.kinds import ELEMENTS_AT_ONCE
 from unirl_env.envs import PromptSource
-from unirl_env.models.tiny import TinySD3Denoiser
 from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.types import Scores
 
@@ -32,9 +33,9 @@ def brightness(samples, prompts):
     return Scores(torch.stack([sample.image.mean() for sample in samples]))
 
 
-def bare_iteration(num_prompts: int, group: int):
+def bare_iteration(what: Embedded | Family, num_prompts: int, group: int):
     """The model's own calls, and nothing else; and the network that makes them."""
-    denoiser = TinySD3Denoiser()
+    denoiser = what.denoiser()
     actor = Actor(denoiser, lora=LoRAConfig())
     parameters = [p for p in actor.network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
@@ -67,11 +68,14 @@ def bare_iteration(num_prompts: int, group: int):
     return iterate, actor.network
 
 
-def compared(agent: str, num_prompts: int, group: int, repeats: int) -> dict[str, object]:
+def compared(
+    what: Embedded | Family, agent: str, num_prompts: int, group: int, repeats: int
+) -> dict[str, object]:
     """One row of the table."""
+    world = {**what.options, "prompts": "shapes_train", "scorer": brightness, "num_steps": STEPS}
     config = (
         default_config(agent, "--agent")
-        .environment("unirl/TinySD3-T2I-v0", env_config={"scorer": brightness, "num_steps": STEPS})
+        .environment(what.id, env_config=world)
         .training(
             num_prompts=num_prompts,
             group_size=group,
@@ -83,7 +87,7 @@ def compared(agent: str, num_prompts: int, group: int, repeats: int) -> dict[str
     )
     algorithm = config.build_algo()
     assert algorithm.config.trained_steps(0) == EXPLORED
-    bare, network = bare_iteration(num_prompts, group)
+    bare, network = bare_iteration(what, num_prompts, group)
     seen = RowsSeen()
     seen.watch(network)
     seen.watch(algorithm.get_module().actor.network)
@@ -95,6 +99,7 @@ def compared(agent: str, num_prompts: int, group: int, repeats: int) -> dict[str
     parts = {name: algorithm.iteration_metrics[f"seconds/{name}"] for name in ("rollout", "update", "sync")}
     algorithm.stop()
     return {
+        "what": what.id,
         "agent": agent,
         "episodes": num_prompts * group,
         "rows": rows["agent"],
@@ -106,13 +111,15 @@ def compared(agent: str, num_prompts: int, group: int, repeats: int) -> dict[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--family", help="id of a family's environment; none: the embedded model")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--agent", default="flow_dppo", help="a name, or the path of a configuration")
     parser.add_argument("--cases", nargs="+", default=["2x8", "8x12"], help="prompts x group")
     args = parser.parse_args()
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    what = subject(args.family)
     for case in args.cases:
-        report("iteration", compared(args.agent, *map(int, case.split("x")), args.rounds))
+        report("iteration", compared(what, args.agent, *map(int, case.split("x")), args.rounds))
 
 
 if __name__ == "__main__":

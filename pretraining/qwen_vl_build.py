@@ -17,7 +17,7 @@ import torch
 
 from pretraining.vqa_data import SIDE, vocabulary
 
-__all__ = ["MAX_CONTEXT", "build_tiny_qwen_vl", "save", "tiny_qwen_vl_parts"]
+__all__ = ["MAX_CONTEXT", "build_tiny_qwen_vl", "save", "tiny_qwen_vl_parts", "word_tokenizer"]
 
 MAX_CONTEXT = 256
 PATCH, MERGE = 8, 2
@@ -54,7 +54,7 @@ CHAT_TEMPLATE = """\
 {%- endif %}"""
 
 
-def _tokenizer(texts: Sequence[str]) -> Any:
+def word_tokenizer(texts: Sequence[str]) -> Any:
     """Qwen's byte-level tokenizer for which each word of `texts` is one token; any text can be read."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
@@ -90,7 +90,7 @@ def _processor() -> Any:
     }
     return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(**settings),
-        tokenizer=_tokenizer(vocabulary()),
+        tokenizer=word_tokenizer(vocabulary()),
         video_processor=Qwen3VLVideoProcessor(**settings),
         chat_template=CHAT_TEMPLATE,
     )

@@ -30,6 +30,7 @@ SIZES = {
     "diffusion/gaussian_mixture": 2,
     "diffusion/tiny_sd3": 4 * 8 * 8,
     "diffusion/sd3": 16 * 64 * 64,
+    "diffusion/flux1": 32 * 32 * 64,
     "unified_model/tiny_unified": 4 * 8 * 8,
     "unified_model/tiny_writer_and_painter": 4 * 8 * 8,
     "unified_model/enhancer_and_sd3": 16 * 64 * 64,

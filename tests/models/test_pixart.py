@@ -1,9 +1,9 @@
 """PixArt-Sigma on a tiny checkpoint, against its pipeline."""
 
-import models.family_checks as checks
 import pytest
 import torch
-from models.family_checks import edited
+from models import family_checks as checks
+from models.family_checks import edited_copy as edited
 from models.pixart_cases import PIXART
 
 from unirl_env.errors import ConfigError, ModelNotFound
@@ -51,11 +51,23 @@ def test_what_it_exports_loads(folder, tmp_path):
     checks.whole_weights_load(PIXART, folder, tmp_path / "weights")
 
 
-def test_the_checkers_accept_it(folder):
-    checks.is_accepted_by_the_checkers(PIXART, folder)
+def test_pictures_of_evaluation_may_have_another_size(folder):
+    checks.another_size_is_the_pipelines(PIXART, folder, 32, 80)
 
 
-@pytest.mark.slow
+def test_it_draws_for_texts(folder):
+    checks.draws_for_texts(PIXART, folder)
+
+
+def test_recomputing_changes_no_gradient(folder):
+    checks.recomputing_changes_nothing(PIXART, folder)
+
+
+def test_it_keeps_the_contract(folder):
+    checks.keeps_the_contract(PIXART, folder)
+
+
+@pytest.mark.ray
 @pytest.mark.parametrize("agent", ["grpo", "flow_dppo", "drpo"])
 def test_a_recipe_trains_it(folder, cluster, agent):
     checks.trains(PIXART, folder, "diffusion/sdxl", agent, "model=pixart")

@@ -3,10 +3,10 @@
 import math
 from dataclasses import replace
 
-import models.family_checks as checks
 import pytest
 import torch
-from models.family_checks import edited
+from models import family_checks as checks
+from models.family_checks import edited_copy as edited
 from models.sana_cases import SANA, SHIFT
 
 import unirl_env.functional as F
@@ -91,11 +91,23 @@ def test_what_it_exports_loads(folder, tmp_path):
     checks.whole_weights_load(SANA, folder, tmp_path / "weights")
 
 
-def test_the_checkers_accept_it(folder):
-    checks.is_accepted_by_the_checkers(SANA, folder)
+def test_pictures_of_evaluation_may_have_another_size(folder):
+    checks.another_size_is_the_pipelines(SANA, folder, 32, 64)
 
 
-@pytest.mark.slow
+def test_it_draws_for_texts(folder):
+    checks.draws_for_texts(SANA, folder)
+
+
+def test_recomputing_changes_no_gradient(folder):
+    checks.recomputing_changes_nothing(SANA, folder)
+
+
+def test_it_keeps_the_contract(folder):
+    checks.keeps_the_contract(SANA, folder)
+
+
+@pytest.mark.ray
 @pytest.mark.parametrize("agent", ["grpo", "flow_dppo", "drpo"])
 def test_the_recipe_trains_it(folder, cluster, agent):
     checks.trains(SANA, folder, "diffusion/sana", agent, "steps={kind: all}")

@@ -21,6 +21,7 @@ def call(prompts, guidance):
 SD3 = Family(
     "sd3", "unirl/SD3-T2I-v0", partial(build_tiny_sd3, seed=1), "StableDiffusion3Pipeline", call,
     {"max_sequence_length": 10, "schedule": "pipeline"},
+    blind=tuple(f"transformer_blocks.2.attn.{name}" for name in ("add_q_proj", "norm_added_q")),
 )  # fmt: skip
 
 

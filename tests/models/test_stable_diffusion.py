@@ -2,11 +2,11 @@
 
 import json
 
-import models.family_checks as checks
 import models.stable_diffusion_cases as cases
 import pytest
 import torch
-from models.family_checks import edited
+from models import family_checks as checks
+from models.family_checks import edited_copy as edited
 from models.stable_diffusion_cases import SD15, SDXL
 
 from unirl_env.errors import ConfigError, ModelNotFound
@@ -119,8 +119,17 @@ def test_what_it_exports_loads(folders, tmp_path, family):
 
 
 @BOTH
-def test_the_checkers_accept_it(folders, family):
-    checks.is_accepted_by_the_checkers(family, folders[family.name])
+def test_pictures_of_evaluation_may_have_another_size(folders, family):
+    checks.another_size_is_the_pipelines(family, folders[family.name], 48, 24)
+
+
+def test_it_draws_for_texts(folders):
+    checks.draws_for_texts(SDXL, folders[SDXL.name])
+
+
+@BOTH
+def test_it_keeps_the_contract(folders, family):
+    checks.keeps_the_contract(family, folders[family.name])
 
 
 def test_its_steps_with_noise_are_those_of_ddim(folders):
@@ -154,14 +163,14 @@ def test_finished_latents_are_noised_at_levels_that_it_knows(folders):
     assert torch.equal(SDXL.denoiser(folders[SDXL.name]).data(finished), finished), "it ends at 0"
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.parametrize("agent", ["grpo", "flow_dppo", "drpo", "nft"])
 def test_the_recipe_trains_it(folders, cluster, agent):
     words = [] if agent != "nft" else ["policy.dynamics=flow", "steps.kind=fraction"]
     checks.trains(SDXL, folders[SDXL.name], "diffusion/sdxl", agent, *words)
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_the_recipe_trains_the_older_one_too(folders, cluster):
     checks.trains(SD15, folders[SD15.name], "diffusion/sdxl", "grpo", "model=sd15")
 
@@ -188,7 +197,7 @@ class TestRefusals:
             family.denoiser(folder)
 
     def test_the_other_generation(self, folders):
-        with pytest.raises(ConfigError, match="`addition_embed_type` of the UNet must be None"):
+        with pytest.raises(ModelNotFound, match="StableDiffusionXLPipeline, not of StableDiffusionPipeline"):
             checks.make_model(checks.DENOISERS, "sd15", {"pretrained": str(folders[SDXL.name])})
 
     def test_another_family(self, folders, tmp_path):

@@ -32,7 +32,7 @@ from unirl_env.agents.rows import Rows, Shard, Step
 from unirl_env.errors import ConfigError, ContractError, EpisodesLost
 from unirl_env.functional import Metric, SDEStep
 from unirl_env.rollouts.kept import fetched
-from unirl_env.rollouts.memory import keep_freed_memory
+from unirl_env.rollouts.memory import keep_freed_memory, return_freed_memory
 
 
 class GenerativeLearner(PlayingLearner):
@@ -66,7 +66,7 @@ class GenerativeLearner(PlayingLearner):
             ConfigError: If the policy has nothing to train, or computes in float16, or if a phase of
                 `phase_lrs` has no weights of its own.
         """
-        keep_freed_memory()
+        return_freed_memory() if self.config.divides else keep_freed_memory()
         config = config or self.config
         module: Any = self.module[module_id]
         self._masters = Masters(dict(module.named_parameters()))

@@ -360,6 +360,8 @@ class DenoiseVectorEnv(GenerativeVectorEnv):
         **shared: Any,
     ):
         super().__init__(num_envs=num_envs, **shared)
+        for prompt in self.prompts:
+            denoiser.check_prompt(prompt)
         self.denoiser = denoiser
         self.contexts = Contexts(
             denoiser,

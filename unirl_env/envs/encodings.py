@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from unirl_env.errors import ContractError, PromptError
+from unirl_env.errors import ConfigError, ContractError, PromptError
 from unirl_env.models.denoiser import NEGATIVE, Denoiser
 from unirl_env.models.unified import UnifiedModel
 from unirl_env.models.words import Encoded, Words
@@ -99,9 +99,17 @@ class Contexts:
         with_negative: Encode negative prompts as well.
         size: How many encoded texts to keep; those of the latest batch are kept in any case.
         device: Where they are kept.
+
+    Raises:
+        ConfigError: If negative prompts are asked for and the denoiser has no guidance.
     """
 
     def __init__(self, denoiser: Denoiser, *, with_negative: bool, size: int, device: torch.device):
+        if with_negative and denoiser.unguided:
+            raise ConfigError(
+                "`with_negative` must be False, and `guidance` and `eval_guidance` 1, got negative prompts "
+                f"to encode: {denoiser.unguided}."
+            )
         self.denoiser, self.with_negative, self.size = denoiser, with_negative, size
         self._cache = EncodingCache(self._encoded, device=device, at_once=denoiser.prompts_at_once)
 

@@ -40,7 +40,7 @@ DENOISERS = Registry(
         "pipeline": "unirl_env.models.any_pipeline:PipelineDenoiser",
         "pixart": "unirl_env.models.pixart:PixArtDenoiser",
         "qwen_image": "unirl_env.models.qwen_image:QwenImageDenoiser",
-        "qwen_image_edit": "unirl_env.models.qwen_image:QwenImageEditDenoiser",
+        "qwen_image_edit": "unirl_env.models.qwen_image_edit:QwenImageEditDenoiser",
         "sana": "unirl_env.models.sana:SanaDenoiser",
         "sd15": "unirl_env.models.stable_diffusion:SD15Denoiser",
         "sd3": "unirl_env.models.sd3:SD3Denoiser",

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from unirl_env.errors import ContractError
+from unirl_env.errors import ConfigError, ContractError
 from unirl_env.models.backbone import Backbone
 from unirl_env.types import Prompt, Sample
 
@@ -29,6 +29,7 @@ class Denoiser(Backbone):
         prompts_at_once: How many prompts `encode` is given at a time, the last ones filled up with copies. A
             prompt's context must not depend on the others, and the last bits of a library's do, on how many
             these are.
+        unguided: Why the checkpoint has no classifier-free guidance, and the remedy; empty where it has.
         recomputes: Whether layers of transformers in its network may recompute activations in `read` and
             `velocity`.
         known_sigmas: The least and the largest noise level that its network was trained at.
@@ -37,6 +38,7 @@ class Denoiser(Backbone):
     role = "denoiser"
     latent_shape: tuple[int, ...]
     prompts_at_once: int = 1
+    unguided: str = ""
     recomputes: ClassVar[bool] = False
     known_sigmas: tuple[float, float] = (0.0, 1.0)
 
@@ -48,6 +50,21 @@ class Denoiser(Backbone):
 
         A schedule of the variance-preserving kind begins below 1 and may end above 0.
         """
+
+    def sized(self, height: int, width: int) -> Denoiser:
+        """The same model of pictures of another size, which shares what is frozen and loaded.
+
+        Args:
+            height: Pixels.
+            width: Pixels.
+
+        Raises:
+            ConfigError: If it cannot draw them.
+        """
+        raise ConfigError(
+            f"`policy.eval_size` must be null for {type(self).__name__}, which draws one size alone, got "
+            f"{height} x {width}."
+        )
 
     def start(self, noise: Tensor, sigma: float) -> Tensor:
         """The latents that an episode begins with, of standard normal `noise` `[B, ...]`.
@@ -61,6 +78,13 @@ class Denoiser(Backbone):
     def data(self, latents: Tensor) -> Tensor:
         """The data x_0 `[B, ...]` that finished latents stand for: themselves, where a schedule ends at 0."""
         return latents
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Refuse a prompt that the family cannot draw, such as one without the picture that it is to change.
+
+        Raises:
+            PromptError: Naming the prompt.
+        """
 
     @abstractmethod
     def encode(self, prompts: Sequence[Prompt], *, negative: bool = False) -> dict[str, Tensor]:
@@ -84,6 +108,15 @@ class Denoiser(Backbone):
         if any(picture is None for picture in pictures):
             raise ContractError(f"{type(self).__name__} decodes to no picture; it cannot be rendered.")
         return pictures
+
+    def check_guidance(self, guidance: float) -> None:
+        """Refuse classifier-free guidance that the checkpoint has not, before its network is loaded.
+
+        Raises:
+            ConfigError: If `guidance` is not 1, naming the remedy.
+        """
+        if guidance != 1.0 and self.unguided:
+            raise ConfigError(f"`guidance` must be 1, got {guidance:g}: {self.unguided}.")
 
     # The trained half, beside that of every `Backbone`.
 

@@ -172,6 +172,8 @@ class Mode(ABC):
             asked |= {"stochastic_steps": (), "num_steps": num_steps}
             asked |= {"guidance": config.policy.eval_guidance}
             asked |= {"second_order": config.policy.eval_sampler == "dpm2m"}
+            if config.policy.eval_size is not None:
+                asked |= {"size": tuple(config.policy.eval_size)}
         return asked
 
     def drift_options(self, config: Any) -> dict[str, Any]:

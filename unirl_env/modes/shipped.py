@@ -52,6 +52,11 @@ class Denoising(Mode):
         """Steps and engine."""
         _check_latents(config)
 
+    def check_prompts(self, model: Any, prompts: Iterable[Prompt], arguments: Mapping[str, Any]) -> None:
+        """Let the model refuse what it cannot draw."""
+        for prompt in prompts:
+            model.check_prompt(prompt)
+
 
 class Tokens(Mode):
     """Episodes of `TokenVectorEnv`."""

@@ -50,7 +50,7 @@ class Actor(TrainedWeights):
         keep_average: Keep an average of the trained weights, `"ema"`, which begins as they do.
         merge_adapters: Act with adapters merged into the weights (`acting`); None does so in float32, unless
             the model is evaluated in `rows_per_forward`, which promises that scoring finds the very bits of
-            sampling.
+            sampling, or has quantised weights, to which nothing can be added.
         gradient_checkpointing: Recompute activations in the backward pass, where the network can; the layers
             of transformers do so for tokens, and for latents where the denoiser `recomputes`.
         replay_routing: Score tokens by the experts that sampled them (`policies.routing`).
@@ -90,12 +90,23 @@ class Actor(TrainedWeights):
         if not trained or not set(trained) <= set(self.heads):
             raise ConfigError(f"`train_phases` must name some of {tuple(self.heads)}, got {list(trained)}.")
         self.network = model.network().eval()
+        self.quantized = getattr(self.network, "hf_quantizer", None) is not None
+        if self.quantized and merge_adapters:
+            raise ConfigError(
+                "`merge_adapters` must be null or false for a network with quantised weights, got True: they "
+                "cannot be added to."
+            )
         self.lora, self.merge_adapters = lora, merge_adapters
         self._frozen: list[nn.Module] = []
         self._gates: dict[nn.Module, Gate] = {}
         self._any: Callable[[bool], bool] | None = None
         self._layers: list[nn.Module] = []
         if lora is None:
+            if self.quantized:
+                raise ConfigError(
+                    "`lora` must be given for a network with quantised weights, which cannot be trained; try "
+                    "`policy.lora_rank=32`, or `quantization` null."
+                )
             self.network.requires_grad_(True)
             if keep_reference:
                 # In a list, so that the copy is neither moved into the state nor into the optimizer.
@@ -210,7 +221,8 @@ class Actor(TrainedWeights):
         merging = self.merge_adapters
         if merging is None:
             exact = getattr(self.model, "rows_per_forward", None) is not None
-            merging = not exact and all(p.dtype == torch.float32 for p in self.network.parameters())
+            precise = all(parameter.dtype == torch.float32 for parameter in self.network.parameters())
+            merging = precise and not exact and not self.quantized
         return self.merged() if merging else nullcontext()
 
     @contextmanager

@@ -133,6 +133,8 @@ class LatentHead(Head):
         self.eta, self.guidance = number("eta", eta), number("guidance", guidance)
         self.dynamics, self.storage_dtype = dynamics, as_dtype("storage_dtype", storage_dtype)
         self.recomputes = getattr(denoiser, "recomputes", False)
+        if self.guidance != 1.0:
+            denoiser.check_guidance(self.guidance)
         # An impossible kernel is refused here, before a model is loaded.
         F.transition(torch.zeros(1, 1), torch.zeros(1, 1), 0.5, 0.25, dynamics=dynamics, eta=self.eta)
 
@@ -142,14 +144,17 @@ class LatentHead(Head):
         return 1 if self.guidance == 1.0 else 2
 
     @contextmanager
-    def guided(self, guidance: float | None) -> Iterator[None]:
-        """Within it, another guidance; None keeps the head's own."""
-        own = self.guidance
-        self.guidance = own if guidance is None else guidance
+    def guided(self, guidance: float | None, denoiser: Any = None) -> Iterator[None]:
+        """Within it, another guidance, or an adapter of another size; None keeps the head's own."""
+        own = self.guidance, self.model
+        if guidance not in (None, 1.0):
+            self.model.check_guidance(guidance)
+        self.guidance = self.guidance if guidance is None else guidance
+        self.model = self.model if denoiser is None else denoiser
         try:
             yield
         finally:
-            self.guidance = own
+            self.guidance, self.model = own
 
     def read(self, network: nn.Module, obs: Mapping[str, Tensor]) -> Any:
         """What all steps of the episodes of `obs` share: their contexts as the network reads them.

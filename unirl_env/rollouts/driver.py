@@ -52,6 +52,7 @@ class RolloutRequest:
             an empty sequence plays the deterministic ODE and records nothing but what `keep_final` asks for.
         second_order: Take the steps that do not explore by DPM-Solver++(2M) in place of Euler's method.
         num_steps: Denoising steps; None takes the environment's own.
+        size: Height and width of pictures in pixels; None takes the environment's own.
         levels: Which levels of that schedule are visited; None visits all.
         guidance: Of latents; None takes the policy's own.
         temperature: Of tokens and actions; None takes the policy's own; 0 takes the likeliest, whose
@@ -77,6 +78,7 @@ class RolloutRequest:
     stochastic_steps: Sequence[int] | None = None
     second_order: bool = False
     num_steps: int | None = None
+    size: tuple[int, int] | None = None
     levels: Sequence[int] | None = None
     guidance: float | None = None
     temperature: float | None = None

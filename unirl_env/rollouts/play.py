@@ -116,13 +116,13 @@ class Rollout:
 
     def _env(self, num_envs: int, request: RolloutRequest) -> gym.vector.VectorEnv:
         levels = None if request.levels is None else tuple(request.levels)
-        key = (num_envs, request.num_steps, levels)
+        key = (num_envs, request.num_steps, levels, request.size)
         if key not in self._envs:
             if levels is not None:
                 # A window that has moved on does not come back for long.
                 for old in [old for old in self._envs if old[2] not in (None, levels)]:
                     self._envs.pop(old).close()
-            asked = {"num_steps": request.num_steps, "levels": levels}
+            asked = {"num_steps": request.num_steps, "levels": levels, "size": request.size}
             asked = {name: value for name, value in asked.items() if value is not None}
             env = self._envs[key] = self.make_env(num_envs, **asked)
             leave_invalid(env)  # scores are read here, not rewards, and a failed one is data

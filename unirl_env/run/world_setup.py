@@ -174,6 +174,7 @@ def world_options(cfg: RunConfig) -> dict[str, Any]:
         "device": pick_device(model.device),
         "offload": model.offload or None,
         "rows_per_forward": model.rows_per_forward,
+        "compile": model.compile or None,
         "max_new_tokens": model.max_new_tokens,
         "max_prompt_tokens": model.max_prompt_tokens,
         "prompts": cfg.prompts.train,
@@ -202,10 +203,11 @@ def _made(choice: ModelChoice, mode: Mode) -> Any:
 
 
 def _layers(source: Path) -> set[str]:
-    """Names of the layers whose weights a directory holds: of the transformer, where it is a pipeline's."""
+    """Names of the layers whose weights a directory holds: of its network, where it is a pipeline's."""
     from safetensors import safe_open
 
-    folder = source / "transformer" if (source / "transformer").is_dir() else source
+    parts = (source / part for part in ("transformer", "unet"))
+    folder = next((part for part in parts if part.is_dir()), source)
     found: set[str] = set()
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:

@@ -126,6 +126,9 @@ class PolicySettings(Settings):
     """The temperature of evaluation; 0 decodes greedily, null takes `temperature`."""
     eval_guidance: float | None = setting(None)
     """Classifier-free guidance of latents in evaluation; null takes `guidance`."""
+    eval_size: list[int] | None = setting(None)
+    """Height and width of evaluation's pictures in pixels; null takes those of training. Of denoisers that
+    can draw several sizes."""
     eval_sampler: str = setting("ode", choices=("ode", "dpm2m"))
     """How latents are denoised in evaluation: by Euler's steps, or by DPM-Solver++(2M)."""
     eval_weights: str = setting("trained", choices=("trained", "ema"))
@@ -149,6 +152,11 @@ class PolicySettings(Settings):
             raise ConfigError(
                 f"`{prefix}lora_targets` must be null where `{prefix}lora_rank` is, got {self.lora_targets}: "
                 f"all weights are trained; try `{prefix}lora_rank=16`."
+            )
+        if self.eval_size is not None and (len(self.eval_size) != 2 or min(self.eval_size) < 1):
+            raise ConfigError(
+                f"`{prefix}eval_size` must be a height and a width in pixels, or null, got {self.eval_size}; "
+                "try [1024, 1024]."
             )
         if self.lora_targets is not None and not self.lora_targets:
             raise ConfigError(

@@ -37,13 +37,16 @@ class ModelSettings(Settings):
     """Keep the frozen parts on the CPU between uses."""
     rows_per_forward: int | None = setting(None, least=1)
     """Fixes the network's batch size, so that an image episode is bitwise the same in any batch."""
+    compile: bool = setting(False, may_change=True)
+    """Compile the network of a diffusers pipeline by torch.compile; where that cannot be, a run says so."""
     max_new_tokens: int | None = setting(None, least=0)
     """Where a text is cut off; null takes the id's own default. 0 leaves out the text of a
     `unified_model`."""
     max_prompt_tokens: int | None = setting(None, least=1)
     """The longest prompt in tokens; null takes the id's own default."""
     options: dict[str, Any] = setting({})
-    """Further arguments of the environment or its model (system, thinking, tool, max_pixels, ...)."""
+    """Further arguments of the environment or its model (system, thinking, tool, max_pixels, attention,
+    quantization, tiling, embedded_guidance, ...)."""
 
 
 @dataclass

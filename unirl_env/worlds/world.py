@@ -21,6 +21,7 @@ from unirl_env.envs.single import SingleEnv
 from unirl_env.envs.vector_env import GenerativeVectorEnv
 from unirl_env.errors import ConfigError, ContractError, UnknownArgument
 from unirl_env.models import DENOISERS
+from unirl_env.models.denoiser import Denoiser
 from unirl_env.models.making import UNEXPECTED, make_model, model_choice
 from unirl_env.modes import Mode, mode_of
 from unirl_env.prompts.sources import MAX_CHARACTERS, PromptSource
@@ -117,12 +118,19 @@ class World:
         outside = {name: own[name] for name in (*JUDGING, "flat") if name in own}
         return cls(mode, model, prompts, scorer, generator, environment, device, rest, outside)
 
-    def env(self, num_envs: int, num_steps: int | None = None, **how: Any) -> VectorEnv:
+    def env(
+        self,
+        num_envs: int,
+        num_steps: int | None = None,
+        size: tuple[int, int] | None = None,
+        **how: Any,
+    ) -> VectorEnv:
         """A batch of episodes.
 
         Args:
             num_envs: B.
             num_steps: T, instead of the world's own.
+            size: Height and width of pictures in pixels, likewise.
             **how: Other arguments of the environment, instead of the world's own.
         """
         given = {**self.arguments, **how}
@@ -130,7 +138,13 @@ class World:
             given["num_steps"] = num_steps
         if self.prompts is not None:
             given.setdefault("prompts", self.prompts)
-        env = self._bare(num_envs, given)
+        if size is not None and not isinstance(self.model, Denoiser):
+            raise ConfigError(
+                f"`policy.eval_size` must be null but for a denoiser, got {list(size)} for "
+                f"{type(self.model).__name__}."
+            )
+        model = self.model if size is None else self.model.sized(*size)
+        env = self._bare(model, num_envs, given)
         if self.generator is not None:
             together = env.metadata["autoreset_mode"] is AutoresetMode.DISABLED
             env = DrawWrapper(env, **{"together": together, **self.generator})
@@ -142,9 +156,9 @@ class World:
             return env
         return FlattenForPPO(env) if flat is True else FlattenForPPO(env, flat)
 
-    def _bare(self, num_envs: int, given: Mapping[str, Any]) -> VectorEnv:
+    def _bare(self, model: Any, num_envs: int, given: Mapping[str, Any]) -> VectorEnv:
         try:
-            return self.environment(self.model, num_envs=num_envs, device=self.device, **given)
+            return self.environment(model, num_envs=num_envs, device=self.device, **given)
         except TypeError as error:
             said = UNEXPECTED.search(str(error))
             if said is None or said[1] not in {*given, "num_envs", "device"}:
@@ -190,9 +204,20 @@ class ForeignWorld:
             generator = _generator(given["generator"], mode, given.get("device", "cpu"))
             self.arguments["generator"] = {"denoiser": generator.pop("generator"), **generator}
 
-    def env(self, num_envs: int, num_steps: int | None = None, **how: Any) -> VectorEnv:
+    def env(
+        self,
+        num_envs: int,
+        num_steps: int | None = None,
+        size: tuple[int, int] | None = None,
+        **how: Any,
+    ) -> VectorEnv:
         """A batch of episodes; the arguments are those of `World.env`."""
         given = {**self.arguments, **how}
+        if size is not None:
+            raise ConfigError(
+                f"`policy.eval_size` must be null for {self.name}, whose entry point is its own, got "
+                f"{list(size)}."
+            )
         if num_steps is not None:
             given["num_steps"] = num_steps
         try:

@@ -121,6 +121,7 @@ class DrawWrapper(Wrapper):
                 raise ConfigError(f"`{name}` of a generator must be an integer from 1 on, got {count!r}.")
         if not is_number(guidance):
             raise ConfigError(f"`guidance` of a generator must be a finite number, got {guidance!r}.")
+        generator.check_guidance(guidance)
         together = truth("together", together)
         if after is not None and not (isinstance(after, str) and after):
             raise ConfigError(f"`after` of a generator must be a text or None, got {after!r}.")

@@ -44,6 +44,27 @@ def in_fixed_batches(function: Callable[..., Tensor], *batches: Tensor, rows: in
     return torch.cat(results)
 
 
+def by_kind(function: Callable[..., Tensor], *batches: Tensor, kinds: Tensor | None) -> Tensor:
+    """`function(*batches)`, evaluated for the rows of each kind apart.
+
+    Args:
+        function: Of tensors `[n, ...]`, to `[n, ...]`; row i must depend on row i alone.
+        *batches: Tensors `[N, ...]`.
+        kinds: What tells the kinds apart, `[N, ...]`; None evaluates all together.
+
+    Returns:
+        `[N, ...]`.
+    """
+    if kinds is None or len(kinds) == 0:
+        return function(*batches)
+    known, which = kinds.unique(dim=0, return_inverse=True)
+    if len(known) == 1:
+        return function(*batches)
+    places = [(which == kind).nonzero().flatten() for kind in range(len(known))]
+    results = torch.cat([function(*(batch[place] for batch in batches)) for place in places])
+    return results[torch.cat(places).argsort()]
+
+
 def pictures_at_once(height: int, width: int) -> int:
     """How many pictures of that size in pixels are encoded or decoded in one forward."""
     return max(1, PIXELS_AT_ONCE // (height * width))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -22,8 +23,9 @@ from unirl_env.arguments.values import truth, whole
 from unirl_env.errors import ConfigError
 from unirl_env.errors.quiet import unheard
 from unirl_env.models.denoiser import Denoiser
+from unirl_env.models.shared.acceleration import Acceleration
 from unirl_env.models.shared.exports import in_order, settle_header
-from unirl_env.models.shared.fixed_batches import in_fixed_batches, painted, texts_at_once
+from unirl_env.models.shared.fixed_batches import by_kind, in_fixed_batches, painted, texts_at_once
 from unirl_env.models.shared.flow_schedule import FlowSchedule, require_scheduler
 from unirl_env.models.shared.loading import Source, as_dtype, complete
 from unirl_env.models.shared.outline import on_device
@@ -74,6 +76,9 @@ class OfDiffusers(Denoiser):
             out bitwise the same alone, in any batch, and in the learner. Without it, the batch size shows in
             the last bits. 16 costs next to nothing on a CPU where batches are multiples of it.
         tiling: Decode pictures in tiles, which bounds memory and changes what the tiles' borders show.
+        compile: Compile the network; see `Acceleration`, as for the next two.
+        attention: A backend of diffusers' attention.
+        quantization: Configuration for weights that are not trained.
 
     Attributes:
         family: What errors call it.
@@ -118,6 +123,9 @@ class OfDiffusers(Denoiser):
         schedule: str = "pipeline",
         rows_per_forward: int | None = None,
         tiling: bool = False,
+        compile: bool = False,
+        attention: str | None = None,
+        quantization: Mapping[str, Any] | None = None,
     ):
         if schedule not in SCHEDULES:
             raise ConfigError(f"`schedule` must be one of {SCHEDULES}, got {schedule!r}.")
@@ -129,10 +137,16 @@ class OfDiffusers(Denoiser):
         self.dtype = as_dtype("dtype", dtype)
         self.device, self.offload = torch.device(device), truth("offload", offload)
         self.tiling = truth("tiling", tiling)
+        self.acceleration = Acceleration(compile, attention, quantization)
         length = self.length if max_sequence_length is None else max_sequence_length
         self.max_sequence_length = whole("max_sequence_length", length, 1)
         self.prompts_at_once = texts_at_once(self.max_sequence_length)
         self.configs = {part: self._load_config(part) for part in self.classes}
+        self._require_pipeline()
+        self._fit(height, width)
+
+    def _fit(self, height: int | None, width: int | None) -> None:
+        """Set sizes, and what follows from them."""
         sizes = self._sizes(self.configs[self.trained])
         self.height = _side("height", height, sizes)
         self.width = _side("width", width, sizes)
@@ -183,7 +197,35 @@ class OfDiffusers(Denoiser):
         """Refuse a scheduler of the pipeline's index that `_schedule` does not know."""
         require_scheduler(name)
 
+    def _kinds(self, context: Mapping[str, Tensor]) -> Tensor | None:
+        """What tells apart rows that no forward may read together, `[N, ...]`; None if nothing does."""
+        return None
+
+    def _require_pipeline(self) -> None:
+        """Refuse a checkpoint whose parts are this family's and whose pipeline is another one.
+
+        Raises:
+            ModelNotFound: Naming that pipeline.
+        """
+        named = self._index.get("_class_name")
+        if named != self.pipeline:
+            raise self.source.not_found(f"its model_index.json is of {named}, not of {self.pipeline}")
+
     # What follows of it.
+
+    def sized(self, height: int, width: int) -> OfDiffusers:
+        """The same model of pictures of another size, which shares text encoders and decoder.
+
+        Raises:
+            ConfigError: If it cannot draw them; names the nearest sizes that it can.
+        """
+        other = copy(self)
+        for name in list(vars(other)):
+            if isinstance(getattr(type(self), name, None), cached_property):
+                del vars(other)[name]  # it may depend on the size
+        other._fit(height, width)
+        vars(other)["frozen"], other._hooks = self.frozen, self._hooks
+        return other
 
     def sigmas(self, num_steps: int) -> Tensor:
         """The noise schedule `[T+1]` as the checkpoint's scheduler has it.
@@ -221,9 +263,12 @@ class OfDiffusers(Denoiser):
     def network(self) -> nn.Module:
         """Diffusers' network of the family, freshly loaded."""
         network = self.source.load(
-            complete(self._network_class.from_pretrained), subfolder=self.trained, dtype=self.dtype
+            complete(self._network_class.from_pretrained),
+            subfolder=self.trained,
+            dtype=self.dtype,
+            **self.acceleration.loading(),
         )
-        return on_device(network, self.device).eval()
+        return self.acceleration.apply(on_device(network, self.device).eval())
 
     def velocity(
         self, network: nn.Module, latent: Tensor, sigma: Tensor, context: Mapping[str, Tensor]
@@ -233,7 +278,10 @@ class OfDiffusers(Denoiser):
         def forward(latent: Tensor, sigma: Tensor, *values: Tensor) -> Tensor:
             return self._velocity(network, latent, sigma, dict(zip(context, values, strict=True)))
 
-        return in_fixed_batches(forward, latent, sigma, *context.values(), rows=self.rows_per_forward)
+        def in_lots(*batches: Tensor) -> Tensor:
+            return in_fixed_batches(forward, *batches, rows=self.rows_per_forward)
+
+        return by_kind(in_lots, latent, sigma, *context.values(), kinds=self._kinds(context))
 
     def save_adapters(self, network: nn.Module, directory: str) -> None:
         """Write `pytorch_lora_weights.safetensors`, which `pipeline.load_lora_weights` reads."""

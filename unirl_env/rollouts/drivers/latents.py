@@ -55,7 +55,10 @@ class LatentDriver(Driver):
         drawn = rows if len(rows) or not self.actor.divided else torch.zeros_like(row[:1])
         shape, keys = live.obs["latent"].shape[1:], live.seeds[rows.cpu()].tolist()
         steps: list[tuple[dict[str, Tensor], SDEStep]] = []
-        with self.actor.acting(base=request.base), self.head.guided(request.guidance):
+        # Pictures of another size are the environment's own model of that size, with the same network.
+        denoiser = None if request.size is None else live.get_attr("denoiser")
+        how = self.head.guided(request.guidance, denoiser)
+        with self.actor.acting(base=request.base), how:
             if len(drawn):
                 # Only what is drawn is read: texts that ended without a picture are not in it.
                 used, place = row[drawn].unique(return_inverse=True)
