@@ -82,6 +82,30 @@ def test_sizes_need_not_suit_the_unets_halves(folders, family):
     assert pictures.shape[2:] == (40, 56) and (pictures - expected).abs().max() <= 1e-5
 
 
+@BOTH
+def test_in_half_precision_velocities_are_taken_in_float32(folders, family):
+    """The network rounds to 1 in 256; near pure noise a difference of rounded numbers would be all error."""
+    prompts, found = list(family.prompts), []
+    for dtype in ("float32", "bfloat16"):
+        denoiser = family.denoiser(folders[family.name], dtype=dtype)
+        context, network = denoiser.encode(prompts), denoiser.network()
+        assert {p.dtype for p in network.parameters()} == {denoiser.dtype}
+        latent = torch.randn(3, *denoiser.latent_shape, generator=torch.Generator().manual_seed(0))
+        sigma = torch.full((3,), denoiser.known_sigmas[1])
+        with torch.no_grad():
+            velocity = denoiser.velocity(network, latent, sigma, context)
+        assert velocity.dtype == torch.float32
+        predicted = velocity * (1 - sigma.view(-1, 1, 1, 1)) + latent
+        found.append(predicted)
+        assert denoiser.decode(latent)[0].image.dtype == torch.float32
+    assert (found[0] - found[1]).abs().max() <= 0.05 * found[0].abs().max()
+
+
+def test_the_decoder_of_xl_is_spared_float16(folders):
+    denoiser = SDXL.denoiser(folders[SDXL.name], dtype="float16")
+    assert denoiser.frozen.vae.dtype == torch.float32 and denoiser.frozen.text_encoder.dtype == torch.float16
+
+
 def test_an_empty_negative_prompt_of_xl_is_none(folders, tmp_path):
     prompts = [Prompt("a red circle"), Prompt("two blue squares")]
     folder = folders[SDXL.name]
