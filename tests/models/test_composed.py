@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from unirl_env.errors import ConfigError
+from unirl_env.errors import ConfigError, ContractError
 from unirl_env.models.composed import Composed
 from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.types import Prompt
@@ -85,6 +85,18 @@ def test_adapters_of_both_are_written_where_their_libraries_load_them(composed, 
     assert all(name.startswith("base_model.model.model.layers") for name in text)
     assert all(name.startswith("transformer.") for name in image)
     assert len(text) + len(image) == len(actor.trainable_state())
+
+
+def test_a_context_must_leave_the_names_of_observations_alone(composed):
+    from unirl_env.models.composed import Composed
+
+    class Confused(type(composed.image)):
+        def encode(self, prompts, *, negative=False):
+            return {**super().encode(prompts, negative=negative), "prompt_length": torch.ones(len(prompts))}
+
+    painter = Confused(composed.image.pretrained)
+    with pytest.raises(ContractError, match=r"Confused must have no entry.*prompt_length"):
+        assert Composed(writer=composed.text, painter=painter).context_keys
 
 
 def test_weights_of_both_load_in_their_libraries(composed, tmp_path):

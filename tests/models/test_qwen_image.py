@@ -158,6 +158,20 @@ def test_bfloat16_is_stored_and_drawn(folder):
     assert 0 < (pictures - whole).abs().mean() < 0.03
 
 
+def test_a_larger_copy_is_one_made_so(folder):
+    """As evaluation has it, with the tokens and the shift of its own size."""
+    larger, made = QWEN_IMAGE.denoiser(folder).sized(64, 48), QWEN_IMAGE.denoiser(folder, height=64, width=48)
+    assert larger.latent_shape == made.latent_shape == (48, 16)
+    assert torch.equal(larger.sigmas(4), made.sigmas(4))
+    assert not torch.equal(made.sigmas(4), QWEN_IMAGE.denoiser(folder).sigmas(4))
+    latent = torch.randn(1, 48, 16, generator=torch.Generator().manual_seed(0))
+    context = made.encode([Prompt("cat")])
+    with torch.no_grad():
+        found = [each.velocity(made.network(), latent, torch.ones(1), context) for each in (larger, made)]
+    assert torch.equal(*found)
+    assert torch.equal(*(each.decode(latent)[0].image for each in (larger, made)))
+
+
 def test_recomputing_changes_no_gradient(folder):
     checks.recomputing_changes_nothing(QWEN_IMAGE, folder)
 

@@ -47,12 +47,12 @@ def test_in_lots_no_bit_depends_on_the_captions_beside_it(folder, monkeypatch):
     seen, own_forward = [], denoiser._forward
 
     def forward(network, latent, sigma, context):
-        seen.append(((context["prompt_length"] + 31) // 32).tolist())
+        seen.append(((context["prompt_embeds_length"] + 31) // 32).tolist())
         return own_forward(network, latent, sigma, context)
 
     monkeypatch.setattr(denoiser, "_forward", forward)
     network, context = denoiser.network(), denoiser.encode(TEXTS)
-    assert ((context["prompt_length"] + 31) // 32).tolist() == [1, 1, 2, 1]
+    assert ((context["prompt_embeds_length"] + 31) // 32).tolist() == [1, 1, 2, 1]
     latent = torch.randn(4, *denoiser.latent_shape, generator=torch.Generator().manual_seed(0))
     sigma = torch.linspace(0.9, 0.3, 4)
     with torch.no_grad():
@@ -78,7 +78,7 @@ def test_a_captions_context_is_the_pipelines_and_zeros(folder):
         found, _ = pipeline.encode_prompt([p.text for p in TEXTS], "cpu", False, max_sequence_length=64)
     for row, each in enumerate(found):
         count = len(each)
-        assert context["prompt_length"][row] == count
+        assert context["prompt_embeds_length"][row] == count
         torch.testing.assert_close(context["prompt_embeds"][row, :count], each, atol=1e-6, rtol=1e-5)
         assert not context["prompt_embeds"][row, count:].any()
 
@@ -101,7 +101,7 @@ class TestRefusals:
             Z_IMAGE.denoiser(folder, max_sequence_length=97)
         denoiser = Z_IMAGE.denoiser(folder, max_sequence_length=96)
         context = denoiser.encode([Prompt(LONG * 2)])
-        assert context["prompt_length"].tolist() == [96]
+        assert context["prompt_embeds_length"].tolist() == [96]
         latent = torch.zeros(1, *denoiser.latent_shape)
         with torch.no_grad():
             denoiser.velocity(denoiser.network(), latent, torch.ones(1), context)

@@ -458,3 +458,23 @@ class TestRanks:
         assert (again.log_prob.view(6, 3) - phase.log_prob).abs().max() <= 1e-6
         kl = F.gaussian_kl(again.mean.view_as(phase.mean), phase.mean, again.std.view(6, 3))
         assert kl.abs().max() <= 1e-9
+
+
+@pytest.mark.parametrize("storage_dtype", ["float32", "bfloat16"])
+def test_guidance_in_two_forwards_is_that_in_one(tiny_dir, storage_dtype):
+    denoiser, prompts = TinySD3Denoiser(tiny_dir), [Prompt("a red circle"), Prompt("two blue squares")]
+    generator = torch.Generator().manual_seed(0)
+    obs = {"latent": torch.randn(2, *denoiser.latent_shape, generator=generator)}
+    obs |= {"sigma": torch.tensor([0.9, 0.5]), "sigma_next": torch.tensor([0.7, 0.2])}
+    obs |= denoiser.encode(prompts)
+    obs |= {f"negative_{k}": v for k, v in denoiser.encode(prompts, negative=True).items()}
+    rows, steps = [], []
+    for at_once in (True, False):
+        actor = Actor(denoiser, guidance=3.0, guidance_at_once=at_once, storage_dtype=storage_dtype)
+        actor.network.register_forward_pre_hook(
+            lambda module, args, kwargs: rows.append(len(kwargs["hidden_states"])), with_kwargs=True
+        )
+        with torch.no_grad():
+            steps.append(actor.act(obs, torch.ones_like(obs["latent"])))
+    assert rows == [4, 2, 2]
+    assert (steps[0].mean - steps[1].mean).abs().max() < 1e-5

@@ -6,6 +6,8 @@ What a model of your own must answer, CONTRIBUTING says in a table.
 from unirl_env.models.backbone import Backbone, TokenBackbone
 from unirl_env.models.denoiser import Denoiser
 from unirl_env.models.process import MDP
+from unirl_env.models.shared.denoiser_check import check_denoiser
+from unirl_env.models.shared.judging import DenoiserReport
 from unirl_env.models.shared.language_check import LanguageModelReport, check_language_model
 from unirl_env.models.unified import PictureTokens, SharedBackbone, UnifiedModel
 from unirl_env.models.words import Encoded, LanguageModel, Words
@@ -19,6 +21,7 @@ __all__ = [
     "UNIFIED_MODELS",
     "Backbone",
     "Denoiser",
+    "DenoiserReport",
     "Encoded",
     "LanguageModel",
     "LanguageModelReport",
@@ -27,6 +30,7 @@ __all__ = [
     "TokenBackbone",
     "UnifiedModel",
     "Words",
+    "check_denoiser",
     "check_language_model",
 ]
 
@@ -37,7 +41,7 @@ DENOISERS = Registry(
         "flux2": "unirl_env.models.flux2:Flux2Denoiser",
         "flux2_klein": "unirl_env.models.flux2:Flux2KleinDenoiser",
         "gaussian_mixture": "unirl_env.models.gaussian_mixture:GaussianMixtureDenoiser",
-        "pipeline": "unirl_env.models.any_pipeline:PipelineDenoiser",
+        "pipeline": "unirl_env.models.any_pipeline:any_pipeline",
         "pixart": "unirl_env.models.pixart:PixArtDenoiser",
         "qwen_image": "unirl_env.models.qwen_image:QwenImageDenoiser",
         "qwen_image_edit": "unirl_env.models.qwen_image_edit:QwenImageEditDenoiser",

@@ -11,12 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unirl_env.errors import ConfigError
+from unirl_env.errors import ConfigError, ContractError
 from unirl_env.models.denoiser import Denoiser
 from unirl_env.models.making import make_model
 from unirl_env.models.unified import UnifiedModel
 from unirl_env.models.words import LanguageModel
 from unirl_env.types import Prompt
+
+OBSERVED = (
+    *("phase", "tokens", "length", "prompt_length"),
+    *("latent", "sigma", "sigma_next", "step", "stochastic"),
+)
+"""What an episode that writes and then draws is observed by, beside the context."""
 
 
 class TwoNetworks(nn.Module):
@@ -68,8 +74,18 @@ class Composed(UnifiedModel):
 
     @cached_property
     def context_keys(self) -> tuple[str, ...]:
-        """The entries of the denoiser's context; asking for them loads its encoders."""
-        return tuple(self.image.encode([Prompt("")]))
+        """The entries of the denoiser's context; asking for them loads its encoders.
+
+        Raises:
+            ContractError: If one has the name of what a text is observed by.
+        """
+        found = tuple(self.image.encode([Prompt("")]))
+        if taken := [name for name in found if name in OBSERVED]:
+            raise ContractError(
+                f"A context of {type(self.image).__name__} must have no entry by the name of another "
+                f"observation, got {', '.join(taken)}; try another name in `encode`."
+            )
+        return found
 
     def network(self) -> TwoNetworks:
         """Both networks, freshly loaded."""

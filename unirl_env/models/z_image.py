@@ -76,18 +76,18 @@ class ZImageDenoiser(OfDiffusers):
         if int(lengths.max()) > width:
             warn_of_truncation(self.pretrained, max(texts, key=len), width)
         embeds = torch.stack([pad(each, (0, 0, 0, width - len(each))) for each in found])
-        return {"prompt_embeds": embeds, "prompt_length": lengths.clamp(max=width)}
+        return {"prompt_embeds": embeds, "prompt_embeds_length": lengths.clamp(max=width)}
 
     def _kinds(self, context: Mapping[str, Tensor]) -> Tensor | None:
         if self.rows_per_forward is None:
             return None
-        return (context["prompt_length"] + MULTIPLE - 1) // MULTIPLE
+        return (context["prompt_embeds_length"] + MULTIPLE - 1) // MULTIPLE
 
     def _forward(
         self, network: nn.Module, latent: Tensor, sigma: Tensor, context: Mapping[str, Tensor]
     ) -> Tensor:
         embeds = context["prompt_embeds"].to(self.dtype)
-        lengths = context["prompt_length"].tolist()
+        lengths = context["prompt_embeds_length"].tolist()
         steps = self._flow.num_train_timesteps
         found = network(
             list(latent.unsqueeze(2)),

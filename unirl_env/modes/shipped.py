@@ -38,7 +38,7 @@ class Denoising(Mode):
     embedded = "unirl/TinySD3-T2I-v0"
     gives: ClassVar = {"image": True, "latent": True}
     steps = True
-    head_settings = ("guidance", "dynamics", "eta", "storage_dtype")
+    head_settings = ("guidance", "guidance_at_once", "dynamics", "eta", "storage_dtype")
 
     def phases(self, config: Any) -> dict[str, str]:
         """One, of latents."""
@@ -157,7 +157,7 @@ class Hybrid(Mode):
         """What is trained, and the settings of both heads; pictures of tokens have no denoising kernel."""
         names = ["temperature", "top_p", "top_k", "guidance"]
         if not self._discrete(config):
-            names += ["dynamics", "eta", "storage_dtype"]
+            names += ["guidance_at_once", "dynamics", "eta", "storage_dtype"]
         return {"train_phases": config.trained, **{name: getattr(config.policy, name) for name in names}}
 
     def env_options(self, config: Any) -> dict[str, Any]:

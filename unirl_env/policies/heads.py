@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import unirl_env.functional as F
-from unirl_env.arguments.values import number, whole
+from unirl_env.arguments.values import number, truth, whole
 from unirl_env.episode import cat_padded
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.functional import SDEStep, TokenStep
@@ -108,8 +108,8 @@ class LatentHead(Head):
 
     Args:
         denoiser: The adapter of the model family.
-        guidance: Classifier-free guidance; other than 1 it needs negative prompts in the observation, and
-            evaluates both in one batched forward.
+        guidance: Classifier-free guidance; other than 1 it needs negative prompts in the observation.
+        guidance_at_once: Evaluate both in one forward of twice the rows; otherwise in two.
         dynamics: `flow`, `dance`, `cps` or `ddim`.
         eta: Noise level.
         storage_dtype: What latents are rounded to before they are scored; the learner replays just that.
@@ -125,12 +125,14 @@ class LatentHead(Head):
         denoiser: Any,
         *,
         guidance: float = 1.0,
+        guidance_at_once: bool = True,
         dynamics: str = "flow",
         eta: float = 0.7,
         storage_dtype: torch.dtype | str = torch.float32,
     ):
         super().__init__(denoiser)
         self.eta, self.guidance = number("eta", eta), number("guidance", guidance)
+        self.guidance_at_once = truth("guidance_at_once", guidance_at_once)
         self.dynamics, self.storage_dtype = dynamics, as_dtype("storage_dtype", storage_dtype)
         self.recomputes = getattr(denoiser, "recomputes", False)
         if self.guidance != 1.0:
@@ -186,8 +188,7 @@ class LatentHead(Head):
         reading = self.model.read(network, context)
         if row is None:
             return reading
-        by_name = isinstance(reading, Mapping)
-        return {name: each[row] for name, each in reading.items()} if by_name else reading.pick(row)
+        return _picked(reading, row)
 
     def act(
         self,
@@ -229,10 +230,14 @@ class LatentHead(Head):
         reading = self.read(network, obs) if reading is None else reading
         if self.guidance == 1.0:
             return self.model.velocity(network, latent, sigma, reading).float()
-        doubled = self.model.velocity(
-            network, torch.cat([latent, latent]), torch.cat([sigma, sigma]), reading
-        )
-        without, with_prompt = doubled.float().chunk(2)
+        if self.guidance_at_once:
+            both = self.model.velocity(
+                network, torch.cat([latent, latent]), torch.cat([sigma, sigma]), reading
+            ).chunk(2)
+        else:
+            rows = torch.arange(2 * len(latent), device=latent.device).chunk(2)
+            both = tuple(self.model.velocity(network, latent, sigma, _picked(reading, row)) for row in rows)
+        without, with_prompt = (velocity.float() for velocity in both)
         return self.model.guided(without, with_prompt, self.guidance, sigma)
 
     def _step(self, network: nn.Module, obs: Mapping[str, Tensor], reading: Any, **given: Any) -> SDEStep:
@@ -247,6 +252,13 @@ class LatentHead(Head):
             storage_dtype=self.storage_dtype,
             **given,
         )
+
+
+def _picked(reading: Any, row: Tensor) -> Any:
+    """The contexts at `row` `[N]` of what a denoiser has read."""
+    if isinstance(reading, Mapping):
+        return {name: each[row] for name, each in reading.items()}
+    return reading.pick(row)
 
 
 class TokenHead(Head):

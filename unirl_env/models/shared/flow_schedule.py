@@ -97,7 +97,7 @@ class FlowSchedule:
             )
         # Refuses the number of steps as all schedules do.
         F.flow_sigmas(num_steps)
-        return self._falling(self._of_diffusers(num_steps, even), num_steps)
+        return self.falling(self._of_diffusers(num_steps, even), num_steps)
 
     def _of_diffusers(self, num_steps: int, even: bool) -> Tensor:
         from diffusers import FlowMatchEulerDiscreteScheduler
@@ -124,7 +124,12 @@ class FlowSchedule:
         slope = (config["max_shift"] - config["base_shift"]) / tokens
         return config["base_shift"] + slope * (self.num_tokens - config["base_image_seq_len"])
 
-    def _falling(self, sigmas: Tensor, num_steps: int) -> Tensor:
+    def falling(self, sigmas: Tensor, num_steps: int) -> Tensor:
+        """Noise levels `[T+1]` that lead from 1 to 0, the first one without rounding.
+
+        Raises:
+            ConfigError: If they do not.
+        """
         falls = bool((sigmas[1:] < sigmas[:-1]).all())  # False of NaN, too
         if not falls or sigmas[-1] != 0 or not math.isclose(float(sigmas[0]), 1.0, abs_tol=CLOSE):
             known = _defaults()

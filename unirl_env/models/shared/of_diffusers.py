@@ -141,6 +141,10 @@ class OfDiffusers(Denoiser):
         length = self.length if max_sequence_length is None else max_sequence_length
         self.max_sequence_length = whole("max_sequence_length", length, 1)
         self.prompts_at_once = texts_at_once(self.max_sequence_length)
+        self._measure(height, width)
+
+    def _measure(self, height: int | None, width: int | None) -> None:
+        """Take the sides of pictures, and what follows of them and of the checkpoint's settings."""
         self.configs = {part: self._load_config(part) for part in self.classes}
         self._require_pipeline()
         self._fit(height, width)
@@ -309,7 +313,7 @@ class OfDiffusers(Denoiser):
         pipeline = self.source.load(
             self._pipeline_class.from_pretrained,
             dtype=self.dtype,
-            **{self.trained: None},
+            **{self.trained: self._stand_in()},
             **dict.fromkeys(self.dropped),
             **absent,
             **parts,
@@ -332,6 +336,10 @@ class OfDiffusers(Denoiser):
         if self.tiling:
             pipeline.vae.enable_tiling()
         return pipeline
+
+    def _stand_in(self) -> nn.Module | None:
+        """What the pipeline is given in the place of its network."""
+        return None
 
     def outline(self) -> nn.Module:
         """The network without its weights, for pipelines that ask it for its shape."""

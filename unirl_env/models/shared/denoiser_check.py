@@ -1,0 +1,109 @@
+"""A denoiser held against its checkpoint's own pipeline."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from unirl_env.errors import ConfigError
+from unirl_env.media.pixels import load_picture, to_pil
+from unirl_env.models.denoiser import Denoiser
+from unirl_env.models.shared.judging import PROMPTS, DenoiserReport, judge
+from unirl_env.models.shared.listening import open_listening
+from unirl_env.models.shared.recording import RecordedPipeline
+from unirl_env.types import Prompt
+
+PICTURE = torch.linspace(0, 1, 3 * 48 * 32).view(3, 48, 32)
+"""What is changed, where pictures are."""
+
+
+def check_denoiser(
+    denoiser: Denoiser | str,
+    *,
+    num_steps: Sequence[int] = (2, 3),
+    guidance: float = 3.5,
+    prompts: Sequence[Prompt] = PROMPTS,
+    arguments: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> DenoiserReport:
+    """Compare a denoiser with the pipeline of its checkpoint, which runs its own `__call__`.
+
+    The pipeline's network is one without weights that answers with random numbers, so that the check costs
+    what the text encoders and the decoder cost. Compared are the shape of latents, the initial noise, the
+    schedule, every argument of the network at every step, what reaches the scheduler (the guided velocity),
+    and the decoded picture.
+
+    Args:
+        denoiser: A denoiser of a pipeline of diffusers; or a hub id or a directory, whose denoiser is made as
+            `denoiser="pipeline"` makes it, for a picture that is not square unless `height` or `width` is
+            given.
+        num_steps: The numbers of steps to compare.
+        guidance: Compared besides 1, where the pipeline has classifier-free guidance.
+        prompts: Two or more, of unequal length; with a picture of our own each, where pictures are changed.
+        arguments: Further ones of the pipeline's `__call__`.
+        **options: Of the denoiser, where it is made here.
+
+    Returns:
+        The largest differences; `print` it.
+
+    Raises:
+        ModelNotFound: If the model cannot be loaded.
+        ConfigError: If it is no denoiser of a pipeline of diffusers.
+        ContractError: If they differ; names what, by how much, and where.
+    """
+    if isinstance(denoiser, str):
+        denoiser = _made(denoiser, options)
+    elif options:
+        raise ConfigError(
+            f"`options` are for a denoiser that is made here, got {sorted(options)} beside one."
+        )
+    subject: Any = denoiser
+    if not isinstance(getattr(subject, "pretrained", None), str):
+        raise ConfigError(
+            f"`denoiser` must be of a pipeline of diffusers, got a {type(denoiser).__name__}, which has no "
+            "`pretrained`; try `check_vector_env` on its environment."
+        )
+    pipeline, trained = open_listening(
+        subject.pretrained,
+        revision=getattr(subject, "revision", None),
+        dtype=subject.dtype,
+        device=torch.device(subject.device),
+    )
+    sizes = {"height": subject.height, "width": subject.width}
+    told = {**sizes, **as_the_pipeline_has_it(subject, pipeline), **(arguments or {})}
+    if hasattr(subject, "max_images"):
+        prompts = [replace(prompt, images=(PICTURE,)) for prompt in prompts]
+        told["image"] = to_pil(load_picture(PICTURE))
+    recorded = RecordedPipeline(pipeline, trained, told)
+    return judge(denoiser, recorded, num_steps=num_steps, guidance=guidance, prompts=prompts)
+
+
+def as_the_pipeline_has_it(denoiser: Any, pipeline: Any) -> dict[str, Any]:
+    """The options of a denoiser that its pipeline's `__call__` takes as arguments."""
+    takes = inspect.signature(type(pipeline).__call__).parameters
+    told: dict[str, Any] = {}
+    if "max_sequence_length" in takes and getattr(denoiser, "max_sequence_length", None) is not None:
+        told["max_sequence_length"] = denoiser.max_sequence_length
+    embedded = getattr(denoiser, "embedded_guidance", None)
+    if embedded is not None and "guidance_scale" in takes:
+        told["guidance_scale"] = embedded
+    return told
+
+
+def _made(pretrained: str, options: Mapping[str, Any]) -> Any:
+    """The denoiser of a checkpoint, for a picture that is not square unless a size is asked for."""
+    from unirl_env.models.any_pipeline import any_pipeline
+
+    made: Any = any_pipeline(pretrained, **options)
+    if "height" in options or "width" in options or made.height != made.width:
+        return made
+    for width in (made.width * 3 // 4, made.width // 2, made.width * 3 // 2):
+        try:
+            return any_pipeline(pretrained, **{**options, "height": made.height, "width": width})
+        except ConfigError:  # a size that the model does not draw
+            continue
+    return made
