@@ -98,7 +98,7 @@ def test_untrained_it_is_nothing_and_where_scorers_fail_it_is_measured(cluster, 
         agent.stop()
 
 
-@pytest.mark.parametrize("dynamics", ["flow", "dance", "cps"])
+@pytest.mark.parametrize("dynamics", ["flow", "dance", "cps", "ddim"])
 def test_velocities_of_means_are_those_of_the_network(dynamics):
     one = OneLearner(toy_config(GRPOConfig, policy={"dynamics": dynamics}))
     (shard,) = one.shards(one.play())

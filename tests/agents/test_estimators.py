@@ -42,7 +42,11 @@ def finished(learner, **options):
 
 def noised(learner, batch, **cut):
     (shard,) = shards_of(batch, **cut)
-    return FORWARD.noised(shard, "image", learner.config).phases["image"]
+    return noised_shard(learner, shard).phases["image"]
+
+
+def noised_shard(learner, shard):
+    return FORWARD.noised(shard, "image", learner.config, learner.policy.actor.latent_head().model)
 
 
 def miss(rows, new, context):
@@ -64,18 +68,33 @@ def test_a_finished_latent_becomes_rows_of_its_noised_selves():
     assert len(noise.flatten(0, 1).unique(dim=0)) == 160
 
 
+def test_only_noise_levels_that_the_model_knows_are_drawn(monkeypatch):
+    learner = learner_with(noising={"draws": 4, "low": 0.1})
+    model, batch = learner.policy.actor.latent_head().model, finished(learner)
+    monkeypatch.setattr(type(model), "known_sigmas", (0.03, 0.5))
+    monkeypatch.setattr(type(model), "data", lambda self, latents: latents / 0.5)
+    phase, final = noised(learner, batch), batch.phases["image"].final
+    sigma, s = phase.observation["sigma"], phase.observation["sigma"][..., None]
+    assert torch.equal(((sigma - 0.1) / 0.1).floor(), torch.arange(4.0).expand(32, 4))
+    data = (final / 0.5)[:, None]
+    torch.testing.assert_close(phase.observation["latent"], (1 - s) * data + s * (phase.action + data))
+    monkeypatch.setattr(type(model), "known_sigmas", (0.0, 0.05))
+    with pytest.raises(ConfigError, match=r"`noising.low`.*that the model knows, 0 to 0.05, got 0.1 and 1"):
+        noised(learner, batch)
+
+
 def test_draws_are_an_episodes_own_and_another_iterations_are_others():
     learner = learner_with()
     batch = finished(learner)
     whole = noised(learner, batch)
     for shard in shards_of(batch, num_learners=2):
-        part = FORWARD.noised(shard, "image", learner.config).phases["image"]
+        part = noised_shard(learner, shard).phases["image"]
         places = [batch.episode_seed.tolist().index(seed) for seed in shard.episode_seed.tolist()]
         for name in ("latent", "sigma"):
             assert torch.equal(part.observation[name], whole.observation[name][places]), name
         assert torch.equal(part.action, whole.action[places])
     (shard,) = shards_of(batch, iteration=1)
-    other = FORWARD.noised(shard, "image", learner.config).phases["image"]
+    other = noised_shard(learner, shard).phases["image"]
     assert not torch.isclose(other.observation["sigma"], whole.observation["sigma"]).any()
 
 

@@ -10,7 +10,7 @@ import unirl_env.functional as F
 from unirl_env.errors import ConfigError, ShapeError
 
 SIGMAS = F.flow_sigmas(10, 3.0)
-KERNELS = ["flow", "dance", "cps"]
+KERNELS = ["flow", "dance", "cps", "ddim"]
 RANKS = [(4, 6, 6), (9, 4), (3, 2, 4, 4)]  # images, packed latents, video
 
 

@@ -24,13 +24,18 @@ def closed_form(v, x, s, s_next, dynamics, eta, sigma_max):
         std = s_next * math.sin(eta * math.pi / 2)
         data, noise = x - s * v, x + (1 - s) * v
         return data * (1 - s_next) + noise * math.sqrt(s_next**2 - std**2), std
+    if dynamics == "ddim":
+        a, a_next = ((1 - each) ** 2 / (each**2 + (1 - each) ** 2) for each in (s, s_next))
+        std = eta * s_next * math.sqrt((1 - a / a_next) / (1 - a))
+        data, noise = x - s * v, x + (1 - s) * v
+        return data * (1 - s_next) + noise * math.sqrt(s_next**2 - std**2), std
     level = sigma_max if s == 1.0 else s
     g = eta if dynamics == "dance" else eta * math.sqrt(s / (1 - level))
     score = -(x + (1 - s) * v) / s  # -noise / sigma
     return x - (v - 0.5 * g**2 * score) * delta, g * math.sqrt(delta)
 
 
-@pytest.mark.parametrize("dynamics", ["flow", "dance", "cps"])
+@pytest.mark.parametrize("dynamics", ["flow", "dance", "cps", "ddim"])
 @pytest.mark.parametrize("step", range(9))
 def test_against_the_closed_form(dynamics, step):
     x, v = randn(3, 4, 5, 5), randn(3, 4, 5, 5, seed=1)
@@ -71,9 +76,11 @@ def test_schedule_that_starts_just_below_one_is_not_singular():
         torch.testing.assert_close(
             F.transition(x, x, start, 0.96, sigma_max=0.96)[1], exact, rtol=1e-3, atol=0
         )
+    sanas = F.transition(x, x, 0.99967, 0.96)[1]
+    torch.testing.assert_close(sanas, exact, rtol=1e-2, atol=0)
 
 
-@pytest.mark.parametrize("dynamics", ["flow", "dance", "cps", "ode"])
+@pytest.mark.parametrize("dynamics", ["flow", "dance", "cps", "ddim", "ode"])
 @pytest.mark.parametrize(
     "settings_", [dict(eta=0.0), dict(eta=0.7, stochastic=torch.zeros(3, dtype=torch.bool))]
 )
@@ -118,14 +125,14 @@ def test_last_step():
 
 def test_one_step_schedule_is_finite():
     x, v = randn(2, 5), randn(2, 5, seed=1)
-    for dynamics in ("flow", "dance", "cps", "ode"):
+    for dynamics in ("flow", "dance", "cps", "ddim", "ode"):
         mean, std = F.transition(v, x, 1.0, 0.0, dynamics=dynamics)
         assert bool(mean.isfinite().all()) and bool(std.isfinite().all())
 
 
 def test_padded_rows_without_a_step_stand_still():
     x, v = randn(2, 5), randn(2, 5, seed=1)
-    for dynamics in ("flow", "dance", "cps", "ode"):
+    for dynamics in ("flow", "dance", "cps", "ddim", "ode"):
         mean, std = F.transition(v, x, torch.tensor([0.5, 0.0]), torch.tensor([0.25, 0.0]), dynamics=dynamics)
         assert torch.equal(mean[1], x[1]) and std[1] == 0.0
 
@@ -134,7 +141,7 @@ def test_padded_rows_without_a_step_stand_still():
 @given(
     lead=st.sampled_from([(3,), (2, 4), (1, 1)]),
     rest=st.sampled_from([(5,), (7, 3), (4, 4, 4), (2, 3, 4, 4)]),
-    dynamics=st.sampled_from(["flow", "dance", "cps", "ode"]),
+    dynamics=st.sampled_from(["flow", "dance", "cps", "ddim", "ode"]),
     data=st.data(),
 )
 def test_every_rank_agrees_row_by_row(lead, rest, dynamics, data):
@@ -229,7 +236,8 @@ def test_cps_keeps_the_coefficients_of_data_and_noise():
 @pytest.mark.parametrize(
     "settings_, word",
     [
-        (dict(dynamics="ddim"), "dynamics"),
+        (dict(dynamics="brownian"), "dynamics"),
+        (dict(dynamics="ddim", eta=1.2), "eta"),
         (dict(eta=-0.1), "eta"),
         (dict(eta=1e-6), "eta"),
         (dict(eta=math.nan), "eta"),

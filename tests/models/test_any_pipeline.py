@@ -77,7 +77,7 @@ class TestWhatItMustShow:
     def test_it_passes_the_judge_that_opens_the_checkpoint_anew(self, case):
         family, folder = case
         denoiser = family.denoiser(folder)
-        report = check_denoiser(denoiser, arguments=denoiser.arguments)
+        report = check_denoiser(denoiser)
         assert max(report.gaps.values()) <= 1e-5 and report.guidances == (1.0, 3.5)
         assert report.denoiser == "PipelineDenoiser" and report.pipeline == family.pipeline
 
@@ -162,6 +162,24 @@ class TestWhatIsReadOff:
         twin = pickle.loads(pickle.dumps(family.denoiser(folder)))
         assert isinstance(twin, PipelineDenoiser) and twin.latent_shape == (4, 8, 12)
 
+    def test_parts_that_are_kept_on_the_cpu_between_uses_draw_the_same(self, aura):
+        family, folder = aura
+        plain, kept = (family.denoiser(folder, offload=on) for on in (False, True))
+        latents = torch.randn(2, *plain.latent_shape)
+        ours, theirs = (torch.stack([s.image for s in d.decode(latents)]) for d in (kept, plain))
+        assert torch.equal(ours, theirs) and torch.equal(kept.sigmas(3), plain.sigmas(3))
+
+    def test_another_size_shares_what_is_frozen(self, aura):
+        family, folder = aura
+        denoiser = family.denoiser(folder)
+        other = denoiser.sized(48, 32)
+        assert other.latent_shape == (4, 12, 8) and denoiser.latent_shape == (4, 8, 12)
+        assert other.frozen is denoiser.frozen
+        (picture,) = other.decode(torch.zeros(1, *other.latent_shape))
+        assert picture.image.shape == (3, 48, 32)
+        with pytest.raises(ConfigError, match="divisible by 8 but are 33"):
+            denoiser.sized(33, 32)
+
     def test_without_sizes_the_pipelines_own_are_taken(self, folders):
         denoiser = PipelineDenoiser(str(folders["Lumina2"]), **cases.LUMINA2.options)
         assert (denoiser.height, denoiser.width) == (32, 32)
@@ -183,7 +201,8 @@ class TestLeaves:
     def test_every_leaf_is_known_by_its_pipeline(self, name):
         pytest.importorskip(DENOISERS.target(LEAVES[name]).partition(":")[0])
         found = DENOISERS.get(LEAVES[name])
-        assert name in (found.pipeline, *getattr(sys.modules[found.__module__], "PIPELINES", ()))
+        said = [each for each in vars(sys.modules[found.__module__]).values() if isinstance(each, str)]
+        assert name in (found.pipeline, *said)
 
     def test_the_leaf_of_the_page_is_acquitted(self, aura):
         (code,) = re.findall(r"```python\n(from torch import Tensor.*?)```", PAGE.read_text(), re.S)
@@ -313,7 +332,7 @@ class TestPacked:
         found = {name: change(way.constants[name]) for name, change in constants.items()}
         vars(denoiser)["way"] = replace(way, constants={**way.constants, **found})
         with pytest.raises(ContractError, match=words):
-            check_denoiser(denoiser, arguments=denoiser.arguments)
+            check_denoiser(denoiser)
 
     def test_height_and_width_swapped_in_places(self, folders):
         self.convicted(folders, "- `img_ids`", img_ids=lambda ids: ids[:, [0, 2, 1]])
@@ -324,4 +343,4 @@ class TestPacked:
         kept = {name: kind for name, kind in way.context.items() if name != "attention_mask"}
         vars(denoiser)["way"] = replace(way, context=kept)
         with pytest.raises(ContractError, match="- `attention_mask`: nothing in the place of"):
-            check_denoiser(denoiser, arguments=denoiser.arguments)
+            check_denoiser(denoiser)

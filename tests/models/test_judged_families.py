@@ -16,7 +16,7 @@ def test_it_is_acquitted(id, tmp_path, monkeypatch):
     denoiser = family.denoiser(tmp_path)
     if id == "unirl/QwenImage-Edit-v0":
         small_areas(monkeypatch, denoiser.image_pixels)
-    report = check_denoiser(denoiser, arguments=getattr(denoiser, "arguments", {}))
+    report = check_denoiser(denoiser)
     assert max(report.gaps.values()) <= 1e-5
     compared = {"schedule", "initial latents", "velocity", "picture"}
     assert compared | ({"guided velocity"} if len(family.guidances) > 1 else set()) <= set(report.gaps)

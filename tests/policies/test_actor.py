@@ -61,7 +61,7 @@ def _seeded():
 
 
 class TestRatioOne:
-    @pytest.mark.parametrize("dynamics", ["flow", "dance", "cps"])
+    @pytest.mark.parametrize("dynamics", ["flow", "dance", "cps", "ddim"])
     @pytest.mark.parametrize("guidance", [1.0, 4.0])
     def test_scoring_what_was_sampled(self, tiny, stirred, dynamics, guidance):
         actor = copy.copy(stirred)

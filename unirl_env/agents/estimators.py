@@ -28,6 +28,7 @@ from unirl_env.settings import NoisingSettings
 
 if TYPE_CHECKING:
     from unirl_env.agents.loss import Context
+    from unirl_env.models.denoiser import Denoiser
 
 
 class NoisedStep(NamedTuple):
@@ -70,19 +71,22 @@ class Trajectory(Estimator):
 class ForwardProcess(Estimator):
     """The velocity at finished latents that are noised anew, K times each (`noising`)."""
 
-    def noised(self, shard: Shard, name: str, config: Any) -> Shard:
+    def noised(self, shard: Shard, name: str, config: Any, denoiser: Denoiser) -> Shard:
         """The shard with K rows for each episode of a phase, in the place of the steps that were played.
 
-        Observations are `latent` `[b, K, ...]`, `x_s = (1 - s) x_0 + s noise`, and `sigma` `[b, K]`; the
-        action is what the velocity should be, `noise - x_0`. Old log-probs are zeros until they are taken.
+        Observations are `latent` `[b, K, ...]`, `x_s = (1 - s) x_0 + s noise`, and `sigma` `[b, K]`, of
+        `noising` what the network knows; the action is what the velocity should be, `noise - x_0`. Old
+        log-probs are zeros until they are taken.
 
         Args:
             shard: On the learner's device.
             name: Of the phase.
             config: An `AgentConfig`.
+            denoiser: Whose latents they are.
 
         Raises:
             ContractError: If finished latents are not recorded.
+            ConfigError: If the network knows no noise level between `noising.low` and `noising.high`.
         """
         phase, how = shard.phases[name], config.noising
         if phase.final is None:
@@ -99,9 +103,17 @@ class ForwardProcess(Estimator):
             return (keys ^ salt).repeat_interleave(draws)
 
         uniform = F.keyed_uniform(salted("sigma"), draw, device=keys.device).float().view(count, draws)
-        sigma = F.stratified_sigmas(uniform, distribution=how.sigmas, low=how.low, high=how.high)
+        low, high = max(how.low, denoiser.known_sigmas[0]), min(how.high, denoiser.known_sigmas[1])
+        if not low < high:
+            least, most = denoiser.known_sigmas
+            raise ConfigError(
+                "`noising.low` and `noising.high` must hold noise levels that the model knows, "
+                f"{least:.3g} to {most:.3g}, got {how.low:g} and {how.high:g}; try noising.low=0 and "
+                "noising.high=1."
+            )
+        sigma = F.stratified_sigmas(uniform, distribution=how.sigmas, low=low, high=high)
         noise = F.keyed_noise(salted("noise"), draw, phase.final.shape[1:], device=keys.device)
-        final = phase.final.float().repeat_interleave(draws, 0)
+        final = denoiser.data(phase.final.float()).repeat_interleave(draws, 0)
         latent, target = F.noised(final, noise, sigma.flatten())
         many = (count, draws, *phase.final.shape[1:])
         fresh = Phase(

@@ -143,7 +143,7 @@ class GenerativeLearner(PlayingLearner):
             shard = replace(shard.to(self.device), branching=branching)
             for name in shard.phases:
                 if estimator_of(self.config, shard.phases[name].kind) is FORWARD:
-                    shard = FORWARD.noised(shard, name, self.config)
+                    shard = FORWARD.noised(shard, name, self.config, actor.latent_head(name).model)
             minibatches = self._minibatches(shard, report)
             with actor.under(self.config.rollout_weights):  # the policy that sampled
                 if any("old" in loss.copies for loss in self.config.losses.values()):

@@ -73,7 +73,7 @@ class Denoising(Activity):
         self.denoiser, self.num_envs = denoiser, num_envs
         self.context_of, self.device, self.array_backend = context, device, array_backend
         self.sigmas = denoiser.sigmas(num_steps).float().cpu()
-        """The noise levels that an episode visits, from 1 to 0."""
+        """The noise levels that an episode visits, as a rule from 1 to 0."""
         if levels is not None:
             self.sigmas = self.sigmas[checked_levels(levels, num_steps)]
         self.num_steps = num_steps = len(self.sigmas) - 1
@@ -107,14 +107,15 @@ class Denoising(Activity):
     def pictures(self) -> tuple[np.ndarray, ...]:
         """What each episode is heading for, as uint8 pictures `[H, W, 3]`.
 
-        It is the decoded x_0 that the last transition points at, which for a deterministic step is the
-        model's own prediction; before the first step, the decoded noise.
+        It is the decoded latent at the last noise level that the last transition points at, which for a
+        deterministic step is the model's own prediction; before the first step, the decoded noise.
         """
         pointed_at = self.latent
         if self.previous is not None:
             now = self._sigmas[self._step]
             before = self._sigmas[np.maximum(self._step - 1, 0)]
-            share = torch.where(before > now, now / (before - now).clamp_min(1e-6), 0.0)
+            left = now - self._sigmas[-1]
+            share = torch.where(before > now, left / (before - now).clamp_min(1e-6), 0.0)
             share = share.view(-1, *[1] * (self.latent.ndim - 1))
             pointed_at = self.latent.float() + share * (self.latent - self.previous).float()
         pictures = self.denoiser.pictures(pointed_at)
@@ -302,7 +303,7 @@ class DenoiseVectorEnv(GenerativeVectorEnv):
     """T denoising steps of a flow or diffusion model, as a batch of episodes.
 
     Description:
-        An episode begins with pure noise and a prompt. Each action *is* the next latent, so the transition
+        An episode begins with noise and a prompt. Each action *is* the next latent, so the transition
         is deterministic: exploration belongs to the policy, which turns the velocity of its network into a
         Gaussian over the next latent (`unirl_env.functional.sde_step`). The environment holds what is
         frozen: text encoders, decoder, noise schedule, prompts.
@@ -378,7 +379,7 @@ class DenoiseVectorEnv(GenerativeVectorEnv):
         )
         self.num_steps = self._denoising.num_steps
         self.sigmas = self._denoising.sigmas
-        """The noise levels that an episode visits, from 1 to 0: the schedule, unless `levels` says less."""
+        """The noise levels that an episode visits: the model's schedule, unless `levels` says less."""
         self._defaults["stochastic_steps"] = self._denoising.checked_steps(stochastic_steps)
         self._play(self._denoising)
 

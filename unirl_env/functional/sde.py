@@ -20,10 +20,10 @@ from unirl_env.errors import ConfigError, ShapeError
 from unirl_env.functional.noise import derive_seed
 from unirl_env.functional.require import require_choice, require_floating, require_shape
 
-DYNAMICS = ("flow", "dance", "cps", "ode")
+DYNAMICS = ("flow", "dance", "cps", "ddim", "ode")
 SMALLEST_ETA = 1e-4  # below it, std drowns in the rounding of float32 latents
 ROUNDING = 1e-6  # a first sigma may miss 1 by rounding
-NEAR_ONE = 1.0 - 1e-4
+NEAR_ONE = 1.0 - 5e-4  # schedules that begin with pure noise just below 1: 0.9997 is SANA's
 HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -64,7 +64,7 @@ def transition(
         sigma: Current noise level in (0, 1], 1 is pure noise; a number, [B] or [B, S].
         sigma_next: Next noise level in [0, sigma); 0 is the last step.
         dynamics: The kernel.
-        eta: Strength of the noise; 0, or at least 1e-4; at most 1 for "cps".
+        eta: Strength of the noise; 0, or at least 1e-4; at most 1 for "cps" and "ddim".
         sigma_max: "flow" is singular at s = 1; there, 1 - s is taken at min(s, sigma_max). Pass the
             schedule's second value. None takes `sigma_next` where sigma is 1: the same, for a first step.
         stochastic: Bool `[*lead]`; False makes the row the Euler ODE.
@@ -78,7 +78,7 @@ def transition(
 
     Reference:
         Flow-GRPO (arXiv 2505.05470), the ODE turned into an SDE; DanceGRPO (2505.07818); Flow-CPS
-        (2509.05952).
+        (2509.05952); DDIM (2010.02502), equations 12 and 16, the kernel of DDPO (2305.13301).
     """
     _check_kernel(dynamics, eta, sigma_max)
     require_floating("latent", latent)
@@ -111,6 +111,13 @@ def _coefficients(
         # sqrt(s'^2 - std^2) without the cancellation; eta = 1 leaves no direction of the old noise.
         root = s_next * max(0.0, math.cos(eta * math.pi / 2))
         return (1 - s_next) + root, s * (1 - s_next) - (1 - s) * root, std
+    if dynamics == "ddim":
+        # Where padded rows have s = s' = 0, there is no step and no noise.
+        scale = (s * (1 - s_next)).clamp_min(torch.finfo(torch.float32).tiny)
+        kept = s_next * (1 - s) / scale  # rho
+        fresh = (delta / scale).clamp_max(1.0) * (1 + kept)  # 1 - rho^2, without the cancellation
+        root = s_next * ((1 - eta) * (1 + eta) + (eta * kept) ** 2).sqrt()
+        return (1 - s_next) + root, s * (1 - s_next) - (1 - s) * root, eta * s_next * fresh.sqrt()
     if dynamics == "dance":
         half = eta**2 / (2 * s.clamp_min(torch.finfo(torch.float32).tiny))
         std = eta * delta.sqrt()
@@ -168,8 +175,8 @@ def _check_kernel(dynamics: str, eta: float, sigma_max: float | None) -> None:
     require_choice("dynamics", dynamics, DYNAMICS)
     if not (eta == 0 or (math.isfinite(eta) and eta >= SMALLEST_ETA)):
         raise ConfigError(f"`eta` must be 0 (the ODE) or at least {SMALLEST_ETA}, got {eta}; try 0.7.")
-    if dynamics == "cps" and eta > 1:
-        raise ConfigError(f'`eta` must be at most 1 for dynamics="cps", got {eta}; try 0.7.')
+    if dynamics in ("cps", "ddim") and eta > 1:
+        raise ConfigError(f'`eta` must be at most 1 for dynamics="{dynamics}", got {eta}; try 0.7.')
     if sigma_max is not None and not 0 < sigma_max < 1:
         raise ConfigError(
             f"`sigma_max` must lie between 0 and 1, got {sigma_max}; try float(sigmas[1]), or None."

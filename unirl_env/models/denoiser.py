@@ -32,6 +32,7 @@ class Denoiser(Backbone):
         unguided: Why the checkpoint has no classifier-free guidance, and the remedy; empty where it has.
         recomputes: Whether layers of transformers in its network may recompute activations in `read` and
             `velocity`.
+        known_sigmas: The least and the largest noise level that its network was trained at.
     """
 
     role = "denoiser"
@@ -39,6 +40,7 @@ class Denoiser(Backbone):
     prompts_at_once: int = 1
     unguided: str = ""
     recomputes: ClassVar[bool] = False
+    known_sigmas: tuple[float, float] = (0.0, 1.0)
 
     # The half of the world.
 
@@ -72,6 +74,10 @@ class Denoiser(Backbone):
             sigma: The first noise level of the schedule.
         """
         return noise
+
+    def data(self, latents: Tensor) -> Tensor:
+        """The data x_0 `[B, ...]` that finished latents stand for: themselves, where a schedule ends at 0."""
+        return latents
 
     def check_prompt(self, prompt: Prompt) -> None:
         """Refuse a prompt that the family cannot draw, such as one without the picture that it is to change.

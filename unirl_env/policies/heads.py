@@ -110,7 +110,7 @@ class LatentHead(Head):
         denoiser: The adapter of the model family.
         guidance: Classifier-free guidance; other than 1 it needs negative prompts in the observation.
         guidance_at_once: Evaluate both in one forward of twice the rows; otherwise in two.
-        dynamics: `flow`, `dance` or `cps`.
+        dynamics: `flow`, `dance`, `cps` or `ddim`.
         eta: Noise level.
         storage_dtype: What latents are rounded to before they are scored; the learner replays just that.
 

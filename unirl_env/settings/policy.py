@@ -62,7 +62,8 @@ class NoisingSettings(Settings):
     """How finished latents are noised anew, where `agent.estimator` is `elbo` or `regression`.
 
     Of each episode K latents `(1 - s) x_0 + s noise` are drawn, keyed by the run's seed, the episode and the
-    iteration: they are the same for the new, the old and the untrained policy, and in all epochs.
+    iteration: they are the same for the new, the old and the untrained policy, and in all epochs. Of s, what
+    the model does not know is left out: epsilon models end below 1 and begin above 0.
     """
 
     draws: int = setting(4, least=1)
@@ -108,12 +109,12 @@ class PolicySettings(Settings):
     guidance_at_once: bool = setting(True, may_change=True)
     """With guidance, evaluate the network with and without the prompt in one forward of twice the rows; false
     takes two, with half the memory where nothing is trained."""
-    dynamics: str = setting("flow", choices=("flow", "dance", "cps"))
-    """The stochastic step: `flow`, `dance` or `cps`."""
+    dynamics: str = setting("flow", choices=("flow", "dance", "cps", "ddim"))
+    """The stochastic step: `flow`, `dance`, `cps`, or `ddim`, that of DDPO."""
     eta: float = setting(
         0.7, above=0, why="without noise no step has a log-probability to train on", hint="0.7"
     )
-    """Its noise level."""
+    """Its noise level; at most 1 for `cps` and `ddim`."""
     storage_dtype: str = setting("float32", choices=DTYPES)
     """What latents are rounded to before they are scored and stored."""
     temperature: float = setting(

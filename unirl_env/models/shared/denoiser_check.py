@@ -17,6 +17,8 @@ from unirl_env.models.shared.listening import open_listening
 from unirl_env.models.shared.recording import RecordedPipeline
 from unirl_env.types import Prompt
 
+NEEDED = ("pretrained", "height", "width", "dtype", "device")
+"""What a denoiser must say of itself beside its contract."""
 PICTURE = torch.linspace(0, 1, 3 * 48 * 32).view(3, 48, 32)
 """What is changed, where pictures are."""
 
@@ -27,7 +29,7 @@ def check_denoiser(
     num_steps: Sequence[int] = (2, 3),
     guidance: float = 3.5,
     prompts: Sequence[Prompt] = PROMPTS,
-    arguments: Mapping[str, Any] | None = None,
+    call: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> DenoiserReport:
     """Compare a denoiser with the pipeline of its checkpoint, which runs its own `__call__`.
@@ -44,7 +46,8 @@ def check_denoiser(
         num_steps: The numbers of steps to compare.
         guidance: Compared besides 1, where the pipeline has classifier-free guidance.
         prompts: Two or more, of unequal length; with a picture of our own each, where pictures are changed.
-        arguments: Further ones of the pipeline's `__call__`.
+        call: Arguments of the pipeline's `__call__` that say what the denoiser does: those that follow from
+            its `max_sequence_length`, `embedded_guidance` and `arguments` are said anyway.
         **options: Of the denoiser, where it is made here.
 
     Returns:
@@ -62,10 +65,11 @@ def check_denoiser(
             f"`options` are for a denoiser that is made here, got {sorted(options)} beside one."
         )
     subject: Any = denoiser
-    if not isinstance(getattr(subject, "pretrained", None), str):
+    missing = [name for name in NEEDED if not hasattr(subject, name)]
+    if missing:
         raise ConfigError(
-            f"`denoiser` must be of a pipeline of diffusers, got a {type(denoiser).__name__}, which has no "
-            "`pretrained`; try `check_vector_env` on its environment."
+            f"`denoiser` must be of a pipeline of diffusers, got a {type(denoiser).__name__} without "
+            f"{missing}; try a subclass of `OfDiffusers`, or `check_vector_env` on its environment."
         )
     pipeline, trained = open_listening(
         subject.pretrained,
@@ -74,7 +78,9 @@ def check_denoiser(
         device=torch.device(subject.device),
     )
     sizes = {"height": subject.height, "width": subject.width}
-    told = {**sizes, **as_the_pipeline_has_it(subject, pipeline), **(arguments or {})}
+    told = {**sizes, **as_the_pipeline_has_it(subject, pipeline), **(call or {})}
+    if getattr(subject, "tiling", False):
+        pipeline.vae.enable_tiling()
     if hasattr(subject, "max_images"):
         prompts = [replace(prompt, images=(PICTURE,)) for prompt in prompts]
         told["image"] = to_pil(load_picture(PICTURE))
@@ -85,7 +91,7 @@ def check_denoiser(
 def as_the_pipeline_has_it(denoiser: Any, pipeline: Any) -> dict[str, Any]:
     """The options of a denoiser that its pipeline's `__call__` takes as arguments."""
     takes = inspect.signature(type(pipeline).__call__).parameters
-    told: dict[str, Any] = {}
+    told: dict[str, Any] = dict(getattr(denoiser, "arguments", {}))
     if "max_sequence_length" in takes and getattr(denoiser, "max_sequence_length", None) is not None:
         told["max_sequence_length"] = denoiser.max_sequence_length
     embedded = getattr(denoiser, "embedded_guidance", None)
@@ -103,7 +109,7 @@ def _made(pretrained: str, options: Mapping[str, Any]) -> Any:
         return made
     for width in (made.width * 3 // 4, made.width // 2, made.width * 3 // 2):
         try:
-            return any_pipeline(pretrained, **{**options, "height": made.height, "width": width})
+            return made.sized(made.height, width)
         except ConfigError:  # a size that the model does not draw
             continue
     return made

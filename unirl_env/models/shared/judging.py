@@ -208,6 +208,7 @@ class _Court:
             velocity = denoiser.velocity(network.module, latent, level, reading).float()
             if guidance != 1.0:
                 velocity = denoiser.guided(*velocity.chunk(2), guidance, level[:count])
+        network.module.hear = None
         for name, found in network.gaps.items():
             self.found(f"`{name}`", found, where)
         ours, theirs = velocity, step.output.float()

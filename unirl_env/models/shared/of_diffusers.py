@@ -85,6 +85,7 @@ class OfDiffusers(Denoiser):
         pipeline: Its class in diffusers.
         trained: The folder of the network that is trained.
         classes: By folder, the class of diffusers that must be in it.
+        formerly: By folder, what its configuration may call that class, too.
         optional: Parts that a checkpoint may lack.
         dropped: Parts that are never loaded.
         even: Whether the pipeline begins its schedule with equal steps.
@@ -102,6 +103,7 @@ class OfDiffusers(Denoiser):
     pipeline: ClassVar[str]
     trained: ClassVar[str] = "transformer"
     classes: ClassVar[Mapping[str, str]]
+    formerly: ClassVar[Mapping[str, str]] = {}
     optional: ClassVar[Sequence[str]] = ()
     dropped: ClassVar[Sequence[str]] = ()
     even: ClassVar[bool] = True
@@ -177,9 +179,19 @@ class OfDiffusers(Denoiser):
     ) -> Tensor:
         """The network's velocity, of latents in its own dtype."""
 
+    def _velocity(
+        self, network: nn.Module, latent: Tensor, sigma: Tensor, context: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The velocity of latents as they are stored, where a network predicts something else than it."""
+        return self._forward(network, latent.to(self.dtype), sigma, context)
+
     @abstractmethod
     def _draw(self, vae: Any, latents: Tensor) -> Tensor:
         """Pictures `[n, 3, H, W]` in [-1, 1] of latents `[n, ...]`, on the decoder's device, in its dtype."""
+
+    def _encode_negative(self, texts: list[str]) -> dict[str, Tensor]:
+        """The context of negative prompts, where the pipeline reads them otherwise than prompts."""
+        return self._encode(texts)
 
     def _schedule(self) -> Any:
         """What has `sigmas(num_steps, even=...)`, by the checkpoint's scheduler."""
@@ -234,7 +246,7 @@ class OfDiffusers(Denoiser):
         """What the text encoders say, by the names of the pipeline, each tensor `[B, ...]`."""
         texts = [prompt.negative if negative else prompt.text for prompt in prompts]
         with unheard((self._pipeline_class.__module__, TOKENIZERS), TRUNCATED) as said:
-            context = self._encode(list(texts))
+            context = self._encode_negative(list(texts)) if negative else self._encode(list(texts))
         if said:
             warn_of_truncation(self.pretrained, max(texts, key=len), self.max_sequence_length)
         self._offload_again()
@@ -268,9 +280,7 @@ class OfDiffusers(Denoiser):
         """The network's velocity `[N, ...]`, in its own dtype."""
 
         def forward(latent: Tensor, sigma: Tensor, *values: Tensor) -> Tensor:
-            return self._forward(
-                network, latent.to(self.dtype), sigma, dict(zip(context, values, strict=True))
-            )
+            return self._velocity(network, latent, sigma, dict(zip(context, values, strict=True)))
 
         def in_lots(*batches: Tensor) -> Tensor:
             return in_fixed_batches(forward, *batches, rows=self.rows_per_forward)
@@ -391,7 +401,7 @@ class OfDiffusers(Denoiser):
     def _load_config(self, part: str) -> dict[str, Any]:
         kind = getattr(import_module("diffusers"), self.classes[part])
         config = self.source.load(kind.load_config, subfolder=part)
-        if config.get("_class_name") != kind.__name__:
+        if config.get("_class_name") not in (kind.__name__, self.formerly.get(part)):
             raise self.source.not_found(f"its {part} is a {config.get('_class_name')}, not a {kind.__name__}")
         return config
 
