@@ -33,6 +33,17 @@ def small_areas(monkeypatch, pixels):
     )
 
 
+@pytest.mark.parametrize("option", ["cfg_normalization", "cfg_truncation"])
+def test_options_of_the_pipelines_own_names_are_handed_on(option, tmp_path):
+    family = import_module(FAMILIES["unirl/ZImage-T2I-v0"]).CASES["unirl/ZImage-T2I-v0"]
+    family.build(tmp_path)
+    denoiser = family.denoiser(tmp_path, **{option: 0.3})
+    assert max(check_denoiser(denoiser).gaps.values()) <= 1e-5
+    for call in ({option: 1.0}, {option: 0.05}):
+        with pytest.raises(ContractError, match="- guided velocity"):
+            check_denoiser(denoiser, call=call)
+
+
 def swapped(denoiser, monkeypatch):
     """Rows and columns of a picture's tokens the other way round."""
     places = denoiser._places[..., [0, 2, 1, *range(3, denoiser._places.shape[-1])]]
