@@ -46,8 +46,8 @@ def check_denoiser(
         num_steps: The numbers of steps to compare.
         guidance: Compared besides 1, where the pipeline has classifier-free guidance.
         prompts: Two or more, of unequal length; with a picture of our own each, where pictures are changed.
-        call: Arguments of the pipeline's `__call__` that say what the denoiser does: those that follow from
-            its `max_sequence_length`, `embedded_guidance` and `arguments` are said anyway.
+        call: Arguments of the pipeline's `__call__` that say what the denoiser does. Its options of the same
+            names, `embedded_guidance` and `arguments` are said anyway.
         **options: Of the denoiser, where it is made here.
 
     Returns:
@@ -77,8 +77,7 @@ def check_denoiser(
         dtype=subject.dtype,
         device=torch.device(subject.device),
     )
-    sizes = {"height": subject.height, "width": subject.width}
-    told = {**sizes, **as_the_pipeline_has_it(subject, pipeline), **(call or {})}
+    told = {**as_the_pipeline_has_it(subject, pipeline), **(call or {})}
     if getattr(subject, "tiling", False):
         pipeline.vae.enable_tiling()
     if hasattr(subject, "max_images"):
@@ -89,15 +88,14 @@ def check_denoiser(
 
 
 def as_the_pipeline_has_it(denoiser: Any, pipeline: Any) -> dict[str, Any]:
-    """The options of a denoiser that its pipeline's `__call__` takes as arguments."""
+    """The options of a denoiser that its pipeline's `__call__` takes as arguments, by the same names."""
     takes = inspect.signature(type(pipeline).__call__).parameters
-    told: dict[str, Any] = dict(getattr(denoiser, "arguments", {}))
-    if "max_sequence_length" in takes and getattr(denoiser, "max_sequence_length", None) is not None:
-        told["max_sequence_length"] = denoiser.max_sequence_length
+    told = {name: getattr(denoiser, name, None) for name in takes}
+    told = {name: value for name, value in told.items() if isinstance(value, bool | int | float | str)}
     embedded = getattr(denoiser, "embedded_guidance", None)
     if embedded is not None and "guidance_scale" in takes:
         told["guidance_scale"] = embedded
-    return told
+    return {**told, **getattr(denoiser, "arguments", {})}
 
 
 def _made(pretrained: str, options: Mapping[str, Any]) -> Any:

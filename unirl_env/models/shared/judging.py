@@ -196,11 +196,13 @@ class _Court:
     ) -> None:
         rows, count = rows_of(step.calls), len(step.sample)
         halves = 1 if guidance == 1.0 else 2
-        if len(rows) != halves * count:
+        # Some pipelines end guidance on the way, and ask their network for the prompts alone then.
+        ended = halves == 2 and len(rows) == count
+        if len(rows) != halves * count and not ended:
             told = f"{halves} rows of the network for each prompt in the place of {len(rows) / count:g}"
             self.found("network calls", Gap(float("inf"), told), where)
             return
-        network = Replaying(self.recorded, rows)
+        network = Replaying(self.recorded, rows, self.most if ended else None)
         latent, level = torch.cat([step.sample] * halves), sigma.expand(halves * count)
         denoiser = self.denoiser
         with torch.no_grad():
@@ -235,14 +237,16 @@ class Replaying:
     Args:
         recorded: The pipeline.
         rows: What it gave the network, and the answers.
+        others: Rows that are further from all of these get answers of their own, and are not compared; None
+            compares all.
 
     Attributes:
         module: The network.
         gaps: By the names of its arguments, how far what it is given is from the nearest row.
     """
 
-    def __init__(self, recorded: RecordedPipeline, rows: list[Row]):
-        self.rows, self.module = rows, recorded.network
+    def __init__(self, recorded: RecordedPipeline, rows: list[Row], others: float | None = None):
+        self.rows, self.module, self.others = rows, recorded.network, others
         self.module.hear = self.hear
         self.gaps: dict[str, Gap] = {}
 
@@ -255,6 +259,9 @@ class Replaying:
                 ((known, gaps(row.arguments, known.arguments)) for known in self.rows),
                 key=lambda pair: (sum(g.size > 1e-3 for g in pair[1].values()), _total(pair[1])),
             )
+            if self.others is not None and any(each.size > self.others for each in found.values()):
+                answers.append(torch.ones_like(nearest.answer))
+                continue
             answers.append(nearest.answer)
             for name, each in found.items():
                 if each.size >= self.gaps.get(name, Gap(-1.0, "")).size:
