@@ -44,7 +44,8 @@ class GenerativeEnvRunner(EnvRunner, Checkpointable):
 
     def __init__(self, *, config: Any, **kwargs: Any):
         super().__init__(config=config, **kwargs)
-        keep_freed_memory()
+        if not config.learners_play:  # those hand it back
+            keep_freed_memory()
         self.spaces = kwargs.get("spaces") or {}
         self.world: Any = None
         self.env: gym.vector.VectorEnv | None = None
