@@ -89,8 +89,8 @@ def build(folder, kind="QwenImagePipeline", seed=0, **network):
             temperal_downsample=[False, True], latents_mean=MEAN, latents_std=STD,
         )  # fmt: skip
         transformer = diffusers.QwenImageTransformer2DModel(
-            in_channels=4 * LATENTS, out_channels=LATENTS, num_layers=2, attention_head_dim=16,
-            num_attention_heads=2, joint_attention_dim=WIDTH, axes_dims_rope=(4, 6, 6), **network,
+            in_channels=4 * LATENTS, out_channels=LATENTS, num_layers=3, attention_head_dim=16,
+            num_attention_heads=4, joint_attention_dim=WIDTH, axes_dims_rope=(4, 6, 6), **network,
         )  # fmt: skip
         encoder = text_encoder(tokens)
         for parameter in transformer.parameters():
@@ -135,7 +135,8 @@ EDITS = [
 
 QWEN_IMAGE = Family(
     "qwen_image", "unirl/QwenImage-T2I-v0", build, "QwenImagePipeline", call, {"max_sequence_length": 24},
-    blind=tuple(f"transformer_blocks.1.{name}" for name in UNREAD),
+    height=24, width=40,
+    blind=tuple(f"transformer_blocks.2.{name}" for name in UNREAD),
 )  # fmt: skip
 QWEN_IMAGE_EDIT = Family(
     "qwen_image_edit", "unirl/QwenImage-Edit-v0", partial(build, kind=EDIT[""]), EDIT[""],

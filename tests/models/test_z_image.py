@@ -8,6 +8,7 @@ from models import family_checks as checks
 from models.z_image_cases import LONG, TEXTS, Z_IMAGE, build
 
 from unirl_env.errors import ConfigError, ModelNotFound
+from unirl_env.policies.actor import Actor
 from unirl_env.types import Prompt
 
 
@@ -29,7 +30,8 @@ def test_it_draws_them_with_guidance_that_is_bounded_or_ends(folder, setting):
         options={**Z_IMAGE.options, **setting},
         call=lambda *asked: {**Z_IMAGE.call(*asked), **setting},
     )
-    checks.equals_the_pipeline(family, folder, guidance=3.5)
+    for num_steps in (4, 12):  # of 12 one is at the very time
+        checks.equals_the_pipeline(family, folder, guidance=3.5, num_steps=num_steps)
     denoiser, plain = family.denoiser(folder), Z_IMAGE.denoiser(folder)
     without, with_prompt = torch.randn(2, 3, 4, 8, 12, generator=torch.Generator().manual_seed(0))
     asked = (without, with_prompt, 3.5, torch.tensor([0.2, 0.5, 0.9]))
@@ -128,6 +130,17 @@ class TestRefusals:
     def test_guidance_that_is_no_number(self, folder):
         with pytest.raises(ConfigError, match="`cfg_normalization`"):
             Z_IMAGE.denoiser(folder, cfg_normalization="much")
+
+
+def test_in_bfloat16_it_is_the_pipelines_to_rounding(folder):
+    """Whose latents stay in float32."""
+    denoiser, pipeline = (
+        Z_IMAGE.denoiser(folder, dtype="bfloat16"),
+        Z_IMAGE.load(folder, dtype=torch.bfloat16),
+    )
+    start, _, pictures = Z_IMAGE.drawn(denoiser, Actor(denoiser, guidance=3.5), 3, list(TEXTS))
+    expected = Z_IMAGE.by_pipeline(pipeline, denoiser, start, 3.5, 3, list(TEXTS))
+    assert (pictures - expected.float()).abs().max() <= 0.05
 
 
 def test_recomputing_changes_no_gradient(folder):

@@ -88,14 +88,18 @@ class ZImageDenoiser(OfDiffusers):
     ) -> Tensor:
         embeds = context["prompt_embeds"].to(self.dtype)
         lengths = context["prompt_embeds_length"].tolist()
-        steps = self._flow.num_train_timesteps
         found = network(
             list(latent.unsqueeze(2)),
-            (steps - sigma * steps) / steps,
+            self._time(sigma),
             [each[:length] for each, length in zip(embeds, lengths, strict=True)],
             return_dict=False,
         )[0]
         return -torch.stack(found).squeeze(2)
+
+    def _time(self, sigma: Tensor) -> Tensor:
+        """From 0, pure noise, to 1, rounded as the pipeline rounds."""
+        steps = self._flow.num_train_timesteps
+        return (steps - sigma * steps) / steps
 
     def _draw(self, vae: Any, latents: Tensor) -> Tensor:
         latents = latents / vae.config.scaling_factor + vae.config.shift_factor
@@ -109,5 +113,5 @@ class ZImageDenoiser(OfDiffusers):
             most = self.cfg_normalization * own
             scale = torch.where(norm > most, most / norm.clamp_min(torch.finfo(norm.dtype).tiny), 1.0)
             there = there * scale.view(-1, *[1] * (there.ndim - 1))
-        over = (1 - sigma > self.cfg_truncation).view(-1, *[1] * (there.ndim - 1))
-        return torch.where(over, with_prompt, there)
+        over = self._time(sigma).double() > self.cfg_truncation  # in float32 some times would equal it
+        return torch.where(over.view(-1, *[1] * (there.ndim - 1)), with_prompt, there)
