@@ -1,4 +1,4 @@
-"""Tiny untrained checkpoints of pipelines that have no leaf: AuraFlow, Lumina-Image 2 and Chroma."""
+"""Tiny untrained checkpoints of pipelines that have no leaf: AuraFlow, Lumina-Image 2, Chroma and Bria."""
 
 import torch
 from models.family_checks import Family
@@ -116,6 +116,25 @@ def build_chroma(folder, **scheduler):
     return folder
 
 
+def build_bria(folder, **scheduler):
+    """Bria: time in thousandths, a schedule of its own, negatives that depend on each other in a batch."""
+    from diffusers import BriaPipeline, BriaTransformer2DModel, FlowMatchEulerDiscreteScheduler
+
+    parts = tiny_sd3_parts()
+    network = BriaTransformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=64, axes_dims_rope=[4, 6, 6],
+    )  # fmt: skip
+    BriaPipeline(
+        tokenizer=parts["tokenizer_3"],
+        text_encoder=loud(parts["text_encoder_3"], seed=1),
+        vae=autoencoder(3),
+        transformer=loud(network, seed=2),
+        scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 2.0, **scheduler}),
+    ).save_pretrained(folder)
+    return folder
+
+
 def called(**arguments):
     """From prompts and guidance to the arguments of these pipelines."""
 
@@ -128,6 +147,13 @@ def called(**arguments):
         }
 
     return call
+
+
+def by_peft(pipeline, folder):
+    """Adapters of a pipeline that has no loader of its own."""
+    from peft import PeftModel
+
+    pipeline.transformer = PeftModel.from_pretrained(pipeline.transformer, folder)
 
 
 SYSTEM = "Draw."
@@ -144,5 +170,9 @@ CHROMA = Family(
     "pipeline", ID, build_chroma, "ChromaPipeline", called(max_sequence_length=12),
     {"max_sequence_length": 12},
 )  # fmt: skip
-PIPELINES = {"AuraFlow": AURA_FLOW, "Lumina2": LUMINA2, "Chroma": CHROMA}
+BRIA = Family(
+    "pipeline", ID, build_bria, "BriaPipeline", called(max_sequence_length=12), {"max_sequence_length": 12},
+    together=False, load_adapters=by_peft,
+)  # fmt: skip
+PIPELINES = {"AuraFlow": AURA_FLOW, "Lumina2": LUMINA2, "Chroma": CHROMA, "Bria": BRIA}
 CASES = {ID: AURA_FLOW}

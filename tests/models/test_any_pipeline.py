@@ -1,4 +1,4 @@
-"""Pipelines that have no leaf, by what they do: AuraFlow, Lumina-Image 2 and Chroma."""
+"""Pipelines that have no leaf, by what they do: AuraFlow, Lumina-Image 2, Chroma and Bria."""
 
 import json
 import pickle
@@ -126,6 +126,7 @@ class TestWhatIsReadOff:
             ("AuraFlow", 1, 0, 1, {"encoder_hidden_states"}, "u + g (c - u)"),
             ("Lumina2", -1, 1, -1, {"encoder_hidden_states", "encoder_attention_mask"}, "norm of c"),
             ("Chroma", 1, 0, 1, {"encoder_hidden_states", "attention_mask"}, "u + g (c - u)"),
+            ("Bria", 1000, 0, 1, {"encoder_hidden_states"}, "u + g (c - u)"),
         ],
     )
     def test_the_way(self, folders, name, slope, offset, sign, context, rule):
@@ -133,6 +134,12 @@ class TestWhatIsReadOff:
         assert (way.slope, way.offset, way.sign) == (slope, offset, sign)
         assert set(way.context) == context and (way.height, way.width) == (32, 48)
         assert next(found for found, known in RULES.items() if known is way.rule).count(rule)
+
+    def test_a_text_is_read_as_if_it_were_alone(self, folders):
+        denoiser = cases.BRIA.denoiser(folders["Bria"])
+        alone, beside = (denoiser.encode(p, negative=True) for p in (checks.PROMPTS[1:2], checks.PROMPTS[:2]))
+        for name, value in alone.items():
+            assert torch.equal(beside[name][1:], value) and value.abs().max() > 0
 
     def test_adapters_attach_to_attention_or_where_they_are_told(self, folders):
         family, folder = cases.CHROMA, folders["Chroma"]

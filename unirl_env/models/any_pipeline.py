@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from unirl_env.arguments.values import whole
 from unirl_env.errors import ConfigError, ContractError, UnirlError
 from unirl_env.models.shared.attention_layers import attention_layers
+from unirl_env.models.shared.exports import write_adapters
 from unirl_env.models.shared.flow_schedule import FlowSchedule
 from unirl_env.models.shared.judging import allowed, judge
 from unirl_env.models.shared.listening import EMBEDDED, listening
@@ -23,7 +24,6 @@ from unirl_env.models.shared.of_diffusers import OfDiffusers, Sizes
 from unirl_env.models.shared.reading_off import Way, read_off, refused
 from unirl_env.models.shared.recording import ENDS, RecordedPipeline
 from unirl_env.models.shared.scales import NOISE
-from unirl_env.types import Prompt
 
 LEAVES: Mapping[str, str] = {
     "Flux2KleinPipeline": "flux2_klein",
@@ -127,6 +127,7 @@ class PipelineDenoiser(OfDiffusers):
                 f"`arguments` must be of the `__call__` of {self.pipeline}, got {unknown}; it has "
                 f"{sorted(set(takes) - {'self'})}."
             )
+        self.prompts_at_once = 1
         longest = getattr(takes.get("max_sequence_length"), "default", None)
         self.max_sequence_length = self.arguments.get("max_sequence_length", longest or self.length)
 
@@ -235,17 +236,16 @@ class PipelineDenoiser(OfDiffusers):
         self._offload_again()
         return self._flow.falling(recording.sigmas, count)
 
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[Prompt], *, negative: bool = False) -> dict[str, Tensor]:
-        """What the network is given of prompts, by its own names, each tensor `[B, ...]`."""
-        if not negative:
-            return super().encode(prompts)
-        context = self.way.context_of(self.recorded, [prompt.negative for prompt in prompts], negative=True)
-        self._offload_again()
-        return context
-
     def _encode(self, texts: list[str]) -> dict[str, Tensor]:
-        return self.way.context_of(self.recorded, texts)
+        return self._in_turn(texts, negative=False)
+
+    def _encode_negative(self, texts: list[str]) -> dict[str, Tensor]:
+        return self._in_turn(texts, negative=True)
+
+    def _in_turn(self, texts: list[str], *, negative: bool) -> dict[str, Tensor]:
+        # One by one: some pipelines read a text in the light of the others, such as Bria an empty negative.
+        read = [self.way.context_of(self.recorded, text, negative=negative) for text in texts]
+        return {name: torch.cat([each[name] for each in read]) for name in read[0]}
 
     def _draw(self, vae: Any, latents: Tensor) -> Tensor:
         blank = [""] * len(latents)
@@ -282,3 +282,13 @@ class PipelineDenoiser(OfDiffusers):
         if self.way.rule is None:
             raise ConfigError(f"`guidance` must be 1, got {guidance}: {self.unguided}.")
         return self.way.rule(without, with_prompt, guidance)
+
+    def save_adapters(self, network: nn.Module, directory: str) -> None:
+        """Write them for the pipeline's `load_lora_weights`.
+
+        Where it has none, for `PeftModel.from_pretrained(pipeline.transformer, directory)`.
+        """
+        if hasattr(self._pipeline_class, "save_lora_weights"):
+            super().save_adapters(network, directory)
+        else:
+            write_adapters(network, directory, base=self.pretrained, revision=self.revision, task=None)

@@ -71,19 +71,17 @@ class Way:
     unguided: str = ""
 
     def context_of(
-        self, recorded: RecordedPipeline, texts: Sequence[str], *, negative: bool = False
+        self, recorded: RecordedPipeline, text: str, *, negative: bool = False
     ) -> dict[str, Tensor]:
-        """What the network is given of texts, each `[B, ...]`; whole numbers and truth values as int64.
+        """What the network is given of a text, each `[1, ...]`; whole numbers and truth values as int64.
 
         Raises:
             ConfigError: If one is of another shape than that of other texts.
         """
-        others = [""] * len(texts)
-        how: dict[str, Any] = {"without": texts, "guidance": TRIED} if negative else {}
-        run = recorded.run(others if negative else texts, num_steps=1, levels=ENDS, **how)
-        place = slice(len(texts)) if self.negatives_first else slice(len(texts), None)
-        whole = _together(run, self.context)
-        context = {name: value[place] if negative else value for name, value in whole.items()}
+        how: dict[str, Any] = {"without": [text], "guidance": TRIED} if negative else {}
+        run = recorded.run([""] if negative else [text], num_steps=1, levels=ENDS, **how)
+        place = slice(1) if self.negatives_first or not negative else slice(1, None)
+        context = {name: value[place] for name, value in _together(run, self.context).items()}
         for name, value in context.items():
             if value.shape[1:] != self.context[name].shape:
                 raise refused(_of_another_shape(name, value.shape[1:], self.context[name].shape))
