@@ -78,7 +78,7 @@ def test_prompts_that_are_not_read_to_the_end_are_told_of_once(tiny_dir, capfd, 
     (record,) = caplog.records
     assert record.name == "unirl_env.models.shared.of_diffusers"
     assert "do not read every prompt to its end" in record.getMessage()
-    assert "a red circle at the very top" in record.getMessage() and "others 8" in record.getMessage()
+    assert "a red circle at the very top" in record.getMessage() and "at most 8 tokens" in record.getMessage()
     assert capfd.readouterr().err.count("truncated") == 0
 
 

@@ -13,6 +13,7 @@ import unirl_env.functional as F
 from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.models.shared.solver_schedule import SolverSchedule
 from unirl_env.policies.actor import Actor
+from unirl_env.types import Prompt
 
 SCHEDULER, TRANSFORMER = "scheduler/scheduler_config.json", "transformer/config.json"
 FLOW = {
@@ -200,3 +201,11 @@ def test_a_policy_without_guidance_reads_no_negative_prompts(folder):
     denoiser = SANA.denoiser(folder)
     _, _, pictures = SANA.drawn(denoiser, Actor(denoiser), 2, list(SANA.prompts))
     assert pictures.shape == (3, 3, 64, 96)
+
+
+def test_a_prompt_that_is_cut_is_told_of(folder, caplog):
+    denoiser = SANA.denoiser(folder)
+    denoiser.encode([Prompt("a red circle")])
+    assert "to its end" not in caplog.text
+    denoiser.encode([Prompt("a red circle, " * 200)])
+    assert "do not read every prompt to its end" in caplog.text and "a red circle, a red" in caplog.text

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unirl_env.arguments.values import truth
 from unirl_env.errors import ConfigError
 from unirl_env.models.shared.flow_schedule import FlowSchedule
-from unirl_env.models.shared.of_diffusers import OfDiffusers, Sizes
+from unirl_env.models.shared.of_diffusers import OfDiffusers, Sizes, warn_of_truncation
 from unirl_env.models.shared.solver_schedule import SOLVER, SolverSchedule
 
 
@@ -75,6 +75,9 @@ class SanaDenoiser(OfDiffusers):
         return self._read(texts, None)
 
     def _read(self, texts: list[str], instruction: list[str] | None) -> dict[str, Tensor]:
+        for text in texts:
+            if len(self.frozen.tokenizer(text.lower())["input_ids"]) > self.max_sequence_length:
+                warn_of_truncation(self.pretrained, text, self.max_sequence_length)
         embeds, mask, *_ = self.frozen.encode_prompt(
             texts,
             do_classifier_free_guidance=False,

@@ -411,9 +411,9 @@ def warn_of_truncation(pretrained: str, text: str, length: int) -> None:
     if pretrained not in _told:
         _told.add(pretrained)
         logger.warning(
-            "The text encoders of %s do not read every prompt to its end, such as %r: CLIP reads its own "
-            "number of tokens, 77 as published, and others %d. Try shorter prompts, or a larger "
-            "`max_sequence_length`, which is theirs. (This is said once.)",
+            "The text encoders of %s do not read every prompt to its end, such as %r: they read at most %d "
+            "tokens, and CLIP its own number, 77 as published. Try shorter prompts, or a larger "
+            "`max_sequence_length` where the family takes one. (This is said once.)",
             *(pretrained, f"{text[:60]}..." if len(text) > 60 else text, length),
         )
 
