@@ -49,6 +49,7 @@ class GenerativeLearner(PlayingLearner):
     config: Any  # An `AgentConfig`, which names this class.
 
     def _make_module(self) -> Any:
+        return_freed_memory() if self.config.divides else keep_freed_memory()
         self.parallel = parallel_of(self.config, distributed=self.distributed, device=self.device)
         with self.parallel.making():
             made: Any = super()._make_module()
@@ -66,7 +67,6 @@ class GenerativeLearner(PlayingLearner):
             ConfigError: If the policy has nothing to train, or computes in float16, or if a phase of
                 `phase_lrs` has no weights of its own.
         """
-        return_freed_memory() if self.config.divides else keep_freed_memory()
         config = config or self.config
         module: Any = self.module[module_id]
         self._masters = Masters(dict(module.named_parameters()))

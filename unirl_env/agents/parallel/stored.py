@@ -28,7 +28,7 @@ from unirl_env.errors import CheckpointError
 # One process that reads for itself is what is meant.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
 
-FILE_BYTES = 1_000_000_000
+FILE_BYTES = 500_000_000
 """The most bytes in one file of a learner, unless one part alone is larger; torch holds the file in memory
 before it is written."""
 
@@ -53,6 +53,8 @@ class PartsWriter:
     ) -> None:
         """Copy the state to the CPU, and begin to write the copy.
 
+        A state that lies on the CPU is not copied: it is written at once, and whoever holds it waits.
+
         Args:
             state: Gives tensors by name, whole ones that are the same everywhere or parts; asked once.
             folder: The same, empty folder for all.
@@ -64,15 +66,20 @@ class PartsWriter:
         self._written, self._error = {}, None
         failed: Exception | None = None
         tensors: dict[str, Tensor] = {}
+        here = False
         try:
+            found = {name: tensor.detach() for name, tensor in state().items()}
+            here = all(tensor.device.type == "cpu" for tensor in found.values())
             # A DTensor stays one: its part is copied.
-            tensors = {name: t.detach().to("cpu", copy=True) for name, t in state().items()}
+            tensors = found if here else {name: tensor.to("cpu", copy=True) for name, tensor in found.items()}
         except Exception as error:
             failed = error
         if self._anybody(failed is not None):
             raise failed or CheckpointError("Another learner could not copy its state; see its error.")
         self._thread = threading.Thread(target=self._write, args=(tensors, folder, facts), daemon=True)
         self._thread.start()
+        if here:
+            self._thread.join()
 
     def end(self) -> dict[str, Any]:
         """Wait until all is on the disk; the facts of the files that were written here, by their names.
