@@ -66,8 +66,11 @@ def by_kind(function: Callable[..., Tensor], *batches: Tensor, kinds: Tensor | N
 
 
 def pictures_at_once(height: int, width: int) -> int:
-    """How many pictures of that size in pixels are encoded or decoded in one forward."""
-    return max(1, PIXELS_AT_ONCE // (height * width))
+    """How many pictures of that size in pixels are encoded or decoded in one forward.
+
+    A power of two: batches mostly are multiples of one, and filling up a lot is work for nothing.
+    """
+    return 1 << (max(1, PIXELS_AT_ONCE // (height * width)).bit_length() - 1)
 
 
 def texts_at_once(length: int) -> int:
