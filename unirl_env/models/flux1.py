@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unirl_env.errors import ConfigError
+from unirl_env.models.shared.of_diffusers import TWO_STREAMS
 from unirl_env.models.shared.of_flux import OfFlux
 
 LONGEST = 512
@@ -28,16 +29,7 @@ class Flux1Denoiser(OfFlux):
     family, pipeline, tells = "FLUX.1", "FluxPipeline", 3.5
     classes = {"transformer": "FluxTransformer2DModel", "vae": "AutoencoderKL"}
     dropped = ("image_encoder", "feature_extractor")
-    lora_targets = (
-        "attn.to_q",
-        "attn.to_k",
-        "attn.to_v",
-        "attn.to_out.0",
-        "attn.add_q_proj",
-        "attn.add_k_proj",
-        "attn.add_v_proj",
-        "attn.to_add_out",
-    )
+    lora_targets = TWO_STREAMS
 
     def __init__(self, pretrained: str, **options: Any):
         super().__init__(pretrained, **options)

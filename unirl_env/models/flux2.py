@@ -14,10 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from unirl_env.models.shared.flow_schedule import FlowSchedule
-from unirl_env.models.shared.of_diffusers import warn_of_truncation
+from unirl_env.models.shared.of_diffusers import TWO_STREAMS, warn_of_truncation
 from unirl_env.models.shared.of_flux import OfFlux
-
-OF_TWO_STREAMS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
 
 class OfFlux2(OfFlux):
@@ -30,7 +28,7 @@ class OfFlux2(OfFlux):
         # `attn.to_out` is a list of layers in blocks of two streams, and a layer in those of one.
         singles = range(self.configs["transformer"]["num_single_layers"])
         self.lora_targets = (
-            *(f"attn.{name}" for name in OF_TWO_STREAMS),
+            *TWO_STREAMS,
             "attn.to_qkv_mlp_proj",
             *(f"single_transformer_blocks.{i}.attn.to_out" for i in singles),
         )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unirl_env.models.shared.of_diffusers import OfDiffusers, Sizes, autoencoder_scale
+from unirl_env.models.shared.of_diffusers import TWO_STREAMS, OfDiffusers, Sizes, autoencoder_scale
 
 
 class SD3Denoiser(OfDiffusers):
@@ -25,16 +25,7 @@ class SD3Denoiser(OfDiffusers):
     classes = {"transformer": "SD3Transformer2DModel", "vae": "AutoencoderKL"}
     optional = ("text_encoder_3", "tokenizer_3")
     even, length = False, 256
-    lora_targets = (
-        "attn.to_q",
-        "attn.to_k",
-        "attn.to_v",
-        "attn.to_out.0",
-        "attn.add_q_proj",
-        "attn.add_k_proj",
-        "attn.add_v_proj",
-        "attn.to_add_out",
-    )
+    lora_targets = TWO_STREAMS
 
     def __init__(self, pretrained: str, *, schedule: str = "flow", **options: Any):
         super().__init__(pretrained, schedule=schedule, **options)

@@ -38,6 +38,11 @@ LIBRARIES = ("transformers", "diffusers")
 TOKENIZERS = "transformers.tokenization_utils_base"
 TRUNCATED = ("was truncated", "longer than the specified maximum")
 """What pipelines say of each text that is longer than an encoder reads."""
+TWO_STREAMS = (
+    *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
+    *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+)
+"""The projections of attention in which picture and text have weights of their own."""
 LORA_FILE = "pytorch_lora_weights.safetensors"
 _told: set[str] = set()
 
