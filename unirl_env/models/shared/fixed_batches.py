@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unirl_env.types import Sample
 
-PIXELS_AT_ONCE = 8 * 32 * 32
+PIXELS_AT_ONCE, PICTURES_AT_ONCE = 256 * 256, 8
 """In one forward: small pictures are faster together, larger ones fill a device by themselves, and a batch
 that is filled up is work for nothing."""
 TOKENS_AT_ONCE, TEXTS_AT_ONCE = 1024, 8
@@ -70,7 +70,8 @@ def pictures_at_once(height: int, width: int) -> int:
 
     A power of two: batches mostly are multiples of one, and filling up a lot is work for nothing.
     """
-    return 1 << (max(1, PIXELS_AT_ONCE // (height * width)).bit_length() - 1)
+    most = min(PICTURES_AT_ONCE, max(1, PIXELS_AT_ONCE // (height * width)))
+    return 1 << (most.bit_length() - 1)
 
 
 def texts_at_once(length: int) -> int:
