@@ -57,6 +57,7 @@ def test_the_frame_of_these_tests_is_sound():
         GOOD[:-1],
         GOOD[:40],
     ],
+    ids=["empty", "JSON", "pickle", "huge", "other", "text", "deep", "bytes", "cut", "head"],
 )
 def test_what_is_no_request_is_refused(body):
     with pytest.raises(WireError, match="must be a safetensors file with the tensor `request`"):
