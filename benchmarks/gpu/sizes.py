@@ -112,7 +112,8 @@ class RandomSD3(SD3Denoiser):
         return network
 
     @cached_property
-    def _frozen(self) -> Any:
+    def frozen(self) -> Any:
+        """The decoder alone."""
         from diffusers import AutoencoderKL
 
         with torch.random.fork_rng(devices=[]), torch.device(self.device):
@@ -120,12 +121,13 @@ class RandomSD3(SD3Denoiser):
             vae = AutoencoderKL(**self._load_config("vae")).to(self.dtype).eval().requires_grad_(False)
         return SimpleNamespace(vae=vae)
 
+    @property
     def _scheduler_config(self) -> dict[str, Any]:
         return {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
 
     @property
     def _index(self) -> dict[str, Any]:
-        return {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}
+        return {"_class_name": self.pipeline, "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}
 
     def _load_config(self, part: str) -> dict[str, Any]:
         if part == "transformer":

@@ -11,6 +11,7 @@ from models.sana_cases import SANA, SHIFT
 
 import unirl_env.functional as F
 from unirl_env.errors import ConfigError, ModelNotFound
+from unirl_env.models.shared import of_diffusers
 from unirl_env.models.shared.solver_schedule import SolverSchedule
 from unirl_env.policies.actor import Actor
 from unirl_env.types import Prompt
@@ -203,7 +204,8 @@ def test_a_policy_without_guidance_reads_no_negative_prompts(folder):
     assert pictures.shape == (3, 3, 64, 96)
 
 
-def test_a_prompt_that_is_cut_is_told_of(folder, caplog):
+def test_a_prompt_that_is_cut_is_told_of(folder, caplog, monkeypatch):
+    monkeypatch.setattr(of_diffusers, "_told", set())
     denoiser = SANA.denoiser(folder)
     denoiser.encode([Prompt("a red circle")])
     assert "to its end" not in caplog.text
