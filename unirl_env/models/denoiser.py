@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.models.backbone import Backbone
+from unirl_env.models.shared.guidance_rules import plain
 from unirl_env.types import Prompt, Sample
 
 NEGATIVE = "negative_"
@@ -162,4 +163,4 @@ class Denoiser(Backbone):
         Returns:
             `[N, ...]`; by default `u + guidance (c - u)` (Ho and Salimans, 2022, as diffusers writes it).
         """
-        return without + guidance * (with_prompt - without)
+        return plain(without, with_prompt, guidance)

@@ -68,5 +68,4 @@ class Flux1Denoiser(OfFlux):
     def _draw(self, vae: Any, latents: Tensor) -> Tensor:
         scale = self._unit // 2
         grid = self._pipeline_class._unpack_latents(latents, self.height, self.width, scale)
-        grid = grid / vae.config.scaling_factor + vae.config.shift_factor
-        return vae.decode(grid, return_dict=False)[0]
+        return super()._draw(vae, grid)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from unirl_env.arguments.values import truth
 from unirl_env.errors import ConfigError
 from unirl_env.models.shared.exports import write_adapters
-from unirl_env.models.shared.of_diffusers import Sizes, autoencoder_scale
+from unirl_env.models.shared.of_diffusers import SELF_AND_CROSS, Sizes, autoencoder_scale
 from unirl_env.models.shared.predicts_noise import PredictsNoise
 
 
@@ -31,10 +31,7 @@ class PixArtDenoiser(PredictsNoise):
     classes = {"transformer": "PixArtTransformer2DModel", "vae": "AutoencoderKL"}
     formerly = {"transformer": "Transformer2DModel"}
     length = 300
-    lora_targets = (
-        *("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0"),
-        *("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"),
-    )
+    lora_targets = SELF_AND_CROSS
 
     def __init__(self, pretrained: str, *, clean_caption: bool = False, **options: Any):
         self.clean_caption = truth("clean_caption", clean_caption)
@@ -58,9 +55,6 @@ class PixArtDenoiser(PredictsNoise):
         scale = autoencoder_scale(self.configs["vae"])
         return Sizes(scale, config["patch_size"], config["sample_size"] * scale)
 
-    def _shape(self, rows: int, columns: int) -> tuple[int, ...]:
-        return self.configs["transformer"]["in_channels"], rows, columns
-
     def _encode(self, texts: list[str]) -> dict[str, Tensor]:
         embeds, mask, *_ = self.frozen.encode_prompt(
             texts,
@@ -83,9 +77,6 @@ class PixArtDenoiser(PredictsNoise):
             return_dict=False,
         )[0]
         return predicted[:, : latent.shape[1]]
-
-    def _draw(self, vae: Any, latents: Tensor) -> Tensor:
-        return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
 
     def save_adapters(self, network: nn.Module, directory: str) -> None:
         """Write them for `PeftModel.from_pretrained(pipeline.transformer, directory)`.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from unirl_env.arguments.values import whole
 from unirl_env.errors import ConfigError
+from unirl_env.models.shared.guidance_rules import renormed
 from unirl_env.models.shared.of_diffusers import OfDiffusers, Sizes, warn_of_truncation
 from unirl_env.models.shared.unequal import padded_texts
 
@@ -107,6 +108,4 @@ class QwenImageDenoiser(OfDiffusers):
 
     def guided(self, without: Tensor, with_prompt: Tensor, guidance: float, sigma: Tensor) -> Tensor:
         """`u + guidance (c - u)`, each token scaled to the norm that it has in `c`."""
-        there = super().guided(without, with_prompt, guidance, sigma)
-        norm, own = (each.norm(dim=-1, keepdim=True) for each in (there, with_prompt))
-        return there * (own / norm.clamp_min(torch.finfo(norm.dtype).tiny))
+        return renormed(without, with_prompt, guidance)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from unirl_env.arguments.values import truth
 from unirl_env.errors import ConfigError
 from unirl_env.models.shared.flow_schedule import FlowSchedule
-from unirl_env.models.shared.of_diffusers import OfDiffusers, Sizes, warn_of_truncation
-from unirl_env.models.shared.solver_schedule import SOLVER, SolverSchedule
+from unirl_env.models.shared.of_diffusers import SELF_AND_CROSS, OfDiffusers, Sizes, warn_of_truncation
+from unirl_env.models.shared.scheduler_settings import SOLVER, require_same
+from unirl_env.models.shared.solver_schedule import SolverSchedule
 
 
 class SanaDenoiser(OfDiffusers):
@@ -28,10 +29,7 @@ class SanaDenoiser(OfDiffusers):
     family, pipeline = "SANA", "SanaPipeline"
     classes = {"transformer": "SanaTransformer2DModel", "vae": "AutoencoderDC"}
     even, length = False, 300
-    lora_targets = (
-        *("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0"),
-        *("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"),
-    )
+    lora_targets = SELF_AND_CROSS
 
     def __init__(self, pretrained: str, *, instruction: bool = True, **options: Any):
         self.instruction = truth("instruction", instruction)
@@ -46,9 +44,6 @@ class SanaDenoiser(OfDiffusers):
         scale = 2 ** (len(self.configs["vae"]["encoder_block_out_channels"]) - 1)
         return Sizes(scale, config["patch_size"], config["sample_size"] * scale)
 
-    def _shape(self, rows: int, columns: int) -> tuple[int, ...]:
-        return self.configs["transformer"]["in_channels"], rows, columns
-
     def _schedule(self) -> Any:
         config = self._scheduler_config
         if config.get("_class_name") == SOLVER:
@@ -56,12 +51,7 @@ class SanaDenoiser(OfDiffusers):
         return FlowSchedule(config, self.num_tokens)
 
     def _require_scheduler(self, name: Any) -> None:
-        expected = self._scheduler_config.get("_class_name")
-        if name != expected:
-            raise ConfigError(
-                "The scheduler of model_index.json must be that of scheduler/scheduler_config.json, got "
-                f"{name} and {expected}; change one of them."
-            )
+        require_same(name, self._scheduler_config.get("_class_name"))
 
     @cached_property
     def _instruction(self) -> list[str] | None:
@@ -99,6 +89,3 @@ class SanaDenoiser(OfDiffusers):
             return_dict=False,
         )[0]
         return velocity[:, : latent.shape[1]]  # some predict variances behind it
-
-    def _draw(self, vae: Any, latents: Tensor) -> Tensor:
-        return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]

@@ -35,9 +35,6 @@ class SD3Denoiser(OfDiffusers):
         most = config["pos_embed_max_size"] * scale * patch
         return Sizes(scale, patch, config["sample_size"] * scale, most)
 
-    def _shape(self, rows: int, columns: int) -> tuple[int, ...]:
-        return self.configs["transformer"]["in_channels"], rows, columns
-
     @cached_property
     def frozen(self) -> Any:
         """Diffusers' pipeline without the transformer's weights."""
@@ -69,7 +66,3 @@ class SD3Denoiser(OfDiffusers):
             pooled_projections=context["pooled_prompt_embeds"].to(self.dtype),
             return_dict=False,
         )[0]
-
-    def _draw(self, vae: Any, latents: Tensor) -> Tensor:
-        latents = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-        return vae.decode(latents, return_dict=False)[0]

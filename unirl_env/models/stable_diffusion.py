@@ -33,9 +33,6 @@ class SD15Denoiser(OfUNet):
         texts = context["prompt_embeds"].to(self.dtype)
         return network(latent, sigma, encoder_hidden_states=texts, return_dict=False)[0]
 
-    def _draw(self, vae: Any, latents: Tensor) -> Tensor:
-        return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
-
 
 class SDXLDenoiser(OfUNet):
     """Stable Diffusion XL: two CLIPs, and sizes as conditions: those of the picture itself, uncropped.
@@ -85,7 +82,7 @@ class SDXLDenoiser(OfUNet):
     def _draw(self, vae: Any, latents: Tensor) -> Tensor:
         config = vae.config
         if config.latents_mean is None or config.latents_std is None:
-            return vae.decode(latents / config.scaling_factor, return_dict=False)[0]
+            return super()._draw(vae, latents)
         mean, std = (
             latents.new_tensor(each).view(1, -1, 1, 1) for each in (config.latents_mean, config.latents_std)
         )

@@ -60,9 +60,6 @@ class ZImageDenoiser(OfDiffusers):
         scale = autoencoder_scale(self.configs["vae"])
         return Sizes(scale, PATCH, 1024, min(config["axes_lens"][1:]) * scale * PATCH)
 
-    def _shape(self, rows: int, columns: int) -> tuple[int, ...]:
-        return self.configs["transformer"]["in_channels"], rows, columns
-
     def _encode(self, texts: list[str]) -> dict[str, Tensor]:
         width = self.max_sequence_length
         # One token more than is kept: the pipeline does not say what it cuts.
@@ -100,10 +97,6 @@ class ZImageDenoiser(OfDiffusers):
         """From 0, pure noise, to 1, rounded as the pipeline rounds."""
         steps = self._flow.num_train_timesteps
         return (steps - sigma * steps) / steps
-
-    def _draw(self, vae: Any, latents: Tensor) -> Tensor:
-        latents = latents / vae.config.scaling_factor + vae.config.shift_factor
-        return vae.decode(latents, return_dict=False)[0]
 
     def guided(self, without: Tensor, with_prompt: Tensor, guidance: float, sigma: Tensor) -> Tensor:
         """`c + (guidance - 1) (c - u)`, bounded and ended as the settings say."""

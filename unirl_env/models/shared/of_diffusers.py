@@ -43,6 +43,11 @@ TWO_STREAMS = (
     *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
 )
 """The projections of attention in which picture and text have weights of their own."""
+SELF_AND_CROSS = (
+    *("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0"),
+    *("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"),
+)
+"""Those of attention among the picture's places, and of that to the text."""
 LORA_FILE = "pytorch_lora_weights.safetensors"
 _told: set[str] = set()
 
@@ -170,9 +175,9 @@ class OfDiffusers(Denoiser):
     def _sizes(self, config: Mapping[str, Any]) -> Sizes:
         """What pictures a network of this configuration draws."""
 
-    @abstractmethod
     def _shape(self, rows: int, columns: int) -> tuple[int, ...]:
         """The shape of a latent of `rows` x `columns` places of the decoder's grid, as the loop holds it."""
+        return self.configs[self.trained]["in_channels"], rows, columns
 
     @abstractmethod
     def _encode(self, texts: list[str]) -> dict[str, Tensor]:
@@ -190,9 +195,11 @@ class OfDiffusers(Denoiser):
         """The velocity of latents as they are stored, where a network predicts something else than it."""
         return self._forward(network, latent.to(self.dtype), sigma, context)
 
-    @abstractmethod
     def _draw(self, vae: Any, latents: Tensor) -> Tensor:
         """Pictures `[n, 3, H, W]` in [-1, 1] of latents `[n, ...]`, on the decoder's device, in its dtype."""
+        latents = latents / vae.config.scaling_factor
+        shift = vae.config.get("shift_factor")
+        return vae.decode(latents if shift is None else latents + shift, return_dict=False)[0]
 
     def _encode_negative(self, texts: list[str]) -> dict[str, Tensor]:
         """The context of negative prompts, where the pipeline reads them otherwise than prompts."""

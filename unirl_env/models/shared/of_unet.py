@@ -54,6 +54,3 @@ class OfUNet(PredictsNoise):
             )
         scale = autoencoder_scale(self.configs["vae"])
         return Sizes(scale, 1, config["sample_size"] * scale)
-
-    def _shape(self, rows: int, columns: int) -> tuple[int, ...]:
-        return self.configs["unet"]["in_channels"], rows, columns

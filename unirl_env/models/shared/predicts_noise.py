@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from unirl_env.errors import ConfigError
 from unirl_env.models.shared.of_diffusers import OfDiffusers
+from unirl_env.models.shared.scheduler_settings import require_same
 from unirl_env.models.shared.variance_preserving import VariancePreserving, require_known
 from unirl_env.types import Sample
 
@@ -54,11 +55,7 @@ class PredictsNoise(OfDiffusers):
 
     def _require_scheduler(self, name: Any) -> None:
         require_known(name)
-        if name != self._flow.name:
-            raise ConfigError(
-                "The scheduler of model_index.json must be that of scheduler/scheduler_config.json, got "
-                f"{name} and {self._flow.name}; change one of them."
-            )
+        require_same(name, self._flow.name)
 
     def _velocity(
         self, network: nn.Module, latent: Tensor, sigma: Tensor, context: Mapping[str, Tensor]

@@ -15,11 +15,25 @@ from unirl_env.arguments.values import like_default
 from unirl_env.errors import ConfigError
 
 FILE = "scheduler/scheduler_config.json"
+SOLVER = "DPMSolverMultistepScheduler"
 SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 CLIPS = {
     "clip_sample": "a step that clips x_0 is none of an ODE",
     "thresholding": "a step that clips x_0 is none of an ODE",
 }
+
+
+def require_same(named: Any, configured: Any) -> None:
+    """Refuse an index that names another scheduler than the scheduler's own file.
+
+    Raises:
+        ConfigError: Naming both.
+    """
+    if named != configured:
+        raise ConfigError(
+            f"The scheduler of model_index.json must be that of {FILE}, got {named} and {configured}; change "
+            "one of them."
+        )
 
 
 def honoured(

@@ -15,6 +15,7 @@ from unirl_env.arguments.values import number
 from unirl_env.errors import ConfigError
 from unirl_env.models.shared.scheduler_settings import (
     FILE,
+    SOLVER,
     SPACINGS,
     changed_of,
     honoured,
@@ -22,7 +23,6 @@ from unirl_env.models.shared.scheduler_settings import (
     set_timesteps,
 )
 
-SOLVER = "DPMSolverMultistepScheduler"
 FIRST = 0.998
 """The least first level that is noise enough: initial latents are pure noise."""
 

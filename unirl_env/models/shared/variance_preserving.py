@@ -16,8 +16,10 @@ from torch import Tensor
 
 import unirl_env.functional as F
 from unirl_env.errors import ConfigError
+from unirl_env.models.shared.scales import NOISE
 from unirl_env.models.shared.scheduler_settings import (
     FILE,
+    SOLVER,
     SPACINGS,
     changed_of,
     honoured,
@@ -25,9 +27,8 @@ from unirl_env.models.shared.scheduler_settings import (
     set_timesteps,
 )
 
-DDIM, EULER, SOLVER = "DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"
+DDIM, EULER = "DDIMScheduler", "EulerDiscreteScheduler"
 SCHEDULERS = (DDIM, "PNDMScheduler", EULER, SOLVER)
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
 REFUSED = {
     "use_flow_sigmas": "that is a flow, which predicts velocities",
     "use_dynamic_shifting": "that is a flow, which predicts velocities",
@@ -198,9 +199,9 @@ def require_known(name: Any) -> None:
 
 def _check_choices(settings: Mapping[str, Any]) -> None:
     prediction, zero = settings["prediction_type"], settings.get("rescale_betas_zero_snr")
-    if prediction not in PREDICTIONS:
+    if prediction not in NOISE:
         raise ConfigError(
-            f"`prediction_type` of the scheduler must be one of {', '.join(PREDICTIONS)}, got {prediction!r}."
+            f"`prediction_type` of the scheduler must be one of {', '.join(NOISE)}, got {prediction!r}."
         )
     if zero and prediction == "epsilon":
         raise ConfigError(
