@@ -116,24 +116,28 @@ class Family:
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
+    def env(
+        self, denoiser: Any, num_envs: int, num_steps: int, prompts: Sequence[Prompt], guidance: float
+    ) -> Any:
+        """A batch of episodes of this denoiser, as a rollout plays them."""
+        return gym.make_vec(
+            self.id,
+            num_envs=num_envs,
+            num_steps=num_steps,
+            denoiser=denoiser,
+            with_negative=guidance != 1.0,
+            array_backend="torch",
+            autoreset_mode="disabled",
+            prompts=list(prompts),
+            scorer="saturation",
+        )
+
     def drawn(self, denoiser: Any, actor: Actor, num_steps: int, prompts: Sequence[Prompt]) -> tuple:
         """The ODE by environment, policy and rollout: initial latents, final latents, pictures."""
-        envs = []
+        envs, guidance = [], actor.latent_head().guidance
 
-        def make_env(num_envs: int, num_steps: int | None = num_steps) -> Any:
-            envs.append(
-                gym.make_vec(
-                    self.id,
-                    num_envs=num_envs,
-                    num_steps=num_steps,
-                    denoiser=denoiser,
-                    with_negative=actor.latent_head().guidance != 1.0,
-                    array_backend="torch",
-                    autoreset_mode="disabled",
-                    prompts=list(prompts),
-                    scorer="saturation",
-                )
-            )
+        def make_env(num_envs: int) -> Any:
+            envs.append(self.env(denoiser, num_envs, num_steps, prompts, guidance))
             return envs[-1]
 
         batch = Rollout(make_env, actor).collect(RolloutRequest(list(prompts), seed=11, stochastic_steps=[]))
@@ -204,17 +208,7 @@ def agrees_with_itself(
     stored = {"storage_dtype": "bfloat16"} if exact else {}
     actor = Actor(denoiser, lora=adapters, guidance=family.guidances[-1], merge_adapters=False, **stored)
     randomised(actor)
-    prompts = list(family.prompts)
-
-    def make_env(num_envs: int, num_steps: int | None = 3) -> Any:
-        return gym.make_vec(
-            family.id, num_envs=num_envs, num_steps=3, denoiser=denoiser, array_backend="torch",
-            autoreset_mode="disabled", prompts=prompts, scorer="saturation",
-            with_negative=family.guidances[-1] != 1.0,
-        )  # fmt: skip
-
-    whole = make_env(3)
-    obs, _ = whole.reset(seed=5)
+    obs, _ = family.env(denoiser, 3, 3, family.prompts, family.guidances[-1]).reset(seed=5)
     noise = torch.randn(obs["latent"].shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         step = actor.act(obs, noise)
@@ -277,12 +271,8 @@ def whole_weights_load(family: Family, folder: Path, out: Path) -> None:
 
 def recomputing_changes_nothing(family: Family, folder: Path) -> None:
     """Gradients are the same where activations are computed once more instead of kept."""
-    denoiser, prompts, found = family.denoiser(folder), list(family.prompts), []
-    env = gym.make_vec(
-        family.id, num_envs=3, num_steps=3, denoiser=denoiser, array_backend="torch", prompts=prompts,
-        autoreset_mode="disabled", scorer="saturation",
-    )  # fmt: skip
-    obs, _ = env.reset(seed=5)
+    denoiser, found = family.denoiser(folder), []
+    obs, _ = family.env(denoiser, 3, 3, family.prompts, 1.0).reset(seed=5)
     for recompute in (False, True):
         actor = Actor(denoiser, lora=LoRAConfig(rank=2, alpha=4), gradient_checkpointing=recompute)
         randomised(actor)
