@@ -112,12 +112,13 @@ def compared(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--family", help="id of a family's environment; none: the embedded model")
+    parser.add_argument("--depth", type=int, default=1, help="times the blocks of the family's network")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--agent", default="flow_dppo", help="a name, or the path of a configuration")
     parser.add_argument("--cases", nargs="+", default=["2x8", "8x12"], help="prompts x group")
     args = parser.parse_args()
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    what = subject(args.family)
+    what = subject(args.family, args.depth)
     for case in args.cases:
         report("iteration", compared(what, args.agent, *map(int, case.split("x")), args.rounds))
 

@@ -8,6 +8,7 @@ after each, and the decoder. Both are medians over rounds, with the smallest and
 
     python benchmarks/rollout.py [--rounds 9] [--steps 8] [--batches 8 16 32 96] [--guidance 1 4.5]
     python benchmarks/rollout.py --family unirl/Flux2Klein-T2I-v0   # on that family's tiny checkpoint
+    python benchmarks/rollout.py --family unirl/Flux2Klein-T2I-v0 --depth 6   # with 6 times as many blocks
 """
 
 from __future__ import annotations
@@ -125,13 +126,14 @@ def compared(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--family", help="id of a family's environment; none: the embedded model")
+    parser.add_argument("--depth", type=int, default=1, help="times the blocks of the family's network")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 16, 32, 96])
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 4.5])
     parser.add_argument("--adapters", type=int, nargs="+", default=[0, 1], help="0 without, 1 with")
     args = parser.parse_args()
-    what = subject(args.family)
+    what = subject(args.family, args.depth)
     for adapters, guidance, batch in product(args.adapters, args.guidance, args.batches):
         report("rollout", compared(what, args.steps, batch, guidance, bool(adapters), args.rounds))
 

@@ -1,6 +1,8 @@
 """What benchmarks of pictures measure: the embedded Stable Diffusion 3, or a family's tiny checkpoint.
 
 The tiny checkpoints are those of the tests: the real classes in the published layout, with random weights.
+Their networks have two or three blocks, which cost no more than the decoder does; `depth` gives them more of
+the same, as many as published ones have, whose networks are nearly all of their time.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.types import Prompt
 
 ROOT = Path(__file__).parents[1]
+BLOCKS = ("num_layers", "num_single_layers", "n_layers", "layers_per_block")
+"""What configurations of networks call the number of their blocks."""
 TESTS = (ROOT, ROOT / "tests", ROOT / "tests" / "models")
 
 
@@ -53,15 +57,18 @@ class Family:
 
     Args:
         id: Of its environment.
+        depth: How many times as many blocks the network has as in the tests.
     """
 
-    def __init__(self, id: str):
+    def __init__(self, id: str, depth: int = 1):
         sys.path[:0] = [str(folder) for folder in TESTS]
         self.id = id
         self.case = import_module(import_module("conftest").FAMILIES[id]).CASES[id]
         self._folder = tempfile.TemporaryDirectory()
         self.case.build(Path(self._folder.name))
         self.options = self.case.arguments(Path(self._folder.name))
+        if depth > 1:
+            deepen(self.denoiser(), Path(self._folder.name), depth)
 
     def denoiser(self) -> Any:
         """The adapter."""
@@ -76,9 +83,20 @@ class Family:
         return dict(self.case.call(prompts, guidance))
 
 
-def subject(name: str | None) -> Embedded | Family:
+def deepen(denoiser: Any, folder: Path, depth: int) -> None:
+    """Put a network with `depth` times as many blocks in the place of the checkpoint's own."""
+    import torch
+
+    config = dict(denoiser.configs[denoiser.trained])
+    known = [name for name in BLOCKS if name in config]
+    config |= {name: depth * config[name] for name in known}
+    torch.manual_seed(0)
+    denoiser._network_class.from_config(config).save_pretrained(folder / denoiser.trained)
+
+
+def subject(name: str | None, depth: int = 1) -> Embedded | Family:
     """What is measured: the id of a family's environment, or None for the embedded model."""
-    return Embedded() if name is None else Family(name)
+    return Embedded() if name is None else Family(name, depth)
 
 
 def remember_texts(pipeline: Any) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from unirl_env.models.shared.of_diffusers import TWO_STREAMS, OfDiffusers, Sizes, autoencoder_scale
@@ -39,7 +38,6 @@ class SD3Denoiser(OfDiffusers):
     def frozen(self) -> Any:
         """Diffusers' pipeline without the transformer's weights."""
         pipeline = super().frozen
-        pipeline.vae.to(memory_format=torch.channels_last)  # small lots are faster so
         if pipeline.text_encoder_3 is None:
             # Without T5 the pipeline asks the transformer how wide its zeros must be: its shape is enough.
             pipeline.transformer = self.outline()

@@ -345,6 +345,9 @@ class OfDiffusers(Denoiser):
                 part.to(self.device)
         for part in networks:
             part.eval().requires_grad_(False)
+        for layer in pipeline.vae.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.to(memory_format=torch.channels_last)  # small lots are faster so
         if self.tiling:
             pipeline.vae.enable_tiling()
         return pipeline

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -51,13 +50,6 @@ class OfFlux(OfDiffusers):
             )
         told = self.tells if embedded_guidance is None else number("embedded_guidance", embedded_guidance)
         self.embedded_guidance = told if takes else None
-
-    @cached_property
-    def frozen(self) -> Any:
-        """Diffusers' pipeline without the transformer's weights."""
-        pipeline = super().frozen
-        pipeline.vae.to(memory_format=torch.channels_last)  # small lots are faster so
-        return pipeline
 
     @property
     def _unit(self) -> int:
