@@ -416,8 +416,8 @@ def heads_of(model: Any, **settings: Any) -> dict[str, Head]:
     """The heads of a model's phases, by the phases' names in the order of an episode.
 
     Args:
-        model: A denoiser (`image`), a language model (`text`), a unified model (both), or anything with an
-            `action_space` (`actions`).
+        model: A denoiser (`image` or `video`), a language model (`text`), a unified model (text and image),
+            or anything with an `action_space` (`actions`).
         **settings: Of the heads. In a unified model, those of `TokenHead` are for tokens of texts and
             pictures, and those of `LatentHead` for latents; pictures of tokens know none of these, and
             their `guidance` must be 1.
@@ -441,7 +441,7 @@ def heads_of(model: Any, **settings: Any) -> dict[str, Head]:
             )
         return {"text": text, "image": TokenHead(model.image, **sampling)}
     if hasattr(model, "velocity"):
-        return {"image": LatentHead(model, **settings)}
+        return {getattr(model, "makes", "image"): LatentHead(model, **settings)}
     if hasattr(model, "hidden"):
         return {"text": TokenHead(model, **settings)}
     raise ContractError(
