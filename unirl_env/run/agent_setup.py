@@ -16,10 +16,12 @@ from unirl_env.prompts.sources import PromptSource
 from unirl_env.rewards import for_mode
 from unirl_env.rewards.spec import build_scorer
 from unirl_env.run.record import provenance
+from unirl_env.run.record.samples import FPS
 from unirl_env.run.world_setup import (
     Prompts,
     check_prompts,
     check_targets,
+    frame_rate,
     mode_of_run,
     model_sources,
     world_options,
@@ -30,12 +32,13 @@ from unirl_env.settings.run_config import pinned
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of, besides its settings; `notes` are said at its start."""
+    """What a run is made of, besides its settings; `notes` are said at its start, clips have `fps`."""
 
     agent: Any
     heldout: Any = None
     sources: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    fps: float = FPS
 
 
 def build_parts(cfg: RunConfig, prompts: Prompts | None = None, train: PromptSource | None = None) -> Parts:
@@ -56,7 +59,7 @@ def build_parts(cfg: RunConfig, prompts: Prompts | None = None, train: PromptSou
     if prompts is not None:
         check_prompts(cfg, chain(prompts.train, prompts.heldout or ()))
     agent = build_agent(cfg, train if prompts is None else prompts.train)
-    return Parts(agent, heldout, known, chosen(cfg, agent.config))
+    return Parts(agent, heldout, known, chosen(cfg, agent.config), frame_rate(cfg) or FPS)
 
 
 def build_agent(cfg: RunConfig, prompts: PromptSource | None = None) -> Agent:
