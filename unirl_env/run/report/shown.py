@@ -8,7 +8,6 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -26,8 +25,8 @@ OF_CLIPS = 16
 """Prompts whose clips stand on a page at most."""
 MOMENTS, GAP = 5, 2
 """Frames of the strip that stands for a clip where nothing moves, and the pixels between them."""
-EXACT = 2 * PIXELATED**2
-"""Pixels of all frames together up to which a clip keeps every bit."""
+FINE, COARSE = 90, 50
+"""Quality of clips whose pixels show, and of all others: lossless ones would weigh five times as much."""
 
 
 def seen(pictures: Sequence[Path]) -> str:
@@ -84,36 +83,33 @@ def clip_uris(path: Path, largest: int = LARGEST // 2) -> tuple[str, str, bool]:
         path: An animated WebP.
         largest: Side in pixels from which it is scaled down.
     """
-    frames, durations, small = _read(path, largest)
-    strip = _strip(_moments(frames, durations, MOMENTS))
+    frames, durations = _read(path)
+    small = max(frames[0].size) <= PIXELATED
+    side = PIXELATED if small else largest
+    strip = _strip([_scaled(frame, side) for frame in _moments(frames, durations, MOMENTS)])
     if len(frames) > FRAMES:
-        frames = _moments(frames, durations, FRAMES)
         ends = [round(sum(durations) * k / FRAMES) for k in range(FRAMES + 1)]
+        frames = _moments(frames, durations, FRAMES)
         durations = [end - begin for begin, end in pairwise(ends)]
-    width, height = frames[0].size
-    exact = len(frames) * width * height <= EXACT
-    clip = io.BytesIO()
+    frames = [_scaled(frame, side) for frame in frames]
+    quality = FINE if small else COARSE
+    clip, still = io.BytesIO(), io.BytesIO()
     frames[0].save(
-        clip, "WEBP", save_all=True, append_images=frames[1:], duration=durations, loop=0, **_kept(exact, 50)
+        clip, "WEBP", save_all=True, append_images=frames[1:], duration=durations, loop=0, quality=quality
     )
-    still = io.BytesIO()
-    strip.save(still, "WEBP", **_kept(small, 70))
+    strip.save(still, "WEBP", quality=quality)
     return _uri("webp", clip), _uri("webp", still), small
 
 
-def _read(path: Path, largest: int) -> tuple[list[Image.Image], list[int], bool]:
-    """The frames of a clip, scaled down, how many milliseconds each is shown, and whether they are small."""
+def _read(path: Path) -> tuple[list[Image.Image], list[int]]:
+    """The frames of a clip, and how many milliseconds each is shown."""
     frames, durations = [], []
     with Image.open(path) as clip:
-        small = max(clip.size) <= PIXELATED
         for i in range(getattr(clip, "n_frames", 1)):
             clip.seek(i)
-            frame = clip.convert("RGB")
-            if not small:
-                frame.thumbnail((largest, largest), Image.Resampling.LANCZOS)
-            frames.append(frame)
+            frames.append(clip.convert("RGB"))
             durations.append(max(1, int(clip.info.get("duration") or 1)))
-    return frames, durations, small
+    return frames, durations
 
 
 def _moments(frames: Sequence[Image.Image], durations: Sequence[int], count: int) -> list[Image.Image]:
@@ -123,6 +119,12 @@ def _moments(frames: Sequence[Image.Image], durations: Sequence[int], count: int
     return [frames[min(bisect_right(ends, moment), len(frames) - 1)] for moment in moments]
 
 
+def _scaled(frame: Image.Image, largest: int) -> Image.Image:
+    frame = frame.copy()
+    frame.thumbnail((largest, largest), Image.Resampling.LANCZOS)
+    return frame
+
+
 def _strip(frames: Sequence[Image.Image]) -> Image.Image:
     """Frames from top to bottom, with nothing between them that would clash with a page's colours."""
     width, height = frames[0].size
@@ -130,10 +132,6 @@ def _strip(frames: Sequence[Image.Image]) -> Image.Image:
     for i, frame in enumerate(frames):
         strip.paste(frame, (0, i * (height + GAP)))
     return strip
-
-
-def _kept(exact: bool, quality: int) -> dict[str, Any]:
-    return {"lossless": True} if exact else {"quality": quality}
 
 
 def _uri(kind: str, stream: io.BytesIO) -> str:
