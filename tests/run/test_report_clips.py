@@ -13,14 +13,14 @@ from rich.console import Console
 from test_report import parse
 
 from unirl_env.episode import EpisodeBatch
-from unirl_env.models.tiny import TinySD3Denoiser
+from unirl_env.models.gaussian_mixture import GaussianMixtureDenoiser
 from unirl_env.run.agent_setup import Parts
 from unirl_env.run.comparison import Options, compare
 from unirl_env.run.launch import launch
 from unirl_env.run.record.folder import RunFolder
 from unirl_env.run.record.samples import clip_paths, save_samples
 from unirl_env.run.report.cards import drawn, gallery
-from unirl_env.run.report.shown import FRAMES, LARGEST, clip_uris
+from unirl_env.run.report.shown import FRAMES, SIDE, clip_uris, shown
 from unirl_env.run.world_setup import frame_rate
 from unirl_env.types import Prompt, Sample, Scores
 
@@ -79,7 +79,7 @@ def test_clips_play_in_the_page(run):
     clip.load()
     assert clip.n_frames == 9 and clip.size == (16, 16) and clip.info["loop"] == 0
     assert clip.info["timestamp"] + clip.info["duration"] == round(9000 / 16)
-    assert "Clips play with at most 16 frames of at most 160 pixels a side" in text
+    assert "Clips play with at most 16 frames of at most 128 pixels a side" in text
     assert text.count("<script>") == 1
 
 
@@ -109,14 +109,15 @@ def test_large_and_long_clips_become_small_and_short(tmp_path):
     uri, strip, small = clip_uris(tmp_path / "000-0.webp")
     kind, clip = opened(uri)
     assert kind == "data:image/webp" and not small
-    assert clip.n_frames == FRAMES and clip.size == (LARGEST // 2, LARGEST // 4)
+    assert clip.n_frames == FRAMES and clip.size == (SIDE, SIDE // 2)
     clip.seek(FRAMES - 1)
     clip.load()
     assert clip.info["timestamp"] + clip.info["duration"] == 2000
-    assert opened(strip)[1].size == (160, 5 * 80 + 4 * 2)
+    assert opened(strip)[1].size == (SIDE, 5 * SIDE // 2 + 4 * 2)
     assert len(uri) + len(strip) < 100_000 < (tmp_path / "000-0.webp").stat().st_size
-    small_clip = opened(clip_uris(tmp_path / "000-0.webp", 96)[0])[1]
-    assert small_clip.size == (96, 48)
+    for largest, width in ((320, SIDE), (160, 80)):
+        found = re.search('class="clip" src="([^"]+)"', shown(tmp_path / "000-0.webp", largest))[1]
+        assert opened(found)[1].size == (width, width // 2)
 
 
 def test_a_frozen_clip_is_seen_to_be_frozen(tmp_path):
@@ -165,7 +166,7 @@ def test_a_comparison_has_movies_where_they_can_be_written(run, tmp_path, monkey
 
 
 def test_clips_of_a_run_have_the_models_speed(tmp_path, monkeypatch):
-    cfg = small_config(tmp_path)
+    cfg = small_config(tmp_path, model__env="unirl/GaussianMixture-v0")
     assert frame_rate(cfg) is None
-    monkeypatch.setattr(TinySD3Denoiser, "fps", 24.0, raising=False)
+    monkeypatch.setattr(GaussianMixtureDenoiser, "fps", 24.0, raising=False)
     assert frame_rate(cfg) == 24.0

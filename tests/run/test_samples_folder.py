@@ -89,11 +89,8 @@ def test_all_pictures_of_a_text_are_kept_up_to_a_limit(tmp_path):
 
 def test_clips_are_animations_at_their_speed(tmp_path):
     whole = torch.randint(0, 256, (9, 3, 8, 8), dtype=torch.uint8)
-    samples = [
-        Sample(video=whole),
-        Sample(video=whole.float() / 255, latent=torch.ones(2)),
-        Sample(image=RED),
-    ]
+    floats = Sample(video=whole.float() / 255, latent=torch.ones(2))
+    samples = [Sample(video=whole), floats, Sample(image=RED)]
     save_samples(tmp_path, samples, 3, fps=16)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000-0.webp", "000-1.webp", "000-2.png"]
     assert sorted(clip_paths(tmp_path)) == [(0, 0), (0, 1)] and sorted(picture_paths(tmp_path)) == [(0, 2)]

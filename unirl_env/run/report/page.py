@@ -28,7 +28,7 @@ from unirl_env.run.report.cards import (
 from unirl_env.run.report.charts import short_name
 from unirl_env.run.report.curves import HACKING, hacking, process_charts, reward_charts
 from unirl_env.run.report.frame import header, section, write_page
-from unirl_env.run.report.shown import FRAMES, LARGEST, OF_CLIPS, have_clips
+from unirl_env.run.report.shown import FRAMES, OF_CLIPS, SIDE, have_clips
 from unirl_env.run.summary import SETS, headline, label, number, resume_command, score_rows
 from unirl_env.settings import RunConfig
 from unirl_env.statistics import coverage_in_words
@@ -39,7 +39,7 @@ SCORES = (
     "nothing to say of, such as the place of an object in a prompt that names none. Neither counts as zero."
 )
 CLIPS = (
-    f"Clips play with at most {FRAMES} frames of at most {LARGEST // 2} pixels a side; whole ones, and those "
+    f"Clips play with at most {FRAMES} frames of at most {SIDE} pixels a side; whole ones, and those "
     "of all prompts, lie in the folder of the samples."
 )
 HEAD = ("score", "before", "after", "difference", "failed", "not applicable")

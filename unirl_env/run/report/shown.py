@@ -15,18 +15,18 @@ from unirl_env.run.record.samples import clip_paths
 
 LARGEST = 320
 """Side in pixels from which pictures are scaled down: a page must stay one that can be sent."""
-FILM = 192
-"""Likewise of the clips of a film, of which there are many in narrow columns."""
+SIDE, FILM = 128, 160
+"""Of clips, half of what pictures have and at most this; and what is taken in a film's narrow columns."""
 PIXELATED = 128
 """Side in pixels up to which the pixels of a picture or a clip should show."""
 FRAMES = 16
-"""Frames of a clip at most. Its side is at most half of a picture's, so that it weighs like a few."""
+"""Frames of a clip at most: with its strip it then weighs like three pictures."""
 OF_CLIPS = 16
 """Prompts whose clips stand on a page at most."""
 MOMENTS, GAP = 5, 2
 """Frames of the strip that stands for a clip where nothing moves, and the pixels between them."""
-FINE, COARSE = 90, 50
-"""Quality of clips whose pixels show, and of all others: lossless ones would weigh five times as much."""
+TINY, FINE, COARSE = 64, 90, 50
+"""Side in pixels up to which clips are of fine quality (lossless, they would weigh five times as much)."""
 
 
 def seen(pictures: Sequence[Path]) -> str:
@@ -41,7 +41,7 @@ def shown(path: Path, largest: int = LARGEST) -> str:
     place, from top to bottom.
     """
     if is_clip(path):
-        clip, strip, small = clip_uris(path, largest // 2)
+        clip, strip, small = clip_uris(path, min(largest // 2, SIDE))
         kind = " pixels" if small else ""
         # What is not displayed is not loaded lazily either, and paper does not wait for it.
         return (
@@ -76,7 +76,7 @@ def data_uri(path: Path, largest: int = LARGEST) -> tuple[str, bool]:
     return _uri("png" if small else "jpeg", stream), small
 
 
-def clip_uris(path: Path, largest: int = LARGEST // 2) -> tuple[str, str, bool]:
+def clip_uris(path: Path, largest: int = SIDE) -> tuple[str, str, bool]:
     """A clip as text that fits into a page: animated, as a strip, and whether its pixels should show.
 
     Args:
@@ -84,15 +84,14 @@ def clip_uris(path: Path, largest: int = LARGEST // 2) -> tuple[str, str, bool]:
         largest: Side in pixels from which it is scaled down.
     """
     frames, durations = _read(path)
-    small = max(frames[0].size) <= PIXELATED
-    side = PIXELATED if small else largest
-    strip = _strip([_scaled(frame, side) for frame in _moments(frames, durations, MOMENTS)])
+    small = max(frames[0].size) <= min(PIXELATED, largest)
+    strip = _strip([_scaled(frame, largest) for frame in _moments(frames, durations, MOMENTS)])
     if len(frames) > FRAMES:
         ends = [round(sum(durations) * k / FRAMES) for k in range(FRAMES + 1)]
         frames = _moments(frames, durations, FRAMES)
         durations = [end - begin for begin, end in pairwise(ends)]
-    frames = [_scaled(frame, side) for frame in frames]
-    quality = FINE if small else COARSE
+    frames = [_scaled(frame, largest) for frame in frames]
+    quality = FINE if max(frames[0].size) <= TINY else COARSE
     clip, still = io.BytesIO(), io.BytesIO()
     frames[0].save(
         clip, "WEBP", save_all=True, append_images=frames[1:], duration=durations, loop=0, quality=quality
