@@ -8,8 +8,10 @@ import torch
 from fakes import FakeDenoiseEnv, walk
 from PIL import Image
 
+from unirl_env.envs.denoising import DenoiseVectorEnv
 from unirl_env.errors import ConfigError
 from unirl_env.media.frames import clip_frames
+from unirl_env.models.gaussian_mixture import GaussianMixtureDenoiser
 from unirl_env.types import Sample
 from unirl_env.wrappers import RecordMedia
 from unirl_env.wrappers.base import Wrapper
@@ -99,3 +101,30 @@ def test_pictures_are_still_watched_as_they_come_about(tmp_path):
     assert Image.open(tmp_path / f"{FILE}.webp").n_frames == 4
     with pytest.raises(ConfigError, match="`render_mode` must be 'rgb_array' to record 'webp', got None"):
         RecordMedia(FakeDenoiseEnv(), tmp_path, format="webp")
+
+
+class Planes(GaussianMixtureDenoiser):
+    """Its points `[N, 2]` are the grey levels of the two frames of a clip."""
+
+    makes, fps = "video", 12.0
+    decoded = 0
+
+    def decode(self, latents):
+        self.decoded += 1
+        levels = latents.sigmoid().mul(255).to(torch.uint8)
+        return [Sample(video=level[:, None, None, None].expand(-1, 3, 4, 4)) for level in levels]
+
+
+def test_a_real_environment_of_clips_decodes_once_an_episode(tmp_path):
+    model = Planes()
+    env = DenoiseVectorEnv(
+        model, num_envs=2, num_steps=4, prompts=["a"], autoreset_mode="disabled", info_objects=True
+    )
+    results = walk(RecordMedia(env, tmp_path, format="webp"))
+    assert len(results) == 4 and model.decoded == 1
+    for row in range(2):
+        file = Image.open(tmp_path / f"sample-000000-{row:03d}.webp")
+        file.load()
+        assert file.n_frames == 2 and file.info["duration"] == 83
+        wanted = clip_frames(env.finished[row].video)[0]
+        assert np.array_equal(np.asarray(file.convert("RGB")), wanted)
