@@ -158,6 +158,13 @@ def model_sources(cfg: RunConfig) -> dict[str, tuple[str, str | None]]:
     return found
 
 
+def frame_rate(cfg: RunConfig) -> float | None:
+    """Frames per second of the clips that the run's model makes; None where it makes none or says nothing."""
+    arguments = _arguments(cfg)
+    mode = mode_of(arguments)
+    return getattr(_made(mode.choice(arguments), mode), "fps", None)
+
+
 def mode_of_run(cfg: RunConfig) -> Mode:
     """The mode of a run's environment, from its id and `model.options`.
 
