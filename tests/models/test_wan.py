@@ -61,6 +61,13 @@ def test_it_trains_by_its_recipe(folder, cluster, agent):
     checks.trains(WAN, folder, "diffusion/wan", agent, *tiny)
 
 
+def test_agents_of_finished_latents_train_it_without_steps(folder, cluster):
+    checks.trains(WAN, folder, "diffusion/wan", "nft")
+    checks.trains(
+        WAN, folder, "diffusion/wan", "grpo", "agent.estimator=elbo", "agent.options.clip_low_nats=2"
+    )
+
+
 def test_its_levels_are_those_of_the_checkpoints_solver(folder):
     from diffusers import UniPCMultistepScheduler
 
