@@ -1,5 +1,8 @@
 """Tiny Wan checkpoints of random weights in the published layout, and how their pipelines are called."""
 
+from dataclasses import replace
+from functools import partial
+
 import torch
 from models.family_checks import Family
 from models.sana_cases import by_eulers_steps
@@ -10,6 +13,8 @@ from unirl_env.prompts.shapes import words
 
 SHIFT = 3.0
 LENGTH = 24
+WIDE = 12
+"""Channels of a latent of TI2V-5B's kind."""
 
 
 def umt5(tokenizer):
@@ -50,19 +55,56 @@ def transformer(**options):
     return made
 
 
-def build(folder, seed=1, scheduler=None):
-    from diffusers import UniPCMultistepScheduler, WanPipeline
+def residual_vae():
+    """The autoencoder of TI2V-5B, small: 12 channels, 16 pixels a place, of which patches are 2."""
+    from diffusers import AutoencoderKLWan
+
+    return AutoencoderKLWan(
+        base_dim=8,
+        decoder_base_dim=8,
+        z_dim=WIDE,
+        dim_mult=[1, 1, 2, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.1, -0.2, 0.3, 0.0] * 3,
+        latents_std=[0.9, 1.1, 1.3, 0.7] * 3,
+        is_residual=True,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_spatial=16,
+    ).eval()
+
+
+def build(folder, seed=1, scheduler=None, pipeline="WanPipeline", *, vae=causal_vae, networks=None, **more):
+    """Write a checkpoint.
+
+    Args:
+        folder: Where.
+        seed: Of the weights.
+        scheduler: UniPC, unless it is given.
+        pipeline: Its class.
+        vae: Makes the autoencoder.
+        networks: By folder, options of `transformer`; one of its own, unless they are given.
+        **more: Of the pipeline.
+    """
+    import diffusers
 
     tokenizer = _t5_tokenizer(words())
     tokenizer.model_max_length = LENGTH
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        parts = {"text_encoder": umt5(tokenizer), "vae": causal_vae(), "transformer": transformer()}
-    WanPipeline(
+        parts = {"text_encoder": umt5(tokenizer), "vae": vae()}
+        for name, options in (networks or {"transformer": {}}).items():
+            parts[name] = transformer(**options)
+    getattr(diffusers, pipeline)(
         tokenizer=tokenizer,
         scheduler=scheduler
-        or UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFT),
+        or diffusers.UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFT
+        ),
         **parts,
+        **more,
     ).save_pretrained(folder)
 
 
@@ -79,4 +121,16 @@ WAN = Family(
     "wan", "unirl/Wan-T2V-v0", build, "WanPipeline", call, {"max_sequence_length": LENGTH},
     height=32, width=48, frames=5, prepare=by_eulers_steps,
 )  # fmt: skip
+WAN_5B = replace(
+    WAN,
+    build=partial(
+        build,
+        vae=residual_vae,
+        networks={"transformer": {"in_channels": WIDE, "out_channels": WIDE}},
+        expand_timesteps=True,
+    ),
+    height=64,
+    width=96,
+)
+"""Wan 2.2 TI2V-5B: a time for each token."""
 CASES = {WAN.id: WAN}

@@ -19,7 +19,9 @@ SIDE = 480
 
 
 class WanDenoiser(OfVideo):
-    """Wan 2.1 from text: zeros behind a text are attended to, so that `max_sequence_length` is its 512.
+    """Wan 2.1 and 2.2 from text, TI2V-5B among them, which is told a time for each token.
+
+    Zeros behind a text are attended to, so that `max_sequence_length` is their 512.
 
     The published checkpoints carry UniPC, whose steps look back at former ones: episodes take Euler's, at its
     noise levels. Its times are cut to whole numbers in the pipeline (937 for 937.5), and not here.
@@ -62,9 +64,12 @@ class WanDenoiser(OfVideo):
     def _forward(
         self, network: nn.Module, latent: Tensor, sigma: Tensor, context: Mapping[str, Tensor]
     ) -> Tensor:
+        time = sigma * self._flow.num_train_timesteps
+        if self._index.get("expand_timesteps"):
+            time = time[:, None].expand(-1, self.num_tokens)
         return network(
             hidden_states=latent,
-            timestep=sigma * self._flow.num_train_timesteps,
+            timestep=time,
             encoder_hidden_states=context["prompt_embeds"].to(self.dtype),
             return_dict=False,
         )[0]
