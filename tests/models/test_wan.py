@@ -4,7 +4,7 @@ import pytest
 import torch
 from models import family_checks as checks
 from models.family_checks import edited_copy as edited
-from models.wan_cases import WAN
+from models.wan_cases import NATS, WAN
 
 from unirl_env.errors import ConfigError, ModelNotFound
 
@@ -53,7 +53,7 @@ def test_it_keeps_the_contract(folder):
 
 @pytest.mark.parametrize("agent", ["grpo", "flow_dppo", "drpo"])
 def test_it_trains_by_its_recipe(folder, cluster, agent):
-    checks.trains(WAN, folder, "diffusion/wan", agent)
+    checks.trains(WAN, folder, "diffusion/wan", agent, *NATS.get(agent, ()))
 
 
 def test_its_levels_are_those_of_the_checkpoints_solver(folder):

@@ -13,6 +13,10 @@ from unirl_env.prompts.shapes import words
 
 SHIFT = 3.0
 LENGTH = 24
+NATS = {"grpo": ("agent.options.clip_low_nats=0.192",)}
+"""By agent, what the recipe says of its own size and must be said anew of 192 elements."""
+BOUNDARY = 0.875
+LOW_GUIDANCE = 2.2
 WIDE = 12
 """Channels of a latent of TI2V-5B's kind."""
 
@@ -133,4 +137,24 @@ WAN_5B = replace(
     width=96,
 )
 """Wan 2.2 TI2V-5B: a time for each token."""
+
+
+def expert_call(prompts, guidance):
+    return {**call(prompts, guidance), "guidance_scale_2": LOW_GUIDANCE}
+
+
+def into_both(pipeline, folder):
+    pipeline.load_lora_weights(folder / "transformer")
+    pipeline.load_lora_weights(folder / "transformer_2", load_into_transformer_2=True)
+
+
+WAN_EXPERTS = replace(
+    WAN,
+    build=partial(build, networks={"transformer": {}, "transformer_2": {}}, boundary_ratio=BOUNDARY),
+    call=expert_call,
+    options={**WAN.options, "low_guidance": LOW_GUIDANCE},
+    load_adapters=into_both,
+    levels=(0.5, 0.9, 0.3),
+)
+"""Wan 2.2 A14B: two networks, each with a guidance of its own."""
 CASES = {WAN.id: WAN}

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from unirl_env.models.shared.flow_schedule import FlowSchedule
 from unirl_env.models.shared.of_diffusers import SELF_AND_CROSS, Sizes
-from unirl_env.models.shared.of_video import OfVideo
 from unirl_env.models.shared.scheduler_settings import UNIPC, require_same
 from unirl_env.models.shared.solver_schedule import SolverSchedule
+from unirl_env.models.wan_experts import OfExperts
 
 SIDE = 480
 """Pixels of a side where none are asked for: no configuration of the transformer tells them."""
 
 
-class WanDenoiser(OfVideo):
+class WanDenoiser(OfExperts):
     """Wan 2.1 and 2.2 from text, TI2V-5B among them, which is told a time for each token.
 
     Zeros behind a text are attended to, so that `max_sequence_length` is their 512.
