@@ -4,11 +4,13 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from models.family_checks import Family
+from models.family_checks import PROMPTS, Family
 from models.sana_cases import by_eulers_steps
 from transformers import UMT5Config, UMT5EncoderModel
 
 from pretraining.sd3_build import _t5_tokenizer
+from unirl_env.media.pixels import to_pil
+from unirl_env.models.wan_i2v import SEEING_LENGTH
 from unirl_env.prompts.shapes import words
 
 SHIFT = 3.0
@@ -80,7 +82,28 @@ def residual_vae():
     ).eval()
 
 
-def build(folder, seed=1, scheduler=None, pipeline="WanPipeline", *, vae=causal_vae, networks=None, **more):
+def eyes():
+    """What a picture is embedded by: 5 tokens of it."""
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_hidden_layers": 3}
+    return {
+        "image_encoder": CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=32, patch_size=16)).eval(),
+        "image_processor": CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32),
+    }
+
+
+def build(
+    folder,
+    seed=1,
+    scheduler=None,
+    pipeline="WanPipeline",
+    *,
+    vae=causal_vae,
+    networks=None,
+    seeing=False,
+    **more,
+):
     """Write a checkpoint.
 
     Args:
@@ -90,6 +113,7 @@ def build(folder, seed=1, scheduler=None, pipeline="WanPipeline", *, vae=causal_
         pipeline: Its class.
         vae: Makes the autoencoder.
         networks: By folder, options of `transformer`; one of its own, unless they are given.
+        seeing: Whether it embeds pictures.
         **more: Of the pipeline.
     """
     import diffusers
@@ -101,6 +125,7 @@ def build(folder, seed=1, scheduler=None, pipeline="WanPipeline", *, vae=causal_
         parts = {"text_encoder": umt5(tokenizer), "vae": vae()}
         for name, options in (networks or {"transformer": {}}).items():
             parts[name] = transformer(**options)
+        parts |= eyes() if seeing else {}
     getattr(diffusers, pipeline)(
         tokenizer=tokenizer,
         scheduler=scheduler
@@ -157,4 +182,60 @@ WAN_EXPERTS = replace(
     levels=(0.5, 0.9, 0.3),
 )
 """Wan 2.2 A14B: two networks, each with a guidance of its own."""
-CASES = {WAN.id: WAN}
+
+
+def image_call(prompts, guidance):
+    """Of one prompt, with its picture."""
+    (prompt,) = prompts
+    told = {**call(prompts, guidance), "max_sequence_length": SEEING_LENGTH}
+    return {**told, "image": to_pil(prompt.images[0])}
+
+
+def image_expert_call(prompts, guidance):
+    return {**image_call(prompts, guidance), **expert_call(prompts, guidance)}
+
+
+def picture(seed, height, width):
+    """Large patches: encoders make little of noise."""
+    small = torch.rand(1, 3, 3, 4, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(small, size=(height, width), mode="bilinear")[0]
+
+
+BESIDE = {"in_channels": 12, "out_channels": 4}
+"""A latent of 4 channels, a mask of 4, a picture of 4."""
+SIZES = ((32, 48), (40, 30), (64, 64))
+WAN_I2V = replace(
+    WAN,
+    name="wan_i2v",
+    id="unirl/Wan-I2V-v0",
+    pipeline="WanImageToVideoPipeline",
+    build=partial(
+        build,
+        pipeline="WanImageToVideoPipeline",
+        networks={"transformer": {**BESIDE, "image_dim": 32, "added_kv_proj_dim": 24}},
+        seeing=True,
+    ),
+    call=image_call,
+    options={},
+    prompts=tuple(
+        replace(prompt, images=(picture(seed, *size),))
+        for seed, (prompt, size) in enumerate(zip(PROMPTS, SIZES, strict=True))
+    ),
+    together=False,
+)
+"""Wan 2.1 from a picture, whose network reads its embeddings, too."""
+WAN_I2V_EXPERTS = replace(
+    WAN_I2V,
+    build=partial(
+        build,
+        pipeline="WanImageToVideoPipeline",
+        networks={"transformer": BESIDE, "transformer_2": BESIDE},
+        boundary_ratio=BOUNDARY,
+    ),
+    call=image_expert_call,
+    options=WAN_EXPERTS.options,
+    load_adapters=into_both,
+    levels=WAN_EXPERTS.levels,
+)
+"""Wan 2.2 A14B from a picture."""
+CASES = {WAN.id: WAN, WAN_I2V.id: WAN_I2V}

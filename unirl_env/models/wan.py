@@ -67,10 +67,12 @@ class WanDenoiser(OfExperts):
         time = sigma * self._flow.num_train_timesteps
         if self._index.get("expand_timesteps"):
             time = time[:, None].expand(-1, self.num_tokens)
+        image = context.get("image_embeds")
         return network(
             hidden_states=latent,
             timestep=time,
             encoder_hidden_states=context["prompt_embeds"].to(self.dtype),
+            encoder_hidden_states_image=None if image is None else image.to(self.dtype),
             return_dict=False,
         )[0]
 
