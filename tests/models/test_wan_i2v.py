@@ -7,7 +7,7 @@ import pytest
 import torch
 from models import family_checks as checks
 from models.family_checks import edited_copy as edited
-from models.wan_cases import NATS, WAN_I2V, WAN_I2V_EXPERTS, picture
+from models.wan_cases import WAN_I2V, WAN_I2V_EXPERTS, picture
 
 from unirl_env.errors import ConfigError, ModelNotFound, PromptError
 from unirl_env.policies.actor import Actor
@@ -66,9 +66,8 @@ def test_it_keeps_the_contract(kind):
 
 
 @pytest.mark.parametrize("agent", ["grpo", "flow_dppo", "drpo"])
-def test_it_trains_by_the_recipe_of_texts(kind, cluster, agent):
-    place = "model.env=unirl/Wan-I2V-v0"
-    checks.trains(*kind, "diffusion/wan", agent, place, *NATS.get(agent, ()))
+def test_it_trains_by_its_recipe(kind, cluster, agent):
+    checks.trains(*kind, "diffusion/wan_i2v", agent)
 
 
 def test_the_picture_matters_and_is_no_part_of_the_latent(kind):
