@@ -169,7 +169,7 @@ class Family:
             return start["latent"], final, torch.stack([sample.image for sample in batch.samples])
         clips = torch.stack([sample.video for sample in batch.samples])
         with torch.no_grad():
-            exact = [denoiser._draw(denoiser.frozen.vae, row[None]) / 2 + 0.5 for row in final]
+            exact = [denoiser._draw(denoiser.frozen.vae, row[None].float()) / 2 + 0.5 for row in final]
         exact = torch.cat(exact).clamp(0, 1).transpose(1, 2)
         assert clips.dtype == torch.uint8 and (clips - 255 * exact).abs().max() < 0.51
         return start["latent"], final, exact
