@@ -61,6 +61,12 @@ def test_it_trains_by_its_recipe(folder, cluster, agent):
     checks.trains(WAN_EXPERTS, folder, "diffusion/wan", agent, *NATS.get(agent, ()))
 
 
+def test_steps_of_one_network_alone_train_it(folder, cluster):
+    """The other one's weights get no gradient at all."""
+    steps = ("steps.fraction=[0.0,0.2]", "steps.count=1")
+    checks.trains(WAN_EXPERTS, folder, "diffusion/wan", "grpo", *NATS["grpo"], *steps)
+
+
 def test_whole_weights_of_both_load(folder, denoiser, tmp_path):
     from diffusers import WanTransformer3DModel
 

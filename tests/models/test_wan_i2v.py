@@ -10,7 +10,7 @@ from models.family_checks import edited_copy as edited
 from models.wan_cases import WAN_I2V, WAN_I2V_EXPERTS, picture
 
 from unirl_env.errors import ConfigError, ModelNotFound, PromptError
-from unirl_env.policies.actor import Actor
+from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.types import Prompt
 
 FAMILIES = {"one": WAN_I2V, "experts": WAN_I2V_EXPERTS}
@@ -47,6 +47,18 @@ def test_it_agrees_with_itself(kind, lora, exact):
 
 def test_adapters_load_in_the_pipeline(kind, tmp_path):
     checks.adapters_load_in_the_pipeline(*kind, tmp_path)
+
+
+def test_adapters_of_what_looks_at_the_picture_load_too(folders, tmp_path):
+    denoiser, targets = WAN_I2V.denoiser(folders["one"]), ("attn2.to_k", "attn2.add_k_proj", "add_v_proj")
+    actor = Actor(denoiser, lora=LoRAConfig(rank=2, alpha=4, targets=targets))
+    checks.randomised(actor)
+    actor.save_adapters(str(tmp_path))
+    prompts, pipeline = list(WAN_I2V.prompts[:1]), WAN_I2V.load(folders["one"])
+    start, _, clips = WAN_I2V.drawn(denoiser, actor, 3, prompts)
+    pipeline.load_lora_weights(tmp_path)
+    expected = WAN_I2V.by_pipeline(pipeline, denoiser, start, 1.0, 3, prompts)
+    assert (clips - expected).abs().max() <= 1e-5
 
 
 def test_whole_weights_load(folders, tmp_path):

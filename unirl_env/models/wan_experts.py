@@ -93,7 +93,7 @@ class OfExperts(OfVideo):
             expert = network.get_submodule(HIGH if self._is_high(sigma).all() else LOW)
             return of_one(expert, latent, sigma, dict(zip(context, values, strict=True)))
 
-        return by_kind(of_a_kind, latent, sigma, *context.values(), kinds=self._is_high(sigma))
+        return by_kind(of_a_kind, latent, sigma, *context.values(), kinds=self._is_high(sigma).long())
 
     def guided(self, without: Tensor, with_prompt: Tensor, guidance: float, sigma: Tensor) -> Tensor:
         """`u + g (c - u)`, with the guidance of each row's noise level."""
