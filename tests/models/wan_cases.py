@@ -15,8 +15,6 @@ from unirl_env.prompts.shapes import words
 
 SHIFT = 3.0
 LENGTH = 24
-NATS = {"grpo": ("agent.options.clip_low_nats=0.192",)}
-"""By agent, what the recipe says of its own size and must be said anew of 192 elements."""
 BOUNDARY = 0.875
 LOW_GUIDANCE = 2.2
 WIDE = 12
