@@ -1,5 +1,7 @@
 """Wan 2.2 A14B, two networks, on a tiny checkpoint against its pipeline."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from models import family_checks as checks
@@ -7,8 +9,11 @@ from models.family_checks import edited_copy as edited
 from models.wan_cases import BOUNDARY, LOW_GUIDANCE, WAN, WAN_EXPERTS
 
 from unirl_env.errors import ConfigError, ModelNotFound
-from unirl_env.models.shared.outline import outlining
 from unirl_env.policies.actor import Actor, LoRAConfig
+from unirl_env.prompts.sources import PromptSource
+from unirl_env.run.agent_setup import agent_config
+from unirl_env.run.world_setup import check_targets
+from unirl_env.train import settings
 
 INDEX = "model_index.json"
 RANGE = "agent.options.clip_low_nats=2"
@@ -130,9 +135,34 @@ def test_the_boundary_is_where_the_pipeline_has_it(folder, denoiser):
     assert denoiser._is_high(torch.cat([exactly, below])).tolist() == [True, False]
 
 
-def test_learners_that_divide_the_network_are_refused(denoiser):
-    with outlining(), pytest.raises(ConfigError, match=r"`learner\.parallel` must be replicated"):
-        denoiser.network()
+def run_of(folder, *overrides):
+    """Settings of a run on the tiny checkpoint."""
+    sizes = ["model.height=32", "model.width=48", "model.num_frames=5", "model.dtype=float32"]
+    rest = ["model.eval_num_steps=null", "prompts.heldout=null", "reward.heldout=null"]
+    return settings("diffusion/wan", [f"model.pretrained={folder}", *sizes, *rest, *overrides])
+
+
+@pytest.mark.parametrize("how", [["sharded"], ["hybrid", "learner.shard_size=2"]])
+def test_learners_that_divide_the_networks_are_refused(folder, how):
+    learners = ("rollout.num_learners=2", "rollout.num_env_runners=1")
+    cfg = run_of(folder, f"learner.parallel={how[0]}", *how[1:], *learners)
+    told = r"`learner\.parallel` must be replicated for this model, got .* by their noise level"
+    with pytest.raises(ConfigError, match=told):
+        agent_config(cfg, PromptSource.of(list(WAN.prompts))).validate()
+
+
+@pytest.mark.parametrize(
+    ("target", "known"),
+    [("transformer_2.blocks.0.attn1.to_q", True), ("transformer_3.blocks.0.attn1.to_q", False)],
+)
+def test_layers_of_one_network_have_its_name(folder, target, known):
+    cfg = run_of(folder, f"policy.lora_targets=[{target}]")
+    with (
+        nullcontext()
+        if known
+        else pytest.raises(ConfigError, match=r"`policy\.lora_targets` must name layers")
+    ):
+        check_targets(cfg, folder)
 
 
 @pytest.mark.parametrize(

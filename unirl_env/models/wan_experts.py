@@ -15,7 +15,6 @@ from unirl_env.models.shared.fixed_batches import by_kind
 from unirl_env.models.shared.guidance_rules import plain
 from unirl_env.models.shared.of_diffusers import LORA_FILE
 from unirl_env.models.shared.of_video import OfVideo
-from unirl_env.models.shared.outline import is_outlining
 from unirl_env.models.shared.two_networks import TwoNetworks
 
 HIGH, LOW = "transformer", "transformer_2"
@@ -64,21 +63,12 @@ class OfExperts(OfVideo):
                 raise self.source.not_found(f"its boundary_ratio is {boundary}, and must lie between 0 and 1")
             self.classes = {**self.classes, LOW: self.classes[HIGH]}  # type: ignore[misc]  # this model's
             self.configs[LOW] = self._load_config(LOW)
+            self.uneven = "rows go to one of the checkpoint's two networks by their noise level"
 
     def network(self) -> nn.Module:
-        """The network, or both of them; freshly loaded.
-
-        Raises:
-            ConfigError: If there are two, and learners are to hold parts of them.
-        """
+        """The network, or both of them; freshly loaded."""
         if self.boundary is None:
             return super().network()
-        if is_outlining():
-            raise ConfigError(
-                "`learner.parallel` must be replicated for a checkpoint of two networks: rows go to one of "
-                "them by their noise level, so that learners would pass through each a different number of "
-                "times, and wait for each other; try learner.parallel=replicated."
-            )
         return TwoNetworks(*(self._alone(part).network() for part in (HIGH, LOW))).eval()
 
     def velocity(
