@@ -65,6 +65,16 @@ IDS: dict[str, dict[str, Any]] = {
         "prompts": "scenes_train",
         "scorer": {"name": "over_frames", "scorer": "clip"},
     },
+    "unirl/Wan-I2V-v0": {
+        "denoiser": "wan_i2v",
+        "pretrained": "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",
+        "height": 480,
+        "width": 832,
+        "num_frames": 81,
+        "num_steps": 10,
+        "prompts": "unified_edits_train",
+        "scorer": {"name": "over_frames", "scorer": "clip"},
+    },
     "unirl/Diffusers-T2I-v0": {
         "denoiser": "pipeline",
         "num_steps": 10,
