@@ -41,6 +41,7 @@ DENOISERS = Registry(
         "flux2": "unirl_env.models.flux2:Flux2Denoiser",
         "flux2_klein": "unirl_env.models.flux2:Flux2KleinDenoiser",
         "gaussian_mixture": "unirl_env.models.gaussian_mixture:GaussianMixtureDenoiser",
+        "hunyuan_video15": "unirl_env.models.hunyuan_video15:HunyuanVideo15Denoiser",
         "pipeline": "unirl_env.models.any_pipeline:any_pipeline",
         "pixart": "unirl_env.models.pixart:PixArtDenoiser",
         "qwen_image": "unirl_env.models.qwen_image:QwenImageDenoiser",

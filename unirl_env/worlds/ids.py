@@ -65,6 +65,16 @@ IDS: dict[str, dict[str, Any]] = {
         "prompts": "scenes_train",
         "scorer": {"name": "over_frames", "scorer": "clip"},
     },
+    "unirl/HunyuanVideo15-T2V-v0": {
+        "denoiser": "hunyuan_video15",
+        "pretrained": "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v",
+        "height": 480,
+        "width": 848,
+        "num_frames": 121,
+        "num_steps": 10,
+        "prompts": "scenes_train",
+        "scorer": {"name": "over_frames", "scorer": "clip"},
+    },
     "unirl/Diffusers-T2I-v0": {
         "denoiser": "pipeline",
         "num_steps": 10,
