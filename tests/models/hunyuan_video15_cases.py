@@ -139,7 +139,7 @@ class Guided(Family):
     def by_pipeline(self, pipeline, denoiser, latents, guidance, *rest, **options):
         from diffusers import ClassifierFreeGuidance
 
-        pipeline.guider = ClassifierFreeGuidance(guidance_scale=guidance)
+        getattr(pipeline, "pipeline", pipeline).guider = ClassifierFreeGuidance(guidance_scale=guidance)
         return super().by_pipeline(pipeline, denoiser, latents, guidance, *rest, **options)
 
 

@@ -43,6 +43,7 @@ DENOISERS = Registry(
         "gaussian_mixture": "unirl_env.models.gaussian_mixture:GaussianMixtureDenoiser",
         "hunyuan_video": "unirl_env.models.hunyuan_video:HunyuanVideoDenoiser",
         "hunyuan_video15": "unirl_env.models.hunyuan_video15:HunyuanVideo15Denoiser",
+        "hunyuan_video15_i2v": "unirl_env.models.hunyuan_video15_i2v:HunyuanVideo15I2VDenoiser",
         "ltx": "unirl_env.models.ltx:LTXDenoiser",
         "pipeline": "unirl_env.models.any_pipeline:any_pipeline",
         "pixart": "unirl_env.models.pixart:PixArtDenoiser",

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from unirl_env.errors import ConfigError
 from unirl_env.models.shared.exports import in_order, settle_header
+from unirl_env.models.shared.guiders import why_unguided
 from unirl_env.models.shared.of_diffusers import LORA_FILE, TWO_STREAMS, Sizes, warn_of_truncation
 from unirl_env.models.shared.of_video import OfVideo
 from unirl_env.models.shared.unequal import padded_texts
 
 UNREAD = ("attn.add_q_proj", "attn.to_add_out")
 """Of the last block: what it says of the text goes nowhere, and no gradient comes back."""
-PLAIN = {
-    "guidance_rescale": 0.0,
-    "use_original_formulation": False,
-    "start": 0.0,
-    "stop": 1.0,
-    "enabled": True,
-}
-"""Settings of a guider that takes `u + g (c - u)` at every step."""
 
 
 class HunyuanVideo15Denoiser(OfVideo):
@@ -46,6 +39,7 @@ class HunyuanVideo15Denoiser(OfVideo):
 
     family, pipeline = "HunyuanVideo 1.5", "HunyuanVideo15Pipeline"
     classes = {"transformer": "HunyuanVideo15Transformer3DModel", "vae": "AutoencoderKLHunyuanVideo15"}
+    published: ClassVar[str] = "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v"
     length = 1000
     frames, rate = 121, 24.0
 
@@ -58,7 +52,7 @@ class HunyuanVideo15Denoiser(OfVideo):
             for name in TWO_STREAMS
             if block < last or name not in UNREAD
         )
-        self.unguided = self._why_unguided()
+        self.unguided = why_unguided(self.source, self._index["guider"][-1])
 
     def _sizes(self, config: Mapping[str, Any]) -> Sizes:
         vae = self.configs["vae"]
@@ -67,31 +61,14 @@ class HunyuanVideo15Denoiser(OfVideo):
             if config.get(name, value) != value:
                 raise ConfigError(
                     f"`{name}` of the transformer must be {value} for a {self.pipeline}, got "
-                    f"{config[name]!r}; try hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v."
+                    f"{config[name]!r}; try {self.published}."
                 )
         scale = vae["spatial_compression_ratio"]
-        return Sizes(
-            scale, config["patch_size"], config["target_size"], stride=vae["temporal_compression_ratio"]
-        )
+        stride = vae["temporal_compression_ratio"]
+        return Sizes(scale, config["patch_size"], config["target_size"], stride=stride)
 
     def _shape(self, rows: int, columns: int) -> tuple[int, ...]:
         return self.configs["vae"]["latent_channels"], self.latent_frames, rows, columns
-
-    def _why_unguided(self) -> str:
-        from diffusers import ClassifierFreeGuidance
-
-        kind = self._index["guider"][-1]
-        if kind != ClassifierFreeGuidance.__name__:
-            return (
-                f"its guider is a {kind}, which is not u + g (c - u); try a {ClassifierFreeGuidance.__name__}"
-            )
-        config = self.source.load(ClassifierFreeGuidance.load_config, subfolder="guider")
-        odd = {name: config[name] for name, value in PLAIN.items() if config.get(name, value) != value}
-        return (
-            f"its guider has {odd}, which is not u + g (c - u); try {PLAIN} in guider_config.json"
-            if odd
-            else ""
-        )
 
     def _encode(self, texts: list[str]) -> dict[str, Tensor]:
         pipeline, width = self.frozen, self.max_sequence_length
@@ -153,13 +130,8 @@ class HunyuanVideo15Denoiser(OfVideo):
         from peft import get_peft_model_state_dict
 
         # The pipeline has no loader of adapters, and the network's own saves settings in any order.
+        layers, config = get_peft_model_state_dict(network), network.peft_config["default"].to_dict()
         LoraBaseMixin.write_lora_layers(
-            get_peft_model_state_dict(network),
-            directory,
-            is_main_process=True,
-            weight_name=LORA_FILE,
-            save_function=None,
-            safe_serialization=True,
-            lora_adapter_metadata=in_order(network.peft_config["default"].to_dict()),
+            layers, directory, True, LORA_FILE, None, True, lora_adapter_metadata=in_order(config)
         )
         settle_header(Path(directory) / LORA_FILE)

@@ -85,6 +85,16 @@ IDS: dict[str, dict[str, Any]] = {
         "prompts": "scenes_train",
         "scorer": {"name": "over_frames", "scorer": "clip"},
     },
+    "unirl/HunyuanVideo15-I2V-v0": {
+        "denoiser": "hunyuan_video15_i2v",
+        "pretrained": "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_i2v",
+        "height": 480,
+        "width": 848,
+        "num_frames": 121,
+        "num_steps": 10,
+        "prompts": "unified_edits_train",
+        "scorer": {"name": "over_frames", "scorer": "clip"},
+    },
     "unirl/LTX-T2V-v0": {
         "denoiser": "ltx",
         "pretrained": "Lightricks/LTX-Video",
