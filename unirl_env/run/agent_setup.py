@@ -15,14 +15,18 @@ from unirl_env.errors import ConfigError
 from unirl_env.prompts.sources import PromptSource
 from unirl_env.rewards import for_mode
 from unirl_env.rewards.spec import build_scorer
+from unirl_env.run.memory import memory_note
 from unirl_env.run.record import provenance
+from unirl_env.run.record.samples import FPS
 from unirl_env.run.world_setup import (
     Prompts,
     check_prompts,
     check_targets,
+    frame_rate,
     mode_of_run,
     model_arguments,
     model_sources,
+    world_model,
     world_options,
 )
 from unirl_env.settings import RunConfig
@@ -31,12 +35,13 @@ from unirl_env.settings.run_config import pinned
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of, besides its settings; `notes` are said at its start."""
+    """What a run is made of, besides its settings; `notes` are said at its start, clips have `fps`."""
 
     agent: Any
     heldout: Any = None
     sources: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    fps: float = FPS
 
 
 def build_parts(cfg: RunConfig, prompts: Prompts | None = None, train: PromptSource | None = None) -> Parts:
@@ -56,8 +61,10 @@ def build_parts(cfg: RunConfig, prompts: Prompts | None = None, train: PromptSou
     check_targets(cfg, sources["model"][0] if "model" in sources else None)
     if prompts is not None:
         check_prompts(cfg, chain(prompts.train, prompts.heldout or ()))
-    agent = build_agent(cfg, train if prompts is None else prompts.train)
-    return Parts(agent, heldout, known, chosen(cfg, agent.config))
+    source = train if prompts is None else prompts.train
+    notes = memory_note(cfg, world_model(cfg), agent_config(cfg, source))
+    agent = build_agent(cfg, source)
+    return Parts(agent, heldout, known, (*chosen(cfg, agent.config), *notes), frame_rate(cfg) or FPS)
 
 
 def build_agent(cfg: RunConfig, prompts: PromptSource | None = None) -> Agent:

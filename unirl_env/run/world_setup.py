@@ -100,8 +100,14 @@ def check_prompts(cfg: RunConfig, prompts: Iterable[Prompt]) -> None:
         PromptError: Naming the prompt.
     """
     arguments = _arguments(cfg)
+    mode_of(arguments).check_prompts(world_model(cfg), prompts, arguments)
+
+
+def world_model(cfg: RunConfig) -> Any:
+    """The adapter of the environment's model, of which nothing is loaded yet."""
+    arguments = _arguments(cfg)
     mode = mode_of(arguments)
-    mode.check_prompts(_made(mode.choice(arguments), mode), prompts, arguments)
+    return _made(mode.choice(arguments), mode)
 
 
 def check_targets(cfg: RunConfig, source: str | Path | None) -> None:
@@ -150,6 +156,13 @@ def model_sources(cfg: RunConfig) -> dict[str, tuple[str, str | None]]:
         if pretrained is not None:
             found[name] = (str(pretrained), each.options.get("revision"))
     return found
+
+
+def frame_rate(cfg: RunConfig) -> float | None:
+    """Frames per second of the clips that the run's model makes; None where it makes none or says nothing."""
+    arguments = _arguments(cfg)
+    mode = mode_of(arguments)
+    return getattr(_made(mode.choice(arguments), mode), "fps", None)
 
 
 def mode_of_run(cfg: RunConfig) -> Mode:
