@@ -30,6 +30,9 @@ class LTXDenoiser(OfVideo):
             `decode_timestep`; 0.025 as published. It is the same noise for every clip.
         **options: Those of `OfVideo`.
 
+    Attributes:
+        frame_rate: `fps`, as the pipeline calls it.
+
     Raises:
         ConfigError: If the decoder has no such input, or the network packs several places in a token.
     """
@@ -49,6 +52,7 @@ class LTXDenoiser(OfVideo):
         **options: Any,
     ):
         super().__init__(pretrained, **options)
+        self.frame_rate = self.fps  # the pipeline's name for it
         self._noisy = bool(self.configs["vae"].get("timestep_conditioning"))
         given = {"decode_timestep": decode_timestep, "decode_noise_scale": decode_noise_scale}
         for name, value in ((name, value) for name, value in given.items() if value is not None):
