@@ -10,22 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from unirl_env.errors import ConfigError
+from unirl_env.models.shared.attention_layers import two_streams
 from unirl_env.models.shared.exports import in_order, settle_header
 from unirl_env.models.shared.guiders import why_unguided
-from unirl_env.models.shared.of_diffusers import LORA_FILE, TWO_STREAMS, Sizes, warn_of_truncation
+from unirl_env.models.shared.of_diffusers import LORA_FILE, Sizes, warn_of_truncation
 from unirl_env.models.shared.of_video import OfVideo
 from unirl_env.models.shared.unequal import padded_texts
-
-UNREAD = ("attn.add_q_proj", "attn.to_add_out")
-"""Of the last block: what it says of the text goes nowhere, and no gradient comes back."""
 
 
 class HunyuanVideo15Denoiser(OfVideo):
     """HunyuanVideo 1.5 from text; `guidance` is the scale of the pipeline's guider, whose own is not read.
 
-    Texts are padded to `max_sequence_length` in observations, 1000 tokens unless it is given. The network
-    reads them as long as the longest of a batch; with `rows_per_forward`, where no bit may depend on it, in
-    full.
+    Texts are padded to `max_sequence_length` in observations. The network reads them as long as the longest
+    of a batch; with `rows_per_forward`, where no bit may depend on it, in full.
 
     Args:
         pretrained: A hub id or a directory, in the layout of diffusers.
@@ -45,14 +42,8 @@ class HunyuanVideo15Denoiser(OfVideo):
 
     def __init__(self, pretrained: str, *, tiling: bool = True, **options: Any):
         super().__init__(pretrained, tiling=tiling, **options)
-        last = self.configs["transformer"]["num_layers"] - 1
-        self.lora_targets = tuple(
-            f"transformer_blocks.{block}.{name}"
-            for block in range(last + 1)
-            for name in TWO_STREAMS
-            if block < last or name not in UNREAD
-        )
-        self.unguided = why_unguided(self.source, self._index["guider"][-1])
+        self.lora_targets = two_streams(self.configs["transformer"]["num_layers"])
+        self.unguided = why_unguided(self.source, (self._index.get("guider") or [None])[-1])
 
     def _sizes(self, config: Mapping[str, Any]) -> Sizes:
         vae = self.configs["vae"]
@@ -63,8 +54,7 @@ class HunyuanVideo15Denoiser(OfVideo):
                     f"`{name}` of the transformer must be {value} for a {self.pipeline}, got "
                     f"{config[name]!r}; try {self.published}."
                 )
-        scale = vae["spatial_compression_ratio"]
-        stride = vae["temporal_compression_ratio"]
+        scale, stride = vae["spatial_compression_ratio"], vae["temporal_compression_ratio"]
         return Sizes(scale, config["patch_size"], config["target_size"], stride=stride)
 
     def _shape(self, rows: int, columns: int) -> tuple[int, ...]:
@@ -74,9 +64,7 @@ class HunyuanVideo15Denoiser(OfVideo):
         pipeline, width = self.frozen, self.max_sequence_length
         # One token more than is kept: the pipeline does not say what it cuts.
         pipeline.tokenizer_max_length = width + 1
-        embeds, mask, glyphs, glyph_mask = pipeline.encode_prompt(
-            texts, device=self.device, batch_size=len(texts)
-        )
+        embeds, mask, glyphs, glyph_mask = pipeline.encode_prompt(texts, self.device, batch_size=len(texts))
         if mask[:, width:].any():
             warn_of_truncation(self.pretrained, max(texts, key=len), width)
         return {
