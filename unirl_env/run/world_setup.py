@@ -160,9 +160,7 @@ def model_sources(cfg: RunConfig) -> dict[str, tuple[str, str | None]]:
 
 def frame_rate(cfg: RunConfig) -> float | None:
     """Frames per second of the clips that the run's model makes; None where it makes none or says nothing."""
-    arguments = _arguments(cfg)
-    mode = mode_of(arguments)
-    return getattr(_made(mode.choice(arguments), mode), "fps", None)
+    return getattr(world_model(cfg), "fps", None)
 
 
 def mode_of_run(cfg: RunConfig) -> Mode:
