@@ -64,13 +64,11 @@ class WanDenoiser(OfExperts):
     def _forward(
         self, network: nn.Module, latent: Tensor, sigma: Tensor, context: Mapping[str, Tensor]
     ) -> Tensor:
-        time = sigma * self._flow.num_train_timesteps
-        if self._index.get("expand_timesteps"):
-            time = time[:, None].expand(-1, self.num_tokens)
         image = context.get("image_embeds")
         return network(
             hidden_states=latent,
-            timestep=time,
+            # TI2V-5B's pipeline repeats it for every token; from a text alone these have one time.
+            timestep=sigma * self._flow.num_train_timesteps,
             encoder_hidden_states=context["prompt_embeds"].to(self.dtype),
             encoder_hidden_states_image=None if image is None else image.to(self.dtype),
             return_dict=False,
