@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from unirl_env.arguments.values import number
 from unirl_env.errors import ConfigError
+from unirl_env.models.shared.exports import LORA_FILE
 from unirl_env.models.shared.fixed_batches import by_kind
 from unirl_env.models.shared.guidance_rules import plain
-from unirl_env.models.shared.of_diffusers import LORA_FILE
 from unirl_env.models.shared.of_video import OfVideo
 from unirl_env.models.shared.two_networks import TwoNetworks
 
