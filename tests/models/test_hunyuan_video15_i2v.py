@@ -74,7 +74,7 @@ def test_the_picture_matters_as_a_latent_and_as_what_is_seen_in_it(folder):
 def test_prompts_without_a_picture_or_with_too_many_are_refused(folder, count):
     wrong = replace(FAMILY.prompts[0], id="wrong one", images=(picture(0, 16, 24),) * count)
     arguments = {**FAMILY.arguments(folder), "prompts": [FAMILY.prompts[1], wrong]}
-    with pytest.raises(PromptError, match=f"must bring 1 picture .* got {count} in 'wrong one'; try"):
+    with pytest.raises(PromptError, match=f"must bring one picture .* got {count} in 'wrong one'; try"):
         gym.make_vec(FAMILY.id, num_envs=1, **arguments)
 
 

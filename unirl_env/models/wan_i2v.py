@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unirl_env.errors import ConfigError, PromptError
-from unirl_env.media.pixels import load_picture, to_pil
+from unirl_env.errors import ConfigError
+from unirl_env.models.shared.from_picture import FromPicture
 from unirl_env.models.wan import WanDenoiser
 from unirl_env.models.wan_experts import HIGH
-from unirl_env.types import Prompt
 
 SEEING_LENGTH = 512
 """Tokens of a text, from which networks that see tell where the picture's tokens end."""
 
 
-class WanI2VDenoiser(WanDenoiser):
+class WanI2VDenoiser(FromPicture, WanDenoiser):
     """Wan 2.1 and 2.2 (A14B) from a text and one picture (`Prompt.images`), the clip's first frame.
 
     What is known of the clip is no part of its latent: it stands beside it when the network reads. The
@@ -79,25 +78,9 @@ class WanI2VDenoiser(WanDenoiser):
     def _shape(self, rows: int, columns: int) -> tuple[int, ...]:
         return self.configs["vae"]["z_dim"], self.latent_frames, rows, columns
 
-    def check_prompt(self, prompt: Prompt) -> None:
-        """Refuse a prompt without a picture, or with several."""
-        if len(prompt.images) != 1:
-            raise PromptError(
-                f"A prompt must bring one picture to begin with, got {len(prompt.images)} in "
-                f"{prompt.id[:60]!r}; try `images` of one."
-            )
-
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[Prompt], *, negative: bool = False) -> dict[str, Tensor]:
-        """What the encoders say of texts and pictures, and what is known of the clips, each `[B, ...]`."""
-        rows = [self._shown(prompt) for prompt in prompts]
-        seen = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-        return {**super().encode(prompts, negative=negative), **seen}
-
-    def _shown(self, prompt: Prompt) -> dict[str, Tensor]:
-        """Of one picture the latents of a clip of it and of nothing, below a mask; and its embeddings."""
-        self.check_prompt(prompt)
-        pipeline, picture = self.frozen, to_pil(load_picture(prompt.images[0]))
+    def _begin(self, picture: Any) -> dict[str, Tensor]:
+        """The latents of a clip of the picture and of nothing, below a mask; and its embeddings."""
+        pipeline = self.frozen
         pixels = pipeline.video_processor.preprocess(picture, height=self.height, width=self.width)
         noise = torch.zeros(1, *self.latent_shape, device=self.device)
         sizes = (self.latent_shape[0], self.height, self.width, self.num_frames)
