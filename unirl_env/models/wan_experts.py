@@ -14,8 +14,8 @@ from unirl_env.errors import ConfigError
 from unirl_env.models.shared.exports import LORA_FILE
 from unirl_env.models.shared.fixed_batches import by_kind
 from unirl_env.models.shared.guidance_rules import plain
+from unirl_env.models.shared.noise_experts import NoiseExperts
 from unirl_env.models.shared.of_video import OfVideo
-from unirl_env.models.shared.two_networks import TwoNetworks
 
 HIGH, LOW = "transformer", "transformer_2"
 """The folders of the networks of high noise and of low."""
@@ -69,7 +69,7 @@ class OfExperts(OfVideo):
         """The network, or both of them; freshly loaded."""
         if self.boundary is None:
             return super().network()
-        return TwoNetworks(*(self._alone(part).network() for part in (HIGH, LOW))).eval()
+        return NoiseExperts(*(self._alone(part).network() for part in (HIGH, LOW))).eval()
 
     def velocity(
         self, network: nn.Module, latent: Tensor, sigma: Tensor, context: Mapping[str, Tensor]
@@ -94,7 +94,7 @@ class OfExperts(OfVideo):
 
     def save_adapters(self, network: nn.Module, directory: str) -> None:
         """Write what `pipeline.load_lora_weights` reads; of two networks, a folder for each."""
-        if not isinstance(network, TwoNetworks):
+        if not isinstance(network, NoiseExperts):
             return super().save_adapters(network, directory)
         return network.save_adapters(directory, self._pipeline_class, LORA_FILE)
 

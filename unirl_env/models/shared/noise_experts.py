@@ -10,7 +10,7 @@ from torch import nn
 from unirl_env.models.shared.exports import in_order, settle_header
 
 
-class TwoNetworks(nn.Module):
+class NoiseExperts(nn.Module):
     """Both; weights are called by the checkpoint's folders, `transformer.*` and `transformer_2.*`.
 
     Args:
