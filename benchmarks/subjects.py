@@ -101,7 +101,7 @@ def subject(name: str | None, depth: int = 1) -> Embedded | Family:
 
 
 def read_once(denoiser: Any, prompts: int) -> int:
-    """Rows that ours takes besides for families whose texts are read once for all steps: one a prompt."""
+    """Rows of a pass that ours begins besides, for families whose texts are read once for all steps."""
     from unirl_env.models.shared.texts_once import TextsOnce
 
     return prompts if isinstance(denoiser, TextsOnce) else 0

@@ -68,23 +68,26 @@ def test_what_is_trained_reads_texts_with_a_gradient(case):
     assert weights and all(p.grad.abs().max() > 0 for p in weights)
 
 
-class Twice(nn.Module):
-    """A layer that is passed twice, and one that is passed once."""
+class Reads(nn.Module):
+    """Two layers that read the same, one of them late."""
 
     def __init__(self):
         super().__init__()
-        self.often, self.once = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.first, self.other, self.last = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
 
     def forward(self, given):
-        return self.once(self.often(self.often(given)))
+        return self.last(given) + self.other(self.first(given))
 
 
-def test_a_layer_that_is_passed_twice_is_left_alone_and_all_are_themselves_again():
-    network, given = Twice(), torch.ones(1, 2)
-    said = said_of(network, ("often", "once"), lambda: network(given))
-    assert list(said) == ["of_text:once"]
+def test_a_pass_ends_where_texts_are_first_read_and_layers_are_themselves_again():
+    network, given, passed = Reads(), torch.ones(1, 2), []
+    network.other.register_forward_hook(lambda *_: passed.append(1))
+    said = said_of(network, ("first", "last"), lambda: network(given))
+    assert said.keys() == {"of_text:first", "of_text:last"} and not passed
+    assert torch.equal(said["of_text:first"], network.first(given))
     expected = network(given)
-    with pytest.raises(RuntimeError, match="halt"), saying(network, {"of_text:once": torch.zeros(1, 2)}):
-        assert torch.equal(network(given), torch.zeros(1, 2))
+    with pytest.raises(RuntimeError, match="halt"), saying(network, {"of_text:last": torch.zeros(1, 2)}):
+        assert torch.equal(network(given), network.other(network.first(given)))
         raise RuntimeError("halt")
     assert torch.equal(network(given), expected)
+    assert said_of(network, ("none",), lambda: network(given)) == {}

@@ -17,6 +17,8 @@ from unirl_env.models.shared.of_diffusers import OfDiffusers
 
 LAYERS = ("attn2.to_k", "attn2.to_v")
 """How the names of such layers end in diffusers' blocks."""
+LIGHT = 8
+"""How many times as many tokens a latent has whose texts are not worth it."""
 SAID = "of_text:"
 """Prefix of what layers say of texts, beside the entries of a context."""
 
@@ -29,11 +31,12 @@ class TextsOnce(OfDiffusers):
     """
 
     def read(self, network: nn.Module, context: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The context, and what the layers say of its texts."""
+        """The context, and what the layers say of its texts, where these weigh beside the latent."""
         plain = self.rows_per_forward is None and not self.acceleration.compile
-        if torch.is_grad_enabled() or not plain:
-            return context
         any_of_it = next(iter(context.values()))
+        weighs = any_of_it.shape[1] * LIGHT >= self.num_tokens
+        if torch.is_grad_enabled() or not plain or not weighs:
+            return context
         latent = torch.zeros(len(any_of_it), *self.latent_shape, device=any_of_it.device)
         sigma = torch.full((len(any_of_it),), sum(self.known_sigmas) / 2, device=any_of_it.device)
         return {
@@ -51,29 +54,41 @@ class TextsOnce(OfDiffusers):
 
 
 def said_of(network: nn.Module, layers: Sequence[str], forward: Callable[[], Any]) -> dict[str, Tensor]:
-    """What the layers of `network` whose names end so answer in one pass, by `SAID` and their names.
+    """What the layers of `network` whose names end so answer to texts, by `SAID` and their names.
+
+    All of them are given the same: what the first one is given in a pass, which ends there.
 
     Args:
         network: With adapters, if it has some.
-        layers: Endings of names. A layer that is passed more than once is left out.
-        forward: One pass, of P texts.
+        layers: Endings of names.
+        forward: A pass of P texts.
 
     Returns:
         Each `[P, ...]`.
     """
-    found: dict[str, list[Tensor]] = {}
-
-    def listen(name: str) -> Callable[..., None]:
-        return lambda layer, given, answer: found.setdefault(SAID + name, []).append(answer)
-
     named = [(name, layer) for name, layer in network.named_modules() if name.endswith(tuple(layers))]
-    hooks = [layer.register_forward_hook(listen(name)) for name, layer in named]
+
+    def hear(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        raise _HeardError(given[0])
+
+    hooks = [layer.register_forward_pre_hook(hear) for _, layer in named]
     try:
         forward()
+    except _HeardError as heard:
+        text = heard.text
+    else:
+        return {}
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: answers[0] for name, answers in found.items() if len(answers) == 1}
+    return {SAID + name: layer(text) for name, layer in named}
+
+
+class _HeardError(Exception):
+    """Ends a pass with what its first layer of texts was given."""
+
+    def __init__(self, text: Tensor):
+        self.text = text
 
 
 @contextmanager
