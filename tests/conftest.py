@@ -24,6 +24,7 @@ FAMILIES = {
     "unirl/PixArt-T2I-v0": "models.pixart_cases",
     "unirl/SD15-T2I-v0": "models.stable_diffusion_cases",
     "unirl/SDXL-T2I-v0": "models.stable_diffusion_cases",
+    "unirl/Wan-T2V-v0": "models.wan_cases",
     "unirl/Diffusers-T2I-v0": "models.any_pipeline_cases",
 }
 """By the id of a family of diffusers, where its tiny checkpoint is built."""

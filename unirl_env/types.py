@@ -58,7 +58,7 @@ class Sample:
     Attributes:
         image: `[3, H, W]` float32 in [0, 1]; None of a text that never came to its picture.
         pictures: `[K, 3, H, W]` float32, all that were drawn from one text, where that is several.
-        video: `[F, 3, H, W]` float32 in [0, 1].
+        video: `[F, 3, H, W]`, uint8 as the library's own models make it, or float32 in [0, 1].
         text: The generated text; in a conversation, the last turn.
         before: What stands right before the text: the last words of the prompt, with the marks by which a
             chat template opens a thought; empty where that is unknown.

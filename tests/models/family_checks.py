@@ -65,6 +65,7 @@ class Family:
         options: Of the denoiser, beside sizes.
         height: Pixels of a small picture.
         width: Likewise, another number.
+        frames: Of a small clip; None of pictures.
         latents: From a pipeline and our initial latents to its `latents=`.
         prepare: Changes a loaded pipeline before a comparison, for example its scheduler.
         load_adapters: Gives a loaded pipeline what `save_adapters` wrote into a folder.
@@ -83,6 +84,7 @@ class Family:
     options: Mapping[str, Any] = field(default_factory=dict)
     height: int = 32
     width: int = 48
+    frames: int | None = None
     latents: Callable[[Any, torch.Tensor], torch.Tensor] = same
     prepare: Callable[[Any, Any, int], None] = nothing
     load_adapters: Callable[[Any, Path], Any] = by_the_pipeline
@@ -91,23 +93,32 @@ class Family:
     together: bool = True
     blind: tuple[str, ...] = ()
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Of a sample."""
+        sides = {"height": self.height, "width": self.width}
+        return sides if self.frames is None else {**sides, "num_frames": self.frames}
+
+    @property
+    def scorer(self) -> Any:
+        """A reward of what it makes."""
+        return "saturation" if self.frames is None else {"name": "over_frames", "scorer": "saturation"}
+
     def arguments(self, folder: Path) -> dict[str, Any]:
         """Arguments of the id for its tiny checkpoint in `folder`."""
         return {
             "pretrained": str(folder),
-            "height": self.height,
-            "width": self.width,
+            **self.sizes,
             "num_steps": 2,
             "prompts": list(self.prompts),
-            "scorer": "saturation",
+            "scorer": self.scorer,
             "model_options": dict(self.options),
         }
 
     def denoiser(self, folder: Path, **options: Any) -> Any:
         """The family's adapter of the checkpoint in `folder`."""
-        sizes = {"height": self.height, "width": self.width}
         return make_model(
-            DENOISERS, self.name, {"pretrained": str(folder), **sizes, **self.options, **options}
+            DENOISERS, self.name, {"pretrained": str(folder), **self.sizes, **self.options, **options}
         )
 
     def load(self, folder: Path, **options: Any) -> Any:
@@ -129,7 +140,7 @@ class Family:
             array_backend="torch",
             autoreset_mode="disabled",
             prompts=list(prompts),
-            scorer="saturation",
+            scorer=self.scorer,
         )
 
     def drawn(self, denoiser: Any, actor: Actor, num_steps: int, prompts: Sequence[Prompt]) -> tuple:
@@ -143,13 +154,20 @@ class Family:
         batch = Rollout(make_env, actor).collect(RolloutRequest(list(prompts), seed=11, stochastic_steps=[]))
         final = envs[0].unwrapped.snapshot().model_state["latent"]
         start, _ = envs[0].reset(seed=11, options={"prompts": list(prompts)})
-        return start["latent"], final, torch.stack([sample.image for sample in batch.samples])
+        if self.frames is None:
+            return start["latent"], final, torch.stack([sample.image for sample in batch.samples])
+        clips = torch.stack([sample.video for sample in batch.samples])
+        with torch.no_grad():
+            exact = [denoiser._draw(denoiser.frozen.vae, row[None]) / 2 + 0.5 for row in final]
+        exact = torch.cat(exact).clamp(0, 1).transpose(1, 2)
+        assert clips.dtype == torch.uint8 and (clips - 255 * exact).abs().max() < 0.51
+        return start["latent"], final, exact
 
     def by_pipeline(
         self, pipeline: Any, denoiser: Any, latents: torch.Tensor, guidance: float, num_steps: int,
         prompts: Sequence[Prompt], output: str = "pt",
     ) -> torch.Tensor:  # fmt: skip
-        """The pipeline's own pictures `[B, 3, H, W]` from these initial latents; or its latents."""
+        """The pipeline's own pictures `[B, 3, H, W]` or clips from these initial latents; or its latents."""
         self.prepare(pipeline, denoiser, num_steps)
         if not self.together and len(prompts) > 1:
             rows = [
@@ -157,15 +175,18 @@ class Family:
                 for row, prompt in enumerate(prompts)
             ]
             return torch.cat(rows)
+        frames = {} if self.frames is None else {"num_frames": denoiser.num_frames}
         with torch.no_grad():
-            return pipeline(
+            made = pipeline(
                 **self.call(prompts, guidance),
                 height=denoiser.height,
                 width=denoiser.width,
+                **frames,
                 num_inference_steps=num_steps,
                 latents=self.latents(pipeline, latents.clone()),
                 output_type=output,
-            ).images
+            )
+        return made.images if self.frames is None else made.frames
 
 
 def equals_the_pipeline(
@@ -295,8 +316,7 @@ def another_size_is_the_pipelines(family: Family, folder: Path, height: int, wid
 
 def draws_for_texts(family: Family, folder: Path) -> None:
     """It is a frozen generator behind a writer, and the painter of a model that writes and draws."""
-    sizes = {"height": family.height, "width": family.width}
-    model = {"denoiser": family.name, "pretrained": str(folder), **sizes, **family.options}
+    model = {"denoiser": family.name, "pretrained": str(folder), **family.sizes, **family.options}
     words = {"max_new_tokens": 4, "vectorization_mode": "vector_entry_point"}
     enhanced = gym.make_vec(
         "unirl/TinyPromptEnhancer-T2I-v0", num_envs=2, generator={**model, "num_steps": 2}, **words
@@ -341,6 +361,7 @@ def trains(family: Family, folder: Path, recipe: str, agent: str, *overrides: st
             f"model.pretrained={folder}",
             f"model.height={family.height}",
             f"model.width={family.width}",
+            f"model.num_frames={'null' if family.frames is None else family.frames}",
             "model.num_steps=6",
             "model.eval_num_steps=null",
             "model.dtype=float32",
@@ -350,7 +371,7 @@ def trains(family: Family, folder: Path, recipe: str, agent: str, *overrides: st
             "policy.lora_alpha=4",
             "policy.storage_dtype=float32",
             "prompts.heldout=null",
-            "reward.train=saturation",
+            f"reward.train={_in_hydra(family.scorer)}",
             "reward.heldout=null",
             "rollout.num_prompts=2",
             "rollout.group_size=4",
@@ -370,6 +391,12 @@ def trains(family: Family, folder: Path, recipe: str, agent: str, *overrides: st
     # An agent that looks at finished latents alone scores no step.
     assert said.get("self_check/ratio", 0.0) <= 1e-4 and said["grad_norm"] > 0, said
     assert after.isfinite().all() and not torch.equal(before, after)
+
+
+def _in_hydra(scorer: Any) -> str:
+    """A reward as an override names it."""
+    inner = scorer if isinstance(scorer, str) else ",".join(f"{k}:{v}" for k, v in scorer.items())
+    return inner if isinstance(scorer, str) else "{" + inner + "}"
 
 
 def _weights(learner: Any) -> torch.Tensor:

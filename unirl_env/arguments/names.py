@@ -13,6 +13,8 @@ MODEL_OPTIONS = (
     "revision",
     "height",
     "width",
+    "num_frames",
+    "fps",
     "dtype",
     "device",
     "offload",

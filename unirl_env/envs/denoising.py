@@ -1,4 +1,4 @@
-"""Denoising: the action is the next latent of a picture."""
+"""Denoising: the action is the next latent of a picture or a clip."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ from unirl_env.envs.groups import Groups
 from unirl_env.envs.vector_env import GenerativeVectorEnv
 from unirl_env.errors import ConfigError, ContractError, ShapeError
 from unirl_env.functional.noise import INITIAL
+from unirl_env.media.pixels import in_8_bits
 from unirl_env.models.denoiser import Denoiser
 from unirl_env.types import Prompt, Sample
 
 LATENT_BOUND = 16.0
 """Off-the-shelf agents refuse an unbounded action space; unit-scale latents stay far inside."""
+CLIP_MODES = ["rgb_array", "rgb_array_list"]
+"""How clips are rendered."""
 ContextOf = Callable[[Sequence[Prompt]], dict[str, Tensor]]
 
 
@@ -105,7 +108,7 @@ class Denoising(Activity):
         return tuple(sorted(set(places.tolist())))
 
     def pictures(self) -> tuple[np.ndarray, ...]:
-        """What each episode is heading for, as uint8 pictures `[H, W, 3]`.
+        """What each episode is heading for, as uint8 pictures `[H, W, 3]` or clips `[F, H, W, 3]`.
 
         It is the decoded latent at the last noise level that the last transition points at, which for a
         deterministic step is the model's own prediction; before the first step, the decoded noise.
@@ -118,8 +121,8 @@ class Denoising(Activity):
             share = torch.where(before > now, left / (before - now).clamp_min(1e-6), 0.0)
             share = share.view(-1, *[1] * (self.latent.ndim - 1))
             pointed_at = self.latent.float() + share * (self.latent - self.previous).float()
-        pictures = self.denoiser.pictures(pointed_at)
-        return tuple((picture * 255).round().byte().permute(1, 2, 0).cpu().numpy() for picture in pictures)
+        shown = [in_8_bits(each) for each in self.denoiser.pictures(pointed_at)]
+        return tuple(each.movedim(-3, -1).contiguous().numpy() for each in shown)
 
     def prepared(
         self, rows: np.ndarray, groups: Groups, options: Mapping[str, Any]
@@ -338,7 +341,11 @@ class DenoiseVectorEnv(GenerativeVectorEnv):
         with_negative: Encode negative prompts as well, for classifier-free guidance.
         context_cache: How many encoded texts to keep.
 
-        And those of `GenerativeVectorEnv`.
+        And those of `GenerativeVectorEnv`. Of a model of clips, `render_mode` may be `"rgb_array_list"`, too.
+
+    Attributes:
+        makes: What episodes end in, a field of `Sample`: `"image"` or `"video"`.
+        fps: Frames that clips show in a second; None of pictures.
 
     Version History:
         v0: The first one.
@@ -359,6 +366,9 @@ class DenoiseVectorEnv(GenerativeVectorEnv):
         context_cache: int = 1024,
         **shared: Any,
     ):
+        self.makes, self.fps = denoiser.makes, denoiser.fps
+        if self.makes == "video":
+            self.metadata = {**self.metadata, "render_modes": CLIP_MODES, "render_fps": self.fps}
         super().__init__(num_envs=num_envs, **shared)
         for prompt in self.prompts:
             denoiser.check_prompt(prompt)
@@ -392,9 +402,19 @@ class DenoiseVectorEnv(GenerativeVectorEnv):
         """Pull the latents towards zero."""
         return obs["latent"] * 0.9
 
-    def render(self) -> tuple[np.ndarray, ...] | None:
-        """What each episode is heading for, as uint8 pictures `[H, W, 3]`; see `Denoising.pictures`."""
-        return None if self.render_mode is None or not self.started else self._denoising.pictures()
+    def render(self) -> tuple[np.ndarray, ...] | tuple[list[np.ndarray], ...] | None:
+        """What each episode is heading for, as uint8 pictures `[H, W, 3]`; see `Denoising.pictures`.
+
+        Of a clip, the frame in its middle with `"rgb_array"`, and all of them with `"rgb_array_list"`.
+        """
+        if self.render_mode is None or not self.started:
+            return None
+        shown = self._denoising.pictures()
+        if self.makes == "image":
+            return shown
+        if self.render_mode == "rgb_array_list":
+            return tuple(list(clip) for clip in shown)
+        return tuple(clip[len(clip) // 2] for clip in shown)
 
     def _checked_held(self, held: Mapping[str, Any]) -> dict[str, Any]:
         steps = self._denoising.checked_steps(held["stochastic_steps"])

@@ -94,7 +94,7 @@ class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv[dict[str, Any], Any, 
         info_objects: bool = False,
     ):
         self.autoreset_mode = checked_autoreset(autoreset_mode)
-        self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.array_backend = checked_choice("array_backend", array_backend, ("numpy", "torch"))
         self.render_mode = checked_choice("render_mode", render_mode, (None, *self.metadata["render_modes"]))
         self.num_envs = num_envs = whole("num_envs", num_envs)

@@ -187,7 +187,9 @@ def as_source(source: Any) -> Any:
 
 
 def in_8_bits(pixels: Tensor) -> Tensor:
-    """Finite pixels in [0, 1], of any shape, as uint8 on the CPU, rounded."""
+    """Finite pixels in [0, 1], of any shape, as uint8 on the CPU, rounded; uint8 stays as it is."""
+    if pixels.dtype == torch.uint8:
+        return pixels.detach().cpu()
     return pixels.detach().float().cpu().clamp(0, 1).mul(255).round().to(torch.uint8)
 
 

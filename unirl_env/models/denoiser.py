@@ -34,6 +34,8 @@ class Denoiser(Backbone):
         recomputes: Whether layers of transformers in its network may recompute activations in `read` and
             `velocity`.
         known_sigmas: The least and the largest noise level that its network was trained at.
+        makes: Which field of a `Sample` it fills, `"image"` or `"video"`; its phase is called so, too.
+        fps: Frames that its clips show in a second; None of pictures.
     """
 
     role = "denoiser"
@@ -42,6 +44,8 @@ class Denoiser(Backbone):
     unguided: str = ""
     recomputes: ClassVar[bool] = False
     known_sigmas: tuple[float, float] = (0.0, 1.0)
+    makes: ClassVar[str] = "image"
+    fps: float | None = None
 
     # The half of the world.
 
@@ -100,15 +104,17 @@ class Denoiser(Backbone):
         """
 
     def pictures(self, latents: Tensor) -> list[Tensor]:
-        """What to show of latents `[B, ...]`: B pictures `[3, H, W]` in [0, 1], the decoded ones.
+        """What to show of latents `[B, ...]`: B pictures `[3, H, W]` or clips `[F, 3, H, W]`, decoded.
+
+        Of floats in [0, 1], or uint8.
 
         Raises:
-            ContractError: If the family decodes to no pictures.
+            ContractError: If the family decodes to neither.
         """
-        pictures = [sample.image for sample in self.decode(latents)]
-        if any(picture is None for picture in pictures):
+        shown = [s.video if s.image is None else s.image for s in self.decode(latents)]
+        if any(each is None for each in shown):
             raise ContractError(f"{type(self).__name__} decodes to no picture; it cannot be rendered.")
-        return pictures
+        return shown
 
     def check_guidance(self, guidance: float) -> None:
         """Refuse classifier-free guidance that the checkpoint has not, before its network is loaded.

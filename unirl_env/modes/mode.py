@@ -44,7 +44,8 @@ class Mode(ABC):
             environment keeps the contract of `unirl_env.envs.contract`.
         embedded: An id that needs no download, for errors; empty if there is none.
         gives: Which fields of a `Sample` its episodes may fill, and whether every one does; rewards of other
-            fields are refused before anything loads. None says nothing, and refuses nothing.
+            fields are refused before anything loads. None says nothing, and refuses nothing. Where it depends
+            on the model, `given` says it.
         engines: Whether an engine (vLLM, SGLang) may generate; otherwise `engine` must be `"local"`.
         generator: Whether environments take a `generator`, which draws what was written.
         steps: Whether the settings of denoising steps mean something: they are checked where they do.
@@ -97,6 +98,10 @@ class Mode(ABC):
     def choice(self, arguments: Mapping[str, Any]) -> ModelChoice:
         """The model that an environment's arguments describe."""
         return model_choice(arguments, self.argument)
+
+    def given(self, arguments: Mapping[str, Any]) -> Mapping[str, bool] | None:
+        """What episodes of an environment with these arguments fill: `gives`."""
+        return self.gives
 
     @abstractmethod
     def phases(self, config: Any) -> dict[str, str]:

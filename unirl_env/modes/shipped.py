@@ -36,13 +36,17 @@ class Denoising(Mode):
     models = DENOISERS
     environment = DenoiseVectorEnv
     embedded = "unirl/TinySD3-T2I-v0"
-    gives: ClassVar = {"image": True, "latent": True}
+    gives: ClassVar[Mapping[str, bool]] = {"image": True, "latent": True}
     steps = True
     head_settings = ("guidance", "guidance_at_once", "dynamics", "eta", "storage_dtype")
 
     def phases(self, config: Any) -> dict[str, str]:
-        """One, of latents."""
-        return {"image": "latents"}
+        """One, of latents, called by what the model makes: `image` or `video`."""
+        return {self._makes(config.env_options()): "latents"}
+
+    def given(self, arguments: Mapping[str, Any]) -> Mapping[str, bool]:
+        """Pictures or clips, or a bare latent."""
+        return {self._makes(arguments): True, "latent": True}
 
     def env_options(self, config: Any) -> dict[str, Any]:
         """Negative prompts where guidance needs them."""
@@ -56,6 +60,11 @@ class Denoising(Mode):
         """Let the model refuse what it cannot draw."""
         for prompt in prompts:
             model.check_prompt(prompt)
+
+    def _makes(self, arguments: Mapping[str, Any]) -> str:
+        """What the model makes, which its class says; a function that chooses a class makes pictures."""
+        name = self.choice(arguments).name
+        return getattr(self.models.get(name) if isinstance(name, str) else name, "makes", "image")
 
 
 class Tokens(Mode):

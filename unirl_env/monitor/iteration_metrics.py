@@ -186,7 +186,7 @@ def _pictures(samples: Sequence[Sample]) -> float:
 
 def _videos(samples: Sequence[Sample]) -> float:
     videos = [sample.video for sample in samples[:MOST] if sample.video is not None]
-    frames = [_small(_thinned(_some_frames(video))) for video in videos]
+    frames = [_small(_thinned(_some_frames(video))) / _white(video) for video in videos]
     return far_apart(torch.stack([frame.flatten() for frame in frames]))
 
 
@@ -224,6 +224,10 @@ def _thinned(pixels: Tensor) -> Tensor:
 def _small(frames: Tensor) -> Tensor:
     """Frames `[F, 3, H, W]` at `SIDE` pixels a side."""
     return nnf.adaptive_avg_pool2d(frames.float(), SIDE)
+
+
+def _white(pixels: Tensor) -> float:
+    return 255.0 if pixels.dtype == torch.uint8 else 1.0
 
 
 def _some_frames(video: Tensor) -> Tensor:

@@ -25,6 +25,8 @@ from unirl_env.policies.distributions import distribution_over
 from unirl_env.policies.packing import pack_prefixes
 from unirl_env.policies.routing import ROUTES, Routing
 
+TOGETHER = 16
+"""Latents that one forward reads faster with and without prompts than two: more fill a processor alone."""
 ANNOUNCED = ("latent", "sigma", "sigma_next", "step", "stochastic")
 """Observation keys of denoising that are not context."""
 ROW = "context_row"
@@ -60,6 +62,13 @@ class Head(ABC):
     def branches(self, network: nn.Module) -> bool:
         """Whether rows may share the beginning of their episodes, as `policies.packing` has it."""
         return False
+
+    def settle_passes(self) -> None:
+        """From now on pass through the network equally often, however many rows there are.
+
+        Processes that hold parts of it must.
+        """
+        return
 
     @abstractmethod
     def act(self, network: nn.Module, obs: Mapping[str, Tensor], draws: Tensor | None = None) -> Any:
@@ -109,7 +118,8 @@ class LatentHead(Head):
     Args:
         denoiser: The adapter of the model family.
         guidance: Classifier-free guidance; other than 1 it needs negative prompts in the observation.
-        guidance_at_once: Evaluate both in one forward of twice the rows; otherwise in two.
+        guidance_at_once: Evaluate both in one forward of twice the rows, or in two; None takes one of at most
+            `TOGETHER` latents, and two of more.
         dynamics: `flow`, `dance`, `cps` or `ddim`.
         eta: Noise level.
         storage_dtype: What latents are rounded to before they are scored; the learner replays just that.
@@ -125,14 +135,16 @@ class LatentHead(Head):
         denoiser: Any,
         *,
         guidance: float = 1.0,
-        guidance_at_once: bool = True,
+        guidance_at_once: bool | None = None,
         dynamics: str = "flow",
         eta: float = 0.7,
         storage_dtype: torch.dtype | str = torch.float32,
     ):
         super().__init__(denoiser)
         self.eta, self.guidance = number("eta", eta), number("guidance", guidance)
-        self.guidance_at_once = truth("guidance_at_once", guidance_at_once)
+        self.guidance_at_once = (
+            None if guidance_at_once is None else truth("guidance_at_once", guidance_at_once)
+        )
         self.dynamics, self.storage_dtype = dynamics, as_dtype("storage_dtype", storage_dtype)
         self.recomputes = getattr(denoiser, "recomputes", False)
         if self.guidance != 1.0:
@@ -224,13 +236,18 @@ class LatentHead(Head):
         """The next latents of the deterministic ODE."""
         return self.act(network, {**obs, "stochastic": torch.zeros_like(obs["sigma"], dtype=torch.bool)})
 
+    def settle_passes(self) -> None:
+        """With and without prompts in one forward, unless two were asked for."""
+        self.guidance_at_once = self.guidance_at_once is not False
+
     def velocity(self, network: nn.Module, obs: Mapping[str, Tensor], reading: Any = None) -> Tensor:
         """The guided velocity `[N, ...]` in float32."""
         latent, sigma = obs["latent"], obs["sigma"]
         reading = self.read(network, obs) if reading is None else reading
         if self.guidance == 1.0:
             return self.model.velocity(network, latent, sigma, reading).float()
-        if self.guidance_at_once:
+        together = len(latent) <= TOGETHER if self.guidance_at_once is None else self.guidance_at_once
+        if together:
             both = self.model.velocity(
                 network, torch.cat([latent, latent]), torch.cat([sigma, sigma]), reading
             ).chunk(2)
@@ -416,8 +433,8 @@ def heads_of(model: Any, **settings: Any) -> dict[str, Head]:
     """The heads of a model's phases, by the phases' names in the order of an episode.
 
     Args:
-        model: A denoiser (`image`), a language model (`text`), a unified model (both), or anything with an
-            `action_space` (`actions`).
+        model: A denoiser (`image` or `video`), a language model (`text`), a unified model (text and image),
+            or anything with an `action_space` (`actions`).
         **settings: Of the heads. In a unified model, those of `TokenHead` are for tokens of texts and
             pictures, and those of `LatentHead` for latents; pictures of tokens know none of these, and
             their `guidance` must be 1.
@@ -441,7 +458,7 @@ def heads_of(model: Any, **settings: Any) -> dict[str, Head]:
             )
         return {"text": text, "image": TokenHead(model.image, **sampling)}
     if hasattr(model, "velocity"):
-        return {"image": LatentHead(model, **settings)}
+        return {getattr(model, "makes", "image"): LatentHead(model, **settings)}
     if hasattr(model, "hidden"):
         return {"text": TokenHead(model, **settings)}
     raise ContractError(

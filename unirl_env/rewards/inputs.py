@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,15 +31,18 @@ def picture_of(sample: Sample, name: str) -> Tensor:
 
 
 def video_of(sample: Sample, name: str) -> Tensor:
-    """The video `[F, 3, H, W]` of a sample.
+    """The video `[F, 3, H, W]` of a sample, as floats in [0, 1].
 
     Args:
         sample: What is judged.
         name: The scorer that asks, for the message.
 
     Raises:
-        ContractError: If there is none, it has no frames, or its pixels are no floats in [0, 1].
+        ContractError: If there is none, it has no frames, or its pixels are neither uint8 nor floats in
+            [0, 1].
     """
+    if sample.video is not None and sample.video.dtype == torch.uint8:
+        sample = replace(sample, video=sample.video.float() / 255)
     return _pixels_of(sample, "video", 4, name)
 
 

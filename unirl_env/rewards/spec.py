@@ -149,7 +149,9 @@ def needs_of(spec: Any) -> dict[str, bool]:
     return found | dict.fromkeys(set(getattr(words.target, "tolerates", ())) & set(found), False)
 
 
-def for_mode(spec: Any, mode: Any, label: str = "reward.train") -> Any:
+def for_mode(
+    spec: Any, mode: Any, label: str = "reward.train", arguments: Mapping[str, Any] | None = None
+) -> Any:
     """The reward as a mode can pay it.
 
     Where an episode may end without a picture, a reward of pictures is paid through `pictured`, under which
@@ -159,20 +161,30 @@ def for_mode(spec: Any, mode: Any, label: str = "reward.train") -> Any:
         spec: The reward.
         mode: A `Mode`: its `name`, and what it `gives`.
         label: What the setting is called.
+        arguments: The environment's, where what the mode gives depends on its model.
 
     Raises:
         ConfigError: If the reward looks at something that the mode never makes.
     """
-    given, needs = mode.gives, needs_of(spec)
+    given = mode.gives if arguments is None else mode.given(arguments)
+    needs = needs_of(spec)
     if given is None:
         return spec
     missing = sorted(set(needs) - set(given))
     if missing:
         raise ConfigError(
             f"`{label}` must be a reward of {' or '.join(given)} in mode {mode.name!r}, got one of "
-            f"{' and '.join(missing)}; try another reward, or another recipe."
+            f"{' and '.join(missing)}; try {_remedy(spec, given, missing)}another reward, or another recipe."
         )
     return {"name": "pictured", "scorer": spec} if needs.get("image") and not given["image"] else spec
+
+
+def _remedy(spec: Any, given: Mapping[str, bool], missing: list[str]) -> str:
+    """How a reward of pictures judges clips."""
+    if missing != ["image"] or "video" not in given:
+        return ""
+    scorer = f"{spec if isinstance(spec, str) else '...'}"
+    return f"{{name: over_frames, scorer: {scorer}}}, which judges every frame, "
 
 
 def _parts(name: str, options: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, float]]]:

@@ -21,6 +21,7 @@ from unirl_env.run.world_setup import (
     check_prompts,
     check_targets,
     mode_of_run,
+    model_arguments,
     model_sources,
     world_options,
 )
@@ -48,7 +49,7 @@ def build_parts(cfg: RunConfig, prompts: Prompts | None = None, train: PromptSou
     """
     heldout = cfg.reward.heldout
     if heldout is not None:
-        heldout = build_scorer(for_mode(heldout, mode_of_run(cfg), "reward.heldout"))
+        heldout = build_scorer(for_mode(heldout, mode_of_run(cfg), "reward.heldout", model_arguments(cfg)))
     # Before anything large is loaded: a branch that has moved ends a continued run.
     sources = model_sources(cfg)
     known = {name: provenance.model_fingerprint(*each) for name, each in sources.items()}

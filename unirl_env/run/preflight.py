@@ -20,7 +20,7 @@ from unirl_env.rewards import for_mode, require_judgeable
 from unirl_env.rewards.secrets import resolved
 from unirl_env.rewards.spec import check_reward
 from unirl_env.rollouts.engines import ENGINES, check_engine_options
-from unirl_env.run.world_setup import Prompts, check_world, mode_of_run, read_prompts
+from unirl_env.run.world_setup import Prompts, check_world, mode_of_run, model_arguments, read_prompts
 from unirl_env.settings import RunConfig
 
 LONGEST = 240
@@ -106,7 +106,7 @@ def _check_rewards(cfg: RunConfig, mode: Mode) -> None:
             continue
         try:
             check_reward(spec)
-            for_mode(spec, mode, name)
+            for_mode(spec, mode, name, model_arguments(cfg))
             resolved(spec, name)
         except ConfigError as error:
             said = "" if f"`{name}`" in str(error) else f"`{name}`: "

@@ -158,7 +158,12 @@ def mode_of_run(cfg: RunConfig) -> Mode:
     Raises:
         ConfigError: If there is no such id, or its mode is none.
     """
-    return mode_of({**spec_of(cfg.model.env, "model.env").kwargs, **cfg.model.options})
+    return mode_of(model_arguments(cfg))
+
+
+def model_arguments(cfg: RunConfig) -> dict[str, Any]:
+    """What says which model and mode a run has: the arguments of its id, and `model.options` over them."""
+    return {**spec_of(cfg.model.env, "model.env").kwargs, **cfg.model.options}
 
 
 def world_options(cfg: RunConfig) -> dict[str, Any]:
@@ -170,6 +175,7 @@ def world_options(cfg: RunConfig) -> dict[str, Any]:
         "num_steps": model.num_steps,
         "height": model.height,
         "width": model.width,
+        "num_frames": model.num_frames,
         "dtype": model.dtype,
         "device": pick_device(model.device),
         "offload": model.offload or None,
@@ -179,7 +185,7 @@ def world_options(cfg: RunConfig) -> dict[str, Any]:
         "max_prompt_tokens": model.max_prompt_tokens,
         "prompts": cfg.prompts.train,
         "max_characters": cfg.prompts.max_characters,
-        "scorer": for_mode(cfg.reward.train, mode_of_run(cfg)),
+        "scorer": for_mode(cfg.reward.train, mode_of_run(cfg), arguments=model_arguments(cfg)),
         "overlap": cfg.reward.overlap or None,
         "on_invalid": "raise" if cfg.reward.on_error == "raise" else "nan",
     }

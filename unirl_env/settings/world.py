@@ -29,6 +29,8 @@ class ModelSettings(Settings):
     """Picture height in pixels; null takes the model's own size."""
     width: int | None = setting(None, least=1)
     """Picture width in pixels; null takes the model's own size."""
+    num_frames: int | None = setting(None, least=1)
+    """Frames of a clip, of models of videos; null takes the model's own number."""
     dtype: str = setting("float32", choices=DTYPES)
     """Weights and activations; the mathematics of the steps is float32 throughout."""
     device: str = setting("auto", may_change=True)

@@ -55,6 +55,16 @@ IDS: dict[str, dict[str, Any]] = {
         "prompts": "unified_edits_train",
         "scorer": "clip",
     },
+    "unirl/Wan-T2V-v0": {
+        "denoiser": "wan",
+        "pretrained": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        "height": 480,
+        "width": 832,
+        "num_frames": 81,
+        "num_steps": 10,
+        "prompts": "scenes_train",
+        "scorer": {"name": "over_frames", "scorer": "clip"},
+    },
     "unirl/Diffusers-T2I-v0": {
         "denoiser": "pipeline",
         "num_steps": 10,

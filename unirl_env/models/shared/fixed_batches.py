@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from unirl_env.media.pixels import in_8_bits
 from unirl_env.types import Sample
 
 PIXELS_AT_ONCE, PICTURES_AT_ONCE = 256 * 256, 8
@@ -65,12 +66,12 @@ def by_kind(function: Callable[..., Tensor], *batches: Tensor, kinds: Tensor | N
     return results[torch.cat(places).argsort()]
 
 
-def pictures_at_once(height: int, width: int) -> int:
-    """How many pictures of that size in pixels are encoded or decoded in one forward.
+def pictures_at_once(height: int, width: int, frames: int = 1) -> int:
+    """How many pictures, or clips of `frames`, of that size in pixels are encoded or decoded in one forward.
 
     A power of two: batches mostly are multiples of one, and filling up a lot is work for nothing.
     """
-    most = min(PICTURES_AT_ONCE, max(1, PIXELS_AT_ONCE // (height * width)))
+    most = min(PICTURES_AT_ONCE, max(1, PIXELS_AT_ONCE // (frames * height * width)))
     return 1 << (most.bit_length() - 1)
 
 
@@ -95,3 +96,24 @@ def painted(decode: Callable[[Tensor], Tensor], finished: Tensor, height: int, w
     pictures = in_fixed_batches(shown, finished, rows=pictures_at_once(height, width))
     # Clones, because a view would carry the whole batch along wherever it is sent.
     return [Sample(image=picture.clone()) for picture in pictures]
+
+
+def filmed(
+    decode: Callable[[Tensor], Tensor], finished: Tensor, frames: int, height: int, width: int
+) -> list[Sample]:
+    """Finished latents `[B, ...]` as B samples with a `video` `[F, 3, H, W]` uint8.
+
+    Args:
+        decode: From n of them to clips `[n, 3, F, H, W]` in [-1, 1].
+        finished: All of them.
+        frames: F.
+        height: H.
+        width: W.
+    """
+
+    def shown(finished: Tensor) -> Tensor:
+        # In bytes at once: a batch of clips in float32 would take four times their memory.
+        return in_8_bits(decode(finished).float() / 2 + 0.5).transpose(1, 2)
+
+    clips = in_fixed_batches(shown, finished, rows=pictures_at_once(height, width, frames))
+    return [Sample(video=clip.clone(memory_format=torch.contiguous_format)) for clip in clips]

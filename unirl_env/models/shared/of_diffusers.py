@@ -1,4 +1,4 @@
-"""Flow models of diffusers: what all of its pipelines of pictures share, written once.
+"""Flow models of diffusers: what all of its pipelines share, written once.
 
 The frozen half is the checkpoint's own pipeline without its network, whose pieces encode, pack and decode;
 the trained half is that network. A family is a leaf: a subclass that names the pipeline's classes and says
@@ -60,12 +60,14 @@ class Sizes(NamedTuple):
         patch: Places of a side that are one token of the network.
         trained: Pixels of a side where none are asked for.
         most: The largest side in pixels; None where any is possible.
+        stride: Frames of a clip for each further place of the latent in time.
     """
 
     scale: int
     patch: int
     trained: int
     most: int | None = None
+    stride: int = 1
 
 
 class OfDiffusers(Denoiser):
@@ -98,6 +100,7 @@ class OfDiffusers(Denoiser):
         formerly: By folder, what its configuration may call that class, too.
         optional: Parts that a checkpoint may lack.
         dropped: Parts that are never loaded.
+        whole: Frozen parts that are loaded in float32, whatever `dtype` says.
         even: Whether the pipeline begins its schedule with equal steps.
         length: `max_sequence_length`, where none is given.
         height: Of a picture, in pixels.
@@ -116,6 +119,7 @@ class OfDiffusers(Denoiser):
     formerly: ClassVar[Mapping[str, str]] = {}
     optional: ClassVar[Sequence[str]] = ()
     dropped: ClassVar[Sequence[str]] = ()
+    whole: ClassVar[Sequence[str]] = ()
     even: ClassVar[bool] = True
     length: ClassVar[int] = 512
 
@@ -165,7 +169,8 @@ class OfDiffusers(Denoiser):
         self.height = _side("height", height, sizes)
         self.width = _side("width", width, sizes)
         unit = sizes.scale * sizes.patch
-        self.num_tokens = (self.height // unit) * (self.width // unit)
+        self.latent_frames = self._frames(sizes)
+        self.num_tokens = self.latent_frames * (self.height // unit) * (self.width // unit)
         self.latent_shape = self._shape(self.height // sizes.scale, self.width // sizes.scale)
         self._flow = self._schedule()
 
@@ -174,6 +179,10 @@ class OfDiffusers(Denoiser):
     @abstractmethod
     def _sizes(self, config: Mapping[str, Any]) -> Sizes:
         """What pictures a network of this configuration draws."""
+
+    def _frames(self, sizes: Sizes) -> int:
+        """Places of a latent in time."""
+        return 1
 
     def _shape(self, rows: int, columns: int) -> tuple[int, ...]:
         """The shape of a latent of `rows` x `columns` places of the decoder's grid, as the loop holds it."""
@@ -385,7 +394,8 @@ class OfDiffusers(Denoiser):
         """A frozen network of the pipeline, by itself: the pipeline would not say what its weights lack."""
         library, kind = self._index[name]
         loader = complete(getattr(import_module(library), kind).from_pretrained)
-        return self.source.load(loader, subfolder=name, dtype=self.dtype)
+        dtype = torch.float32 if name in self.whole else self.dtype
+        return self.source.load(loader, subfolder=name, dtype=dtype)
 
     def _offload_again(self) -> None:
         if self.offload:

@@ -16,6 +16,7 @@ from unirl_env.errors import ConfigError
 
 FILE = "scheduler/scheduler_config.json"
 SOLVER = "DPMSolverMultistepScheduler"
+UNIPC = "UniPCMultistepScheduler"
 SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 CLIPS = {
     "clip_sample": "a step that clips x_0 is none of an ODE",

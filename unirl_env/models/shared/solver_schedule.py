@@ -23,15 +23,17 @@ from unirl_env.models.shared.scheduler_settings import (
     set_timesteps,
 )
 
+OTHERWISE = (*SPACINGS, "use_lu_lambdas", "use_dynamic_shifting", "shift_terminal")
 FIRST = 0.998
 """The least first level that is noise enough: initial latents are pure noise."""
 
 
 class SolverSchedule:
-    """The schedules of one checkpoint whose scheduler is `DPMSolverMultistepScheduler` with flow sigmas.
+    """The schedules of one checkpoint whose scheduler is a multistep solver with flow sigmas.
 
     Args:
         config: `scheduler_config.json`.
+        solver: Its class, `DPMSolverMultistepScheduler` or `UniPCMultistepScheduler`.
 
     Attributes:
         num_train_timesteps: What the network's time is at noise level 1.
@@ -40,9 +42,10 @@ class SolverSchedule:
         ConfigError: If it has a field that is unknown, of a wrong type, or nothing that episodes can honour.
     """
 
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: Mapping[str, Any], solver: str = SOLVER):
         reason = "it leads to other noise levels than those of a flow"
-        self.config = honoured(SOLVER, config, (), {name: reason for name in (*SPACINGS, "use_lu_lambdas")})
+        self.solver = solver
+        self.config = honoured(solver, config, (), dict.fromkeys(OTHERWISE, reason))
         wanted = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "final_sigmas_type": "zero"}
         for name, value in wanted.items():
             if self.config[name] != value:
@@ -51,7 +54,7 @@ class SolverSchedule:
                     f"predicts the velocity of a flow that ends in data; change it in {FILE}."
                 )
         number("scheduler.flow_shift", self.config["flow_shift"])
-        self._scheduler = made(SOLVER, self.config)
+        self._scheduler = made(solver, self.config)
         self.num_train_timesteps = float(self.config["num_train_timesteps"])
 
     def sigmas(self, num_steps: int, *, even: bool = False) -> Tensor:
@@ -73,7 +76,7 @@ class SolverSchedule:
         if not falls or sigmas[-1] != 0 or not FIRST <= float(sigmas[0]) <= 1:
             raise ConfigError(
                 f"The scheduler's noise levels must fall from nearly 1 to 0, got {sigmas.tolist()[:8]} in "
-                f"{num_steps} steps with {changed_of(SOLVER, self.config)}; try another number of steps, or "
-                "change these settings."
+                f"{num_steps} steps with {changed_of(self.solver, self.config)}; try another number of "
+                "steps, or change these settings."
             )
         return sigmas

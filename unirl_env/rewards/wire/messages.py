@@ -287,9 +287,11 @@ def _prompt_in(item: Mapping[str, Any], tensors: TensorReader, limits: Limits) -
 
 
 def _check_picture(tensor: Tensor, name: str, rank: int | None, limits: Limits) -> None:
-    if tensor.ndim != rank or tensor.shape[-3] != 3 or tensor.dtype != torch.float32 or not tensor.numel():
+    known = (torch.float32, torch.uint8) if name == "video" else (torch.float32,)
+    if tensor.ndim != rank or tensor.shape[-3] != 3 or tensor.dtype not in known or not tensor.numel():
+        kinds = " or ".join(str(dtype).removeprefix("torch.") for dtype in known)
         raise WireError(
-            f"`{name}` must be float32 of rank {rank} with 3 channels, got {tensor.dtype} "
+            f"`{name}` must be {kinds} of rank {rank} with 3 channels, got {tensor.dtype} "
             f"{list(tensor.shape)}."
         )
     if tensor.shape[-2] * tensor.shape[-1] > limits.pixels:

@@ -58,18 +58,20 @@ class TensorWriter:
         """Take a tensor.
 
         Args:
-            tensor: Of any shape; a picture ends in `[3, H, W]`, float32.
+            tensor: Of any shape; a picture ends in `[3, H, W]`, float32 or uint8.
             picture: Whether it is one or several pictures.
             png: Round it to 8 bits and compress it, if it is one finite picture `[3, H, W]`.
 
         Raises:
-            WireError: If a picture is not float32.
+            WireError: If a picture is neither.
         """
         tensor = tensor.detach().to("cpu").contiguous()
-        if picture and tensor.dtype != torch.float32:
+        if picture and tensor.dtype not in (torch.float32, torch.uint8):
             raise WireError(f"A picture must be float32 to be sent, got {tensor.dtype}; try `.float()`.")
         form, packed = "plain", None
-        if png and tensor.ndim == 3 and tensor.shape[0] == 3 and bool(tensor.isfinite().all()):
+        if tensor.dtype == torch.uint8:
+            pass  # as small as it can be
+        elif png and tensor.ndim == 3 and tensor.shape[0] == 3 and bool(tensor.isfinite().all()):
             file = bytearray(png_bytes(tensor, compress_level=1))
             form, packed = "png", torch.frombuffer(file, dtype=torch.uint8)
         elif picture:

@@ -22,7 +22,7 @@ from unirl_env.run.compose.yaml import flat
 from unirl_env.run.record.files import replace_text
 from unirl_env.settings import RunConfig
 
-USUAL = ("text", "image")
+USUAL = ("text", "image", "video")
 NO_PHASES = ("reward", "reward_std", "reward_failed", "reward_absent", "heldout", "heldout_std", "seconds")
 """What has parts of any name, `loss` included."""
 

@@ -1,0 +1,97 @@
+"""Wan on a tiny checkpoint, against its pipeline."""
+
+import pytest
+import torch
+from models import family_checks as checks
+from models.family_checks import edited_copy as edited
+from models.wan_cases import WAN
+
+from unirl_env.errors import ConfigError, ModelNotFound
+
+SCHEDULER = "scheduler/scheduler_config.json"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, quiet_models):
+    folder = tmp_path_factory.mktemp("wan")
+    WAN.build(folder)
+    return folder
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.5])
+@pytest.mark.parametrize("num_steps", [3, 8])
+def test_it_films_the_pipelines_clips(folder, guidance, num_steps):
+    checks.equals_the_pipeline(WAN, folder, guidance=guidance, num_steps=num_steps)
+
+
+def test_its_latents_are_the_pipelines(folder):
+    checks.its_latents_are_the_pipelines(WAN, folder)
+
+
+@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize("exact", [True, False])
+def test_it_agrees_with_itself(folder, lora, exact):
+    checks.agrees_with_itself(WAN, folder, lora=lora, exact=exact)
+
+
+def test_what_it_exports_loads(folder, tmp_path):
+    checks.adapters_load_in_the_pipeline(WAN, folder, tmp_path / "adapters")
+    checks.whole_weights_load(WAN, folder, tmp_path / "weights")
+
+
+def test_recomputed_activations_give_the_same_gradients(folder):
+    checks.recomputing_changes_nothing(WAN, folder)
+
+
+def test_clips_of_evaluation_may_have_another_size(folder):
+    checks.another_size_is_the_pipelines(WAN, folder, 48, 32)
+
+
+def test_it_keeps_the_contract(folder):
+    checks.keeps_the_contract(WAN, folder)
+
+
+@pytest.mark.parametrize("agent", ["grpo", "flow_dppo", "drpo"])
+def test_it_trains_by_its_recipe(folder, cluster, agent):
+    checks.trains(WAN, folder, "diffusion/wan", agent)
+
+
+def test_its_levels_are_those_of_the_checkpoints_solver(folder):
+    from diffusers import UniPCMultistepScheduler
+
+    solver = UniPCMultistepScheduler.from_pretrained(folder, subfolder="scheduler")
+    solver.set_timesteps(5)
+    assert torch.equal(WAN.denoiser(folder).sigmas(5), solver.sigmas)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"num_frames": 8}, "one more than a multiple of 4, got 8; try 5 or 9"),
+        ({"height": 40}, "`height` must be a positive multiple of 16, got 40; try 32 or 48"),
+        ({"fps": 0}, "`fps` must be positive"),
+    ],
+)
+def test_what_it_cannot_film_is_refused(folder, options, told):
+    with pytest.raises(ConfigError, match=told):
+        WAN.denoiser(folder, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"use_flow_sigmas": False}, "use_flow_sigmas"),
+        ({"use_dynamic_shifting": True}, "use_dynamic_shifting"),
+        ({"strange": 1}, "strange"),
+    ],
+)
+def test_settings_of_the_scheduler_are_honoured_or_refused(folder, tmp_path, change, told):
+    changed = edited(folder, tmp_path / "changed", SCHEDULER, **change)
+    with pytest.raises(ConfigError, match=told):
+        WAN.denoiser(changed)
+
+
+def test_another_familys_checkpoint_is_refused(folder, tmp_path):
+    other = edited(folder, tmp_path / "other", "model_index.json", _class_name="WanImageToVideoPipeline")
+    with pytest.raises(ModelNotFound, match="WanImageToVideoPipeline"):
+        WAN.denoiser(other)
