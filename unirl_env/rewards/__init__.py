@@ -38,7 +38,10 @@ if TYPE_CHECKING:
     from unirl_env.rewards.texts.overlong import Overlong
     from unirl_env.rewards.texts.plan import PlanScorer
     from unirl_env.rewards.texts.regex import RegexScorer
-    from unirl_env.rewards.videos.video import MotionScorer, TemporalConsistency
+    from unirl_env.rewards.videos.consistency import TemporalConsistency
+    from unirl_env.rewards.videos.motion import MotionScorer
+    from unirl_env.rewards.videos.moving_shapes import MovingShapesScorer
+    from unirl_env.rewards.videos.moving_template import MovingTemplateScorer
 
 __all__ = [
     "SCORERS",
@@ -61,6 +64,8 @@ __all__ = [
     "MathScorer",
     "Minimum",
     "MotionScorer",
+    "MovingShapesScorer",
+    "MovingTemplateScorer",
     "NearScorer",
     "Normalized",
     "OCRScorer",

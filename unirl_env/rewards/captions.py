@@ -1,8 +1,9 @@
-"""The captions of the shapes world that prompts mean."""
+"""The captions of the shapes world and of the moving world that prompts mean."""
 
 from __future__ import annotations
 
-from unirl_env.prompts.shapes import Caption, parse_caption
+from unirl_env.prompts.moving import DIRECTIONS, MovingCaption, parse
+from unirl_env.prompts.shapes import COLOURS, SHAPES, Caption, parse_caption
 from unirl_env.types import Prompt
 
 
@@ -22,4 +23,31 @@ def require_caption(prompt: Prompt) -> None:
         raise ValueError(
             "it must be a caption of the shapes world, or have one as `metadata['caption']`, got "
             f"{said[:60]!r}; try 'a red circle left of a blue square'"
+        )
+
+
+def moving_caption_of(prompt: Prompt) -> MovingCaption | None:
+    """What its clip must show: of `metadata` where that has all three of it, else of the text.
+
+    The three are `colour`, `shape` and `direction`. None where it is nothing of the moving world.
+    """
+    said = [prompt.metadata.get(key) for key in ("colour", "shape", "direction")]
+    if None in said:
+        return parse(str(prompt.metadata.get("caption", prompt.text)))
+    colour, shape, direction = (str(word) for word in said)
+    if colour not in COLOURS or shape not in SHAPES or direction not in DIRECTIONS:
+        return None
+    return MovingCaption(colour, shape, direction)
+
+
+def require_moving_caption(prompt: Prompt) -> None:
+    """Refuse a prompt that means no caption of the moving world.
+
+    Raises:
+        ValueError: Naming what it says.
+    """
+    if moving_caption_of(prompt) is None:
+        raise ValueError(
+            "it must be a caption of the moving world, or have its `colour`, `shape` and `direction` in "
+            f"`metadata`, got {prompt.text[:60]!r}; try 'a red circle moves right'"
         )
