@@ -27,7 +27,16 @@ from unirl_env.prompts.moving import FRAMES, MovingCaption, split_captions
 from unirl_env.registry import Registry
 from unirl_env.types import Prompt, Sample
 
-__all__ = ["PHASES", "STAGES", "evaluate", "pretrain", "save", "train_autoencoder", "train_flow"]
+__all__ = [
+    "PHASES",
+    "STAGES",
+    "evaluate",
+    "pretrain",
+    "save",
+    "train_autoencoder",
+    "train_decoder",
+    "train_flow",
+]
 
 _LEARNED = ("transformer", "text_encoder")
 
@@ -59,12 +68,36 @@ def train_autoencoder(vae: Any, *, stages: Sequence[tuple[int, int, int]], rng: 
         stages: Each (steps, frames, clips a step): first frames alone teach shapes, a few of them motion.
         rng: Source of everything random.
     """
-    vae.train()
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=1e-4)
-    steps = sum(stage[0] for stage in stages)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
     sizes = [stage[1:] for stage in stages for _ in range(stage[0])]
-    for step in _steps(steps, "autoencoder"):
+    _fit(vae, list(vae.parameters()), sizes=sizes, rng=rng, peak_lr=3e-3)
+    latents = _latents(vae, sample_captions(1024, rng), rng)
+    std, mean = torch.std_mean(latents, dim=(0, 2, 3, 4))
+    vae.register_to_config(
+        latents_mean=[round(x, 5) for x in mean.tolist()], latents_std=[round(x, 5) for x in std.tolist()]
+    )
+
+
+def train_decoder(vae: Any, *, steps: int, rng: np.random.Generator) -> None:
+    """Fit the decoder further, to latents that stay as they are: corners become sharp last."""
+    weights = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
+    _fit(vae, weights, sizes=[(FRAMES, 12)] * steps, rng=rng, peak_lr=2e-3)
+
+
+def _fit(
+    vae: Any,
+    weights: list[nn.Parameter],
+    *,
+    sizes: Sequence[tuple[int, int]],
+    rng: np.random.Generator,
+    peak_lr: float,
+) -> None:
+    """Train some weights of the autoencoder; each of `sizes` is (frames, clips) of a step."""
+    vae.train().requires_grad_(False)
+    for weight in weights:
+        weight.requires_grad_(True)
+    optimizer = torch.optim.AdamW(weights, lr=peak_lr, betas=(0.9, 0.98), weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_lr, total_steps=len(sizes), pct_start=0.1)
+    for step in _steps(len(sizes), "autoencoder"):
         frames, batch = sizes[step]
         clips = draw_clips(sample_captions(batch, rng), rng)[:, :, :frames]
         posterior = vae.encode(clips).latent_dist
@@ -75,15 +108,10 @@ def train_autoencoder(vae: Any, *, stages: Sequence[tuple[int, int, int]], rng: 
         loss = (weight * (error.abs() + error.square())).mean() + 1e-4 * _divergence(posterior)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         schedule.step()
-    vae.eval()
-    latents = _latents(vae, sample_captions(1024, rng), rng)
-    std, mean = torch.std_mean(latents, dim=(0, 2, 3, 4))
-    vae.register_to_config(
-        latents_mean=[round(x, 5) for x in mean.tolist()], latents_std=[round(x, 5) for x in std.tolist()]
-    )
+    vae.eval().requires_grad_(True)
 
 
 def _divergence(posterior: Any) -> Tensor:
@@ -117,8 +145,8 @@ def train_flow(
     steps: int,
     rng: np.random.Generator,
     loose_rate: float = 0.0,
-    clips: int = 8_000,
-    batch: int = 128,
+    clips: int = 6_000,
+    batch: int = 64,
     peak_lr: float = 2e-3,
 ) -> None:
     """Flow matching of the transformer and the text encoder on latents of drawn clips.
@@ -231,12 +259,12 @@ def pretrain(
     seed: int = 0,
     stages: Sequence[tuple[int, int, int]] = STAGES,
     phases: Sequence[tuple[int, float, float]] = PHASES,
-    clips: int = 8_000,
+    clips: int = 6_000,
 ) -> Path:
     """Build, train and save the model; see the module's words."""
-    rng = np.random.default_rng(seed)
     parts = tiny_video_parts(seed=seed)
-    train_autoencoder(parts["vae"], stages=stages, rng=rng)
+    train_autoencoder(parts["vae"], stages=stages, rng=np.random.default_rng(seed))
+    rng = np.random.default_rng(seed + 1)  # so that other stages leave the rest as it is
     for steps, loose_rate, peak_lr in phases:
         train_flow(parts, steps=steps, rng=rng, loose_rate=loose_rate, peak_lr=peak_lr, clips=clips)
     return save(parts, directory)
@@ -248,7 +276,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, help="directory to write the pipeline to")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--scorer", default="unirl_env.rewards.videos.moving_shapes:MovingShapes", help="judge at the end"
+        "--scorer",
+        default="unirl_env.rewards.videos.moving_shapes:MovingShapesScorer",
+        help="judge at the end",
     )
     options = parser.parse_args(arguments)
     directory = pretrain(options.out, seed=options.seed)
