@@ -16,7 +16,7 @@ import logging
 
 import ray
 import torch
-from subjects import Embedded, Family, subject
+from subjects import Embedded, Family, read_once, subject
 from timing import RowsSeen, ratio, report, rounds
 
 from unirl_env.agents.by_name import default_config
@@ -94,6 +94,7 @@ def compared(
     algorithm.train()  # the first one checks itself, which takes a forward more
     calls = {"bare": bare, "agent": algorithm.train}
     rows = {name: seen.of(call) for name, call in calls.items()}
+    rows["agent"] -= read_once(what.denoiser(), num_prompts)
     assert len(set(rows.values())) == 1, f"Not the same work: {rows}"
     times = rounds(calls, repeats, warmup=1)
     parts = {name: algorithm.iteration_metrics[f"seconds/{name}"] for name in ("rollout", "update", "sync")}

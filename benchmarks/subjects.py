@@ -99,6 +99,13 @@ def subject(name: str | None, depth: int = 1) -> Embedded | Family:
     return Embedded() if name is None else Family(name, depth)
 
 
+def read_once(denoiser: Any, prompts: int) -> int:
+    """Rows that ours takes besides for families whose texts are read once for all steps: one a prompt."""
+    from unirl_env.models.shared.texts_once import TextsOnce
+
+    return prompts if isinstance(denoiser, TextsOnce) else 0
+
+
 def remember_texts(pipeline: Any) -> None:
     """From now on each further call of the pipeline finds its texts encoded, as its first one left them."""
     encode, kept = pipeline.encode_prompt, {}

@@ -24,6 +24,7 @@ def validated(config_class=GRPOConfig, **settings):
         ({"num_prompts": 3}, "`num_env_runners` \\(2\\), got 3.*num_prompts=4"),
         ({"num_prompts": 0}, "`num_prompts` must be at least 1"),
         ({"micro_batch_size": 0}, "`micro_batch_size`"),
+        ({"micro_batch_steps": 0}, "`micro_batch_steps`"),
         ({"rollout_batch_size": -1}, "`rollout_batch_size`"),
         ({"lr": "high"}, "`lr` must be a finite number"),
         ({"grad_clip": 0.0}, "`grad_clip`"),

@@ -161,7 +161,7 @@ def test_neither_micro_batches_nor_learners_change_the_gradient(estimator):
     settings = {"grad_clip": None, "reference_kl": 0.1, "noising": {"draws": 3}}
     batch = finished(learner_with(miss if estimator == "regression" else None, **settings))
     whole = gradient(shards_of(batch, num_minibatches=1), **settings)
-    small = gradient(shards_of(batch, num_minibatches=1), micro_batch_size=5, **settings)
+    small = gradient(shards_of(batch, num_minibatches=1), micro_batch_size=5, micro_batch_steps=2, **settings)
     shared = gradient(shards_of(batch, num_minibatches=1, num_learners=2), **settings)
     assert whole.norm() > 1e-3
     torch.testing.assert_close(small, whole, rtol=1e-4, atol=1e-7)

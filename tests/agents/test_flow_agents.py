@@ -71,7 +71,7 @@ def test_it_begins_at_ratio_one_and_learns_from_its_first_step(name, family):
         assert told.rows == [len(batch) * 4]
     else:
         assert told.check["self_check/ratio"] <= 1e-5
-    parts = learner_for(name, family, micro_batch_size=1)
+    parts = learner_for(name, family, micro_batch_size=1, micro_batch_steps=1)
     small, _ = gradient(parts, shard)
     torch.testing.assert_close(small, whole, rtol=1e-3, atol=1e-6 * float(whole.norm()))
     shares = []

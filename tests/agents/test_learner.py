@@ -75,8 +75,10 @@ def test_the_first_gradient_is_the_plain_policy_gradient(name):
 @pytest.mark.parametrize("reference_kl", [0.0, 0.1])
 def test_micro_batches_change_nothing(name, reference_kl):
     reports, weights = [], []
-    for size in (None, 1, 5):
-        learner = make_learner(name, micro_batch_size=size, reference_kl=reference_kl)
+    for size, steps in ((None, None), (1, None), (5, None), (2, 1), (None, 3)):
+        learner = make_learner(
+            name, micro_batch_size=size, micro_batch_steps=steps, reference_kl=reference_kl
+        )
         reports.append(learn(learner, play(learner.policy)))
         weights.append(trainable(learner))
     assert not torch.equal(weights[0], trainable(make_learner(name))), "something was learned"
@@ -87,6 +89,21 @@ def test_micro_batches_change_nothing(name, reference_kl):
             other.phases["image"].metrics, reports[0].phases["image"].metrics, strict=True
         ):
             assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("anchor", ["rollout", "replay"])
+def test_no_more_steps_go_through_the_network_than_are_asked_for(anchor):
+    learner, rows = make_learner(micro_batch_size=2, micro_batch_steps=2, anchor=anchor), []
+    batch = play(learner.policy)
+    score = learner.policy.actor.score
+
+    def counted(obs, action, **more):
+        rows.append(len(action))
+        return score(obs, action, **more)
+
+    learner.policy.actor.score = counted
+    learn(learner, batch, check=("image",))
+    assert batch.phases["image"].log_prob.shape[1] % 2 and set(rows) == {2, 4}
 
 
 @pytest.mark.parametrize("anchor", ["rollout", "replay"])

@@ -53,7 +53,9 @@ def test_it_keeps_the_contract(folder):
 
 @pytest.mark.parametrize("agent", ["grpo", "flow_dppo", "drpo"])
 def test_it_trains_by_its_recipe(folder, cluster, agent):
-    checks.trains(WAN, folder, "diffusion/wan", agent)
+    # The published range of GRPO is 1e-3 for each element; in nats it is that of 33 frames of 240 x 416.
+    tiny = ["agent.options.clip_low_nats=2"] if agent == "grpo" else []
+    checks.trains(WAN, folder, "diffusion/wan", agent, *tiny)
 
 
 def test_its_levels_are_those_of_the_checkpoints_solver(folder):

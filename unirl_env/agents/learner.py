@@ -244,8 +244,7 @@ class GenerativeLearner(PlayingLearner):
             self.config.stop_kl is not None and number > 0 and not forward and shard.phases[phase].drawn
         )
         scale = shard.phase_scales[number][phase] if shard.phase_scales else 1.0
-        for index in micro_batches:
-            rows, idle = self.rows(anchored, phase, index, denominator), not len(index)
+        for rows, played, idle in self._parts(anchored, shard, phase, micro_batches, denominator):
             new: Any = None
             charged = self.config.reference_kl or rewards_entropy(self.config, kind) or measured
             if wanted.scores or charged or watched:
@@ -255,8 +254,7 @@ class GenerativeLearner(PlayingLearner):
                 old = new.velocity.detach() if "velocity" in wanted.needs else None
                 rows = replace(rows, old_log_prob=new.log_prob.detach(), old_velocity=old)
             if number == 0 and new is not None and not forward and not idle:
-                recorded = rows if anchored is shard else self.rows(shard, phase, index, denominator)
-                gaps.append(_gap(new, recorded))
+                gaps.append(_gap(new, played))
             if measured and not idle:
                 moved = early_stop.drift(new, rows, self.config.max_log_ratio)
                 self._gradient.told[2 * place : 2 * place + 2] += moved
@@ -361,13 +359,14 @@ class GenerativeLearner(PlayingLearner):
                 if not self.parallel.any(len(index) > 0):
                     continue
                 known[index] = True
-                rows, old = self._scored(shard, name, index)
-                if not len(index):
-                    continue
-                report.phases[name].scored += len(rows)
-                log_prob[rows.episode, rows.step] = old.log_prob
-                if kept is not None:
-                    kept[rows.episode, rows.step] = getattr(old, more)
+                for rows in self.parts(shard, name, index, 1.0):
+                    old = self._scored(rows, name)
+                    if not len(index):
+                        continue
+                    report.phases[name].scored += len(rows)
+                    log_prob[rows.episode, rows.step] = old.log_prob
+                    if kept is not None:
+                        kept[rows.episode, rows.step] = getattr(old, more)
             phases[name] = replace(phase, log_prob=log_prob, mean=kept)
         unchanged = all(phases[name] is phase for name, phase in shard.phases.items())
         return shard if unchanged else replace(shard, phases=phases)
@@ -392,11 +391,11 @@ class GenerativeLearner(PlayingLearner):
         """
         for name in (name for name in names if name not in shard.noised and shard.phases[name].drawn):
             measured = []
-            for index in next((minibatch[name] for minibatch in minibatches if minibatch.get(name)), ()):
+            first = next((minibatch[name] for minibatch in minibatches if minibatch.get(name)), ())
+            for rows, recorded, idle in self._parts(anchored, shard, name, first, 1.0):
                 # With gradients, though none is taken: without them, a kernel may be another than training's.
-                rows, new = self._scored(anchored, name, index)
-                recorded = rows if anchored is shard else self.rows(shard, name, index, 1.0)
-                if len(index):
+                new = self._scored(rows, name)
+                if not idle:
                     measured.append(selfcheck.measure(new, rows, recorded))
             if measured:
                 report.phases[name].check = _floats(selfcheck.summary(measured))
@@ -408,6 +407,22 @@ class GenerativeLearner(PlayingLearner):
             return idle_rows(shard, phase, denominator)
         return KINDS[shard.phases[phase].kind].rows(shard, phase, index.to(self.device), denominator)
 
+    def parts(self, shard: Shard, phase: str, index: Tensor, denominator: float) -> list[Rows]:
+        """The rows of a micro-batch of episodes, in parts that go through the network one after another."""
+        rows, total = self.rows(shard, phase, index, denominator), shard.phases[phase].log_prob.shape[1]
+        return rows.by_steps(self.config.micro_batch_steps, total)
+
+    def _parts(
+        self, anchored: Shard, shard: Shard, phase: str, micro_batches: Sequence[Tensor], denominator: float
+    ) -> Iterator[tuple[Rows, Rows, bool]]:
+        """What goes through the network together: its rows, the same as recorded, and whether it is none."""
+        for index in micro_batches:
+            parts = self.parts(anchored, phase, index, denominator)
+            same = anchored is shard
+            recorded = parts if same else self.parts(shard, phase, index, denominator)
+            for rows, played in zip(parts, recorded, strict=True):
+                yield rows, played, not len(index)
+
     def _rerouted(self, rows: Rows, new: Step | None) -> dict[str, Metric]:
         """Which share of the experts that sampled would not be chosen now, where they are replayed."""
         routing = self.policy.actor.routing
@@ -415,10 +430,8 @@ class GenerativeLearner(PlayingLearner):
             return {}
         return {"rerouted": Metric.over(rows, routing.rerouted)}
 
-    def _scored(self, shard: Shard, phase: str, index: Tensor) -> tuple[Rows, Step]:
-        rows = self.rows(shard, phase, index, 1.0)
-        context = self._context(phase, rows.kind)
-        return rows, estimator_of(self.config, rows.kind).score(rows, context)
+    def _scored(self, rows: Rows, phase: str) -> Step:
+        return estimator_of(self.config, rows.kind).score(rows, self._context(phase, rows.kind))
 
     def _context(self, phase: str, kind: str, iteration: int = 0, step: int = 0) -> Context:
         return Context(self.policy, self.config, phase=phase, kind=kind, iteration=iteration, step=step)

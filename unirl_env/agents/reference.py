@@ -130,12 +130,12 @@ def _both(learner: Any, shard: Shard, name: str) -> Iterator[tuple[Rows, Step | 
     here = phase.mask.any(1).nonzero()[:, 0].cpu() if phase.drawn else torch.empty(0, dtype=torch.int64)
     own: Minibatch = {name: micro_batches_of(learner, name, phase, here)}
     for index in learner.parallel.level([own])[0][name]:
-        rows = learner.rows(shard, name, index, 1.0)
-        new = None if recorded else context.score(rows.observation, rows.action)
-        with context.weights("reference"):
-            reference = context.score(rows.observation, rows.action)
-        if len(index):
-            yield rows, new, reference
+        for rows in learner.parts(shard, name, index, 1.0):
+            new = None if recorded else context.score(rows.observation, rows.action)
+            with context.weights("reference"):
+                reference = context.score(rows.observation, rows.action)
+            if len(index):
+                yield rows, new, reference
 
 
 def _nats(kind: PhaseKind, config: Any, rows: Rows, new: Step | None, reference: Step) -> Tensor:

@@ -6,6 +6,7 @@ A `Shard` is one learner's share of an iteration: whole episodes. Of a micro-bat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -181,6 +182,19 @@ class Rows:
             old_velocity=of(self.old_velocity),
             kl_scale=of(self.kl_scale),
         )
+
+    def by_steps(self, steps: int | None, total: int) -> list[Rows]:
+        """The same rows in parts of `steps` of each episode's `total` steps; all at once with None.
+
+        Rows of tokens stay together. Rows that count nothing are as many parts, too, so that learners which
+        divide a network pass through it equally often.
+        """
+        if steps is None or steps >= total or self.kind == "tokens":
+            return [self]
+        if not self.mask.any():
+            return [self] * math.ceil(total / steps)
+        part = self.step // steps
+        return [self.select(part == number) for number in range(math.ceil(total / steps))]
 
     def repeat(self, draws: int) -> Rows:
         """Each row `draws` times in a row `[N * draws]`, for as many random draws of each.

@@ -12,9 +12,10 @@ from unirl_env.errors import ConfigError
 from unirl_env.models.shared.exports import write_adapters
 from unirl_env.models.shared.of_diffusers import SELF_AND_CROSS, Sizes, autoencoder_scale
 from unirl_env.models.shared.predicts_noise import PredictsNoise
+from unirl_env.models.shared.texts_once import TextsOnce
 
 
-class PixArtDenoiser(PredictsNoise):
+class PixArtDenoiser(TextsOnce, PredictsNoise):
     """PixArt-Sigma: prompts in lower case, through T5.
 
     Args:

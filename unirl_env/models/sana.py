@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from unirl_env.arguments.values import truth
 from unirl_env.errors import ConfigError
 from unirl_env.models.shared.flow_schedule import FlowSchedule
-from unirl_env.models.shared.of_diffusers import SELF_AND_CROSS, OfDiffusers, Sizes, warn_of_truncation
+from unirl_env.models.shared.of_diffusers import SELF_AND_CROSS, Sizes, warn_of_truncation
 from unirl_env.models.shared.scheduler_settings import SOLVER, require_same
 from unirl_env.models.shared.solver_schedule import SolverSchedule
+from unirl_env.models.shared.texts_once import TextsOnce
 
 
-class SanaDenoiser(OfDiffusers):
+class SanaDenoiser(TextsOnce):
     """SANA: prompts are read behind the pipeline's instruction to enhance them, negative ones without.
 
     Args:

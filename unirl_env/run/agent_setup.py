@@ -15,6 +15,7 @@ from unirl_env.errors import ConfigError
 from unirl_env.prompts.sources import PromptSource
 from unirl_env.rewards import for_mode
 from unirl_env.rewards.spec import build_scorer
+from unirl_env.run.memory import memory_note
 from unirl_env.run.record import provenance
 from unirl_env.run.world_setup import (
     Prompts,
@@ -23,6 +24,7 @@ from unirl_env.run.world_setup import (
     mode_of_run,
     model_arguments,
     model_sources,
+    world_model,
     world_options,
 )
 from unirl_env.settings import RunConfig
@@ -56,8 +58,10 @@ def build_parts(cfg: RunConfig, prompts: Prompts | None = None, train: PromptSou
     check_targets(cfg, sources["model"][0] if "model" in sources else None)
     if prompts is not None:
         check_prompts(cfg, chain(prompts.train, prompts.heldout or ()))
-    agent = build_agent(cfg, train if prompts is None else prompts.train)
-    return Parts(agent, heldout, known, chosen(cfg, agent.config))
+    source = train if prompts is None else prompts.train
+    notes = memory_note(cfg, world_model(cfg), agent_config(cfg, source))
+    agent = build_agent(cfg, source)
+    return Parts(agent, heldout, known, (*chosen(cfg, agent.config), *notes))
 
 
 def build_agent(cfg: RunConfig, prompts: PromptSource | None = None) -> Agent:

@@ -100,8 +100,14 @@ def check_prompts(cfg: RunConfig, prompts: Iterable[Prompt]) -> None:
         PromptError: Naming the prompt.
     """
     arguments = _arguments(cfg)
+    mode_of(arguments).check_prompts(world_model(cfg), prompts, arguments)
+
+
+def world_model(cfg: RunConfig) -> Any:
+    """The adapter of the environment's model, of which nothing is loaded yet."""
+    arguments = _arguments(cfg)
     mode = mode_of(arguments)
-    mode.check_prompts(_made(mode.choice(arguments), mode), prompts, arguments)
+    return _made(mode.choice(arguments), mode)
 
 
 def check_targets(cfg: RunConfig, source: str | Path | None) -> None:

@@ -87,6 +87,9 @@ class AgentSettings(Settings):
     micro_batch_size: int | str | None = setting("auto", least=1, word="auto", may_change=True)
     """Episodes per forward and backward; null takes the whole minibatch. `auto` does so, too, except of
     latents on a CPU, of which it takes no more than its caches hold. Changes memory and time, not results."""
+    micro_batch_steps: int | None = setting(None, least=1, may_change=True)
+    """Denoising steps of an episode per forward and backward, where those of a single one do not fit, as of
+    long clips; null takes all. Changes memory and time, not results."""
     micro_batch_tokens: int | None = setting(None, least=1, may_change=True)
     """Packed tokens per forward and backward of a language model. Changes memory, not results."""
     aggregate: str | None = setting(None, choices=("token_mean", "sequence_mean", "horizon"), inherits=True)

@@ -38,7 +38,14 @@ OF_A_RUN = {
     *("lr", "lr_schedule", "lr_final", "lr_iterations", "phase_lrs", "optimizer", "optimizer_options"),
     *("warmup_iterations", "betas", "weight_decay", "adam_epsilon", "grad_clip"),
     *("num_epochs", "num_minibatches", "minibatch_size", "shuffle_batch_per_epoch"),
-    *("micro_batch_size", "micro_batch_tokens", "horizon", "mask_truncated", "idle_episodes"),
+    *(
+        "micro_batch_size",
+        "micro_batch_steps",
+        "micro_batch_tokens",
+        "horizon",
+        "mask_truncated",
+        "idle_episodes",
+    ),
     *("train_phases", "phase_rewards", "phase_weights", "advantage_parts", "advantage_clip"),
     *(
         "reference_kl",

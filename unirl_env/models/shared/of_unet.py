@@ -8,9 +8,10 @@ from typing import Any
 from unirl_env.errors import ConfigError
 from unirl_env.models.shared.of_diffusers import Sizes, autoencoder_scale
 from unirl_env.models.shared.predicts_noise import PredictsNoise
+from unirl_env.models.shared.texts_once import TextsOnce
 
 
-class OfUNet(PredictsNoise):
+class OfUNet(TextsOnce, PredictsNoise):
     """What Stable Diffusions before the third share: a UNet in `unet`, whose adapters sit on its attention.
 
     The pipeline's safety checker and watermark are no part of it.

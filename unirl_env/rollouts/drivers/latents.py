@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -54,7 +54,8 @@ class LatentDriver(Driver):
         # Where processes hold parts of the network, one without a picture passes through it with the first.
         drawn = rows if len(rows) or not self.actor.divided else torch.zeros_like(row[:1])
         shape, keys = live.obs["latent"].shape[1:], live.seeds[rows.cpu()].tolist()
-        steps: list[tuple[dict[str, Tensor], SDEStep]] = []
+        stored = _Steps(total, kept, shape, self.head.storage_dtype, request.keep_mean, device)
+        latent: Tensor | None = None
         # Pictures of another size are the environment's own model of that size, with the same network.
         denoiser = None if request.size is None else live.get_attr("denoiser")
         how = self.head.guided(request.guidance, denoiser)
@@ -76,41 +77,74 @@ class LatentDriver(Driver):
                 step = self.actor.act(obs, noise.of(k), phase=self.phase, reading=reading, solver=solver)
                 if not len(rows):
                     continue
-                if k in kept:
-                    steps.append((obs, step))
+                stored.put(k, rows, obs, step)
                 latent = _spread(step.latent, rows, total)
                 live.step({"latent": latent} if "phase" in live.obs else latent)
         if not kept:
             return None
 
-        def of_all(values: Sequence[Tensor], *sizes: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            """`[B, S, ...]`, zeros where an episode has no picture."""
-            if not values:
-                return torch.zeros(total, len(kept), *sizes, dtype=dtype, device=device)
-            return _spread(torch.stack(list(values), 1), rows, total)
-
         mask = torch.zeros(total, len(kept), dtype=torch.bool, device=device)
         mask[rows] = True
-        stored = {"dtype": self.head.storage_dtype}
-        observation = {
-            "latent": of_all([obs["latent"] for obs, _ in steps], *shape, **stored),
-            "sigma": of_all([obs["sigma"] for obs, _ in steps]),
-            "sigma_next": of_all([obs["sigma_next"] for obs, _ in steps]),
-        }
+        observation = {name: stored.of[name] for name in SEEN}
         if not (explored and request.keep_steps):
             # A step that was not drawn must say so, or it would be scored as if it had been.
             observation["stochastic"] = torch.zeros_like(mask)
-        action = of_all([step.latent for _, step in steps], *shape, **stored)
+        action = stored.of["action"]
         return Phase(
             observation=observation,
             action=action,
-            log_prob=of_all([step.log_prob for _, step in steps]),
+            log_prob=stored.of["log_prob"],
             mask=mask,
             context=context,
             context_row=row,
-            mean=of_all([step.mean for _, step in steps], *shape) if request.keep_mean else None,
-            final=(latent if steps else action[:, 0]) if request.keep_final else None,
+            mean=stored.of.get("mean"),
+            final=(action[:, 0] if latent is None else latent) if request.keep_final else None,
         )
+
+
+class _Steps:
+    """What is recorded, each `[B, S, ...]` and 0 where an episode has no picture: written where it stays.
+
+    Clips have latents of millions of elements; put together at the end, they would be there twice.
+
+    Args:
+        total: B.
+        kept: The S steps.
+        shape: Of a latent.
+        dtype: What latents are stored in.
+        mean: Whether means are recorded.
+        device: Where.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        kept: Sequence[int],
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        mean: bool,
+        device: torch.device,
+    ):
+        self._place = {step: place for place, step in enumerate(kept)}
+        fields = {"latent": (shape, dtype), "action": (shape, dtype)}
+        fields |= {name: ((), torch.float32) for name in ("sigma", "sigma_next", "log_prob")}
+        fields |= {"mean": (shape, torch.float32)} if mean else {}
+        self.of = {
+            name: torch.zeros(total, len(kept), *sizes, dtype=kind, device=device)
+            for name, (sizes, kind) in fields.items()
+        }
+
+    def put(self, step: int, rows: Tensor, obs: Mapping[str, Tensor], taken: SDEStep) -> None:
+        """Record a step of the episodes at `rows`, if it is one of those that are kept."""
+        if step not in self._place:
+            return
+        values = {**obs, "action": taken.latent, "log_prob": taken.log_prob, "mean": taken.mean}
+        for name, stored in self.of.items():
+            place = stored[:, self._place[step]]
+            if len(rows) == len(place):
+                place.copy_(values[name])
+            else:
+                place.index_copy_(0, rows, values[name].to(place.dtype))
 
 
 class _KeyedSteps:

@@ -1,0 +1,93 @@
+"""What a network computes of texts alone, computed once for all steps: keys and values of cross-attention.
+
+A block that attends from latents to a text computes the text's keys and values anew at every step, although
+neither latents nor noise levels enter them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unirl_env.models.shared.of_diffusers import OfDiffusers
+
+LAYERS = ("attn2.to_k", "attn2.to_v")
+"""How the names of such layers end in diffusers' blocks."""
+SAID = "of_text:"
+"""Prefix of what layers say of texts, beside the entries of a context."""
+
+
+class TextsOnce(OfDiffusers):
+    """A family whose texts do not read the latent: while one plays, they are read once for all steps.
+
+    Where something is trained, a gradient would need all of the pass that reads them; `rows_per_forward`
+    promises every bit, and compiled blocks keep their layers: then all steps read them, as in the pipeline.
+    """
+
+    def read(self, network: nn.Module, context: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The context, and what the layers say of its texts."""
+        plain = self.rows_per_forward is None and not self.acceleration.compile
+        if torch.is_grad_enabled() or not plain:
+            return context
+        any_of_it = next(iter(context.values()))
+        latent = torch.zeros(len(any_of_it), *self.latent_shape, device=any_of_it.device)
+        sigma = torch.full((len(any_of_it),), sum(self.known_sigmas) / 2, device=any_of_it.device)
+        return {
+            **context,
+            **said_of(network, LAYERS, lambda: self._velocity(network, latent, sigma, context)),
+        }
+
+    def _velocity(
+        self, network: nn.Module, latent: Tensor, sigma: Tensor, context: Mapping[str, Tensor]
+    ) -> Tensor:
+        said = {name: value for name, value in context.items() if name.startswith(SAID)}
+        own = {name: value for name, value in context.items() if name not in said}
+        with saying(network, said):
+            return super()._velocity(network, latent, sigma, own)
+
+
+def said_of(network: nn.Module, layers: Sequence[str], forward: Callable[[], Any]) -> dict[str, Tensor]:
+    """What the layers of `network` whose names end so answer in one pass, by `SAID` and their names.
+
+    Args:
+        network: With adapters, if it has some.
+        layers: Endings of names. A layer that is passed more than once is left out.
+        forward: One pass, of P texts.
+
+    Returns:
+        Each `[P, ...]`.
+    """
+    found: dict[str, list[Tensor]] = {}
+
+    def listen(name: str) -> Callable[..., None]:
+        return lambda layer, given, answer: found.setdefault(SAID + name, []).append(answer)
+
+    named = [(name, layer) for name, layer in network.named_modules() if name.endswith(tuple(layers))]
+    hooks = [layer.register_forward_hook(listen(name)) for name, layer in named]
+    try:
+        forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: answers[0] for name, answers in found.items() if len(answers) == 1}
+
+
+@contextmanager
+def saying(network: nn.Module, said: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within it, layers answer what `said_of` has found of them, in the place of computing it."""
+    layers = {name: network.get_submodule(name.removeprefix(SAID)) for name in said}
+    for name, layer in layers.items():
+        layer.forward = _answering(said[name])  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer in layers.values():
+            del layer.forward
+
+
+def _answering(value: Tensor) -> Callable[..., Tensor]:
+    return lambda *given, **more: value
