@@ -148,7 +148,11 @@ def test_an_untrained_directory_is_a_function_of_its_seed(tmp_path):
 
 def test_the_script_runs_every_stage(tmp_path):
     out = pretrain(
-        tmp_path / "out", stages=[(1, 1, 4), (1, 9, 2)], phases=[(2, 0.0, 1e-3), (1, 0.3, 1e-3)], clips=64
+        tmp_path / "out",
+        stages=[(1, 1, 4), (1, 9, 2)],
+        decoder_cycles=[1],
+        phases=[(2, 0.0, 1e-3), (1, 0.3, 1e-3)],
+        clips=64,
     )
     scores = evaluate(out, TRAIN[:4], f"{__name__}:Reader", clips=1)
     assert set(scores) == {"value", "colour", "shape", "direction"} and 0 <= scores["value"] <= 1
