@@ -1,6 +1,6 @@
 """The README's pictures: the same prompts and initial noise before and after training, from a run's folder.
 
-What was written for a picture stands under it.
+What was written for a picture stands under it; of a clip, three frames stand side by side.
 
 python benchmarks/before_after.py runs/tiny_sd3 [--prompts 6] [--picture docs/images/before_after.png]
 """
@@ -11,7 +11,11 @@ import argparse
 import json
 from pathlib import Path
 
-from unirl_env.run.record.samples import load_texts
+import numpy as np
+from PIL import Image
+
+from unirl_env.media.frames import evenly
+from unirl_env.run.record.samples import drawn_paths, load_texts
 
 
 def main() -> None:
@@ -36,6 +40,7 @@ def draw(args: argparse.Namespace, last: int, before: dict, after: dict) -> None
 
     samples = before["samples"]
     folders = {i: args.run / "pictures" / f"{i:06d}" / "train" for i in (0, last)}
+    drawn = {i: drawn_paths(folder) for i, folder in folders.items()}
     texts = {i: load_texts(folder) for i, folder in folders.items()}
     height = 1.25 if texts[0] else 0.95
     figure = plt.figure(figsize=(11, height * args.prompts + 0.3), layout="constrained")
@@ -46,7 +51,7 @@ def draw(args: argparse.Namespace, last: int, before: dict, after: dict) -> None
         for line, (name, iteration, row) in enumerate((("before", 0, before), ("after", last, after))):
             for k in range(samples):
                 axis = axes[line, k]
-                axis.imshow(plt.imread(folders[iteration] / f"{number:03d}-{k}.png"), interpolation="nearest")
+                axis.imshow(pixels(drawn[iteration][number, k]), interpolation="nearest")
                 if texts[iteration]:
                     axis.set_xlabel(texts[iteration][number, k]["text"].replace(" ", "\n", 1), fontsize=6)
                 axis.set(xticks=[], yticks=[])
@@ -54,6 +59,17 @@ def draw(args: argparse.Namespace, last: int, before: dict, after: dict) -> None
             axes[line, 0].set_ylabel(name, fontsize=9)
     args.picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.picture, dpi=110)
+
+
+def pixels(path: Path) -> np.ndarray:
+    """`[H, W, 3]` of a picture, or of three frames of a clip, evenly spread."""
+    with Image.open(path) as file:
+        frames = []
+        for i in evenly(range(getattr(file, "n_frames", 1)), 3):
+            file.seek(i)
+            frames.append(np.asarray(file.convert("RGB")))
+    white = np.full_like(frames[0][:, : max(1, file.width // 16)], 255)
+    return np.concatenate([part for frame in frames for part in (white, frame)][1:], axis=1)
 
 
 if __name__ == "__main__":

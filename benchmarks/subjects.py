@@ -80,7 +80,8 @@ class Family:
 
     def call(self, prompts: Sequence[Prompt], guidance: float) -> dict[str, Any]:
         """Arguments of the pipeline."""
-        return dict(self.case.call(prompts, guidance))
+        frames = {} if self.case.frames is None else {"num_frames": self.case.frames}
+        return {**self.case.call(prompts, guidance), **frames}
 
 
 def deepen(denoiser: Any, folder: Path, depth: int) -> None:

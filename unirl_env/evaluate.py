@@ -1,7 +1,8 @@
 """Compare: `python -m unirl_env.evaluate --run runs/tiny_sd3` sets a checkpoint beside its base.
 
 Both answer the same prompts under the same seeds. What comes out: a table, `comparison.json`, the pictures or
-texts, and a page that shows them side by side.
+texts, and a page that shows them side by side. Clips are animated WebP, and mp4, too, where the extra `video`
+is installed.
 """
 
 from __future__ import annotations

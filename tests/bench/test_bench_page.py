@@ -249,6 +249,8 @@ def sample(kind, text, rng):
         return Sample(text=text)
     if kind == "points":
         return Sample(latent=torch.randn(2, generator=rng))
+    if kind == "clips":
+        return Sample(video=torch.randint(0, 256, (5, 3, 16, 16), generator=rng).byte())
     return Sample(image=torch.rand(3, 16, 16, generator=rng))
 
 
@@ -270,7 +272,7 @@ def pictures(folder, task, agent, seed, rng, kind):
     return place
 
 
-@pytest.mark.parametrize("kind", ["pictures", "texts", "points"])
+@pytest.mark.parametrize("kind", ["pictures", "clips", "texts", "points"])
 def test_what_agents_made_stands_side_by_side(tmp_path, kind):
     task, rng = {"tiny": ("Tiny", "")}, torch.Generator().manual_seed(0)
     agents = {"grpo": 0.5, "pg": 0.4, "after": 0.3}
@@ -287,6 +289,9 @@ def test_what_agents_made_stands_side_by_side(tmp_path, kind):
     if kind == "pictures":
         images = [named for tag, named in page.tags if tag == "img"]
         assert len(images) == 2 * 4 * 2 and all(each["src"].startswith("data:image/png") for each in images)
+    elif kind == "clips":
+        classes = [named["class"] for tag, named in page.tags if tag == "img"]
+        assert classes == ["clip pixels", "still pixels"] * 2 * 4 * 2
     else:
         assert "grpo says <b> 100" in page.text and "grpo says <b> 0" in page.text
 

@@ -10,8 +10,8 @@ from unirl_env.agents import GRPOConfig
 from unirl_env.envs import check_vector_env
 
 EDITS = "unirl/QwenImage-Edit-v0"
-FAMILIES = [name for name in conftest.FAMILIES if name != EDITS]
-"""Whoever edits needs a picture, which no writer brings."""
+FAMILIES = [name for name in conftest.FAMILIES if name != EDITS and "2V-" not in name]
+"""Whoever edits needs a picture, which no writer brings, and clips are no pictures."""
 REWARD = {"name": "pictured", "scorer": "saturation"}
 WISHES = {"prompts": ["a red circle", "a blue square"], "scorer": REWARD}
 

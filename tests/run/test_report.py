@@ -13,8 +13,9 @@ from unirl_env.run.launch import launch
 from unirl_env.run.record.folder import RunFolder
 from unirl_env.run.record.samples import save_samples
 from unirl_env.run.report import write_report
-from unirl_env.run.report.cards import data_uri, scatter
+from unirl_env.run.report.cards import scatter
 from unirl_env.run.report.charts import Chart, Series, smooth
+from unirl_env.run.report.shown import data_uri
 from unirl_env.types import Sample
 
 VOID = {"meta", "img", "br", "line", "circle", "path", "polygon"}

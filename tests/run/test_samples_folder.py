@@ -8,6 +8,8 @@ from PIL import Image
 
 from unirl_env.run.record.samples import (
     MOST_FURTHER,
+    clip_paths,
+    drawn_paths,
     further_pictures,
     load_latents,
     load_questions,
@@ -83,6 +85,39 @@ def test_all_pictures_of_a_text_are_kept_up_to_a_limit(tmp_path):
     colours = [Image.open(path).getpixel((0, 0)) for path in found[0, 0]]
     assert colours == [(0, 0, 255), (0, 255, 0)]
     assert load_texts(tmp_path)[0, 1]["truncated"] and len(load_questions(tmp_path)) == 2
+
+
+def test_clips_are_animations_at_their_speed(tmp_path):
+    whole = torch.randint(0, 256, (9, 3, 8, 8), dtype=torch.uint8)
+    floats = Sample(video=whole.float() / 255, latent=torch.ones(2))
+    samples = [Sample(video=whole), floats, Sample(image=RED)]
+    save_samples(tmp_path, samples, 3, fps=16)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000-0.webp", "000-1.webp", "000-2.png"]
+    assert sorted(clip_paths(tmp_path)) == [(0, 0), (0, 1)] and sorted(picture_paths(tmp_path)) == [(0, 2)]
+    assert sorted(drawn_paths(tmp_path)) == [(0, 0), (0, 1), (0, 2)]
+    for path in clip_paths(tmp_path).values():
+        with Image.open(path) as clip:
+            assert (clip.format, clip.n_frames, clip.info["loop"]) == ("WEBP", 9, 0)
+            clip.seek(8)
+            last = torch.tensor(list(clip.convert("RGB").getdata()))
+            assert torch.equal(last.T.reshape(3, 8, 8), whole[8])
+            assert clip.info["duration"] in (62, 63)
+
+
+def test_movies_are_written_where_asked_for_and_go_with_their_clips(tmp_path):
+    pytest.importorskip("moviepy")
+    whole = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
+    folder = tmp_path / "000001" / "train"
+    save_samples(folder, [Sample(video=whole)] * 2, 2, movies=True)
+    (folder / "000-holiday.mp4").touch()
+    (folder / "holiday.webp").touch()
+    mine = {"000-holiday.mp4", "holiday.webp"}
+    ours = {"000-0.mp4", "000-0.webp", "000-1.mp4", "000-1.webp"}
+    assert {path.name for path in folder.iterdir()} == mine | ours
+    thin_out(tmp_path, "train", keep=())
+    assert {path.name for path in folder.iterdir()} == mine | {"000-0.mp4", "000-0.webp"}
+    save_samples(folder, [Sample(image=RED)], 1)
+    assert {path.name for path in folder.iterdir()} == mine | {"000-0.png"}
 
 
 @pytest.mark.parametrize("name", ["train", "heldout"])

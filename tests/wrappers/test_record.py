@@ -10,9 +10,9 @@ from fakes import FakeDenoiseEnv, walk
 from PIL import Image
 
 from unirl_env.errors import ConfigError, ContractError, MissingExtra
+from unirl_env.media.frames import to_frame, write_mp4
 from unirl_env.types import Sample, Scores
 from unirl_env.wrappers import RecordMedia, RewardWrapper
-from unirl_env.wrappers.media import to_frame, write_mp4
 
 
 def half_fails(samples, prompts):
@@ -242,6 +242,6 @@ def test_a_missing_moviepy_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "moviepy", None)
     with pytest.raises(MissingExtra, match=r"moviepy.*unirl-env\[video\]"):
         write_mp4(tmp_path / "x.mp4", [np.zeros((2, 2, 3), np.uint8)], fps=4)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("unirl_env.wrappers.record.makes_mp4", lambda: False)
     with pytest.raises(MissingExtra, match=r"unirl-env\[video\]"):
         RecordMedia(FakeDenoiseEnv(render_mode="rgb_array"), tmp_path, format="mp4")

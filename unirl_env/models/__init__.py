@@ -41,6 +41,10 @@ DENOISERS = Registry(
         "flux2": "unirl_env.models.flux2:Flux2Denoiser",
         "flux2_klein": "unirl_env.models.flux2:Flux2KleinDenoiser",
         "gaussian_mixture": "unirl_env.models.gaussian_mixture:GaussianMixtureDenoiser",
+        "hunyuan_video": "unirl_env.models.hunyuan_video:HunyuanVideoDenoiser",
+        "hunyuan_video15": "unirl_env.models.hunyuan_video15:HunyuanVideo15Denoiser",
+        "hunyuan_video15_i2v": "unirl_env.models.hunyuan_video15_i2v:HunyuanVideo15I2VDenoiser",
+        "ltx": "unirl_env.models.ltx:LTXDenoiser",
         "pipeline": "unirl_env.models.any_pipeline:any_pipeline",
         "pixart": "unirl_env.models.pixart:PixArtDenoiser",
         "qwen_image": "unirl_env.models.qwen_image:QwenImageDenoiser",
@@ -52,6 +56,7 @@ DENOISERS = Registry(
         "tiny_sd3": "unirl_env.models.tiny:TinySD3Denoiser",
         "tiny_video": "unirl_env.models.tiny:TinyVideoDenoiser",
         "wan": "unirl_env.models.wan:WanDenoiser",
+        "wan_i2v": "unirl_env.models.wan_i2v:WanI2VDenoiser",
         "z_image": "unirl_env.models.z_image:ZImageDenoiser",
     },
 )

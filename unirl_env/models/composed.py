@@ -69,6 +69,7 @@ class Composed(UnifiedModel):
         placed = {"dtype": dtype, "device": device}
         self.text = _made("writer", writer, "language_model", LANGUAGE_MODELS, placed)
         self.image = _made("painter", painter, "denoiser", DENOISERS, placed)
+        self.image.require_pictures("painter")
         self.opens = tuple(self.text.eos_ids)
         self.lora_targets = (*self.text.lora_targets, *self.image.lora_targets)
 

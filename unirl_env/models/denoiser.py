@@ -116,6 +116,21 @@ class Denoiser(Backbone):
             raise ContractError(f"{type(self).__name__} decodes to no picture; it cannot be rendered.")
         return shown
 
+    def require_pictures(self, name: str) -> None:
+        """Refuse a family of clips where pictures are drawn.
+
+        Args:
+            name: The argument that names the family, for the error.
+
+        Raises:
+            ConfigError: Naming what it makes.
+        """
+        if self.makes != "image":
+            raise ConfigError(
+                f"`{name}` must make pictures, got {type(self).__name__}, which makes a {self.makes}; try a "
+                "model of pictures, such as 'sd3'."
+            )
+
     def check_guidance(self, guidance: float) -> None:
         """Refuse classifier-free guidance that the checkpoint has not, before its network is loaded.
 

@@ -10,16 +10,13 @@ from torch import Tensor, nn
 
 from unirl_env.arguments.values import whole
 from unirl_env.errors import ConfigError
+from unirl_env.models.shared.attention_layers import two_streams
 from unirl_env.models.shared.guidance_rules import renormed
 from unirl_env.models.shared.of_diffusers import OfDiffusers, Sizes, warn_of_truncation
 from unirl_env.models.shared.unequal import padded_texts
 
 PATCH = 2
 """Places of a side that the pipeline packs into one token."""
-IMAGE_SIDE = ("to_q", "to_k", "to_v", "to_out.0")
-TEXT_SIDE = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-UNREAD = ("add_q_proj", "to_add_out")
-"""Of the last block: what it says of the text goes nowhere, and no gradient comes back."""
 VARIANTS = ("guidance_embeds", "use_additional_t_cond", "use_layer3d_rope")
 """Settings of networks that take more than these pipelines give."""
 
@@ -47,13 +44,7 @@ class QwenImageDenoiser(OfDiffusers):
         whole("max_sequence_length", self.max_sequence_length, 1, self.longest)
         # Texts are padded to the longest of those read together, which shows in the last bits.
         self.prompts_at_once = 1
-        blocks = self.configs["transformer"]["num_layers"]
-        self.lora_targets = tuple(
-            f"transformer_blocks.{block}.attn.{name}"
-            for block in range(blocks)
-            for name in (*IMAGE_SIDE, *TEXT_SIDE)
-            if block < blocks - 1 or name not in UNREAD
-        )
+        self.lora_targets = two_streams(self.configs["transformer"]["num_layers"])
 
     def _sizes(self, config: Mapping[str, Any]) -> Sizes:
         for name in VARIANTS:

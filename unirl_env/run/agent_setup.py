@@ -17,10 +17,12 @@ from unirl_env.rewards import for_mode
 from unirl_env.rewards.spec import build_scorer
 from unirl_env.run.memory import memory_note
 from unirl_env.run.record import provenance
+from unirl_env.run.record.samples import FPS
 from unirl_env.run.world_setup import (
     Prompts,
     check_prompts,
     check_targets,
+    frame_rate,
     mode_of_run,
     model_arguments,
     model_sources,
@@ -33,12 +35,13 @@ from unirl_env.settings.run_config import pinned
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of, besides its settings; `notes` are said at its start."""
+    """What a run is made of, besides its settings; `notes` are said at its start, clips have `fps`."""
 
     agent: Any
     heldout: Any = None
     sources: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    fps: float = FPS
 
 
 def build_parts(cfg: RunConfig, prompts: Prompts | None = None, train: PromptSource | None = None) -> Parts:
@@ -61,7 +64,7 @@ def build_parts(cfg: RunConfig, prompts: Prompts | None = None, train: PromptSou
     source = train if prompts is None else prompts.train
     notes = memory_note(cfg, world_model(cfg), agent_config(cfg, source))
     agent = build_agent(cfg, source)
-    return Parts(agent, heldout, known, (*chosen(cfg, agent.config), *notes))
+    return Parts(agent, heldout, known, (*chosen(cfg, agent.config), *notes), frame_rate(cfg) or FPS)
 
 
 def build_agent(cfg: RunConfig, prompts: PromptSource | None = None) -> Agent:

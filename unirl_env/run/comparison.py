@@ -1,6 +1,7 @@
 """A checkpoint beside its base: both answer the same prompts under the same seeds.
 
-What comes out: a table, `comparison.json`, the pictures or texts, and a page that shows them side by side.
+What comes out: a table, `comparison.json`, the pictures, clips or texts, and a page that shows them side by
+side.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from unirl_env.errors import CheckpointError, ConfigError
+from unirl_env.media.frames import makes_mp4
 from unirl_env.prompts.sources import PromptSource
 from unirl_env.rewards import require_judgeable
 from unirl_env.run.agent_setup import Parts, build_parts
@@ -32,6 +34,7 @@ from unirl_env.run.record.folder import RunFolder, locate
 from unirl_env.run.record.logbook import as_json
 from unirl_env.run.record.samples import save_samples
 from unirl_env.run.report import write_comparison
+from unirl_env.run.report.shown import have_clips
 from unirl_env.run.summary import SETS, gain, number
 from unirl_env.run.trust import require_trust
 from unirl_env.run.world_setup import Prompts, read_prompts
@@ -104,6 +107,7 @@ def compare(
         num_steps=options.num_steps or cfg.model.eval_num_steps,
         heldout=parts.heldout,
         seed=options.seed,
+        fps=parts.fps,
     )
     try:
         rows, folders = _measure(evaluator, chosen, out, console)
@@ -192,10 +196,14 @@ def _measure(
         for label, base in (("before", True), ("after", False)):
             with waiting(console, f"Drawing {name} prompts, {'the base' if base else 'the policy'}"):
                 row, samples = evaluator.measure(name, 0 if base else chosen.iteration, base, reference)
-            folders[f"{name}/{label}"] = out / "pictures" / name / label
-            save_samples(folders[f"{name}/{label}"], samples, evaluator.samples, evaluator.sets[name])
+                folder = folders[f"{name}/{label}"] = out / "pictures" / name / label
+                asked = evaluator.sets[name]
+                save_samples(folder, samples, evaluator.samples, asked, evaluator.fps, movies=makes_mp4())
             rows.append(row)
             reference = row
+    if have_clips([*folders.values()]) and not makes_mp4():
+        said = "Clips are written as animated WebP alone; for mp4, too, try `pip install 'unirl-env[video]'`."
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
     return rows, folders
 
 

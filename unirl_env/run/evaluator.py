@@ -17,6 +17,7 @@ import numpy as np
 
 import unirl_env.functional as F
 from unirl_env.episode import EpisodeBatch
+from unirl_env.run.record.samples import FPS
 from unirl_env.statistics import mean_interval
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
@@ -69,6 +70,7 @@ class Evaluator:
         heldout: A scorer that training never sees.
         seed: Key of the initial noise, the same for all runs that are to be compared.
         drift: Whether to measure on the last set how far the policy is from its base, too.
+        fps: Frames per second of the clips that the agent makes, where it makes any.
     """
 
     agent: Any
@@ -78,6 +80,7 @@ class Evaluator:
     heldout: Scorer | None = None
     seed: int = 0
     drift: bool = False
+    fps: float = FPS
 
     def measure(
         self, name: str, iteration: int, base: bool, reference: Mapping[str, Any] | None = None

@@ -200,6 +200,7 @@ def _run(
         num_steps=cfg.model.eval_num_steps,
         heldout=parts.heldout,
         drift=logging.eval_drift,
+        fps=parts.fps,
     )
     logbook = Logbook(folder.path, cfg, place.start)
     progress = RunProgress(console, cfg.name, cfg.iterations, place.start, logging.progress)

@@ -191,7 +191,8 @@ class Loop:
             with self.over(f"the evaluation on {name} prompts after iteration {iteration}"):
                 row, samples = self.evaluator.measure(name, iteration, base, self._known(0, name))
             folder = self.folder.pictures / f"{iteration:06d}" / name
-            save_samples(folder, samples, self.evaluator.samples, self.evaluator.sets[name])
+            evaluator = self.evaluator
+            save_samples(folder, samples, evaluator.samples, evaluator.sets[name], evaluator.fps)
             thin_out(self.folder.pictures, name, keep=(0, iteration))
             if base:
                 self._require_base(name, row)

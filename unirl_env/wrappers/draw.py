@@ -110,6 +110,7 @@ class DrawWrapper(Wrapper):
                 f"`generator` must be a Denoiser, got {type(generator).__name__}; try the adapter of a "
                 "text-to-image model."
             )
+        generator.require_pictures("generator")
         for name, count in {
             "num_steps": num_steps,
             "pictures": pictures,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import math
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,31 +18,66 @@ from unirl_env.arguments.copies import Carried
 from unirl_env.arguments.indices import as_numpy
 from unirl_env.envs.contract import env_attr
 from unirl_env.errors import ConfigError, ContractError, MissingExtra
+from unirl_env.media.frames import (
+    Frames,
+    clip_frames,
+    makes_mp4,
+    to_frame,
+    write_gif,
+    write_mp4,
+    write_png,
+    write_strip,
+    write_webp,
+)
 from unirl_env.types import Sample, Scores
 from unirl_env.wrappers.base import EpisodeRows, Wrapper
-from unirl_env.wrappers.media import WRITERS, to_frame, write_png
 
 logger = logging.getLogger(__name__)
+
+STILL, STRIP = 5, 16
+"""Frames of a clip that stand side by side at most, as `"png"` and as `"strip"`."""
+STEPS: Mapping[str, tuple[str, Callable[[Path, Frames, float], None]]] = {
+    "png": (".png", write_png),
+    "strip": (".png", write_strip),
+    "gif": (".gif", partial(write_gif, rest=1.0)),
+    "webp": (".webp", partial(write_webp, rest=1.0)),
+    "mp4": (".mp4", write_mp4),
+}
+"""How a picture is written, with the steps that it came about in: suffix and writer of each format."""
+CLIPS: Mapping[str, tuple[str, Callable[[Path, Frames, float], None]]] = {
+    "png": (".png", partial(write_strip, most=STILL)),
+    "strip": (".png", partial(write_strip, most=STRIP)),
+    "gif": (".gif", write_gif),
+    "webp": (".webp", write_webp),
+    "mp4": (".mp4", write_mp4),
+}
+"""How a clip is written; it rests nowhere."""
 
 
 class RecordMedia(Wrapper):
     """Write the sample of finished episodes as pictures or clips, each with a JSON file of what it is.
 
     Round n of a row is its n-th episode, from 0. The files of round 12 of row 3 are `sample-000012-003.png`
-    (or `.gif`, `.mp4`) and `sample-000012-003.json`, which holds the prompt, the seed, the reward and the
-    scores. A sample without a picture (a text, a bare latent) has the JSON file alone; one with text and
-    picture has both, and where several pictures were drawn from its text, `sample-000012-003-1.png` is the
-    second. Put it outside the `RewardWrapper`, so that there are scores to write.
+    (or `.gif`, `.webp`, `.mp4`) and `sample-000012-003.json`, which holds the prompt, the seed, the reward
+    and the scores. A sample without a picture (a text, a bare latent) has the JSON file alone; one with text
+    and picture has both, and where several pictures were drawn from its text, `sample-000012-003-1.png` is
+    the second. Put it outside the `RewardWrapper`, so that there are scores to write.
+
+    A clip is written as it is, whatever steps it took, and its JSON file has `frames` and `fps`, too. Where
+    the environment says that it makes clips (`makes` is `"video"`), nothing is rendered on the way, and no
+    `render_mode` is needed.
 
     Args:
         env: A generative vector environment.
         folder: Where the files go; made if it is not there.
         every: Record every n-th round, or those for which this function of the round is true.
         episodes: Record the first n rows, or `"all"`.
-        format: `"png"` is the final picture. `"strip"`, `"gif"` and `"mp4"` show how it came about: what
-            `env.render()` gave at the reset and after every step but the last (side by side, or one after
-            another), and then the picture itself. Of a video, all but `"png"` show its own frames. While a
-            text is written that comes before a picture, there is nothing to show.
+        format: `"png"` is the final picture; of a clip, 5 of its frames side by side. `"strip"`, `"gif"`,
+            `"webp"` and `"mp4"` show how a picture came about: what `env.render()` gave at the reset and
+            after every step but the last (side by side, or one after another), and then the picture itself.
+            Of a clip, they show its own frames at the `fps` of the environment: all of them, or 16 at most
+            side by side, evenly spread. While a text is written that comes before a picture, there is
+            nothing to show.
         name_prefix: What file names begin with.
 
     Attributes:
@@ -50,7 +85,7 @@ class RecordMedia(Wrapper):
 
     Raises:
         ConfigError: If an argument is out of range, the folder cannot be written to, or a format that shows
-            steps meets an environment without `render_mode="rgb_array"`.
+            steps meets an environment of pictures without `render_mode="rgb_array"`.
         MissingExtra: If the format is `"mp4"` and moviepy is not installed.
     """
 
@@ -60,32 +95,34 @@ class RecordMedia(Wrapper):
         folder: str | os.PathLike[str],
         every: int | Callable[[int], bool] = 1,
         episodes: int | Literal["all"] = "all",
-        format: Literal["png", "strip", "gif", "mp4"] = "png",
+        format: Literal["png", "strip", "gif", "webp", "mp4"] = "png",
         name_prefix: str = "sample",
     ):
         super().__init__(env)
-        if format not in WRITERS:
-            raise ConfigError(f"`format` must be one of {list(WRITERS)}, got {format!r}.")
+        if format not in STEPS:
+            raise ConfigError(f"`format` must be one of {list(STEPS)}, got {format!r}.")
         if not callable(every) and not (type(every) is int and every >= 1):
             raise ConfigError(f"`every` must be an integer of at least 1 or a function, got {every!r}.")
         if episodes != "all" and not (type(episodes) is int and episodes >= 1):
             raise ConfigError(f"`episodes` must be 'all' or an integer of at least 1, got {episodes!r}.")
         if not name_prefix or Path(name_prefix).name != name_prefix:
             raise ConfigError(f"`name_prefix` must be the beginning of a file name, got {name_prefix!r}.")
-        if format != "png" and env.render_mode != "rgb_array":
+        watch = format != "png" and env_attr(env, "makes", "image") != "video"
+        if watch and env.render_mode != "rgb_array":
             raise ConfigError(
                 f"`render_mode` must be 'rgb_array' to record {format!r}, got {env.render_mode!r}; "
                 f"try making the environment with render_mode='rgb_array', or format='png'."
             )
-        if format == "mp4" and importlib.util.find_spec("moviepy") is None:
+        if format == "mp4" and not makes_mp4():
             raise MissingExtra("moviepy", "video")
         self.folder = _writable(folder)
         self.name_prefix = name_prefix
         self.written = 0
         self.every = every
         self._limit = env.num_envs if episodes == "all" else min(episodes, env.num_envs)
-        self._suffix, self._write = WRITERS[format]
-        self._watch = format != "png"
+        self._suffix, self._write = STEPS[format]
+        self._write_clip = CLIPS[format][1]
+        self._watch = watch
         self._rows = EpisodeRows(env.num_envs)
         self._round = np.full(env.num_envs, -1)
         self._frames: list[list[np.ndarray]] = [[] for _ in range(env.num_envs)]
@@ -144,20 +181,21 @@ class RecordMedia(Wrapper):
 
     def _save(self, row: int, sample: Sample, reward: float, info: dict[str, Any]) -> None:
         stem = f"{self.name_prefix}-{self._round[row]:06d}-{row:03d}"
-        frames = self._frames[row]
-        if sample.video is not None:
-            frames = [to_frame(image) for image in sample.video]
-        elif sample.image is not None:
-            frames = [*frames, to_frame(sample.image)]
         shown = sample.video is not None or sample.image is not None
-        if shown:
-            self._write(self.folder / f"{stem}{self._suffix}", frames, self.metadata.get("render_fps", 4))
+        path, fps = self.folder / f"{stem}{self._suffix}", self.metadata.get("render_fps", 4)
+        if sample.video is not None:
+            fps = env_attr(self.env, "fps", None) or fps
+            self._write_clip(path, clip_frames(sample.video), fps)
+        elif sample.image is not None:
+            self._write(path, [*self._frames[row], to_frame(sample.image)], fps)
         page: dict[str, Any] = {
-            "file": f"{stem}{self._suffix}" if shown else None,
+            "file": path.name if shown else None,
             "round": int(self._round[row]),
             "row": int(row),
         }
         page |= {"reward": _number(reward), "text": sample.text, **self._facts(row, info)}
+        if sample.video is not None:
+            page |= {"frames": len(sample.video), "fps": fps}
         if sample.text is not None:
             page["truncated"] = bool(sample.truncated)
         if sample.pictures is not None:

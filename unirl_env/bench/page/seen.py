@@ -1,4 +1,4 @@
-"""Pictures, texts or points of each agent for the same prompts under the same noise."""
+"""Pictures, clips, texts or points of each agent for the same prompts under the same noise."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from unirl_env.bench.page.findings import Findings
 from unirl_env.bench.page.resolved import inside
 from unirl_env.run.record.logbook import read_rows
-from unirl_env.run.record.samples import load_latents, load_texts, picture_paths
+from unirl_env.run.record.samples import drawn_paths, load_latents, load_texts
 from unirl_env.run.report.cards import answers, are_drawn, drawn, gallery, scatter
 from unirl_env.run.summary import SETS
 
@@ -110,7 +110,7 @@ def _shown(columns: Mapping[str, tuple[Path, dict[str, Any]]]) -> str:
     folders = [folder for folder, _ in columns.values()]
     if are_drawn(folders):
         return drawn(columns, most=PROMPTS)
-    if any(picture_paths(folder) for folder in folders):
+    if any(drawn_paths(folder) for folder in folders):
         return gallery(columns, most=PROMPTS, each=EACH, largest=LARGEST)
     if any(load_texts(folder) for folder in folders):
         return answers(columns, most=PROMPTS)

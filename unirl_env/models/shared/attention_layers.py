@@ -1,11 +1,25 @@
-"""Linear layers within attention, by their names alone."""
+"""Linear layers within attention, by their names."""
 
 from __future__ import annotations
 
 from torch import nn
 
+from unirl_env.models.shared.of_diffusers import TWO_STREAMS
+
 ATTENTION = ("attn", "attention")
 """What modules of attention are called, or part of it."""
+UNREAD = ("attn.add_q_proj", "attn.to_add_out")
+"""Of a last block whose text goes nowhere, so that no gradient comes back."""
+
+
+def two_streams(blocks: int) -> tuple[str, ...]:
+    """Those of `blocks` blocks of two streams, where nothing is read of the last one's text."""
+    return tuple(
+        f"transformer_blocks.{block}.{name}"
+        for block in range(blocks)
+        for name in TWO_STREAMS
+        if block < blocks - 1 or name not in UNREAD
+    )
 
 
 def attention_layers(network: nn.Module) -> tuple[str, ...]:

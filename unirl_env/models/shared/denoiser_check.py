@@ -77,6 +77,12 @@ def check_denoiser(
         dtype=subject.dtype,
         device=torch.device(subject.device),
     )
+    if getattr(pipeline, "guider", None) is not None:
+        raise ConfigError(
+            f"`denoiser` must be of a pipeline whose guidance is an argument of its calls, got a "
+            f"{type(denoiser).__name__} of a {type(pipeline).__name__}, which has a guider; try comparing "
+            "its clips with that guider's scale set, as the library's tests do."
+        )
     told = {**as_the_pipeline_has_it(subject, pipeline), **(call or {})}
     if getattr(subject, "tiling", False):
         pipeline.vae.enable_tiling()

@@ -11,7 +11,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from unirl_env.media.pixels import in_8_bits
 from unirl_env.types import Sample
 
 PIXELS_AT_ONCE, PICTURES_AT_ONCE = 256 * 256, 8
@@ -112,8 +111,10 @@ def filmed(
     """
 
     def shown(finished: Tensor) -> Tensor:
-        # In bytes at once: a batch of clips in float32 would take four times their memory.
-        return in_8_bits(decode(finished).float() / 2 + 0.5).transpose(1, 2)
+        # In bytes at once, and in place: clips in float32 are large, and copies of them larger.
+        pixels = decode(finished).float()
+        pixels.div_(2).add_(0.5).clamp_(0, 1).mul_(255).round_()
+        return pixels.to(torch.uint8).transpose(1, 2).cpu()
 
     clips = in_fixed_batches(shown, finished, rows=pictures_at_once(height, width, frames))
     return [Sample(video=clip.clone(memory_format=torch.contiguous_format)) for clip in clips]

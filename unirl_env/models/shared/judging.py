@@ -15,7 +15,7 @@ from unirl_env.models.denoiser import Denoiser
 from unirl_env.models.shared.listening import as_output, heard
 from unirl_env.models.shared.network_inputs import Gap, Row, gap, gaps, rows_of
 from unirl_env.models.shared.recording import RecordedPipeline, Recording, Step
-from unirl_env.types import Prompt
+from unirl_env.types import Prompt, Sample
 
 PROMPTS = (
     Prompt("a red circle at the top left", negative="green"),
@@ -224,11 +224,24 @@ class _Court:
         generator = torch.Generator().manual_seed(SEED + 1)
         final = torch.randn(len(self.prompts), *self.denoiser.latent_shape, generator=generator)
         final, count = final.to(self.denoiser.device), min(self.report.num_steps)
-        decoded = torch.stack([sample.image for sample in self.denoiser.decode(final)])
+        decoded, rounded = shown(self.denoiser.decode(final))
         for of in self.calls:
             texts = [self.prompts[i].text for i in of]
             theirs = self.recorded.run(texts, num_steps=count, final=final[of]).images
-            self.found("picture", gap(decoded[of].float().cpu(), theirs.float().cpu()))
+            self.found("picture", gap(*near(decoded[of], theirs.float().cpu(), rounded)))
+
+
+def shown(samples: Sequence[Sample]) -> tuple[Tensor, float]:
+    """Pictures or clips as float32 in [0, 1], and how far rounding to bytes may have moved them."""
+    made = torch.stack([s.video if s.image is None else s.image for s in samples]).cpu()
+    return (made.float() / 255, 0.51 / 255) if made.dtype == torch.uint8 else (made.float(), 0.0)
+
+
+def near(ours: Tensor, theirs: Tensor, rounded: float) -> tuple[Tensor, Tensor]:
+    """Both, the first with what is within `rounded` of the second put in its place."""
+    if ours.shape != theirs.shape:
+        return ours, theirs
+    return torch.where((ours - theirs).abs() <= rounded, theirs, ours), theirs
 
 
 class Replaying:

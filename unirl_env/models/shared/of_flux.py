@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from unirl_env.arguments.values import number
-from unirl_env.errors import ConfigError
 from unirl_env.models.shared.of_diffusers import OfDiffusers, Sizes, autoencoder_scale
+from unirl_env.models.shared.told_guidance import told_guidance
 
 PATCH, TRAINED = 2, 128
 """Places of a side in a token; places of a side where no size is asked for, in every pipeline of FLUX."""
@@ -41,15 +39,9 @@ class OfFlux(OfDiffusers):
 
     def __init__(self, pretrained: str, *, embedded_guidance: float | None = None, **options: Any):
         super().__init__(pretrained, **options)
-        default = inspect.signature(self._network_class.__init__).parameters["guidance_embeds"].default
-        takes = self.configs[self.trained].get("guidance_embeds", default) and self.tells is not None
-        if embedded_guidance is not None and not takes:
-            raise ConfigError(
-                f"`embedded_guidance` must be left out, got {embedded_guidance!r}: the network of "
-                f"{self.pretrained!r} is told none; classifier-free guidance is `guidance`, of the policy."
-            )
-        told = self.tells if embedded_guidance is None else number("embedded_guidance", embedded_guidance)
-        self.embedded_guidance = told if takes else None
+        self.embedded_guidance = told_guidance(
+            self._network_class, self.configs[self.trained], self.tells, embedded_guidance, self.pretrained
+        )
 
     @property
     def _unit(self) -> int:

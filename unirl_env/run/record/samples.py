@@ -4,6 +4,7 @@
 texts.json              every answer in words   prompts.json          what was asked, with texts only
 prompts/<prompt>-<n>.png                        the pictures that belong to a question
 further/<prompt>-<sample>-<k>.png               where several were drawn from one text, those after the first
+<prompt>-<sample>.webp  clips, animated         <prompt>-<sample>.mp4   the same as movies, where asked for
 
 Files of other names are a person's: they are neither read nor removed.
 """
@@ -21,23 +22,33 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from unirl_env.media.frames import clip_frames, write_mp4, write_webp
 from unirl_env.media.pixels import load_picture
 from unirl_env.run.record.files import is_dangling, numbered, remove_files, replace_text
 from unirl_env.types import Prompt, Sample
 
 LATENTS, TEXTS, QUESTIONS, ASKED = "latents.safetensors", "texts.json", "prompts.json", "prompts"
 FURTHER = "further"
-PICTURE, FURTHER_PICTURE = r"([0-9]{3,9})-([0-9]{1,9})\.png", r"([0-9]{3,9})-([0-9]{1,9})-([0-9]{1,9})\.png"
-FILES = "|".join([PICTURE, *(rf"\.?{re.escape(name)}" for name in (LATENTS, TEXTS, QUESTIONS))])
+PLACE = "([0-9]{3,9})-([0-9]{1,9})"
+PICTURE, CLIP, SHOWN = rf"{PLACE}\.png", rf"{PLACE}\.webp", rf"{PLACE}\.(?:png|webp|mp4)"
+FURTHER_PICTURE = rf"{PLACE}-([0-9]{{1,9}})\.png"
+FILES = "|".join([SHOWN, *(rf"\.?{re.escape(name)}" for name in (LATENTS, TEXTS, QUESTIONS))])
 """What the files are called."""
 MOST_FURTHER = 7
 """Pictures of one text that are kept besides the first."""
+FPS = 8
+"""Frames per second of clips of which nobody says it."""
 LARGEST = 1024
 """Side in pixels from which a question's picture is scaled down: it is a copy of one that lies elsewhere."""
 
 
 def save_samples(
-    folder: Path, samples: Sequence[Sample], per_prompt: int, prompts: Sequence[Prompt] = ()
+    folder: Path,
+    samples: Sequence[Sample],
+    per_prompt: int,
+    prompts: Sequence[Prompt] = (),
+    fps: float = FPS,
+    movies: bool = False,
 ) -> None:
     """Write the samples; those that lay in `folder` are replaced.
 
@@ -46,20 +57,20 @@ def save_samples(
         samples: P x `per_prompt` samples, those of a prompt in a row.
         per_prompt: Samples of each prompt.
         prompts: The P prompts. With them, the questions of texts and all their pictures are written, too.
+        fps: Frames per second of clips.
+        movies: Write clips as movies, too.
+
+    Raises:
+        MissingExtra: If there are movies to be written, and moviepy is not installed.
     """
     _clear(folder)
     latents: dict[str, Tensor] = {}
     texts = []
     for i, sample in enumerate(samples):
         prompt, number = divmod(i, per_prompt)
-        if sample.image is not None:
-            _save_picture(sample.image, folder / f"{prompt:03d}-{number}.png")
-        elif sample.latent is not None:
+        _save_drawn(sample, folder, f"{prompt:03d}-{number}", fps, movies)
+        if sample.latent is not None and sample.image is None and sample.video is None:
             latents[f"{prompt:03d}-{number}"] = sample.latent.detach().cpu().float().contiguous()
-        if sample.pictures is not None:
-            for k, picture in enumerate(sample.pictures[1 : 1 + MOST_FURTHER], start=1):
-                (folder / FURTHER).mkdir(exist_ok=True)
-                _save_picture(picture, folder / FURTHER / f"{prompt:03d}-{number}-{k}.png")
         if sample.text is not None:
             texts.append(_text_row(prompt, number, sample))
     if latents:
@@ -78,6 +89,16 @@ def save_samples(
 def picture_paths(folder: Path) -> dict[tuple[int, int], Path]:
     """The pictures in `folder` by (prompt, sample)."""
     return {(prompt, number): path for (prompt, number), path in _named(folder, PICTURE)}
+
+
+def clip_paths(folder: Path) -> dict[tuple[int, int], Path]:
+    """The clips in `folder` by (prompt, sample)."""
+    return {(prompt, number): path for (prompt, number), path in _named(folder, CLIP)}
+
+
+def drawn_paths(folder: Path) -> dict[tuple[int, int], Path]:
+    """What was drawn in `folder` by (prompt, sample): pictures, and clips where there are such."""
+    return picture_paths(folder) | clip_paths(folder)
 
 
 def further_pictures(folder: Path) -> dict[tuple[int, int], list[Path]]:
@@ -115,7 +136,7 @@ def thin_out(pictures: Path, name: str, keep: Sequence[int]) -> None:
     for iteration, place in numbered(pictures):
         folder = place / name
         if iteration not in keep and folder.is_dir():
-            for (_, number), path in picture_paths(folder).items():
+            for (_, number), path in _named(folder, SHOWN):
                 if number > 0:
                     path.unlink()
             texts = load_texts(folder)
@@ -151,6 +172,20 @@ def _save_picture(image: Tensor, path: Path, largest: int | None = None) -> None
     if largest is not None:
         picture.thumbnail((largest, largest), Image.Resampling.LANCZOS)
     picture.save(path)
+
+
+def _save_drawn(sample: Sample, folder: Path, name: str, fps: float, movies: bool) -> None:
+    if sample.image is not None:
+        _save_picture(sample.image, folder / f"{name}.png")
+    if sample.video is not None:
+        frames = clip_frames(sample.video)
+        write_webp(folder / f"{name}.webp", frames, fps)
+        if movies:
+            write_mp4(folder / f"{name}.mp4", frames, fps)
+    if sample.pictures is not None:
+        for k, picture in enumerate(sample.pictures[1 : 1 + MOST_FURTHER], start=1):
+            (folder / FURTHER).mkdir(exist_ok=True)
+            _save_picture(picture, folder / FURTHER / f"{name}-{k}.png")
 
 
 def _text_row(prompt: int, number: int, sample: Sample) -> dict[str, Any]:

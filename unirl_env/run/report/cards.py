@@ -1,29 +1,23 @@
-"""The samples of a report, before and after: pictures, texts, and texts with what was drawn of them."""
+"""The samples of a report, before and after: what was drawn, texts, and texts with what was drawn of them."""
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from unirl_env.media.frames import evenly
 from unirl_env.run.record.samples import (
+    drawn_paths,
     further_pictures,
     load_latents,
     load_questions,
     load_texts,
-    picture_paths,
     question_pictures,
 )
-
-LARGEST = 320
-"""Side in pixels from which pictures are scaled down: a page must stay one that can be sent."""
-PIXELATED = 128
+from unirl_env.run.report.shown import FILM, LARGEST, is_clip, seen, shown
 
 
 def gallery(
@@ -33,17 +27,17 @@ def gallery(
     each: int | None = None,
     largest: int = LARGEST,
 ) -> str:
-    """A card for each prompt with a row of pictures for each state of the policy.
+    """A card for each prompt with a row of pictures or clips for each state of the policy.
 
     Args:
-        columns: `label -> (folder of pictures, row of evaluation.jsonl)`, in the order of the rows of a card.
+        columns: `label -> (folder of samples, row of evaluation.jsonl)`, in the order of the rows of a card.
         reward: The reward that is written under each picture.
         most: Cards at most; always the first ones, so that nobody has picked.
         each: Samples of a prompt at most, the first ones; their mean is that of what is shown.
         largest: Side in pixels from which pictures are scaled down.
     """
     label, (_, first) = next(iter(columns.items()))
-    found = {name: picture_paths(folder) for name, (folder, _) in columns.items()}
+    found = {name: drawn_paths(folder) for name, (folder, _) in columns.items()}
     if not found[label]:
         return ""
     samples, cards = first["samples"], []
@@ -76,18 +70,18 @@ def film(
     most: int = 6,
     show: Callable[[Path, int, str], str] | None = None,
 ) -> str:
-    """One picture per prompt and evaluation: how the same seed changed over the run.
+    """One picture or clip per prompt and evaluation: how the same seed changed over the run.
 
     Args:
         pictures: The folder of all evaluations.
         name: The prompt set.
         rows: Its rows of evaluation.jsonl.
         most: Prompts at most.
-        show: What stands in each place as HTML, by folder, prompt and reward; by default the picture.
+        show: What stands in each place as HTML, by folder, prompt and reward; by default the picture or clip.
     """
-    chosen = _spread(list(rows), 10)
+    chosen = evenly(rows, 10)
     frames = [(row, pictures / f"{row['iteration']:06d}" / name) for row in chosen]
-    if len(frames) < 3 or not any(picture_paths(folder) for _, folder in frames):
+    if len(frames) < 3 or not any(drawn_paths(folder) for _, folder in frames):
         return ""
     head = "".join(f"<th>{row['iteration']}</th>" for row, _ in frames)
     show, lines = show or _first, []
@@ -126,34 +120,9 @@ def scatter(before: Path, after: Path, size: int = 360, title: str = "Samples") 
     )
 
 
-def seen(pictures: Sequence[Path]) -> str:
-    """The pictures that belong to a request, or nothing."""
-    return f'<div class="seen">{"".join(map(shown, pictures))}</div>' if pictures else ""
-
-
-def shown(path: Path, largest: int = LARGEST) -> str:
-    """A picture as HTML, scaled down from `largest` pixels a side on."""
-    uri, small = data_uri(path, largest)
-    kind = ' class="pixels"' if small else ""
-    return f'<img{kind} src="{uri}" alt="" loading="lazy">'
-
-
-def data_uri(path: Path, largest: int = LARGEST) -> tuple[str, bool]:
-    """A picture as text that fits into a page, and whether it is so small that its pixels should show."""
-    with Image.open(path) as picture:
-        small = max(picture.size) <= PIXELATED
-        stream = io.BytesIO()
-        if small:
-            picture.save(stream, "PNG", optimize=True)
-        else:
-            picture.thumbnail((largest, largest), Image.Resampling.LANCZOS)
-            picture.convert("RGB").save(stream, "JPEG", quality=85)
-    kind = "png" if small else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}", small
-
-
 def _first(folder: Path, prompt: int, score: str) -> str:
-    return _cell(picture_paths(folder).get((prompt, 0)), score)
+    path = drawn_paths(folder).get((prompt, 0))
+    return _cell(path, score, LARGEST if path is None else _in_a_film(path))
 
 
 def _score(value: float | None) -> str:
@@ -164,6 +133,11 @@ def _cell(path: Path | None, score: str, largest: int = LARGEST) -> str:
     if path is None:
         return f'<div class="cell missing"><span>{score}</span></div>'
     return f'<div class="cell">{shown(path, largest)}<span>{score}</span></div>'
+
+
+def _in_a_film(path: Path) -> int:
+    """The side from which it is scaled down there."""
+    return FILM if is_clip(path) else LARGEST
 
 
 def _kind(label: str) -> str:
@@ -178,13 +152,6 @@ def _mean(values: Sequence[float | None]) -> str:
 
 def _short(text: str, most: int = 160) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def _spread(rows: list, most: int) -> list:
-    """At most `most` of the rows, evenly spread, with both ends."""
-    if len(rows) <= most:
-        return rows
-    return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
 
 
 Columns = Mapping[str, tuple[Path, Mapping[str, Any]]]
@@ -341,7 +308,7 @@ SMALL = 200
 def are_drawn(folders: Sequence[Path], mode: str = "") -> bool:
     """Whether the samples are texts with pictures, and not one of both alone."""
     texts = any(load_texts(folder) for folder in folders)
-    return texts and (mode in MODES or any(picture_paths(folder) for folder in folders))
+    return texts and (mode in MODES or any(drawn_paths(folder) for folder in folders))
 
 
 def drawn(columns: Columns, reward: str = "reward", most: int = 8) -> str:
@@ -352,7 +319,7 @@ def drawn(columns: Columns, reward: str = "reward", most: int = 8) -> str:
         reward: The reward that is written above each sample.
         most: Cards at most; always the first ones, so that nobody has picked.
     """
-    pictures = {label: picture_paths(folder) for label, (folder, _) in columns.items()}
+    pictures = {label: drawn_paths(folder) for label, (folder, _) in columns.items()}
     further = {label: further_pictures(folder) for label, (folder, _) in columns.items()}
 
     def show(label: str, prompt: int, number: int, text: Text | None) -> str:
@@ -372,8 +339,8 @@ def drawn_film(pictures: Path, name: str, rows: Sequence[Mapping[str, Any]], mos
     """One sample per prompt and evaluation: how the text and the picture of one seed changed over the run."""
 
     def show(folder: Path, prompt: int, score: str) -> str:
-        path, text = picture_paths(folder).get((prompt, 0)), load_texts(folder).get((prompt, 0))
-        picture = _none(text) if path is None else shown(path)
+        path, text = drawn_paths(folder).get((prompt, 0)), load_texts(folder).get((prompt, 0))
+        picture = _none(text) if path is None else shown(path, _in_a_film(path))
         words = " ".join(printable(text["text"]).split()) if text is not None else ""
         excerpt = words if len(words) <= EXCERPT else f"{words[: EXCERPT - 1]}…"
         return (

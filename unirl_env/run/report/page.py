@@ -28,6 +28,7 @@ from unirl_env.run.report.cards import (
 from unirl_env.run.report.charts import short_name
 from unirl_env.run.report.curves import HACKING, hacking, process_charts, reward_charts
 from unirl_env.run.report.frame import header, section, write_page
+from unirl_env.run.report.shown import FRAMES, OF_CLIPS, SIDE, have_clips
 from unirl_env.run.summary import SETS, headline, label, number, resume_command, score_rows
 from unirl_env.settings import RunConfig
 from unirl_env.statistics import coverage_in_words
@@ -36,6 +37,10 @@ SCORES = (
     "Every part of every reward: mean and standard deviation over samples, and the difference with its 95 % "
     "interval. Failed are samples that the scorer could not judge; not applicable, those that a part has "
     "nothing to say of, such as the place of an object in a prompt that names none. Neither counts as zero."
+)
+CLIPS = (
+    f"Clips play with at most {FRAMES} frames of at most {SIDE} pixels a side; whole ones, and those "
+    "of all prompts, lie in the folder of the samples."
 )
 HEAD = ("score", "before", "after", "difference", "failed", "not applicable")
 
@@ -95,7 +100,8 @@ def write_comparison(
             label: (folders[f"{name}/{label}"], row)
             for label, row in zip(("before", "after"), (mine[0], mine[-1]), strict=True)
         }
-        body.append(section(SETS.get(name, name).capitalize(), _cards(columns, mode, most=64)))
+        lead = CLIPS if have_clips([folder for folder, _ in columns.values()]) else ""
+        body.append(section(SETS.get(name, name).capitalize(), _cards(columns, mode, most=64), lead))
     body.append(section("Scores", scores_table(rows), SCORES))
     out.mkdir(parents=True, exist_ok=True)
     return write_page(out / "index.html", title, "".join(body))
@@ -210,13 +216,14 @@ def _noise(folders: Sequence[Path], mode: str) -> str:
 
 def _cards(columns: Columns, mode: str, most: int = 8) -> str:
     folders = [folder for folder, _ in columns.values()]
+    most = min(most, OF_CLIPS) if have_clips(folders) else most
     if are_drawn(folders, mode):
         return drawn(columns, most=most)
     return gallery(columns, most=most) + answers(columns, most=most) or scatter(folders[0], folders[-1])
 
 
 def _samples(folder: RunFolder, evaluations: Sequence[Mapping[str, Any]], mode: str) -> str:
-    parts = []
+    parts, folders = [], []
     for name in dict.fromkeys(row["set"] for row in evaluations):
         mine = [row for row in evaluations if row["set"] == name]
         first, last = mine[0], mine[-1]
@@ -224,6 +231,7 @@ def _samples(folder: RunFolder, evaluations: Sequence[Mapping[str, Any]], mode: 
             continue
         before, after = (folder.pictures / f"{row['iteration']:06d}" / name for row in (first, last))
         cards = _cards({"before": (before, first), "after": (after, last)}, mode)
+        folders += [before, after]
         if cards:
             title = SETS.get(name, name)
             parts.append(f"<h3>{html.escape(title.capitalize())}</h3>{cards}")
@@ -235,6 +243,8 @@ def _samples(folder: RunFolder, evaluations: Sequence[Mapping[str, Any]], mode: 
         "The same prompts under the same seeds, before and after training: the first prompts of each set, "
         "not picked, with the reward of each sample."
     )
+    if have_clips(folders):
+        lead = f"{lead} {CLIPS}"
     return section("Before and after", "".join(parts), lead)
 
 
