@@ -1,9 +1,9 @@
 """Pre-train the embedded Wan: `python -m pretraining.video_pretrain --out DIR`.
 
 Four parts: the autoencoder; its decoder alone; flow matching on true captions, until colours and motion
-follow them; and flow matching on loosened captions (see `shapes_data.loosen`), which makes the shapes firm
-and leaves a habit that reinforcement learning corrects. The text encoder learns together with the
-transformer and is frozen after. It takes about 25 minutes of one core; on a shared machine
+follow them; and flow matching on loosened captions (see `shapes_data.loosen`), which leaves a habit that
+reinforcement learning corrects. The text encoder learns together with the
+transformer and is frozen after. It takes about 22 minutes of one core; on a shared machine
 OMP_NUM_THREADS=1 is fastest.
 """
 
@@ -252,7 +252,7 @@ def evaluate(
 STAGES = ((300, 1, 24), (700, 5, 12), (300, 9, 12))
 # Steps of its decoder alone, each cycle from a high learning rate to none.
 DECODER_CYCLES = (600, 500)
-# (steps, rate of loosening, peak learning rate): what captions mean first, then forms and the looseness.
+# (steps, rate of loosening, peak learning rate): what captions mean first, then the looseness.
 PHASES = ((800, 0.0, 2e-3), (900, 0.4, 2e-3))
 
 

@@ -117,7 +117,7 @@ def test_the_autoencoder_keeps_what_a_rule_reads(pipe):
     drawn = [read(clip) for clip in clips.transpose(1, 2) / 2 + 0.5]
     assert drawn == said
     right = torch.tensor([hits(read(clip), truth) for clip, truth in zip(restored, said, strict=True)])
-    assert right.float().mean(0).min() > 0.95, right.float().mean(0)
+    assert right.float().mean(0).min() > 0.9, right.float().mean(0)
     mean, std = (
         torch.tensor(pipe.vae.config[name]).view(-1, 1, 1, 1) for name in ("latents_mean", "latents_std")
     )
