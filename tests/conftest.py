@@ -155,6 +155,7 @@ def offline(tiny_dir, tmp_path_factory):
             **{"prompts": "shapes_train", "scorer": {"name": "pictured", "scorer": "shapes"}},
         },
         "unirl/TinySD3-T2I-v0": draws,
+        "unirl/TinyVideo-T2V-v0": {"num_steps": 3},
         "unirl/SD3-T2I-v0": {**draws, **small, "scorer": "shapes", "prompts": "shapes_train"},
         "unirl/TinyQwen3-Math-v0": writes,
         "unirl/Qwen3-Math-v0": {**writes, "prompts": "sums_train"},

@@ -27,10 +27,10 @@ DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up"
 """Of the motion, as (x, y); y points down."""
 FRAMES = 9
 """Of a clip."""
-RADIUS = (0.14, 0.17)
-"""Half the width of a thing; 4.5 to 5.4 pixels at 32."""
-SPEED = (1.5 / 32, 2.5 / 32)
-"""Per frame; over a clip a thing moves 12 to 20 pixels at 32, and never leaves it."""
+RADIUS = (0.17, 0.20)
+"""Half the width of a thing; 5.4 to 6.4 pixels at 32."""
+SPEED = (1.5 / 32, 2.3 / 32)
+"""Per frame; over a clip a thing moves 12 to 18 pixels at 32, and never leaves it."""
 
 _PATTERN = re.compile(rf"a ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)}) moves ({'|'.join(DIRECTIONS)})")
 

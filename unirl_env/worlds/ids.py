@@ -98,6 +98,12 @@ IDS: dict[str, dict[str, Any]] = {
         "prompts": "shapes_train",
         "scorer": "shapes",
     },
+    "unirl/TinyVideo-T2V-v0": {
+        "denoiser": "tiny_video",
+        "num_steps": 8,
+        "prompts": "moving_train",
+        "scorer": "moving_shapes",
+    },
     "unirl/Qwen3-Math-v0": {
         "language_model": "causal_lm",
         "pretrained": "Qwen/Qwen3-4B-Base",
