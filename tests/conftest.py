@@ -25,6 +25,7 @@ FAMILIES = {
     "unirl/SD15-T2I-v0": "models.stable_diffusion_cases",
     "unirl/SDXL-T2I-v0": "models.stable_diffusion_cases",
     "unirl/Wan-T2V-v0": "models.wan_cases",
+    "unirl/Wan-I2V-v0": "models.wan_cases",
     "unirl/HunyuanVideo-T2V-v0": "models.hunyuan_video_cases",
     "unirl/HunyuanVideo15-T2V-v0": "models.hunyuan_video15_cases",
     "unirl/HunyuanVideo15-I2V-v0": "models.hunyuan_video15_i2v_cases",

@@ -74,6 +74,8 @@ class Family:
         together: Whether its pipeline draws several prompts in one call.
         blind: Beginnings of the names of weights that no gradient can reach, such as those of a last block
             whose texts nobody reads any more.
+        levels: Noise levels of the three rows that are scored, where the first one alone does not reach all
+            weights.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Family:
     prompts: Sequence[Prompt] = tuple(PROMPTS)
     together: bool = True
     blind: tuple[str, ...] = ()
+    levels: tuple[float, float, float] | None = None
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -143,6 +146,14 @@ class Family:
             scorer=self.scorer,
         )
 
+    def observed(self, denoiser: Any, guidance: float) -> dict[str, torch.Tensor]:
+        """What a policy sees of three episodes."""
+        obs, _ = self.env(denoiser, 3, 3, self.prompts, guidance).reset(seed=5)
+        if self.levels is None:
+            return obs
+        sigma = torch.tensor(self.levels)
+        return {**obs, "sigma": sigma, "sigma_next": 0.8 * sigma}
+
     def drawn(self, denoiser: Any, actor: Actor, num_steps: int, prompts: Sequence[Prompt]) -> tuple:
         """The ODE by environment, policy and rollout: initial latents, final latents, pictures."""
         envs, guidance = [], actor.latent_head().guidance
@@ -158,7 +169,7 @@ class Family:
             return start["latent"], final, torch.stack([sample.image for sample in batch.samples])
         clips = torch.stack([sample.video for sample in batch.samples])
         with torch.no_grad():
-            exact = [denoiser._draw(denoiser.frozen.vae, row[None]) / 2 + 0.5 for row in final]
+            exact = [denoiser._draw(denoiser.frozen.vae, row[None].float()) / 2 + 0.5 for row in final]
         exact = torch.cat(exact).clamp(0, 1).transpose(1, 2)
         assert clips.dtype == torch.uint8 and (clips - 255 * exact).abs().max() < 0.51
         return start["latent"], final, exact
@@ -171,7 +182,9 @@ class Family:
         self.prepare(pipeline, denoiser, num_steps)
         if not self.together and len(prompts) > 1:
             rows = [
-                self.by_pipeline(pipeline, denoiser, latents[row : row + 1], guidance, num_steps, [prompt])
+                self.by_pipeline(
+                    pipeline, denoiser, latents[row : row + 1], guidance, num_steps, [prompt], output
+                )
                 for row, prompt in enumerate(prompts)
             ]
             return torch.cat(rows)
@@ -229,7 +242,7 @@ def agrees_with_itself(
     stored = {"storage_dtype": "bfloat16"} if exact else {}
     actor = Actor(denoiser, lora=adapters, guidance=family.guidances[-1], merge_adapters=False, **stored)
     randomised(actor)
-    obs, _ = family.env(denoiser, 3, 3, family.prompts, family.guidances[-1]).reset(seed=5)
+    obs = family.observed(denoiser, family.guidances[-1])
     noise = torch.randn(obs["latent"].shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         step = actor.act(obs, noise)
@@ -293,7 +306,7 @@ def whole_weights_load(family: Family, folder: Path, out: Path) -> None:
 def recomputing_changes_nothing(family: Family, folder: Path) -> None:
     """Gradients are the same where activations are computed once more instead of kept."""
     denoiser, found = family.denoiser(folder), []
-    obs, _ = family.env(denoiser, 3, 3, family.prompts, 1.0).reset(seed=5)
+    obs = family.observed(denoiser, 1.0)
     for recompute in (False, True):
         actor = Actor(denoiser, lora=LoRAConfig(rank=2, alpha=4), gradient_checkpointing=recompute)
         randomised(actor)

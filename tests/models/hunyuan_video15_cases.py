@@ -6,7 +6,7 @@ import torch
 from models.family_checks import PROMPTS, Family
 
 from pretraining.qwen_vl_build import CHAT_TEMPLATE, SPECIAL, word_tokenizer
-from unirl_env.models.shared.of_diffusers import LORA_FILE
+from unirl_env.models.shared.exports import LORA_FILE
 from unirl_env.types import Prompt
 
 LENGTH, CHANNELS, WIDTH = 40, 4, 32

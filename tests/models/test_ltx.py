@@ -9,7 +9,7 @@ from models.family_checks import edited_copy as edited
 from models.ltx_cases import LTX, NOISY, build, call
 
 from unirl_env.errors import ConfigError, ModelNotFound
-from unirl_env.models.ltx import SEED
+from unirl_env.models.shared.noisy_decoder import SEED
 
 DECODING = {"decode_timestep": 0.5, "decode_noise_scale": 0.25}
 

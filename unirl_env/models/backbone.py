@@ -52,9 +52,12 @@ class Backbone(Identified):
 
     Attributes:
         lora_targets: Names of the network's linear layers that adapters attach to.
+        uneven: Why the rows of a batch decide how often the network is passed, for which learners that hold
+            parts of it cannot wait; empty where they do not.
     """
 
     lora_targets: tuple[str, ...]
+    uneven: str = ""
 
     @abstractmethod
     def network(self) -> nn.Module:

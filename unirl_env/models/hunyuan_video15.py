@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -11,9 +10,9 @@ from torch import Tensor, nn
 
 from unirl_env.errors import ConfigError
 from unirl_env.models.shared.attention_layers import two_streams
-from unirl_env.models.shared.exports import in_order, settle_header
+from unirl_env.models.shared.exports import write_layers
 from unirl_env.models.shared.guiders import why_unguided
-from unirl_env.models.shared.of_diffusers import LORA_FILE, Sizes, warn_of_truncation
+from unirl_env.models.shared.of_diffusers import Sizes, warn_of_truncation
 from unirl_env.models.shared.of_video import OfVideo
 from unirl_env.models.shared.unequal import padded_texts
 
@@ -114,12 +113,4 @@ class HunyuanVideo15Denoiser(OfVideo):
 
     def save_adapters(self, network: nn.Module, directory: str) -> None:
         """Write `pytorch_lora_weights.safetensors`, which `pipeline.transformer.load_lora_adapter` reads."""
-        from diffusers.loaders.lora_base import LoraBaseMixin
-        from peft import get_peft_model_state_dict
-
-        # The pipeline has no loader of adapters, and the network's own saves settings in any order.
-        layers, config = get_peft_model_state_dict(network), network.peft_config["default"].to_dict()
-        LoraBaseMixin.write_lora_layers(
-            layers, directory, True, LORA_FILE, None, True, lora_adapter_metadata=in_order(config)
-        )
-        settle_header(Path(directory) / LORA_FILE)
+        write_layers(network, directory)

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from unirl_env.arguments.values import number
 from unirl_env.errors import ConfigError
+from unirl_env.models.shared.noisy_decoder import decoded_alike, same_noise
 from unirl_env.models.shared.of_diffusers import SELF_AND_CROSS, Sizes
 from unirl_env.models.shared.of_video import OfVideo
 
 SIDE = 512
 """Pixels of a side where none are asked for: no configuration of the transformer tells them."""
-SEED = 0
-"""Of the noise that decoders of 0.9.1 and later take: the same for every clip, whenever it is decoded."""
 
 
 class LTXDenoiser(OfVideo):
@@ -118,12 +116,5 @@ class LTXDenoiser(OfVideo):
         grid, when, noisy = pipeline._denormalize_latents(grid, *scales), None, self.decode_noise_scale
         if self._noisy:
             when = grid.new_full((1,), self.decode_timestep)
-            noise = torch.randn(1, *grid.shape[1:], generator=torch.Generator().manual_seed(SEED))
-            grid = (1 - noisy) * grid + noisy * noise.to(grid)
-        clips = []
-        for one in grid.split(1):
-            # Some of its layers add noise of torch's own stream.
-            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-                torch.manual_seed(SEED)
-                clips.append(vae.decode(one, when, return_dict=False)[0])
-        return torch.cat(clips)
+            grid = (1 - noisy) * grid + noisy * same_noise(grid)
+        return decoded_alike(vae, grid, when)  # some of its layers add noise, too

@@ -41,7 +41,7 @@ class QwenImageEditDenoiser(QwenImageDenoiser):
     """
 
     family, pipeline = "Qwen-Image-Edit", ONE
-    length, longest = 2048, None
+    length, longest, uneven = 2048, None, "prompts with pictures of other shapes are read apart"
 
     def __init__(
         self, pretrained: str, *, max_images: int = 1, image_pixels: int = 1024 * 1024, **options: Any

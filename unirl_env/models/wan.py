@@ -10,16 +10,18 @@ from torch import Tensor, nn
 
 from unirl_env.models.shared.flow_schedule import FlowSchedule
 from unirl_env.models.shared.of_diffusers import SELF_AND_CROSS, Sizes
-from unirl_env.models.shared.of_video import OfVideo
 from unirl_env.models.shared.scheduler_settings import UNIPC, require_same
 from unirl_env.models.shared.solver_schedule import SolverSchedule
+from unirl_env.models.wan_experts import OfExperts
 
 SIDE = 480
 """Pixels of a side where none are asked for: no configuration of the transformer tells them."""
 
 
-class WanDenoiser(OfVideo):
-    """Wan 2.1 from text: zeros behind a text are attended to, so that `max_sequence_length` is its 512.
+class WanDenoiser(OfExperts):
+    """Wan 2.1 and 2.2 from text, TI2V-5B among them, which is told a time for each token.
+
+    Zeros behind a text are attended to, so that `max_sequence_length` is their 512.
 
     The published checkpoints carry UniPC, whose steps look back at former ones: episodes take Euler's, at its
     noise levels. Its times are cut to whole numbers in the pipeline (937 for 937.5), and not here.
@@ -62,10 +64,13 @@ class WanDenoiser(OfVideo):
     def _forward(
         self, network: nn.Module, latent: Tensor, sigma: Tensor, context: Mapping[str, Tensor]
     ) -> Tensor:
+        image = context.get("image_embeds")
         return network(
             hidden_states=latent,
+            # TI2V-5B's pipeline repeats it for every token; from a text alone these have one time.
             timestep=sigma * self._flow.num_train_timesteps,
             encoder_hidden_states=context["prompt_embeds"].to(self.dtype),
+            encoder_hidden_states_image=None if image is None else image.to(self.dtype),
             return_dict=False,
         )[0]
 

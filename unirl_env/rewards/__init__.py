@@ -38,7 +38,12 @@ if TYPE_CHECKING:
     from unirl_env.rewards.texts.overlong import Overlong
     from unirl_env.rewards.texts.plan import PlanScorer
     from unirl_env.rewards.texts.regex import RegexScorer
-    from unirl_env.rewards.videos.video import MotionScorer, TemporalConsistency
+    from unirl_env.rewards.videos.consistency import TemporalConsistency
+    from unirl_env.rewards.videos.motion import MotionScorer
+    from unirl_env.rewards.videos.moving_shapes import MovingShapesScorer
+    from unirl_env.rewards.videos.moving_template import MovingTemplateScorer
+    from unirl_env.rewards.videos.subject import SubjectConsistency
+    from unirl_env.rewards.videos.video_align import VideoAlignScore
 
 __all__ = [
     "SCORERS",
@@ -61,6 +66,8 @@ __all__ = [
     "MathScorer",
     "Minimum",
     "MotionScorer",
+    "MovingShapesScorer",
+    "MovingTemplateScorer",
     "NearScorer",
     "Normalized",
     "OCRScorer",
@@ -76,9 +83,11 @@ __all__ = [
     "SaturationScorer",
     "ShapesScorer",
     "SharpnessScorer",
+    "SubjectConsistency",
     "TemplateScorer",
     "TemporalConsistency",
     "VQAScore",
+    "VideoAlignScore",
     "WeightedSum",
     "build_scorer",
     "checked_scorer",

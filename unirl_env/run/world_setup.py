@@ -220,13 +220,19 @@ def _made(choice: ModelChoice, mode: Mode) -> Any:
 
 
 def _layers(source: Path) -> set[str]:
-    """Names of the layers whose weights a directory holds: of its network, where it is a pipeline's."""
+    """Names of the layers whose weights a directory holds: of its network, where it is a pipeline's.
+
+    Those of several networks begin with the names of their folders.
+    """
     from safetensors import safe_open
 
-    parts = (source / part for part in ("transformer", "unet"))
-    folder = next((part for part in parts if part.is_dir()), source)
+    parts = [part for name in ("transformer", "transformer_2", "unet") if (part := source / name).is_dir()]
     found: set[str] = set()
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            found |= {name.removesuffix(".weight") for name in file.keys() if name.endswith(".weight")}
+    for folder in parts or [source]:
+        prefix = f"{folder.name}." if len(parts) > 1 else ""
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                found |= {
+                    prefix + name.removesuffix(".weight") for name in file.keys() if name.endswith(".weight")
+                }
     return found

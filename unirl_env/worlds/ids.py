@@ -16,6 +16,9 @@ ENHANCE = (
 )
 """What a prompt enhancer is told."""
 
+HUNYUAN_VIDEO15 = "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p"
+"""Where its checkpoints are in diffusers' layout."""
+
 IDS: dict[str, dict[str, Any]] = {
     "unirl/SD3-T2I-v0": {
         "denoiser": "sd3",
@@ -55,55 +58,33 @@ IDS: dict[str, dict[str, Any]] = {
         "prompts": "unified_edits_train",
         "scorer": "clip",
     },
-    "unirl/Wan-T2V-v0": {
-        "denoiser": "wan",
-        "pretrained": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
-        "height": 480,
-        "width": 832,
-        "num_frames": 81,
-        "num_steps": 10,
-        "prompts": "scenes_train",
-        "scorer": {"name": "over_frames", "scorer": "clip"},
-    },
-    "unirl/HunyuanVideo-T2V-v0": {
-        "denoiser": "hunyuan_video",
-        "pretrained": "hunyuanvideo-community/HunyuanVideo",
-        "height": 544,
-        "width": 960,
-        "num_frames": 129,
-        "num_steps": 10,
-        "prompts": "scenes_train",
-        "scorer": {"name": "over_frames", "scorer": "clip"},
-    },
-    "unirl/HunyuanVideo15-T2V-v0": {
-        "denoiser": "hunyuan_video15",
-        "pretrained": "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v",
-        "height": 480,
-        "width": 848,
-        "num_frames": 121,
-        "num_steps": 10,
-        "prompts": "scenes_train",
-        "scorer": {"name": "over_frames", "scorer": "clip"},
-    },
-    "unirl/HunyuanVideo15-I2V-v0": {
-        "denoiser": "hunyuan_video15_i2v",
-        "pretrained": "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_i2v",
-        "height": 480,
-        "width": 848,
-        "num_frames": 121,
-        "num_steps": 10,
-        "prompts": "unified_edits_train",
-        "scorer": {"name": "over_frames", "scorer": "clip"},
-    },
-    "unirl/LTX-T2V-v0": {
-        "denoiser": "ltx",
-        "pretrained": "Lightricks/LTX-Video",
-        "height": 480,
-        "width": 704,
-        "num_frames": 161,
-        "num_steps": 10,
-        "prompts": "scenes_train",
-        "scorer": {"name": "over_frames", "scorer": "clip"},
+    **{
+        name: {
+            "denoiser": denoiser,
+            "pretrained": pretrained,
+            "height": height,
+            "width": width,
+            "num_frames": num_frames,
+            "num_steps": 10,
+            # A picture to begin with is what edits bring.
+            "prompts": "unified_edits_train" if "I2V" in name else "scenes_train",
+            "scorer": {"name": "over_frames", "scorer": "clip"},
+        }
+        for name, denoiser, pretrained, height, width, num_frames in (
+            ("unirl/Wan-T2V-v0", "wan", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", 480, 832, 81),
+            ("unirl/Wan-I2V-v0", "wan_i2v", "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", 480, 832, 81),
+            (
+                "unirl/HunyuanVideo-T2V-v0",
+                "hunyuan_video",
+                "hunyuanvideo-community/HunyuanVideo",
+                544,
+                960,
+                129,
+            ),
+            ("unirl/HunyuanVideo15-T2V-v0", "hunyuan_video15", f"{HUNYUAN_VIDEO15}_t2v", 480, 848, 121),
+            ("unirl/HunyuanVideo15-I2V-v0", "hunyuan_video15_i2v", f"{HUNYUAN_VIDEO15}_i2v", 480, 848, 121),
+            ("unirl/LTX-T2V-v0", "ltx", "Lightricks/LTX-Video", 480, 704, 161),
+        )
     },
     "unirl/Diffusers-T2I-v0": {
         "denoiser": "pipeline",

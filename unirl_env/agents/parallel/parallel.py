@@ -21,6 +21,7 @@ from unirl_env.agents.parallel.flat_gradient import FlatGradient
 from unirl_env.agents.parallel.gradient import Gradient
 from unirl_env.agents.parallel.level import Minibatch
 from unirl_env.errors import ConfigError
+from unirl_env.models.making import make_model
 
 
 class Parallel(ABC):
@@ -125,6 +126,14 @@ def check_parallel(config: Any) -> None:
         raise ConfigError(
             f"`rows_per_forward` must be null with {how}, got {rows}: learners would pass through the "
             "network a different number of times, and wait for each other; try model.rows_per_forward=null."
+        )
+    choice = config.mode.choice(config.env_options())
+    uneven = getattr(make_model(config.mode.models, choice.name, choice.options), "uneven", "")
+    if uneven:
+        raise ConfigError(
+            f"`learner.parallel` must be replicated for this model, got {config.learner.parallel!r}: "
+            f"{uneven}, so that learners would pass through it a different number of times, and wait for "
+            "each other; try learner.parallel=replicated."
         )
     if config.learners_play and config.engine != "local":
         raise ConfigError(

@@ -18,6 +18,8 @@ from unirl_env.errors.quiet import quiet_loading
 from unirl_env.models.shared.loading import Source
 from unirl_env.models.shared.output_layer import output_weight
 
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""What diffusers' loaders of adapters look for."""
 PEFT_PREFIX = "base_model.model."
 """What peft puts before the names of a model that it wraps; ours has its adapters injected."""
 
@@ -66,6 +68,21 @@ class OfTransformers:
         """A directory that transformers' own classes load, adapters merged in."""
         write_weights(network, directory)
         self.reader.save_pretrained(directory)
+
+
+def write_layers(network: nn.Module, directory: str) -> None:
+    """Write injected adapters as `load_lora_adapter` of diffusers' networks reads them.
+
+    For families whose pipeline has no loader; the network's own writer leaves its settings in any order.
+    """
+    from diffusers.loaders.lora_base import LoraBaseMixin
+    from peft import get_peft_model_state_dict
+
+    layers, config = get_peft_model_state_dict(network), network.peft_config["default"].to_dict()
+    LoraBaseMixin.write_lora_layers(
+        layers, directory, True, LORA_FILE, None, True, lora_adapter_metadata=in_order(config)
+    )
+    settle_header(Path(directory) / LORA_FILE)
 
 
 def write_adapters(

@@ -10,8 +10,8 @@ from torch import Tensor
 Rule = Callable[[Tensor, Tensor, float], Tensor]
 
 
-def plain(without: Tensor, with_prompt: Tensor, guidance: float) -> Tensor:
-    """`u + g (c - u)`."""
+def plain(without: Tensor, with_prompt: Tensor, guidance: float | Tensor) -> Tensor:
+    """`u + g (c - u)`; `g` may be one number, or what goes with the velocities."""
     return without + guidance * (with_prompt - without)
 
 

@@ -24,7 +24,7 @@ from unirl_env.errors import ConfigError
 from unirl_env.errors.quiet import unheard
 from unirl_env.models.denoiser import Denoiser
 from unirl_env.models.shared.acceleration import Acceleration
-from unirl_env.models.shared.exports import in_order, settle_header
+from unirl_env.models.shared.exports import LORA_FILE, in_order, settle_header
 from unirl_env.models.shared.fixed_batches import by_kind, in_fixed_batches, painted, texts_at_once
 from unirl_env.models.shared.flow_schedule import FlowSchedule, require_scheduler
 from unirl_env.models.shared.loading import Source, as_dtype, complete
@@ -48,7 +48,6 @@ SELF_AND_CROSS = (
     *("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"),
 )
 """Those of attention among the picture's places, and of that to the text."""
-LORA_FILE = "pytorch_lora_weights.safetensors"
 _told: set[str] = set()
 
 

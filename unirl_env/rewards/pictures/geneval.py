@@ -12,9 +12,9 @@ from torch import Tensor
 
 from unirl_env.arguments.values import is_number, is_whole, require
 from unirl_env.errors import ConfigError, ContractError
-from unirl_env.prompts.shapes import parse_caption
 from unirl_env.registry import Registry, instance
 from unirl_env.rewards.asks import Ask
+from unirl_env.rewards.captions import caption_of
 from unirl_env.rewards.inputs import picture_of
 from unirl_env.rewards.pictures.detections import (
     ASPECTS,
@@ -174,7 +174,7 @@ def _wish(prompt: Prompt) -> Wish:
     wish = wish_from_metadata(prompt.metadata)
     if wish is not None:
         return wish
-    caption = parse_caption(str(prompt.metadata.get("caption", prompt.text)))
+    caption = caption_of(prompt)
     if caption is None:
         raise ValueError("`metadata` has neither `include` nor `exclude`")
     return wish_from_caption(caption)

@@ -78,6 +78,7 @@ class Blob:
     angles: np.ndarray  # [6] degrees from each named colour
     extent: float
     aspect: float
+    strength: float  # of its colour, from 0 for grey
 
     def colour(self, name: str) -> tuple[float, bool]:
         """How near its colour is to a named one, in [0, 1], and whether it is that one."""
@@ -95,7 +96,7 @@ class Blob:
 
 
 def find_blobs(picture: np.ndarray) -> list[Blob]:
-    """The coloured objects of `picture` `[3, 32, 32]`, largest first."""
+    """The coloured objects of `picture`, largest first; `[3, 32, 32]`, or one side is longer."""
     from scipy import ndimage
 
     chroma = _chroma(picture)
@@ -111,7 +112,8 @@ def find_blobs(picture: np.ndarray) -> list[Blob]:
         if inside.sum() < 10:
             continue
         seen = strength[rows, columns] * ((own == 0) | inside)
-        cover = np.clip(seen / np.percentile(seen[inside], 75), 0.0, 1.0)
+        full = np.percentile(seen[inside], 75)
+        cover = np.clip(seen / full, 0.0, 1.0)
         cover[cover < 0.12] = 0.0
         area = cover.sum()
         width, height = cover.max(axis=0).sum(), cover.max(axis=1).sum()
@@ -129,6 +131,7 @@ def find_blobs(picture: np.ndarray) -> list[Blob]:
                 angles=np.degrees(np.arccos(np.clip(cosines, -1.0, 1.0))),
                 extent=float(area / (width * height)),
                 aspect=float(width / height),
+                strength=float(full),
             )
         )
     return sorted(blobs, key=lambda blob: -blob.area)

@@ -1,0 +1,133 @@
+"""Wan from a picture on tiny checkpoints, 2.1 and 2.2, against their pipeline."""
+
+from dataclasses import replace
+
+import gymnasium as gym
+import pytest
+import torch
+from models import family_checks as checks
+from models.family_checks import edited_copy as edited
+from models.wan_cases import WAN_I2V, WAN_I2V_EXPERTS, picture
+
+from unirl_env.errors import ConfigError, ModelNotFound, PromptError
+from unirl_env.policies.actor import Actor, LoRAConfig
+from unirl_env.types import Prompt
+
+FAMILIES = {"one": WAN_I2V, "experts": WAN_I2V_EXPERTS}
+INDEX, NETWORK = "model_index.json", "transformer/config.json"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, quiet_models):
+    folders = {name: tmp_path_factory.mktemp(name) for name in FAMILIES}
+    for name, folder in folders.items():
+        FAMILIES[name].build(folder)
+    return folders
+
+
+@pytest.fixture(params=FAMILIES)
+def kind(request, folders):
+    return FAMILIES[request.param], folders[request.param]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.5])
+def test_it_films_the_pipelines_clips(kind, guidance):
+    checks.equals_the_pipeline(*kind, guidance=guidance)
+
+
+def test_its_latents_are_the_pipelines(kind):
+    checks.its_latents_are_the_pipelines(*kind)
+
+
+@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize("exact", [True, False])
+def test_it_agrees_with_itself(kind, lora, exact):
+    checks.agrees_with_itself(*kind, lora=lora, exact=exact)
+
+
+def test_adapters_load_in_the_pipeline(kind, tmp_path):
+    checks.adapters_load_in_the_pipeline(*kind, tmp_path)
+
+
+def test_adapters_of_what_looks_at_the_picture_load_too(folders, tmp_path):
+    denoiser, targets = WAN_I2V.denoiser(folders["one"]), ("attn2.to_k", "attn2.add_k_proj", "add_v_proj")
+    actor = Actor(denoiser, lora=LoRAConfig(rank=2, alpha=4, targets=targets))
+    checks.randomised(actor)
+    actor.save_adapters(str(tmp_path))
+    prompts, pipeline = list(WAN_I2V.prompts[:1]), WAN_I2V.load(folders["one"])
+    start, _, clips = WAN_I2V.drawn(denoiser, actor, 3, prompts)
+    pipeline.load_lora_weights(tmp_path)
+    expected = WAN_I2V.by_pipeline(pipeline, denoiser, start, 1.0, 3, prompts)
+    assert (clips - expected).abs().max() <= 1e-5
+
+
+def test_whole_weights_load(folders, tmp_path):
+    checks.whole_weights_load(WAN_I2V, folders["one"], tmp_path)
+
+
+def test_recomputed_activations_give_the_same_gradients(kind):
+    checks.recomputing_changes_nothing(*kind)
+
+
+def test_clips_of_evaluation_may_have_another_size(kind):
+    checks.another_size_is_the_pipelines(*kind, 48, 32)
+
+
+def test_it_keeps_the_contract(kind):
+    checks.keeps_the_contract(*kind)
+
+
+@pytest.mark.parametrize("agent", ["grpo", "flow_dppo", "drpo"])
+def test_it_trains_by_its_recipe(kind, cluster, agent):
+    checks.trains(*kind, "diffusion/wan_i2v", agent)
+
+
+def test_the_picture_matters_and_is_no_part_of_the_latent(kind):
+    family, folder = kind
+    denoiser = family.denoiser(folder)
+    assert denoiser.latent_shape == (4, 2, 4, 6)
+    other = replace(family.prompts[0], images=(picture(9, 32, 48),))
+    assert denoiser.encode([other])["condition"].shape == (1, 8, 2, 4, 6)
+    finals = [family.drawn(denoiser, Actor(denoiser), 3, [p])[1] for p in (family.prompts[0], other)]
+    assert (finals[0] - finals[1]).abs().max() > 1e-2
+
+
+def test_a_condition_is_the_same_beside_others(kind):
+    family, folder = kind
+    denoiser = family.denoiser(folder)
+    together = denoiser.encode(family.prompts)
+    for row, prompt in enumerate(family.prompts):
+        alone = denoiser.encode([prompt])
+        for name in ("condition", *(["image_embeds"] if family is WAN_I2V else [])):
+            assert torch.equal(alone[name][0], together[name][row])
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_prompt_without_one_picture_is_refused(kind, count):
+    family, folder = kind
+    prompt = Prompt("a red circle", images=tuple(picture(seed, 32, 48) for seed in range(count)))
+    with pytest.raises(PromptError, match=f"must bring one picture to begin with, got {count} in"):
+        gym.make(family.id, **{**family.arguments(folder), "prompts": [prompt]})
+
+
+@pytest.mark.parametrize("length", [24, 511, 513])
+def test_a_length_at_which_the_network_parts_wrongly_is_refused(folders, length):
+    with pytest.raises(ConfigError, match=f"`max_sequence_length` must be 512 .* got {length}; try 512"):
+        WAN_I2V.denoiser(folders["one"], max_sequence_length=length)
+    assert WAN_I2V_EXPERTS.denoiser(folders["experts"], max_sequence_length=length)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "told"),
+    [
+        (INDEX, {"expand_timesteps": True}, "TI2V-5B"),
+        (INDEX, {"image_encoder": [None, None]}, "has no `image_encoder`"),
+        (INDEX, {"_class_name": "WanPipeline"}, "is of WanPipeline"),
+        (NETWORK, {"pos_embed_seq_len": 10}, "a first and a last picture"),
+        (NETWORK, {"in_channels": 4}, "reads 4 channels, and those of a latent, a picture and a mask are 12"),
+    ],
+)
+def test_checkpoints_of_something_else_are_refused(folders, tmp_path, file, change, told):
+    changed = edited(folders["one"], tmp_path / "changed", file, **change)
+    with pytest.raises(ModelNotFound, match=told):
+        WAN_I2V.denoiser(changed)
