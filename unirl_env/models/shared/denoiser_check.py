@@ -86,7 +86,8 @@ def check_denoiser(
     told = {**as_the_pipeline_has_it(subject, pipeline), **(call or {})}
     if getattr(subject, "tiling", False):
         pipeline.vae.enable_tiling()
-    if hasattr(subject, "max_images"):
+    asked = inspect.signature(type(pipeline).__call__).parameters.get("image")
+    if hasattr(subject, "max_images") or (asked is not None and asked.default is asked.empty):
         prompts = [replace(prompt, images=(PICTURE,)) for prompt in prompts]
         told["image"] = to_pil(load_picture(PICTURE))
     recorded = RecordedPipeline(pipeline, trained, told)

@@ -207,6 +207,7 @@ class _Court:
         denoiser = self.denoiser
         with torch.no_grad():
             reading = denoiser.read(network.module, context)
+            network.gaps.clear()  # a pass that reads texts in advance is no step of the pipeline's
             velocity = denoiser.velocity(network.module, latent, level, reading).float()
             if guidance != 1.0:
                 velocity = denoiser.guided(*velocity.chunk(2), guidance, level[:count])
