@@ -123,4 +123,5 @@ def draw(
 
     A thing goes the same way in any number of frames.
     """
-    return render(lay_out(captions, rng, frames), size).unflatten(0, (len(captions), frames))
+    pictures = render(lay_out(captions, rng, frames), size)
+    return pictures.reshape(len(captions), frames, 3, size, size)
