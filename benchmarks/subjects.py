@@ -63,7 +63,7 @@ class Family:
     def __init__(self, id: str, depth: int = 1):
         sys.path[:0] = [str(folder) for folder in TESTS]
         self.id = id
-        self.case = import_module(import_module("conftest").FAMILIES[id]).CASES[id]
+        self.case = import_module(import_module("families").FAMILIES[id]).CASES[id]
         self._folder = tempfile.TemporaryDirectory()
         self.case.build(Path(self._folder.name))
         self.options = self.case.arguments(Path(self._folder.name))

@@ -2,9 +2,8 @@
 
 Four parts: the autoencoder; its decoder alone; flow matching on true captions, until colours and motion
 follow them; and flow matching on loosened captions (see `shapes_data.loosen`), which leaves a habit that
-reinforcement learning corrects. The text encoder learns together with the
-transformer and is frozen after. It takes about 22 minutes of one core; on a shared machine
-OMP_NUM_THREADS=1 is fastest.
+reinforcement learning corrects. The text encoder learns together with the transformer and is frozen after.
+It takes about 22 minutes of one core; on a shared machine OMP_NUM_THREADS=1 is fastest.
 """
 
 from __future__ import annotations

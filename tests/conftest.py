@@ -13,28 +13,6 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # t
 os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
 
 
-FAMILIES = {
-    "unirl/Flux1-T2I-v0": "models.flux1_cases",
-    "unirl/Flux2-T2I-v0": "models.flux2_cases",
-    "unirl/Flux2Klein-T2I-v0": "models.flux2_cases",
-    "unirl/QwenImage-T2I-v0": "models.qwen_image_cases",
-    "unirl/QwenImage-Edit-v0": "models.qwen_image_cases",
-    "unirl/ZImage-T2I-v0": "models.z_image_cases",
-    "unirl/Sana-T2I-v0": "models.sana_cases",
-    "unirl/PixArt-T2I-v0": "models.pixart_cases",
-    "unirl/SD15-T2I-v0": "models.stable_diffusion_cases",
-    "unirl/SDXL-T2I-v0": "models.stable_diffusion_cases",
-    "unirl/Wan-T2V-v0": "models.wan_cases",
-    "unirl/Wan-I2V-v0": "models.wan_cases",
-    "unirl/HunyuanVideo-T2V-v0": "models.hunyuan_video_cases",
-    "unirl/HunyuanVideo15-T2V-v0": "models.hunyuan_video15_cases",
-    "unirl/HunyuanVideo15-I2V-v0": "models.hunyuan_video15_i2v_cases",
-    "unirl/LTX-T2V-v0": "models.ltx_cases",
-    "unirl/Diffusers-T2I-v0": "models.any_pipeline_cases",
-}
-"""By the id of a family of diffusers, where its tiny checkpoint is built."""
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     """Tiny tensors are slower on many threads, and other processes want the cores, too."""
@@ -166,6 +144,8 @@ def offline(tiny_dir, tmp_path_factory):
     }
 
     def of(name):
+        from families import FAMILIES
+
         if name in FAMILIES and name not in arguments:
             family = import_module(FAMILIES[name]).CASES[name]
             folder = tmp_path_factory.mktemp("models") / family.name

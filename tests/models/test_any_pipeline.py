@@ -14,7 +14,7 @@ import family_checks as checks
 import gymnasium as gym
 import pytest
 import torch
-from conftest import FAMILIES
+from families import FAMILIES
 from gymnasium.utils.env_checker import check_env
 
 from unirl_env import train

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-import conftest
+import families
 import gymnasium as gym
 import pytest
 
@@ -10,7 +10,7 @@ from unirl_env.agents import GRPOConfig
 from unirl_env.envs import check_vector_env
 
 EDITS = "unirl/QwenImage-Edit-v0"
-FAMILIES = [name for name in conftest.FAMILIES if name != EDITS and "2V-" not in name]
+FAMILIES = [name for name in families.FAMILIES if name != EDITS and "2V-" not in name]
 """Whoever edits needs a picture, which no writer brings, and clips are no pictures."""
 REWARD = {"name": "pictured", "scorer": "saturation"}
 WISHES = {"prompts": ["a red circle", "a blue square"], "scorer": REWARD}
@@ -18,7 +18,7 @@ WISHES = {"prompts": ["a red circle", "a blue square"], "scorer": REWARD}
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tmp_path_factory):
-    case = import_module(conftest.FAMILIES[request.param]).CASES[request.param]
+    case = import_module(families.FAMILIES[request.param]).CASES[request.param]
     folder = tmp_path_factory.mktemp("painter")
     case.build(folder)
     sizes = {"height": case.height, "width": case.width}

@@ -4,7 +4,7 @@ from importlib import import_module
 
 import pytest
 import torch
-from conftest import FAMILIES
+from families import FAMILIES
 
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.models import Denoiser, check_denoiser

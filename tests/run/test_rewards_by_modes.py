@@ -7,27 +7,30 @@ from unirl_env.modes import MODES
 from unirl_env.rewards import SCORERS, for_mode, needs_of
 from unirl_env.run.compose.yaml import differences
 from unirl_env.run.preflight import check_all
+from unirl_env.run.world_setup import model_arguments
 from unirl_env.settings import RewardSettings, RunConfig
 from unirl_env.train import CONFIGS, settings
 
-RECIPES = {
-    "diffusion": "diffusion/tiny_sd3",
-    "ar": "ar/tiny_qwen3",
-    "pe": "pe/tiny_prompt_enhancer",
-    "unified_model": "unified_model/tiny_unified",
-}
+RECIPES = [
+    "diffusion/tiny_sd3",
+    "diffusion/tiny_video",
+    "ar/tiny_qwen3",
+    "pe/tiny_prompt_enhancer",
+    "unified_model/tiny_unified",
+]
 REWARDS = sorted(path.stem for path in (CONFIGS / "reward").glob("*.yaml"))
 
 
 def fits(cfg):
     specs = [spec for spec in (cfg.reward.train, cfg.reward.heldout) if spec is not None]
-    return all(set(needs_of(spec)) <= set(MODES.get(cfg.mode).gives) for spec in specs)
+    given = set(MODES.get(cfg.mode).given(model_arguments(cfg)))
+    return all(set(needs_of(spec)) <= given for spec in specs)
 
 
-@pytest.mark.parametrize("mode", RECIPES)
+@pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("reward", REWARDS)
-def test_a_reward_composes_with_a_mode_or_says_why_not(reward, mode):
-    cfg = settings(RECIPES[mode], [f"rewards={reward}"])
+def test_a_reward_composes_with_a_mode_or_says_why_not(reward, recipe):
+    cfg = settings(recipe, [f"rewards={reward}"])
     if fits(cfg):
         check_all(cfg)
     else:
@@ -36,12 +39,10 @@ def test_a_reward_composes_with_a_mode_or_says_why_not(reward, mode):
 
 
 def test_every_mode_has_rewards_and_every_scorer_a_mode():
-    chosen = {mode: [reward for reward in REWARDS if fits(settings(recipe, [f"reward={reward}"]))]
-              for mode, recipe in RECIPES.items()}  # fmt: skip
-    assert all(len(rewards) >= 5 for rewards in chosen.values()), chosen
-    homeless = set(REWARDS) - {reward for rewards in chosen.values() for reward in rewards}
-    # No environment makes videos yet; their scorers are there for those of users.
-    assert homeless <= {"video", "moving_shapes"}
+    chosen = {recipe: [reward for reward in REWARDS if fits(settings(recipe, [f"reward={reward}"]))]
+              for recipe in RECIPES}  # fmt: skip
+    assert all(len(rewards) >= 2 for rewards in chosen.values()), chosen
+    assert set(REWARDS) == {reward for rewards in chosen.values() for reward in rewards}
 
 
 @pytest.mark.parametrize("name", sorted(SCORERS))
@@ -72,10 +73,10 @@ def test_what_says_nothing_is_taken_at_its_word():
 
 def test_overlap_by_the_words_that_people_type():
     small = ["rollout.batch_size=12"]
-    assert settings(RECIPES["ar"], ["rewards.async=true", *small]).reward.overlap
-    assert settings(RECIPES["ar"], ["reward.async=true", *small]).reward.overlap
-    assert settings(RECIPES["ar"], ["rewards.heldout=format"]).reward.heldout == "format"
-    cfg = settings(RECIPES["diffusion"], ["rewards.async=true"])
+    assert settings("ar/tiny_qwen3", ["rewards.async=true", *small]).reward.overlap
+    assert settings("ar/tiny_qwen3", ["reward.async=true", *small]).reward.overlap
+    assert settings("ar/tiny_qwen3", ["rewards.heldout=format"]).reward.heldout == "format"
+    cfg = settings("diffusion/tiny_sd3", ["rewards.async=true"])
     with pytest.raises(ConfigError, match=r"must be less than the 96 episodes .* try rollout.batch_size=12"):
         cfg.check()
     assert not RunConfig().reward.overlap
