@@ -51,7 +51,7 @@ def episode_memory(model: Denoiser, config: Any) -> EpisodeMemory:
     stored = elements * as_dtype("policy.storage_dtype", config.policy.storage_dtype).itemsize
     forward = config.looks_forward
     pixels = 3 * getattr(model, "height", 0) * getattr(model, "width", 0)
-    sample = pixels * (model.num_frames if model.makes == "video" else 4)
+    sample = pixels * (getattr(model, "num_frames", 0) if model.makes == "video" else 4)
     return EpisodeMemory(
         step=2 * stored + (0 if forward else 4 * elements),
         steps=1 if forward else len(config.trained_steps(0)),
