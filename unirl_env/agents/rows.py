@@ -186,8 +186,8 @@ class Rows:
     def by_steps(self, steps: int | None, total: int) -> list[Rows]:
         """The same rows in parts of `steps` of each episode's `total` steps; all at once with None.
 
-        Rows of tokens and of actions stay together. Rows that count nothing are as many parts, too, so that learners which
-        divide a network pass through it equally often.
+        Rows of tokens and of actions stay together. Rows that count nothing are as many parts, too, so that
+        learners which divide a network pass through it equally often.
         """
         if steps is None or steps >= total or self.kind != "latents":
             return [self]
