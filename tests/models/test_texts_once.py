@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from models.family_checks import randomised
 from models.pixart_cases import PIXART
 from models.sana_cases import SANA
 from models.stable_diffusion_cases import CASES
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from unirl_env.models.shared.texts_once import LAYERS, said_of, saying
 from unirl_env.policies.actor import Actor, LoRAConfig
@@ -66,6 +69,26 @@ def test_what_is_trained_reads_texts_with_a_gradient(case):
     actor.score(obs, obs["latent"] * 0.9).log_prob.sum().backward()
     weights = [p for n, p in actor.network.named_parameters() if any(f"{name}." in n for name in LAYERS)]
     assert weights and all(p.grad.abs().max() > 0 for p in weights)
+
+
+def test_parts_of_weights_read_texts_at_every_step(case):
+    family, folder = case
+    denoiser = family.denoiser(folder)
+    network, context = denoiser.network(), denoiser.encode(list(family.prompts))
+    latent, sigma = torch.zeros(len(family.prompts), *denoiser.latent_shape), torch.tensor([0.9, 0.5, 0.1])
+    with torch.no_grad():
+        expected = denoiser.velocity(network, latent, sigma, denoiser.read(network, context))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        for block in [module for module in network.modules() if hasattr(module, "attn2")]:
+            fully_shard(block, mesh=mesh)
+        fully_shard(network, mesh=mesh)
+        with torch.no_grad():
+            found = denoiser.velocity(network, latent, sigma, denoiser.read(network, context))
+    finally:
+        dist.destroy_process_group()
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 class Reads(nn.Module):

@@ -21,7 +21,7 @@ from unirl_env.run.record.folder import RunFolder
 from unirl_env.run.record.samples import clip_paths, save_samples
 from unirl_env.run.report.cards import drawn, gallery
 from unirl_env.run.report.shown import FRAMES, SIDE, clip_uris, shown
-from unirl_env.run.world_setup import frame_rate
+from unirl_env.run.world_setup import frame_rate, world_model
 from unirl_env.types import Prompt, Sample, Scores
 
 CLIP = re.compile(r'<img class="clip pixels" src="(data:image/webp;base64,[^"]+)" alt="" loading="lazy">')
@@ -167,6 +167,6 @@ def test_a_comparison_has_movies_where_they_can_be_written(run, tmp_path, monkey
 
 def test_clips_of_a_run_have_the_models_speed(tmp_path, monkeypatch):
     cfg = small_config(tmp_path, model__env="unirl/GaussianMixture-v0")
-    assert frame_rate(cfg) is None
+    assert frame_rate(world_model(cfg)) is None
     monkeypatch.setattr(GaussianMixtureDenoiser, "fps", 24.0, raising=False)
-    assert frame_rate(cfg) == 24.0
+    assert frame_rate(world_model(cfg)) == 24.0

@@ -62,9 +62,10 @@ def build_parts(cfg: RunConfig, prompts: Prompts | None = None, train: PromptSou
     if prompts is not None:
         check_prompts(cfg, chain(prompts.train, prompts.heldout or ()))
     source = train if prompts is None else prompts.train
-    notes = memory_note(cfg, world_model(cfg), agent_config(cfg, source))
+    model = world_model(cfg)
+    notes = memory_note(cfg, model, agent_config(cfg, source))
     agent = build_agent(cfg, source)
-    return Parts(agent, heldout, known, (*chosen(cfg, agent.config), *notes), frame_rate(cfg) or FPS)
+    return Parts(agent, heldout, known, (*chosen(cfg, agent.config), *notes), frame_rate(model) or FPS)
 
 
 def build_agent(cfg: RunConfig, prompts: PromptSource | None = None) -> Agent:

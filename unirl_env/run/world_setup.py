@@ -158,9 +158,9 @@ def model_sources(cfg: RunConfig) -> dict[str, tuple[str, str | None]]:
     return found
 
 
-def frame_rate(cfg: RunConfig) -> float | None:
-    """Frames per second of the clips that the run's model makes; None where it makes none or says nothing."""
-    return getattr(world_model(cfg), "fps", None)
+def frame_rate(model: Any) -> float | None:
+    """Frames per second of the clips that a model makes; None where it makes none or says nothing."""
+    return getattr(model, "fps", None)
 
 
 def mode_of_run(cfg: RunConfig) -> Mode:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from unirl_env.models.shared.of_diffusers import OfDiffusers
 
@@ -27,12 +28,14 @@ class TextsOnce(OfDiffusers):
     """A family whose texts do not read the latent: while one plays, they are read once for all steps.
 
     Where something is trained, a gradient would need all of the pass that reads them; `rows_per_forward`
-    promises every bit, and compiled blocks keep their layers: then all steps read them, as in the pipeline.
+    promises every bit, compiled blocks keep their layers, and of divided weights a layer has its own only
+    within its block: then all steps read them, as in the pipeline.
     """
 
     def read(self, network: nn.Module, context: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The context, and what the layers say of its texts, where these weigh beside the latent."""
-        plain = self.rows_per_forward is None and not self.acceleration.compile
+        divided = any(isinstance(weight, DTensor) for weight in network.parameters())
+        plain = self.rows_per_forward is None and not self.acceleration.compile and not divided
         any_of_it = next(iter(context.values()))
         weighs = any_of_it.shape[1] * LIGHT >= self.num_tokens
         if torch.is_grad_enabled() or not plain or not weighs:
