@@ -9,17 +9,15 @@ It takes about half an hour of one core; on a shared machine OMP_NUM_THREADS=1 i
 from __future__ import annotations
 
 import argparse
-import copy
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from pretraining.flow_matching import fit_flow, save_half, steps_of
 from pretraining.sd3_build import tiny_sd3_parts
 from pretraining.shapes_data import draw_in_parts, loosen, sample_captions
 from unirl_env.models.tiny import SD3_TOKENS
@@ -33,17 +31,11 @@ _LEARNED = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 _SCORER = "unirl_env.rewards.pictures.shapes_scorers:ShapesScorer"
 
 
-def _steps(count: int, label: str) -> Iterable[int]:
-    from rich.progress import track
-
-    return track(range(count), description=label)
-
-
 def train_autoencoder(vae: Any, *, steps: int, rng: np.random.Generator, batch: int = 48) -> None:
     """Fit the autoencoder, then set its scale and shift so that latents have mean 0 and deviation 1."""
     optimizer = torch.optim.AdamW(vae.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
-    for _ in _steps(steps, "autoencoder"):
+    for _ in steps_of(steps, "autoencoder"):
         pictures = draw_in_parts(sample_captions(batch, rng), rng) * 2 - 1
         posterior = vae.encode(pictures).latent_dist
         noise = torch.from_numpy(rng.standard_normal(posterior.mean.shape, dtype=np.float32))
@@ -110,57 +102,22 @@ def train_flow(
     latents = _encode(vae, draw_in_parts(captions, rng))
     latents = (latents - vae.config.shift_factor) * vae.config.scaling_factor
     known = ["", *(c.text for kind in ("place", "count", "relation") for c in split_captions(kind)[0])]
-    row = {text: index for index, text in enumerate(known)}
     clip_ids, t5_ids = _tokenize(parts, known)
 
-    networks = nn.ModuleList([parts[name] for name in _LEARNED]).train()
-    average = copy.deepcopy(networks)
-    optimizer = torch.optim.AdamW(networks.parameters(), lr=peak_lr, betas=(0.9, 0.98), weight_decay=1e-3)
-    for step in _steps(steps, f"flow matching, {loose_rate:.0%} loose"):
-        for group in optimizer.param_groups:
-            group["lr"] = peak_lr * min((step + 1) / 50, 1 - 0.95 * step / steps)
-        picked = rng.integers(pictures, size=batch)
-        rows = []
-        for index in picked:
-            caption = captions[index]
-            said = loosen(caption, loose_rate, rng) if loose_rate else caption
-            # What is held out is never said. One text in ten is dropped: guidance needs a model without.
-            rows.append(row.get(said.text, row[caption.text]) if rng.random() > 0.1 else 0)
-        clean = latents[picked]
-        noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32))
-        uniform = torch.from_numpy(rng.random(batch, dtype=np.float32))
-        sigma = 3 * uniform / (1 + 2 * uniform)  # the scheduler's shift
-        noisy = clean + sigma[:, None, None, None] * (noise - clean)
+    def velocity(noisy: Tensor, sigma: Tensor, rows: list[int]) -> Tensor:
         sequence, pooled = _encode_text(parts, clip_ids[rows], t5_ids[rows])
-        velocity = parts["transformer"](noisy, sequence, pooled, sigma * 1000).sample
-        loss = nnf.mse_loss(velocity, noise - clean)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
-        optimizer.step()
-        with torch.no_grad():
-            decay = min(0.98, step / (step + 10))
-            torch._foreach_lerp_(list(average.parameters()), list(networks.parameters()), 1 - decay)
-    networks.load_state_dict(average.state_dict())
-    networks.eval()
+        return parts["transformer"](noisy, sequence, pooled, sigma * 1000).sample
+
+    networks = nn.ModuleList([parts[name] for name in _LEARNED])
+    how = {"rng": rng, "loosen": loosen, "loose_rate": loose_rate, "batch": batch, "peak_lr": peak_lr}
+    fit_flow(networks, latents, captions, known, velocity, steps=steps, **how)
 
 
 def save(parts: dict[str, Any], directory: str | Path) -> Path:
     """Write the pipeline in float16; leaves `parts` in float16 precision, float32 storage."""
     from diffusers import StableDiffusion3Pipeline
 
-    directory = Path(directory)
-    pipe = StableDiffusion3Pipeline(**parts).to(torch.float16)
-    pipe.save_pretrained(directory)
-    pipe.to(torch.float32)
-    # Encoders would come back in the precision of the file, everything else in float32; the pipeline then
-    # mixes the two. The file stays half precision, the loaded model does not.
-    for name in _LEARNED[1:]:
-        path = directory / name / "config.json"
-        config = json.loads(path.read_text())
-        config["dtype"] = "float32"
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    return directory
+    return save_half(StableDiffusion3Pipeline(**parts), directory, _LEARNED[1:])
 
 
 @torch.no_grad()

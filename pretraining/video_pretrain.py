@@ -9,17 +9,15 @@ It takes about 22 minutes of one core; on a shared machine OMP_NUM_THREADS=1 is 
 from __future__ import annotations
 
 import argparse
-import copy
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from pretraining.flow_matching import fit_flow, save_half, steps_of
 from pretraining.moving_data import draw_clips, loosen, sample_captions
 from pretraining.video_build import tiny_video_parts
 from unirl_env.models.tiny import VIDEO_TOKENS
@@ -39,12 +37,6 @@ __all__ = [
 ]
 
 _LEARNED = ("transformer", "text_encoder")
-
-
-def _steps(count: int, label: str) -> Iterable[int]:
-    from rich.progress import track
-
-    return track(range(count), description=label)
 
 
 def _decode(vae: Any, latents: Tensor) -> Tensor:
@@ -97,7 +89,7 @@ def _fit(
         weight.requires_grad_(True)
     optimizer = torch.optim.AdamW(weights, lr=peak_lr, betas=(0.9, 0.98), weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_lr, total_steps=len(sizes), pct_start=0.1)
-    for step in _steps(len(sizes), "autoencoder"):
+    for step in steps_of(len(sizes), "autoencoder"):
         frames, batch = sizes[step]
         clips = draw_clips(sample_captions(batch, rng), rng)[:, :, :frames]
         posterior = vae.encode(clips).latent_dist
@@ -165,55 +157,22 @@ def train_flow(
     captions = sample_captions(clips, rng)
     latents = _scaled(vae, _latents(vae, captions, rng))
     known = ["", *(caption.text for caption in split_captions()[0])]
-    row = {text: index for index, text in enumerate(known)}
     said = parts["tokenizer"](known, padding="max_length", max_length=VIDEO_TOKENS, return_tensors="pt")
 
-    networks = nn.ModuleList([parts[name] for name in _LEARNED]).train()
-    average = copy.deepcopy(networks)
-    optimizer = torch.optim.AdamW(networks.parameters(), lr=peak_lr, betas=(0.9, 0.98), weight_decay=1e-3)
-    for step in _steps(steps, f"flow matching, {loose_rate:.0%} loose"):
-        for group in optimizer.param_groups:
-            group["lr"] = peak_lr * min((step + 1) / 50, 1 - 0.95 * step / steps)
-        picked = rng.integers(clips, size=batch)
-        rows = []
-        for caption in (captions[index] for index in picked):
-            loose = loosen(caption, loose_rate, rng) if loose_rate else caption
-            # What is held out is never said. One text in ten is dropped: guidance needs a model without.
-            rows.append(row.get(loose.text, row[caption.text]) if rng.random() > 0.1 else 0)
-        clean = latents[picked]
-        noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32))
-        uniform = torch.from_numpy(rng.random(batch, dtype=np.float32))
-        sigma = 3 * uniform / (1 + 2 * uniform)  # the scheduler's shift
-        noisy = clean + sigma.view(-1, 1, 1, 1, 1) * (noise - clean)
+    def velocity(noisy: Tensor, sigma: Tensor, rows: list[int]) -> Tensor:
         context = _encode_text(parts["text_encoder"], said.input_ids[rows], said.attention_mask[rows])
-        velocity = parts["transformer"](noisy, sigma * 1000, context).sample
-        loss = nnf.mse_loss(velocity, noise - clean)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
-        optimizer.step()
-        with torch.no_grad():
-            decay = min(0.98, step / (step + 10))
-            torch._foreach_lerp_(list(average.parameters()), list(networks.parameters()), 1 - decay)
-    networks.load_state_dict(average.state_dict())
-    networks.eval()
+        return parts["transformer"](noisy, sigma * 1000, context).sample
+
+    networks = nn.ModuleList([parts[name] for name in _LEARNED])
+    how = {"rng": rng, "loosen": loosen, "loose_rate": loose_rate, "batch": batch, "peak_lr": peak_lr}
+    fit_flow(networks, latents, captions, known, velocity, steps=steps, **how)
 
 
 def save(parts: dict[str, Any], directory: str | Path) -> Path:
     """Write the pipeline in float16; leaves `parts` in float16 precision, float32 storage."""
     from diffusers import WanPipeline
 
-    directory = Path(directory)
-    pipe = WanPipeline(**parts).to(torch.float16)
-    pipe.save_pretrained(directory)
-    pipe.to(torch.float32)
-    # The encoder would come back in the precision of the file, everything else in float32; the pipeline then
-    # mixes the two. The file stays half precision, the loaded model does not.
-    path = directory / "text_encoder" / "config.json"
-    config = json.loads(path.read_text())
-    config["dtype"] = "float32"
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    return directory
+    return save_half(WanPipeline(**parts), directory, _LEARNED[1:])
 
 
 @torch.no_grad()
