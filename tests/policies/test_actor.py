@@ -478,22 +478,3 @@ def test_guidance_in_two_forwards_is_that_in_one(tiny_dir, storage_dtype):
             steps.append(actor.act(obs, torch.ones_like(obs["latent"])))
     assert rows == [4, 2, 2]
     assert (steps[0].mean - steps[1].mean).abs().max() < 1e-5
-
-
-def test_guidance_takes_two_forwards_for_many_latents_unless_passes_are_counted(tiny_dir):
-    denoiser, rows = TinySD3Denoiser(tiny_dir), []
-    prompts = [Prompt("a red circle")] * 17
-    obs = {"latent": torch.zeros(17, *denoiser.latent_shape), "sigma": torch.full((17,), 0.9)}
-    obs |= denoiser.encode(prompts)
-    obs |= {f"negative_{k}": v for k, v in denoiser.encode(prompts, negative=True).items()}
-    actor = Actor(denoiser, guidance=3.0)
-    actor.network.register_forward_pre_hook(
-        lambda module, args, kwargs: rows.append(len(kwargs["hidden_states"])), with_kwargs=True
-    )
-    head = actor.latent_head()
-    with torch.no_grad():
-        head.velocity(actor.network, {name: value[:16] for name, value in obs.items()})
-        head.velocity(actor.network, obs)
-        head.settle_passes()
-        head.velocity(actor.network, obs)
-    assert rows == [32, 17, 17, 34]

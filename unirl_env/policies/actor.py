@@ -351,8 +351,6 @@ class Actor(TrainedWeights):
             any_process: Answers `anyone`.
         """
         self._gates, self._any = dict(gates), any_process
-        for head in self.heads.values():
-            head.settle_passes()
 
     @property
     def divided(self) -> bool:

@@ -25,8 +25,6 @@ from unirl_env.policies.distributions import distribution_over
 from unirl_env.policies.packing import pack_prefixes
 from unirl_env.policies.routing import ROUTES, Routing
 
-TOGETHER = 16
-"""Latents that one forward reads faster with and without prompts than two: more fill a processor alone."""
 ANNOUNCED = ("latent", "sigma", "sigma_next", "step", "stochastic")
 """Observation keys of denoising that are not context."""
 ROW = "context_row"
@@ -62,13 +60,6 @@ class Head(ABC):
     def branches(self, network: nn.Module) -> bool:
         """Whether rows may share the beginning of their episodes, as `policies.packing` has it."""
         return False
-
-    def settle_passes(self) -> None:
-        """From now on pass through the network equally often, however many rows there are.
-
-        Processes that hold parts of it must.
-        """
-        return
 
     @abstractmethod
     def act(self, network: nn.Module, obs: Mapping[str, Tensor], draws: Tensor | None = None) -> Any:
@@ -118,8 +109,7 @@ class LatentHead(Head):
     Args:
         denoiser: The adapter of the model family.
         guidance: Classifier-free guidance; other than 1 it needs negative prompts in the observation.
-        guidance_at_once: Evaluate both in one forward of twice the rows, or in two; None takes one of at most
-            `TOGETHER` latents, and two of more.
+        guidance_at_once: Evaluate both in one forward of twice the rows; otherwise in two.
         dynamics: `flow`, `dance`, `cps` or `ddim`.
         eta: Noise level.
         storage_dtype: What latents are rounded to before they are scored; the learner replays just that.
@@ -135,16 +125,14 @@ class LatentHead(Head):
         denoiser: Any,
         *,
         guidance: float = 1.0,
-        guidance_at_once: bool | None = None,
+        guidance_at_once: bool = True,
         dynamics: str = "flow",
         eta: float = 0.7,
         storage_dtype: torch.dtype | str = torch.float32,
     ):
         super().__init__(denoiser)
         self.eta, self.guidance = number("eta", eta), number("guidance", guidance)
-        self.guidance_at_once = (
-            None if guidance_at_once is None else truth("guidance_at_once", guidance_at_once)
-        )
+        self.guidance_at_once = truth("guidance_at_once", guidance_at_once)
         self.dynamics, self.storage_dtype = dynamics, as_dtype("storage_dtype", storage_dtype)
         self.recomputes = getattr(denoiser, "recomputes", False)
         if self.guidance != 1.0:
@@ -236,18 +224,13 @@ class LatentHead(Head):
         """The next latents of the deterministic ODE."""
         return self.act(network, {**obs, "stochastic": torch.zeros_like(obs["sigma"], dtype=torch.bool)})
 
-    def settle_passes(self) -> None:
-        """With and without prompts in one forward, unless two were asked for."""
-        self.guidance_at_once = self.guidance_at_once is not False
-
     def velocity(self, network: nn.Module, obs: Mapping[str, Tensor], reading: Any = None) -> Tensor:
         """The guided velocity `[N, ...]` in float32."""
         latent, sigma = obs["latent"], obs["sigma"]
         reading = self.read(network, obs) if reading is None else reading
         if self.guidance == 1.0:
             return self.model.velocity(network, latent, sigma, reading).float()
-        together = len(latent) <= TOGETHER if self.guidance_at_once is None else self.guidance_at_once
-        if together:
+        if self.guidance_at_once:
             both = self.model.velocity(
                 network, torch.cat([latent, latent]), torch.cat([sigma, sigma]), reading
             ).chunk(2)

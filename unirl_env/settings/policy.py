@@ -106,10 +106,9 @@ class PolicySettings(Settings):
     """Layers that adapters attach to; null takes the model family's own list."""
     guidance: float = setting(1.0)
     """Classifier-free guidance, the same in rollout and update; 1 is none."""
-    guidance_at_once: bool | None = setting(None, may_change=True)
+    guidance_at_once: bool = setting(True, may_change=True)
     """With guidance, evaluate the network with and without the prompt in one forward of twice the rows; false
-    takes two, with half the memory where nothing is trained; null takes one for up to 16 latents, two for
-    more, and one where learners divide the network, which must pass through it equally often."""
+    takes two, with half the memory where nothing is trained."""
     dynamics: str = setting("flow", choices=("flow", "dance", "cps", "ddim"))
     """The stochastic step: `flow`, `dance`, `cps`, or `ddim`, that of DDPO."""
     eta: float = setting(
