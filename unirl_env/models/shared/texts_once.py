@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ LIGHT = 8
 """How many times as many tokens a latent has whose texts are not worth it."""
 SAID = "of_text:"
 """Prefix of what layers say of texts, beside the entries of a context."""
+_LAYERS: WeakKeyDictionary[nn.Module, dict[str, nn.Module]] = WeakKeyDictionary()
+"""The layers of networks that have read texts: to look for hundreds by name takes long at each step."""
 
 
 class TextsOnce(OfDiffusers):
@@ -84,7 +87,8 @@ def said_of(network: nn.Module, layers: Sequence[str], forward: Callable[[], Any
     finally:
         for hook in hooks:
             hook.remove()
-    return {SAID + name: layer(text) for name, layer in named}
+    _LAYERS[network] = {SAID + name: layer for name, layer in named}
+    return {name: layer(text) for name, layer in _LAYERS[network].items()}
 
 
 class _HeardError(Exception):
@@ -97,14 +101,15 @@ class _HeardError(Exception):
 @contextmanager
 def saying(network: nn.Module, said: Mapping[str, Tensor]) -> Iterator[None]:
     """Within it, layers answer what `said_of` has found of them, in the place of computing it."""
-    layers = {name: network.get_submodule(name.removeprefix(SAID)) for name in said}
-    for name, layer in layers.items():
-        layer.forward = _answering(said[name])  # type: ignore[method-assign]
+    layers = [(name, _LAYERS[network][name]) for name in said]
+    for name, layer in layers:
+        # As `layer.forward = ...`, without the search among weights and modules.
+        layer.__dict__["forward"] = _answering(said[name])
     try:
         yield
     finally:
-        for layer in layers.values():
-            del layer.forward
+        for _, layer in layers:
+            del layer.__dict__["forward"]
 
 
 def _answering(value: Tensor) -> Callable[..., Tensor]:
