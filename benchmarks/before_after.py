@@ -41,15 +41,17 @@ def draw(args: argparse.Namespace, last: int, before: dict, after: dict) -> None
     samples = before["samples"]
     folders = {i: args.run / "pictures" / f"{i:06d}" / "train" for i in (0, last)}
     drawn = {i: drawn_paths(folder) for i, folder in folders.items()}
+    tall, wide, _ = pixels(drawn[0][0, 0]).shape
+    shown = min(samples, max(3, round(samples * tall / wide)))
     texts = {i: load_texts(folder) for i, folder in folders.items()}
     height = 1.25 if texts[0] else 0.95
     figure = plt.figure(figsize=(11, height * args.prompts + 0.3), layout="constrained")
     blocks = figure.subfigures((args.prompts + 1) // 2, 2, wspace=0.03)
     for number, block in enumerate(blocks.flat):
         block.suptitle(before["prompts"][number], fontsize=10)
-        axes = block.subplots(2, samples)
+        axes = block.subplots(2, shown)
         for line, (name, iteration, row) in enumerate((("before", 0, before), ("after", last, after))):
-            for k in range(samples):
+            for k in range(shown):
                 axis = axes[line, k]
                 axis.imshow(pixels(drawn[iteration][number, k]), interpolation="nearest")
                 if texts[iteration]:
