@@ -45,6 +45,7 @@ DENOISERS = Registry(
         "hunyuan_video15": "unirl_env.models.hunyuan_video15:HunyuanVideo15Denoiser",
         "hunyuan_video15_i2v": "unirl_env.models.hunyuan_video15_i2v:HunyuanVideo15I2VDenoiser",
         "ltx": "unirl_env.models.ltx:LTXDenoiser",
+        "ltx_i2v": "unirl_env.models.ltx_i2v:LTXI2VDenoiser",
         "pipeline": "unirl_env.models.any_pipeline:any_pipeline",
         "pixart": "unirl_env.models.pixart:PixArtDenoiser",
         "qwen_image": "unirl_env.models.qwen_image:QwenImageDenoiser",
