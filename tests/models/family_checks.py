@@ -5,6 +5,7 @@ A family's test module makes a `Family` and calls these; each compares with the 
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from unirl_env.envs import check_vector_env
 from unirl_env.models import DENOISERS
 from unirl_env.models.making import make_model
 from unirl_env.models.shared.judging import in_turn
+from unirl_env.models.shared.recording import FRAMES
 from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.prompts.sources import PromptSource
 from unirl_env.rollouts.driver import RolloutRequest
@@ -190,7 +192,9 @@ class Family:
                 for row, prompt in enumerate(prompts)
             ]
             return torch.cat(rows)
-        frames = {} if self.frames is None else {"num_frames": denoiser.num_frames}
+        takes = inspect.signature(type(pipeline).__call__).parameters
+        named = [] if self.frames is None else [name for name in FRAMES if name in takes]
+        frames = dict.fromkeys(named, getattr(denoiser, "num_frames", None))
         with torch.no_grad():
             made = pipeline(
                 **self.call(prompts, guidance),

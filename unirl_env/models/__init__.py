@@ -56,6 +56,7 @@ DENOISERS = Registry(
         "sdxl": "unirl_env.models.stable_diffusion:SDXLDenoiser",
         "tiny_sd3": "unirl_env.models.tiny:TinySD3Denoiser",
         "tiny_video": "unirl_env.models.tiny:TinyVideoDenoiser",
+        "video_pipeline": "unirl_env.models.any_video_pipeline:VideoPipelineDenoiser",
         "wan": "unirl_env.models.wan:WanDenoiser",
         "wan_i2v": "unirl_env.models.wan_i2v:WanI2VDenoiser",
         "z_image": "unirl_env.models.z_image:ZImageDenoiser",

@@ -93,6 +93,12 @@ IDS: dict[str, dict[str, Any]] = {
         "prompts": "scenes_train",
         "scorer": "clip",
     },
+    "unirl/Diffusers-T2V-v0": {
+        "denoiser": "video_pipeline",
+        "num_steps": 10,
+        "prompts": "scenes_train",
+        "scorer": {"name": "over_frames", "scorer": "clip"},
+    },
     "unirl/TinySD3-T2I-v0": {
         "denoiser": "tiny_sd3",
         "num_steps": 8,
