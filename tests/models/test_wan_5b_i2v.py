@@ -109,7 +109,12 @@ def test_environments_decode_and_render_with_their_own_pictures(folder):
         num_envs=2,
         vectorization_mode="vector_entry_point",
         array_backend="torch",
-        **{**FAMILY.arguments(folder), "prompts": list(FAMILY.prompts[:2]), "num_steps": 1},
+        **{
+            **FAMILY.arguments(folder),
+            "prompts": list(FAMILY.prompts[:2]),
+            "num_steps": 1,
+            "info_objects": True,
+        },
     )
     obs, _ = env.reset(seed=3)
     _, _, terminated, _, info = env.step(obs["latent"] * 0.5)
