@@ -3,6 +3,8 @@
 Published ones carry solvers that look back; these a scheduler whose steps episodes take.
 """
 
+from dataclasses import replace
+
 from models.any_pipeline_cases import loud
 from models.family_checks import Family
 from models.sana_cases import gemma, gemma_tokenizer
@@ -103,6 +105,8 @@ def family(build, pipeline, length, **arguments):
 
 
 SKYREELS = family(build_skyreels, "SkyReelsV2Pipeline", LENGTH)
-SANA_VIDEO = family(build_sana_video, "SanaVideoPipeline", 40, use_resolution_binning=False)
+SANA_VIDEO = replace(
+    family(build_sana_video, "SanaVideoPipeline", 40, use_resolution_binning=False), width=64
+)
 PIPELINES = {"SkyReelsV2": SKYREELS, "SanaVideo": SANA_VIDEO}
 CASES = {SKYREELS.id: SKYREELS}

@@ -116,6 +116,12 @@ def behind_the_picture(pipeline, latents, denoiser, prompts):
     return torch.cat([whole[:, : -latents.shape[1]], latents], 1)
 
 
+def smaller(agent, elements):
+    """What of the recipe depends on the size of a latent, and on its 30 steps."""
+    steps = "steps.fraction=[0.1,0.7]"
+    return (steps, f"agent.options.clip_low_nats={1e-4 * elements}") if agent == "grpo" else (steps,)
+
+
 LTX_I2V = replace(
     LTX,
     name="ltx_i2v",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from models import family_checks as checks
 from models.family_checks import edited_copy as edited
-from models.ltx_cases import LTX, NOISY, build, call
+from models.ltx_cases import LTX, NOISY, build, call, smaller
 
 from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.models.shared.noisy_decoder import SEED
@@ -83,7 +83,7 @@ def test_it_keeps_the_contract(folder):
 
 @pytest.mark.parametrize("agent", ["awm", "grpo", "flow_dppo", "drpo"])
 def test_it_trains_by_a_recipe(folder, cluster, agent):
-    checks.trains(LTX, folder, "diffusion/ltx", agent, "steps.fraction=[0.1,0.7]")
+    checks.trains(LTX, folder, "diffusion/ltx", agent, *smaller(agent, 72))
 
 
 def test_its_shift_counts_all_places_of_the_clip(folder):

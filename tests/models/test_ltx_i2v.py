@@ -6,7 +6,7 @@ import pytest
 import torch
 from models import family_checks as checks
 from models.family_checks import edited_copy as edited
-from models.ltx_cases import CHANNELS, NOISY, SEED, build, pictured_call
+from models.ltx_cases import CHANNELS, NOISY, SEED, build, pictured_call, smaller
 from models.ltx_cases import LTX_I2V as FAMILY
 from models.wan_cases import picture
 
@@ -89,7 +89,7 @@ def test_it_keeps_the_contract(folder):
 
 @pytest.mark.parametrize("agent", ["awm", "grpo", "flow_dppo", "drpo"])
 def test_it_trains_by_its_recipe(folder, cluster, agent):
-    checks.trains(FAMILY, folder, "diffusion/ltx", agent, "model=ltx_i2v", "steps.fraction=[0.1,0.7]")
+    checks.trains(FAMILY, folder, "diffusion/ltx", agent, "model=ltx_i2v", *smaller(agent, 36))
 
 
 def test_a_checkpoint_of_the_picture_pipeline_is_the_same(folder, tmp_path):

@@ -103,7 +103,7 @@ def test_its_clips_begin_with_the_picture(folder):
     assert not torch.equal(other.video[0], clips[0][0])
 
 
-def test_environments_decode_and_render_with_their_own_pictures(folder):
+def test_environments_decode_with_their_own_pictures(folder):
     env = gym.make_vec(
         FAMILY.id,
         num_envs=2,
