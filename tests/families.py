@@ -17,6 +17,8 @@ FAMILIES = {
     "unirl/HunyuanVideo15-T2V-v0": "models.hunyuan_video15_cases",
     "unirl/HunyuanVideo15-I2V-v0": "models.hunyuan_video15_i2v_cases",
     "unirl/LTX-T2V-v0": "models.ltx_cases",
+    "unirl/LTX-I2V-v0": "models.ltx_cases",
     "unirl/Diffusers-T2I-v0": "models.any_pipeline_cases",
+    "unirl/Diffusers-T2V-v0": "models.any_video_cases",
 }
 """By the id of a family of diffusers, where its tiny checkpoint is built."""

@@ -5,6 +5,7 @@ A family's test module makes a `Family` and calls these; each compares with the 
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,8 @@ from unirl_env.arguments.names import MODEL_OPTIONS
 from unirl_env.envs import check_vector_env
 from unirl_env.models import DENOISERS
 from unirl_env.models.making import make_model
+from unirl_env.models.shared.judging import in_turn
+from unirl_env.models.shared.recording import FRAMES
 from unirl_env.policies.actor import Actor, LoRAConfig
 from unirl_env.prompts.sources import PromptSource
 from unirl_env.rollouts.driver import RolloutRequest
@@ -37,7 +40,7 @@ PROMPTS = [
 """Texts of unequal length, with negatives of other lengths."""
 
 
-def same(pipeline: Any, latents: torch.Tensor) -> torch.Tensor:
+def same(pipeline: Any, latents: torch.Tensor, denoiser: Any, prompts: Sequence[Prompt]) -> torch.Tensor:
     """Initial latents that `latents=` takes as they are."""
     return latents
 
@@ -66,7 +69,7 @@ class Family:
         height: Pixels of a small picture.
         width: Likewise, another number.
         frames: Of a small clip; None of pictures.
-        latents: From a pipeline and our initial latents to its `latents=`.
+        latents: From a pipeline, our initial latents, the denoiser and the prompts to its `latents=`.
         prepare: Changes a loaded pipeline before a comparison, for example its scheduler.
         load_adapters: Gives a loaded pipeline what `save_adapters` wrote into a folder.
         guidances: What is compared; 1 alone where the family has none.
@@ -87,7 +90,7 @@ class Family:
     height: int = 32
     width: int = 48
     frames: int | None = None
-    latents: Callable[[Any, torch.Tensor], torch.Tensor] = same
+    latents: Callable[[Any, torch.Tensor, Any, Sequence[Prompt]], torch.Tensor] = same
     prepare: Callable[[Any, Any, int], None] = nothing
     load_adapters: Callable[[Any, Path], Any] = by_the_pipeline
     guidances: tuple[float, ...] = (1.0, 3.5)
@@ -169,7 +172,8 @@ class Family:
             return start["latent"], final, torch.stack([sample.image for sample in batch.samples])
         clips = torch.stack([sample.video for sample in batch.samples])
         with torch.no_grad():
-            exact = [denoiser._draw(denoiser.frozen.vae, row[None].float()) / 2 + 0.5 for row in final]
+            whole = finished(denoiser, final.float(), prompts)
+            exact = [denoiser._draw(denoiser.frozen.vae, row[None]) / 2 + 0.5 for row in whole]
         exact = torch.cat(exact).clamp(0, 1).transpose(1, 2)
         assert clips.dtype == torch.uint8 and (clips - 255 * exact).abs().max() < 0.51
         return start["latent"], final, exact
@@ -188,7 +192,9 @@ class Family:
                 for row, prompt in enumerate(prompts)
             ]
             return torch.cat(rows)
-        frames = {} if self.frames is None else {"num_frames": denoiser.num_frames}
+        takes = inspect.signature(type(pipeline).__call__).parameters
+        named = [] if self.frames is None else [name for name in FRAMES if name in takes]
+        frames = dict.fromkeys(named, getattr(denoiser, "num_frames", None))
         with torch.no_grad():
             made = pipeline(
                 **self.call(prompts, guidance),
@@ -196,7 +202,7 @@ class Family:
                 width=denoiser.width,
                 **frames,
                 num_inference_steps=num_steps,
-                latents=self.latents(pipeline, latents.clone()),
+                latents=self.latents(pipeline, latents.clone(), denoiser, prompts),
                 output_type=output,
             )
         return made.images if self.frames is None else made.frames
@@ -219,12 +225,18 @@ def equals_the_pipeline(
         assert (plain - final).abs().max() > 1e-3, "guidance must matter"
 
 
+def finished(denoiser: Any, final: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
+    """What is decoded of final latents, with the pictures that lead them."""
+    leads = getattr(denoiser, "leads", False)
+    return denoiser._finished(final, in_turn(denoiser, prompts, negative=False) if leads else None)
+
+
 def its_latents_are_the_pipelines(family: Family, folder: Path, *, most: float = 1e-5) -> None:
     """What is decoded, beside its largest element: decoders that normalise would hide a wrong scale."""
     denoiser, pipeline, prompts = family.denoiser(folder), family.load(folder), list(family.prompts)
     start, final, _ = family.drawn(denoiser, Actor(denoiser), 4, prompts)
     expected = family.by_pipeline(pipeline, denoiser, start, 1.0, 4, prompts, output="latent")
-    off = (denoiser.data(final) - expected).abs().max() / expected.abs().max()
+    off = (finished(denoiser, final, prompts) - expected).abs().max() / expected.abs().max()
     assert expected.std() > 0.1 and off <= most, off
 
 

@@ -1,9 +1,14 @@
 """Untrained tiny checkpoints of LTX-Video in the published layout, and how its pipeline is called."""
 
+from dataclasses import replace
+
 import torch
 from models.family_checks import Family
+from models.wan_cases import WAN_I2V
 
 from pretraining.sd3_build import _t5_tokenizer
+from unirl_env.media.pixels import to_pil
+from unirl_env.models.shared.noisy_decoder import SEED
 from unirl_env.prompts.shapes import words
 
 LENGTH, CHANNELS, FPS = 24, 6, 8.0
@@ -90,4 +95,42 @@ LTX = Family(
     "ltx", "unirl/LTX-T2V-v0", build, "LTXPipeline", call,
     {"max_sequence_length": LENGTH, "fps": FPS}, height=64, width=96, frames=9,
 )  # fmt: skip
-CASES = {LTX.id: LTX}
+
+
+def pictured_call(prompts, guidance):
+    """Of one prompt, with its picture."""
+    (prompt,) = prompts
+    return {**call(prompts, guidance), "image": to_pil(prompt.images[0])}
+
+
+def behind_the_picture(pipeline, latents, denoiser, prompts):
+    """Whoever gives the pipeline latents has put the picture before them, as it does itself without any."""
+    (prompt,) = prompts
+    sizes = denoiser.height, denoiser.width
+    pixels = pipeline.video_processor.preprocess(to_pil(prompt.images[0]), *sizes)
+    keyed = torch.Generator().manual_seed(SEED)
+    whole, _ = pipeline.prepare_latents(
+        *(pixels.to(pipeline.vae.dtype), 1, CHANNELS, *sizes, denoiser.num_frames),
+        *(torch.float32, "cpu", keyed),
+    )
+    return torch.cat([whole[:, : -latents.shape[1]], latents], 1)
+
+
+def smaller(agent, elements):
+    """What of the recipe depends on the size of a latent, and on its 30 steps."""
+    steps = "steps.fraction=[0.1,0.7]"
+    return (steps, f"agent.options.clip_low_nats={1e-4 * elements}") if agent == "grpo" else (steps,)
+
+
+LTX_I2V = replace(
+    LTX,
+    name="ltx_i2v",
+    id="unirl/LTX-I2V-v0",
+    pipeline="LTXImageToVideoPipeline",
+    call=pictured_call,
+    latents=behind_the_picture,
+    prompts=WAN_I2V.prompts,
+    together=False,
+)
+"""From a picture, by the same checkpoint."""
+CASES = {LTX.id: LTX, LTX_I2V.id: LTX_I2V}

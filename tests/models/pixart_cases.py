@@ -70,7 +70,7 @@ def of_first_order(pipeline, denoiser, num_steps):
     pipeline.scheduler.set_timesteps(num_steps)
 
 
-def as_noise(pipeline, latents):
+def as_noise(pipeline, latents, denoiser=None, prompts=()):
     """Latents in the coordinates of flows as the solver has them."""
     ratio = pipeline.scheduler.sigmas[0]
     return latents * (1 + ratio) / (1 + ratio**2) ** 0.5

@@ -125,7 +125,7 @@ def of_single_steps(pipeline, denoiser, num_steps):
     pipeline.scheduler.set_timesteps(num_steps)
 
 
-def as_noise(pipeline, latents):
+def as_noise(pipeline, latents, denoiser=None, prompts=()):
     """What the pipeline multiplies by `init_noise_sigma`, of latents in the coordinates of flows."""
     scheduler = pipeline.scheduler
     if hasattr(scheduler, "final_alpha_cumprod"):

@@ -49,7 +49,7 @@ def test_it_keeps_the_contract(folder):
     checks.keeps_the_contract(FAMILY, folder)
 
 
-@pytest.mark.parametrize("agent", ["grpo", "flow_dppo", "drpo"])
+@pytest.mark.parametrize("agent", ["awm", "grpo", "flow_dppo", "drpo"])
 def test_it_trains_by_its_recipe(folder, cluster, agent):
     checks.trains(FAMILY, folder, "diffusion/hunyuan_video15", agent)
 

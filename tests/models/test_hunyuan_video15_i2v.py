@@ -53,7 +53,7 @@ def test_it_keeps_the_contract(folder):
     checks.keeps_the_contract(FAMILY, folder)
 
 
-@pytest.mark.parametrize("agent", ["grpo", "flow_dppo", "drpo"])
+@pytest.mark.parametrize("agent", ["awm", "grpo", "flow_dppo", "drpo"])
 def test_it_trains_by_the_recipe_of_texts(folder, cluster, agent):
     checks.trains(FAMILY, folder, "diffusion/hunyuan_video15", agent, "model=hunyuan_video15_i2v")
 

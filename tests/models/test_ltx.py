@@ -6,7 +6,7 @@ import pytest
 import torch
 from models import family_checks as checks
 from models.family_checks import edited_copy as edited
-from models.ltx_cases import LTX, NOISY, build, call
+from models.ltx_cases import LTX, NOISY, build, call, smaller
 
 from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.models.shared.noisy_decoder import SEED
@@ -81,9 +81,9 @@ def test_it_keeps_the_contract(folder):
     checks.keeps_the_contract(LTX, folder)
 
 
-@pytest.mark.parametrize("agent", ["grpo", "flow_dppo", "drpo"])
+@pytest.mark.parametrize("agent", ["awm", "grpo", "flow_dppo", "drpo"])
 def test_it_trains_by_a_recipe(folder, cluster, agent):
-    checks.trains(LTX, folder, "diffusion/hunyuan_video15", agent, "model=ltx")
+    checks.trains(LTX, folder, "diffusion/ltx", agent, *smaller(agent, 72))
 
 
 def test_its_shift_counts_all_places_of_the_clip(folder):

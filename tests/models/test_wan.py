@@ -54,7 +54,7 @@ def test_it_keeps_the_contract(folder):
     checks.keeps_the_contract(WAN, folder)
 
 
-@pytest.mark.parametrize("agent", ["grpo", "flow_dppo", "drpo"])
+@pytest.mark.parametrize("agent", ["awm", "grpo", "flow_dppo", "drpo"])
 def test_it_trains_by_its_recipe(folder, cluster, agent):
     # The published range of GRPO is 1e-3 for each element; in nats it is that of 33 frames of 240 x 416.
     tiny = ["agent.options.clip_low_nats=2"] if agent == "grpo" else []

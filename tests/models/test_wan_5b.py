@@ -41,7 +41,7 @@ def test_it_keeps_the_contract(folder):
     checks.keeps_the_contract(WAN_5B, folder)
 
 
-@pytest.mark.parametrize("agent", ["grpo", "flow_dppo", "drpo"])
+@pytest.mark.parametrize("agent", ["awm", "grpo", "flow_dppo", "drpo"])
 def test_it_trains_by_its_recipe(folder, cluster, agent):
     checks.trains(WAN_5B, folder, "diffusion/wan", agent)
 

@@ -63,7 +63,7 @@ def test_it_keeps_the_contract(folder):
     checks.keeps_the_contract(WAN_EXPERTS, folder)
 
 
-@pytest.mark.parametrize("agent", ["grpo", "flow_dppo", "drpo"])
+@pytest.mark.parametrize("agent", ["awm", "grpo", "flow_dppo", "drpo"])
 def test_it_trains_by_its_recipe(folder, cluster, agent):
     checks.trains(WAN_EXPERTS, folder, "diffusion/wan", agent, *([RANGE] if agent == "grpo" else []))
 

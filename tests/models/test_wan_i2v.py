@@ -77,7 +77,7 @@ def test_it_keeps_the_contract(kind):
     checks.keeps_the_contract(*kind)
 
 
-@pytest.mark.parametrize("agent", ["grpo", "flow_dppo", "drpo"])
+@pytest.mark.parametrize("agent", ["awm", "grpo", "flow_dppo", "drpo"])
 def test_it_trains_by_its_recipe(kind, cluster, agent):
     checks.trains(*kind, "diffusion/wan_i2v", agent)
 
@@ -120,7 +120,7 @@ def test_a_length_at_which_the_network_parts_wrongly_is_refused(folders, length)
 @pytest.mark.parametrize(
     ("file", "change", "told"),
     [
-        (INDEX, {"expand_timesteps": True}, "TI2V-5B"),
+        (INDEX, {"expand_timesteps": True}, "reads 12 channels, and those of a latent are 4"),
         (INDEX, {"image_encoder": [None, None]}, "has no `image_encoder`"),
         (INDEX, {"_class_name": "WanPipeline"}, "is of WanPipeline"),
         (NETWORK, {"pos_embed_seq_len": 10}, "a first and a last picture"),

@@ -189,6 +189,17 @@ def image_call(prompts, guidance):
     return {**told, "image": to_pil(prompt.images[0])}
 
 
+def pictured_call(prompts, guidance):
+    """Of one prompt, with its picture, for a network that does not look at it."""
+    (prompt,) = prompts
+    return {**call(prompts, guidance), "image": to_pil(prompt.images[0])}
+
+
+def behind_what_is_overwritten(pipeline, latents, denoiser, prompts):
+    """The pipeline puts the picture in the place of the first latent, whatever is there."""
+    return torch.cat([torch.full_like(latents[:, :, :1], 7.0), latents], 2)
+
+
 def image_expert_call(prompts, guidance):
     return {**image_call(prompts, guidance), **expert_call(prompts, guidance)}
 
@@ -222,6 +233,17 @@ WAN_I2V = replace(
     together=False,
 )
 """Wan 2.1 from a picture, whose network reads its embeddings, too."""
+WAN_5B_I2V = replace(
+    WAN_5B,
+    name="wan_i2v",
+    id="unirl/Wan-I2V-v0",
+    pipeline="WanImageToVideoPipeline",
+    call=pictured_call,
+    latents=behind_what_is_overwritten,
+    prompts=WAN_I2V.prompts,
+    together=False,
+)
+"""Wan 2.2 TI2V-5B from a picture, by the checkpoint of clips from text: no step moves its first latent."""
 WAN_I2V_EXPERTS = replace(
     WAN_I2V,
     build=partial(

@@ -75,7 +75,7 @@ class Orbit(Denoiser):
     def encode(self, prompts, *, negative=False):
         return {}
 
-    def decode(self, latents):
+    def decode(self, latents, context=None):
         return [Sample(latent=latent.float()) for latent in latents]
 
     def network(self):

@@ -37,7 +37,7 @@ def finish(env, *texts, seed=0, **options):
 
 
 class BrokenDenoiser(PlainDenoiser):
-    def decode(self, latents):
+    def decode(self, latents, context=None):
         return super().decode(latents * torch.nan)
 
 

@@ -17,13 +17,13 @@ from unirl_env.arguments.indices import as_indices
 from unirl_env.arguments.names import ENVIRONMENTS
 from unirl_env.arguments.values import truth, whole
 from unirl_env.envs.activity import Activity
-from unirl_env.envs.encodings import Contexts, context_spaces
+from unirl_env.envs.encodings import AtRows, Contexts, context_spaces
 from unirl_env.envs.groups import Groups
 from unirl_env.envs.vector_env import GenerativeVectorEnv
 from unirl_env.errors import ConfigError, ContractError, ShapeError
 from unirl_env.functional.noise import INITIAL
 from unirl_env.media.pixels import in_8_bits
-from unirl_env.models.denoiser import Denoiser
+from unirl_env.models.denoiser import NEGATIVE, Denoiser
 from unirl_env.types import Prompt, Sample
 
 LATENT_BOUND = 16.0
@@ -121,7 +121,7 @@ class Denoising(Activity):
             share = torch.where(before > now, left / (before - now).clamp_min(1e-6), 0.0)
             share = share.view(-1, *[1] * (self.latent.ndim - 1))
             pointed_at = self.latent.float() + share * (self.latent - self.previous).float()
-        shown = [in_8_bits(each) for each in self.denoiser.pictures(pointed_at)]
+        shown = [in_8_bits(each) for each in self.denoiser.pictures(pointed_at, self._encoded())]
         return tuple(each.movedim(-3, -1).contiguous().numpy() for each in shown)
 
     def prepared(
@@ -218,8 +218,15 @@ class Denoising(Activity):
 
     def finish(self, rows: np.ndarray) -> list[Sample]:
         """The decoded latents."""
-        latent = self.latent if len(rows) == self.num_envs else self.latent[torch.from_numpy(rows)]
-        return self.denoiser.decode(latent)
+        context = self._encoded()
+        if len(rows) == self.num_envs:
+            return self.denoiser.decode(self.latent, context)
+        at = torch.from_numpy(rows).to(self.device)
+        return self.denoiser.decode(self.latent[at], AtRows(context, at))
+
+    def _encoded(self) -> dict[str, Tensor]:
+        """The context of the prompts themselves, without that of negative ones."""
+        return {name: each for name, each in self.context.items() if not name.startswith(NEGATIVE)}
 
     def state(self) -> dict[str, Any]:
         """Tensors are replaced, never written to."""

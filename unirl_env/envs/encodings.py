@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -137,6 +137,27 @@ class Contexts:
     def _gather(self, prompts: Sequence[Prompt], texts: list[str], *, negative: bool) -> dict[str, Tensor]:
         keys = [(prompt_key(*pair), negative) for pair in zip(prompts, texts, strict=True)]
         return self._cache.of(keys, [(prompt, negative) for prompt in prompts])
+
+
+class AtRows(Mapping[str, Tensor]):
+    """A context at some of its rows, of which an entry is copied when it is asked for: some are large.
+
+    Args:
+        context: Each `[B, ...]`.
+        at: `[n]`.
+    """
+
+    def __init__(self, context: Mapping[str, Tensor], at: Tensor):
+        self.context, self.at = context, at
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.context[name][self.at]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.context)
+
+    def __len__(self) -> int:
+        return len(self.context)
 
 
 def context_spaces(context: Mapping[str, Tensor]) -> dict[str, spaces.Box]:

@@ -40,6 +40,7 @@ LEAVES: Mapping[str, str] = {
     "ZImagePipeline": "z_image",
 }
 """By the pipeline's class, the leaf in `DENOISERS`."""
+SIDES = ("height", "width")
 
 
 def any_pipeline(pretrained: str, *, revision: str | None = None, **options: Any) -> Any:
@@ -132,7 +133,7 @@ class PipelineDenoiser(OfDiffusers):
         self.max_sequence_length = self.arguments.get("max_sequence_length", longest or self.length)
 
     def _fit(self, height: int | None, width: int | None) -> None:
-        self._asked = {"height": height, "width": width}
+        self._asked: dict[str, int | None] = dict(zip(SIDES, (height, width), strict=True))
         for name, side in self._asked.items():
             if side is not None:
                 whole(name, side, 1)
@@ -171,12 +172,13 @@ class PipelineDenoiser(OfDiffusers):
     def way(self) -> Way:
         """How the network is called, read off and judged."""
         held = "frozen" in vars(self)
-        way = read_off(self.recorded, allowed(self.dtype))
-        for name, side in self._asked.items():
-            if side not in (None, getattr(way, name)):
+        way = read_off(self.recorded, allowed(self.dtype), self.makes)
+        for name, size in self._asked.items():
+            made = getattr(way, name if name in SIDES else "num_frames")
+            if size not in (None, made):
                 raise ConfigError(
-                    f"`{name}` must be a side that {self.pipeline} draws, got {side}, of which it makes "
-                    f"{getattr(way, name)}; try {getattr(way, name)}."
+                    f"`{name}` must be a size that {self.pipeline} draws, got {size}, of which it makes "
+                    f"{made}; try {made}."
                 )
         vars(self)["way"] = way  # which the judge reads
         try:

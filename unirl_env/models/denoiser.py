@@ -96,22 +96,32 @@ class Denoiser(Backbone):
         """The context of `prompts` (or of their negatives), each tensor `[len(prompts), ...]`."""
 
     @abstractmethod
-    def decode(self, latents: Tensor) -> list[Sample]:
+    def decode(self, latents: Tensor, context: Mapping[str, Tensor] | None = None) -> list[Sample]:
         """Finished latents `[B, ...]` as B samples; each must come out the same whatever the others are.
 
         `in_fixed_batches` of `models.shared` sees to that where a library's last bits change with the size of
         a batch.
+
+        Args:
+            latents: As the last step left them.
+            context: What `encode` returned of their prompts, each tensor `[B, ...]`, where something of a
+                sample is known from there; an environment gives that of its episodes. None where nobody asked
+                for one: most families need none.
         """
 
-    def pictures(self, latents: Tensor) -> list[Tensor]:
+    def pictures(self, latents: Tensor, context: Mapping[str, Tensor] | None = None) -> list[Tensor]:
         """What to show of latents `[B, ...]`: B pictures `[3, H, W]` or clips `[F, 3, H, W]`, decoded.
 
         Of floats in [0, 1], or uint8.
 
+        Args:
+            latents: At any noise level.
+            context: As `decode` takes it.
+
         Raises:
             ContractError: If the family decodes to neither.
         """
-        shown = [s.video if s.image is None else s.image for s in self.decode(latents)]
+        shown = [s.video if s.image is None else s.image for s in self.decode(latents, context)]
         if any(each is None for each in shown):
             raise ContractError(f"{type(self).__name__} decodes to no picture; it cannot be rendered.")
         return shown

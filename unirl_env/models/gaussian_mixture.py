@@ -299,12 +299,12 @@ class GaussianMixtureDenoiser(Denoiser):
         """Nothing: the mixture does not depend on the prompt."""
         return {}
 
-    def decode(self, latents: Tensor) -> list[Sample]:
+    def decode(self, latents: Tensor, context: Mapping[str, Tensor] | None = None) -> list[Sample]:
         """The points themselves, float32 `[D]`."""
         # Clones, because a view would carry the whole batch along wherever it is sent.
         return [Sample(latent=latent.clone()) for latent in latents.detach().float().cpu()]
 
-    def pictures(self, latents: Tensor) -> list[Tensor]:
+    def pictures(self, latents: Tensor, context: Mapping[str, Tensor] | None = None) -> list[Tensor]:
         """A dot `[3, 64, 64]` where each point lies within +-3 in its first two dimensions."""
         place = torch.nn.functional.pad(latents.detach().float().cpu(), (0, 1))[:, :2]
         axis = torch.linspace(-VIEW, VIEW, PIXELS)

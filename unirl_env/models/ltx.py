@@ -98,7 +98,7 @@ class LTXDenoiser(OfVideo):
         frames, rows, columns = self._grid
         return network(
             hidden_states=latent,
-            timestep=sigma * self._flow.num_train_timesteps,
+            timestep=self._times(sigma),
             encoder_hidden_states=context["prompt_embeds"].to(self.dtype),
             encoder_attention_mask=context["prompt_attention_mask"],
             num_frames=frames,

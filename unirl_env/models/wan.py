@@ -68,7 +68,7 @@ class WanDenoiser(OfExperts):
         return network(
             hidden_states=latent,
             # TI2V-5B's pipeline repeats it for every token; from a text alone these have one time.
-            timestep=sigma * self._flow.num_train_timesteps,
+            timestep=self._times(sigma),
             encoder_hidden_states=context["prompt_embeds"].to(self.dtype),
             encoder_hidden_states_image=None if image is None else image.to(self.dtype),
             return_dict=False,

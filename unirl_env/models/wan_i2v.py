@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unirl_env.errors import ConfigError
-from unirl_env.models.shared.from_picture import FromPicture
+from unirl_env.models.shared.from_picture import FIRST, FromPicture
 from unirl_env.models.wan import WanDenoiser
 from unirl_env.models.wan_experts import HIGH
 
@@ -18,10 +18,11 @@ SEEING_LENGTH = 512
 
 
 class WanI2VDenoiser(FromPicture, WanDenoiser):
-    """Wan 2.1 and 2.2 (A14B) from a text and one picture (`Prompt.images`), the clip's first frame.
+    """Wan 2.1 and 2.2 from a text and one picture (`Prompt.images`), the clip's first frame.
 
-    What is known of the clip is no part of its latent: it stands beside it when the network reads. The
-    picture is scaled to the clip's size, whatever its aspect, as the pipeline does.
+    What is known of the clip is no part of its latent: it stands beside it when the network reads, and in
+    TI2V-5B before it (`leads`). The picture is scaled to the clip's size, whatever its aspect, as the
+    pipeline does.
 
     Args:
         pretrained: A hub id or a directory.
@@ -44,8 +45,6 @@ class WanI2VDenoiser(FromPicture, WanDenoiser):
                 f"`max_sequence_length` must be {SEEING_LENGTH} for a network with image embeddings, which "
                 f"parts texts from pictures there, got {self.max_sequence_length}; try {SEEING_LENGTH}."
             )
-        # A prompt that is filled up with copies would have its picture encoded as often.
-        self.prompts_at_once = 1
 
     @property
     def _sees(self) -> bool:
@@ -53,19 +52,19 @@ class WanI2VDenoiser(FromPicture, WanDenoiser):
         return self.configs[HIGH].get("image_dim") is not None
 
     def _require_pipeline(self) -> None:
+        self.leads = bool(self._index.get("expand_timesteps"))
+        # TI2V-5B is one checkpoint for both, and published as one of clips from text.
+        self.also = (WanDenoiser.pipeline,) if self.leads else ()
         super()._require_pipeline()
         config, vae = self.configs[HIGH], self.configs["vae"]
-        wanted = 2 * vae["z_dim"] + vae.get("scale_factor_temporal", 4)
+        channels = vae["z_dim"]
+        wanted = channels if self.leads else 2 * channels + vae.get("scale_factor_temporal", 4)
+        read = "a latent" if self.leads else "a latent, a picture and a mask"
         for wrong, cause in (
-            (
-                self._index.get("expand_timesteps"),
-                "it keeps the picture in the latent (TI2V-5B), where it moves",
-            ),
             (config.get("pos_embed_seq_len") is not None, "it takes a first and a last picture"),
             (
                 config["in_channels"] != wanted,
-                f"its network reads {config['in_channels']} channels, and those of a latent, a picture and a "
-                f"mask are {wanted}",
+                f"its network reads {config['in_channels']} channels, and those of {read} are {wanted}",
             ),
             (
                 self._sees and not self._has("image_encoder"),
@@ -79,13 +78,18 @@ class WanI2VDenoiser(FromPicture, WanDenoiser):
         return self.configs["vae"]["z_dim"], self.latent_frames, rows, columns
 
     def _begin(self, picture: Any) -> dict[str, Tensor]:
-        """The latents of a clip of the picture and of nothing, below a mask; and its embeddings."""
+        """The latents of a clip of the picture and of nothing, below a mask; and its embeddings.
+
+        Where the picture leads, its latent.
+        """
         pipeline = self.frozen
         pixels = pipeline.video_processor.preprocess(picture, height=self.height, width=self.width)
         noise = torch.zeros(1, *self.latent_shape, device=self.device)
         sizes = (self.latent_shape[0], self.height, self.width, self.num_frames)
         place = {"dtype": torch.float32, "device": self.device}
-        _, known = pipeline.prepare_latents(pixels.to(**place), 1, *sizes, **place, latents=noise)
+        _, known, *_ = pipeline.prepare_latents(pixels.to(**place), 1, *sizes, **place, latents=noise)
+        if self.leads:
+            return {FIRST: known}
         found = {"condition": known.to(self.dtype)}
         if self._sees:
             found["image_embeds"] = pipeline.encode_image(picture, self.device).to(self.dtype)
@@ -94,5 +98,6 @@ class WanI2VDenoiser(FromPicture, WanDenoiser):
     def _forward(
         self, network: nn.Module, latent: Tensor, sigma: Tensor, context: Mapping[str, Tensor]
     ) -> Tensor:
-        beside = torch.cat([latent, context["condition"].to(latent.dtype)], 1)
-        return super()._forward(network, beside, sigma, context)
+        if not self.leads:
+            latent = torch.cat([latent, context["condition"].to(latent.dtype)], 1)
+        return super()._forward(network, latent, sigma, context)

@@ -84,6 +84,7 @@ IDS: dict[str, dict[str, Any]] = {
             ("unirl/HunyuanVideo15-T2V-v0", "hunyuan_video15", f"{HUNYUAN_VIDEO15}_t2v", 480, 848, 121),
             ("unirl/HunyuanVideo15-I2V-v0", "hunyuan_video15_i2v", f"{HUNYUAN_VIDEO15}_i2v", 480, 848, 121),
             ("unirl/LTX-T2V-v0", "ltx", "Lightricks/LTX-Video", 480, 704, 161),
+            ("unirl/LTX-I2V-v0", "ltx_i2v", "Lightricks/LTX-Video", 480, 704, 161),
         )
     },
     "unirl/Diffusers-T2I-v0": {
@@ -91,6 +92,12 @@ IDS: dict[str, dict[str, Any]] = {
         "num_steps": 10,
         "prompts": "scenes_train",
         "scorer": "clip",
+    },
+    "unirl/Diffusers-T2V-v0": {
+        "denoiser": "video_pipeline",
+        "num_steps": 10,
+        "prompts": "scenes_train",
+        "scorer": {"name": "over_frames", "scorer": "clip"},
     },
     "unirl/TinySD3-T2I-v0": {
         "denoiser": "tiny_sd3",

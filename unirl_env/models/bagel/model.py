@@ -267,7 +267,7 @@ class BagelImage(SharedBackbone, Denoiser):
         context |= padded_inputs(encoded, spaces)
         return {name: tensor.to(self._text.device) for name, tensor in context.items()}
 
-    def decode(self, latents: Tensor) -> list[Sample]:
+    def decode(self, latents: Tensor, context: Mapping[str, Tensor] | None = None) -> list[Sample]:
         """Pictures `[3, H, W]` float32 in [0, 1]."""
         return self._autoencoder.samples(latents)
 

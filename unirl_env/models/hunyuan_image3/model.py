@@ -143,7 +143,7 @@ class ImageView(SharedBackbone, Denoiser):
         return padded_prompts(prompts, rows, self._room, pad_id, opening=opening)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> list[Sample]:
+    def decode(self, latents: Tensor, context: Mapping[str, Tensor] | None = None) -> list[Sample]:
         """Pictures `[3, H, W]` float32 in [0, 1]."""
         decoder, vae = self.whole.decoder, self.whole.settings.vae
         weight = next(decoder.parameters())

@@ -71,6 +71,12 @@ def check_denoiser(
             f"`denoiser` must be of a pipeline of diffusers, got a {type(denoiser).__name__} without "
             f"{missing}; try a subclass of `OfDiffusers`, or `check_vector_env` on its environment."
         )
+    if getattr(subject, "leads", False):
+        raise ConfigError(
+            f"`denoiser` must step all of its pipeline's latent, got a {type(denoiser).__name__}, whose "
+            "picture's part of it stands in the context; try comparing its clips with the pipeline's, as the "
+            "library's tests do."
+        )
     pipeline, trained = open_listening(
         subject.pretrained,
         revision=getattr(subject, "revision", None),

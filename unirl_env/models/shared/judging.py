@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -144,6 +145,11 @@ class _Court:
             how = {"without": without, "guidance": guidance, "num_steps": count}
             yield self.recorded.run(texts, **how, seed=SEED), guidance, of
 
+    @cached_property
+    def context(self) -> dict[str, Tensor]:
+        """What the denoiser's encoders say of the prompts."""
+        return in_turn(self.denoiser, self.prompts, negative=False)
+
     def latents(self) -> None:
         """The shape of a latent, and what an episode begins with."""
         recording = self.recorded.run([self.prompts[0].text], num_steps=2, seed=SEED)
@@ -177,13 +183,12 @@ class _Court:
     def inputs(self) -> None:
         """Every argument of the network, and what its answers come to."""
         denoiser = self.denoiser
-        context = in_turn(denoiser, self.prompts, negative=False)
         without = {}
         if len(self.report.guidances) > 1:
             without = in_turn(denoiser, self.prompts, negative=True)
         for recording, guidance, of in self.recordings():
             count = len(recording.steps)
-            doubled = {name: value[of] for name, value in context.items()}
+            doubled = {name: value[of] for name, value in self.context.items()}
             if guidance != 1.0:
                 doubled = {name: torch.cat([without[name][of], value]) for name, value in doubled.items()}
             for place, step in enumerate(recording.steps):
@@ -225,7 +230,7 @@ class _Court:
         generator = torch.Generator().manual_seed(SEED + 1)
         final = torch.randn(len(self.prompts), *self.denoiser.latent_shape, generator=generator)
         final, count = final.to(self.denoiser.device), min(self.report.num_steps)
-        decoded, rounded = shown(self.denoiser.decode(final))
+        decoded, rounded = shown(self.denoiser.decode(final, self.context))
         for of in self.calls:
             texts = [self.prompts[i].text for i in of]
             theirs = self.recorded.run(texts, num_steps=count, final=final[of]).images

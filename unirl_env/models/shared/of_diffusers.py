@@ -94,6 +94,7 @@ class OfDiffusers(Denoiser):
     Attributes:
         family: What errors call it.
         pipeline: Its class in diffusers.
+        also: Other classes of pipelines whose checkpoints have the same parts.
         trained: The folder of the network that is trained.
         classes: By folder, the class of diffusers that must be in it.
         formerly: By folder, what its configuration may call that class, too.
@@ -113,6 +114,7 @@ class OfDiffusers(Denoiser):
 
     family: ClassVar[str]
     pipeline: ClassVar[str]
+    also: Sequence[str] = ()
     trained: ClassVar[str] = "transformer"
     classes: ClassVar[Mapping[str, str]]
     formerly: ClassVar[Mapping[str, str]] = {}
@@ -203,6 +205,10 @@ class OfDiffusers(Denoiser):
         """The velocity of latents as they are stored, where a network predicts something else than it."""
         return self._forward(network, latent.to(self.dtype), sigma, context)
 
+    def _finished(self, latents: Tensor, context: Mapping[str, Tensor] | None) -> Tensor:
+        """What is decoded of finished latents `[B, ...]`: the data that they stand for."""
+        return self.data(latents)
+
     def _draw(self, vae: Any, latents: Tensor) -> Tensor:
         """Pictures `[n, 3, H, W]` in [-1, 1] of latents `[n, ...]`, on the decoder's device, in its dtype."""
         latents = latents / vae.config.scaling_factor
@@ -232,7 +238,7 @@ class OfDiffusers(Denoiser):
             ModelNotFound: Naming that pipeline.
         """
         named = self._index.get("_class_name")
-        if named != self.pipeline:
+        if named not in (self.pipeline, *self.also):
             raise self.source.not_found(f"its model_index.json is of {named}, not of {self.pipeline}")
 
     # What follows of it.
@@ -273,14 +279,14 @@ class OfDiffusers(Denoiser):
         return context
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> list[Sample]:
+    def decode(self, latents: Tensor, context: Mapping[str, Tensor] | None = None) -> list[Sample]:
         """Pictures `[3, H, W]` float32 in [0, 1]."""
         vae = self.frozen.vae
 
         def draw(latents: Tensor) -> Tensor:
             return self._draw(vae, latents.to(self.device, vae.dtype))
 
-        samples = painted(draw, latents, self.height, self.width)
+        samples = painted(draw, self._finished(latents, context), self.height, self.width)
         self._offload_again()
         return samples
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -60,14 +61,19 @@ class OfVideo(OfDiffusers):
     def _shape(self, rows: int, columns: int) -> tuple[int, ...]:
         return self.configs[self.trained]["in_channels"], self.latent_frames, rows, columns
 
+    def _times(self, sigma: Tensor) -> Tensor:
+        """The network's times `[N]` of noise levels `[N]`, or one for each of its tokens, `[N, L]`."""
+        return sigma * self._flow.num_train_timesteps
+
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> list[Sample]:
+    def decode(self, latents: Tensor, context: Mapping[str, Tensor] | None = None) -> list[Sample]:
         """Clips `[F, 3, H, W]` uint8."""
         vae = self.frozen.vae
 
         def draw(latents: Tensor) -> Tensor:
             return self._draw(vae, latents.to(self.device, vae.dtype))
 
-        samples = filmed(draw, latents, self.num_frames, self.height, self.width)
+        finished = self._finished(latents, context)
+        samples = filmed(draw, finished, self.num_frames, self.height, self.width)
         self._offload_again()
         return samples

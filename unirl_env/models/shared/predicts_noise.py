@@ -11,7 +11,6 @@ from unirl_env.errors import ConfigError
 from unirl_env.models.shared.of_diffusers import OfDiffusers
 from unirl_env.models.shared.scheduler_settings import require_same
 from unirl_env.models.shared.variance_preserving import VariancePreserving, require_known
-from unirl_env.types import Sample
 
 
 class PredictsNoise(OfDiffusers):
@@ -45,10 +44,6 @@ class PredictsNoise(OfDiffusers):
     def data(self, latents: Tensor) -> Tensor:
         """What the pipeline takes for data: a schedule that ends above 0 leaves its noise in it."""
         return self._flow.finished(latents)
-
-    def decode(self, latents: Tensor) -> list[Sample]:
-        """Pictures `[3, H, W]` float32 in [0, 1]."""
-        return super().decode(self.data(latents))
 
     def _schedule(self) -> VariancePreserving:
         return VariancePreserving(self._scheduler_config)

@@ -25,6 +25,9 @@ LEVELS = torch.tensor([1.0, 0.5, 0.25, 0.0])
 """Noise levels whose times half precision knows exactly."""
 TEXTS = ("a", "two blue squares to the left of a red circle")
 OTHERS = ("some other text", "dog")
+IDS = {"image": "unirl/Diffusers-T2I-v0", "video": "unirl/Diffusers-T2V-v0"}
+"""Environments of any pipeline, by what it makes."""
+MADE = {"image": "pictures", "video": "clips"}
 TRIED = 2.5
 """At which guidance its rule is looked for."""
 
@@ -51,6 +54,7 @@ class Way:
         constants: All other arguments.
         height: Of pictures, in pixels.
         width: Likewise.
+        num_frames: Of clips; None of pictures.
         negatives_first: Whether negative prompts come before prompts, in calls or within one.
         rule: The guidance; None where there is none.
         unguided: Why there is none, and the remedy.
@@ -66,6 +70,7 @@ class Way:
     constants: Mapping[str, Any]
     height: int = 0
     width: int = 0
+    num_frames: int | None = None
     negatives_first: bool = False
     rule: Rule | None = None
     unguided: str = ""
@@ -100,12 +105,13 @@ class Way:
         return {**constants, self.latent: latent, name: time, **texts}
 
 
-def read_off(recorded: RecordedPipeline, most: float) -> Way:
+def read_off(recorded: RecordedPipeline, most: float, makes: str = "image") -> Way:
     """How a pipeline calls its network.
 
     Args:
         recorded: The pipeline.
         most: How far equal numbers may be apart.
+        makes: What it must make, `"image"` or `"video"`.
 
     Raises:
         ConfigError: Naming what it does that no denoiser can be read off.
@@ -135,12 +141,25 @@ def read_off(recorded: RecordedPipeline, most: float) -> Way:
     shape = tuple(two.steps[0].sample.shape[1:])
     blank = torch.zeros(1, *shape, device=two.steps[0].sample.device)
     images = recorded.run([""], num_steps=1, levels=ENDS, final=blank).images
-    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3:
-        raise refused(f"the result is no picture of three colours ({words_for(images)})")
+    height, width, frames = _sizes(images, makes)
     time = changing[0], calls[0].arguments[changing[0]].dtype
-    sides, sign = tuple(images.shape[2:]), _sign(two, most)
-    way = Way(latent, shape, time, slope, offset, sign, context, constants, *sides)
+    sign = _sign(two, most)
+    way = Way(latent, shape, time, slope, offset, sign, context, constants, height, width, frames)
     return _guidance(recorded, way, most)
+
+
+def _sizes(made: Any, makes: str) -> tuple[int, int, int | None]:
+    """Height and width of pictures `[1, 3, H, W]`, or of clips `[1, F, 3, H, W]`, and F of these."""
+    kinds = {4: "image", 5: "video"}
+    kind = kinds.get(made.ndim) if isinstance(made, Tensor) else None
+    if kind is None or made.shape[-3] != 3:
+        raise refused(f"the result is no {makes} of three colours ({words_for(made)})")
+    if kind != makes:
+        raise ConfigError(
+            f"`pretrained` must be of a pipeline that makes {MADE[makes]}, got one that makes {MADE[kind]} "
+            f"({words_for(made)}); try {IDS[kind]}."
+        )
+    return made.shape[-2], made.shape[-1], made.shape[1] if kind == "video" else None
 
 
 def refused(why: str) -> ConfigError:

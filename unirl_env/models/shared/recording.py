@@ -29,7 +29,10 @@ from unirl_env.models.shared.scales import Scale
 
 ENDS = torch.tensor([1.0, 0.0])
 """The noise levels of a single step."""
-SIDES = ("height", "width")
+FRAMES = ("num_frames", "frames")
+"""What pipelines call the frames of a clip."""
+SIZES = ("height", "width", *FRAMES)
+"""Arguments that are the pipeline's own where they are None."""
 UNSAID = {"use_resolution_binning": False}
 """Arguments of some pipelines that change what is asked for, and what they are set to."""
 GUIDANCE = ("true_cfg_scale", "guidance_scale")
@@ -72,7 +75,7 @@ class RecordedPipeline:
     Args:
         pipeline: With a network of `listening`.
         trained: What it calls that network.
-        arguments: Of its `__call__` in every call, beside those of `run`; sides that are None are left out.
+        arguments: Of its `__call__` in every call, beside those of `run`; sizes that are None are left out.
 
     Raises:
         ValueError: Whatever the pipeline says of its arguments.
@@ -83,7 +86,7 @@ class RecordedPipeline:
         self._encoded: dict[str, Any] = {}
         self.network: Any = getattr(pipeline, trained)
         self.takes = inspect.signature(type(pipeline).__call__).parameters
-        given = {n: value for n, value in arguments.items() if value is not None or n not in SIDES}
+        given = {n: value for n, value in arguments.items() if value is not None or n not in SIZES}
         self.arguments = {**{name: value for name, value in UNSAID.items() if name in self.takes}, **given}
         free = (name for name in GUIDANCE if name in self.takes and name not in given)
         self.guidance = next(free, None)

@@ -153,7 +153,7 @@ class UnifiedPicture(SharedBackbone, Denoiser):
         context = padded_prompts(prompts, rows, self.max_prompt_tokens, text.pad_id, what=what)
         return {**context, **padded_inputs(encoded, text.input_spaces)}
 
-    def decode(self, latents: Tensor) -> list[Sample]:
+    def decode(self, latents: Tensor, context: Mapping[str, Tensor] | None = None) -> list[Sample]:
         """Pictures `[3, H, W]` float32 in [0, 1]."""
         return self.whole.autoencoder.samples(latents)
 

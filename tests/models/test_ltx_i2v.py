@@ -1,0 +1,164 @@
+"""LTX-Video from a picture on a tiny checkpoint, against its pipeline."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from models import family_checks as checks
+from models.family_checks import edited_copy as edited
+from models.ltx_cases import CHANNELS, NOISY, SEED, build, pictured_call, smaller
+from models.ltx_cases import LTX_I2V as FAMILY
+from models.wan_cases import picture
+
+from unirl_env.errors import ConfigError, ContractError, ModelNotFound, PromptError
+from unirl_env.models import check_denoiser
+from unirl_env.models.shared.from_picture import FIRST
+from unirl_env.policies.actor import Actor
+from unirl_env.types import Prompt
+
+DECODING = {"decode_timestep": 0.5, "decode_noise_scale": 0.25}
+
+
+def noisy_call(prompts, guidance):
+    """With the noise that episodes decode with."""
+    return {
+        **pictured_call(prompts, guidance),
+        **DECODING,
+        "generator": torch.Generator().manual_seed(SEED),
+    }
+
+
+def from_one_stream(pipeline, denoiser, num_steps):
+    """Its decoder adds noise of torch's own stream."""
+    decode = type(pipeline.vae).decode
+
+    def seeded(*arguments, **options):
+        torch.manual_seed(SEED)
+        return decode(pipeline.vae, *arguments, **options)
+
+    pipeline.vae.decode = seeded
+
+
+NOISED = replace(FAMILY, call=noisy_call, prepare=from_one_stream, options={**FAMILY.options, **DECODING})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, quiet_models):
+    folder = tmp_path_factory.mktemp("ltx_i2v")
+    FAMILY.build(folder)
+    return folder
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.5])
+@pytest.mark.parametrize("num_steps", [3, 8])
+def test_it_films_the_pipelines_clips(folder, guidance, num_steps):
+    checks.equals_the_pipeline(FAMILY, folder, guidance=guidance, num_steps=num_steps)
+
+
+def test_a_decoder_that_adds_noise_films_the_pipelines_clips(tmp_path):
+    build(tmp_path, **NOISY)
+    checks.equals_the_pipeline(NOISED, tmp_path, guidance=3.5, num_steps=3)
+
+
+def test_its_latents_are_the_pipelines(folder):
+    checks.its_latents_are_the_pipelines(FAMILY, folder)
+
+
+@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize("exact", [True, False])
+def test_it_agrees_with_itself(folder, lora, exact):
+    checks.agrees_with_itself(FAMILY, folder, lora=lora, exact=exact)
+
+
+def test_what_it_exports_loads(folder, tmp_path):
+    checks.adapters_load_in_the_pipeline(FAMILY, folder, tmp_path / "adapters")
+    checks.whole_weights_load(FAMILY, folder, tmp_path / "weights")
+
+
+def test_recomputed_activations_give_the_same_gradients(folder):
+    checks.recomputing_changes_nothing(FAMILY, folder)
+
+
+def test_clips_of_evaluation_may_have_another_size(folder):
+    checks.another_size_is_the_pipelines(FAMILY, folder, 96, 64)
+
+
+def test_it_keeps_the_contract(folder):
+    checks.keeps_the_contract(FAMILY, folder)
+
+
+@pytest.mark.parametrize("agent", ["awm", "grpo", "flow_dppo", "drpo"])
+def test_it_trains_by_its_recipe(folder, cluster, agent):
+    checks.trains(FAMILY, folder, "diffusion/ltx", agent, "model=ltx_i2v", *smaller(agent, 36))
+
+
+def test_a_checkpoint_of_the_picture_pipeline_is_the_same(folder, tmp_path):
+    named = edited(folder, tmp_path / "named", "model_index.json", _class_name=FAMILY.pipeline)
+    assert FAMILY.denoiser(named).latent_shape == FAMILY.denoiser(folder).latent_shape
+
+
+def test_the_pictures_elements_have_no_say(folder):
+    """What the network says of them changes neither what is drawn nor how probable it is."""
+    denoiser = FAMILY.denoiser(folder)
+    assert denoiser.latent_shape == (6, CHANNELS), "one of two frames of 2 x 3 places moves"
+    actor, obs = Actor(denoiser), FAMILY.observed(denoiser, 1.0)
+    assert obs[FIRST].shape == (3, 6, CHANNELS)
+    noise = torch.randn(obs["latent"].shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        step = actor.act(obs, noise)
+        forward = denoiser._forward
+
+        def otherwise(*arguments):
+            said = forward(*arguments).clone()
+            said[:, :6] += 7.0
+            return said
+
+        denoiser._forward = otherwise
+        other = actor.act(obs, noise)
+    assert torch.equal(step.latent, other.latent) and torch.equal(step.log_prob, other.log_prob)
+
+
+def test_its_shift_counts_the_pictures_places_too(folder):
+    """As in the pipeline, whose network reads them."""
+    denoiser = FAMILY.denoiser(folder, height=480, width=704, num_frames=161)
+    assert denoiser.num_tokens == 21 * 15 * 22 and denoiser.latent_shape == (20 * 15 * 22, CHANNELS)
+
+
+def test_a_pictures_latent_is_one_draw_and_leaves_torchs_stream_alone(folder):
+    denoiser = FAMILY.denoiser(folder)
+    first = denoiser.encode(FAMILY.prompts)[FIRST]
+    before = torch.random.get_rng_state()
+    for row, prompt in enumerate(FAMILY.prompts):
+        assert torch.equal(denoiser.encode([prompt])[FIRST][0], first[row])
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert not torch.equal(first[0], first[1])
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_prompt_without_one_picture_is_refused(folder, count):
+    prompt = Prompt("a red circle", images=tuple(picture(seed, 32, 48) for seed in range(count)))
+    with pytest.raises(PromptError, match=f"must bring one picture to begin with, got {count} in"):
+        FAMILY.denoiser(folder).encode([prompt])
+
+
+def test_without_its_picture_a_clip_is_not_decoded(folder):
+    denoiser = FAMILY.denoiser(folder)
+    with pytest.raises(ContractError, match=r"must hold `first_latent`.* got \['prompt_embeds'\]"):
+        denoiser.decode(torch.zeros(1, *denoiser.latent_shape), {"prompt_embeds": torch.zeros(1)})
+
+
+def test_a_clip_of_the_picture_alone_is_refused(folder):
+    with pytest.raises(ConfigError, match=r"`num_frames` must be more than 1 .* got 1; try 161"):
+        FAMILY.denoiser(folder, num_frames=1)
+
+
+def test_the_judge_says_that_it_is_none_for_it(folder):
+    with pytest.raises(ConfigError, match="must step all of its pipeline's latent, got a LTXI2VDenoiser"):
+        check_denoiser(FAMILY.denoiser(folder))
+
+
+@pytest.mark.parametrize("kind", ["LTXConditionPipeline", "LTX2ImageToVideoPipeline"])
+def test_another_familys_checkpoint_is_refused(folder, tmp_path, kind):
+    other = edited(folder, tmp_path / "other", "model_index.json", _class_name=kind)
+    with pytest.raises(ModelNotFound, match=kind):
+        FAMILY.denoiser(other)
