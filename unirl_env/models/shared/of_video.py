@@ -28,6 +28,8 @@ class OfVideo(OfDiffusers):
         num_frames: F.
         latent_frames: F'.
         frames: F, where none is asked for.
+        frames_at_once: How many of them the decoder makes in one go, which bounds how many clips go through
+            it together; None is all.
         rate: `fps`, where none is given.
 
     Raises:
@@ -36,6 +38,7 @@ class OfVideo(OfDiffusers):
 
     makes = "video"
     frames: ClassVar[int]
+    frames_at_once: ClassVar[int | None] = None
     rate: ClassVar[float]
 
     def __init__(
@@ -68,6 +71,7 @@ class OfVideo(OfDiffusers):
         def draw(latents: Tensor) -> Tensor:
             return self._draw(vae, latents.to(self.device, vae.dtype))
 
-        samples = filmed(draw, latents, self.num_frames, self.height, self.width)
+        at_once = min(self.num_frames, self.frames_at_once or self.num_frames)
+        samples = filmed(draw, latents, at_once, self.height, self.width)
         self._offload_again()
         return samples
