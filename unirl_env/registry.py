@@ -13,7 +13,7 @@ from typing import Any
 
 from unirl_env.errors import ConfigError
 
-__all__ = ["Registry", "instance", "is_path", "lazily"]
+__all__ = ["Registry", "instance", "is_path", "lazily", "require_fit"]
 
 
 def is_path(name: str) -> bool:
@@ -32,17 +32,51 @@ def instance(target: Any, options: Mapping[str, Any], label: str) -> Any:
     Raises:
         ConfigError: If the options do not fit the class, or there are any for a function.
     """
+    require_fit(target, options, label)
+    return target(**options) if inspect.isclass(target) else target
+
+
+def require_fit(target: Any, options: Mapping[str, Any], label: str) -> None:
+    """Refuse options that `instance` could not use, as far as their names tell; nothing is made.
+
+    Args:
+        target: What `Registry.get` gave.
+        options: Arguments of the class.
+        label: What messages call it.
+
+    Raises:
+        ConfigError: If one is missing or unknown, or there are any for a function.
+    """
     if not inspect.isclass(target):
         if options:
             raise ConfigError(
                 f"{label[0].upper()}{label[1:]} is a function and takes no options, got {sorted(options)}."
             )
-        return target
+        return
     try:
-        inspect.signature(target).bind(**options)
+        signature = inspect.signature(target)
+    except ValueError:  # written in C
+        return
+    needed = [
+        one.name
+        for one in signature.parameters.values()
+        if one.default is one.empty and one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
+    ]
+    if missing := [name for name in needed if name not in options]:
+        lacking = ", ".join(f"{name}: ..." for name in missing)
+        raise ConfigError(
+            f"The options of {label} do not fit: it must have {_listed(needed)}, got "
+            f"{sorted(options) or 'none'}; try `{lacking}` beside its name."
+        )
+    try:
+        signature.bind(**options)
     except TypeError as error:
         raise ConfigError(f"The options of {label} do not fit: {error}.") from error
-    return target(**options)
+
+
+def _listed(names: list[str]) -> str:
+    *first, last = (f"`{name}`" for name in names)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 class Registry:

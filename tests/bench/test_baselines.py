@@ -1,19 +1,28 @@
 """Results that ship: found, told apart from others, and held against what this code does."""
 
+import io
 import json
 import math
 
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy import stats
 
 from unirl_env.bench import baselines
-from unirl_env.bench.baselines import baseline_rows, every_stored, one_more, store, stored
+from unirl_env.bench.baselines import (
+    baseline_rows,
+    every_stored,
+    one_more,
+    store,
+    stored,
+    without_results,
+)
 from unirl_env.bench.bench_settings import BenchSettings
 from unirl_env.bench.cells import cells
 from unirl_env.bench.contestants import contestants
 from unirl_env.bench.player import played
-from unirl_env.bench.running import prepared
+from unirl_env.bench.running import _tell_without_results, _write_plan, prepared
 from unirl_env.bench.suite import load, suites
 
 SHIPPED = ("exact", "quick")
@@ -51,6 +60,42 @@ def test_results_are_stored_and_shown_where_the_task_is_the_very_same(tmp_path, 
     changed.tasks["line"].__dict__["settings"] = ("iterations=3",)
     assert {row["task"] for row in baseline_rows(changed, [])} == set(suite.tasks) - {"line"}
     assert len(every_stored()) == len(rows)
+
+
+def test_a_task_of_which_no_results_ship_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(baselines, "BASELINES", tmp_path)
+    assert without_results(load("exact")) == [], "of a suite without any nothing is missing"
+    old, now = load("exact"), load("exact")
+    del old.tasks["mixture"]
+    old.tasks["tokens"].__dict__["settings"] = ("iterations=3",)
+    rows = [{"task": task, "agent": "grpo", "seed": 0, "score": 1.0} for task in old.tasks]
+    store({"suite": old.described()}, rows, tmp_path / "exact.jsonl.gz")
+    assert without_results(now) == ["mixture", "tokens"], "a new one, and one that is another now"
+    assert without_results(now.only(["line"])) == []
+    assert {row["task"] for row in baseline_rows(now, [])} == {"line"}
+
+
+def test_a_bench_says_where_nothing_ships_before_it_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(baselines, "BASELINES", tmp_path)
+    old = load("exact")
+    del old.tasks["mixture"]
+    store({"suite": old.described()}, [], tmp_path / "exact.jsonl.gz")
+    console = Console(file=io.StringIO(), width=200)
+    settings = BenchSettings(suite="exact", agents=["grpo"], folder=str(tmp_path))
+    bench = prepared(settings)
+    bench.place.mkdir()
+    _tell_without_results(bench, console)
+    _write_plan(bench, bench.entries, ["bench"])
+    plan = json.loads((bench.place / "bench.json").read_text())
+    assert plan["without_results"] == ["mixture"]
+    assert "No results ship for mixture as the suite has it" in console.file.getvalue()
+    settings.baselines = False
+    _write_plan(prepared(settings), bench.entries, ["bench"])
+    assert json.loads((bench.place / "bench.json").read_text())["without_results"] == []
+
+
+def test_new_tasks_of_the_embedded_models_are_known_to_have_none_yet():
+    assert without_results(load("tiny")) == ["tiny_video"]
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -14,7 +14,7 @@ from unirl_env.bench.page.cells import amount, number, p_value, spelled
 from unirl_env.bench.page.findings import find
 from unirl_env.bench.page.numbers import Estimate
 from unirl_env.bench.page.reading import as_bench
-from unirl_env.bench.page.words import warnings
+from unirl_env.bench.page.words import facts, warnings
 
 THREE = dict(list(PAPER.items())[:3])
 FAILING = {("line/stale", "pg", 1), ("line/stale", "pg", 4)}
@@ -241,3 +241,33 @@ def test_an_agent_that_is_not_defined_somewhere_takes_no_tasks_from_the_others()
     assert "The bench is not finished" not in heads
     assert "is not defined on a" in heads["Not every agent runs everywhere"]
     assert table(rows, {"refused": {"a": {"z": "no loss"}}})
+
+
+def test_a_task_without_stored_results_is_told_and_is_no_bench_that_is_not_finished():
+    rows = [
+        {"task": task, "agent": agent, "seed": seed, "status": "done", "score": score, "normalised": score}
+        | ({"baseline": True} if agent == "grpo" else {})
+        for agent, tasks, seeds in (("grpo", "ab", 3), ("mine", "abc", 5))
+        for task in tasks
+        for seed in range(seeds)
+        for score in (0.5 + 0.01 * seed,)
+    ]
+    known = {
+        "suite": {"tasks": {name: {"title": f"Task {name}"} for name in "abc"}},
+        "agents": [{"label": "mine"}],
+        "seeds": [0, 1, 2, 3, 4],
+        "without_results": ["c"],
+    }
+    bench = as_bench(rows, known)
+    assert bench.shipped == ["grpo"]
+    found = find(bench)
+    assert list(found.shared) == ["a", "b"], "means over tasks are of the same tasks for all"
+    heads = dict(warnings(found))
+    assert "The bench is not finished" not in heads and "21 of 21 runs done" in facts(found)
+    said = heads["Not every task has stored results"]
+    assert "No results ship for Task c" in said and "GRPO is shown from results that ship" in said
+    unfinished = find(as_bench(rows[:-1], known))
+    assert "20 of 21 runs" in dict(warnings(unfinished))["The bench is not finished"]
+    alone = find(as_bench([row for row in rows if row["task"] == "c"], {**known, "suite": {}}))
+    said = dict(warnings(alone))["Not every task has stored results"]
+    assert said == "No results ship for c: nothing stands there but what was run for this bench."

@@ -109,6 +109,15 @@ def test_an_agent_that_is_not_defined_everywhere_takes_no_task_from_the_others(t
     assert "GSPO" in {row["agent"] for row in table(page, "differences.csv")}
 
 
+def test_a_task_of_one_side_alone_is_told(tmp_path, capsys):
+    levels = {"tasks": {**TASKS, "c": ("Task C", "")}, "agents": LEVELS}
+    one, other = two(tmp_path, {"tasks": TASKS, "agents": LEVELS}, levels)
+    _, page = page_of(one, other)
+    said = "Task C: one has no runs there, so that no difference is told of it. The ranking in two counts it"
+    assert "Tasks of two alone" in page.text and said in page.text and "Tasks of one alone" not in page.text
+    assert "Task C" not in {row["task"] for row in table(page, "differences.csv")}
+
+
 def test_settings_that_differ_are_those_of_runs_on_a_common_task(tmp_path):
     one, other = two(tmp_path, *[{"tasks": TASKS, "agents": LEVELS, "seeds": 2}] * 2)
     for place, epochs in ((one, 1), (other, 4)):

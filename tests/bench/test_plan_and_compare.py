@@ -9,9 +9,11 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
+from unirl_env.bench import baselines
 from unirl_env.bench.compare import compare, compared
 from unirl_env.bench.plan import PlanSettings, plan
 from unirl_env.bench.stored import on_common_seeds, read_bench, scores
+from unirl_env.bench.suite import load
 from unirl_env.errors import ConfigError
 
 TASKS = ("a", "b")
@@ -73,6 +75,22 @@ def test_a_plan_without_a_pilot_says_what_to_do(tmp_path, console):
         plan(PlanSettings(pilot=str(tmp_path / "nothing")), console)
     with pytest.raises(ConfigError, match=r"`effect` must be"):
         PlanSettings(effect=0.0).check()
+
+
+def test_a_plan_names_tasks_that_the_stored_results_lack(tmp_path, console, monkeypatch):
+    monkeypatch.setattr(baselines, "BASELINES", tmp_path)
+    suite = load("exact")
+    del suite.tasks["tokens"]
+    rows = [
+        {"task": task, "agent": agent, "seed": seed, "score": 1.0, "normalised": 0.1 * seed * level,
+         "metrics": {"base": 0.0, "reference": 1.0, "wall_seconds": 3.0}, "prompts": {}}
+        for task in suite.tasks for agent, level in (("grpo", 1.0), ("drpo", 1.1)) for seed in range(4)
+    ]  # fmt: skip
+    baselines.store({"suite": suite.described()}, rows, tmp_path / "exact.jsonl.gz")
+    needs = plan(PlanSettings(suite="exact"), console)
+    assert [need.name for need in needs] == ["line", "mixture", "mean over tasks"]
+    said = console.file.getvalue()
+    assert "No results ship for tokens" in said and "tasks=[tokens] seeds=3" in said
 
 
 def test_two_benches_are_paired_by_seed_and_ranked(tmp_path, console):

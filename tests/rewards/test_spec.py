@@ -14,6 +14,7 @@ from unirl_env.rewards import (
     WeightedSum,
     build_scorer,
 )
+from unirl_env.rewards.spec import check_reward
 from unirl_env.types import Prompt, Sample, Scores
 
 HERE = __name__
@@ -24,6 +25,22 @@ class Constant:
 
     def __init__(self, value=1.0, *, scale=1.0):
         self.value = value * scale
+
+    def __call__(self, samples, prompts):
+        return Scores(torch.full((len(samples),), self.value))
+
+
+class Picky:
+    """A reward that cannot do without an option, and not without one of two others."""
+
+    def __init__(self, path, *, low=None, high=None):
+        self.check_with(low, high)
+        self.value = 1.0
+
+    @staticmethod
+    def check_with(low=None, high=None, **options):
+        if (low is None) == (high is None):
+            raise ConfigError("it must have one of `low` and `high`; try low=0.")
 
     def __call__(self, samples, prompts):
         return Scores(torch.full((len(samples),), self.value))
@@ -108,3 +125,67 @@ def test_the_words_are_left_as_they_were():
 def test_what_cannot_work_is_named(spec, words):
     with pytest.raises(ConfigError, match=words):
         build_scorer(spec)
+
+
+@pytest.mark.parametrize(
+    "spec, words",
+    [
+        (
+            "video_align",
+            r"`question` must be the path of .* got None: there is no default; try a file",
+        ),
+        ({"name": "video_align", "question": "/no/such/file.txt"}, r"`question` must be .*/no/such/file"),
+        (
+            "judge",
+            r"do not fit: it must have `url`, `model` and `rubric`, got none; try `url: \.\.\., m",
+        ),
+        ({"name": "judge", "url": "http://a", "model": "b"}, r"got \['model', 'url'\]; try `rubric: \.\.\.`"),
+        ("http", r"'http' do not fit: it must have `url`"),
+        ({"name": "remote", "urls": ["http://a"]}, "'remote' do not fit: .*`reward: "),
+        ("length", r"must have one of `linear` and `target`.*try `linear: \[100, 500\]`"),
+        ({"name": "normalized", "scorer": "jpeg"}, "either `mean` and `std` or `low` and `high`"),
+        ({"name": "overlong", "scorer": "shapes"}, "`max_tokens` and `buffer` must be"),
+        (
+            {"name": "temporal_consistency", "pretrained": "openai"},
+            "`pretrained` must be None without",
+        ),
+        ("pictured", r"'pictured' must have `scorer`, got \[\]; try \{name: pictured, scorer: \.\.\.\}"),
+        (
+            {"name": "gate", "gate": "shapes", "scorer": "shapes"},
+            "it must have .* and `threshold`",
+        ),
+        ({"name": "over_frames", "scorer": {"name": "length"}}, "one of `linear` and `target`"),
+        ({"name": "weighted_sum", "parts": {"video_align": 1.0, "shapes": 1.0}}, "`question` must be"),
+        (f"{HERE}:Picky", "do not fit: it must have `path`, got none; try `path: ...` beside its name"),
+        ({"name": f"{HERE}:Picky", "path": "a"}, "one of `low` and `high`"),
+        ({"name": f"{HERE}:half", "value": 3}, "takes no options"),
+    ],
+)
+def test_what_is_missing_is_found_before_anything_is_built(spec, words):
+    pytest.importorskip("httpx")
+    with pytest.raises(ConfigError, match=words):
+        check_reward(spec)
+
+
+def test_a_secret_of_the_environment_is_an_option(monkeypatch, tmp_path):
+    spec = {"name": f"{HERE}:Picky", "path": "a", "low": "env:A_LOW_END"}
+    with pytest.raises(ConfigError, match="A_LOW_END"):
+        check_reward(spec)
+    monkeypatch.setenv("A_LOW_END", "0.5")
+    check_reward(spec)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"name": "length", "target": 3},
+        {"name": "overlong", "scorer": "shapes", "mode": "zero"},
+        {"name": "normalized", "scorer": {"name": "length", "linear": [1, 2]}, "low": 0, "high": 1},
+        {"name": "gate", "gate": "shapes", "scorer": "shapes", "threshold": 0.5},
+        {"name": "weighted_sum", "parts": {"shapes": 1.0, "motion": 0.5}},
+        {"name": f"{HERE}:Picky", "path": "a", "high": 1},
+        f"{HERE}:half",
+    ],
+)
+def test_what_is_whole_passes(spec):
+    check_reward(spec)

@@ -105,7 +105,7 @@ def rollout_metrics(batch: EpisodeBatch, advantages: Tensor) -> dict[str, float]
         found |= {"tokens": float(lengths.mean()), "tokens_max": float(lengths.max())}
     if batch.truncated is not None:
         found["truncated"] = float(batch.truncated.float().mean())
-    pictures = [sample.image is not None for sample in batch.samples or ()]
+    pictures = [s.image is not None or s.video is not None for s in batch.samples or ()]
     # Answers never come to a picture, and are not meant to.
     meant = any(pictures) or "image" in batch.phases or any(map(_tells_pictures, batch.scores.parts))
     if text is not None and pictures and meant:

@@ -35,16 +35,26 @@ def baseline_rows(suite: Suite, rows: Sequence[Row]) -> list[Row]:
     found = stored(suite.name)
     if found is None:
         return []
-    bench, known = found
-    mine = suite.described()
-    described = mine["tasks"]
-    same = {
-        name
-        for name, task in bench["suite"]["tasks"].items()
-        if described.get(name) == task and bench["suite"].get("settings") == mine["settings"]
-    }
+    same = _same(suite, found[0])
     run = {row["agent"] for row in rows}
-    return [{**row, "baseline": True} for row in known if row["task"] in same and row["agent"] not in run]
+    return [{**row, "baseline": True} for row in found[1] if row["task"] in same and row["agent"] not in run]
+
+
+def without_results(suite: Suite) -> list[str]:
+    """Tasks that have no results which ship, of a suite of which some do.
+
+    They are new, or another task than the one of that name whose results ship.
+    """
+    found = stored(suite.name)
+    return [] if found is None else [name for name in suite.tasks if name not in _same(suite, found[0])]
+
+
+def _same(suite: Suite, bench: dict[str, Any]) -> set[str]:
+    """The tasks of a suite that are to the letter those whose results ship."""
+    mine = suite.described()
+    if bench["suite"].get("settings") != mine["settings"]:
+        return set()
+    return {name for name, task in bench["suite"]["tasks"].items() if mine["tasks"].get(name) == task}
 
 
 def stored_refusals(suite: str) -> dict[str, dict[str, str]]:

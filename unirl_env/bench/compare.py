@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from unirl_env.bench.statistics import Interval, Paired, holm, kendall, paired, paired_over_tasks
-from unirl_env.bench.stored import Row, Scores, on_common_seeds, read_bench, scores
+from unirl_env.bench.stored import Row, Scores, on_common_seeds, read_bench, scores, tasks_alone
 from unirl_env.errors import ConfigError
 from unirl_env.settings.fields import Settings, setting
 
@@ -125,6 +125,15 @@ def compare(
             markup=False,
             soft_wrap=True,
         )
+    for folder, other, alone in zip((first, second), (second, first), tasks_alone(*known), strict=True):
+        if alone:
+            console.print(
+                f"{folder} alone has runs of {', '.join(alone)}: {other} has none there, and no difference "
+                "is told.",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
     output = settings.output if settings else None
     path = Path(output).expanduser() if output else first / f"compare_{second.resolve().name}.html"
     page = write_comparison(path, sides, found)

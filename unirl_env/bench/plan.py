@@ -16,11 +16,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from unirl_env.bench.baselines import stored
+from unirl_env.bench.baselines import stored, without_results
 from unirl_env.bench.contestants import contestants
 from unirl_env.bench.rows import known_mean
 from unirl_env.bench.statistics import Plan, seeds_needed
 from unirl_env.bench.stored import Row, Scores, on_common_seeds, read_bench, scores
+from unirl_env.bench.suite import load
 from unirl_env.errors import ConfigError, UnirlError
 from unirl_env.settings.fields import Settings, setting
 
@@ -87,6 +88,15 @@ def plan(settings: PlanSettings, console: Console) -> list[Need]:
             "`python -m unirl_env.bench agents=[grpo,drpo] seeds=3` first, and `pilot=<its folder>`."
         )
     console.print(_table(found, settings, len(known)))
+    if absent := [] if settings.pilot is not None else without_results(load(settings.suite)):
+        console.print(
+            f"No results ship for {', '.join(absent)} as the suite has it: nothing is said of it, and the "
+            f"mean over tasks is without it; try `python -m unirl_env.bench suite={settings.suite} "
+            f"tasks=[{','.join(absent)}] seeds=3`, and `pilot=<its folder>`.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
     console.print(
         "Seeds: by the spread that the pilot had, and in brackets by an upper bound of it, which the truth "
         "exceeds in one of five pilots. Of all pairs of agents, the one with the largest spread counts. "

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from unirl_env.bench.baselines import baseline_rows, stored_refusals
+from unirl_env.bench.baselines import baseline_rows, stored_refusals, without_results
 from unirl_env.bench.bench_settings import TUNING_SEEDS, BenchSettings
 from unirl_env.bench.cells import Cell, cells
 from unirl_env.bench.configurations import draw
@@ -63,6 +63,7 @@ def run_bench(settings: BenchSettings, console: Console, command: Sequence[str] 
     lock = locked(bench.place, "bench")
     try:
         _tell_refused(bench, console)
+        _tell_without_results(bench, console)
         schedule = Schedule(settings, console, bench.needs)
         entries = tuned(bench, schedule) if settings.tune else list(bench.entries)
         every = [
@@ -180,6 +181,7 @@ def _write_plan(bench: Bench, entries: Sequence[Contestant], command: Sequence[s
         "tune": tune if bench.settings.tune else None,
         "settings": list(bench.settings.settings),
         "refused": _refused(bench, entries),
+        "without_results": _without_results(bench),
     }
     known = _plan(path)
     sessions = known.get("provenance", {}).get("sessions", []) if known else []
@@ -197,6 +199,11 @@ def _refused(bench: Bench, entries: Sequence[Contestant]) -> dict[str, dict[str,
             others = {label: why for label, why in labels.items() if label not in run}
             found[task] = {**others, **found.get(task, {})}
     return {task: labels for task, labels in found.items() if labels}
+
+
+def _without_results(bench: Bench) -> list[str]:
+    """Tasks on which nothing but what is run can be shown, where other tasks have results that ship."""
+    return without_results(bench.suite) if bench.settings.baselines else []
 
 
 def _plan(path: Path) -> dict[str, Any] | None:
@@ -228,3 +235,14 @@ def _tell_refused(bench: Bench, console: Console) -> None:
             console.print(
                 f"{label} is left out of {task}: {why}", highlight=False, markup=False, soft_wrap=True
             )
+
+
+def _tell_without_results(bench: Bench, console: Console) -> None:
+    if names := _without_results(bench):
+        console.print(
+            f"No results ship for {', '.join(names)} as the suite has it: nothing stands there beside what "
+            "is run now, and agents that are shown from results that ship have no part in it.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )

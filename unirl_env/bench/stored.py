@@ -57,3 +57,11 @@ def on_common_seeds(*agents: Mapping[str, Mapping[int, float]]) -> list[dict[str
     if not common:
         return [{} for _ in agents]
     return [{task: [agent[task][seed] for seed in common] for task in tasks} for agent in agents]
+
+
+def tasks_alone(first: Scores, second: Scores) -> tuple[list[str], list[str]]:
+    """Tasks that one of two benches has alone, of each; none where they have no task in common at all."""
+    every = [dict.fromkeys(task for tasks in side.values() for task in tasks) for side in (first, second)]
+    if not every[0].keys() & every[1].keys():
+        return [], []
+    return [t for t in every[0] if t not in every[1]], [t for t in every[1] if t not in every[0]]

@@ -18,8 +18,8 @@ from unirl_env.models.shared.attention_layers import attention_layers
 from unirl_env.models.shared.exports import write_adapters
 from unirl_env.models.shared.flow_schedule import FlowSchedule
 from unirl_env.models.shared.judging import allowed, judge
-from unirl_env.models.shared.listening import EMBEDDED, listening
-from unirl_env.models.shared.loading import Source
+from unirl_env.models.shared.listening import listening
+from unirl_env.models.shared.loading import EMBEDDED, Source
 from unirl_env.models.shared.of_diffusers import OfDiffusers, Sizes
 from unirl_env.models.shared.reading_off import Way, read_off, refused
 from unirl_env.models.shared.recording import ENDS, RecordedPipeline
@@ -62,7 +62,7 @@ def any_pipeline(pretrained: str, *, revision: str | None = None, **options: Any
 
     from unirl_env.models import DENOISERS
 
-    source = Source(str(pretrained), "a pipeline of diffusers", EMBEDDED, {"revision": revision})
+    source = Source(str(pretrained), "a pipeline of diffusers", EMBEDDED["image"], {"revision": revision})
     kind = source.load(DiffusionPipeline.load_config).get("_class_name")
     leaf = DENOISERS.get(LEAVES[kind]) if kind in LEAVES else PipelineDenoiser
     return leaf(str(pretrained), revision=revision, **options)

@@ -32,6 +32,7 @@ class WanDenoiser(OfExperts):
     whole = ("vae",)
     even, length = False, 512
     frames, rate = 81, 16.0
+    frames_at_once = 4  # of each place of a latent in time, one after another
     lora_targets = SELF_AND_CROSS
 
     def _sizes(self, config: Mapping[str, Any]) -> Sizes:

@@ -13,6 +13,8 @@ from unirl_env.envs.writing import MAX_NEW_TOKENS, MAX_PROMPT_TOKENS, TokenVecto
 from unirl_env.errors import ConfigError
 from unirl_env.models import DENOISERS, LANGUAGE_MODELS, UNIFIED_MODELS, UnifiedModel
 from unirl_env.models import MDPS as PROCESSES
+from unirl_env.models.making import model_choice
+from unirl_env.models.shared.loading import EMBEDDED
 from unirl_env.modes.mode import MakeEnv, Mode, Playing
 from unirl_env.policies.actor import Actor
 from unirl_env.rewards.secrets import resolved
@@ -35,18 +37,18 @@ class Denoising(Mode):
     argument = "denoiser"
     models = DENOISERS
     environment = DenoiseVectorEnv
-    embedded = "unirl/TinySD3-T2I-v0"
+    embedded = EMBEDDED["image"]
     gives: ClassVar[Mapping[str, bool]] = {"image": True, "latent": True}
     steps = True
     head_settings = ("guidance", "guidance_at_once", "dynamics", "eta", "storage_dtype")
 
     def phases(self, config: Any) -> dict[str, str]:
         """One, of latents, called by what the model makes: `image` or `video`."""
-        return {self._makes(config.env_options()): "latents"}
+        return {_makes(config.env_options()): "latents"}
 
     def given(self, arguments: Mapping[str, Any]) -> Mapping[str, bool]:
         """Pictures or clips, or a bare latent."""
-        return {self._makes(arguments): True, "latent": True}
+        return {_makes(arguments): True, "latent": True}
 
     def env_options(self, config: Any) -> dict[str, Any]:
         """Negative prompts where guidance needs them."""
@@ -60,11 +62,6 @@ class Denoising(Mode):
         """Let the model refuse what it cannot draw."""
         for prompt in prompts:
             model.check_prompt(prompt)
-
-    def _makes(self, arguments: Mapping[str, Any]) -> str:
-        """What the model makes, which its class says; a function that chooses a class makes pictures."""
-        name = self.choice(arguments).name
-        return getattr(self.models.get(name) if isinstance(name, str) else name, "makes", "image")
 
 
 class Tokens(Mode):
@@ -138,6 +135,14 @@ class Enhancing(Tokens):
     name = "pe"
     embedded = "unirl/TinyPromptEnhancer-T2I-v0"
     gives: ClassVar[Mapping[str, bool]] = {"text": True, "tokens": True, "image": False, "pictures": False}
+
+    def given(self, arguments: Mapping[str, Any]) -> Mapping[str, bool]:
+        """Pictures or clips, whichever the generator makes."""
+        generator = arguments.get("generator")
+        named = isinstance(generator, Mapping) and generator.get("denoiser") is not None
+        if named and _makes(generator) == "video":
+            return {"text": True, "tokens": True, "video": False}
+        return self.gives
 
 
 class Hybrid(Mode):
@@ -219,6 +224,12 @@ class Processes(Playing):
     argument = "mdp"
     models = PROCESSES
     environment = MDPVectorEnv
+
+
+def _makes(arguments: Mapping[str, Any]) -> str:
+    """What the denoiser among arguments makes, as its class says; a function that chooses one: pictures."""
+    name = model_choice(arguments, "denoiser").name
+    return getattr(DENOISERS.get(name) if isinstance(name, str) else name, "makes", "image")
 
 
 def _guides(policy: PolicySettings) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from unirl_env.arguments.values import is_number, require
 from unirl_env.errors import ConfigError
+from unirl_env.rewards.inputs import tensor_of
 from unirl_env.rewards.scoring import (
     PendingScores,
     checked_scorer,
@@ -191,6 +192,20 @@ class Normalized(ScorerWrapper):
 
     NAME = "normalized"
 
+    @staticmethod
+    def check_with(**options: Any) -> None:
+        """Refuse anything but one of the two pairs.
+
+        Raises:
+            ConfigError: Saying what to try.
+        """
+        given = {label for label in ("mean", "std", "low", "high") if options.get(label) is not None}
+        if given not in ({"mean", "std"}, {"low", "high"}):
+            raise ConfigError(
+                "A scale must have either `mean` and `std` or `low` and `high`, got "
+                f"{sorted(given) or 'none of them'}; try `low: 0, high: 100`."
+            )
+
     def __init__(
         self,
         scorer: Scorer,
@@ -203,18 +218,11 @@ class Normalized(ScorerWrapper):
         name: str = "",
     ):
         super().__init__(scorer, name)
-        given = {
-            label: number
-            for label, number in (("mean", mean), ("std", std), ("low", low), ("high", high))
-            if number is not None
-        }
+        ends = {"mean": mean, "std": std, "low": low, "high": high}
+        self.check_with(**ends)
+        given = {label: number for label, number in ends.items() if number is not None}
         for label, number in given.items():
             require(label, number, is_number(number), "a finite number")
-        if set(given) not in ({"mean", "std"}, {"low", "high"}):
-            raise ConfigError(
-                "A scale must have either `mean` and `std` or `low` and `high`, got "
-                f"{sorted(given) or 'none of them'}; try `low: 0, high: 100`."
-            )
         if std is not None and std <= 0:
             raise ConfigError(f"`std` must be positive, got {std}.")
         if low is not None and low == high:
@@ -239,7 +247,7 @@ class Pictured(ScorerWrapper):
 
     A model that writes before it draws can fail to draw: its text is empty, or ends too early. That is a
     result and no failure of the scorer, so it is paid, as `otherwise` says. A picture that is not finite is
-    the generator's failure: its score is invalid.
+    the generator's failure: its score is invalid. A clip is a picture here.
 
     Its parts are `scorer`, with the parts of that one below it (NaN without a picture), and `pictured`, 1
     where there is a picture.
@@ -253,7 +261,7 @@ class Pictured(ScorerWrapper):
     """
 
     NAME = "pictured"
-    tolerates = ("image",)
+    tolerates = ("image", "video")
 
     def __init__(self, scorer: Scorer, otherwise: float = 0.0, *, name: str = ""):
         super().__init__(scorer, name)
@@ -261,9 +269,17 @@ class Pictured(ScorerWrapper):
         self.otherwise = float(otherwise)
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
-        """Score the samples that have a picture."""
-        there = torch.tensor([sample.image is not None for sample in samples], dtype=torch.bool)
-        sound = torch.tensor([_is_sound(sample) for sample in samples], dtype=torch.bool)
+        """Score the samples that have a picture.
+
+        Raises:
+            ContractError: If a picture is no tensor.
+        """
+        shown = [_shown(sample, self.name) for sample in samples]
+        there = torch.tensor([bool(each) for each in shown], dtype=torch.bool)
+        sound = torch.tensor(
+            [bool(each) and all(bool(one.isfinite().all()) for one in each) for each in shown],
+            dtype=torch.bool,
+        )
         rows = sound.nonzero().flatten().tolist()
         judged = score_safely(self.scorer, [samples[row] for row in rows], [prompts[row] for row in rows])
         scores = place_scores(judged, sound)
@@ -304,9 +320,10 @@ def _all_valid(judged: Iterable[Scores]) -> Tensor:
     return torch.stack([scores.valid for scores in judged]).all(dim=0)
 
 
-def _is_sound(sample: Sample) -> bool:
-    shown = [picture for picture in (sample.image, sample.pictures) if picture is not None]
-    return sample.image is not None and all(bool(picture.isfinite().all()) for picture in shown)
+def _shown(sample: Sample, name: str) -> list[Tensor]:
+    """What was drawn of a sample: a picture, with all others, or a clip."""
+    found = (tensor_of(sample, field, name) for field in ("image", "pictures", "video"))
+    return [each for each in found if each is not None]
 
 
 class Background(ScorerWrapper):

@@ -12,6 +12,8 @@ from torch import Tensor
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.types import Sample
 
+PIXELS = {"image": " [3, H, W]", "pictures": " [K, 3, H, W]", "video": " [F, 3, H, W]"}
+"""Fields of a sample that hold pixels, and their shapes."""
 OVERSHOOT = 2.0
 """So far beyond black and white, pixels count as them; farther away, they have another scale."""
 
@@ -24,8 +26,8 @@ def picture_of(sample: Sample, name: str) -> Tensor:
         name: The scorer that asks, for the message.
 
     Raises:
-        ContractError: If there is none, or its pixels are no floats in [0, 1]; those that are not finite
-            are the scorer's affair.
+        ContractError: If there is none, it is no tensor, or its pixels are no floats in [0, 1]; those that
+            are not finite are the scorer's affair.
     """
     return _pixels_of(sample, "image", 3, name)
 
@@ -38,12 +40,38 @@ def video_of(sample: Sample, name: str) -> Tensor:
         name: The scorer that asks, for the message.
 
     Raises:
-        ContractError: If there is none, it has no frames, or its pixels are neither uint8 nor floats in
-            [0, 1].
+        ContractError: If there is none, it is no tensor or has no frames, or its pixels are neither uint8 nor
+            floats in [0, 1].
     """
-    if sample.video is not None and sample.video.dtype == torch.uint8:
-        sample = replace(sample, video=sample.video.float() / 255)
+    video = tensor_of(sample, "video", name)
+    if video is not None and video.dtype == torch.uint8:
+        sample = replace(sample, video=video.float() / 255)
     return _pixels_of(sample, "video", 4, name)
+
+
+def tensor_of(sample: Sample, field: str, name: str) -> Tensor | None:
+    """A field of a sample that holds a tensor, None where it is empty.
+
+    Args:
+        sample: What is judged.
+        field: Of `Sample`: `image`, `pictures`, `video`, `latent` or `tokens`.
+        name: The scorer that asks, for the message.
+
+    Raises:
+        ContractError: If it holds anything else, such as an array or a list.
+    """
+    found = getattr(sample, field)
+    if found is None or isinstance(found, Tensor):
+        return found
+    shape = getattr(found, "shape", None)
+    got = type(found).__name__ if shape is None else f"{type(found).__name__} {list(shape)}"
+    remedy = f"torch.as_tensor({field})"
+    if field in PIXELS and shape is not None and len(shape) >= 3 and shape[-1] == 3 != shape[-3]:
+        remedy += ".movedim(-1, -3)"
+    raise ContractError(
+        f"`Sample.{field}` must be a tensor{PIXELS.get(field, '')} for the reward `{name}`, got "
+        f"{got}; try `{remedy}`."
+    )
 
 
 def require_pixels(pixels: Tensor, field: str, name: str) -> None:
@@ -128,10 +156,9 @@ def in_blocks(
 
 
 def _pixels_of(sample: Sample, field: str, rank: int, name: str) -> Tensor:
-    pixels = getattr(sample, field)
+    pixels = tensor_of(sample, field, name)
     if pixels is None or pixels.ndim != rank or pixels.shape[-3] != 3 or not pixels.numel():
-        shape = "[3, H, W]" if rank == 3 else "[F, 3, H, W]"
         got = None if pixels is None else list(pixels.shape)
-        raise ContractError(f"`Sample.{field}` must be {shape} for the reward `{name}`, got {got}.")
+        raise ContractError(f"`Sample.{field}` must be{PIXELS[field]} for the reward `{name}`, got {got}.")
     require_pixels(pixels, field, name)
     return pixels

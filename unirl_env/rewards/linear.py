@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import ContractError
+from unirl_env.rewards.inputs import tensor_of
 from unirl_env.types import Prompt, Sample, Scores
 
 
@@ -45,9 +46,10 @@ def points(samples: Sequence[Sample], name: str, **setting: Tensor) -> Tensor:
         **setting: What must be one number, or one for each of D dimensions.
 
     Raises:
-        ContractError: If a sample has no latent, or one of another dimension.
+        ContractError: If a sample has no latent, one that is no tensor, or one of another dimension.
     """
-    found = [sample.latent for sample in samples if sample.latent is not None]
+    every = [tensor_of(sample, "latent", name) for sample in samples]
+    found = [latent for latent in every if latent is not None]
     if len(found) < len(samples):
         raise ContractError(f"`{name}` scores latents, got none; try `unirl/GaussianMixture-v0`.")
     latents = torch.stack([latent.float().cpu().flatten() for latent in found])

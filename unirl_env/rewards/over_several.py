@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unirl_env.arguments.values import is_whole, require
 from unirl_env.rewards.compose import ScorerWrapper
-from unirl_env.rewards.inputs import video_of
+from unirl_env.rewards.inputs import tensor_of, video_of
 from unirl_env.rewards.scoring import score_safely
 from unirl_env.types import Prompt, Sample, Scorer, Scores
 
@@ -49,8 +49,12 @@ class OverPictures(ScorerWrapper):
         self.aggregate = aggregate
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Scores:
-        """Score every picture of every sample."""
-        single = [_one_by_one(sample) for sample in samples]
+        """Score every picture of every sample.
+
+        Raises:
+            ContractError: If the pictures of a sample are no tensor.
+        """
+        single = [_one_by_one(sample, self.name) for sample in samples]
         return _over_several(self.scorer, single, prompts, AGGREGATES[self.aggregate])
 
 
@@ -147,11 +151,12 @@ def _over_several(
     )
 
 
-def _one_by_one(sample: Sample) -> list[Sample]:
+def _one_by_one(sample: Sample, name: str) -> list[Sample]:
     """A sample for each picture."""
-    if sample.pictures is None:
+    pictures = tensor_of(sample, "pictures", name)
+    if pictures is None:
         return [sample]
-    return [replace(sample, image=picture, pictures=None) for picture in sample.pictures]
+    return [replace(sample, image=picture, pictures=None) for picture in pictures]
 
 
 def _aggregated(aggregate: str) -> Callable[[Tensor], Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 from unirl_env.arguments.extras import require_extra
 from unirl_env.arguments.signatures import options_of, require_own
 from unirl_env.errors import ConfigError
-from unirl_env.registry import instance
+from unirl_env.registry import instance, require_fit
 from unirl_env.rewards.scorer_names import SCORERS
 from unirl_env.rewards.scoring import checked_scorer
 from unirl_env.rewards.secrets import resolved
@@ -85,9 +85,7 @@ def build_scorer(spec: Any) -> Scorer:
             return checked_scorer(spec)
         raise ConfigError(f"A reward must be a name, a mapping or a callable, got {type(spec).__name__}.")
     words = read_spec(spec)
-    for part in getattr(words.target, "wraps", ()):
-        if part not in words.inner:
-            raise ConfigError(f"Reward {words.name!r} must have `{part}`, got {sorted(words.options)}.")
+    _require_inner(words)
     made = {part: build_scorer(inner) for part, (inner, _) in words.inner.items()}
     if words.name == "weighted_sum":
         return words.target({part: (scorer, words.inner[part][1]) for part, scorer in made.items()})
@@ -99,11 +97,14 @@ def build_scorer(spec: Any) -> Scorer:
 def check_reward(spec: Any) -> None:
     """Refuse a reward that is unknown, whose options do not fit, or whose package is not installed.
 
+    Nothing is built. What its signature cannot say (one of two options, a file that does not ship) a class
+    says by a static method `check_with(**options)`, which raises what its constructor would.
+
     Args:
         spec: What `build_scorer` understands.
 
     Raises:
-        ConfigError: Naming the reward and the option.
+        ConfigError: Naming the reward and the option that is missing or unknown.
         MissingExtra: If its package is missing.
     """
     if not isinstance(spec, str | Mapping):
@@ -121,6 +122,11 @@ def check_reward(spec: Any) -> None:
     if words.name not in COMPOSITIONS:
         own = f"The options of reward {words.name!r} must be its own"
         require_own(words.options, options_of(words.target), own)
+        _require_inner(words)
+        require_fit(words.target, words.options, f"reward {words.name!r}")
+    if hasattr(words.target, "check_with"):
+        plain = {name: value for name, value in words.options.items() if name not in words.inner}
+        words.target.check_with(**resolved(plain, f"reward {words.name!r}"))
 
 
 def needs_of(spec: Any) -> dict[str, bool]:
@@ -154,8 +160,8 @@ def for_mode(
 ) -> Any:
     """The reward as a mode can pay it.
 
-    Where an episode may end without a picture, a reward of pictures is paid through `pictured`, under which
-    such an episode earns 0.
+    Where an episode may end without a picture or a clip, a reward of these is paid through `pictured`, under
+    which such an episode earns 0.
 
     Args:
         spec: The reward.
@@ -176,7 +182,18 @@ def for_mode(
             f"`{label}` must be a reward of {' or '.join(given)} in mode {mode.name!r}, got one of "
             f"{' and '.join(missing)}; try {_remedy(spec, given, missing)}another reward, or another recipe."
         )
-    return {"name": "pictured", "scorer": spec} if needs.get("image") and not given["image"] else spec
+    may_lack = any(needs.get(field) and not given[field] for field in ("image", "video"))
+    return {"name": "pictured", "scorer": spec} if may_lack else spec
+
+
+def _require_inner(words: RewardSpec) -> None:
+    """Refuse a reward around others that lacks one of them."""
+    for part in getattr(words.target, "wraps", ()):
+        if part not in words.inner:
+            raise ConfigError(
+                f"Reward {words.name!r} must have `{part}`, got {sorted(words.options)}; try "
+                f"{{name: {words.name}, {part}: ...}} with the reward that it changes."
+            )
 
 
 def _remedy(spec: Any, given: Mapping[str, bool], missing: list[str]) -> str:

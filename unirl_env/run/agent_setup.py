@@ -26,6 +26,7 @@ from unirl_env.run.world_setup import (
     mode_of_run,
     model_arguments,
     model_sources,
+    world_generator,
     world_model,
     world_options,
 )
@@ -65,7 +66,8 @@ def build_parts(cfg: RunConfig, prompts: Prompts | None = None, train: PromptSou
     model = world_model(cfg)
     notes = memory_note(cfg, model, agent_config(cfg, source))
     agent = build_agent(cfg, source)
-    return Parts(agent, heldout, known, (*chosen(cfg, agent.config), *notes), frame_rate(model) or FPS)
+    fps = frame_rate(world_generator(cfg) or model) or FPS
+    return Parts(agent, heldout, known, (*chosen(cfg, agent.config), *notes), fps)
 
 
 def build_agent(cfg: RunConfig, prompts: PromptSource | None = None) -> Agent:

@@ -158,6 +158,15 @@ def model_sources(cfg: RunConfig) -> dict[str, tuple[str, str | None]]:
     return found
 
 
+def world_generator(cfg: RunConfig) -> Any:
+    """The adapter of what draws the texts of a run, likewise; None where nothing does."""
+    generator = _arguments(cfg).get("generator")
+    if not isinstance(generator, Mapping):
+        return None
+    each = model_choice(generator)
+    return _made(each, mode_of({each.family: each.name}))
+
+
 def frame_rate(model: Any) -> float | None:
     """Frames per second of the clips that a model makes; None where it makes none or says nothing."""
     return getattr(model, "fps", None)

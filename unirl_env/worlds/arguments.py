@@ -12,7 +12,7 @@ from unirl_env.arguments.names import DRAW, MODEL_OPTIONS, WORLD, known_to, unkn
 from unirl_env.arguments.values import is_number, truth
 from unirl_env.errors import ConfigError, UnknownArgument
 from unirl_env.models.making import ModelChoice, check_options, is_model, label_of, model_choice, model_class
-from unirl_env.models.shared.loading import require_source
+from unirl_env.models.shared.loading import EMBEDDED, require_source
 from unirl_env.modes import Mode, mode_of
 from unirl_env.registry import Registry
 from unirl_env.rewards.spec import check_reward
@@ -169,4 +169,5 @@ def require_kinds(mode: Mode, choice: ModelChoice) -> None:
     # What a user's own model is made from, it knows itself.
     known = isinstance(choice.name, str) and choice.name in mode.models
     if known and (source := choice.options.get("pretrained")) is not None:
-        require_source(os.fspath(source), mode.embedded)
+        makes = getattr(model_class(mode.models, choice.name), "makes", None)
+        require_source(os.fspath(source), EMBEDDED.get(makes, mode.embedded))

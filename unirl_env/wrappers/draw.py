@@ -1,4 +1,4 @@
-"""From texts to pictures: a frozen generator draws what the policy wrote."""
+"""From texts to pictures or clips: a frozen generator draws what the policy wrote."""
 
 from __future__ import annotations
 
@@ -54,8 +54,9 @@ class DrawWrapper(Wrapper):
     """Draw the texts of finished episodes, so that rewards see pictures: prompt enhancement.
 
     Goes around an environment of texts, inside the `RewardWrapper`. The finished samples get their `image`,
-    and `pictures` `[K, 3, H, W]` where several are drawn; text, tokens and `truncated` stay. The prompt that
-    rewards see stays the user's: the picture is judged by what was asked for, not by what was made of it.
+    and `pictures` `[K, 3, H, W]` where several are drawn, or their `video`, from a generator of clips, of
+    which all that follows is true as well; text, tokens and `truncated` stay. The prompt that rewards see
+    stays the user's: the picture is judged by what was asked for, not by what was made of it.
 
     A text that is empty, longer than `max_characters`, or in which `after` does not occur (because it was cut
     off before) has no picture: `image` is None; the scorer `pictured` says what that pays. What a shorter
@@ -69,7 +70,7 @@ class DrawWrapper(Wrapper):
         generator: The adapter of the model that draws.
         num_steps: Its denoising steps.
         guidance: Its classifier-free guidance, away from the user's negative prompt; 1 is none.
-        pictures: K, how many are drawn of each text.
+        pictures: K, how many are drawn of each text; 1 of clips.
         network: The generator's network, which is frozen; None loads it on first use. A `FrozenNetwork` is
             loaded once for all wrappers that are given it.
         together: Let finished texts wait for the last one of their batch, and draw all of them in one go, in
@@ -84,6 +85,8 @@ class DrawWrapper(Wrapper):
         finished: The samples of the last step with their pictures, by their rows.
         drawn: How many pictures have been drawn so far.
         undrawn: How many texts had no picture.
+        makes: What is drawn, a field of `Sample`: `"image"` or `"video"`.
+        fps: Frames that clips show in a second; None of pictures.
 
     Raises:
         ConfigError: If an argument is out of range, or `together` meets an environment that resets by itself.
@@ -110,7 +113,6 @@ class DrawWrapper(Wrapper):
                 f"`generator` must be a Denoiser, got {type(generator).__name__}; try the adapter of a "
                 "text-to-image model."
             )
-        generator.require_pictures("generator")
         for name, count in {
             "num_steps": num_steps,
             "pictures": pictures,
@@ -122,6 +124,11 @@ class DrawWrapper(Wrapper):
                 raise ConfigError(f"`{name}` of a generator must be an integer from 1 on, got {count!r}.")
         if not is_number(guidance):
             raise ConfigError(f"`guidance` of a generator must be a finite number, got {guidance!r}.")
+        if generator.makes != "image" and pictures > 1:
+            raise ConfigError(
+                f"`pictures` of a generator must be 1 where it makes a {generator.makes}, as "
+                f"{type(generator).__name__} does, got {pictures}; try pictures=1."
+            )
         generator.check_guidance(guidance)
         together = truth("together", together)
         if after is not None and not (isinstance(after, str) and after):
@@ -135,6 +142,7 @@ class DrawWrapper(Wrapper):
             )
         self.metadata = {**env.metadata, "samples_together": together}
         self.generator, self.together, self.after = generator, together, after
+        self.makes, self.fps = generator.makes, generator.fps
         self.num_steps, self.guidance, self.num_pictures = num_steps, float(guidance), pictures
         self.max_characters, self.rows, self.context_cache = max_characters, rows, context_cache
         self.drawn = self.undrawn = 0
@@ -218,8 +226,8 @@ class DrawWrapper(Wrapper):
         done = dict(samples)
         for place, row in enumerate(rows):
             own = pictures[place * count : (place + 1) * count]
-            several = torch.stack(own) if count > 1 else None
-            done[row] = replace(samples[row], image=own[0], pictures=several)
+            found: dict[str, Any] = {self.makes: own[0], "pictures": torch.stack(own) if count > 1 else None}
+            done[row] = replace(samples[row], **found)
         return done
 
     def _drawable(self, sample: Sample) -> str:

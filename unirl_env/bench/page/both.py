@@ -60,7 +60,11 @@ def read_both(sides: tuple[Side, Side], found: Comparison) -> Both:
         # Agents that share a title in one of the benches alone are still one agent here.
         agents = {a: dataclasses.replace(bench.agents[a], title=shown[a]) for a in found.agents}
         whole = dataclasses.replace(
-            bench, agents=agents, rows=[row for row in bench.rows if row.agent in agents], refused={}
+            bench,
+            agents=agents,
+            rows=[row for row in bench.rows if row.agent in agents],
+            refused={},
+            without_results=(),
         )
         benches.append(whole)
         if found.tau is not None:

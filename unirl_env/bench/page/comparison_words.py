@@ -10,6 +10,7 @@ from unirl_env.bench.page.both import Both, common_tasks, kinds
 from unirl_env.bench.page.cells import spelled
 from unirl_env.bench.page.numbers import PERCENT
 from unirl_env.bench.page.words import coverage_of, joined, warnings
+from unirl_env.bench.stored import scores, tasks_alone
 from unirl_env.run.report.charts import titles
 
 if TYPE_CHECKING:
@@ -108,7 +109,14 @@ def warnings_of(both: Both, sides: tuple[Side, Side]) -> list[tuple[str, str]]:
     if left and both.found.ranked:
         words = f"{joined(left)} cannot be ranked: not on all tasks that the others have."
         found.append(("Not every agent runs everywhere", words))
+    alone = tasks_alone(scores(sides[0].rows), scores(sides[1].rows))
     for i, name in enumerate(both.names):
+        if alone[i]:
+            shown = joined([both.benches[i].tasks[task].title for task in alone[i]])
+            words = f"{shown}: {both.names[1 - i]} has no runs there, so that no difference is told of it."
+            if set(alone[i]) & set(both.found.tasks[i]):
+                words += f" The ranking in {name} counts it, the other one cannot."
+            found.append((f"Tasks of {name} alone", words))
         only = sorted({str(row["agent"]) for row in sides[i].rows} - set(both.found.agents))
         if only:
             found.append((f"Only in {name}", f"{joined(list(titles(only).values()))}."))

@@ -35,6 +35,7 @@ class Row:
         curve: Columns of one length.
         folder: The run's folder, relative to that of the bench.
         evaluation: How the score was measured.
+        baseline: Whether it was not run for this bench, and comes from the results that ship.
     """
 
     task: str
@@ -49,6 +50,7 @@ class Row:
     curve: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     folder: str = ""
     evaluation: Mapping[str, float] = field(default_factory=dict)
+    baseline: bool = False
 
     @property
     def done(self) -> bool:
@@ -113,6 +115,7 @@ class Bench:
         rows: One for each cell that has ended.
         notes: What was odd in the files, a sentence each.
         refused: By task and label, why an agent is not defined there.
+        without_results: Tasks for which no results ship, where they do for others of the suite.
     """
 
     name: str
@@ -125,6 +128,14 @@ class Bench:
     rows: Sequence[Row]
     notes: Sequence[str] = ()
     refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    without_results: Sequence[str] = ()
+
+    @property
+    def shipped(self) -> list[str]:
+        """Agents that were not run for this bench: all that there is of them ships."""
+        run = {row.agent for row in self.rows if not row.baseline}
+        known = {row.agent for row in self.rows} - run
+        return [label for label in self.agents if label in known]
 
     @property
     def everywhere(self) -> list[str]:
@@ -217,6 +228,7 @@ def as_bench(rows: Iterable[Any], known: Any, notes: Sequence[str] = (), name: s
         rows=kept,
         notes=notes,
         refused=_refused(known.get("refused"), tasks, agents),
+        without_results=[name for name in _sequence(known.get("without_results")) if name in tasks],
     )
 
 
@@ -264,6 +276,7 @@ def _row(raw: Any) -> Row | None:
         curve=curve if len(lengths) == 1 else {},
         folder=_text(raw.get("folder")),
         evaluation=evaluation,
+        baseline=raw.get("baseline") is True,
     )
 
 

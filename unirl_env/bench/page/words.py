@@ -62,6 +62,7 @@ def warnings(found: Findings) -> list[tuple[str, str]]:
         *_missing(found),
         *_failed(found),
         *_refused(found),
+        *_without_results(found),
         *(("The files", note) for note in found.bench.notes),
     ]
 
@@ -102,10 +103,14 @@ def evaluated(rows: Sequence[Row]) -> str:
 
 
 def cells(found: Findings) -> int:
-    """How many runs there should be."""
+    """How many runs there should be: those that were asked for, and those that came with the results."""
     bench = found.bench
-    left_out = sum(map(len, bench.refused.values())) * len(bench.seeds)
-    return max(len(bench.rows), len(bench.tasks) * len(bench.agents) * len(bench.seeds) - left_out)
+    shipped = bench.shipped
+    run = sum(row.agent not in shipped for row in bench.rows)
+    asked = len(bench.agents) - len(shipped)
+    left_out = sum(label not in shipped for labels in bench.refused.values() for label in labels)
+    wanted = (len(bench.tasks) * asked - left_out) * len(bench.seeds)
+    return len(bench.rows) - run + max(run, wanted)
 
 
 def joined(names: Sequence[str], most: int = MOST) -> str:
@@ -266,6 +271,21 @@ def _refused(found: Findings) -> list[tuple[str, str]]:
     parts = [f"{_title(found, label)} is not defined on {joined(tasks)}" for label, tasks in where.items()]
     words = f"{'; '.join(parts)}. What is not defined on all tasks is compared task by task only."
     return [("Not every agent runs everywhere", words)]
+
+
+def _without_results(found: Findings) -> list[tuple[str, str]]:
+    bench = found.bench
+    if not bench.without_results:
+        return []
+    tasks = joined([bench.tasks[task].title for task in bench.without_results])
+    words = f"No results ship for {tasks}: nothing stands there but what was run for this bench."
+    if who := [_title(found, label) for label in bench.shipped]:
+        part = "is" if len(who) == 1 else "are"
+        words += (
+            f" {joined(who)} {part} shown from results that ship, on the other tasks alone, and what is said "
+            f"over several tasks together leaves {'it' if len(bench.without_results) == 1 else 'them'} out."
+        )
+    return [("Not every task has stored results", words)]
 
 
 def _title(found: Findings, label: str) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unirl_env.errors import ConfigError
 from unirl_env.models.shared.fixed_batches import in_fixed_batches, painted, pictures_at_once
-from unirl_env.models.shared.loading import Source, complete
+from unirl_env.models.shared.loading import EMBEDDED, Source, complete
 from unirl_env.types import Sample
 
 
@@ -38,7 +38,7 @@ class Autoencoder:
         revision: str | None = None,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
-        alternative: str = "unirl/TinySD3-T2I-v0",
+        alternative: str = EMBEDDED["image"],
     ):
         self.pretrained, self.subfolder, self.revision = str(pretrained), subfolder, revision
         self.dtype, self.device = dtype, torch.device(device)

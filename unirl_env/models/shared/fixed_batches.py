@@ -66,7 +66,7 @@ def by_kind(function: Callable[..., Tensor], *batches: Tensor, kinds: Tensor | N
 
 
 def pictures_at_once(height: int, width: int, frames: int = 1) -> int:
-    """How many pictures, or clips of `frames`, of that size in pixels are encoded or decoded in one forward.
+    """How many pictures, or clips of `frames` at once, of that size in pixels go through one forward.
 
     A power of two: batches mostly are multiples of one, and filling up a lot is work for nothing.
     """
@@ -105,7 +105,7 @@ def filmed(
     Args:
         decode: From n of them to clips `[n, 3, F, H, W]` in [-1, 1].
         finished: All of them.
-        frames: F.
+        frames: How many of the F go through the decoder at once.
         height: H.
         width: W.
     """

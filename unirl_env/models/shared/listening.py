@@ -10,10 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from unirl_env.models.shared.loading import Source
-
-EMBEDDED = "unirl/TinySD3-T2I-v0"
-"""What needs no download."""
+from unirl_env.models.shared.loading import EMBEDDED, Source
 
 
 class Call(NamedTuple):
@@ -70,7 +67,7 @@ def open_listening(
     """
     import diffusers
 
-    source = Source(pretrained, "a pipeline of diffusers", EMBEDDED, {"revision": revision})
+    source = Source(pretrained, "a pipeline of diffusers", EMBEDDED["image"], {"revision": revision})
     index = source.load(diffusers.DiffusionPipeline.load_config)
     name = "transformer" if "transformer" in index else "unet"
     kind = getattr(diffusers, index[name][-1])

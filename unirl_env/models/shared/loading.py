@@ -18,6 +18,8 @@ from unirl_env.errors.quiet import quiet_loading
 from unirl_env.models.shared.outline import is_outlining, outline_of
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+EMBEDDED = {"image": "unirl/TinySD3-T2I-v0", "video": "unirl/TinyVideo-T2V-v0"}
+"""By what a denoiser makes, the environment id that needs no download."""
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 """Weights that run code of whoever made them while they are read."""
 DEPTHS = ("", "*/", "*/*/")

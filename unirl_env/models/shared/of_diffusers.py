@@ -27,7 +27,7 @@ from unirl_env.models.shared.acceleration import Acceleration
 from unirl_env.models.shared.exports import LORA_FILE, in_order, settle_header
 from unirl_env.models.shared.fixed_batches import by_kind, in_fixed_batches, painted, texts_at_once
 from unirl_env.models.shared.flow_schedule import FlowSchedule, require_scheduler
-from unirl_env.models.shared.loading import Source, as_dtype, complete
+from unirl_env.models.shared.loading import EMBEDDED, Source, as_dtype, complete
 from unirl_env.models.shared.outline import on_device
 from unirl_env.types import Prompt, Sample
 
@@ -148,7 +148,7 @@ class OfDiffusers(Denoiser):
             rows_per_forward = whole("rows_per_forward", rows_per_forward, 1, hint="try 16")
         self.rows_per_forward = rows_per_forward
         self.pretrained, self.revision, self.schedule = str(pretrained), revision, schedule
-        self.source = Source(self.pretrained, self.family, "unirl/TinySD3-T2I-v0", {"revision": revision})
+        self.source = Source(self.pretrained, self.family, EMBEDDED[self.makes], {"revision": revision})
         self.dtype = as_dtype("dtype", dtype)
         self.device, self.offload = torch.device(device), truth("offload", offload)
         self.tiling = truth("tiling", tiling)

@@ -29,6 +29,8 @@ class OfVideo(OfDiffusers):
         num_frames: F.
         latent_frames: F'.
         frames: F, where none is asked for.
+        frames_at_once: How many of them the decoder makes in one go, which bounds how many clips go through
+            it together; None is all.
         rate: `fps`, where none is given.
 
     Raises:
@@ -37,6 +39,7 @@ class OfVideo(OfDiffusers):
 
     makes = "video"
     frames: ClassVar[int]
+    frames_at_once: ClassVar[int | None] = None
     rate: ClassVar[float]
 
     def __init__(
@@ -74,6 +77,7 @@ class OfVideo(OfDiffusers):
             return self._draw(vae, latents.to(self.device, vae.dtype))
 
         finished = self._finished(latents, context)
-        samples = filmed(draw, finished, self.num_frames, self.height, self.width)
+        at_once = min(self.num_frames, self.frames_at_once or self.num_frames)
+        samples = filmed(draw, finished, at_once, self.height, self.width)
         self._offload_again()
         return samples

@@ -29,7 +29,7 @@ from unirl_env.prompts.shapes import (
     render,
 )
 from unirl_env.rewards.captions import caption_of, require_caption
-from unirl_env.rewards.inputs import picture_of
+from unirl_env.rewards.inputs import picture_of, tensor_of
 from unirl_env.types import Prompt, Sample, Scores
 
 _SIDE = 32  # pictures of any size are read at this one, where the thresholds below are right
@@ -42,8 +42,9 @@ def _read_pictures(samples: Sequence[Sample]) -> np.ndarray:
     """`[B, 3, 32, 32]` float32; NaN where a picture is not finite."""
     pictures = np.empty((len(samples), 3, _SIDE, _SIDE), dtype=np.float32)
     for i, sample in enumerate(samples):
-        if sample.image is None or sample.image.ndim != 3 or sample.image.shape[0] != 3:
-            got = "none" if sample.image is None else list(sample.image.shape)
+        image = tensor_of(sample, "image", "shapes")
+        if image is None or image.ndim != 3 or image.shape[0] != 3:
+            got = "none" if image is None else list(image.shape)
             raise ScorerError(f"`Sample.image` must be [3, H, W] for the shapes rewards, got {got}.")
         pictures[i] = read_picture(picture_of(sample, "shapes"))
     return pictures

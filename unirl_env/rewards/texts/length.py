@@ -40,6 +40,21 @@ class LengthScorer:
     needs = ("text",)
     pointwise = True
 
+    @staticmethod
+    def check_with(
+        linear: Sequence[float] | None = None, target: float | None = None, **options: Any
+    ) -> None:
+        """Refuse both and neither.
+
+        Raises:
+            ConfigError: Saying what to try.
+        """
+        if (linear is None) == (target is None):
+            raise ConfigError(
+                f"A length reward must have one of `linear` and `target`, got {linear!r} and {target!r}; "
+                f"try `linear: [100, 500]`."
+            )
+
     def __init__(
         self,
         *,
@@ -49,11 +64,7 @@ class LengthScorer:
         unit: str = "tokens",
     ):
         require("unit", unit, unit in UNITS, f"one of {list(UNITS)}")
-        if (linear is None) == (target is None):
-            raise ConfigError(
-                f"A length reward must have one of `linear` and `target`, got {linear!r} and {target!r}; "
-                f"try `linear: [100, 500]`."
-            )
+        self.check_with(linear, target)
         if linear is not None and (
             isinstance(linear, str)
             or len(linear) != 2

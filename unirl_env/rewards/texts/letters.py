@@ -8,6 +8,7 @@ import torch
 
 from unirl_env.arguments.values import truth, whole
 from unirl_env.errors import ConfigError, ContractError
+from unirl_env.rewards.texts.text_answers import answer_text
 from unirl_env.types import Prompt, Sample, Scores
 
 
@@ -92,7 +93,6 @@ class LetterScorer:
 
 
 def _texts(name: str, samples: Sequence[Sample]) -> list[str]:
-    texts = [sample.text for sample in samples if sample.text is not None]
-    if len(texts) < len(samples):
+    if any(sample.text is None for sample in samples):
         raise ContractError(f"`{name}` scores texts, got none; try `unirl/TabularTokens-v0`.")
-    return texts
+    return [answer_text(sample, name) for sample in samples]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -43,6 +44,24 @@ class Overlong(ScorerWrapper):
 
     NAME = "overlong"
 
+    @staticmethod
+    def check_with(
+        mode: str = "soft", max_tokens: int | None = None, buffer: int | None = None, **options: Any
+    ) -> None:
+        """Refuse mode `soft` without its two numbers.
+
+        Raises:
+            ConfigError: Saying what to try.
+        """
+        if mode != "soft":
+            return
+        if not is_whole(max_tokens) or not is_whole(buffer) or not 0 < buffer <= max_tokens:
+            raise ConfigError(
+                f"`max_tokens` and `buffer` must be whole numbers with 0 < buffer <= max_tokens in mode "
+                f"'soft', got {max_tokens!r} and {buffer!r}; try the environment's `max_new_tokens` and "
+                f"a fifth of it."
+            )
+
     def __init__(
         self,
         scorer: Scorer,
@@ -55,13 +74,8 @@ class Overlong(ScorerWrapper):
     ):
         super().__init__(scorer, name)
         require("mode", mode, mode in MODES, f"one of {list(MODES)}")
+        self.check_with(mode, max_tokens, buffer)
         if mode == "soft":
-            if not is_whole(max_tokens) or not is_whole(buffer) or not 0 < buffer <= max_tokens:
-                raise ConfigError(
-                    f"`max_tokens` and `buffer` must be whole numbers with 0 < buffer <= max_tokens in mode "
-                    f"'soft', got {max_tokens!r} and {buffer!r}; try the environment's `max_new_tokens` and "
-                    f"a fifth of it."
-                )
             require("factor", factor, is_number(factor) and factor >= 0, "a number from 0 on")
         self.mode, self.max_tokens, self.buffer, self.factor = mode, max_tokens, buffer, float(factor)
 

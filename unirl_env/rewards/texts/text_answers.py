@@ -58,10 +58,11 @@ def answer_text(sample: Sample, name: str) -> str:
     """The text of a sample.
 
     Raises:
-        ContractError: If it has none.
+        ContractError: If it has none, or something else.
     """
-    if sample.text is None:
-        raise ContractError(f"`Sample.text` must be a text for the reward `{name}`, got None.")
+    if not isinstance(sample.text, str):
+        got = "None" if sample.text is None else type(sample.text).__name__
+        raise ContractError(f"`Sample.text` must be a text for the reward `{name}`, got {got}.")
     return sample.text
 
 

@@ -73,6 +73,18 @@ class TemporalConsistency(PassesOptions, FromArguments, passes_to=Placement):
     needs = ("video",)
     pointwise = True
 
+    @staticmethod
+    def check_with(
+        model: str | None = None, pretrained: str | os.PathLike[str] | None = None, **options: Any
+    ) -> None:
+        """Refuse weights of no model.
+
+        Raises:
+            ConfigError: Saying what to try.
+        """
+        fits = model or pretrained is None
+        require("pretrained", pretrained, fits, "None without a `model`", "try model='ViT-B-16'")
+
     def __init__(
         self,
         model: str | None = None,
@@ -82,13 +94,7 @@ class TemporalConsistency(PassesOptions, FromArguments, passes_to=Placement):
         **network: Any,
     ):
         self.side, placement = checked_side(side), Placement(**network)
-        require(
-            "pretrained",
-            pretrained,
-            model or pretrained is None,
-            "None without a `model`",
-            "try model='ViT-B-16'",
-        )
+        self.check_with(model, pretrained)
         self._model = None
         if model is not None:
             from unirl_env.rewards.learned.open_clip_model import OpenCLIPModel

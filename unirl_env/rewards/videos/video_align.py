@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,6 +83,15 @@ class VideoAlignScore(FromArguments):
         for mark in (*MARKS, *PICTURES):
             if mark in prompt.text:
                 raise ValueError(f"it must not hold {mark!r}, at which `video_align` reads its ratings")
+
+    @staticmethod
+    def check_with(question: str | os.PathLike[str] | None = None, **options: Any) -> None:
+        """Refuse a question that is none.
+
+        Raises:
+            ConfigError: Saying where to get it.
+        """
+        read_question(question)
 
     def __init__(
         self,

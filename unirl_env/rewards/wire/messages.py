@@ -19,6 +19,7 @@ from torch import Tensor
 
 from unirl_env.errors import WireError
 from unirl_env.media.pixels import load_picture
+from unirl_env.rewards.inputs import tensor_of
 from unirl_env.rewards.wire.tensors import Limits, TensorReader, TensorWriter
 from unirl_env.types import Prompt, Sample, Scores
 
@@ -59,6 +60,7 @@ def encode_request(request: ScoreRequest, *, png: bool = False) -> bytes:
 
     Raises:
         WireError: If something cannot be sent: metadata that is no JSON, or an unknown kind of tensor.
+        ContractError: If a field of a sample that holds a tensor holds something else.
     """
     from safetensors.torch import save
 
@@ -208,7 +210,7 @@ def _sample_out(sample: Sample, tensors: TensorWriter, png: bool) -> dict[str, A
     if sample.before:
         found["before"] = sample.before
     for name in RANKS:
-        tensor = getattr(sample, name)
+        tensor = tensor_of(sample, name, "remote")
         if tensor is not None:
             found[name] = tensors.add(tensor, picture=name in PICTURES, png=png and name == "image")
     return found

@@ -210,7 +210,7 @@ def _first(folder: RunFolder, evaluations: Sequence[Mapping[str, Any]]) -> list[
 def _noise(folders: Sequence[Path], mode: str) -> str:
     """What is to be said of the noise of an evaluation: none is drawn on the way to a picture."""
     if are_drawn(folders, mode):
-        return ", pictures drawn without exploration noise"
+        return f", {'clips' if have_clips(folders) else 'pictures'} drawn without exploration noise"
     return "" if any(load_texts(folder) for folder in folders) else ", drawn without exploration noise"
 
 
