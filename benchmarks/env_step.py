@@ -45,7 +45,7 @@ class Weightless(Denoiser):
             "pooled_prompt_embeds": torch.zeros(rows, 2048, dtype=torch.bfloat16),
         }
 
-    def decode(self, latents, context=None):
+    def decode(self, latents):
         """The latents themselves."""
         return [Sample(latent=latent) for latent in latents]
 

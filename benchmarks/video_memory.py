@@ -14,7 +14,6 @@ import argparse
 import gc
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -58,7 +57,7 @@ class Stub(Denoiser):
         """A number, so that prompts have a context."""
         return {"length": torch.tensor([[float(len(prompt.text))] for prompt in prompts])}
 
-    def decode(self, latents: Tensor, context: Mapping[str, Tensor] | None = None) -> list[Sample]:
+    def decode(self, latents: Tensor) -> list[Sample]:
         """Three channels of the latent, enlarged, one clip at a time."""
         size = (self.num_frames, self.height, self.width)
 

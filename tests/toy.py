@@ -44,7 +44,7 @@ class PointDenoiser(Denoiser):
         points = [[float(number) for number in prompt.text.split(",")] for prompt in prompts]
         return {"point": torch.tensor(points, device=self.device)}
 
-    def decode(self, latents, context=None):
+    def decode(self, latents):
         return [Sample(latent=latent.float().cpu()) for latent in latents]
 
     def network(self):

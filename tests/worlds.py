@@ -45,7 +45,7 @@ class PlainDenoiser(Denoiser):
         pooled = [[float(len(text)), float(sum(map(ord, text)) % 97)] for text in texts]
         return {"prompt_embeds": torch.tensor(pooled)[:, None] / 50, "pooled": torch.tensor(pooled) / 50}
 
-    def decode(self, latents, context=None):
+    def decode(self, latents):
         if len(self.latent_shape) == 3 and self.latent_shape[0] == 3:
             return [Sample(image=torch.sigmoid(latent.float())) for latent in latents]
         return [Sample(latent=latent.float()) for latent in latents]

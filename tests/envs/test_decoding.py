@@ -65,3 +65,11 @@ def test_rows_of_a_context_are_copied_when_they_are_asked_for():
     some = AtRows(context, torch.tensor([2, 0]))
     assert list(some) == ["a", "b"] and len(some) == 2 and "c" not in some
     assert some["a"].tolist() == [[4.0, 5.0], [0.0, 1.0]]
+
+
+def test_a_denoiser_that_takes_latents_alone_is_given_them_alone():
+    env = world(PlainDenoiser(), num_steps=1, render_mode="rgb_array")
+    obs, _ = env.reset(seed=0)
+    _, _, _, _, info = env.step(obs["latent"])
+    assert all(sample.image is not None for sample in info["samples"])
+    assert len(env.render()) == env.num_envs

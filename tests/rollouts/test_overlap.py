@@ -63,7 +63,7 @@ def test_lots_are_played_while_the_first_is_judged():
     class Decoder(PointDenoiser):
         decoded = 0
 
-        def decode(self, latents, context=None):
+        def decode(self, latents):
             Decoder.decoded += 1
             if Decoder.decoded == 3:
                 # The third lot ends while the first is still being judged.

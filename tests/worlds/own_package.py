@@ -75,7 +75,7 @@ class Orbit(Denoiser):
     def encode(self, prompts, *, negative=False):
         return {}
 
-    def decode(self, latents, context=None):
+    def decode(self, latents):
         return [Sample(latent=latent.float()) for latent in latents]
 
     def network(self):

@@ -37,7 +37,7 @@ def finish(env, *texts, seed=0, **options):
 
 
 class BrokenDenoiser(PlainDenoiser):
-    def decode(self, latents, context=None):
+    def decode(self, latents):
         return super().decode(latents * torch.nan)
 
 

@@ -109,7 +109,7 @@ class Planes(GaussianMixtureDenoiser):
     makes, fps = "video", 12.0
     decoded = 0
 
-    def decode(self, latents, context=None):
+    def decode(self, latents):
         self.decoded += 1
         levels = latents.sigmoid().mul(255).to(torch.uint8)
         return [Sample(video=level[:, None, None, None].expand(-1, 3, 4, 4)) for level in levels]

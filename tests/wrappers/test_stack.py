@@ -30,7 +30,7 @@ class Sketch(Denoiser):
     def encode(self, prompts, *, negative=False):
         return {"prompt_embeds": torch.tensor([[[float(len(prompt.text))]] for prompt in prompts])}
 
-    def decode(self, latents, context=None):
+    def decode(self, latents):
         return [Sample(image=torch.sigmoid(latent.float())) for latent in latents]
 
     def network(self):

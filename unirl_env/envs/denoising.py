@@ -23,7 +23,7 @@ from unirl_env.envs.vector_env import GenerativeVectorEnv
 from unirl_env.errors import ConfigError, ContractError, ShapeError
 from unirl_env.functional.noise import INITIAL
 from unirl_env.media.pixels import in_8_bits
-from unirl_env.models.denoiser import NEGATIVE, Denoiser
+from unirl_env.models.denoiser import NEGATIVE, Denoiser, in_context
 from unirl_env.types import Prompt, Sample
 
 LATENT_BOUND = 16.0
@@ -121,7 +121,7 @@ class Denoising(Activity):
             share = torch.where(before > now, left / (before - now).clamp_min(1e-6), 0.0)
             share = share.view(-1, *[1] * (self.latent.ndim - 1))
             pointed_at = self.latent.float() + share * (self.latent - self.previous).float()
-        shown = [in_8_bits(each) for each in self.denoiser.pictures(pointed_at, self._encoded())]
+        shown = [in_8_bits(each) for each in in_context(self.denoiser.pictures, pointed_at, self._encoded())]
         return tuple(each.movedim(-3, -1).contiguous().numpy() for each in shown)
 
     def prepared(
@@ -220,9 +220,9 @@ class Denoising(Activity):
         """The decoded latents."""
         context = self._encoded()
         if len(rows) == self.num_envs:
-            return self.denoiser.decode(self.latent, context)
+            return in_context(self.denoiser.decode, self.latent, context)
         at = torch.from_numpy(rows).to(self.device)
-        return self.denoiser.decode(self.latent[at], AtRows(context, at))
+        return in_context(self.denoiser.decode, self.latent[at], AtRows(context, at))
 
     def _encoded(self) -> dict[str, Tensor]:
         """The context of the prompts themselves, without that of negative ones."""

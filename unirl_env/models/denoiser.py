@@ -7,8 +7,9 @@ environment never holds the network and a policy never holds the encoders.
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -104,9 +105,8 @@ class Denoiser(Backbone):
 
         Args:
             latents: As the last step left them.
-            context: What `encode` returned of their prompts, each tensor `[B, ...]`, where something of a
-                sample is known from there; an environment gives that of its episodes. None where nobody asked
-                for one: most families need none.
+            context: What `encode` returned of their prompts, each tensor `[B, ...]`. A family that needs
+                none has no such argument, or leaves it aside; `in_context` decodes with either.
         """
 
     def pictures(self, latents: Tensor, context: Mapping[str, Tensor] | None = None) -> list[Tensor]:
@@ -121,7 +121,7 @@ class Denoiser(Backbone):
         Raises:
             ContractError: If the family decodes to neither.
         """
-        shown = [s.video if s.image is None else s.image for s in self.decode(latents, context)]
+        shown = [s.video if s.image is None else s.image for s in in_context(self.decode, latents, context)]
         if any(each is None for each in shown):
             raise ContractError(f"{type(self).__name__} decodes to no picture; it cannot be rendered.")
         return shown
@@ -195,3 +195,18 @@ class Denoiser(Backbone):
             `[N, ...]`; by default `u + guidance (c - u)` (Ho and Salimans, 2022, as diffusers writes it).
         """
         return plain(without, with_prompt, guidance)
+
+
+def in_context(method: Callable[..., Any], latents: Tensor, context: Mapping[str, Tensor] | None) -> Any:
+    """What `decode` or `pictures` of a denoiser gives of latents, in their context if it takes one.
+
+    Args:
+        method: Either.
+        latents: `[B, ...]`.
+        context: Each tensor `[B, ...]`.
+    """
+    try:
+        inspect.signature(method).bind(latents, context)
+    except TypeError:
+        return method(latents)
+    return method(latents, context)

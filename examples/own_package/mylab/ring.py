@@ -60,7 +60,7 @@ class RingDenoiser(Denoiser):
         """What the network sees of prompts, here their points `[B, 2]`."""
         return {"place": places(prompts).to(self.device)}
 
-    def decode(self, latents, context=None):
+    def decode(self, latents):
         """The points themselves."""
         return [Sample(latent=latent.float().cpu().clone()) for latent in latents]
 

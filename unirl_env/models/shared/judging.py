@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unirl_env.errors import ContractError
-from unirl_env.models.denoiser import Denoiser
+from unirl_env.models.denoiser import Denoiser, in_context
 from unirl_env.models.shared.listening import as_output, heard
 from unirl_env.models.shared.network_inputs import Gap, Row, gap, gaps, rows_of
 from unirl_env.models.shared.recording import RecordedPipeline, Recording, Step
@@ -230,7 +230,7 @@ class _Court:
         generator = torch.Generator().manual_seed(SEED + 1)
         final = torch.randn(len(self.prompts), *self.denoiser.latent_shape, generator=generator)
         final, count = final.to(self.denoiser.device), min(self.report.num_steps)
-        decoded, rounded = shown(self.denoiser.decode(final, self.context))
+        decoded, rounded = shown(in_context(self.denoiser.decode, final, self.context))
         for of in self.calls:
             texts = [self.prompts[i].text for i in of]
             theirs = self.recorded.run(texts, num_steps=count, final=final[of]).images
