@@ -62,10 +62,10 @@ def family_config(id, folder, sharers):
     return config.training(**{**TINY, "steps": {"kind": "all"}, "group_size": 2, **WHOLE, "learner": learner})
 
 
-def everything(sharers, parallel="sharded"):
+def everything(sharers, cases, parallel="sharded"):
     """By case: numbers, state, bytes of weights, gradients and moments, and tokens of a block here."""
     found = {}
-    for case in CASES:
+    for case in cases:
         seen = []
 
         def watch(learner, done, seen=seen):
@@ -92,16 +92,19 @@ def families(folders, sharers):
 
 @pytest.fixture(scope="module")
 def alone():
-    return everything(0)
+    return everything(0, CASES)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("groups", "parallel"), [(1, "sharded"), (2, "hybrid"), (2, "sharded")])
-def test_two_share_each_latent_and_learn_what_one_learns(alone, groups, parallel):
-    found = together(everything, 2 * groups, 2, parallel, patience=900)
-    for case, mine in alone.items():
-        theirs = [each[case] for each in found]
+@pytest.mark.parametrize(
+    ("groups", "parallel", "some"), [(1, "sharded", 3), (2, "sharded", 1), (2, "hybrid", 2)]
+)
+def test_two_share_each_latent_and_learn_what_one_learns(alone, groups, parallel, some):
+    cases = list(CASES)[:some]
+    found = together(everything, 2 * groups, 2, cases, parallel, patience=900)
+    for case in cases:
+        mine, theirs = alone[case], [each[case] for each in found]
         assert [each["reports"] for each in theirs] == [True, False] * groups
         assert_like(mine, theirs[::2])
         assert mine["tokens"] == {TOKENS}

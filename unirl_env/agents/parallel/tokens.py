@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -25,6 +26,8 @@ from unirl_env.models.shared.of_diffusers import OfDiffusers
 
 # A plan's entry for times of each token is told to be passed over where rows have one time.
 logging.getLogger("diffusers.hooks.context_parallel").setLevel(logging.ERROR)
+# Diffusers calls a function of torch by its former name.
+warnings.filterwarnings("ignore", message=".*all_gather_tensor. is deprecated", category=FutureWarning)
 
 AXES = ("group", "ring", "ulysses")
 """Of all learners: those of a group follow each other along the last one; there is no ring."""
