@@ -357,7 +357,7 @@ class Agent(RLlibAlgorithm):
         order = torch.cat([shard.places for shard in shards]).argsort()
         if self.learner_group.is_remote:
             shards = [ray.put(shard.to("cpu")) for shard in shards]
-        # Of learners that share matrices, all have found the same.
+        # Of learners that read the same episodes, all have found the same.
         found = dict(self._on_learners(lambda learner: own_reference_kls(learner, shards)))
         names = found[0]
         return {name: torch.cat([found[place][name] for place in sorted(found)])[order] for name in names}

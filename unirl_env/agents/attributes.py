@@ -327,8 +327,8 @@ class BatchSize:
 
     @property
     def num_shares(self) -> int:
-        """Among how many learners, or groups of them that share matrices, episodes are dealt; at least 1."""
-        return max(1, int(self.num_learners // self.learner.tensor_parallel))
+        """Among how many learners, or groups of them that read the same, episodes are dealt; at least 1."""
+        return max(1, int(self.num_learners // self.learner.sharers))
 
     def solve_batch_size(self) -> None:
         """Let `num_prompts` follow from RLlib's words, where they were given and it was not.

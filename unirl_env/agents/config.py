@@ -253,7 +253,7 @@ class AgentConfig(BatchSize, AlgorithmConfig):
         check_division(self.learner, self)
         self.solve_batch_size()
         groups = rebuilt(AgentSettings, self), rebuilt(RolloutSettings, self)
-        check_shares(*groups, sharers=self.learner.tensor_parallel)
+        check_shares(*groups, learner=self.learner)
         check_anchor(*groups)
         check_optimizer(self)
         check_weights(*groups, self.policy)

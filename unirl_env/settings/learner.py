@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from unirl_env.errors import ConfigError
 from unirl_env.settings.fields import Settings, setting
 
+SHARING = ("tensor_parallel", "context_parallel")
+"""The settings by which several learners read the same episodes."""
+
 
 @dataclass
 class LearnerSettings(Settings):
@@ -23,6 +26,10 @@ class LearnerSettings(Settings):
     """With `sharded`, how many learners share each matrix of a language model (tensor parallelism, by
     transformers' plan): they read the same episodes, each with its columns, rows and heads, and FSDP2 divides
     what each has among `num_learners / tensor_parallel` groups of them, which should each be on one node."""
+    context_parallel: int = setting(1, least=1, hint="2", may_change=True)
+    """With `sharded` or `hybrid`, how many learners share the tokens of one latent (context parallelism, by
+    diffusers' plan; Ulysses): they read the same episodes, each with its part of the tokens, and within
+    attention with all tokens of its part of the heads. Such groups should each be on one node."""
     prefetch: int = setting(1, least=0, may_change=True)
     """Where weights are divided, how many blocks ahead are gathered while one computes; each takes the memory
     of a whole block."""
@@ -32,6 +39,16 @@ class LearnerSettings(Settings):
     `logging.folder` must be on a disk that all machines share. `auto`: divided where learners hold parts and
     over 250 million weights are trained (1 GB in float32), else whole. Either form is read by any number of
     learners, under any `parallel`."""
+
+    @property
+    def sharers(self) -> int:
+        """How many learners read the same episodes."""
+        return self.tensor_parallel * self.context_parallel
+
+    @property
+    def sharing(self) -> str:
+        """The setting that says so, as it is called on the command line; empty where none do."""
+        return next((f"learner.{name}" for name in SHARING if getattr(self, name) > 1), "")
 
     def check(self, prefix: str = "") -> None:
         """Refuse a size of groups where there are none, groups without a size, and shared whole copies."""
@@ -45,4 +62,15 @@ class LearnerSettings(Settings):
             raise ConfigError(
                 f"`{prefix}tensor_parallel` must be 1 with `{prefix}parallel` {self.parallel!r}, got "
                 f"{self.tensor_parallel}; try {prefix}parallel=sharded."
+            )
+        if self.context_parallel > 1 and self.parallel == "replicated":
+            raise ConfigError(
+                f"`{prefix}context_parallel` must be 1 with `{prefix}parallel` 'replicated', got "
+                f"{self.context_parallel}; try {prefix}parallel=sharded."
+            )
+        if self.context_parallel > 1 and self.tensor_parallel > 1:
+            raise ConfigError(
+                f"`{prefix}tensor_parallel` must be 1 with `{prefix}context_parallel` "
+                f"{self.context_parallel}, got {self.tensor_parallel}: the one is for texts alone, the other "
+                f"for latents; try {prefix}tensor_parallel=1."
             )

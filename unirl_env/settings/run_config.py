@@ -68,8 +68,7 @@ def check_run(cfg: RunConfig) -> None:
         )
     _check_alarm(cfg)
     check_division(cfg.learner, cfg.rollout, "rollout.")
-    sharers = cfg.learner.tensor_parallel
-    check_shares(cfg.agent, cfg.rollout, "agent.", "rollout.", sharers)
+    check_shares(cfg.agent, cfg.rollout, "agent.", "rollout.", cfg.learner)
     check_anchor(cfg.agent, cfg.rollout, "agent.", "rollout.")
     check_weights(cfg.agent, cfg.rollout, cfg.policy, "agent.", "rollout.")
     _check_schedule(cfg)
@@ -87,7 +86,11 @@ def pinned(cfg: RunConfig) -> RunConfig:
 
 
 def check_shares(
-    agent: AgentSettings, rollout: RolloutSettings, ours: str = "", theirs: str = "", sharers: int = 1
+    agent: AgentSettings,
+    rollout: RolloutSettings,
+    ours: str = "",
+    theirs: str = "",
+    learner: LearnerSettings | None = None,
 ) -> None:
     """Refuse runners, epochs and minibatches that do not divide an iteration's episodes as they are meant to.
 
@@ -96,7 +99,7 @@ def check_shares(
         rollout: How many there are, and the processes.
         ours: What the names of the agent's settings begin with in an error.
         theirs: What those of the rollout begin with.
-        sharers: How many learners have the same episodes.
+        learner: Whether learners read the same episodes; None if each has its own.
 
     Raises:
         ConfigError: Naming the setting, its value and the remedy.
@@ -108,8 +111,9 @@ def check_shares(
             f"{num_prompts}: each runner takes whole groups; try "
             f"{theirs}num_prompts={_next_multiple(num_prompts, runners)}."
         )
+    sharers, sharing = (1, "") if learner is None else (learner.sharers, learner.sharing)
     episodes, learners = num_prompts * group_size, max(1, rollout.num_learners // sharers)
-    groups = "" if sharers == 1 else " / `learner.tensor_parallel`"
+    groups = f" / `{sharing}`" if sharing else ""
     minibatch_size, num_minibatches = agent.minibatch_size, agent.num_minibatches
     name, shares = "num_minibatches", num_minibatches * learners
     if minibatch_size is not None:
@@ -143,10 +147,10 @@ def check_division(learner: LearnerSettings, rollout: Any, theirs: str = "") -> 
             f"`learner.shard_size` must divide `{theirs}num_learners`, got {size} and {learners}; try "
             f"{theirs}num_learners={_next_multiple(learners, size)}."
         )
-    sharers = learner.tensor_parallel
+    sharers = learner.sharers
     if learners > 1 and learners % sharers:
         raise ConfigError(
-            f"`learner.tensor_parallel` must divide `{theirs}num_learners`, got {sharers} and {learners}; "
+            f"`{learner.sharing}` must divide `{theirs}num_learners`, got {sharers} and {learners}; "
             f"try {theirs}num_learners={_next_multiple(learners, sharers)}."
         )
 

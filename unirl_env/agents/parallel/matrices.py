@@ -11,15 +11,12 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from zlib import crc32
 
-import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
 
-from unirl_env.errors import ConfigError, ContractError
+from unirl_env.errors import ConfigError
 
 # Whole tensors are gathered along one axis after the other, as they were divided; nothing else is possible.
 logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
@@ -107,32 +104,6 @@ def plan_of(network: nn.Module, learners: int) -> dict[str, str]:
         if heads is not None and heads % learners:
             raise _refused(learners, f"that divides its {setting}, got {heads} in {kind}")
     return found
-
-
-def require_same(mesh: DeviceMesh, device: torch.device, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Refuse to go on where learners that share matrices hold different tensors.
-
-    Args:
-        mesh: Of these learners, all of which call this.
-        device: Where they exchange tensors.
-        tensors: By name.
-        what: They are, for the error.
-
-    Raises:
-        ContractError: If they differ in a bit.
-    """
-    told = 0
-    for name, tensor in sorted(tensors.items()):
-        content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        told = crc32(name.encode() + content, told)
-    found = torch.tensor([told, -told], device=device)
-    dist.all_reduce(found, op=dist.ReduceOp.MAX, group=mesh.get_group())
-    if int(found[0]) != -int(found[1]):
-        raise ContractError(
-            f"Learners that share matrices (`learner.tensor_parallel` {mesh.size()}) must have the same "
-            f"{what}, got others: a kernel or the environment is not deterministic; try "
-            "learner.tensor_parallel=1."
-        )
 
 
 def _read_whole(module: nn.Module, names: list[str], gradient: Replicate | Partial) -> None:

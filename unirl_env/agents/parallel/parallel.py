@@ -30,8 +30,8 @@ class Parallel(ABC):
     Attributes:
         divides: Whether each holds a part of the weights: then all of them take part in every forward pass,
             and whatever gathers weights is asked of all.
-        sharers: How many learners, whose ranks follow each other, share each matrix: they have the same
-            episodes, and the first of them reports.
+        sharers: How many learners, whose ranks follow each other, read the same episodes, because they share
+            each matrix, or the tokens of a latent; the first of them reports.
     """
 
     divides: bool = False
@@ -68,7 +68,7 @@ class Parallel(ABC):
         """Whether it is found here, or on another learner that would take part in what follows."""
 
     def require_same(self, tensors: Mapping[str, Tensor], what: str) -> None:  # noqa: B027  # there are none
-        """Refuse to go on where learners that share matrices with this one have other tensors.
+        """Refuse to go on where learners that read the same episodes as this one have other tensors.
 
         Args:
             tensors: By name.
@@ -128,7 +128,8 @@ def check_parallel(config: Any) -> None:
             "network a different number of times, and wait for each other; try model.rows_per_forward=null."
         )
     choice = config.mode.choice(config.env_options())
-    uneven = getattr(make_model(config.mode.models, choice.name, choice.options), "uneven", "")
+    model = make_model(config.mode.models, choice.name, choice.options)
+    uneven = getattr(model, "uneven", "")
     if uneven:
         raise ConfigError(
             f"`learner.parallel` must be replicated for this model, got {config.learner.parallel!r}: "
@@ -146,10 +147,12 @@ def check_parallel(config: Any) -> None:
             "parts cannot be merged; try null."
         )
     if config.learner.tensor_parallel > 1:
-        _check_sharing(config)
+        _check_matrices(config)
+    if config.learner.context_parallel > 1:
+        _check_tokens(config, model)
 
 
-def _check_sharing(config: Any) -> None:
+def _check_matrices(config: Any) -> None:
     how = f"`learner.tensor_parallel` must be 1 {{}}, got {config.learner.tensor_parallel}"
     kinds = config.mode.phases(config)
     if strange := [name for name, kind in kinds.items() if kind != "tokens"]:
@@ -164,6 +167,17 @@ def _check_sharing(config: Any) -> None:
             "the matrices that they are attached to are cut; try policy.lora_rank=null, or "
             "learner.tensor_parallel=1."
         )
+
+
+def _check_tokens(config: Any, model: Any) -> None:
+    from unirl_env.agents.parallel.tokens import check_size, check_tokens, refused
+
+    sharers, kinds = config.learner.context_parallel, config.mode.phases(config)
+    if strange := [name for name, kind in kinds.items() if kind != "latents"]:
+        raise refused(sharers, "1 where more than latents is acted", f"phase {strange[0]!r}")
+    check_tokens(model, sharers)
+    if config.learners_play and config.policy.eval_size is not None:
+        check_size(model, sharers, tuple(config.policy.eval_size))
 
 
 def parallel_of(config: Any, *, distributed: bool, device: torch.device) -> Parallel:

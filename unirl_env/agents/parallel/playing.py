@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch.distributed as dist
@@ -11,6 +12,7 @@ from unirl_env.agents.learner_state import StatefulLearner
 from unirl_env.agents.parallel.bell import Bell
 from unirl_env.episode import EpisodeBatch
 from unirl_env.rollouts.driver import RolloutRequest
+from unirl_env.rollouts.kept import put_away
 from unirl_env.rollouts.runner import GenerativeEnvRunner
 
 
@@ -45,9 +47,12 @@ class PlayingLearner(StatefulLearner):
         """
         rank, share = dist.get_rank(), self.parallel.share
         try:
-            batch = self.player.collect(shares[share])
+            asked = shares[share]
+            batch = self.player.collect(replace(asked, put_away=False))
             self.parallel.require_same({name: p.action for name, p in batch.phases.items()}, "episodes")
-            return share, batch if self.parallel.reports else None
+            if not self.parallel.reports:
+                return share, None
+            return share, put_away(batch) if asked.put_away else batch
         except Exception as error:
             if self._bell is not None:
                 self._bell.leave(rank, error)

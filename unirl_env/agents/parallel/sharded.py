@@ -21,11 +21,13 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
+from unirl_env.agents.parallel.alike import require_same
 from unirl_env.agents.parallel.gradient import Gradient
 from unirl_env.agents.parallel.level import Minibatch, any_learner, level
-from unirl_env.agents.parallel.matrices import require_same, share_matrices
+from unirl_env.agents.parallel.matrices import share_matrices
 from unirl_env.agents.parallel.parallel import Parallel
 from unirl_env.agents.parallel.sharded_gradient import ShardedGradient
+from unirl_env.agents.parallel.tokens import AXES, share_tokens
 from unirl_env.errors import ConfigError
 from unirl_env.models.shared.outline import outlines, outlining
 from unirl_env.policies.parts import own_part, own_place
@@ -52,8 +54,9 @@ class Sharded(Parallel):
 
     def __init__(self, settings: LearnerSettings, device: torch.device):
         self._settings, self._device = settings, device
-        self._mesh, self._sharing = _meshes(settings, device)
-        self.sharers = settings.tensor_parallel
+        self._mesh, self._matrices = _meshes(settings, device)
+        self._tokens = _groups(settings, device)
+        self.sharers = settings.sharers
 
     def making(self) -> AbstractContextManager[None]:
         """Networks whose weights can be read in parts begin without any."""
@@ -63,7 +66,7 @@ class Sharded(Parallel):
         """Divide the actor's network, and the frozen copy of it if there is one; weights are read by then."""
         gates: dict[nn.Module, Callable[[Callable[[], Any]], Any]] = {}
         for network in actor.networks():
-            gate = _Gate(network, 1 if self._sharing is None else 2)
+            gate = _Gate(network, 1 if self._matrices is None else 2)
             self._divide(gate, network)
             self._fill(gate)
             register_fsdp_forward_method(gate, "read")
@@ -78,7 +81,8 @@ class Sharded(Parallel):
 
     def gradient(self, weights: Sequence[nn.Parameter], *, parts: int, told: int) -> Gradient:
         """The parts of gradients that lie beside those of the weights."""
-        return ShardedGradient(weights, parts=parts, told=told, sharers=self._settings.tensor_parallel)
+        alike = self._matrices is not None
+        return ShardedGradient(weights, parts=parts, told=told, sharers=self.sharers, alike=alike)
 
     def level(self, minibatches: Sequence[Minibatch]) -> list[Minibatch]:
         """As many micro-batches as the learner with the most has: every forward pass gathers weights."""
@@ -89,17 +93,24 @@ class Sharded(Parallel):
         return any_learner(found, self._device)
 
     def require_same(self, tensors: Mapping[str, Tensor], what: str) -> None:
-        """Refuse to go on where learners that share matrices have others."""
-        if self._sharing is not None:
-            require_same(self._sharing, self._device, tensors, what)
+        """Refuse to go on where learners that read the same episodes have others."""
+        if self._matrices is not None:
+            group = self._matrices.get_group()
+        elif self._tokens is not None:
+            group = self._tokens.get_group(AXES[-1])
+        else:
+            return
+        require_same(group, self._device, tensors, what, self._settings.sharing)
 
     def _divide(self, gate: _Gate, network: nn.Module) -> None:
         computes = {name: parameter.dtype for name, parameter in network.named_parameters()}
         for parameter in network.parameters():
             if parameter.requires_grad and parameter.dtype.itemsize < torch.float32.itemsize:
                 parameter.data = parameter.data.float()
-        if self._sharing is not None:
-            share_matrices(network, self._sharing)
+        if self._matrices is not None:
+            share_matrices(network, self._matrices)
+        if self._tokens is not None:
+            share_tokens(network, self._tokens, self._device)
         kinds = {p: (p.dtype, computes[name]) for name, p in network.named_parameters()}
         blocks = list(_blocks(network))
         for block in blocks:
@@ -247,6 +258,14 @@ def _meshes(settings: LearnerSettings, device: torch.device) -> tuple[DeviceMesh
     assert size is not None  # the settings' own check has seen to it
     names = ("replicate", "shard")
     return init_device_mesh(device.type, (world // size, size), mesh_dim_names=names), None
+
+
+def _groups(settings: LearnerSettings, device: torch.device) -> DeviceMesh | None:
+    """All learners, by groups that share tokens, if they do: FSDP divides among all, and sums over all."""
+    sharers = settings.context_parallel
+    if sharers == 1:
+        return None
+    return init_device_mesh(device.type, (dist.get_world_size() // sharers, 1, sharers), mesh_dim_names=AXES)
 
 
 def _blocks(network: nn.Module) -> Iterator[nn.Module]:

@@ -29,14 +29,21 @@ class ShardedGradient(Gradient):
         parts: As in `FlatGradient`.
         told: How many numbers learners tell each other.
         sharers: How many learners read the same rows, and tell the same.
+        alike: Whether they share matrices, and find the same gradient of what each has whole.
     """
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], *, parts: int = 1, told: int = 0, sharers: int = 1
+        self,
+        parameters: Sequence[nn.Parameter],
+        *,
+        parts: int = 1,
+        told: int = 0,
+        sharers: int = 1,
+        alike: bool = False,
     ):
         self.parameters, self._sharers = list(parameters), sharers
         self._copies = [_copies(parameter) for parameter in self.parameters]
-        self._held = False
+        self._to_be_held = alike
         own = [own_part(parameter) for parameter in self.parameters]
         self._news = torch.zeros(told + 1, device=own[0].device)
         self.told = self._news[:told]
@@ -62,7 +69,7 @@ class ShardedGradient(Gradient):
         dist.all_reduce(self._news, op=dist.ReduceOp.SUM)
         self._news /= self._sharers
         self._own()
-        if self._sharers > 1 and not self._held:
+        if self._to_be_held:
             self._require_same()
         return bool(self._news[-1] > 0)
 
@@ -99,7 +106,7 @@ class ShardedGradient(Gradient):
         Raises:
             ContractError: Naming the shape of the weight.
         """
-        self._held = True
+        self._to_be_held = False
         axis = 1  # of those that share matrices
         whole = [p for p in self.parameters if isinstance(p, DTensor) and p.placements[axis].is_replicate()]
         if not whole:
