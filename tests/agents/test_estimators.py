@@ -42,11 +42,17 @@ def finished(learner, **options):
 
 def noised(learner, batch, **cut):
     (shard,) = shards_of(batch, **cut)
-    return noised_shard(learner, shard).phases["image"]
+    return noised_shard(learner, shard)
 
 
 def noised_shard(learner, shard):
-    return FORWARD.noised(shard, "image", learner.config, learner.policy.actor.latent_head().model)
+    """The phase of a shard as its rows are scored."""
+    shard = FORWARD.drawn(shard, "image", learner.config, learner.policy.actor.latent_head().model)
+    phase = shard.phases["image"]
+    (rows,) = learner.parts(shard, "image", torch.arange(len(shard)), 1.0)
+    latent = rows.observation["latent"].view(phase.action.shape)
+    observation = {**phase.observation, "latent": latent}
+    return replace(phase, observation=observation, action=rows.action.view(phase.action.shape))
 
 
 def miss(rows, new, context):
@@ -88,13 +94,13 @@ def test_draws_are_an_episodes_own_and_another_iterations_are_others():
     batch = finished(learner)
     whole = noised(learner, batch)
     for shard in shards_of(batch, num_learners=2):
-        part = noised_shard(learner, shard).phases["image"]
+        part = noised_shard(learner, shard)
         places = [batch.episode_seed.tolist().index(seed) for seed in shard.episode_seed.tolist()]
         for name in ("latent", "sigma"):
             assert torch.equal(part.observation[name], whole.observation[name][places]), name
         assert torch.equal(part.action, whole.action[places])
     (shard,) = shards_of(batch, iteration=1)
-    other = noised_shard(learner, shard).phases["image"]
+    other = noised_shard(learner, shard)
     assert not torch.isclose(other.observation["sigma"], whole.observation["sigma"]).any()
 
 

@@ -1,5 +1,6 @@
 """What a rollout of latents keeps is said before it is played, and refused where it cannot fit."""
 
+import math
 import pytest
 from models.wan_cases import WAN
 
@@ -44,7 +45,8 @@ def test_it_is_what_a_rollout_keeps(folder, storage, agent):
         lambda n: WAN.env(denoiser, n, 4, WAN.prompts, 1.0), Actor(denoiser, storage_dtype=storage)
     )
     batch = rollout.collect(RolloutRequest(list(WAN.prompts), seed=1, **{**asked, "levels": None}))
-    assert kept(batch) == len(batch) * memory.episode_memory(denoiser, config).total
+    found = memory.episode_memory(denoiser, config)
+        assert kept(batch) == len(batch) * (found.total - found.velocities)
 
 
 def test_little_is_not_worth_a_line_and_a_clip_always_is(folder):
@@ -69,3 +71,6 @@ def test_agents_of_finished_latents_keep_the_last_step_alone(folder):
     _, config = read("agent=nft")
     said = memory.episode_memory(WAN.denoiser(folder), config)
     assert said.steps == 1 and said.final
+    assert said.velocities == 4 * config.noising.draws * math.prod(WAN.denoiser(folder).latent_shape)
+    _, config = read("agent=awm")
+    assert not memory.episode_memory(WAN.denoiser(folder), config).velocities

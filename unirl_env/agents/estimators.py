@@ -71,12 +71,12 @@ class Trajectory(Estimator):
 class ForwardProcess(Estimator):
     """The velocity at finished latents that are noised anew, K times each (`noising`)."""
 
-    def noised(self, shard: Shard, name: str, config: Any, denoiser: Denoiser) -> Shard:
-        """The shard with K rows for each episode of a phase, in the place of the steps that were played.
+    def drawn(self, shard: Shard, name: str, config: Any, denoiser: Denoiser) -> Shard:
+        """The shard with K noise levels for each episode of a phase, in the place of the steps that were played.
 
-        Observations are `latent` `[b, K, ...]`, `x_s = (1 - s) x_0 + s noise`, and `sigma` `[b, K]`, of
-        `noising` what the network knows; the action is what the velocity should be, `noise - x_0`. Old
-        log-probs are zeros until they are taken.
+        Observations are `sigma` `[b, K]`, of `noising` what the network knows, and as `latent` the finished one
+        K times, which is also the action and takes no memory: `noised` makes of rows what is scored, when
+        they are. Old log-probs are zeros until they are taken.
 
         Args:
             shard: On the learner's device.
@@ -94,15 +94,10 @@ class ForwardProcess(Estimator):
                 f"The episodes of `{name}` must hold finished latents with `estimator` "
                 f"{config.estimating!r}, got none; try RolloutRequest(keep_final=True)."
             )
-        keys = shard.group if how.share == "group" else shard.episode_seed
-        count, draws, place = len(phase), how.draws, (config.run_seed, shard.iteration, name)
+        count, draws = len(phase), how.draws
+        keys = _keys("sigma", shard, name, shard.iteration, config).repeat_interleave(draws)
         draw = torch.arange(draws, device=keys.device).repeat(count)
-
-        def salted(what: str) -> Tensor:
-            salt = torch.tensor(F.derive_seed("noised", what, *place), device=keys.device)
-            return (keys ^ salt).repeat_interleave(draws)
-
-        uniform = F.keyed_uniform(salted("sigma"), draw, device=keys.device).float().view(count, draws)
+        uniform = F.keyed_uniform(keys, draw, device=keys.device).float().view(count, draws)
         low, high = max(how.low, denoiser.known_sigmas[0]), min(how.high, denoiser.known_sigmas[1])
         if not low < high:
             least, most = denoiser.known_sigmas
@@ -112,13 +107,10 @@ class ForwardProcess(Estimator):
                 "noising.high=1."
             )
         sigma = F.stratified_sigmas(uniform, distribution=how.sigmas, low=low, high=high)
-        noise = F.keyed_noise(salted("noise"), draw, phase.final.shape[1:], device=keys.device)
-        final = denoiser.data(phase.final.float()).repeat_interleave(draws, 0)
-        latent, target = F.noised(final, noise, sigma.flatten())
-        many = (count, draws, *phase.final.shape[1:])
+        final = phase.final[:, None].expand(count, draws, *phase.final.shape[1:])
         fresh = Phase(
-            observation={"latent": latent.view(many), "sigma": sigma},
-            action=target.view(many),
+            observation={"latent": final, "sigma": sigma},
+            action=final,
             log_prob=torch.zeros_like(sigma),
             mask=phase.mask.any(1, keepdim=True).expand(count, draws),
             context=phase.context,
@@ -132,6 +124,25 @@ class ForwardProcess(Estimator):
             denominators=tuple({**each, name: each[name] * draws} for each in shard.denominators),
             noised=shard.noised | {name},
         )
+
+    def noised(self, rows: Rows, name: str, iteration: int, config: Any, denoiser: Denoiser) -> Rows:
+        """Rows of a shard that was `drawn`, with `x_s = (1 - s) x_0 + s noise` as their latent.
+
+        The action is what the velocity should be there, `noise - x_0`. Both are functions of a row's own keys:
+        made when they are scored, they need not be there for all rows at once.
+
+        Args:
+            rows: N.
+            name: Of the phase.
+            iteration: Of the shard.
+            config: An `AgentConfig`.
+            denoiser: Whose latents they are.
+        """
+        keys = _keys("noise", rows, name, iteration, config)
+        noise = F.keyed_noise(keys, rows.step, rows.action.shape[1:], device=keys.device)
+        sigma = rows.observation["sigma"]
+        latent, target = F.noised(denoiser.data(rows.action.float()), noise, sigma)
+        return replace(rows, observation={**rows.observation, "latent": latent}, action=target)
 
     def score(self, rows: Rows, context: Context) -> NoisedStep:
         """Velocity and bound at the noised latents."""
@@ -156,6 +167,14 @@ class ForwardProcess(Estimator):
         )
         pull = rows.mean(distance)
         return pull, pull.detach()
+
+
+def _keys(what: str, of: Shard | Rows, name: str, iteration: int, config: Any) -> Tensor:
+    """The keys of draws for episodes or rows, `[N]` int64."""
+    keys = of.group if config.noising.share == "group" else of.episode_seed
+    assert keys is not None
+    salt = F.derive_seed("noised", what, config.run_seed, iteration, name)
+    return keys ^ torch.tensor(salt, device=keys.device)
 
 
 TRAJECTORY, FORWARD = Trajectory(), ForwardProcess()

@@ -143,7 +143,7 @@ class GenerativeLearner(PlayingLearner):
             shard = replace(shard.to(self.device), branching=branching)
             for name in shard.phases:
                 if estimator_of(self.config, shard.phases[name].kind) is FORWARD:
-                    shard = FORWARD.noised(shard, name, self.config, actor.latent_head(name).model)
+                    shard = FORWARD.drawn(shard, name, self.config, actor.latent_head(name).model)
             minibatches = self._minibatches(shard, report)
             with actor.under(self.config.rollout_weights):  # the policy that sampled
                 if any("old" in loss.copies for loss in self.config.losses.values()):
@@ -407,21 +407,25 @@ class GenerativeLearner(PlayingLearner):
             return idle_rows(shard, phase, denominator)
         return KINDS[shard.phases[phase].kind].rows(shard, phase, index.to(self.device), denominator)
 
-    def parts(self, shard: Shard, phase: str, index: Tensor, denominator: float) -> list[Rows]:
+    def parts(self, shard: Shard, phase: str, index: Tensor, denominator: float) -> Iterator[Rows]:
         """The rows of a micro-batch of episodes, in parts that go through the network one after another."""
         rows, total = self.rows(shard, phase, index, denominator), shard.phases[phase].log_prob.shape[1]
-        return rows.by_steps(self.config.micro_batch_steps, total)
+        for part in rows.by_steps(self.config.micro_batch_steps, total):
+            if phase in shard.noised:
+                model = self.policy.actor.latent_head(phase).model
+                part = FORWARD.noised(part, phase, shard.iteration, self.config, model)
+            yield part
 
     def _parts(
         self, anchored: Shard, shard: Shard, phase: str, micro_batches: Sequence[Tensor], denominator: float
     ) -> Iterator[tuple[Rows, Rows, bool]]:
         """What goes through the network together: its rows, the same as recorded, and whether it is none."""
+        recorded = anchored is not shard and phase not in shard.noised
         for index in micro_batches:
             parts = self.parts(anchored, phase, index, denominator)
-            same = anchored is shard
-            recorded = parts if same else self.parts(shard, phase, index, denominator)
-            for rows, played in zip(parts, recorded, strict=True):
-                yield rows, played, not len(index)
+            played = self.parts(shard, phase, index, denominator) if recorded else None
+            for rows in parts:
+                yield rows, rows if played is None else next(played), not len(index)
 
     def _rerouted(self, rows: Rows, new: Step | None) -> dict[str, Metric]:
         """Which share of the experts that sampled would not be chosen now, where they are replayed."""

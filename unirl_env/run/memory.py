@@ -27,17 +27,20 @@ class EpisodeMemory:
         steps: How many are recorded; of agents that noise the finished latent anew, the last one alone.
         final: Bytes of the finished latent, where the loss reads it.
         sample: Bytes of the picture (float32) or the clip (8 bits), where samples are kept.
+        velocities: Bytes of what the policy that sampled says of the latents that an update noises anew
+            (float32), where the loss reads it.
     """
 
     step: int
     steps: int
     final: int
     sample: int
+    velocities: int = 0
 
     @property
     def total(self) -> int:
         """Bytes of an episode."""
-        return self.steps * self.step + self.final + self.sample
+        return self.steps * self.step + self.final + self.sample + self.velocities
 
 
 def episode_memory(model: Denoiser, config: Any) -> EpisodeMemory:
@@ -57,6 +60,7 @@ def episode_memory(model: Denoiser, config: Any) -> EpisodeMemory:
         steps=1 if forward else len(config.trained_steps(0)),
         final=stored if "final" in config.needs or forward else 0,
         sample=sample if config.keep_samples else 0,
+        velocities=4 * elements * config.noising.draws if forward and "velocity" in config.needs else 0,
     )
 
 
@@ -65,6 +69,9 @@ def told(memory: EpisodeMemory, episodes: int) -> str:
     parts = [f"{memory.steps} step{'s' * (memory.steps > 1)} of {_readable(memory.step)}"]
     parts += [f"the finished latent, {_readable(memory.final)}"] if memory.final else []
     parts += [f"the sample, {_readable(memory.sample)}"] if memory.sample else []
+    parts += (
+        [f"velocities to hold new ones against, {_readable(memory.velocities)}"] if memory.velocities else []
+    )
     return (
         f"An episode keeps {_readable(memory.total)} ({', '.join(parts)}), the {episodes} of an "
         f"iteration {_readable(memory.total * episodes)}."
@@ -96,6 +103,8 @@ def _remedies(cfg: RunConfig, memory: EpisodeMemory, room: int) -> list[str]:
         found.append("`policy.storage_dtype=bfloat16`")
     if memory.steps > 1:
         found += ["fewer trained `steps`", "`agent.estimator=elbo`, which records one alone"]
+    if memory.velocities:
+        found.append("fewer `noising.draws`")
     if memory.sample * 2 > memory.total:
         found.append("`rollout.keep_samples=false`")
     return [*found, "players on other machines (`rollout.num_env_runners`)"]
