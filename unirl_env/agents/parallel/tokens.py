@@ -46,9 +46,8 @@ def share_tokens(network: nn.Module, learners: DeviceMesh, device: torch.device)
         learners: All of them, along `AXES`.
         device: This learner's.
     """
-    from diffusers import ContextParallelConfig
     from diffusers.hooks.context_parallel import apply_context_parallel
-    from diffusers.models._modeling_parallel import ParallelConfig
+    from diffusers.models._modeling_parallel import ContextParallelConfig, ParallelConfig
 
     # What diffusers' `enable_parallelism` does, which asks for an accelerator even where none is used.
     sharers, plan = learners["ulysses"].size(), plan_of(network)
