@@ -139,10 +139,10 @@ class Enhancing(Tokens):
     def given(self, arguments: Mapping[str, Any]) -> Mapping[str, bool]:
         """Pictures or clips, whichever the generator makes."""
         generator = arguments.get("generator")
-        named = isinstance(generator, Mapping) and generator.get("denoiser") is not None
-        if named and _makes(generator) == "video":
-            return {"text": True, "tokens": True, "video": False}
-        return self.gives
+        if not isinstance(generator, Mapping) or generator.get("denoiser") is None:
+            return self.gives
+        clips = _makes(generator) == "video"
+        return {"text": True, "tokens": True, "video": False} if clips else self.gives
 
 
 class Hybrid(Mode):
