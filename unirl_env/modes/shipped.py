@@ -141,8 +141,7 @@ class Enhancing(Tokens):
         generator = arguments.get("generator")
         if not isinstance(generator, Mapping) or generator.get("denoiser") is None:
             return self.gives
-        clips = _makes(generator) == "video"
-        return {"text": True, "tokens": True, "video": False} if clips else self.gives
+        return {"text": True, "tokens": True, "video": False} if _makes(generator) == "video" else self.gives
 
 
 class Hybrid(Mode):

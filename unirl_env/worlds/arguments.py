@@ -169,5 +169,5 @@ def require_kinds(mode: Mode, choice: ModelChoice) -> None:
     # What a user's own model is made from, it knows itself.
     known = isinstance(choice.name, str) and choice.name in mode.models
     if known and (source := choice.options.get("pretrained")) is not None:
-        makes: str = getattr(model_class(mode.models, choice.name), "makes", "")
+        makes = getattr(model_class(mode.models, choice.name), "makes", "")
         require_source(os.fspath(source), EMBEDDED.get(makes, mode.embedded))
