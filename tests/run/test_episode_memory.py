@@ -1,6 +1,7 @@
 """What a rollout of latents keeps is said before it is played, and refused where it cannot fit."""
 
 import math
+
 import pytest
 from models.wan_cases import WAN
 
@@ -46,7 +47,7 @@ def test_it_is_what_a_rollout_keeps(folder, storage, agent):
     )
     batch = rollout.collect(RolloutRequest(list(WAN.prompts), seed=1, **{**asked, "levels": None}))
     found = memory.episode_memory(denoiser, config)
-        assert kept(batch) == len(batch) * (found.total - found.velocities)
+    assert kept(batch) == len(batch) * (found.total - found.velocities)
 
 
 def test_little_is_not_worth_a_line_and_a_clip_always_is(folder):

@@ -72,10 +72,10 @@ class ForwardProcess(Estimator):
     """The velocity at finished latents that are noised anew, K times each (`noising`)."""
 
     def drawn(self, shard: Shard, name: str, config: Any, denoiser: Denoiser) -> Shard:
-        """The shard with K noise levels for each episode of a phase, in the place of the steps that were played.
+        """The shard with K noise levels for each episode of a phase, in the place of the steps it played.
 
-        Observations are `sigma` `[b, K]`, of `noising` what the network knows, and as `latent` the finished one
-        K times, which is also the action and takes no memory: `noised` makes of rows what is scored, when
+        Observations are `sigma` `[b, K]`, of `noising` what the network knows, and as `latent` the finished
+        one K times, which is also the action and takes no memory: `noised` makes of rows what is scored, when
         they are. Old log-probs are zeros until they are taken.
 
         Args:
@@ -129,7 +129,7 @@ class ForwardProcess(Estimator):
         """Rows of a shard that was `drawn`, with `x_s = (1 - s) x_0 + s noise` as their latent.
 
         The action is what the velocity should be there, `noise - x_0`. Both are functions of a row's own keys:
-        made when they are scored, they need not be there for all rows at once.
+        made when rows are scored, they need not be there for all at once.
 
         Args:
             rows: N.
