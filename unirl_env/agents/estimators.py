@@ -128,8 +128,8 @@ class ForwardProcess(Estimator):
     def noised(self, rows: Rows, name: str, iteration: int, config: Any, denoiser: Denoiser) -> Rows:
         """Rows of a shard that was `drawn`, with `x_s = (1 - s) x_0 + s noise` as their latent.
 
-        The action is what the velocity should be there, `noise - x_0`. Both are functions of a row's own keys:
-        made when rows are scored, they need not be there for all at once.
+        The action is what the velocity should be there, `noise - x_0`. Both are functions of a row's own
+        keys: made when rows are scored, they need not be there for all at once.
 
         Args:
             rows: N.

@@ -424,8 +424,7 @@ class GenerativeLearner(PlayingLearner):
         for index in micro_batches:
             parts = self.parts(anchored, phase, index, denominator)
             played = self.parts(shard, phase, index, denominator) if recorded else None
-            for rows in parts:
-                yield rows, rows if played is None else next(played), not len(index)
+            yield from ((rows, rows if played is None else next(played), not len(index)) for rows in parts)
 
     def _rerouted(self, rows: Rows, new: Step | None) -> dict[str, Metric]:
         """Which share of the experts that sampled would not be chosen now, where they are replayed."""
