@@ -6,6 +6,7 @@ from models.family_checks import edited_copy as edited
 from models.hunyuan_video15_cases import HUNYUAN_VIDEO15 as FAMILY
 
 from unirl_env.errors import ConfigError, ModelNotFound
+from unirl_env.models.shared import of_diffusers
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,8 @@ def test_texts_begin_where_the_pipelines_instruction_ends(folder):
     assert int(mask.sum()) == len(tokens(prompt).input_ids) + behind
 
 
-def test_what_is_longer_than_it_reads_is_said(folder, caplog):
+def test_what_is_longer_than_it_reads_is_said(folder, caplog, monkeypatch):
+    monkeypatch.setattr(of_diffusers, "_told", set())
     denoiser = FAMILY.denoiser(folder, max_sequence_length=8)
     assert denoiser.encode(FAMILY.prompts[:1])["prompt_embeds"].shape[1] == 8
     assert "do not read every prompt to its end" in caplog.text
