@@ -1,7 +1,7 @@
 """What every family of diffusers must show on a tiny checkpoint of the published layout.
 
-Each compares a `Family` with its pipeline's own classes. `test_clip_families.py` lists the families of clips;
-those of pictures are checked in modules of their own.
+Each compares a `Family` with its pipeline's own classes. `test_clip_families.py` and
+`test_picture_families.py` list the families that they are for.
 """
 
 from __future__ import annotations

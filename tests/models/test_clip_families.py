@@ -3,14 +3,9 @@
 What a family alone has is in a module of its own, `test_<family>.py`.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from itertools import product
-from typing import Any
-
 import pytest
 from models import family_checks as checks
-from models.family_checks import Family
+from models.checked_families import Checked, drawn, of_all, trained
 from models.hunyuan_video15_cases import HUNYUAN_VIDEO15
 from models.hunyuan_video15_i2v_cases import HUNYUAN_VIDEO15_I2V
 from models.hunyuan_video_cases import HUNYUAN_VIDEO
@@ -22,29 +17,6 @@ FRACTION = ("steps.fraction=[0.1,0.7]",)
 """The recipe's own is one of 30 steps."""
 RANGE = ("agent.options.clip_low_nats=2",)
 """The published range of GRPO is 1e-3 for each element; in nats it is that of 33 frames of 240 x 416."""
-
-
-@dataclass(frozen=True)
-class Checked:
-    """A family, and with what it is checked.
-
-    Attributes:
-        family: Its case.
-        recipe: Trains it.
-        overrides: Of the recipe, for each agent.
-        of_grpo: More of them, for GRPO.
-        steps: Numbers of steps of which clips are compared, at each guidance.
-        other: Height and width of a clip of evaluation.
-        apart: What is not checked here, and why.
-    """
-
-    family: Family
-    recipe: str
-    overrides: tuple[str, ...] = ()
-    of_grpo: tuple[str, ...] = ()
-    steps: tuple[int, ...] = (4,)
-    other: tuple[int, int] = (48, 32)
-    apart: Mapping[Callable[..., None], str] = field(default_factory=dict)
 
 
 def nats(elements: int) -> tuple[str, ...]:
@@ -81,11 +53,6 @@ CLIPS = {
 }
 
 
-def of_all(check: Callable[..., None]) -> Any:
-    """`name` of each family that `check` is for."""
-    return pytest.mark.parametrize("name", [name for name, each in CLIPS.items() if check not in each.apart])
-
-
 @pytest.fixture
 def case(name, checkpoint):
     """A family and the folder of its checkpoint."""
@@ -93,54 +60,49 @@ def case(name, checkpoint):
     return family, checkpoint(family)
 
 
-@pytest.mark.parametrize(
-    ("name", "guidance", "num_steps"),
-    [row for name, each in CLIPS.items() for row in product([name], each.family.guidances, each.steps)],
-)
+@drawn(CLIPS)
 def test_it_films_the_pipelines_clips(case, guidance, num_steps):
     checks.equals_the_pipeline(*case, guidance=guidance, num_steps=num_steps)
 
 
-@of_all(checks.its_latents_are_the_pipelines)
-def test_its_latents_are_the_pipelines(case):
-    checks.its_latents_are_the_pipelines(*case)
+@of_all(CLIPS, checks.its_latents_are_the_pipelines)
+def test_its_latents_are_the_pipelines(case, name):
+    checks.its_latents_are_the_pipelines(*case, most=CLIPS[name].latents)
 
 
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "close"])
 @pytest.mark.parametrize("lora", [True, False], ids=["adapters", "whole"])
-@of_all(checks.agrees_with_itself)
+@of_all(CLIPS, checks.agrees_with_itself)
 def test_it_agrees_with_itself(case, lora, exact):
     checks.agrees_with_itself(*case, lora=lora, exact=exact)
 
 
-@of_all(checks.adapters_load_in_the_pipeline)
+@of_all(CLIPS, checks.adapters_load_in_the_pipeline)
 def test_its_adapters_load_in_the_pipeline(case, tmp_path):
     checks.adapters_load_in_the_pipeline(*case, tmp_path)
 
 
-@of_all(checks.whole_weights_load)
+@of_all(CLIPS, checks.whole_weights_load)
 def test_its_whole_weights_load(case, tmp_path):
     checks.whole_weights_load(*case, tmp_path)
 
 
-@of_all(checks.recomputing_changes_nothing)
+@of_all(CLIPS, checks.recomputing_changes_nothing)
 def test_recomputed_activations_give_the_same_gradients(case):
     checks.recomputing_changes_nothing(*case)
 
 
-@of_all(checks.another_size_is_the_pipelines)
+@of_all(CLIPS, checks.another_size_is_the_pipelines)
 def test_clips_of_evaluation_may_have_another_size(case, name):
     checks.another_size_is_the_pipelines(*case, *CLIPS[name].other)
 
 
-@of_all(checks.keeps_the_contract)
+@of_all(CLIPS, checks.keeps_the_contract)
 def test_it_keeps_the_contract(case):
     checks.keeps_the_contract(*case)
 
 
-@pytest.mark.parametrize("agent", ["awm", "grpo", "flow_dppo", "drpo"])
-@of_all(checks.trains)
+@trained(CLIPS, checks.trains)
 def test_it_trains_by_its_recipe(case, cluster, name, agent):
     row = CLIPS[name]
-    more = row.of_grpo if agent == "grpo" else ()
-    checks.trains(*case, row.recipe, agent, *row.overrides, *more)
+    checks.trains(*case, row.recipe, agent, *row.told(agent))
