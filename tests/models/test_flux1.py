@@ -1,4 +1,4 @@
-"""FLUX.1 dev and schnell against diffusers' own pipeline on tiny checkpoints."""
+"""What FLUX.1 dev and schnell alone have, on tiny checkpoints."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""FLUX.2 Klein, base and distilled, and FLUX.2 dev, against diffusers' own pipelines on tiny checkpoints."""
+"""What FLUX.2 Klein, base and distilled, and FLUX.2 dev alone have, on tiny checkpoints."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""PixArt-Sigma on a tiny checkpoint, against its pipeline."""
+"""What PixArt-Sigma alone has, on a tiny checkpoint."""
 
 import pytest
 import torch

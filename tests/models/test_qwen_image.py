@@ -1,4 +1,4 @@
-"""Qwen-Image against its own pipeline, on an untrained tiny checkpoint."""
+"""What Qwen-Image alone has, on an untrained tiny checkpoint."""
 
 import shutil
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""SANA on a tiny checkpoint, against its pipeline."""
+"""What SANA alone has, on a tiny checkpoint."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Z-Image against its own pipeline, on an untrained tiny checkpoint."""
+"""What Z-Image alone has, on an untrained tiny checkpoint."""
 
 from dataclasses import replace
 
