@@ -85,7 +85,25 @@ def tiny_unified_dir(tmp_path_factory, quiet_models):
 
 
 @pytest.fixture(scope="session")
-def offline(tiny_dir, tmp_path_factory):
+def checkpoint(tmp_path_factory, quiet_models):
+    """`checkpoint(family)`: where the tiny checkpoint of a `Family` is; tests must not change it.
+
+    Families that are built alike share one, and each is built when it is asked for first.
+    """
+    built = {}
+
+    def of(family):
+        if family.build not in built:
+            folder = tmp_path_factory.mktemp(family.name)
+            family.build(folder)
+            built[family.build] = folder
+        return built[family.build]
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def offline(tiny_dir, tmp_path_factory, checkpoint):
     """`offline(id)`: arguments with which an id needs no download, and few steps."""
     import torch
     from janus_cases import write_tiny_janus
@@ -148,9 +166,7 @@ def offline(tiny_dir, tmp_path_factory):
 
         if name in FAMILIES and name not in arguments:
             family = import_module(FAMILIES[name]).CASES[name]
-            folder = tmp_path_factory.mktemp("models") / family.name
-            family.build(folder)
-            arguments[name] = family.arguments(folder)
+            arguments[name] = family.arguments(checkpoint(family))
         return arguments.get(name, {})
 
     return of

@@ -1,6 +1,7 @@
 """What every family of diffusers must show on a tiny checkpoint of the published layout.
 
-A family's test module makes a `Family` and calls these; each compares with the pipeline's own classes.
+Each compares a `Family` with its pipeline's own classes. `test_clip_families.py` and
+`test_picture_families.py` list the families that they are for.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ SCHEDULER = {
 """As published."""
 NOISY = {"timestep_conditioning": True, "decoder_inject_noise": (True,) * 5}
 """A decoder that takes a time and adds noise, as of 0.9.1."""
+DECODING = {"decode_timestep": 0.5, "decode_noise_scale": 0.25}
+"""What such a decoder is told."""
 
 
 def text_encoder(tokens):
@@ -91,6 +93,17 @@ def call(prompts, guidance):
     }
 
 
+def from_one_stream(pipeline, denoiser, num_steps):
+    """Its decoder adds noise of torch's own stream."""
+    decode = type(pipeline.vae).decode
+
+    def seeded(*arguments, **options):
+        torch.manual_seed(SEED)
+        return decode(pipeline.vae, *arguments, **options)
+
+    pipeline.vae.decode = seeded
+
+
 LTX = Family(
     "ltx", "unirl/LTX-T2V-v0", build, "LTXPipeline", call,
     {"max_sequence_length": LENGTH, "fps": FPS}, height=64, width=96, frames=9,
@@ -114,12 +127,6 @@ def behind_the_picture(pipeline, latents, denoiser, prompts):
         *(torch.float32, "cpu", keyed),
     )
     return torch.cat([whole[:, : -latents.shape[1]], latents], 1)
-
-
-def smaller(agent, elements):
-    """What of the recipe depends on the size of a latent, and on its 30 steps."""
-    steps = "steps.fraction=[0.1,0.7]"
-    return (steps, f"agent.options.clip_low_nats={1e-4 * elements}") if agent == "grpo" else (steps,)
 
 
 LTX_I2V = replace(

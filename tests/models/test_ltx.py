@@ -1,4 +1,4 @@
-"""LTX-Video on a tiny checkpoint, against its pipeline."""
+"""What LTX-Video alone has, on a tiny checkpoint."""
 
 from dataclasses import replace
 
@@ -6,12 +6,10 @@ import pytest
 import torch
 from models import family_checks as checks
 from models.family_checks import edited_copy as edited
-from models.ltx_cases import LTX, NOISY, build, call, smaller
+from models.ltx_cases import DECODING, LTX, NOISY, build, call, from_one_stream
 
 from unirl_env.errors import ConfigError, ModelNotFound
 from unirl_env.models.shared.noisy_decoder import SEED
-
-DECODING = {"decode_timestep": 0.5, "decode_noise_scale": 0.25}
 
 
 def noisy_call(prompts, guidance):
@@ -20,25 +18,12 @@ def noisy_call(prompts, guidance):
     return {**call(prompts, guidance), **DECODING, "generator": generators}
 
 
-def from_one_stream(pipeline, denoiser, num_steps):
-    """Its decoder adds noise of torch's own stream."""
-    decode = type(pipeline.vae).decode
-
-    def seeded(*arguments, **options):
-        torch.manual_seed(SEED)
-        return decode(pipeline.vae, *arguments, **options)
-
-    pipeline.vae.decode = seeded
-
-
 NOISED = replace(LTX, call=noisy_call, prepare=from_one_stream, options={**LTX.options, **DECODING})
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, quiet_models):
-    folder = tmp_path_factory.mktemp("ltx")
-    LTX.build(folder)
-    return folder
+def folder(checkpoint):
+    return checkpoint(LTX)
 
 
 @pytest.fixture(scope="module")
@@ -46,44 +31,6 @@ def noisy(tmp_path_factory, quiet_models):
     folder = tmp_path_factory.mktemp("ltx_noisy")
     build(folder, **NOISY)
     return folder
-
-
-@pytest.mark.parametrize("guidance", [1.0, 3.5])
-@pytest.mark.parametrize("num_steps", [3, 8])
-def test_it_films_the_pipelines_clips(folder, guidance, num_steps):
-    checks.equals_the_pipeline(LTX, folder, guidance=guidance, num_steps=num_steps)
-
-
-def test_its_latents_are_the_pipelines(folder):
-    checks.its_latents_are_the_pipelines(LTX, folder)
-
-
-@pytest.mark.parametrize("lora", [True, False])
-@pytest.mark.parametrize("exact", [True, False])
-def test_it_agrees_with_itself(folder, lora, exact):
-    checks.agrees_with_itself(LTX, folder, lora=lora, exact=exact)
-
-
-def test_what_it_exports_loads(folder, tmp_path):
-    checks.adapters_load_in_the_pipeline(LTX, folder, tmp_path / "adapters")
-    checks.whole_weights_load(LTX, folder, tmp_path / "weights")
-
-
-def test_recomputed_activations_give_the_same_gradients(folder):
-    checks.recomputing_changes_nothing(LTX, folder)
-
-
-def test_clips_of_evaluation_may_have_another_size(folder):
-    checks.another_size_is_the_pipelines(LTX, folder, 96, 64)
-
-
-def test_it_keeps_the_contract(folder):
-    checks.keeps_the_contract(LTX, folder)
-
-
-@pytest.mark.parametrize("agent", ["awm", "grpo", "flow_dppo", "drpo"])
-def test_it_trains_by_a_recipe(folder, cluster, agent):
-    checks.trains(LTX, folder, "diffusion/ltx", agent, *smaller(agent, 72))
 
 
 def test_its_shift_counts_all_places_of_the_clip(folder):

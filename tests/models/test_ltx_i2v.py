@@ -1,4 +1,4 @@
-"""LTX-Video from a picture on a tiny checkpoint, against its pipeline."""
+"""What LTX-Video from a picture alone has, on a tiny checkpoint."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from models import family_checks as checks
 from models.family_checks import edited_copy as edited
-from models.ltx_cases import CHANNELS, NOISY, SEED, build, pictured_call, smaller
+from models.ltx_cases import CHANNELS, DECODING, NOISY, SEED, build, from_one_stream, pictured_call
 from models.ltx_cases import LTX_I2V as FAMILY
 from models.wan_cases import picture
 
@@ -15,8 +15,6 @@ from unirl_env.models import check_denoiser
 from unirl_env.models.shared.from_picture import FIRST
 from unirl_env.policies.actor import Actor
 from unirl_env.types import Prompt
-
-DECODING = {"decode_timestep": 0.5, "decode_noise_scale": 0.25}
 
 
 def noisy_call(prompts, guidance):
@@ -28,68 +26,17 @@ def noisy_call(prompts, guidance):
     }
 
 
-def from_one_stream(pipeline, denoiser, num_steps):
-    """Its decoder adds noise of torch's own stream."""
-    decode = type(pipeline.vae).decode
-
-    def seeded(*arguments, **options):
-        torch.manual_seed(SEED)
-        return decode(pipeline.vae, *arguments, **options)
-
-    pipeline.vae.decode = seeded
-
-
 NOISED = replace(FAMILY, call=noisy_call, prepare=from_one_stream, options={**FAMILY.options, **DECODING})
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, quiet_models):
-    folder = tmp_path_factory.mktemp("ltx_i2v")
-    FAMILY.build(folder)
-    return folder
-
-
-@pytest.mark.parametrize("guidance", [1.0, 3.5])
-@pytest.mark.parametrize("num_steps", [3, 8])
-def test_it_films_the_pipelines_clips(folder, guidance, num_steps):
-    checks.equals_the_pipeline(FAMILY, folder, guidance=guidance, num_steps=num_steps)
+def folder(checkpoint):
+    return checkpoint(FAMILY)
 
 
 def test_a_decoder_that_adds_noise_films_the_pipelines_clips(tmp_path):
     build(tmp_path, **NOISY)
     checks.equals_the_pipeline(NOISED, tmp_path, guidance=3.5, num_steps=3)
-
-
-def test_its_latents_are_the_pipelines(folder):
-    checks.its_latents_are_the_pipelines(FAMILY, folder)
-
-
-@pytest.mark.parametrize("lora", [True, False])
-@pytest.mark.parametrize("exact", [True, False])
-def test_it_agrees_with_itself(folder, lora, exact):
-    checks.agrees_with_itself(FAMILY, folder, lora=lora, exact=exact)
-
-
-def test_what_it_exports_loads(folder, tmp_path):
-    checks.adapters_load_in_the_pipeline(FAMILY, folder, tmp_path / "adapters")
-    checks.whole_weights_load(FAMILY, folder, tmp_path / "weights")
-
-
-def test_recomputed_activations_give_the_same_gradients(folder):
-    checks.recomputing_changes_nothing(FAMILY, folder)
-
-
-def test_clips_of_evaluation_may_have_another_size(folder):
-    checks.another_size_is_the_pipelines(FAMILY, folder, 96, 64)
-
-
-def test_it_keeps_the_contract(folder):
-    checks.keeps_the_contract(FAMILY, folder)
-
-
-@pytest.mark.parametrize("agent", ["awm", "grpo", "flow_dppo", "drpo"])
-def test_it_trains_by_its_recipe(folder, cluster, agent):
-    checks.trains(FAMILY, folder, "diffusion/ltx", agent, "model=ltx_i2v", *smaller(agent, 36))
 
 
 def test_a_checkpoint_of_the_picture_pipeline_is_the_same(folder, tmp_path):

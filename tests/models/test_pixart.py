@@ -1,8 +1,7 @@
-"""PixArt-Sigma on a tiny checkpoint, against its pipeline."""
+"""What PixArt-Sigma alone has, on a tiny checkpoint."""
 
 import pytest
 import torch
-from models import family_checks as checks
 from models.family_checks import edited_copy as edited
 from models.pixart_cases import PIXART
 
@@ -12,20 +11,8 @@ SCHEDULER, TRANSFORMER = "scheduler/scheduler_config.json", "transformer/config.
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, quiet_models):
-    folder = tmp_path_factory.mktemp("pixart")
-    PIXART.build(folder)
-    return folder
-
-
-@pytest.mark.parametrize("guidance", [1.0, 3.5])
-@pytest.mark.parametrize("num_steps", [3, 8])
-def test_it_draws_the_pipelines_pictures(folder, guidance, num_steps):
-    checks.equals_the_pipeline(PIXART, folder, guidance=guidance, num_steps=num_steps)
-
-
-def test_its_latents_are_the_pipelines(folder):
-    checks.its_latents_are_the_pipelines(PIXART, folder, most=2e-5)
+def folder(checkpoint):
+    return checkpoint(PIXART)
 
 
 def test_it_is_read_by_its_former_name(folder, tmp_path):
@@ -38,39 +25,6 @@ def test_it_is_read_by_its_former_name(folder, tmp_path):
     assert all(
         torch.equal(tensor, context[name]) for name, tensor in one.encode(list(PIXART.prompts)).items()
     )
-
-
-@pytest.mark.parametrize("lora", [True, False])
-@pytest.mark.parametrize("exact", [True, False])
-def test_it_agrees_with_itself(folder, lora, exact):
-    checks.agrees_with_itself(PIXART, folder, lora=lora, exact=exact)
-
-
-def test_what_it_exports_loads(folder, tmp_path):
-    checks.adapters_load_in_the_pipeline(PIXART, folder, tmp_path / "adapters")
-    checks.whole_weights_load(PIXART, folder, tmp_path / "weights")
-
-
-def test_pictures_of_evaluation_may_have_another_size(folder):
-    checks.another_size_is_the_pipelines(PIXART, folder, 32, 80)
-
-
-def test_it_draws_for_texts(folder):
-    checks.draws_for_texts(PIXART, folder)
-
-
-def test_recomputing_changes_no_gradient(folder):
-    checks.recomputing_changes_nothing(PIXART, folder)
-
-
-def test_it_keeps_the_contract(folder):
-    checks.keeps_the_contract(PIXART, folder)
-
-
-@pytest.mark.ray
-@pytest.mark.parametrize("agent", ["grpo", "flow_dppo", "drpo"])
-def test_a_recipe_trains_it(folder, cluster, agent):
-    checks.trains(PIXART, folder, "diffusion/sdxl", agent, "model=pixart")
 
 
 class TestRefusals:

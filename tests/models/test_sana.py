@@ -1,4 +1,4 @@
-"""SANA on a tiny checkpoint, against its pipeline."""
+"""What SANA alone has, on a tiny checkpoint."""
 
 import math
 from dataclasses import replace
@@ -24,20 +24,8 @@ FLOW = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, quiet_models):
-    folder = tmp_path_factory.mktemp("sana")
-    SANA.build(folder)
-    return folder
-
-
-@pytest.mark.parametrize("guidance", [1.0, 3.5])
-@pytest.mark.parametrize("num_steps", [3, 8])
-def test_it_draws_the_pipelines_pictures(folder, guidance, num_steps):
-    checks.equals_the_pipeline(SANA, folder, guidance=guidance, num_steps=num_steps)
-
-
-def test_its_latents_are_the_pipelines(folder):
-    checks.its_latents_are_the_pipelines(SANA, folder)
+def folder(checkpoint):
+    return checkpoint(SANA)
 
 
 def test_it_may_carry_a_scheduler_of_flows(folder, tmp_path):
@@ -80,39 +68,6 @@ def test_masked_places_say_nothing(folder):
     with torch.no_grad():
         first, second = (denoiser.velocity(network, latent, sigma, each) for each in (context, other))
     assert torch.allclose(first, second, atol=1e-5)
-
-
-@pytest.mark.parametrize("lora", [True, False])
-@pytest.mark.parametrize("exact", [True, False])
-def test_it_agrees_with_itself(folder, lora, exact):
-    checks.agrees_with_itself(SANA, folder, lora=lora, exact=exact)
-
-
-def test_what_it_exports_loads(folder, tmp_path):
-    checks.adapters_load_in_the_pipeline(SANA, folder, tmp_path / "adapters")
-    checks.whole_weights_load(SANA, folder, tmp_path / "weights")
-
-
-def test_pictures_of_evaluation_may_have_another_size(folder):
-    checks.another_size_is_the_pipelines(SANA, folder, 32, 64)
-
-
-def test_it_draws_for_texts(folder):
-    checks.draws_for_texts(SANA, folder)
-
-
-def test_recomputing_changes_no_gradient(folder):
-    checks.recomputing_changes_nothing(SANA, folder)
-
-
-def test_it_keeps_the_contract(folder):
-    checks.keeps_the_contract(SANA, folder)
-
-
-@pytest.mark.ray
-@pytest.mark.parametrize("agent", ["grpo", "flow_dppo", "drpo"])
-def test_the_recipe_trains_it(folder, cluster, agent):
-    checks.trains(SANA, folder, "diffusion/sana", agent, "steps={kind: all}")
 
 
 class TestSchedule:

@@ -1,4 +1,4 @@
-"""Wan on a tiny checkpoint, against its pipeline."""
+"""What Wan alone has, on a tiny checkpoint."""
 
 import gymnasium as gym
 import pytest
@@ -15,50 +15,8 @@ SCHEDULER = "scheduler/scheduler_config.json"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, quiet_models):
-    folder = tmp_path_factory.mktemp("wan")
-    WAN.build(folder)
-    return folder
-
-
-@pytest.mark.parametrize("guidance", [1.0, 3.5])
-@pytest.mark.parametrize("num_steps", [3, 8])
-def test_it_films_the_pipelines_clips(folder, guidance, num_steps):
-    checks.equals_the_pipeline(WAN, folder, guidance=guidance, num_steps=num_steps)
-
-
-def test_its_latents_are_the_pipelines(folder):
-    checks.its_latents_are_the_pipelines(WAN, folder)
-
-
-@pytest.mark.parametrize("lora", [True, False])
-@pytest.mark.parametrize("exact", [True, False])
-def test_it_agrees_with_itself(folder, lora, exact):
-    checks.agrees_with_itself(WAN, folder, lora=lora, exact=exact)
-
-
-def test_what_it_exports_loads(folder, tmp_path):
-    checks.adapters_load_in_the_pipeline(WAN, folder, tmp_path / "adapters")
-    checks.whole_weights_load(WAN, folder, tmp_path / "weights")
-
-
-def test_recomputed_activations_give_the_same_gradients(folder):
-    checks.recomputing_changes_nothing(WAN, folder)
-
-
-def test_clips_of_evaluation_may_have_another_size(folder):
-    checks.another_size_is_the_pipelines(WAN, folder, 48, 32)
-
-
-def test_it_keeps_the_contract(folder):
-    checks.keeps_the_contract(WAN, folder)
-
-
-@pytest.mark.parametrize("agent", ["awm", "grpo", "flow_dppo", "drpo"])
-def test_it_trains_by_its_recipe(folder, cluster, agent):
-    # The published range of GRPO is 1e-3 for each element; in nats it is that of 33 frames of 240 x 416.
-    tiny = ["agent.options.clip_low_nats=2"] if agent == "grpo" else []
-    checks.trains(WAN, folder, "diffusion/wan", agent, *tiny)
+def folder(checkpoint):
+    return checkpoint(WAN)
 
 
 def test_agents_of_finished_latents_train_it_without_steps(folder, cluster):
