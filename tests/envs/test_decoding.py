@@ -73,3 +73,16 @@ def test_a_denoiser_that_takes_latents_alone_is_given_them_alone():
     _, _, _, _, info = env.step(obs["latent"])
     assert all(sample.image is not None for sample in info["samples"])
     assert len(env.render()) == env.num_envs
+
+
+def test_another_second_argument_is_not_taken_for_the_context():
+    class Tiled(PlainDenoiser):
+        def decode(self, latents, tiles=1):
+            assert tiles == 1
+            return super().decode(latents)
+
+    env = world(Tiled(), num_steps=1, render_mode="rgb_array")
+    obs, _ = env.reset(seed=0)
+    *_, info = env.step(obs["latent"])
+    assert all(sample.image is not None for sample in info["samples"])
+    assert len(env.render()) == env.num_envs

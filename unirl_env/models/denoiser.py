@@ -198,15 +198,13 @@ class Denoiser(Backbone):
 
 
 def in_context(method: Callable[..., Any], latents: Tensor, context: Mapping[str, Tensor] | None) -> Any:
-    """What `decode` or `pictures` of a denoiser gives of latents, in their context if it takes one.
+    """What `decode` or `pictures` of a denoiser gives of latents, in their context if it takes a `context`.
 
     Args:
         method: Either.
         latents: `[B, ...]`.
         context: Each tensor `[B, ...]`.
     """
-    try:
-        inspect.signature(method).bind(latents, context)
-    except TypeError:
-        return method(latents)
-    return method(latents, context)
+    if "context" in inspect.signature(method).parameters:
+        return method(latents, context=context)
+    return method(latents)
