@@ -420,11 +420,11 @@ class GenerativeLearner(PlayingLearner):
         self, anchored: Shard, shard: Shard, phase: str, micro_batches: Sequence[Tensor], denominator: float
     ) -> Iterator[tuple[Rows, Rows, bool]]:
         """What goes through the network together: its rows, the same as recorded, and whether it is none."""
-        recorded = anchored is not shard and phase not in shard.noised
+        same = anchored is shard or phase in shard.noised
         for index in micro_batches:
-            parts = self.parts(anchored, phase, index, denominator)
-            played = self.parts(shard, phase, index, denominator) if recorded else None
-            yield from ((rows, rows if played is None else next(played), not len(index)) for rows in parts)
+            parts, played = (self.parts(each, phase, index, denominator) for each in (anchored, shard))
+            pairs: Any = ((rows, rows) for rows in parts) if same else zip(parts, played, strict=True)
+            yield from ((*pair, not len(index)) for pair in pairs)
 
     def _rerouted(self, rows: Rows, new: Step | None) -> dict[str, Metric]:
         """Which share of the experts that sampled would not be chosen now, where they are replayed."""
