@@ -5,7 +5,7 @@ Published ones carry solvers that look back; these a scheduler whose steps episo
 
 from dataclasses import replace
 
-from models.any_pipeline_cases import loud
+from models.any_pipeline_cases import called, loud
 from models.family_checks import Family
 from models.sana_cases import gemma, gemma_tokenizer
 from models.wan_cases import causal_vae, umt5
@@ -80,20 +80,6 @@ def build_mochi(folder):
     }
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
-
-
-def called(**arguments):
-    """From prompts and guidance to the arguments of these pipelines."""
-
-    def call(prompts, guidance):
-        return {
-            "prompt": [prompt.text for prompt in prompts],
-            "negative_prompt": [prompt.negative for prompt in prompts],
-            "guidance_scale": guidance,
-            **arguments,
-        }
-
-    return call
 
 
 def family(build, pipeline, length, **arguments):

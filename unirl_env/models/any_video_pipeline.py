@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from unirl_env.arguments.values import number, whole
@@ -86,17 +85,8 @@ class VideoPipelineDenoiser(PipelineDenoiser):
         assert frames is not None  # it makes clips, or was refused
         return frames
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor, context: Mapping[str, Tensor] | None = None) -> list[Sample]:
-        """Clips `[F, 3, H, W]` uint8."""
-        vae, finished = self.frozen.vae, self._finished(latents, context)
-
-        def draw(some: Tensor) -> Tensor:
-            return self._draw(vae, some.to(self.device, vae.dtype))
-
-        samples = filmed(draw, finished, self.num_frames, self.height, self.width)
-        self._offload_again()
-        return samples
+    def _shown(self, draw: Callable[[Tensor], Tensor], latents: Tensor) -> list[Sample]:
+        return filmed(draw, latents, self.num_frames, self.height, self.width)
 
     def _draw(self, vae: Any, latents: Tensor) -> Tensor:
         return super()._draw(vae, latents).transpose(1, 2)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import cached_property
 from importlib import import_module
@@ -278,15 +278,19 @@ class OfDiffusers(Denoiser):
         self._offload_again()
         return context
 
+    def _shown(self, draw: Callable[[Tensor], Tensor], latents: Tensor) -> list[Sample]:
+        """Samples of what `draw` makes of latents `[B, ...]`, in lots of one size."""
+        return painted(draw, latents, self.height, self.width)
+
     @torch.no_grad()
     def decode(self, latents: Tensor, context: Mapping[str, Tensor] | None = None) -> list[Sample]:
-        """Pictures `[3, H, W]` float32 in [0, 1]."""
+        """Pictures `[3, H, W]` float32 in [0, 1], or clips `[F, 3, H, W]` uint8 of a family of those."""
         vae = self.frozen.vae
 
         def draw(latents: Tensor) -> Tensor:
             return self._draw(vae, latents.to(self.device, vae.dtype))
 
-        samples = painted(draw, self._finished(latents, context), self.height, self.width)
+        samples = self._shown(draw, self._finished(latents, context))
         self._offload_again()
         return samples
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from unirl_env.arguments.values import number, whole
@@ -68,16 +67,6 @@ class OfVideo(OfDiffusers):
         """The network's times `[N]` of noise levels `[N]`, or one for each of its tokens, `[N, L]`."""
         return sigma * self._flow.num_train_timesteps
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor, context: Mapping[str, Tensor] | None = None) -> list[Sample]:
-        """Clips `[F, 3, H, W]` uint8."""
-        vae = self.frozen.vae
-
-        def draw(latents: Tensor) -> Tensor:
-            return self._draw(vae, latents.to(self.device, vae.dtype))
-
-        finished = self._finished(latents, context)
+    def _shown(self, draw: Callable[[Tensor], Tensor], latents: Tensor) -> list[Sample]:
         at_once = min(self.num_frames, self.frames_at_once or self.num_frames)
-        samples = filmed(draw, finished, at_once, self.height, self.width)
-        self._offload_again()
-        return samples
+        return filmed(draw, latents, at_once, self.height, self.width)
