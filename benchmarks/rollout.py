@@ -24,6 +24,7 @@ from timing import RowsSeen, ratio, report, rounds
 from unirl_env.envs import PromptSource
 from unirl_env.policies.actor import Actor
 from unirl_env.rollouts.driver import RolloutRequest
+from unirl_env.rollouts.memory import keep_freed_memory
 from unirl_env.rollouts.play import Rollout
 from unirl_env.types import Scores
 from unirl_env.worlds import make_vector_env
@@ -134,6 +135,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 4.5])
     parser.add_argument("--adapters", type=int, nargs="+", default=[0, 1], help="0 without, 1 with")
     args = parser.parse_args()
+    keep_freed_memory()  # as every process of a run does; both sides have it
     what = subject(args.family, args.depth)
     for adapters, guidance, batch in product(args.adapters, args.guidance, args.batches):
         report("rollout", compared(what, args.steps, batch, guidance, bool(adapters), args.rounds))

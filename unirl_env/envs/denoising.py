@@ -81,9 +81,11 @@ class Denoising(Activity):
             self.sigmas = self.sigmas[checked_levels(levels, num_steps)]
         self.num_steps = num_steps = len(self.sigmas) - 1
         self._sigmas = self.sigmas.to(device)
+        self._pairs = torch.stack([self._sigmas, torch.cat([self._sigmas[1:], self._sigmas[-1:]])])
+        """Each noise level and the one after it, `[2, T+1]`."""
         self.previous: Tensor | None = None
         self.context: dict[str, Tensor] = {}
-        self._step = np.zeros(num_envs, dtype=np.int64)
+        self._step, self._rows = np.zeros(num_envs, dtype=np.int64), np.arange(num_envs)
         self._stochastic = np.zeros((num_envs, num_steps + 1), dtype=bool)
         self.action_space = spaces.Box(-LATENT_BOUND, LATENT_BOUND, denoiser.latent_shape, np.float32)
         self.observation_spaces = {
@@ -178,7 +180,7 @@ class Denoising(Activity):
     def advance(self, checked: NextLatents) -> None:
         """Go on to the next latents."""
         action, active = checked
-        if not active.all():
+        if np.count_nonzero(active) < len(active):
             keep = torch.from_numpy(active).to(self.device).view(-1, *[1] * (action.ndim - 1))
             # The others keep every bit, even where these come in half precision.
             wide = torch.promote_types(action.dtype, self.latent.dtype)
@@ -193,16 +195,15 @@ class Denoising(Activity):
     def observe(self) -> dict[str, Any]:
         """The latent, its place in the schedule, and the context."""
         step = np.minimum(self._step, self.num_steps)
-        sigma_next = np.minimum(step + 1, self.num_steps)
-        stochastic = self._stochastic[np.arange(self.num_envs), step]
+        stochastic = self._stochastic[self._rows, step]
         if self.array_backend == "torch":
-            at = torch.from_numpy(np.stack([step, sigma_next])).to(self.device)
-            noise_levels = self._sigmas[at]
+            at = torch.from_numpy(step).to(self.device)
+            sigma, sigma_next = self._pairs[:, at].unbind()
             return {
                 "latent": self.latent,
-                "sigma": noise_levels[0],
-                "sigma_next": noise_levels[1],
-                "step": at[0],
+                "sigma": sigma,
+                "sigma_next": sigma_next,
+                "step": at,
                 "stochastic": torch.from_numpy(stochastic).to(self.device),
                 **self.context,
             }
@@ -210,7 +211,7 @@ class Denoising(Activity):
         return {
             "latent": _copied(self.latent),
             "sigma": sigmas[step],
-            "sigma_next": sigmas[sigma_next],
+            "sigma_next": sigmas[np.minimum(step + 1, self.num_steps)],
             "step": step.copy(),
             "stochastic": stochastic.astype(np.int8),
             **{name: _copied(tensor) for name, tensor in self.context.items()},

@@ -182,13 +182,14 @@ def _normal(seeds: Tensor, steps: Tensor, elements: int) -> Tensor:
     zero = torch.zeros_like(blocks)
     counter = (blocks.expand(len(seeds), -1), (steps + 1)[:, None] + zero, zero + NORMAL, zero)
     words = philox(counter, ((seeds & WORD)[:, None], (seeds >> 32)[:, None]))
-    u = [(word.to(torch.float64) + 0.5) * 2.0**-32 for word in words]
-    normals = []
-    for first, second in ((u[0], u[1]), (u[2], u[3])):
-        radius = torch.sqrt(-2.0 * torch.log(first))
-        angle = (2.0 * math.pi) * second
-        normals += [radius * torch.cos(angle), radius * torch.sin(angle)]
-    return torch.stack(normals, dim=-1).flatten(1)[:, :elements]
+    # Both pairs of words at once, `[2, rows, blocks]`.
+    first, second = (
+        torch.stack(pair).to(torch.float64).add_(0.5).mul_(2.0**-32) for pair in (words[::2], words[1::2])
+    )
+    radius = first.log_().mul_(-2.0).sqrt_()
+    angle = second.mul_(2.0 * math.pi)
+    normals = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1)
+    return normals.permute(1, 2, 0, 3).flatten(1)[:, :elements]
 
 
 def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -204,16 +205,13 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, Te
     Reference:
         Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3 (SC 2011).
     """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(ROUNDS):
+    c0, c1, c2, c3, k0, k1 = torch.broadcast_tensors(*counter, *key)
+    rounds = torch.arange(ROUNDS, device=k0.device)
+    keys = [(part[..., None] + rounds * weyl & WORD).unbind(-1) for part, weyl in zip(key, WEYL, strict=True)]
+    for k0, k1 in zip(*keys, strict=True):
         # The 64-bit product wraps around in int64; its upper word is read with the sign bits masked away.
         p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            ((p1 >> 32) & WORD) ^ c1 ^ k0,
-            p1 & WORD,
-            ((p0 >> 32) & WORD) ^ c3 ^ k1,
-            p0 & WORD,
-        )
-        k0, k1 = (k0 + WEYL[0]) & WORD, (k1 + WEYL[1]) & WORD
+        c0 = (p1 >> 32).bitwise_and_(WORD).bitwise_xor_(c1).bitwise_xor_(k0)
+        c2 = (p0 >> 32).bitwise_and_(WORD).bitwise_xor_(c3).bitwise_xor_(k1)
+        c1, c3 = p1.bitwise_and_(WORD), p0.bitwise_and_(WORD)
     return c0, c1, c2, c3

@@ -87,7 +87,7 @@ def transition(
     s, s_next, noisy = _rows(latent, sigma, sigma_next, stochastic)
 
     wide = s.shape + (1,) * (latent.ndim - s.ndim)
-    if noisy.device.type == "cpu" and not bool(noisy.any()):
+    if noisy.device.type == "cpu" and True not in noisy.flatten().tolist():
         return latent.float() - velocity.float() * (s - s_next).reshape(wide), torch.zeros_like(s)
     keep, push, std = _coefficients(s, s_next, dynamics, eta, sigma_max)
     noisy = noisy & (std > 0)
@@ -139,35 +139,32 @@ def _rows(
         stochastic = torch.ones((), dtype=torch.bool)
     elif not isinstance(stochastic, Tensor) or stochastic.dtype != torch.bool:
         raise ShapeError("`stochastic` must be a bool tensor; try torch.as_tensor(stochastic).bool().")
-    given = {
-        "sigma": torch.as_tensor(sigma),
-        "sigma_next": torch.as_tensor(sigma_next),
-        "stochastic": stochastic,
-    }
-    rank = max(1, *(value.ndim for value in given.values()))
+    rows = torch.as_tensor(sigma), torch.as_tensor(sigma_next), stochastic
+    rank = max(1, *(value.ndim for value in rows))
     lead = latent.shape[:rank]
     if latent.ndim <= rank:
         raise ShapeError(
             f"`latent` must have element dimensions behind its leading {list(lead)}, "
             f"got {list(latent.shape)}; try latent[..., None] for scalar actions."
         )
-    for name, value in given.items():
+    for name, value in zip(("sigma", "sigma_next", "stochastic"), rows, strict=True):
         if value.ndim and value.shape != lead:
             raise ShapeError(
                 f"`{name}` must be one number or have the leading shape {list(lead)} of `latent`, "
                 f"got {list(value.shape)}; try {name}.expand{tuple(lead)}."
             )
     # Values are checked where that costs no wait for an accelerator.
-    s, s_next = (given[name].to(torch.float32) for name in ("sigma", "sigma_next"))
+    s, s_next = rows[0].to(torch.float32), rows[1].to(torch.float32)
     if s.device.type == "cpu" and s_next.device.type == "cpu":
-        high, low = s.detach().numpy(), s_next.detach().numpy()
-        if not ((high <= 1 + ROUNDING).all() and (low <= high).all() and (low >= 0).all()):
+        # As lists: between two passes of a network, the first array operation costs more than all of these.
+        pairs = zip(*(value.expand(lead).flatten().tolist() for value in (s, s_next)), strict=True)
+        if not all(0 <= low <= high <= 1 + ROUNDING for high, low in pairs):
             raise ShapeError(
                 f"`sigma` and `sigma_next` must fall within 1 >= sigma >= sigma_next >= 0, got {sigma} and "
                 f"{sigma_next}; try consecutive values of flow_sigmas(num_steps)."
             )
-    rows = (value.to(latent.device) for value in (s, s_next, stochastic))
-    s, s_next, stochastic = (value if value.ndim == rank else value.expand(lead) for value in rows)
+    at = [value.to(latent.device) for value in (s, s_next, stochastic)]
+    s, s_next, stochastic = (value if value.ndim == rank else value.expand(lead) for value in at)
     return s, s_next, stochastic
 
 

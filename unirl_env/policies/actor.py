@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from unirl_env.errors import ConfigError, ContractError
 from unirl_env.models.shared.outline import stood_in_for
+from unirl_env.policies.forward_only import forward_only
 from unirl_env.policies.heads import Head, LatentHead, TokenHead, heads_of
 from unirl_env.policies.routing import Routing
 from unirl_env.policies.trained_weights import AVERAGE, TrainedWeights
@@ -221,8 +223,7 @@ class Actor(TrainedWeights):
         merging = self.merge_adapters
         if merging is None:
             exact = getattr(self.model, "rows_per_forward", None) is not None
-            precise = all(parameter.dtype == torch.float32 for parameter in self.network.parameters())
-            merging = precise and not exact and not self.quantized
+            merging = self._precise and not exact and not self.quantized
         return self.merged() if merging else nullcontext()
 
     @contextmanager
@@ -294,7 +295,13 @@ class Actor(TrainedWeights):
         """Write all weights in the form that the family's own library loads, adapters merged in."""
         self.model.save_weights(self.network, directory)
 
+    @cached_property
+    def _precise(self) -> bool:
+        """Whether all weights are in float32, so that sums with them are rounded finely."""
+        return all(parameter.dtype == torch.float32 for parameter in self.network.parameters())
+
     def _apply(self, function: Any, recurse: bool = True) -> Self:  # the frozen copy follows `.to(...)`
+        vars(self).pop("_precise", None)
         self._frozen = [module._apply(function) for module in self._frozen]
         return super()._apply(function, recurse)
 
@@ -369,7 +376,10 @@ class Actor(TrainedWeights):
     def within(self, read: Callable[[], Any]) -> Any:
         """What `read()` returns, which may pass through the network and read its weights."""
         gate = self._gates.get(self.network)
-        return read() if gate is None else gate(read)
+        if gate is not None:
+            return gate(read)
+        with forward_only():
+            return read()
 
     def part(self, phase: str | None) -> nn.Module:
         """What `phase` acts with of the network: all of it, where there is one phase or one backbone."""

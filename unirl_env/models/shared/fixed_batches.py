@@ -90,7 +90,7 @@ def painted(decode: Callable[[Tensor], Tensor], finished: Tensor, height: int, w
     """
 
     def shown(finished: Tensor) -> Tensor:
-        return (decode(finished).float() / 2 + 0.5).clamp(0, 1).cpu()
+        return (decode(finished).float() / 2).add_(0.5).clamp_(0, 1).cpu()
 
     pictures = in_fixed_batches(shown, finished, rows=pictures_at_once(height, width))
     # Clones, because a view would carry the whole batch along wherever it is sent.

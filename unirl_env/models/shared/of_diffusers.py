@@ -286,9 +286,10 @@ class OfDiffusers(Denoiser):
     def decode(self, latents: Tensor, context: Mapping[str, Tensor] | None = None) -> list[Sample]:
         """Pictures `[3, H, W]` float32 in [0, 1], or clips `[F, 3, H, W]` uint8 of a family of those."""
         vae = self.frozen.vae
+        dtype = next(vae.parameters()).dtype  # diffusers' own property goes through all layers
 
         def draw(latents: Tensor) -> Tensor:
-            return self._draw(vae, latents.to(self.device, vae.dtype))
+            return self._draw(vae, latents.to(self.device, dtype))
 
         samples = self._shown(draw, self._finished(latents, context))
         self._offload_again()
