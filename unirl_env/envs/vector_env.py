@@ -184,9 +184,10 @@ class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv[dict[str, Any], Any, 
         """
         if self._groups is None or self._reset_state is None:
             raise ResetNeeded("`step` was called before `reset`; call `env.reset(seed=...)` first.")
-        restarting = self._restarting()
         active, self.finished = ~self._done, {}
-        if np.count_nonzero(active):
+        alive = np.count_nonzero(active)
+        restarting = self._restarting(alive)
+        if alive:
             terminated, truncated = self._advance(actions, active)
             finished = active & (terminated | truncated)
             if np.count_nonzero(finished):
@@ -270,8 +271,11 @@ class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv[dict[str, Any], Any, 
             **self._activity.facts(),
         }
 
-    def _restarting(self) -> np.ndarray | None:
+    def _restarting(self, alive: int) -> np.ndarray | None:
         """The episodes `[B]` bool that the next step starts anew: groups in which all are done; or None.
+
+        Args:
+            alive: How many are not done.
 
         Raises:
             ResetNeeded: If all are done and nothing starts by itself.
@@ -279,7 +283,7 @@ class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv[dict[str, Any], Any, 
         if self.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP:
             done = self._done.reshape(-1, self.group_size).all(axis=1)
             return np.repeat(done, self.group_size) if done.any() else None
-        if np.count_nonzero(self._done) == len(self._done):
+        if not alive:
             raise ResetNeeded(
                 "`step` was called on a finished batch in mode DISABLED; call `env.reset(...)`."
             )

@@ -148,24 +148,24 @@ def _rows(
             f"got {list(latent.shape)}; try latent[..., None] for scalar actions."
         )
     for name, value in zip(("sigma", "sigma_next", "stochastic"), rows, strict=True):
-        if value.ndim and value.shape != lead:
+        if value.shape != lead and value.ndim:
             raise ShapeError(
                 f"`{name}` must be one number or have the leading shape {list(lead)} of `latent`, "
                 f"got {list(value.shape)}; try {name}.expand{tuple(lead)}."
             )
-    # Values are checked where that costs no wait for an accelerator.
     s, s_next = rows[0].to(torch.float32), rows[1].to(torch.float32)
+    s, s_next, stochastic = (v if v.ndim == rank else v.expand(lead) for v in (s, s_next, stochastic))
+    # Values are checked where that costs no wait for an accelerator; as plain numbers, because between two
+    # passes of a network one operation on arrays costs more than all of these.
     if s.device.type == "cpu" and s_next.device.type == "cpu":
-        # As lists: between two passes of a network, the first array operation costs more than all of these.
-        pairs = zip(*(value.expand(lead).flatten().tolist() for value in (s, s_next)), strict=True)
-        if not all(0 <= low <= high <= 1 + ROUNDING for high, low in pairs):
-            raise ShapeError(
-                f"`sigma` and `sigma_next` must fall within 1 >= sigma >= sigma_next >= 0, got {sigma} and "
-                f"{sigma_next}; try consecutive values of flow_sigmas(num_steps)."
-            )
-    at = [value.to(latent.device) for value in (s, s_next, stochastic)]
-    s, s_next, stochastic = (value if value.ndim == rank else value.expand(lead) for value in at)
-    return s, s_next, stochastic
+        for high, low in zip(s.flatten().tolist(), s_next.flatten().tolist(), strict=True):
+            if not 0 <= low <= high <= 1 + ROUNDING:
+                raise ShapeError(
+                    "`sigma` and `sigma_next` must fall within 1 >= sigma >= sigma_next >= 0, got "
+                    f"{sigma} and {sigma_next}; try consecutive values of flow_sigmas(num_steps)."
+                )
+    device = latent.device
+    return s.to(device), s_next.to(device), stochastic.to(device)
 
 
 def _check_kernel(dynamics: str, eta: float, sigma_max: float | None) -> None:
@@ -274,7 +274,7 @@ def sde_step(
     if next_latent is None:
         if noise is not None:
             next_latent = mean + std.reshape(wide) * noise.float()
-        elif bool((std > 0).any()):
+        elif any(std.flatten().tolist()):
             raise ShapeError(
                 "`noise` must be given to sample a stochastic step, got None; try "
                 "keyed_noise(episode_seeds, step, latent.shape[1:]), or eta=0 for the ODE."
