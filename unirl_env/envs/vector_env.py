@@ -185,7 +185,7 @@ class GenerativeVectorEnv(BySnapshot, gym.vector.VectorEnv[dict[str, Any], Any, 
         if self._groups is None or self._reset_state is None:
             raise ResetNeeded("`step` was called before `reset`; call `env.reset(seed=...)` first.")
         active, self.finished = ~self._done, {}
-        alive = np.count_nonzero(active)
+        alive = int(np.count_nonzero(active))
         restarting = self._restarting(alive)
         if alive:
             terminated, truncated = self._advance(actions, active)
