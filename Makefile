@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 VENV_VLLM ?= .venv-vllm
 ARGS ?=
+# Two processes of tests share the cores with those that they start: threads that wait must not spin.
+ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 CONFIG ?= diffusion/tiny_sd3
 
 .DEFAULT_GOAL := help
@@ -16,14 +18,13 @@ train: $(VENV)/.train  ## Train the embedded Stable Diffusion 3 and write its re
 	$(BIN)/python -m unirl_env.train --config-name=$(CONFIG) $(ARGS)
 
 test: $(VENV)/.test  ## Run the tests in two processes (ARGS='-k name'), all but the long ones.
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow' $(ARGS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow' $(ARGS)
 
 test-long: $(VENV)/.test  ## Run the long tests: whole runs, several processes, every algorithm in every mode.
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(ARGS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(ARGS)
 
 test-vllm: $(VENV_VLLM)/.test  ## Run the tests of the vLLM engines on a real vLLM for CPUs.
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive \
-		$(VENV_VLLM)/bin/python -m pytest tests/rollouts/engines/test_vllm*.py $(ARGS)
+	$(ONE_THREAD) $(VENV_VLLM)/bin/python -m pytest tests/rollouts/engines/test_vllm*.py $(ARGS)
 
 lint: $(VENV)/.test  ## Check style and types.
 	$(BIN)/ruff check .
