@@ -1,13 +1,13 @@
 """Learners that share the tokens of a latent learn as one that has all of them."""
 
+from functools import partial
 from importlib import import_module
 
 import pytest
 import torch
 from families import FAMILIES
-from test_processes import assert_same_curve, train, weights
+from test_processes import whole_and_shared
 from test_sharded import QWEN, SD3, TINY, UNIFIED, WHOLE, assert_like, held
-from test_stored import assert_same
 from toy import toy_config
 from two_learners import learn, together
 
@@ -219,25 +219,7 @@ def test_episodes_are_dealt_among_groups():
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("players", [0, 1])
 def test_the_curve_of_an_agent_is_that_of_one_process(cluster, players):
-    agents = []
-    try:
-        for sharers in (0, 2):
-            config = config_of("adapters, guided, recomputed", sharers)
-            config.learners(num_learners=sharers).env_runners(num_env_runners=players if sharers else 0)
-            agents.append(config.build_algo())
-        whole, shared = agents
-        assert_same_curve(train(shared, 2), train(whole, 2))
-        for name in ("trained_rows", "scored_rows", "episodes"):
-            assert shared.iteration_metrics[name] == whole.iteration_metrics[name], "each counts once"
-        state = shared.run_state()[0]
-        for name, tensor in weights(whole).items():
-            torch.testing.assert_close(state[name], tensor, rtol=0, atol=1e-3)
-        prompts = shared.source.take(0, 3, seed=0)
-        mine, theirs = (a.rollout_eval(prompts, samples_per_prompt=2, base=True) for a in (shared, whole))
+    with whole_and_shared(partial(config_of, "adapters, guided, recomputed"), players, 1e-3) as agents:
+        prompts = agents[1].source.take(0, 3, seed=0)
+        theirs, mine = (a.rollout_eval(prompts, samples_per_prompt=2, base=True) for a in agents)
         torch.testing.assert_close(mine.rewards, theirs.rewards, rtol=1e-3, atol=1e-4)
-        whole.load_run_state(*shared.run_state())
-        shared.load_run_state(*whole.run_state())
-        assert_same(shared.run_state()[0], state)
-    finally:
-        for agent in agents:
-            agent.stop()

@@ -1,8 +1,11 @@
 """Several processes: the same curve and weights, and no run that goes on with less than it asked for."""
 
+from contextlib import contextmanager
+
 import pytest
 import ray
 import torch
+from test_stored import assert_same
 from toy import POINTS, toy_config
 
 from unirl_env.agents import FlowDPPOConfig, GRPOConfig
@@ -47,6 +50,36 @@ def train(agent, iterations=3):
 
 def weights(agent):
     return {name: t for name, t in agent.run_state()[0].items() if name.startswith("policy/")}
+
+
+@contextmanager
+def whole_and_shared(config_of, players, atol):
+    """An agent of one process, and one of two learners that share its network: alike after two iterations.
+
+    Args:
+        config_of: The configuration for a number of learners; 0 is one process.
+        players: Env runners of the second.
+        atol: How far their weights may lie apart.
+    """
+    agents = []
+    try:
+        for learners in (0, 2):
+            config = config_of(learners).learners(num_learners=learners)
+            agents.append(config.env_runners(num_env_runners=players if learners else 0).build_algo())
+        whole, shared = agents
+        assert_same_curve(train(shared, 2), train(whole, 2))
+        for name in ("trained_rows", "scored_rows", "episodes"):
+            assert shared.iteration_metrics[name] == whole.iteration_metrics[name], "each counts once"
+        state = shared.run_state()[0]
+        for name, tensor in weights(whole).items():
+            torch.testing.assert_close(state[name], tensor, rtol=0, atol=atol)
+        yield whole, shared
+        whole.load_run_state(*shared.run_state())
+        shared.load_run_state(*whole.run_state())
+        assert_same(shared.run_state()[0], state)
+    finally:
+        for agent in agents:
+            agent.stop()
 
 
 def assert_same_curve(curve, expected):

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from test_processes import assert_same_curve, train, weights
+from test_processes import whole_and_shared
 from test_sharded import HALF, QWEN, SD3, TINY, UNIFIED, WHOLE, assert_like, held
 from test_stored import assert_same, store
 from torch.distributed.tensor import DTensor
@@ -209,30 +209,12 @@ def test_experts_are_refused_and_words_that_are_the_output_stay_whole(quiet_mode
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("players", [0, 1])
 def test_the_curve_of_an_agent_is_that_of_one_process(cluster, players, tmp_path):
-    agents = []
-    try:
-        for sharers in (0, 2):
-            config = config_of("reference", sharers, kl_in="return")
-            config.learners(num_learners=sharers).env_runners(num_env_runners=players if sharers else 0)
-            agents.append(config.build_algo())
-        whole, shared = agents
-        assert_same_curve(train(shared, 2), train(whole, 2))
-        for name in ("trained_rows", "scored_rows", "episodes"):
-            assert shared.iteration_metrics[name] == whole.iteration_metrics[name], "each counts once"
+    with whole_and_shared(partial(config_of, "reference", kl_in="return"), players, 5e-3) as (whole, shared):
         prompts = shared.source.take(0, 3, seed=0)
         mine, theirs = (a.rollout_eval(prompts, samples_per_prompt=2, base=True) for a in (shared, whole))
         assert torch.equal(mine.phases["text"].action, theirs.phases["text"].action)
-        state = shared.run_state()[0]
-        for name, tensor in weights(whole).items():
-            torch.testing.assert_close(state[name], tensor, rtol=0, atol=5e-3)
         shared.export_weights(tmp_path)
         exported = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
-        for name, tensor in state.items():
+        for name, tensor in shared.run_state()[0].items():
             if name.startswith("policy/"):
                 assert torch.equal(exported[name.removeprefix("policy/")], tensor)
-        whole.load_run_state(*shared.run_state())
-        shared.load_run_state(*whole.run_state())
-        assert_same(shared.run_state()[0], state)
-    finally:
-        for agent in agents:
-            agent.stop()

@@ -10,10 +10,8 @@ from models.ltx_cases import CHANNELS, DECODING, NOISY, SEED, build, from_one_st
 from models.ltx_cases import LTX_I2V as FAMILY
 from models.wan_cases import picture
 
-from unirl_env.errors import ConfigError, ContractError, ModelNotFound, PromptError
-from unirl_env.models import check_denoiser
+from unirl_env.errors import ModelNotFound, PromptError
 from unirl_env.models.shared.from_picture import FIRST
-from unirl_env.policies.actor import Actor
 from unirl_env.types import Prompt
 
 
@@ -44,27 +42,6 @@ def test_a_checkpoint_of_the_picture_pipeline_is_the_same(folder, tmp_path):
     assert FAMILY.denoiser(named).latent_shape == FAMILY.denoiser(folder).latent_shape
 
 
-def test_the_pictures_elements_have_no_say(folder):
-    """What the network says of them changes neither what is drawn nor how probable it is."""
-    denoiser = FAMILY.denoiser(folder)
-    assert denoiser.latent_shape == (6, CHANNELS), "one of two frames of 2 x 3 places moves"
-    actor, obs = Actor(denoiser), FAMILY.observed(denoiser, 1.0)
-    assert obs[FIRST].shape == (3, 6, CHANNELS)
-    noise = torch.randn(obs["latent"].shape, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        step = actor.act(obs, noise)
-        forward = denoiser._forward
-
-        def otherwise(*arguments):
-            said = forward(*arguments).clone()
-            said[:, :6] += 7.0
-            return said
-
-        denoiser._forward = otherwise
-        other = actor.act(obs, noise)
-    assert torch.equal(step.latent, other.latent) and torch.equal(step.log_prob, other.log_prob)
-
-
 def test_its_shift_counts_the_pictures_places_too(folder):
     """As in the pipeline, whose network reads them."""
     denoiser = FAMILY.denoiser(folder, height=480, width=704, num_frames=161)
@@ -86,22 +63,6 @@ def test_a_prompt_without_one_picture_is_refused(folder, count):
     prompt = Prompt("a red circle", images=tuple(picture(seed, 32, 48) for seed in range(count)))
     with pytest.raises(PromptError, match=f"must bring one picture to begin with, got {count} in"):
         FAMILY.denoiser(folder).encode([prompt])
-
-
-def test_without_its_picture_a_clip_is_not_decoded(folder):
-    denoiser = FAMILY.denoiser(folder)
-    with pytest.raises(ContractError, match=r"must hold `first_latent`.* got \['prompt_embeds'\]"):
-        denoiser.decode(torch.zeros(1, *denoiser.latent_shape), {"prompt_embeds": torch.zeros(1)})
-
-
-def test_a_clip_of_the_picture_alone_is_refused(folder):
-    with pytest.raises(ConfigError, match=r"`num_frames` must be more than 1 .* got 1; try 161"):
-        FAMILY.denoiser(folder, num_frames=1)
-
-
-def test_the_judge_says_that_it_is_none_for_it(folder):
-    with pytest.raises(ConfigError, match="must step all of its pipeline's latent, got a LTXI2VDenoiser"):
-        check_denoiser(FAMILY.denoiser(folder))
 
 
 @pytest.mark.parametrize("kind", ["LTXConditionPipeline", "LTX2ImageToVideoPipeline"])
