@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from unirl_env.errors import ScorerError
+from unirl_env.errors import ContractError
 from unirl_env.prompts import shapes
 from unirl_env.rewards.pictures.shapes_scorers import ShapesScorer, TemplateScorer
 from unirl_env.types import Prompt, Sample
@@ -122,7 +122,7 @@ def test_an_empty_picture_scores_zero(scorer):
 
 @pytest.mark.parametrize("scorer", [ShapesScorer(), TemplateScorer()])
 def test_a_sample_without_a_picture_breaks_the_contract(scorer):
-    with pytest.raises(ScorerError, match=r"Sample\.image"):
+    with pytest.raises(ContractError, match=r"Sample\.image"):
         scorer([Sample(text="a red circle")], [Prompt("a red circle at the center")])
 
 

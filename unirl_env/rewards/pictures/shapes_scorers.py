@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from unirl_env.errors import ScorerError
 from unirl_env.prompts.shapes import (
     BACKGROUND,
     COLOURS,
@@ -29,7 +28,7 @@ from unirl_env.prompts.shapes import (
     render,
 )
 from unirl_env.rewards.captions import caption_of, require_caption
-from unirl_env.rewards.inputs import picture_of, tensor_of
+from unirl_env.rewards.inputs import picture_of
 from unirl_env.types import Prompt, Sample, Scores
 
 _SIDE = 32  # pictures of any size are read at this one, where the thresholds below are right
@@ -42,10 +41,6 @@ def _read_pictures(samples: Sequence[Sample]) -> np.ndarray:
     """`[B, 3, 32, 32]` float32; NaN where a picture is not finite."""
     pictures = np.empty((len(samples), 3, _SIDE, _SIDE), dtype=np.float32)
     for i, sample in enumerate(samples):
-        image = tensor_of(sample, "image", "shapes")
-        if image is None or image.ndim != 3 or image.shape[0] != 3:
-            got = "none" if image is None else list(image.shape)
-            raise ScorerError(f"`Sample.image` must be [3, H, W] for the shapes rewards, got {got}.")
         pictures[i] = read_picture(picture_of(sample, "shapes"))
     return pictures
 
