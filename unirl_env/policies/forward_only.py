@@ -7,8 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 _BELOW = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
-"""The guard under which torch itself runs the kernels of custom and of higher-order operators; it has no public
-name."""
+"""The guard under which torch itself runs the kernels of custom operators; it has no public name."""
 
 
 def forward_only() -> AbstractContextManager[object]:
