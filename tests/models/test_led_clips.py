@@ -83,7 +83,7 @@ def test_the_pictures_elements_have_no_say(led, folder):
 )
 def test_without_its_picture_a_clip_is_not_decoded(led, folder, context, told):
     denoiser = led.family.denoiser(folder)
-    with pytest.raises(ContractError, match=rf"`context` must hold `first_latent`.* got {told}"):
+    with pytest.raises(ContractError, match=rf"`context` must hold `first_latent`.* got {told}; try that of"):
         denoiser.decode(torch.zeros(1, *denoiser.latent_shape), context)
 
 

@@ -49,8 +49,6 @@ def run_until(folder, count, number, *overrides):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # Whoever starts tests in the background has them ignore Ctrl-C, which a run then does as well.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 400
     while lines(folder) < count and process.poll() is None and time.monotonic() < deadline:

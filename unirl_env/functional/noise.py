@@ -205,8 +205,8 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, Te
     Reference:
         Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3 (SC 2011).
     """
-    c0, c1, c2, c3, k0, k1 = torch.broadcast_tensors(*counter, *key)
-    rounds = torch.arange(ROUNDS, device=k0.device)
+    c0, c1, c2, c3, *_ = torch.broadcast_tensors(*counter, *key)
+    rounds = torch.arange(ROUNDS, device=c0.device)
     keys = [(part[..., None] + rounds * weyl & WORD).unbind(-1) for part, weyl in zip(key, WEYL, strict=True)]
     for k0, k1 in zip(*keys, strict=True):
         # The 64-bit product wraps around in int64; its upper word is read with the sign bits masked away.
